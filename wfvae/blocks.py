@@ -1,0 +1,179 @@
+"""Building blocks of encoder and decoder. Feature maps are (B, T, C, H, W); child names are those of the published checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wfvae.causal import CausalConv3d, Clip, TimeUpsample
+from wfvae.config import GROUPNORM_GROUPS, NormType
+
+NORM_EPS = 1e-6
+
+
+def per_frame(operator: nn.Module, frames: Tensor) -> Tensor:
+    """Applies a 2-D operator to every frame by itself."""
+    images = operator(frames.flatten(0, 1))
+    result: Tensor = images.reshape(frames.shape[0], -1, *images.shape[1:])
+    return result
+
+
+class Norm(nn.Module):
+    """`layernorm` over the channels of each position, or `groupnorm` over a whole clip. Statistics are fp32 at any precision."""
+
+    def __init__(self, channels: int, kind: NormType) -> None:
+        super().__init__()
+        self.norm: nn.LayerNorm | nn.GroupNorm
+        if kind == "layernorm":
+            self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
+        else:
+            self.norm = nn.GroupNorm(GROUPNORM_GROUPS, channels, eps=NORM_EPS)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        if isinstance(self.norm, nn.LayerNorm):
+            normed: Tensor = self.norm(frames.movedim(2, -1))
+            return normed.movedim(-1, 2)
+        result: Tensor = self.norm(frames.movedim(2, 1))
+        return result.movedim(1, 2)
+
+
+def norm_silu(norm: Norm, frames: Tensor) -> Tensor:
+    """Norm, then SiLU: in place where autograd does not need the normed values and no graph is traced."""
+    inplace = not torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    return F.silu(norm(frames), inplace=inplace)
+
+
+class _ResBlock(nn.Module):
+    """norm, SiLU, conv, norm, SiLU, dropout, conv, plus the input (through a 1x1x1 convolution where channels change)."""
+
+    nin_shortcut: CausalConv3d
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, norm: NormType) -> None:
+        super().__init__()
+        self.norm1 = Norm(in_channels, norm)
+        self.norm2 = Norm(out_channels, norm)
+        self.dropout = nn.Dropout(dropout)
+
+
+class Res2D(_ResBlock):
+    """Residual block of 3x3 convolutions within each frame. Channels stay."""
+
+    def __init__(self, channels: int, dropout: float, norm: NormType) -> None:
+        super().__init__(channels, channels, dropout, norm)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+        hidden = per_frame(self.conv1, norm_silu(self.norm1, frames))
+        hidden = per_frame(self.conv2, self.dropout(norm_silu(self.norm2, hidden)))
+        return frames + hidden
+
+
+class Res3D(_ResBlock):
+    """Residual block of causal 3x3x3 convolutions."""
+
+    def __init__(self, in_channels: int, out_channels: int, spatial: int, dropout: float, norm: NormType) -> None:
+        super().__init__(in_channels, out_channels, dropout, norm)
+        self.conv1 = CausalConv3d(in_channels, out_channels, spatial)
+        self.conv2 = CausalConv3d(out_channels, out_channels, spatial)
+        if in_channels != out_channels:
+            self.nin_shortcut = CausalConv3d(in_channels, out_channels, spatial, kernel=1)
+        self.changes_channels = in_channels != out_channels
+
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+        hidden = self.conv1(norm_silu(self.norm1, frames), clip)
+        hidden = self.conv2(self.dropout(norm_silu(self.norm2, hidden)), clip)
+        shortcut = self.nin_shortcut(frames, clip) if self.changes_channels else frames
+        return shortcut + hidden
+
+
+class FrameAttention(nn.Module):
+    """One-head self-attention over the positions of each frame by itself, plus the input."""
+
+    def __init__(self, channels: int, spatial: int, norm: NormType) -> None:
+        super().__init__()
+        self.norm = Norm(channels, norm)
+        self.q = CausalConv3d(channels, channels, spatial, kernel=1)
+        self.k = CausalConv3d(channels, channels, spatial, kernel=1)
+        self.v = CausalConv3d(channels, channels, spatial, kernel=1)
+        self.proj_out = CausalConv3d(channels, channels, spatial, kernel=1)
+
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+        batch, _, channels, height, width = frames.shape
+        normed = self.norm(frames)
+        # (frames, one head, positions, channels)
+        query, key, value = (
+            project(normed, clip).reshape(-1, 1, channels, height * width).transpose(2, 3) for project in (self.q, self.k, self.v)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = attended.transpose(2, 3).reshape(batch, -1, channels, height, width)
+        projected: Tensor = self.proj_out(attended, clip)
+        return frames + projected
+
+
+class Downsample2D(nn.Module):
+    """Halves height and width; every frame by itself."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+        # Padded at the right and bottom only, as the published model does.
+        return per_frame(self.conv, F.pad(frames, (0, 1, 0, 1)))
+
+
+class Downsample3D(nn.Module):
+    """Halves time, height and width by one strided causal convolution."""
+
+    def __init__(self, channels: int, spatial: int) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(channels, channels, spatial, stride=(2, 2))
+
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+        result: Tensor = self.conv(frames, clip)
+        return result
+
+
+class Upsample2D(nn.Module):
+    """Doubles height and width by repetition, then a 3x3 convolution; every frame by itself."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+        large = F.interpolate(frames.flatten(0, 1), scale_factor=2, mode="nearest")
+        images = self.conv(large)
+        return images.reshape(frames.shape[0], -1, *images.shape[1:])
+
+
+class Upsample3D(nn.Module):
+    """Doubles time (`nearest` or linear), height and width (bilinear), then a causal convolution."""
+
+    def __init__(self, channels: int, spatial: int, linear: bool, head: int, lag: int) -> None:
+        super().__init__()
+        self.time = TimeUpsample(channels, spatial, linear, head, lag)
+        self.conv = CausalConv3d(channels, channels, spatial // 2)
+
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+        batch = frames.shape[0]
+        frames = self.time(frames, clip)
+        large = F.interpolate(frames.flatten(0, 1), scale_factor=2, mode="bilinear", align_corners=False)
+        result: Tensor = self.conv(large.reshape(batch, -1, *large.shape[1:]), clip)
+        return result
+
+
+class Stage(nn.Sequential):
+    """A numbered list of blocks, some of which look at time."""
+
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+        super().__init__(*blocks)
+
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+        for block in self:
+            frames = per_frame(block, frames) if isinstance(block, nn.Conv2d) else block(frames, clip)
+        return frames

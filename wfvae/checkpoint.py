@@ -1,0 +1,145 @@
+"""Checkpoints: the published directory format, training checkpoints, and Hugging Face repositories. No pickle is ever executed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from wfvae.config import WFVAEConfig
+from wfvae.errors import CheckpointError, MissingExtraError
+from wfvae.model import WFVAE
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+_LISTED = 8
+
+
+def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> WFVAE:
+    """Loads a model for inference (in eval mode).
+
+    Args:
+        source: a directory with `config.json` and `diffusion_pytorch_model.safetensors`; a training checkpoint `*.ckpt` with a
+            `config.json` beside it; or a Hugging Face repository `owner/name` (needs the extra `hub`).
+        device, dtype: where and in what precision the weights are placed.
+        revision: branch, tag or commit of a Hugging Face repository.
+
+    Raises:
+        CheckpointError: naming every missing, unexpected and misshaped tensor, or what could not be read.
+        ConfigError: if `config.json` is not a WF-VAE's.
+    """
+    path = Path(source)
+    if path.is_file():
+        return _build(WFVAEConfig.from_json(path.parent / CONFIG_NAME), read_training_checkpoint(path), path, device, dtype)
+    if not path.is_dir():
+        path = _download(str(source), revision)
+    return _build(WFVAEConfig.from_json(path / CONFIG_NAME), _read_weights(path / WEIGHTS_NAME), path, device, dtype)
+
+
+def save(model: WFVAE, directory: str | Path) -> None:
+    """Writes `config.json` and the weights, each to a temporary name first. Raises `CheckpointError` if the disk refuses."""
+    directory = Path(directory)
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = directory / (WEIGHTS_NAME + ".tmp")
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        os.replace(temporary, directory / WEIGHTS_NAME)
+        temporary = directory / (CONFIG_NAME + ".tmp")
+        temporary.write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, directory / CONFIG_NAME)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write the checkpoint {directory}: {error}") from error
+
+
+def read_training_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The generator's weights in a training checkpoint: the EMA if there is one, names without `module.`.
+
+    Raises `CheckpointError` if the file is unreadable, holds anything but tensors and plain values, or holds no generator.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds; all mean the same to a user
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"cannot read the training checkpoint {path} (as weights only; pickled objects are refused): {reason}") from error
+    content = content if isinstance(content, Mapping) else {}
+    state_dict = content.get("state_dict")
+    weights = content.get("ema_state_dict") or (state_dict.get("gen_model") if isinstance(state_dict, Mapping) else None)
+    if not isinstance(weights, Mapping) or not all(isinstance(t, Tensor) for t in weights.values()):
+        raise CheckpointError(f"{path} holds neither ema_state_dict nor state_dict.gen_model; its entries are: {_some(map(str, content))}")
+    return {str(name).removeprefix("module."): tensor for name, tensor in weights.items()}
+
+
+def load_weights(model: WFVAE, weights: Mapping[str, Tensor], source: object) -> None:
+    """Fills `model` strictly. Raises one `CheckpointError` that names all missing, unexpected and misshaped tensors."""
+    expected = model.state_dict()
+    problems: list[str] = []
+    for what, names in (
+        ("missing", [name for name in expected if name not in weights]),
+        ("unexpected", [name for name in weights if name not in expected]),
+        (
+            "misshaped",
+            [
+                f"{name} {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+                for name, tensor in expected.items()
+                if name in weights and weights[name].shape != tensor.shape
+            ],
+        ),
+    ):
+        if names:
+            problems.append(f"{len(names)} {what}: {', '.join(names)}")
+    if problems:
+        raise CheckpointError(f"the weights in {source} are not those of this configuration; {'; '.join(problems)}")
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"the weights in {source} are damaged: {name} holds NaN or infinite values")
+    try:
+        model.load_state_dict(dict(weights), strict=True)
+    except RuntimeError as error:  # the Haar filters report theirs through here
+        raise CheckpointError(f"cannot load the weights in {source}: {' '.join(str(error).split())}") from error
+
+
+def _build(
+    config: WFVAEConfig, weights: Mapping[str, Tensor], source: Path, device: torch.device | str, dtype: torch.dtype
+) -> WFVAE:
+    if not dtype.is_floating_point:
+        raise CheckpointError(f"dtype is {dtype}; expected torch.float32, float16, bfloat16 or float64")
+    model = WFVAE(config)
+    load_weights(model, weights, source)
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} has no {WEIGHTS_NAME}; expected a checkpoint directory with {CONFIG_NAME} and {WEIGHTS_NAME}")
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; the file is damaged or not safetensors; copy it anew") from error
+    return weights
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """A local snapshot of a Hugging Face repository. Never exercised by the tests, which have no network."""
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+        raise CheckpointError(f"{name} does not exist; expected a checkpoint directory, a .ckpt file, or a Hugging Face repository owner/name")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise MissingExtraError(f"{name} is not a local directory; loading it from Hugging Face", "huggingface_hub", "hub") from error
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
+    except Exception as error:  # the library's network and authorisation errors have no common base
+        raise CheckpointError(f"cannot download {name}: {' '.join(str(error).split())}") from error
+
+
+def _some(names: Any) -> str:
+    listed = list(names)
+    return ", ".join(listed[:_LISTED]) + (", ..." if len(listed) > _LISTED else "") or "none"
