@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wfvae.causal import CausalConv3d, Clip, TimeUpsample
+from wfvae.causal import CausalConv3d, Clip, TimeUpsample, add_fresh
 from wfvae.config import GROUPNORM_GROUPS, NormType
 
 NORM_EPS = 1e-6
@@ -67,9 +67,9 @@ class Res2D(_ResBlock):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, frames: Tensor, clip: Clip) -> Tensor:
-        hidden = per_frame(self.conv1, norm_silu(self.norm1, frames))
-        hidden = per_frame(self.conv2, self.dropout(norm_silu(self.norm2, hidden)))
-        return frames + hidden
+        # Nested, so that no name keeps an activation alive after its last use; so in Res3D.
+        inner = norm_silu(self.norm2, per_frame(self.conv1, norm_silu(self.norm1, frames)))
+        return add_fresh(per_frame(self.conv2, self.dropout(inner)), frames)
 
 
 class Res3D(_ResBlock):
@@ -84,10 +84,11 @@ class Res3D(_ResBlock):
         self.changes_channels = in_channels != out_channels
 
     def forward(self, frames: Tensor, clip: Clip) -> Tensor:
-        hidden = self.conv1(norm_silu(self.norm1, frames), clip)
-        hidden = self.conv2(self.dropout(norm_silu(self.norm2, hidden)), clip)
+        inner = norm_silu(self.norm2, self.conv1(norm_silu(self.norm1, frames), clip))
+        residual = self.conv2(self.dropout(inner), clip)
+        del inner
         shortcut = self.nin_shortcut(frames, clip) if self.changes_channels else frames
-        return shortcut + hidden
+        return add_fresh(residual, shortcut)
 
 
 class FrameAttention(nn.Module):
@@ -111,7 +112,7 @@ class FrameAttention(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value)
         attended = attended.transpose(2, 3).reshape(batch, -1, channels, height, width)
         projected: Tensor = self.proj_out(attended, clip)
-        return frames + projected
+        return add_fresh(projected, frames)
 
 
 class Downsample2D(nn.Module):

@@ -60,6 +60,13 @@ def cat_frames(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.movedim(2, -1) for part in parts], dim=1).movedim(-1, 2)
 
 
+def add_fresh(fresh: Tensor, other: Tensor) -> Tensor:
+    """fresh + other, where nobody else holds `fresh`: in place if autograd does not need it and no graph is traced."""
+    if torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return fresh + other
+    return fresh.add_(other)
+
+
 def _interleave(first: Tensor, second: Tensor) -> Tensor:
     """a0 b0 a1 b1 ... from (B, T, C, H, W) twice."""
     batch, _, channels, height, width = first.shape
@@ -244,7 +251,7 @@ class CausalConv3d(TemporalModule):
             # Frames tap, tap + stride, ... as many as there are whole windows.
             taken = frames[:, tap : (tap - self.kernel + 1) or None : self.stride]
             part = self._convolve(taken.flatten(0, 1), weight[:, :, tap], bias if tap == 0 else None)
-            total = part if total is None else _add(total, part)
+            total = part if total is None else add_fresh(total, part)
         assert total is not None
         return total.reshape(batch, -1, *total.shape[1:])
 
@@ -253,13 +260,6 @@ class CausalConv3d(TemporalModule):
             return F.conv2d(images, weight, bias, padding=self.kernel_spatial // 2)
         # The published model pads strided convolutions at the right and bottom only.
         return F.conv2d(F.pad(images, (0, 1, 0, 1)), weight, bias, stride=self.stride_spatial)
-
-
-def _add(total: Tensor, part: Tensor) -> Tensor:
-    """Sum of two freshly made tensors, in place where autograd does not need them and no graph is traced."""
-    if torch.is_grad_enabled() or torch.compiler.is_exporting():
-        return total + part
-    return total.add_(part)
 
 
 class TimeUpsample(TemporalModule):

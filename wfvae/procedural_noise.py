@@ -91,16 +91,14 @@ def smoothstep(x: float) -> float:
     return x * x * (3.0 - 2.0 * x)
 
 
-def upsample_wrapped(field: Field) -> Field:
-    """Double a field, (n, ...) -> (2n, ...) along both axes, by cubic B-spline subdivision with periodic borders."""
-    for axis in (0, 1):
-        before, after = np.roll(field, 1, axis), np.roll(field, -1, axis)
-        even = (before + 6 * field + after) >> 3
-        odd = (field + after) >> 1
-        shape = list(field.shape)
-        shape[axis] *= 2
-        field = np.stack((even, odd), axis=axis + 1).reshape(shape)
-    return field
+def upsample_wrapped(field: Field, axis: int) -> Field:
+    """Double the length of an axis by cubic B-spline subdivision with periodic borders."""
+    before, after = np.roll(field, 1, axis), np.roll(field, -1, axis)
+    even = (before + 6 * field + after) >> 3
+    odd = (field + after) >> 1
+    shape = list(field.shape)
+    shape[axis] *= 2
+    return np.stack((even, odd), axis=axis + 1).reshape(shape)
 
 
 def stretch(field: Field) -> Field:
@@ -129,8 +127,18 @@ def fractal_field(dice: Dice, side: int, roughness: float, coarsest: int = 4) ->
         size *= 2
         strength = int(strength * roughness)
         octave = dice.centred(size * size).reshape(size, size)
-        field = upsample_wrapped(field) + ((octave * strength) >> 8)
+        field = upsample_wrapped(upsample_wrapped(field, 0), 1) + ((octave * strength) >> 8)
     return stretch(field)
+
+
+def fractal_line(dice: Dice, length: int, roughness: float, coarsest: int) -> Field:
+    """The one-dimensional `fractal_field`: (length,) int32 in 0..FIELD_MAX."""
+    line = dice.centred(coarsest)
+    strength = 256
+    while line.size < length:
+        strength = int(strength * roughness)
+        line = upsample_wrapped(line, 0) + ((dice.centred(2 * line.size) * strength) >> 8)
+    return stretch(line)
 
 
 def look_up_wrapped(field: Field, row_offset: Field, column_offset: Field) -> Field:
@@ -182,7 +190,7 @@ _PALETTES: tuple[tuple[tuple[int, int, int], ...], ...] = (
 def palette(dice: Dice) -> Palette:
     """A gradient through five natural colours with a random change of brightness and tint: (FIELD_MAX + 1, 3) int32 in 0..COLOUR_MAX."""
     stops = np.array(dice.choice(_PALETTES), dtype=np.int32) * 16
-    gain = [int(256 * dice.uniform(0.8, 1.15)) for _ in range(3)]
+    gain = [int(256 * dice.uniform(0.9, 1.1)) for _ in range(3)]
     common = int(256 * dice.uniform(0.85, 1.15))
     stops = np.clip(((stops * np.array(gain, dtype=np.int32)) >> 8) * common >> 8, 0, COLOUR_MAX)
     step = (FIELD_MAX + 1) // (len(stops) - 1)
@@ -192,10 +200,21 @@ def palette(dice: Dice) -> Palette:
     return ((stops[left] * (step - weight) + stops[left + 1] * weight) // step).astype(np.int32)
 
 
-def paint(level: Field, colours: Palette, shade: Field) -> Field:
-    """Colour a field: its palette entry times shade / 256, as (side, side, 3) int32 in 0..COLOUR_MAX."""
-    lit = (colours.take(level, axis=0) * shade[..., None]) >> 8
-    return np.clip(lit, 0, COLOUR_MAX).astype(np.int32)
+def paint(dice: Dice, level: Field, shade: Field, patches: float = 0.45) -> Field:
+    """Colour a field from two palettes that share the surface in patches, as moss and stone do.
+
+    Args:
+        level: (side, side) int32 in 0..FIELD_MAX, the place in the palettes.
+        shade: (side, side) int32, brightness with 256 = unchanged.
+        patches: roughness of the patches' borders.
+
+    Returns:
+        (side, side, 3) int32 in 0..COLOUR_MAX.
+    """
+    first, second = palette(dice).take(level, axis=0), palette(dice).take(level, axis=0)
+    share = np.clip((fractal_field(dice, level.shape[0], patches) - dice.integer(900, 2600)) >> 2, 0, 256)[..., None]
+    mixed = (first * (256 - share) + second * share) >> 8
+    return np.clip((mixed * shade[..., None]) >> 8, 0, COLOUR_MAX).astype(np.int32)
 
 
 def leaves(dice: Dice, side: int) -> tuple[Field, Field]:
@@ -208,12 +227,12 @@ def leaves(dice: Dice, side: int) -> tuple[Field, Field]:
     level = fractal_field(dice, side, 0.7)
     shade = np.full((side, side), 224, dtype=np.int32)
     grain = fractal_field(dice, side, 0.95)
-    smallest, largest = side / 72, side / 6
+    smallest, largest = side / 64, side / 6
     spread = 1.0 - (smallest / largest) * (smallest / largest)
-    for _ in range(420):
+    for _ in range(640):
         radius = smallest / math.sqrt(1.0 - dice.unit() * spread)
         _paint_leaf(dice, level, shade, grain, radius)
-    return level, _soften(shade)
+    return level, shade
 
 
 def _paint_leaf(dice: Dice, level: Field, shade: Field, grain: Field, radius: float) -> None:
@@ -239,6 +258,6 @@ def _paint_leaf(dice: Dice, level: Field, shade: Field, grain: Field, radius: fl
     shade.reshape(-1)[target] = 300 - (distance[inside] * 128.0).astype(np.int32)
 
 
-def _soften(field: Field) -> Field:
-    """Average every value with its right and lower neighbours, against stair steps."""
-    return (field + np.roll(field, -1, 0) + np.roll(field, -1, 1) + np.roll(field, (-1, -1), (0, 1))) >> 2
+def soften(field: Field) -> Field:
+    """Average every value with its right and lower neighbours, (side, side, ...), against stair steps."""
+    return (field + np.roll(field, -1, 0) + np.roll(field, -1, 1) + np.roll(field, (-1, -1), (0, 1)) + 2) >> 2

@@ -119,8 +119,8 @@ class Stage:
 
     @property
     def side(self) -> int:
-        """The texture side that gives about one texel per pixel: a power of two, 64..2048."""
-        return min(max(1 << (int(self.unit * 1.4) - 1).bit_length(), 64), 2048)
+        """The texture side that gives about one texel per pixel: a power of two, 16..2048."""
+        return min(max(1 << (int(self.unit * 1.4) - 1).bit_length(), 16), 2048)
 
     @cached_property
     def columns(self) -> Coordinate:

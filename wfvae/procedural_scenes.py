@@ -20,6 +20,7 @@ from wfvae.procedural_noise import (
     Field,
     cosine,
     fractal_field,
+    fractal_line,
     hill_shade,
     leaves,
     paint,
@@ -27,6 +28,7 @@ from wfvae.procedural_noise import (
     ridged,
     sine,
     smoothstep,
+    soften,
     warped_field,
 )
 from wfvae.procedural_paint import (
@@ -69,7 +71,7 @@ class Camera:
     def __init__(self, dice: Dice, stage: Stage, side: int, turn: bool = True, speed: float = 1.0) -> None:
         self._side, self._stage = side, stage
         self._start = dice.uniform(0, side), dice.uniform(0, side)
-        heading, pace = dice.unit(), dice.uniform(0.02, 0.30) * speed
+        heading, pace = dice.unit(), dice.uniform(0.02, 0.22) * speed
         self._velocity = pace * cosine(heading), pace * sine(heading)
         self._view = dice.uniform(0.28, 0.5)
         self._zoom = dice.uniform(0.0, 0.3) if dice.chance(0.7) else 0.0
@@ -103,13 +105,13 @@ def _hill_texture(dice: Dice, side: int) -> Texture:
     if dice.chance(0.3):
         height = ridged(height)
     level = (height + fractal_field(dice, side, 0.7)) >> 1 if dice.chance(0.5) else height
-    return Texture.of(paint(level, palette(dice), hill_shade(height, dice.uniform(0.3, 0.8))))
+    return Texture.of(paint(dice, level, hill_shade(height, dice.uniform(0.2, 0.65))))
 
 
 def _leaf_texture(dice: Dice, side: int) -> Texture:
     """Overlapping leaves, pebbles, crowds."""
     level, shade = leaves(dice, side)
-    return Texture.of(paint(level, palette(dice), shade))
+    return Texture.of(soften(paint(dice, level, shade)))
 
 
 def _woven_texture(dice: Dice, side: int) -> Texture:
@@ -124,7 +126,7 @@ def _woven_texture(dice: Dice, side: int) -> Texture:
     brick = (position[:, None] // cell * 7 + (position[None, :] + shift) // cell * 13) % 5 * 260
     level = np.clip(brick + noise * 2 // 3, 0, FIELD_MAX)
     shade = np.where(mortar, 130, 256).astype(np.int32) * hill_shade(noise, 0.35) >> 8
-    return Texture.of(paint(level, palette(dice), shade))
+    return Texture.of(paint(dice, level, shade))
 
 
 _TEXTURES: tuple[Callable[[Dice, int], Texture], ...] = (_hill_texture, _hill_texture, _leaf_texture, _woven_texture)
@@ -272,8 +274,8 @@ class Clouds(Scene):
         level = np.arange(2 * COLOUR_SPAN, dtype=np.float32) / np.float32(2 * COLOUR_SPAN)
         rise = np.clip((level - np.float32(1 - cover - softness / 2)) / np.float32(softness), 0, 1)
         self._cover = (rise * 250).astype(np.uint64)
-        bright, dark = pack_colour(*(min(c + 70, 255) for c in low)), pack_colour(*(int(c * 0.62) for c in high))
-        self._cloud = blend(bright, dark, np.clip((level - np.float32(0.4)) * 420, 0, 256).astype(np.uint64))
+        bright, dark = pack_colour(*(min(c + 45, 255) for c in low)), pack_colour(*((a + b) * 3 // 8 for a, b in zip(low, high, strict=True)))
+        self._cloud = blend(bright, dark, np.clip((level - np.float32(0.5)) * 460, 0, 256).astype(np.uint64))
 
     def render(self, t: float) -> Packed:
         """See `Scene.render`."""
@@ -304,7 +306,7 @@ class Water(Scene):
         self._drift = [Camera(dice, stage, stage.side, turn=False, speed=1.2) for _ in range(2)]
         self._depth = to_fixed(dice.uniform(0.02, 0.06) * texture.side / COLOUR_SPAN)
         self._glint = pack_colour(*(dice.integer(215, 255) for _ in range(3)))
-        self._threshold = dice.integer(700, 1100)
+        self._threshold = dice.integer(500, 900)
 
     def render(self, t: float) -> Packed:
         """See `Scene.render`."""
@@ -314,7 +316,7 @@ class Water(Scene):
             waves.append(ripple.sample(u, v).view(np.int64) - FIELD_MAX // 2)
         u, v = self._stage.coordinates(*self._camera.placement(t), _ALL_ROWS)
         picture = self._texture.sample(u + waves[0] * self._depth, v + waves[1] * self._depth)
-        steep = np.clip((waves[0] + waves[1] - self._threshold) >> 3, 0, 150).view(np.uint64)
+        steep = np.clip(170 - (np.abs(waves[0] + waves[1] - self._threshold) >> 1), 0, 170).view(np.uint64)
         return dim(blend(picture, self._glint, steep), self._stage.vignette)
 
 
@@ -333,8 +335,8 @@ class Landscape(Scene):
 
     def _ridge(self, dice: Dice, nearness: float) -> tuple[float, Plane]:
         """One line of hills: its nearness, and its height over one period of 1024 samples in shares of the frame's height."""
-        profile = fractal_field(dice, 1024 if nearness < 1 else 256, 0.5 + 0.1 * nearness, coarsest=8 if nearness > 0.5 else 16)[0]
-        profile = np.interp(np.arange(1024) * (profile.size / 1024), np.arange(profile.size + 1), np.append(profile, profile[0]))
+        roughness = 0.5 + 0.1 * nearness
+        profile = fractal_line(dice, 1024, roughness, coarsest=8 if nearness > 0.5 else 16)
         base = 0.42 + 0.42 * nearness
         return nearness, (profile.astype(np.float32) / np.float32(FIELD_MAX) - np.float32(0.5)) * np.float32(0.34) + np.float32(base)
 
@@ -370,9 +372,8 @@ class Titles(Scene):
 
     def __init__(self, dice: Dice, stage: Stage) -> None:
         self._stage = stage
-        colours = palette(dice) * dice.integer(90, 200) >> 8
         soft = fractal_field(dice, 64, 0.4)
-        self._texture = Texture.of(paint(soft, colours, np.full_like(soft, 256)))
+        self._texture = Texture.of(paint(dice, soft, np.full_like(soft, dice.integer(90, 200))))
         self._camera = Camera(dice, stage, 64, speed=0.5)
         self._captions = [Caption(dice, stage, row) for row in (-0.3, 0.0, 0.28)]
         lines = "\n".join(dice.choice(_WORDS) for _ in range(12))
@@ -389,7 +390,8 @@ class Titles(Scene):
         picture = self._texture.sample(u, v)
         if self._credits is not None:
             picture = blend(picture, pack_colour(236, 234, 226), self._credit_weight(t))
-        for caption in self._captions if self._credits is None else self._captions[:1]:
+            return picture
+        for caption in self._captions:
             caption.paint(picture, t)
         return picture
 
@@ -466,7 +468,7 @@ def build_scene(kind: str, dice: Dice, stage: Stage) -> Scene:
     if kind == "titles":
         return background
     count = dice.integer(3, 7) if kind == "shapes" else dice.integer(1, 3) if dice.chance(0.35) else 0
-    textures = [dice.choice(_TEXTURES)(dice, max(stage.side // 2, 64)) for _ in range(min(count, 2))]
+    textures = [dice.choice(_TEXTURES)(dice, max(stage.side // 2, 16)) for _ in range(min(count, 2))]
     sprites = [Sprite(dice, stage, textures[index % 2 if len(textures) > 1 else 0]) for index in range(count)]
     captions = [Caption(dice, stage)] if dice.chance(0.3) else []
     return Composed(background, sprites, captions)
