@@ -41,9 +41,8 @@ class Norm(nn.Module):
 
 
 def norm_silu(norm: Norm, frames: Tensor) -> Tensor:
-    """Norm, then SiLU: in place where autograd does not need the normed values and no graph is traced."""
-    inplace = not torch.is_grad_enabled() and not torch.compiler.is_exporting()
-    return F.silu(norm(frames), inplace=inplace)
+    """Norm, then SiLU: in place where autograd does not need the normed values."""
+    return F.silu(norm(frames), inplace=not torch.is_grad_enabled())
 
 
 class _ResBlock(nn.Module):

@@ -54,15 +54,15 @@ class Clip(Protocol):
 
 def cat_frames(parts: Sequence[Tensor]) -> Tensor:
     """Concatenates (B, T, C, H, W) tensors along T."""
-    if torch.compiler.is_exporting():
-        return torch.cat(list(parts), dim=1)
+    if not all(isinstance(part, Tensor) for part in parts):
+        return torch.cat(list(parts), dim=1)  # a graph is being recorded, which knows no memory layout
     # Activations lie channels-last in memory, which `cat` keeps only if it sees the channels as last dimension.
     return torch.cat([part.movedim(2, -1) for part in parts], dim=1).movedim(-1, 2)
 
 
 def add_fresh(fresh: Tensor, other: Tensor) -> Tensor:
-    """fresh + other, where nobody else holds `fresh`: in place if autograd does not need it and no graph is traced."""
-    if torch.is_grad_enabled() or torch.compiler.is_exporting():
+    """fresh + other, where nobody else holds `fresh`: in place, unless autograd needs it or a graph is being recorded."""
+    if torch.is_grad_enabled() or not isinstance(fresh, Tensor):
         return fresh + other
     return fresh.add_(other)
 
@@ -70,10 +70,17 @@ def add_fresh(fresh: Tensor, other: Tensor) -> Tensor:
 def _interleave(first: Tensor, second: Tensor) -> Tensor:
     """a0 b0 a1 b1 ... from (B, T, C, H, W) twice."""
     batch, _, channels, height, width = first.shape
-    if torch.compiler.is_exporting():
+    if not isinstance(first, Tensor):
         return torch.stack([first, second], dim=2).reshape(batch, -1, channels, height, width)
     pairs = torch.stack([first.movedim(2, -1), second.movedim(2, -1)], dim=2)
     return pairs.reshape(batch, 2 * first.shape[1], height, width, channels).movedim(-1, 2)
+
+
+def _frame_numbers(frames: Tensor) -> Tensor:
+    """0, 1, 2, ... for the frames of (B, T, C, H, W): int32 (1, T)."""
+    if not isinstance(frames, Tensor):
+        return frames.numbers_along(1)[None]  # a graph is being recorded, in which T is a symbol
+    return torch.arange(frames.shape[1], dtype=torch.int32, device=frames.device)[None]
 
 
 def _lerp_pairs(before: Tensor, after: Tensor, weight: Tensor | float) -> Tensor:
@@ -158,7 +165,7 @@ class StreamChunk:
 
     def double_linear(self, name: str, frames: Tensor, head: int, lag: int) -> Tensor:
         count = frames.shape[1]
-        position = torch.arange(count, dtype=torch.int32, device=frames.device)[None]
+        position = _frame_numbers(frames)
         # `age` counts the stream's frames before this chunk, up to the head's length, which is all that is asked of it.
         age = torch.where(self.start, 0, self._recall(f"{name}.age"))
         inside_head = age[:, None] + position <= head

@@ -22,7 +22,9 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 _LISTED = 8
 
 
-def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None) -> WFVAE:
+def load(
+    source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
+) -> WFVAE:
     """Loads a model for inference (in eval mode).
 
     Args:
@@ -36,6 +38,8 @@ def load(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch
         ConfigError: if `config.json` is not a WF-VAE's.
     """
     path = Path(source)
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{source} is a weights file; give the directory that holds it and its {CONFIG_NAME}")
     if path.is_file():
         return _build(WFVAEConfig.from_json(path.parent / CONFIG_NAME), read_training_checkpoint(path), path, device, dtype)
     if not path.is_dir():
@@ -68,7 +72,7 @@ def read_training_checkpoint(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; all mean the same to a user
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"cannot read the training checkpoint {path} (as weights only; pickled objects are refused): {reason}") from error
+        raise CheckpointError(f"cannot read the training checkpoint {path} (pickled objects are refused): {reason}") from error
     content = content if isinstance(content, Mapping) else {}
     state_dict = content.get("state_dict")
     weights = content.get("ema_state_dict") or (state_dict.get("gen_model") if isinstance(state_dict, Mapping) else None)
@@ -106,14 +110,12 @@ def load_weights(model: WFVAE, weights: Mapping[str, Tensor], source: object) ->
         raise CheckpointError(f"cannot load the weights in {source}: {' '.join(str(error).split())}") from error
 
 
-def _build(
-    config: WFVAEConfig, weights: Mapping[str, Tensor], source: Path, device: torch.device | str, dtype: torch.dtype
-) -> WFVAE:
-    if not dtype.is_floating_point:
-        raise CheckpointError(f"dtype is {dtype}; expected torch.float32, float16, bfloat16 or float64")
-    model = WFVAE(config)
+def _build(config: WFVAEConfig, weights: Mapping[str, Tensor], source: Path, device: torch.device | str, dtype: torch.dtype) -> WFVAE:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise CheckpointError(f"dtype is {dtype!r}; expected torch.float32, float16, bfloat16 or float64")
+    model = WFVAE(config).to(dtype)
     load_weights(model, weights, source)
-    return model.to(device=device, dtype=dtype).eval()
+    return model.to(device).eval()
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -128,8 +130,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def _download(name: str, revision: str | None) -> Path:
     """A local snapshot of a Hugging Face repository. Never exercised by the tests, which have no network."""
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
-        raise CheckpointError(f"{name} does not exist; expected a checkpoint directory, a .ckpt file, or a Hugging Face repository owner/name")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith(("/", ".ckpt")):
+        raise CheckpointError(f"{name} does not exist; expected a checkpoint directory, a .ckpt file, or a Hugging Face name owner/name")
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:

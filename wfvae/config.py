@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -98,14 +99,17 @@ class WFVAEConfig:
         for name in ("use_attention", "energy_flow_l2", "energy_flow_l3"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected true or false")
+        _require_int("temporal_compression", self.temporal_compression, minimum=4)
         _require_choice("temporal_compression", self.temporal_compression, (4, 8))
         _require_choice("norm_type", self.norm_type, get_args(NormType))
         _require_choice("t_interpolation", self.t_interpolation, get_args(Interpolation))
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout is {self.dropout}; expected a probability, 0 <= dropout < 1")
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout is {self.dropout!r}; expected a probability, 0 <= dropout < 1")
         for name in ("scale", "shift"):
             object.__setattr__(self, name, _float_tuple(name, getattr(self, name)))
             self._per_channel(name)
+        if 0.0 in self.scale:
+            raise ConfigError(f"scale is {self.scale}; expected no zero, since latents could not be scaled back")
         if self.norm_type == "groupnorm":
             self._check_groupnorm_widths()
 
@@ -194,7 +198,7 @@ class WFVAEConfig:
         # The published 16-channel checkpoint lists four equal values; equal values can mean only one thing.
         if values and len(set(values)) == 1:
             return values[:1] * self.latent_dim
-        raise ConfigError(f"{name} has {len(values)} different values for {self.latent_dim} latent channels; give one per channel, or one for all")
+        raise ConfigError(f"{name} has {len(values)} values for {self.latent_dim} latent channels; give one per channel, or one for all")
 
     def _check_groupnorm_widths(self) -> None:
         c, flow_e, flow_d = self.base_channels, self.encoder_energy_flow_hidden_size, self.decoder_energy_flow_hidden_size
@@ -222,10 +226,12 @@ def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> No
 
 def _float_tuple(name: str, value: object) -> tuple[float, ...]:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return (float(value),)
+        value = [value]
     if isinstance(value, (list, tuple)) and value and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
-        return tuple(float(v) for v in value)
-    raise ConfigError(f"{name} is {value!r}; expected a number or a list of numbers")
+        numbers = tuple(float(v) for v in value)
+        if all(math.isfinite(v) for v in numbers):
+            return numbers
+    raise ConfigError(f"{name} is {value!r}; expected a finite number or a list of them")
 
 
 _PRESETS: dict[str, dict[str, Any]] = {

@@ -40,6 +40,8 @@ class DiagonalGaussian:
         return self.mean + self.std * noise
 
     def kl(self) -> Tensor:
-        """Kullback-Leibler divergence from the standard normal, summed over all but the batch: (B,), in nats."""
-        terms = self.mean.square() + self.var - 1.0 - self.logvar
+        """Kullback-Leibler divergence from the standard normal, summed over all but the batch: (B,), in nats, at least fp32."""
+        dtype = torch.promote_types(self.mean.dtype, torch.float32)
+        mean, logvar = self.mean.to(dtype), self.logvar.to(dtype)
+        terms = mean.square() + logvar.exp() - 1.0 - logvar
         return 0.5 * terms.sum(dim=[1, 2, 3, 4])

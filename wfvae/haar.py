@@ -13,8 +13,8 @@ High-pass is the first sample minus the second. Sub-band major: channel = channe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +95,12 @@ class _Haar(nn.Module):
                 self.set_gain(read_gain(dict(zip(names, found, strict=True)), self.dims))
             except CheckpointError as error:
                 error_msgs.append(str(error))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # A change of precision or device: the operator is rounded from the exact gain, never from its own rounded values.
+        super()._apply(fn, recurse)
+        self.weight = self._operator().to(device=self.weight.device, dtype=self.weight.dtype)
+        return self
 
     def set_gain(self, gain: float) -> None:
         """Rebuilds the operator for filters of another gain."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from wfvae.config import WFVAEConfig
 from wfvae.decoder import Decoder
 from wfvae.distribution import DiagonalGaussian
 from wfvae.encoder import Encoder
-from wfvae.errors import InputError, StreamingError
+from wfvae.errors import InputError, StateError, StreamingError
 from wfvae.plan import SPATIAL_RATIO
 from wfvae.streamspec import Direction, StreamSpec
 
@@ -128,6 +130,8 @@ class WFVAE(nn.Module):
 
     def stream_spec(self, direction: Direction) -> StreamSpec:
         """What a stream of this direction carries and how it is driven. Raises `StreamingError` if the model can't be streamed."""
+        if direction not in get_args(Direction):
+            raise InputError(f"direction is {direction!r}; expected one of {', '.join(get_args(Direction))}")
         if self.config.norm_type == "groupnorm":
             raise StreamingError(
                 "a model with norm_type 'groupnorm' cannot be streamed: its statistics mix all frames of a clip; "
@@ -139,6 +143,9 @@ class WFVAE(nn.Module):
 
     def initial_state(self, direction: Direction, batch: int, height: int, width: int) -> dict[str, Tensor]:
         """The state before the first step of `batch` streams of a (padded) video size height x width."""
+        for name, value in (("batch", batch), ("height", height), ("width", width)):
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} is {value!r}; expected an integer >= 1")
         device = next(self.parameters()).device
         return {
             spec.name: torch.full(spec.resolve(batch, height, width), spec.initial_value, dtype=getattr(torch, spec.dtype), device=device)
@@ -225,10 +232,14 @@ class WFVAE(nn.Module):
     def _stream_chunk(
         self, spec: StreamSpec, state: State, start: Tensor, end: Tensor | None, batch: int, height: int, width: int
     ) -> StreamChunk:
+        if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+            raise StateError(f"the state is a {type(state).__name__}; expected a mapping of names to tensors, as initial_state returns")
+        check_flag("start", start, batch)
+        if torch.is_autocast_enabled(start.device.type):
+            raise StreamingError("a stream cannot run under autocast, which mixes precisions in its state; convert the model by .to(dtype)")
         given = {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in state.items()}
         spec.check(given, batch, height, width)
         end = torch.zeros(batch, dtype=torch.bool, device=start.device) if end is None else end
-        check_flag("start", start, batch)
         check_flag("end", end, batch)
         return StreamChunk(state, start, end)
 
@@ -238,7 +249,7 @@ class WFVAE(nn.Module):
         return self.encoder.conv_out.conv.weight.dtype
 
     def _scaling(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        check_latents("z", z, self.config.latent_dim, z.dtype)
+        check_latents("z", z, self.config.latent_dim, getattr(z, "dtype", self.dtype))
         shape = (1, -1, 1, 1, 1)
         scale = torch.tensor(self.config.latent_scale, dtype=z.dtype, device=z.device).view(shape)
         return scale, torch.tensor(self.config.latent_shift, dtype=z.dtype, device=z.device).view(shape)

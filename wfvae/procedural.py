@@ -25,6 +25,8 @@ from wfvae.procedural_noise import Dice, Field
 from wfvae.procedural_paint import Packed, Stage, average, blend, dim, to_pixels
 from wfvae.procedural_scenes import SCENES, Scene, build_scene
 
+__all__ = ["BLUR_SAMPLES", "MAX_NOISE", "MAX_SIDE", "MIN_SIDE", "SCENES", "SHUTTER", "ProceduralClip"]
+
 MIN_SIDE = 8
 MAX_SIDE = 8192
 MAX_NOISE = 64.0
@@ -212,7 +214,8 @@ class ProceduralClip:
         bell = raw.sum(axis=0, dtype=np.int32).reshape(self.height, self.width, 4) - 510
         mixed = 2 * bell[..., 3:] + bell[..., :3]
         gain = int(self.noise * 16 / _GRAIN_SPREAD * 65536)
-        return (mixed * gain + 32768) >> 16
+        grain: Field = (mixed * gain + 32768) >> 16
+        return grain
 
 
 def _check_integer(name: str, value: int, low: int, high: int | None) -> None:

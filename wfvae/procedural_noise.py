@@ -30,6 +30,10 @@ class Dice:
     def __init__(self, *key: int) -> None:
         self._bits = np.random.PCG64(np.random.SeedSequence(list(key)))
 
+    def fork(self) -> Dice:
+        """Dice of their own for a part whose number of throws varies (with the frame's size), so that what comes after does not."""
+        return Dice(*(int(word) for word in self._bits.random_raw(2)))
+
     def bytes(self, count: int) -> npt.NDArray[np.uint8]:
         """`count` uniform bytes, little end of each raw word first whatever the machine's byte order."""
         words = np.asarray(self._bits.random_raw(-(-count // 8)), dtype="<u8")
@@ -120,6 +124,7 @@ def fractal_field(dice: Dice, side: int, roughness: float, coarsest: int = 4) ->
     Returns:
         (side, side) int32 in 0..FIELD_MAX.
     """
+    dice = dice.fork()
     size = coarsest
     field = dice.centred(size * size).reshape(size, size)
     strength = 256
@@ -147,7 +152,8 @@ def look_up_wrapped(field: Field, row_offset: Field, column_offset: Field) -> Fi
     position = np.arange(side, dtype=np.int32)
     rows = (position[:, None] + row_offset) & (side - 1)
     columns = (position[None, :] + column_offset) & (side - 1)
-    return field.reshape(-1).take(rows * side + columns)
+    found: Field = field.reshape(-1).take(rows * side + columns)
+    return found
 
 
 def warped_field(dice: Dice, side: int, roughness: float, warp: float) -> Field:
@@ -170,7 +176,8 @@ def hill_shade(field: Field, strength: float) -> Field:
     """
     slope = (field - np.roll(field, 1, 0)) + (field - np.roll(field, 1, 1))
     mean_slope = max(int(np.abs(slope).sum(dtype=np.int64)) // slope.size, 1)
-    return np.clip(256 + slope * int(strength * 64) // mean_slope, 64, 448).astype(np.int32)
+    shade: Field = np.clip(256 + slope * int(strength * 64) // mean_slope, 64, 448).astype(np.int32)
+    return shade
 
 
 _PALETTES: tuple[tuple[tuple[int, int, int], ...], ...] = (
@@ -197,7 +204,8 @@ def palette(dice: Dice) -> Palette:
     level = np.arange(FIELD_MAX + 1, dtype=np.int32)
     left = np.minimum(level // step, len(stops) - 2)
     weight = (level - left * step)[:, None]
-    return ((stops[left] * (step - weight) + stops[left + 1] * weight) // step).astype(np.int32)
+    gradient: Palette = ((stops[left] * (step - weight) + stops[left + 1] * weight) // step).astype(np.int32)
+    return gradient
 
 
 def paint(dice: Dice, level: Field, shade: Field, patches: float = 0.45) -> Field:
@@ -214,7 +222,8 @@ def paint(dice: Dice, level: Field, shade: Field, patches: float = 0.45) -> Fiel
     first, second = palette(dice).take(level, axis=0), palette(dice).take(level, axis=0)
     share = np.clip((fractal_field(dice, level.shape[0], patches) - dice.integer(900, 2600)) >> 2, 0, 256)[..., None]
     mixed = (first * (256 - share) + second * share) >> 8
-    return np.clip((mixed * shade[..., None]) >> 8, 0, COLOUR_MAX).astype(np.int32)
+    lit: Field = np.clip((mixed * shade[..., None]) >> 8, 0, COLOUR_MAX).astype(np.int32)
+    return lit
 
 
 def leaves(dice: Dice, side: int) -> tuple[Field, Field]:

@@ -176,7 +176,8 @@ def outline(kind: str, x: Plane, y: Plane, radius: float, aspect: float) -> Plan
         corner = size * np.float32(0.2)
         dx = np.maximum(np.abs(x) - size * np.float32(0.95) + corner, 0)
         dy = np.maximum(np.abs(y) - size * np.float32(aspect) + corner, 0)
-        return np.sqrt(dx * dx + dy * dy) - corner
+        rounded: Plane = np.sqrt(dx * dx + dy * dy) - corner
+        return rounded
     if kind == "star":
         # Two triangles: their union is the minimum of the distances.
         return np.minimum(_polygon(x, y, 3, size * np.float32(0.55)), _polygon(x, -y, 3, size * np.float32(0.55)))
@@ -212,7 +213,8 @@ def sample_mask(mask: npt.NDArray[np.uint8], u: Coordinate, v: Coordinate) -> We
     flat = mask.reshape(-1).astype(np.int64)
     upper = flat.take(corner) * (256 - weight_u) + flat.take(corner + 1) * weight_u
     lower = flat.take(corner + width) * (256 - weight_u) + flat.take(corner + width + 1) * weight_u
-    return ((upper * (256 - weight_v) + lower * weight_v) >> 16).view(np.uint64)
+    weight: Weight = ((upper * (256 - weight_v) + lower * weight_v) >> 16).view(np.uint64)
+    return weight
 
 
 def to_pixels(pixels: Packed, grain: Field | None) -> npt.NDArray[np.uint8]:

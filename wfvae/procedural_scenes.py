@@ -14,7 +14,6 @@ import numpy as np
 
 from wfvae.bitmap_font import text_mask
 from wfvae.procedural_noise import (
-    FIELD_BITS,
     FIELD_MAX,
     Dice,
     Field,
@@ -50,6 +49,7 @@ from wfvae.procedural_paint import (
 )
 
 _ALL_ROWS = slice(None)
+_FIELD_SPAN = FIELD_MAX + 1
 _WORDS = (
     "WAVELET", "ENERGY FLOW", "CAUSAL", "LATENT SPACE", "Light and shade", "Stream 42", "A quiet morning", "North by east", "f/2.8  1/50",
     "Low tide 06:45", "chapter 3", "the far side", "98.6 MHz", "Room 101", "Nothing moves, all flows", "KEEP RIGHT", "12.5 km", "Reel #7",
@@ -100,7 +100,7 @@ class Camera:
 
 def _hill_texture(dice: Dice, side: int) -> Texture:
     """Lit relief: ground, rock, skin, cloth."""
-    roughness = dice.uniform(0.62, 0.82)
+    roughness = dice.uniform(0.6, 0.78)
     height = warped_field(dice, side, roughness, dice.uniform(0.05, 0.25)) if dice.chance(0.6) else fractal_field(dice, side, roughness)
     if dice.chance(0.3):
         height = ridged(height)
@@ -252,7 +252,10 @@ def _gradient(dice: Dice, stage: Stage, low: tuple[int, int, int], high: tuple[i
     return blend(pack_colour(*high), pack_colour(*low), weight)
 
 
-_SKIES = (
+Sky = tuple[tuple[int, int, int], tuple[int, int, int]]
+"""The colours of a sky at the horizon and at the top, 8-bit levels."""
+
+_SKIES: tuple[Sky, ...] = (
     ((196, 218, 236), (66, 118, 186)),
     ((240, 206, 170), (92, 110, 160)),
     ((250, 176, 110), (58, 44, 92)),
@@ -264,31 +267,28 @@ _SKIES = (
 class Clouds(Scene):
     """Clouds that drift and change: where the sum of two noise fields, moving at different speeds, is high."""
 
-    def __init__(self, dice: Dice, stage: Stage) -> None:
+    def __init__(self, dice: Dice, stage: Stage, sky: Sky) -> None:
         self._stage = stage
-        low, high = dice.choice(_SKIES)
+        low, high = sky
         self._sky = _gradient(dice, stage, low, high)
         self._fields = [_scalar_texture(fractal_field(dice, stage.side, 0.6)) for _ in range(2)]
         self._cameras = [Camera(dice, stage, stage.side, turn=False, speed=0.5) for _ in range(2)]
         cover, softness = dice.uniform(0.3, 0.6), dice.uniform(0.12, 0.4)
-        level = np.arange(2 * COLOUR_SPAN, dtype=np.float32) / np.float32(2 * COLOUR_SPAN)
+        level = np.arange(2 * _FIELD_SPAN, dtype=np.float32) / np.float32(2 * _FIELD_SPAN)
         rise = np.clip((level - np.float32(1 - cover - softness / 2)) / np.float32(softness), 0, 1)
         self._cover = (rise * 250).astype(np.uint64)
-        bright, dark = pack_colour(*(min(c + 45, 255) for c in low)), pack_colour(*((a + b) * 3 // 8 for a, b in zip(low, high, strict=True)))
+        bright = pack_colour(*(min(c + 45, 255) for c in low))
+        dark = pack_colour(*((a + b) * 3 // 8 for a, b in zip(low, high, strict=True)))
         self._cloud = blend(bright, dark, np.clip((level - np.float32(0.5)) * 460, 0, 256).astype(np.uint64))
 
     def render(self, t: float) -> Packed:
         """See `Scene.render`."""
-        total = None
+        levels = []
         for field, camera in zip(self._fields, self._cameras, strict=True):
             u, v = self._stage.coordinates(*camera.placement(t), _ALL_ROWS)
-            level = field.sample(u, v)
-            total = level if total is None else total + level
-        assert total is not None
+            levels.append(field.sample(u, v))
+        total = (levels[0] + levels[1]).view(np.int64)
         return blend(self._sky, self._cloud.take(total), self._cover.take(total))
-
-
-COLOUR_SPAN = 1 << FIELD_BITS
 
 
 def _scalar_texture(field: Field) -> Texture:
@@ -304,7 +304,7 @@ class Water(Scene):
         self._camera = Camera(dice, stage, texture.side, speed=0.4)
         self._ripples = [_scalar_texture(fractal_field(dice, stage.side, dice.uniform(0.3, 0.5), coarsest=8)) for _ in range(2)]
         self._drift = [Camera(dice, stage, stage.side, turn=False, speed=1.2) for _ in range(2)]
-        self._depth = to_fixed(dice.uniform(0.02, 0.06) * texture.side / COLOUR_SPAN)
+        self._depth = to_fixed(dice.uniform(0.02, 0.06) * texture.side / _FIELD_SPAN)
         self._glint = pack_colour(*(dice.integer(215, 255) for _ in range(3)))
         self._threshold = dice.integer(500, 900)
 
@@ -325,9 +325,9 @@ class Landscape(Scene):
 
     def __init__(self, dice: Dice, stage: Stage) -> None:
         self._stage = stage
-        low, high = dice.choice(_SKIES)
-        self._haze = pack_colour(*low)
-        self._clouds = Clouds(dice, stage)
+        sky = dice.choice(_SKIES)
+        self._haze = pack_colour(*sky[0])
+        self._clouds = Clouds(dice, stage, sky)
         self._texture = _hill_texture(dice, stage.side)
         self._camera = Camera(dice, stage, stage.side, turn=False)
         self._pace = dice.signed(0.03, 0.3)
@@ -444,7 +444,7 @@ class Composed(Scene):
 def _background(kind: str, dice: Dice, stage: Stage) -> Scene:
     """The background of a scene kind."""
     if kind == "clouds":
-        return Clouds(dice, stage)
+        return Clouds(dice, stage, dice.choice(_SKIES))
     if kind == "landscape":
         return Landscape(dice, stage)
     if kind == "titles":

@@ -1,0 +1,733 @@
+"""The demo's report: one HTML file that needs nothing else (but the video beside it), made of plain data.
+
+No script, no font, no request: styles are inline, plots are SVG drawn here, pictures are PNG inside the page. The page forbids the
+browser to load anything from elsewhere (Content-Security-Policy), so that this stays true. What passed is told by words and marks, not by
+colour alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+
+from wfvae.errors import InputError, ResourceError
+from wfvae.export.report_data import ParityRow, Picture, ReportData, StepTimes, SubbandBar, SubbandSeries
+from wfvae.export.side_by_side import difference
+
+TIMES, MISSING = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
+WIDE, NARROW = 940, 380
+"""Widths of the two drawings of every plot; a style rule shows the one that fits, so that labels stay readable on a phone."""
+
+
+def render_report(data: ReportData) -> str:
+    """The report as the text of an HTML file.
+
+    Raises:
+        InputError: a picture is not (H, W, 3) uint8 or its two halves differ in shape, or the difference gain is out of range.
+    """
+    sections = (
+        _header(data),
+        _tiles(data),
+        _video(data),
+        _pictures(data),
+        _psnr(data),
+        _parity(data),
+        _throughput(data),
+        _step_times(data.step_times),
+        _subbands(data),
+        _run(data),
+    )
+    body = "\n".join(section for section in sections if section)
+    return _PAGE.format(title=escape(data.title), style=_STYLE, body=body)
+
+
+def write_report(path: str | Path, data: ReportData) -> None:
+    """Write the report under a temporary name beside `path`, then rename it: an older report stays whole until the new one is.
+
+    Raises:
+        InputError: as `render_report`.
+        ResourceError: the file cannot be written.
+    """
+    path = Path(path)
+    page = render_report(data)
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(page)
+        # mkstemp makes files for the owner's eyes only; a report is as readable as any file one writes.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ResourceError(f"cannot write the report {path}: {error.strerror}; give a folder that exists and has room") from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+# ---------------------------------------------------------------- text and numbers
+
+
+def _number(value: float | None, digits: int = 2, unit: str = "") -> str:
+    """A number for reading: infinite as a sign, missing as a dash."""
+    if value is None:
+        return MISSING
+    if math.isinf(value):
+        return "∞" + unit
+    return f"{value:,.{digits}f}{unit}"
+
+
+def _bytes(count: int) -> str:
+    """A size in the largest binary unit that leaves at least one before the point."""
+    size = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{count:,} bytes" if unit == "bytes" else f"{size:,.1f} {unit}"
+
+
+def _exact_bytes(count: int) -> str:
+    """A size as `_bytes`, with the exact count where that is rounded."""
+    return _bytes(count) if count < 1024 else f"{_bytes(count)} ({count:,} bytes)"
+
+
+def _scientific(value: float) -> str:
+    """A deviation: zero as 0, else three digits and an exponent."""
+    return "0" if value == 0 else f"{value:.2e}"
+
+
+def _seconds(value: float) -> str:
+    """A duration with sensible digits."""
+    return f"{value:,.2f} s" if value < 100 else f"{value:,.0f} s"
+
+
+def _card(title: str, content: str, note: str = "") -> str:
+    """A section with a heading; title and note are escaped here, the content is HTML."""
+    tail = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f'<section class="card"><h2>{escape(title)}</h2>{content}{tail}</section>'
+
+
+def _definitions(pairs: Iterable[tuple[str, str]]) -> str:
+    """A list of names and values, escaped here."""
+    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
+    return f'<dl class="facts">{rows}</dl>'
+
+
+# ---------------------------------------------------------------- sections
+
+
+def _header(data: ReportData) -> str:
+    run = data.run
+    what = f"{run.source} · {run.frames:,} frames · {run.width}{TIMES}{run.height} · {run.fps:g} fps"
+    lead = f'<p class="lead">{escape(run.model)} on {escape(run.backend)}</p><p class="note">{escape(what)}</p>'
+    return f"<header><h1>{escape(data.title)}</h1>{lead}{_verdict(data.parity)}</header>"
+
+
+def _verdict(rows: Sequence[ParityRow]) -> str:
+    """One line that says whether all checks hold; no checks at all is a failure."""
+    held = sum(row.holds for row in rows)
+    if not rows:
+        return '<p class="verdict bad"><span class="mark">✗</span> Nothing was checked</p>'
+    if held == len(rows):
+        return f'<p class="verdict good"><span class="mark">✓</span> All {held} parity checks passed</p>'
+    return f'<p class="verdict bad"><span class="mark">✗</span> {len(rows) - held} of {len(rows)} parity checks failed</p>'
+
+
+def _mean_psnr(values: Sequence[float]) -> str:
+    """Mean over the frames that differ at all, as the tile shows it."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not values:
+        return _number(None)
+    return _number(sum(finite) / len(finite) if finite else math.inf, 2, " dB")
+
+
+def _tiles(data: ReportData) -> str:
+    speed, rate = data.throughput, data.run.fps
+    equal = sum(row.equal_bits for row in data.parity)
+    ratio = speed.raw_video_bytes / speed.latents_bytes if speed.latents_bytes else math.inf
+    finite = [value for value in data.psnr_per_frame if math.isfinite(value)]
+    lowest = f"lowest {_number(min(finite), 2, ' dB')}" if finite else "of the reconstruction"
+    tiles = (
+        ("Mean PSNR", _mean_psnr(data.psnr_per_frame), lowest),
+        ("Equal in every bit", f"{equal} of {len(data.parity)}", "parity checks"),
+        ("Encode", f"{_number(speed.encode_fps, 1)} fps", f"{speed.encode_fps / rate:.2f} {TIMES} real time"),
+        ("Decode", f"{_number(speed.decode_fps, 1)} fps", f"{speed.decode_fps / rate:.2f} {TIMES} real time"),
+        ("State per stream", _bytes(speed.encoder_state_bytes + speed.decoder_state_bytes), "encoder + decoder"),
+        ("Latents", _bytes(speed.latents_bytes), f"{_number(ratio, 1)} {TIMES} smaller than raw RGB"),
+    )
+    cells = "".join(
+        f'<div class="tile"><p class="name">{escape(name)}</p><p class="value">{escape(value)}</p><p class="note">{escape(note)}</p></div>'
+        for name, value, note in tiles
+    )
+    return f'<section class="tiles">{cells}</section>'
+
+
+def _video(data: ReportData) -> str:
+    if data.video is None:
+        return ""
+    source = quote(data.video)
+    content = (
+        f'<video controls loop muted playsinline preload="metadata" src="{source}"></video>'
+        f'<p class="note">Input, reconstruction, difference {TIMES} {data.difference_gain}. '
+        f'File: <a href="{source}">{escape(data.video)}</a></p>'
+    )
+    return _card("Side by side", content)
+
+
+def _pictures(data: ReportData) -> str:
+    if not data.pictures:
+        return ""
+    rows = "".join(_picture_row(picture, data.difference_gain) for picture in data.pictures)
+    note = f"The difference is amplified {data.difference_gain} times; middle grey means equal."
+    return _card("Frames", rows, note)
+
+
+def _picture_row(picture: Picture, gain: int) -> str:
+    """Input, reconstruction and difference of one frame."""
+    before, after = picture.reference, picture.reconstruction
+    apart = difference(before, after, gain)
+    error = float(np.mean((before.astype(np.float64) - after) ** 2))
+    psnr = _number(10 * math.log10(255 * 255 / error) if error else math.inf, 2, " dB")
+    figures = (
+        (before, f"Input, frame {picture.frame:,}"),
+        (after, f"Reconstruction, {psnr}"),
+        (apart, f"Difference {TIMES} {gain}"),
+    )
+    cells = "".join(
+        f'<figure><img alt="{escape(words)}" src="{png_data_uri(image)}" width="{image.shape[1]}" height="{image.shape[0]}">'
+        f"<figcaption>{escape(words)}</figcaption></figure>"
+        for image, words in figures
+    )
+    return f'<div class="pictures">{cells}</div>'
+
+
+def _psnr(data: ReportData) -> str:
+    if not data.psnr_per_frame:
+        return ""
+    plot = _both(lambda width: line_plot(data.psnr_per_frame, "frame", "PSNR", "dB", width, least_span=4.0))
+    finite = [value for value in data.psnr_per_frame if math.isfinite(value)]
+    equal = len(data.psnr_per_frame) - len(finite)
+    note = f"{len(data.psnr_per_frame):,} frames: "
+    if finite:
+        note += f"mean {_number(sum(finite) / len(finite))} dB, lowest {_number(min(finite))} dB, highest {_number(max(finite))} dB"
+    note += (", " if finite and equal else "") + (f"{equal:,} equal to the input (PSNR infinite, not in the mean)" if equal else "")
+    return _card("PSNR of the reconstruction, frame by frame", plot, note + ".")
+
+
+def _parity(data: ReportData) -> str:
+    heads = ("Result", "Check", "Direction", "Backend", "Plan", "Frames", "Equal bits", "Max abs", "Max ULP", "PSNR (dB)")
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    body = "".join(_parity_row(row, heads) for row in data.parity)
+    table = f'<table class="parity"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    note = "A ULP is one step between neighbouring numbers of the result's type. A check that compared no frames counts as failed."
+    content = f'<div class="scroll">{table}</div>' if data.parity else "<p>No check was made, which counts as a failure.</p>"
+    return _card("Parity", content, note)
+
+
+def _parity_row(row: ParityRow, heads: Sequence[str]) -> str:
+    result = '<span class="pass"><b>✓</b> pass</span>' if row.holds else '<span class="fail"><b>✗</b> FAIL</span>'
+    cells = (
+        row.name, row.direction, row.backend, row.plan, f"{row.frames:,}", "yes" if row.equal_bits else "no", _scientific(row.max_abs),
+        _number(row.max_ulp, 0), _number(row.psnr_db),
+    )  # fmt: skip
+    kinds = ("words", "", "", "words", "num", "", "num", "num", "num")
+    written = "".join(
+        f'<td data-name="{name}" class="{kind}">{escape(cell)}</td>' for name, cell, kind in zip(heads[1:], cells, kinds, strict=True)
+    )
+    return f'<tr class="{"" if row.holds else "failed"}"><td data-name="{heads[0]}">{result}</td>{written}</tr>'
+
+
+def _throughput(data: ReportData) -> str:
+    speed = data.throughput
+    facts = [
+        ("Encode", f"{_number(speed.encode_fps, 2)} frames per second"),
+        ("Decode", f"{_number(speed.decode_fps, 2)} frames per second"),
+        ("State of an encoder stream", _exact_bytes(speed.encoder_state_bytes)),
+        ("State of a decoder stream", _exact_bytes(speed.decoder_state_bytes)),
+        ("Video as 8-bit RGB", _exact_bytes(speed.raw_video_bytes)),
+        ("Latents", f"{_exact_bytes(speed.latents_bytes)}, {_percent(speed.latents_bytes, speed.raw_video_bytes)} of the raw video"),
+    ]
+    if speed.video_file_bytes is not None:
+        facts.append(("Video file", _exact_bytes(speed.video_file_bytes)))
+    total = sum(stage.seconds for stage in speed.stages)
+    longest = max((stage.seconds for stage in speed.stages), default=0.0) or 1.0
+    bars = "".join(
+        f'<div class="stage"><span>{escape(stage.name)}</span><i style="width:{max(60 * stage.seconds / longest, 0.4):.2f}%"></i>'
+        f"<b>{_seconds(stage.seconds)}</b></div>"
+        for stage in speed.stages
+    )
+    stages = f'<h3>Wall time by stage</h3><div class="stages">{bars}</div><p class="note">In all {_seconds(total)}.</p>' if bars else ""
+    return _card("Throughput and size", _definitions(facts) + stages)
+
+
+def _percent(part: int, whole: int) -> str:
+    """A share in percent, a dash when there is no whole."""
+    return f"{100 * part / whole:.2f} %" if whole else _number(None)
+
+
+def _step_times(series: Sequence[StepTimes]) -> str:
+    plots = "".join(f"<h3>{escape(steps.label)}</h3>{_both(partial(_step_plot, steps))}" for steps in series if steps.seconds)
+    return _card("Time per step", plots, "Flat lines mean that a long stream costs per step what a short one does.") if plots else ""
+
+
+def _step_plot(steps: StepTimes, width: int) -> str:
+    return line_plot([1000 * seconds for seconds in steps.seconds], "step", "wall time", "ms", width, from_zero=True)
+
+
+def _subbands(data: ReportData) -> str:
+    if not data.subbands:
+        return ""
+    energy = _both(lambda width: bar_plot(data.subbands, lambda bar: bar.energy_share, "energy share", "", width, log=True))
+    entropy = _both(lambda width: bar_plot(data.subbands, lambda bar: bar.entropy_bits, "entropy", "bits", width, log=False))
+    content = f"<h3>Share of the energy (logarithmic)</h3>{energy}<h3>Shannon entropy</h3>{entropy}{_subband_table(data.subbands)}"
+    note = (
+        f"3-D Haar transform of 2 {TIMES} 2 {TIMES} 2 pixels, orthonormal. "
+        "The letters of a band stand for time, height, width: L sums, H differences. "
+        f"Entropy per coefficient, of the histogram with a bin width of {data.subband_bin_width:g} (in 8-bit levels)."
+    )
+    return _card("Sub-band energy and entropy", content, note)
+
+
+def _subband_table(series: Sequence[SubbandSeries]) -> str:
+    """The numbers behind the bars."""
+    names = [f"{one.label}: {what}" for one in series for what in ("energy share", "entropy (bits)")]
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    rows = []
+    for index, bar in enumerate(series[0].bars):
+        bars = [one.bars[index] for one in series if index < len(one.bars)]
+        cells = "".join(f'<td class="num">{_share(one.energy_share)}</td><td class="num">{one.entropy_bits:.3f}</td>' for one in bars)
+        rows.append(f'<tr><th scope="row">{escape(bar.name)}</th>{cells}</tr>')
+    table = f'<table><thead><tr><th scope="col">Band</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    return f'<details><summary>The numbers</summary><div class="scroll">{table}</div></details>'
+
+
+def _share(value: float) -> str:
+    """A share that may be tiny: four significant digits."""
+    return f"{value:.4g}"
+
+
+def _run(data: ReportData) -> str:
+    run = data.run
+    facts = [
+        ("Model", run.model),
+        ("Parameters", f"{run.parameters:,}"),
+        ("Bundle", run.bundle_hash),
+        ("Backend", run.backend),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in run.versions)),
+        ("Processor", run.cpu),
+        ("Threads", str(run.threads)),
+        ("Finished", run.finished.strftime("%Y-%m-%d %H:%M:%S %Z").strip()),
+    ]
+    commands = escape("\n".join(run.commands))
+    repeat = f'<h3>Repeat it</h3><pre tabindex="0"><code>{commands}</code></pre>' if run.commands else ""
+    return _card("What ran", _definitions(facts) + repeat)
+
+
+# ---------------------------------------------------------------- plots
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """A plot's area in the drawing and the range of each axis; a logarithmic axis is given the logarithms."""
+
+    width: int
+    height: int
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    left: int = 58
+    right: int = 14
+    top: int = 16
+    bottom: int = 44
+
+    def x(self, value: float) -> float:
+        """The drawing's column of a value."""
+        low, high = self.x_range
+        return self.left + (value - low) / (high - low) * (self.width - self.left - self.right)
+
+    def y(self, value: float) -> float:
+        """The drawing's row of a value."""
+        low, high = self.y_range
+        return self.height - self.bottom - (value - low) / (high - low) * (self.height - self.top - self.bottom)
+
+    def grid(self, ticks: Iterable[tuple[float, str]]) -> str:
+        """Horizontal lines with their labels."""
+        parts = []
+        for value, label in ticks:
+            row = self.y(value)
+            parts.append(f'<line class="grid" x1="{self.left}" x2="{self.width - self.right}" y1="{row:.1f}" y2="{row:.1f}"/>')
+            parts.append(f'<text class="tick" x="{self.left - 8}" y="{row + 4:.1f}" text-anchor="end">{escape(label)}</text>')
+        return "".join(parts)
+
+    def labels(self, x_label: str, y_label: str) -> str:
+        """The names of the axes."""
+        middle_x = (self.left + self.width - self.right) / 2
+        middle_y = (self.top + self.height - self.bottom) / 2
+        return (
+            f'<text class="axis" x="{middle_x:.0f}" y="{self.height - 6}" text-anchor="middle">{escape(x_label)}</text>'
+            f'<text class="axis" transform="translate(13 {middle_y:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+        )
+
+
+def _both(draw: Callable[[int], str]) -> str:
+    """A plot drawn for wide and for narrow windows."""
+    return f'<div class="plot wide">{draw(WIDE)}</div><div class="plot narrow">{draw(NARROW)}</div>'
+
+
+def _svg(width: int, height: int, label: str, content: str) -> str:
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" xmlns="http://www.w3.org/2000/svg">{content}</svg>'
+
+
+def nice_ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers (1, 2 or 5 times a power of ten apart) within low..high, low < high."""
+    rough = (high - low) / max(count, 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.7)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [k * step for k in range(first, last + 1)]
+
+
+def line_plot(
+    values: Sequence[float], x_label: str, y_label: str, unit: str, width: int, *, least_span: float = 0.0, from_zero: bool = False
+) -> str:
+    """A line over the index 0, 1, ... as SVG.
+
+    Long series are drawn as the mean and the range of neighbouring values, so that no outlier is lost and the file stays small. Values
+    that are not finite (frames equal to the input) are dots at the top edge.
+
+    Args:
+        least_span: the y axis spans at least this much, so that tiny changes look tiny.
+        from_zero: the y axis starts at zero.
+
+    Raises:
+        InputError: there are no values.
+    """
+    if not values:
+        raise InputError(f"there are no values of {y_label} to plot; leave the plot out")
+    height = 250 if width == WIDE else 230
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = _y_range(finite, least_span, from_zero)
+    axes = _Axes(width, height, (0.0, float(max(len(values) - 1, 1))), (low, high))
+    ticks = nice_ticks(low, high, 5)
+    parts = [axes.grid((tick, _tick_label(tick, ticks)) for tick in ticks), _index_ticks(axes, len(values), width), _curve(axes, values)]
+    if finite:
+        mean = sum(finite) / len(finite)
+        row = axes.y(mean)
+        parts.append(f'<line class="mean" x1="{axes.left}" x2="{width - axes.right}" y1="{row:.1f}" y2="{row:.1f}"/>')
+        text = f"mean {_number(mean)} {unit}"
+        parts.append(f'<text class="callout" x="{width - axes.right - 4}" y="{axes.top - 4}" text-anchor="end">{escape(text)}</text>')
+    parts.append(axes.labels(x_label, f"{y_label} ({unit})"))
+    return _svg(width, height, f"{y_label} in {unit} over {len(values)} values, by {x_label}", "".join(parts))
+
+
+def _y_range(finite: Sequence[float], least_span: float, from_zero: bool) -> tuple[float, float]:
+    """The y axis of a line plot: the values with some room, and never empty."""
+    if not finite:
+        return 0.0, 1.0
+    low, high = min(finite), max(finite)
+    span = max(high - low, least_span, 1e-3 * max(abs(high), 1e-9))
+    middle = (low + high) / 2
+    low, high = middle - 0.58 * span, middle + 0.58 * span
+    return (0.0, high) if from_zero else (low, high)
+
+
+def _tick_label(value: float, ticks: Sequence[float]) -> str:
+    """A tick with as many digits as the step between ticks needs."""
+    step = ticks[1] - ticks[0] if len(ticks) > 1 else abs(value) or 1.0
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return f"{value:,.{digits}f}"
+
+
+def _index_ticks(axes: _Axes, count: int, width: int) -> str:
+    """Whole numbers along the bottom."""
+    ticks = [tick for tick in nice_ticks(0, max(count - 1, 1), 4 if width == NARROW else 8) if tick == int(tick) and tick <= count - 1]
+    row = axes.height - axes.bottom + 18
+    return "".join(f'<text class="tick" x="{axes.x(tick):.1f}" y="{row}" text-anchor="middle">{int(tick):,}</text>' for tick in ticks)
+
+
+def _curve(axes: _Axes, values: Sequence[float]) -> str:
+    """The line of a plot, its range band where several values share a column, and dots for what is not finite."""
+    columns = min(len(values), (axes.width - axes.left - axes.right) // 2)
+    edges = [len(values) * k // columns for k in range(columns + 1)]
+    band_top: list[str] = []
+    band_bottom: list[str] = []
+    line: list[str] = []
+    dots: list[str] = []
+    runs: list[list[str]] = []
+    for start, stop in pairwise(edges):
+        bucket = values[start:stop]
+        finite = [value for value in bucket if math.isfinite(value)]
+        x = axes.x((start + stop - 1) / 2)
+        if len(finite) < len(bucket):
+            dots.append(f'<circle class="dot" cx="{x:.1f}" cy="{axes.top + 4}" r="2.2"/>')
+        if not finite:
+            runs.append(line)
+            line = []
+            continue
+        line.append(f"{x:.1f},{axes.y(sum(finite) / len(finite)):.1f}")
+        band_top.append(f"{x:.1f},{axes.y(max(finite)):.1f}")
+        band_bottom.append(f"{x:.1f},{axes.y(min(finite)):.1f}")
+    runs.append(line)
+    parts = [f'<polygon class="band" points="{" ".join(band_top + band_bottom[::-1])}"/>'] if columns < len(values) and band_top else []
+    for run in runs:
+        if len(run) == 1:
+            x_text, y_text = run[0].split(",")
+            parts.append(f'<circle class="dot" cx="{x_text}" cy="{y_text}" r="2.2"/>')
+        elif run:
+            parts.append(f'<polyline class="line" points="{" ".join(run)}"/>')
+    return "".join(parts + dots)
+
+
+def bar_plot(
+    series: Sequence[SubbandSeries], read: Callable[[SubbandBar], float], y_label: str, unit: str, width: int, *, log: bool
+) -> str:
+    """Grouped bars per sub-band as SVG, the first series filled and the second hatched; each bar carries its value.
+
+    Args:
+        read: takes the value to draw from a bar.
+        log: logarithmic y axis with whole powers of ten; values of 0 get no bar.
+    """
+    height = 280 if width == WIDE else 250
+    bars = [[read(bar) for bar in one.bars] for one in series]
+    every = [value for group in bars for value in group if value > 0]
+    low, high, ticks = _bar_axis(every, log)
+    names = [bar.name for bar in series[0].bars]
+    axes = _Axes(width, height, (0.0, float(len(names))), (low, high), left=72 if log else 58, top=34)
+    hatch = f"hatch{width}{'log' if log else 'lin'}"
+    parts = [_hatching(hatch), axes.grid(ticks), _legend(series, axes, hatch)]
+    row = height - axes.bottom + 18
+    for index, name in enumerate(names):
+        parts.append(f'<text class="tick" x="{axes.x(index + 0.5):.1f}" y="{row}" text-anchor="middle">{escape(name)}</text>')
+        for place, group in enumerate(bars):
+            if index < len(group):
+                title = f"{series[place].label}, {name}: {_share(group[index])} {unit}"
+                parts.append(_bar(axes, index, place, len(bars), group[index], log, hatch, title))
+    label = f"{y_label} ({unit})" if unit else y_label
+    parts.append(axes.labels("sub-band", label))
+    return _svg(width, height, f"{label} of the eight Haar sub-bands", "".join(parts))
+
+
+def _bar_axis(values: Sequence[float], log: bool) -> tuple[float, float, list[tuple[float, str]]]:
+    """Range and ticks of the bars' y axis; in logarithms when log."""
+    if log:
+        # A decade of room below the smallest value, so that its bar can be seen.
+        low = math.floor(math.log10(min(values, default=0.1)) - 0.3)
+        high = max(math.ceil(math.log10(max(values, default=1.0)) - 1e-9), low + 1)
+        powers = range(high, low - 1, -1 if high - low <= 6 else -2)
+        return float(low), float(high), [(float(power), f"{100 * 10.0**power:g} %") for power in powers]
+    top = max(max(values, default=1.0) * 1.12, 1e-9)
+    ticks = nice_ticks(0.0, top, 5)
+    return 0.0, top, [(tick, _tick_label(tick, ticks)) for tick in ticks]
+
+
+def _bar(axes: _Axes, index: int, place: int, places: int, value: float, log: bool, hatch: str, title: str) -> str:
+    """One bar with its value above it."""
+    if value <= 0 and log:
+        return ""
+    slot = axes.x(1) - axes.x(0)
+    thick = slot * (0.62 if places == 1 else 0.8) / places
+    left = axes.x(index + 0.5) + (place - places / 2) * thick
+    top, bottom = axes.y(math.log10(value) if log else value), axes.height - axes.bottom
+    look = 'class="bar"' if place == 0 else f'class="bar second" fill="url(#{hatch})"'
+    shape = f'<rect {look} x="{left + 1:.1f}" y="{top:.1f}" width="{thick - 2:.1f}" height="{max(bottom - top, 0):.1f}" rx="1.5">'
+    shape += f"<title>{escape(title.strip())}</title></rect>"
+    if thick < 34:
+        return shape
+    text = _bar_label(value, log)
+    return shape + f'<text class="value" x="{left + thick / 2:.1f}" y="{top - 4:.1f}" text-anchor="middle">{text}</text>'
+
+
+def _bar_label(value: float, log: bool) -> str:
+    """The short number above a bar: percent for shares."""
+    if not log:
+        return f"{value:.2f}"
+    return f"{100 * value:.1f}%" if value >= 0.01 else f"{100 * value:.2g}%"
+
+
+def _legend(series: Sequence[SubbandSeries], axes: _Axes, hatch: str) -> str:
+    """A swatch and name per series along the top."""
+    parts, x = [], float(axes.left)
+    for place, one in enumerate(series):
+        look = 'class="bar"' if place == 0 else f'class="bar second" fill="url(#{hatch})"'
+        parts.append(f'<rect {look} x="{x:.0f}" y="3" width="16" height="11" rx="1.5"/>')
+        parts.append(f'<text class="tick" x="{x + 22:.0f}" y="13">{escape(one.label)}</text>')
+        x += 40 + 7.2 * len(one.label)
+    return "".join(parts)
+
+
+def _hatching(name: str) -> str:
+    """The pattern that tells the second series from the first without colour."""
+    return (
+        f'<defs><pattern id="{name}" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+        '<rect class="hatch-ground" width="6" height="6"/><rect class="hatch-line" width="2.4" height="6"/></pattern></defs>'
+    )
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def png_data_uri(image: npt.NDArray[np.uint8]) -> str:
+    """A picture as a data URI, see `encode_png`."""
+    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode("ascii")
+
+
+def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
+    """A picture (H, W, 3) uint8, H and W at least 1, as the bytes of a PNG file.
+
+    Raises:
+        InputError: another type or shape.
+    """
+    if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise InputError(f"a picture is {image.dtype} of shape {image.shape}; expected uint8 of shape (H, W, 3)")
+    height, width = image.shape[:2]
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(_filter_rows(image).tobytes(), 9)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(kind, content) for kind, content in chunks)
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def _filter_rows(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """PNG's row filters 0 (none), 1 (left), 2 (up): per row the one whose differences are smallest, which compresses best as a rule."""
+    left, up = image.copy(), image.copy()
+    left[:, 1:] -= image[:, :-1]
+    up[1:] -= image[:-1]
+    candidates = np.stack((image, left, up)).reshape(3, image.shape[0], -1)
+    cost = np.abs(candidates.view(np.int8).astype(np.int16)).sum(axis=2, dtype=np.int64)
+    best = cost.argmin(axis=0)
+    rows = candidates[best, np.arange(image.shape[0])]
+    return np.concatenate((best.astype(np.uint8)[:, None], rows), axis=1)
+
+
+# ---------------------------------------------------------------- the page
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; media-src 'self' file:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+_STYLE = """
+:root{--paper:#f5f6f8;--card:#fff;--ink:#1b1f27;--soft:#5b6472;--edge:#dfe3e9;--accent:#1f6fb2;--second:#b4562b;--good:#15713c;
+--good-bg:#e2f4e8;--bad:#b3261e;--bad-bg:#fbe7e5;--code:#eef1f5}
+@media (prefers-color-scheme:dark){:root{--paper:#12151a;--card:#1a1f26;--ink:#e7eaef;--soft:#9aa5b4;--edge:#2d343f;--accent:#66b2f2;
+--second:#f0a277;--good:#7bd69b;--good-bg:#153222;--bad:#ff9b92;--bad-bg:#40191a;--code:#12161c}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
+main{max-width:1080px;margin:0 auto;padding:28px 18px 48px;display:grid;gap:18px;grid-template-columns:minmax(0,1fr)}
+h1{font-size:1.75rem;line-height:1.2;margin:0 0 .2em;letter-spacing:-.01em}
+h2{font-size:1.12rem;margin:0 0 .8em}
+h3{font-size:.95rem;margin:1.2em 0 .4em;font-weight:600}
+p{margin:0 0 .5em}
+a{color:var(--accent)}
+.lead{font-size:1.08rem;margin:0}
+.note{color:var(--soft);font-size:.875rem;margin:.5em 0 0}
+header .note{margin:0}
+.verdict{display:inline-block;margin:.9em 0 0;padding:.4em .9em;border-radius:999px;font-weight:600}
+.verdict.good{color:var(--good);background:var(--good-bg)}
+.verdict.bad{color:var(--bad);background:var(--bad-bg)}
+.card,.tile{background:var(--card);border:1px solid var(--edge);border-radius:12px}
+.card{padding:20px 22px;min-width:0}
+.tiles{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(150px,1fr))}
+.tile{padding:14px 16px}
+.tile p{margin:0}
+.tile .name{color:var(--soft);font-size:.85rem}
+.tile .value{font-size:1.4rem;font-weight:650;line-height:1.35;font-variant-numeric:tabular-nums;white-space:nowrap}
+.tile .note{font-size:.8rem}
+video{display:block;width:100%;border-radius:8px;background:#000}
+.pictures{display:grid;gap:10px;grid-template-columns:repeat(3,minmax(0,1fr));margin-bottom:14px}
+figure{margin:0}
+figure img{display:block;width:100%;height:auto;border-radius:6px;background:var(--code)}
+figcaption{font-size:.82rem;color:var(--soft);margin-top:4px;font-variant-numeric:tabular-nums}
+.facts{margin:0;display:grid;gap:0 28px;grid-template-columns:repeat(auto-fit,minmax(410px,1fr))}
+.facts div{display:flex;justify-content:space-between;gap:14px;padding:6px 0;border-bottom:1px solid var(--edge)}
+.facts dt{color:var(--soft);flex:none}
+.facts dd{margin:0;text-align:right;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
+.stage{display:grid;grid-template-columns:9em minmax(0,1fr);align-items:center;padding:3px 0}
+.stage span{color:var(--soft);overflow-wrap:anywhere}
+.stage i{display:inline-block;height:14px;background:var(--accent);border-radius:3px;grid-column:2;grid-row:1}
+.stage b{grid-column:2;grid-row:1;justify-self:end;font-weight:600;font-variant-numeric:tabular-nums}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-size:.875rem;font-variant-numeric:tabular-nums}
+th,td{text-align:left;padding:7px 8px;border-bottom:1px solid var(--edge);white-space:nowrap}
+thead th{color:var(--soft);font-weight:600}
+th:first-child,td:first-child{padding-left:4px}
+td.num{text-align:right}
+td.words{white-space:normal;overflow-wrap:anywhere;min-width:8em}
+.pass{color:var(--good);font-weight:600}
+.fail{color:var(--bad);font-weight:700}
+tr.failed td{background:var(--bad-bg)}
+details{margin-top:12px}
+summary{cursor:pointer;color:var(--accent)}
+pre{background:var(--code);border-radius:8px;padding:12px 14px;margin:0;overflow-x:auto}
+pre{font:.875rem/1.6 ui-monospace,Menlo,Consolas,monospace}
+.plot svg{display:block;width:100%;height:auto}
+.plot.narrow{display:none}
+svg text{fill:var(--ink);font:12.5px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;font-variant-numeric:tabular-nums}
+svg .tick,svg .axis{fill:var(--soft)}
+svg .value{font-size:11px}
+svg .callout{fill:var(--second);font-weight:600}
+svg .grid{stroke:var(--edge);stroke-width:1}
+svg .line{fill:none;stroke:var(--accent);stroke-width:1.8;stroke-linejoin:round}
+svg .band{fill:var(--accent);opacity:.2}
+svg .dot{fill:var(--accent)}
+svg .mean{stroke:var(--second);stroke-width:1.4;stroke-dasharray:6 4}
+svg .bar{fill:var(--accent)}
+svg .bar.second{fill:revert-layer;stroke:var(--second);stroke-width:1.2}
+svg .hatch-ground{fill:var(--card)}
+svg .hatch-line{fill:var(--second)}
+@media (max-width:680px){
+main{padding:18px 10px 32px;gap:12px}
+.card{padding:16px 14px}
+.tiles{grid-template-columns:repeat(2,minmax(0,1fr));gap:8px}
+.tile{padding:11px 12px}
+.tile .value{font-size:1.16rem}
+.plot.wide{display:none}
+.plot.narrow{display:block}
+.pictures{grid-template-columns:repeat(2,minmax(0,1fr))}
+.facts{grid-template-columns:minmax(0,1fr)}
+.stage{grid-template-columns:6em minmax(0,1fr)}
+.parity thead{display:none}
+.parity,.parity tbody,.parity td{display:block}
+.parity tr{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:0 12px;padding:9px 2px}
+.parity tr{border-bottom:1px solid var(--edge)}
+.parity tr.failed{background:var(--bad-bg);padding:9px 8px;border-radius:8px}
+.parity td,.parity td.num,.parity td:first-child{text-align:left;white-space:normal;padding:2px 0;border:0}
+.parity td{overflow-wrap:anywhere;min-width:0}
+.parity td::before{content:attr(data-name);display:block;color:var(--soft);font-size:.74rem;line-height:1.3}
+.parity td:nth-child(2){grid-column:2/-1;font-weight:600}
+.parity td:nth-child(-n+2)::before{display:none}
+.pictures figure:last-child{grid-column:1/-1;display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:10px}
+.pictures figure:last-child{align-items:center}
+}
+@media print{body{background:#fff}.card,.tile{break-inside:avoid}}
+"""

@@ -1,0 +1,52 @@
+"""The bundle's weights: one file that all graphs refer to as ONNX external data, each tensor stored once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from onnx import TensorProto
+from torch import Tensor
+
+from wfvae.export.graph import TracedGraph
+from wfvae.export.tracer import ONNX_TYPES, tensor_bytes
+
+_ALIGNMENT = 64
+# Smaller tensors stay in the graph, where parsers want the scalars and shapes that they fold.
+_EXTERNAL_FROM_BYTES = 1024
+
+
+def store_constants(graphs: Iterable[TracedGraph], path: Path) -> None:
+    """Adds every graph's constants to it: small ones inline, large ones as references to `path`, written here in order of name."""
+    graphs = list(graphs)
+    external = {name: tensor for graph in graphs for name, tensor in graph.constants.items() if tensor.nbytes >= _EXTERNAL_FROM_BYTES}
+    places: dict[str, tuple[int, int]] = {}
+    with path.open("wb") as file:
+        for name in sorted(external):
+            file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+            places[name] = (file.tell(), external[name].nbytes)
+            file.write(tensor_bytes(external[name]))
+    for graph in graphs:
+        for name in sorted(graph.constants):
+            tensor = graph.constants[name]
+            proto = TensorProto(name=name, data_type=ONNX_TYPES[tensor.dtype], dims=list(tensor.shape))
+            if name in places:
+                offset, length = places[name]
+                proto.data_location = TensorProto.EXTERNAL
+                for key, value in (("location", path.name), ("offset", offset), ("length", length)):
+                    proto.external_data.add(key=key, value=str(value))
+            else:
+                proto.raw_data = tensor_bytes(tensor)
+            graph.model.graph.initializer.append(proto)
+
+
+def state_dict_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of a checkpoint's tensors: names, types, shapes and values, ordered by name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().to("cpu").contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,199 @@
+"""The procedural videos: the same everywhere, at random access, varied, and with the statistics of something that was filmed."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import pickle
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from wfvae.errors import InputError
+from wfvae.procedural import SCENES, ProceduralClip
+from wfvae.procedural_noise import Dice, cosine, fractal_field, sine, smoothstep
+
+PINNED = {
+    "mixed": "e40bb31f8c7f599b",
+    "terrain": "aa85c0e0276921bb",
+    "leaves": "283789357d14820f",
+    "clouds": "4b0108955f13c3e3",
+    "water": "c66450e1bc527638",
+    "landscape": "cb90397a2f142379",
+    "shapes": "f98c01926e8ae16f",
+    "titles": "685321b0e2ed9379",
+}
+
+
+def spectrum_slope(frame: np.ndarray) -> float:
+    """Exponent of the radial power spectrum of a square frame's brightness, fitted over 0.03..0.4 cycles per pixel."""
+    grey = frame.mean(axis=2) - frame.mean()
+    taper = np.hanning(grey.shape[0])
+    power = np.abs(np.fft.fft2(grey * taper[:, None] * taper)) ** 2
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(grey.shape[0]), np.fft.fftfreq(grey.shape[1])))
+    edges = np.geomspace(0.03, 0.4, 12)
+    rings = [(frequency >= low) & (frequency < high) for low, high in itertools.pairwise(edges)]
+    return float(np.polyfit([np.log(frequency[r].mean()) for r in rings], [np.log(power[r].mean()) for r in rings], 1)[0])
+
+
+@pytest.mark.parametrize("scene", ["mixed", *SCENES])
+def test_frames_are_pinned_bit_for_bit(scene: str) -> None:
+    # Integers and IEEE-exact operations only, so these hold on any machine. They change when a scene is changed on purpose.
+    clip = ProceduralClip(1234, 40, 56, scene=scene, noise=2.5, motion_blur=2)
+    digest = hashlib.sha256()
+    for index in (0, 17, 99, 100, 101, 250, 12_345_678):
+        digest.update(clip.frame(index).tobytes())
+    assert digest.hexdigest()[:16] == PINNED[scene]
+
+
+@pytest.mark.parametrize("options", [{}, {"noise": 4.0}, {"motion_blur": 4}, {"fps": Fraction(30000, 1001)}, {"cuts": False}])
+def test_random_access_equals_sequential(options: dict[str, object]) -> None:
+    sequential = ProceduralClip(11, 24, 32, 230, **options)  # type: ignore[arg-type]
+    frames = np.stack(list(sequential))
+    jumping = ProceduralClip(11, 24, 32, **options)  # type: ignore[arg-type]
+    for index in (229, 0, 120, 98, 229, 101, 3, 204):
+        assert np.array_equal(jumping.frame(index), frames[index]), index
+    assert np.array_equal(jumping.frames(90, 130), frames[90:130])
+
+
+def test_seeds_scenes_and_moments_differ() -> None:
+    frames = [ProceduralClip(seed, 32, 32).frame(10) for seed in range(12)]
+    frames += [ProceduralClip(0, 32, 32, scene=scene).frame(10) for scene in SCENES]
+    clip = ProceduralClip(0, 32, 32)
+    frames += [clip.frame(index) for index in (1_000, 1_000_000, 1_000_000_000)]
+    # One pair may be equal: "mixed" takes one of the kinds for its first shot, which is then also found under its own name.
+    assert len({frame.tobytes() for frame in frames}) >= len(frames) - 1
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_pictures_use_their_range_and_move_smoothly(scene: str) -> None:
+    spreads, changes = [], []
+    for seed in range(6):
+        clip = ProceduralClip(seed, 64, 64, scene=scene, cuts=False)
+        frames = clip.frames(40, 44).astype(np.int32)
+        assert 5 < frames.mean() < 250
+        spreads.append(frames[0].std())
+        changes.append(np.abs(np.diff(frames, axis=0)).mean())
+        assert changes[-1] > 0.02, "something moves"
+        assert changes[-1] < 0.75 * spreads[-1], "frames are related"
+    assert min(spreads) > 4 and np.mean(spreads) > 15
+    assert np.mean(changes) < 15
+
+
+def test_spectra_fall_as_those_of_natural_pictures() -> None:
+    scenes = ("terrain", "leaves", "clouds", "water", "landscape", "shapes")
+    slopes = [spectrum_slope(ProceduralClip(seed, 128, 128, scene=scene).frame(30)) for scene in scenes for seed in range(4)]
+    # Power as 1/f^2 (amplitude as 1/f) is the rule for photographs, 1.5 to 3.5 their usual range.
+    assert -3.3 < np.mean(slopes) < -1.8
+    assert np.mean([-3.8 < slope < -1.4 for slope in slopes]) > 0.8
+
+
+def test_a_video_holds_cuts_and_still_moments() -> None:
+    clip = ProceduralClip(2, 32, 32)
+    frames = clip.frames(0, 1000).astype(np.int16)
+    changes = np.abs(np.diff(frames, axis=0)).mean(axis=(1, 2, 3))
+    assert 2 <= (changes > 25).sum() <= 12, "some cuts, not a slide show"
+    assert np.median(changes) < 10
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 200), (131, 9), (33, 57), (72, 128)])
+@pytest.mark.parametrize("scene", SCENES)
+def test_any_size(scene: str, height: int, width: int) -> None:
+    for seed in range(3):
+        frames = ProceduralClip(seed, height, width, scene=scene, noise=1.0).frames(20, 22)
+        assert frames.shape == (2, height, width, 3) and frames.dtype == np.uint8
+        assert frames.std() > 0
+
+
+def test_a_large_frame() -> None:
+    assert ProceduralClip(1, 540, 960).frame(0).shape == (540, 960, 3)
+
+
+def test_a_seed_looks_alike_at_two_sizes() -> None:
+    small = ProceduralClip(5, 64, 64, scene="shapes").frame(30).astype(float)
+    large = ProceduralClip(5, 128, 128, scene="shapes").frame(30).reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
+    assert np.corrcoef(small.ravel(), large.ravel())[0, 1] > 0.9
+
+
+def test_noise_has_the_strength_asked_for_and_changes_every_frame() -> None:
+    clean, noisy = ProceduralClip(4, 64, 64), ProceduralClip(4, 64, 64, noise=5.0)
+    apart = [noisy.frame(index).astype(int) - clean.frame(index) for index in (10, 11)]
+    inside = (clean.frame(10) > 30) & (clean.frame(10) < 225)
+    assert apart[0][inside].std() == pytest.approx(5.0, rel=0.08)
+    assert abs(np.corrcoef(apart[0].ravel(), apart[1].ravel())[0, 1]) < 0.05
+
+
+def test_motion_blur_is_an_average_in_time() -> None:
+    sharp, blurred = (ProceduralClip(6, 64, 64, scene="shapes", motion_blur=n, cuts=False) for n in (1, 8))
+    a, b = sharp.frame(40).astype(int), blurred.frame(40).astype(int)
+    assert 0 < np.abs(a - b).mean() < 5
+
+
+def test_frame_rate_sets_the_step_not_the_path() -> None:
+    slow, fast = (ProceduralClip(8, 32, 32, fps=fps, cuts=False) for fps in (25, 50))
+    assert np.array_equal(slow.frame(30), fast.frame(60))
+
+
+def test_memory_does_not_grow_with_the_length() -> None:
+    clip = ProceduralClip(3, 16, 16)
+    for index in range(0, 10_000, 97):
+        clip.frame(index)
+    assert len(clip._shots) <= 2
+
+
+def test_length_and_iteration() -> None:
+    clip = ProceduralClip(0, 8, 8, 5)
+    assert len(clip) == 5 and len(list(clip)) == 5 and clip.length == 5
+    assert clip.frames(5, 5).shape == (0, 8, 8, 3)
+    endless = ProceduralClip(0, 8, 8)
+    assert len(list(itertools.islice(endless, 7))) == 7
+    with pytest.raises(TypeError, match="no end"):
+        len(endless)
+    assert "seed=0" in repr(endless)
+
+
+def test_a_clip_can_be_sent_to_another_process() -> None:
+    clip = ProceduralClip(3, 16, 24)
+    first = clip.frame(7)
+    assert np.array_equal(pickle.loads(pickle.dumps(clip)).frame(7), first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"seed": -1}, "seed"), ({"seed": 1.5}, "seed"), ({"height": 7}, "height"), ({"width": 0}, "width"), ({"width": 9000}, "width"),
+        ({"frames": 0}, "frames"), ({"fps": 0}, "fps"), ({"fps": float("nan")}, "fps"), ({"fps": "25"}, "fps"),
+        ({"scene": "cats"}, "scene"),
+        ({"noise": -1.0}, "noise"), ({"noise": 65}, "noise"), ({"motion_blur": 3}, "motion_blur"), ({"seed": True}, "seed"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_refused(changes: dict[str, object], word: str) -> None:
+    arguments: dict[str, object] = {"seed": 0, "height": 16, "width": 16} | changes
+    with pytest.raises(InputError, match=rf"^{word} is .*expected"):
+        ProceduralClip(**arguments)  # type: ignore[arg-type]
+
+
+def test_frames_outside_the_clip_are_refused() -> None:
+    clip = ProceduralClip(0, 8, 8, 5)
+    for call in (lambda: clip.frame(5), lambda: clip.frame(-1), lambda: clip.frames(0, 6), lambda: clip.frames(3, 2)):
+        with pytest.raises(InputError, match="expected an integer in"):
+            call()
+
+
+def test_curves_and_dice() -> None:
+    turns = np.linspace(-2.0, 2.0, 401)
+    assert np.allclose([sine(t) for t in turns], np.sin(2 * np.pi * turns), atol=1e-9)
+    assert np.allclose([cosine(t) for t in turns], np.cos(2 * np.pi * turns), atol=1e-9)
+    assert [smoothstep(x) for x in (-1.0, 0.0, 0.5, 1.0, 2.0)] == [0.0, 0.0, 0.5, 1.0, 1.0]
+    dice = Dice(1, 2)
+    assert {dice.integer(3, 5) for _ in range(100)} == {3, 4, 5}
+    assert Dice(1, 2).bytes(3).tolist() == Dice(1, 2).bytes(11)[:3].tolist()
+    assert Dice(1, 2).unit() != Dice(2, 1).unit()
+
+
+def test_fractal_fields_are_periodic() -> None:
+    field = fractal_field(Dice(1), 64, 0.5).astype(int)
+    inside = np.abs(np.diff(field, axis=1)).mean()
+    seam = np.abs(field[:, 0] - field[:, -1]).mean()
+    assert seam < 2 * inside
