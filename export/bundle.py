@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -88,10 +88,11 @@ def export_bundle(
     try:
         building.mkdir(parents=True)
         traced = {}
-        for key, graph in graphs.items():
+        for key, graph in list(graphs.items()):
             progress(f"tracing {key}")
             traced[key] = trace(model, graph, options.latents == "mean", options.size, options.opset)
-            traced[key].model.metadata_props.add(key=METADATA_KEY, value=json.dumps(graph.to_dict(), sort_keys=True))
+            graphs[key] = replace(graph, weights_bytes=traced[key].weights_bytes, scratch=traced[key].scratch)
+            traced[key].model.metadata_props.add(key=METADATA_KEY, value=json.dumps(graphs[key].to_dict(), sort_keys=True))
         progress("writing weights")
         store_constants(traced.values(), building / WEIGHTS_NAME)
         for key, graph in graphs.items():

@@ -12,6 +12,7 @@ from onnx import helper
 from torch import Tensor
 
 from wfvae.causal import OfflineClip, StreamChunk
+from wfvae.export.liveness import scratch_peaks
 from wfvae.export.symbolic import Length, Size
 from wfvae.export.tracer import ONNX_TYPES, Traced, Tracer
 from wfvae.manifest import STEP, GraphSpec, TensorSpec, state_input, state_output
@@ -28,6 +29,13 @@ class TracedGraph:
 
     model: onnx.ModelProto
     constants: Mapping[str, Tensor]
+    scratch: tuple[tuple[tuple[int | str, ...], ...], ...]
+    """See `GraphSpec.scratch`."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all constants."""
+        return sum(tensor.nbytes for tensor in self.constants.values())
 
 
 def trace(model: WFVAE, graph: GraphSpec, mean_only: bool, size: tuple[int, int] | None, opset: int) -> TracedGraph:
@@ -55,6 +63,7 @@ def trace(model: WFVAE, graph: GraphSpec, mean_only: bool, size: tuple[int, int]
         wanted = _resolve(spec.shape, sizes)
         if value.shape != wanted or value.dtype != getattr(torch, spec.dtype):
             raise AssertionError(f"the network gives {name} as {value.shape} {value.dtype}, but its specification says {wanted} {spec.dtype}")
+    scratch = scratch_peaks(tracer.nodes, tracer.bytes, [value.name for value in results])
     _name_outputs(tracer, results, names)
     shapes = {t.name: t.shape for t in (*graph.inputs, *graph.outputs)}
     shapes |= {io(s.name): s.shape for s in graph.states for io in (state_input, state_output)}
@@ -65,7 +74,7 @@ def trace(model: WFVAE, graph: GraphSpec, mean_only: bool, size: tuple[int, int]
     proto = helper.make_model(
         onnx_graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=_IR_VERSIONS[opset], producer_name="wfvae", producer_version=""
     )
-    return TracedGraph(proto, tracer.constants)
+    return TracedGraph(proto, tracer.constants, scratch)
 
 
 def _run(

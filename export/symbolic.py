@@ -6,6 +6,7 @@ traced. What cannot be decided for all values raises `StreamingError` instead of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import reduce
 
@@ -40,6 +41,10 @@ class Size:
     def complexity(self) -> int:
         """Operations that computing it from its symbols takes."""
         return sum(len(monomial) + (factor != 1) for monomial, factor in self.terms.items())
+
+    def at(self, values: Mapping[str, int]) -> int:
+        """The value for given symbols."""
+        return sum(factor * math.prod(values[symbol] for symbol in monomial) for monomial, factor in self.terms.items())
 
     def __add__(self, other: int | Size) -> Size:
         terms = dict(self.terms)

@@ -185,6 +185,8 @@ class Tracer(TorchFunctionMode):
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Tensor] = {}
         """Initializers by name; those that are the module's weights refer to its memory."""
+        self.bytes: dict[str, Size] = {}
+        """Size of every tensor that a node makes."""
         self.inputs: list[Traced] = []
         self._seen: dict[Any, Traced] = {}
         self._counts: dict[str, int] = {}
@@ -227,6 +229,7 @@ class Tracer(TorchFunctionMode):
             name = f"{stem}_{count}"
             self.nodes.append(helper.make_node(operator, [value.name for value in inputs], [name], name=name, **attributes))
             self._seen[key] = Traced(self, name, shape, dtype)
+            self.bytes[name] = product(self._seen[key].shape) * dtype.itemsize
         return self._seen[key]
 
     def binary(self, operator: str, left: Any, right: Any, dtype: torch.dtype | None = None) -> Traced:

@@ -49,6 +49,11 @@ class GraphSpec:
     """Without the state tensors."""
     outputs: tuple[TensorSpec, ...]
     """Without the state tensors."""
+    weights_bytes: int = 0
+    """Bytes of the weights that this graph reads."""
+    scratch: tuple[tuple[tuple[int | str, ...], ...], ...] = ()
+    """Bytes of activations alive at once: the largest of these sums of products. Each product is a factor and symbols among
+    batch, latents, height/8, width/8."""
 
     @property
     def direction(self) -> Direction:
@@ -78,6 +83,8 @@ class GraphSpec:
             "drain": stream.needs_drain,
             "inputs": [tensor.to_dict() for tensor in self.inputs],
             "outputs": [tensor.to_dict() for tensor in self.outputs],
+            "weights_bytes": self.weights_bytes,
+            "scratch_bytes": [[list(term) for term in peak] for peak in self.scratch],
             "states": [{**state.to_dict(), "input": state_input(state.name), "output": state_output(state.name)} for state in self.states],
         }
 
@@ -86,7 +93,8 @@ class GraphSpec:
         states = tuple(StateSpec.from_dict(state) for state in data["states"])
         stream = StreamSpec(data["direction"], int(data["ratio"]), int(data["delay_frames"]), states)
         inputs, outputs = (tuple(TensorSpec.from_dict(tensor) for tensor in data[key]) for key in ("inputs", "outputs"))
-        return cls(str(data["file"]), str(data["kind"]), stream, inputs, outputs)
+        scratch = tuple(tuple(tuple(term) for term in peak) for peak in data["scratch_bytes"])
+        return cls(str(data["file"]), str(data["kind"]), stream, inputs, outputs, int(data["weights_bytes"]), scratch)
 
 
 def state_input(name: str) -> str:

@@ -1,0 +1,229 @@
+"""An opened bundle: streams, pools, whole arrays and whole files through its graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wfvae.errors import BundleError, InputError
+from wfvae.manifest import Manifest
+from wfvae.plan import padded_size, video_frames
+from wfvae.runtime.backend import Backend, DirectSession, FloatArray, StepSession
+from wfvae.runtime.feed import DecoderFeed, EncoderFeed, PixelType
+from wfvae.runtime.memory import MemoryPlan, plan_memory
+from wfvae.runtime.pixels import Frames
+from wfvae.runtime.pool import StreamPool
+from wfvae.runtime.snapshot import Snapshot
+from wfvae.runtime.stream import DecoderStream, EncoderStream
+from wfvae.streamspec import Direction
+
+if TYPE_CHECKING:
+    from wfvae.runtime.transcode import Report
+
+DEFAULT_CHUNK = 4
+"""Latents per step. More amortise a step's overhead and cost memory; results do not depend on it."""
+
+BACKENDS = ("auto", "onnxruntime")
+
+
+def open_bundle(
+    path: str | Path,
+    backend: str = "auto",
+    *,
+    provider: str = "auto",
+    device_id: int = 0,
+    threads: int | None = None,
+    tf32: bool = False,
+    memory_limit: int | None = None,
+    verify: bool = True,
+) -> Bundle:
+    """Opens a bundle.
+
+    Args:
+        path: the bundle's directory.
+        backend: `onnxruntime`, or `auto`.
+        provider: ONNX Runtime's `cpu` or `cuda`; `auto` takes CUDA where this build of ONNX Runtime has it.
+        device_id: which GPU.
+        threads: CPU threads; None takes all cores.
+        tf32: let CUDA round fp32 products to TF32.
+        memory_limit: bytes; a stream that would not fit is refused with the number before anything is allocated.
+        verify: check the hash of every file (reads the weights once).
+
+    Raises:
+        BundleError: the bundle is missing, damaged or changed, or cannot run here.
+    """
+    if backend not in BACKENDS:
+        raise BundleError(f"backend is {backend!r}; this version has {', '.join(BACKENDS)}")
+    path = Path(path)
+    manifest = Manifest.read(path)
+    if verify:
+        manifest.verify_files(path)
+    from wfvae.runtime.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeOptions
+
+    options = OnnxRuntimeOptions(provider=provider, device_id=device_id, threads=threads, tf32=tf32)
+    return Bundle(path, manifest, OnnxRuntimeBackend(path, options), memory_limit)
+
+
+class Bundle:
+    """An opened bundle. Its methods may be called from several threads; the streams they return belong to one thread each."""
+
+    def __init__(self, path: Path, manifest: Manifest, backend: Backend, memory_limit: int | None = None) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.backend = backend
+        self.memory_limit = memory_limit
+        self._steps: dict[Direction, StepSession] = {}
+        self._directs: dict[Direction, DirectSession] = {}
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Releases the sessions. Streams that are still open keep theirs."""
+        self._steps.clear()
+        self._directs.clear()
+
+    @property
+    def identity(self) -> str:
+        """The bundle's hash, which latents and snapshots name."""
+        return self.manifest.identity
+
+    @property
+    def ratio(self) -> int:
+        """Video frames per latent."""
+        return self.manifest.graphs["encoder"].stream.ratio
+
+    # Streams ----------------------------------------------------------------------------------------------------------------
+
+    def encoder(self, *, height: int, width: int, chunk: int = DEFAULT_CHUNK) -> EncoderStream:
+        """Opens a stream for video of height x width (any size >= 1x1), advancing by at most `chunk` latents per step."""
+        self._admit("encoder", height, width, 1, chunk)
+        feed = EncoderFeed(self.manifest.graphs["encoder"], height, width)
+        return EncoderStream(self.step_session("encoder"), feed, chunk, self.identity)
+
+    def decoder(
+        self, *, height: int, width: int, frames: int | None = None, chunk: int = DEFAULT_CHUNK, pixels: PixelType = "uint8"
+    ) -> DecoderStream:
+        """Opens a stream that gives video of height x width.
+
+        Args:
+            frames: the video's true T, if known; else it is 1 + r n, or what `finish(frames=T)` says.
+            pixels: `uint8`, or `float32` in about [-1, 1], not clamped.
+        """
+        self._admit("decoder", height, width, 1, chunk)
+        feed = DecoderFeed(self.manifest.graphs["decoder"], height, width, frames, pixels)
+        return DecoderStream(self.step_session("decoder"), feed, chunk, self.identity)
+
+    def encoder_pool(self, *, height: int, width: int, rows: int, chunk: int = DEFAULT_CHUNK) -> StreamPool[EncoderFeed]:
+        """A pool that encodes unrelated videos of one size, `rows` at a time."""
+        self._admit("encoder", height, width, rows, chunk)
+        graph = self.manifest.graphs["encoder"]
+        return StreamPool(self.step_session("encoder"), height, width, rows, chunk, lambda: EncoderFeed(graph, height, width))
+
+    def decoder_pool(self, *, height: int, width: int, rows: int, chunk: int = DEFAULT_CHUNK) -> StreamPool[DecoderFeed]:
+        """A pool that decodes unrelated latents of one size, `rows` at a time."""
+        self._admit("decoder", height, width, rows, chunk)
+        graph = self.manifest.graphs["decoder"]
+
+        def new_feed(frames: int | None = None, pixels: PixelType = "uint8") -> DecoderFeed:
+            return DecoderFeed(graph, height, width, frames, pixels)
+
+        return StreamPool(self.step_session("decoder"), height, width, rows, chunk, new_feed)
+
+    def restore(self, snapshot: bytes | str | Path, *, chunk: int = DEFAULT_CHUNK) -> EncoderStream | DecoderStream:
+        """Opens the stream that a snapshot (its bytes, or its file) was taken of."""
+        content = Snapshot.from_bytes(snapshot) if isinstance(snapshot, bytes) else Snapshot.read(snapshot)
+        open_stream: Callable[..., EncoderStream | DecoderStream] = self.encoder if content.direction == "encoder" else self.decoder
+        stream = open_stream(height=content.height, width=content.width, chunk=chunk)
+        stream.restore(content)
+        return stream
+
+    # Whole arrays and files -------------------------------------------------------------------------------------------------
+
+    def encode(self, frames: Frames, *, chunk: int = DEFAULT_CHUNK) -> FloatArray:
+        """Latents (1 + ceil((T-1)/r), D, h, w) float32 of a video (T, H, W, 3), uint8 or floating point in [-1, 1], T >= 1."""
+        array = np.asarray(frames)
+        if array.ndim != 4:
+            raise InputError(f"frames have shape {array.shape}; expected (T, H, W, 3)")
+        with self.encoder(height=array.shape[1], width=array.shape[2], chunk=chunk) as stream:
+            return np.concatenate([stream.push(array), stream.finish()])
+
+    def decode(
+        self,
+        latents: FloatArray,
+        *,
+        frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        chunk: int = DEFAULT_CHUNK,
+        pixels: PixelType = "uint8",
+    ) -> Frames:
+        """Video (T, H, W, 3) of unscaled latents (t, D, h, w). T, H, W default to the most that the latents hold."""
+        array = np.asarray(latents)
+        if array.ndim != 4:
+            raise InputError(f"latents have shape {array.shape}; expected (t, D, h, w)")
+        frames = frames if frames is not None or not len(array) else video_frames(len(array), self.ratio)
+        size = {"height": height or 8 * array.shape[2], "width": width or 8 * array.shape[3]}
+        with self.decoder(**size, frames=frames, chunk=chunk, pixels=pixels) as stream:
+            result: Frames = np.concatenate([stream.push(array), stream.finish()])
+            return result
+
+    def encode_video(self, video: str | Path, latents: str | Path, **options: Any) -> Report:
+        """Encodes a video file, directory of images or pipe to a latents file. See `wfvae.runtime.transcode.encode_video`."""
+        from wfvae.runtime.transcode import encode_video
+
+        return encode_video(self, video, latents, **options)
+
+    def decode_video(self, latents: str | Path, video: str | Path, **options: Any) -> Report:
+        """Decodes a latents file to a video. See `wfvae.runtime.transcode.decode_video`."""
+        from wfvae.runtime.transcode import decode_video
+
+        return decode_video(self, latents, video, **options)
+
+    def reconstruct_video(self, video: str | Path, out: str | Path, **options: Any) -> Report:
+        """Encodes and decodes a video in one pass. See `wfvae.runtime.transcode.reconstruct_video`."""
+        from wfvae.runtime.transcode import reconstruct_video
+
+        return reconstruct_video(self, video, out, **options)
+
+    # Facts ------------------------------------------------------------------------------------------------------------------
+
+    def plan(self, direction: Direction, *, height: int, width: int, streams: int = 1, chunk: int = DEFAULT_CHUNK) -> MemoryPlan:
+        """Bytes that streams would hold, before anything is allocated."""
+        return plan_memory(self.manifest, direction, height, width, streams, chunk)
+
+    def step_session(self, direction: Direction) -> StepSession:
+        """The session of a direction's step graph, opened at first use and shared by all streams."""
+        if direction not in self._steps:
+            self._steps[direction] = self.backend.open_step(self.manifest.graphs[direction])
+        return self._steps[direction]
+
+    def direct_session(self, direction: Direction) -> DirectSession:
+        """The session of a direction's whole-clip graph. Raises `BundleError` if the bundle has none."""
+        key = f"{direction}.direct"
+        if key not in self.manifest.graphs:
+            raise BundleError(f"the bundle has no {key} graph; export it with --direct")
+        if direction not in self._directs:
+            self._directs[direction] = self.backend.open_direct(self.manifest.graphs[key])
+        return self._directs[direction]
+
+    def _admit(self, direction: Direction, height: int, width: int, streams: int, chunk: int) -> None:
+        """Refuses what can't run or would not fit, before anything is allocated."""
+        if chunk < 1:
+            raise InputError(f"chunk is {chunk}; expected at least 1 latent per step")
+        size = padded_size(height, width)
+        fixed = self.manifest.size
+        if fixed is not None and size != fixed:
+            raise InputError(
+                f"this bundle was exported for {fixed[0]}x{fixed[1]} only, and the video is {height}x{width}; "
+                "export another one with --size, or --size dynamic"
+            )
+        if self.memory_limit is not None:
+            self.plan(direction, height=height, width=width, streams=streams, chunk=chunk).require(self.memory_limit)

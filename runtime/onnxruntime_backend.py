@@ -1,0 +1,223 @@
+"""ONNX Runtime as backend, on the CPU or CUDA provider. State stays on the device and is never copied between steps."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from wfvae.errors import BundleError, ResourceError
+from wfvae.manifest import GraphSpec, state_input, state_output
+from wfvae.runtime.backend import Array, BoolArray, FloatArray, StreamState, output_shape
+from wfvae.streamspec import StateSpec
+
+NUMPY_TYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "float64": np.float64, "int32": np.int32}
+_ONNX_BFLOAT16 = 16
+_SEVERITY_ERROR = 3
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeOptions:
+    """How ONNX Runtime is set up."""
+
+    provider: str = "auto"
+    """`cpu`, `cuda`, or `auto`: CUDA where this build of ONNX Runtime has it, else the CPU."""
+    device_id: int = 0
+    """Which GPU."""
+    threads: int | None = None
+    """Threads that one operator uses; None lets ONNX Runtime take all cores."""
+    tf32: bool = False
+    """Let CUDA round fp32 products to TF32: faster, and no longer fp32."""
+    optimized: bool = True
+    """Graph optimisations. Verification turns them off to see every tensor."""
+
+
+class OnnxRuntimeState:
+    """State of a batch of streams as two sets of ONNX Runtime tensors on the session's device."""
+
+    def __init__(self, session: OnnxRuntimeStep, batch: int, height: int, width: int) -> None:
+        self.batch, self.height, self.width = batch, height, width
+        self.specs = session.graph.states
+        self._device = session.device
+        # Two buffers per tensor: a step reads one and writes the other, and then they change roles.
+        self._buffers = tuple({spec.name: self._allocate(spec) for spec in self.specs} for _ in range(2))
+        self._bindings = tuple(session.bind_state(self._buffers[k], self._buffers[1 - k]) for k in range(2))
+        self._current = 0
+
+    @property
+    def binding(self) -> Any:
+        """The binding that reads the current state and writes the other buffers."""
+        return self._bindings[self._current]
+
+    def swap(self) -> None:
+        """Makes what the last step wrote the current state."""
+        self._current = 1 - self._current
+
+    def read(self) -> dict[str, Array]:
+        return {spec.name: _to_numpy(self._buffers[self._current][spec.name], spec) for spec in self.specs}
+
+    def write(self, tensors: Mapping[str, Array]) -> None:
+        for spec in self.specs:
+            _fill(self._buffers[self._current][spec.name], tensors[spec.name], spec)
+
+    def _allocate(self, spec: StateSpec) -> Any:
+        shape = spec.resolve(self.batch, self.height, self.width)
+        try:
+            if spec.dtype in NUMPY_TYPES:
+                filled = np.full(shape, spec.initial_value, NUMPY_TYPES[spec.dtype])
+                return ort.OrtValue.ortvalue_from_numpy(filled, *self._device)
+            return ort.OrtValue.ortvalue_from_shape_and_type(shape, _ONNX_BFLOAT16, *self._device)
+        except (RuntimeError, MemoryError) as error:
+            megabytes = math.prod(shape) * 4 / 2**20
+            raise ResourceError(
+                f"no memory for the state of {self.batch} streams of {self.height}x{self.width} (failed at {spec.name}, {megabytes:.0f} MB); "
+                "use a smaller size, fewer streams, or another device"
+            ) from error
+
+
+class OnnxRuntimeStep:
+    """A step graph in ONNX Runtime. Thread-safe: ONNX Runtime runs one session from many threads, and a state belongs to its caller."""
+
+    def __init__(self, graph: GraphSpec, session: Any, device: tuple[str, int]) -> None:
+        self.graph = graph
+        self.device = device
+        self._session = session
+        self._x = graph.inputs[0].name
+        self._output = graph.outputs[0].name
+
+    def new_state(self, batch: int, height: int, width: int) -> OnnxRuntimeState:
+        return OnnxRuntimeState(self, batch, height, width)
+
+    def bind_state(self, current: Mapping[str, Any], following: Mapping[str, Any]) -> Any:
+        """A binding with all state inputs and outputs set, once for all steps."""
+        binding = self._session.io_binding()
+        for spec in self.graph.states:
+            binding.bind_ortvalue_input(state_input(spec.name), current[spec.name])
+            binding.bind_ortvalue_output(state_output(spec.name), following[spec.name])
+        return binding
+
+    def step(self, state: StreamState, x: FloatArray, start: BoolArray, end: BoolArray) -> FloatArray:
+        assert isinstance(state, OnnxRuntimeState)
+        result = np.empty(output_shape(self.graph, x), np.float32)
+        binding = state.binding
+        binding.bind_cpu_input(self._x, np.ascontiguousarray(x))
+        binding.bind_cpu_input("start", start)
+        if self.graph.has_end:
+            binding.bind_cpu_input("end", end)
+        binding.bind_output(self._output, "cpu", 0, np.float32, result.shape, result.ctypes.data)
+        _run(lambda: self._session.run_with_iobinding(binding), self.graph, x)
+        state.swap()
+        return result
+
+
+class OnnxRuntimeDirect:
+    """A direct graph in ONNX Runtime."""
+
+    def __init__(self, graph: GraphSpec, session: Any) -> None:
+        self._graph, self._session = graph, session
+
+    def run(self, x: FloatArray) -> FloatArray:
+        feeds = {self._graph.inputs[0].name: np.ascontiguousarray(x)}
+        result: FloatArray = _run(lambda: self._session.run(None, feeds), self._graph, x)[0]
+        return result
+
+
+class OnnxRuntimeBackend:
+    """Opens a bundle's graphs in ONNX Runtime."""
+
+    def __init__(self, bundle: Path, options: OnnxRuntimeOptions) -> None:
+        self._bundle = bundle
+        self._options = options
+        self._provider = _choose_provider(options.provider)
+
+    def describe(self) -> dict[str, str]:
+        details = {"name": "onnxruntime", "version": ort.__version__, "provider": self._provider}
+        if self._provider == "CUDAExecutionProvider":
+            details |= {"device": f"cuda:{self._options.device_id}", "tf32": str(self._options.tf32).lower()}
+        else:
+            details |= {"device": "cpu", "threads": str(self._options.threads or "all")}
+        return details
+
+    def open_step(self, graph: GraphSpec) -> OnnxRuntimeStep:
+        cuda = self._provider == "CUDAExecutionProvider"
+        return OnnxRuntimeStep(graph, self._session(graph), ("cuda", self._options.device_id) if cuda else ("cpu", 0))
+
+    def open_direct(self, graph: GraphSpec) -> OnnxRuntimeDirect:
+        return OnnxRuntimeDirect(graph, self._session(graph))
+
+    def _session(self, graph: GraphSpec) -> Any:
+        options = ort.SessionOptions()
+        options.log_severity_level = _SEVERITY_ERROR
+        # Chunks of several lengths share a session; a memory pattern would be planned anew for each and kept.
+        options.enable_mem_pattern = False
+        if self._options.threads is not None:
+            options.intra_op_num_threads = self._options.threads
+        if not self._options.optimized:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            return ort.InferenceSession(str(self._bundle / graph.file), options, providers=self._providers())
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
+            raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {graph.file}: {_one_line(error)}") from error
+
+    def _providers(self) -> Sequence[Any]:
+        if self._provider != "CUDAExecutionProvider":
+            return [self._provider]
+        # A fixed algorithm choice: an exhaustive search is slow at first and may choose differently in each process.
+        settings = {"device_id": self._options.device_id, "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": int(self._options.tf32)}
+        return [(self._provider, settings), "CPUExecutionProvider"]
+
+
+def _choose_provider(wanted: str) -> str:
+    available = ort.get_available_providers()
+    names = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+    if wanted == "auto":
+        return names["cuda"] if names["cuda"] in available else names["cpu"]
+    if wanted not in names:
+        raise BundleError(f"provider is {wanted!r}; expected cpu, cuda or auto")
+    if names[wanted] not in available:
+        raise BundleError(f"this ONNX Runtime has no CUDA provider; install onnxruntime-gpu (see README), or use provider cpu; it has {available}")
+    return names[wanted]
+
+
+def _run(call: Any, graph: GraphSpec, x: FloatArray) -> Any:
+    try:
+        return call()
+    except Exception as error:
+        text = _one_line(error)
+        where = f"{graph.file} failed on an input of shape {x.shape}"
+        if "alloc" in text.lower() or "memory" in text.lower():
+            raise ResourceError(f"{where}: out of memory; use a smaller chunk, size or batch ({text})") from error
+        raise BundleError(f"{where}: {text}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _to_numpy(value: Any, spec: StateSpec) -> Array:
+    if spec.dtype in NUMPY_TYPES:
+        array: Array = np.array(value.numpy())
+        return array
+    return _bfloat16_bits(value).copy()
+
+
+def _fill(value: Any, array: Array, spec: StateSpec) -> None:
+    if spec.dtype in NUMPY_TYPES:
+        value.update_inplace(np.ascontiguousarray(array))
+    else:
+        _bfloat16_bits(value)[...] = array
+
+
+def _bfloat16_bits(value: Any) -> Array:
+    """A view of a bfloat16 tensor's memory; numpy has no such type."""
+    if value.device_name() != "cpu":
+        raise BundleError("the state of a bf16 bundle on a GPU can't be saved or moved between batches yet; use fp16 or fp32 for that")
+    shape = tuple(value.shape())
+    buffer = (ctypes.c_uint16 * math.prod(shape)).from_address(value.data_ptr())
+    return np.ctypeslib.as_array(buffer).reshape(shape)
