@@ -115,13 +115,15 @@ class StreamPool(Generic[F]):
         streams = {key: self.open() for key in sources}
         keys = {id(stream): key for key, stream in streams.items()}
         while streams:
-            for key, iterator in list(iterators.items()):
-                while key in iterators and not streams[key].runnable:
+            for key, stream in list(streams.items()):
+                while not stream.runnable and not stream.finished:
                     try:
-                        streams[key].push(next(iterator))
+                        stream.push(next(iterators[key]))
                     except StopIteration:
-                        streams[key].finish()
-                        del iterators[key]
+                        stream.finish()
+                if stream.finished:  # its source ended where a step had ended, too
+                    self.drop(stream)
+                    del streams[key]
             for stream, result in self.step().items():
                 if len(result):
                     yield keys[id(stream)], result
