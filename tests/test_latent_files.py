@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from wfvae.errors import LatentsError, WFVAEError
-from wfvae.runtime.latent_files import SUFFIXES, LatentsInfo, open_latents, open_latents_writer
+from wfvae.runtime.latents.latent_files import SUFFIXES, LatentsInfo, open_latents, open_latents_writer
 
 INFO = LatentsInfo(
     frames=None,
@@ -169,7 +169,7 @@ def test_resume_without_a_store_begins_one_and_refuses_other_settings(tmp_path: 
 KILLED = """
 import sys, numpy as np
 from fractions import Fraction
-from wfvae.runtime.latent_files import LatentsInfo, open_latents_writer
+from wfvae.runtime.latents.latent_files import LatentsInfo, open_latents_writer
 info = LatentsInfo(None, 30, 41, 32, 48, Fraction(24), "mean", 4)
 with open_latents_writer(sys.argv[1], info, chunk_latents=3) as writer:
     for index in range(100000):

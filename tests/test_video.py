@@ -25,12 +25,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wfvae.errors import InputError, MediaError, ResourceError, WFVAEError
-from wfvae.runtime.cut_short import missing_bytes
-from wfvae.runtime.image_folder import natural_key
-from wfvae.runtime.segmented_writer import SegmentedVideoWriter
-from wfvae.runtime.video_info import OutputVideo, RawVideo, VideoInfo
-from wfvae.runtime.video_reader import open_video
-from wfvae.runtime.video_writer import open_video_writer
+from wfvae.runtime.media.cut_short import missing_bytes
+from wfvae.runtime.media.image_folder import natural_key
+from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
+from wfvae.runtime.media.video_info import OutputVideo, RawVideo, VideoInfo
+from wfvae.runtime.media.video_reader import open_video
+from wfvae.runtime.media.video_writer import open_video_writer
 
 Array = npt.NDArray[np.uint8]
 FPS = Fraction(24)
@@ -494,9 +494,9 @@ class Unseekable(io.BytesIO):
 
 
 COPY = """
-from wfvae.runtime.video_reader import open_video
-from wfvae.runtime.video_writer import open_video_writer
-from wfvae.runtime.video_info import OutputVideo
+from wfvae.runtime.media.video_reader import open_video
+from wfvae.runtime.media.video_writer import open_video_writer
+from wfvae.runtime.media.video_info import OutputVideo
 import sys
 with open_video("-") as reader, open_video_writer("-", OutputVideo.like(reader.info), container=sys.argv[1]) as writer:
     for frame, time in reader.frames_with_times():
@@ -747,8 +747,8 @@ def test_an_interrupted_run_gives_the_bytes_of_an_uninterrupted_one(
 RUN_SEGMENTS = """
 import sys, numpy as np
 from fractions import Fraction
-from wfvae.runtime.video_info import OutputVideo
-from wfvae.runtime.segmented_writer import SegmentedVideoWriter
+from wfvae.runtime.media.video_info import OutputVideo
+from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 t, y, x = np.ogrid[:96, :48, :64]
 frames = np.stack(np.broadcast_arrays(t * 2 + x, t + y, 255 - t + 0 * x), -1).astype(np.uint8)
 with SegmentedVideoWriter.open(sys.argv[1], OutputVideo(64, 48, Fraction(24)), segment_frames=4, resume=True) as writer:
@@ -785,7 +785,7 @@ def test_joining_can_be_repeated_after_it_failed(tmp_path: Path, monkeypatch: py
     with SegmentedVideoWriter.open(path, video, segment_frames=8) as writer:
         writer.write(frames)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("wfvae.runtime.segmented_writer.commit", interrupt_for("v.mp4"))
+            patch.setattr("wfvae.runtime.media.segmented_writer.commit", interrupt_for("v.mp4"))
             writer.finish()
     assert os.listdir(tmp_path) == ["v.mp4.partial"]
     with SegmentedVideoWriter.open(path, video, segment_frames=8, resume=True) as writer:
@@ -796,7 +796,7 @@ def test_joining_can_be_repeated_after_it_failed(tmp_path: Path, monkeypatch: py
 
 
 def interrupt_for(name: str) -> Any:
-    from wfvae.runtime.video_writer import commit
+    from wfvae.runtime.media.video_writer import commit
 
     def interrupted(partial: Path, path: Path) -> None:
         if path.name == name:

@@ -9,9 +9,9 @@ from typing import BinaryIO
 import numpy as np
 
 from wfvae.errors import MediaError
-from wfvae.runtime.media_failures import reported
-from wfvae.runtime.video_color import RGBArray
-from wfvae.runtime.video_info import RawVideo, VideoInfo
+from wfvae.runtime.media.media_failures import reported
+from wfvae.runtime.media.video_color import RGBArray
+from wfvae.runtime.media.video_info import RawVideo, VideoInfo
 
 
 class RawSource:

@@ -20,11 +20,11 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from wfvae.errors import MediaError
-from wfvae.runtime.container_source import ContainerSource
-from wfvae.runtime.image_folder import ImageSource
-from wfvae.runtime.raw_source import RawSource
-from wfvae.runtime.video_color import RGBArray
-from wfvae.runtime.video_info import RawVideo, VideoInfo
+from wfvae.runtime.media.container_source import ContainerSource
+from wfvae.runtime.media.image_folder import ImageSource
+from wfvae.runtime.media.raw_source import RawSource
+from wfvae.runtime.media.video_color import RGBArray
+from wfvae.runtime.media.video_info import RawVideo, VideoInfo
 
 PIPE = "-"
 IMAGES_FPS = Fraction(24)

@@ -13,8 +13,8 @@ from typing import Any
 from av.stream import Discard
 
 from wfvae.errors import MediaError
-from wfvae.runtime.container_source import open_container, start_of
-from wfvae.runtime.media_failures import Failure, describe
+from wfvae.runtime.media.container_source import open_container, start_of
+from wfvae.runtime.media.media_failures import Failure, describe
 
 
 class AudioCopy:

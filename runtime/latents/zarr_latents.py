@@ -21,9 +21,9 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, WrapperStore
 
 from wfvae.errors import LatentsError
-from wfvae.runtime.clip_latents import TENSOR, file_error
-from wfvae.runtime.latents_info import DTYPES, FORMAT, Latents, LatentsInfo, checked_latents
-from wfvae.runtime.media_failures import reason
+from wfvae.runtime.latents.clip_latents import TENSOR, file_error
+from wfvae.runtime.latents.latents_info import DTYPES, FORMAT, Latents, LatentsInfo, checked_latents
+from wfvae.runtime.media.media_failures import reason
 
 ATTRIBUTE = "wfvae"
 METADATA_FILE = "zarr.json"

@@ -19,8 +19,8 @@ from numpy.lib import format as npy_format
 from safetensors import SafetensorError, safe_open
 
 from wfvae.errors import LatentsError, ResourceError
-from wfvae.runtime.latents_info import Latents, LatentsInfo, checked_latents, info_from_text
-from wfvae.runtime.media_failures import NO_SPACE, reason
+from wfvae.runtime.latents.latents_info import Latents, LatentsInfo, checked_latents, info_from_text
+from wfvae.runtime.media.media_failures import NO_SPACE, reason
 
 TENSOR = "latents"
 METADATA_KEY = "wfvae"

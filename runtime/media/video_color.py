@@ -16,7 +16,7 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from wfvae.errors import MediaError
-from wfvae.runtime.video_info import ColorRange as RangeName
+from wfvae.runtime.media.video_info import ColorRange as RangeName
 
 RGBArray = npt.NDArray[np.uint8]
 

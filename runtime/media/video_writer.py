@@ -22,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import MediaError, ResourceError
-from wfvae.runtime.audio_copy import AudioCopy
-from wfvae.runtime.gif_encoder import GIFEncoder
-from wfvae.runtime.image_folder import DEFAULT_PATTERN, PNGFolder
-from wfvae.runtime.media_failures import Failure, reported
-from wfvae.runtime.video_color import RGBArray
-from wfvae.runtime.video_encoder import (
+from wfvae.runtime.media.audio_copy import AudioCopy
+from wfvae.runtime.media.gif_encoder import GIFEncoder
+from wfvae.runtime.media.image_folder import DEFAULT_PATTERN, PNGFolder
+from wfvae.runtime.media.media_failures import Failure, reported
+from wfvae.runtime.media.video_color import RGBArray
+from wfvae.runtime.media.video_encoder import (
     Clock,
     EncoderPlan,
     StreamEncoder,
@@ -37,7 +37,7 @@ from wfvae.runtime.video_encoder import (
     muxer_for,
     open_output,
 )
-from wfvae.runtime.video_info import OutputVideo
+from wfvae.runtime.media.video_info import OutputVideo
 
 PIPE = "-"
 RAW = "rawvideo"

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from wfvae.errors import LatentsError
-from wfvae.runtime.clip_latents import NPYStore, NPYWriter, SafetensorsStore, SafetensorsWriter
-from wfvae.runtime.latents_info import FORMAT, Latents, LatentsInfo, check_finite
-from wfvae.runtime.zarr_latents import DEFAULT_CHUNK, ZarrStore, ZarrWriter
+from wfvae.runtime.latents.clip_latents import NPYStore, NPYWriter, SafetensorsStore, SafetensorsWriter
+from wfvae.runtime.latents.latents_info import FORMAT, Latents, LatentsInfo, check_finite
+from wfvae.runtime.latents.zarr_latents import DEFAULT_CHUNK, ZarrStore, ZarrWriter
 
 __all__ = ["FORMAT", "SUFFIXES", "Latents", "LatentsInfo", "LatentsReader", "LatentsWriter", "open_latents", "open_latents_writer"]
 

@@ -30,9 +30,9 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import MediaError
-from wfvae.runtime.audio_copy import AudioCopy
-from wfvae.runtime.media_failures import Failure, reported
-from wfvae.runtime.video_encoder import (
+from wfvae.runtime.media.audio_copy import AudioCopy
+from wfvae.runtime.media.media_failures import Failure, reported
+from wfvae.runtime.media.video_encoder import (
     Clock,
     EncoderPlan,
     StreamEncoder,
@@ -42,8 +42,8 @@ from wfvae.runtime.video_encoder import (
     muxer_for,
     open_output,
 )
-from wfvae.runtime.video_info import OutputVideo
-from wfvae.runtime.video_writer import FASTSTART, RAW, check_destination, commit, partial_name
+from wfvae.runtime.media.video_info import OutputVideo
+from wfvae.runtime.media.video_writer import FASTSTART, RAW, check_destination, commit, partial_name
 
 PLAN_FILE = "plan.json"
 PLAN_VERSION = "wfvae-segments/1"

@@ -1,0 +1,1 @@
+"""Latents on disk: safetensors and npy for clips, Zarr for streams without end."""

@@ -1,0 +1,1 @@
+"""Video in and out: containers, image directories and pipes, through PyAV."""

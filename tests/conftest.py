@@ -1,0 +1,66 @@
+"""Shared by all tests: where the reference data is, and small models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from wfvae.model import WFVAE
+
+# Before torch is imported. The models are tiny: a second thread gains nothing, and on a busy machine the two wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("wfvae", deadline=None, max_examples=40)
+settings.load_profile("wfvae")
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> Path:
+    """The folder of the published model's checkpoints and outputs, one subfolder each."""
+    return Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def reference_model(reference_dir: Path) -> Callable[..., WFVAE]:
+    """`reference_model(name, dtype=float32)`: a fixture's model. Models hold no state, so tests share them; do not change one."""
+
+    @cache
+    def load(name: str, dtype: torch.dtype | None = None) -> WFVAE:
+        import torch
+
+        from wfvae.model import WFVAE
+
+        return WFVAE.from_pretrained(reference_dir / name, dtype=dtype or torch.float32).requires_grad_(False)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Callable[..., WFVAE]:
+    """`small_model(**config)`: a new model of a few thousand weights, random but always the same."""
+
+    def build(dtype: torch.dtype | None = None, **overrides: Any) -> WFVAE:
+        import torch
+
+        from wfvae.config import WFVAEConfig
+        from wfvae.model import WFVAE
+
+        widths = {"base_channels": 8, "encoder_energy_flow_hidden_size": 8, "decoder_energy_flow_hidden_size": 8}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = WFVAE(WFVAEConfig(**{**widths, **overrides}))
+            with torch.no_grad():  # norms begin as the identity, which would hide a wrong one
+                for parameter in model.parameters():
+                    if parameter.ndim == 1:
+                        parameter.add_(0.2 * torch.randn_like(parameter))
+        return model.to(dtype or torch.float32).eval()
+
+    return build
