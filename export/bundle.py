@@ -117,7 +117,9 @@ def export_bundle(
             shutil.rmtree(destination)
         building.replace(destination)
     except OSError as error:
-        raise BundleError(f"cannot write the bundle {destination}: {error.strerror or error}; check the disk's space and permissions") from error
+        raise BundleError(
+            f"cannot write the bundle {destination}: {error.strerror or error}; check the disk's space and permissions"
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return manifest

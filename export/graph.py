@@ -62,7 +62,9 @@ def trace(model: WFVAE, graph: GraphSpec, mean_only: bool, size: tuple[int, int]
     for value, spec, name in zip(results, expected, names, strict=True):
         wanted = _resolve(spec.shape, sizes)
         if value.shape != wanted or value.dtype != getattr(torch, spec.dtype):
-            raise AssertionError(f"the network gives {name} as {value.shape} {value.dtype}, but its specification says {wanted} {spec.dtype}")
+            raise AssertionError(
+                f"the network gives {name} as {value.shape} {value.dtype}, but its specification says {wanted} {spec.dtype}"
+            )
     scratch = scratch_peaks(tracer.nodes, tracer.bytes, [value.name for value in results])
     _name_outputs(tracer, results, names)
     shapes = {t.name: t.shape for t in (*graph.inputs, *graph.outputs)}
@@ -72,7 +74,11 @@ def trace(model: WFVAE, graph: GraphSpec, mean_only: bool, size: tuple[int, int]
     outputs_info = [_value_info(name, v.dtype, shapes[name], fixed) for name, v in zip(names, results, strict=True)]
     onnx_graph = helper.make_graph(tracer.nodes, "wfvae", inputs_info, outputs_info)
     proto = helper.make_model(
-        onnx_graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=_IR_VERSIONS[opset], producer_name="wfvae", producer_version=""
+        onnx_graph,
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=_IR_VERSIONS[opset],
+        producer_name="wfvae",
+        producer_version="",
     )
     return TracedGraph(proto, tracer.constants, scratch)
 

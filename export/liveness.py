@@ -15,7 +15,9 @@ _VIEWS = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Identity"})
 _PROBES = {"batch": (1, 4), "latents": (1, 2, 4, 16), "groups": (1, 4), "height/8": (4, 32, 128), "width/8": (4, 32, 128)}
 
 
-def scratch_peaks(nodes: Sequence[onnx.NodeProto], sizes: Mapping[str, Size], outputs: Sequence[str]) -> tuple[tuple[tuple[int | str, ...], ...], ...]:
+def scratch_peaks(
+    nodes: Sequence[onnx.NodeProto], sizes: Mapping[str, Size], outputs: Sequence[str]
+) -> tuple[tuple[tuple[int | str, ...], ...], ...]:
     """The sums of activation bytes that are largest at some clip size, each as products (factor, symbol, ...).
 
     Args:

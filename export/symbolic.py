@@ -145,7 +145,8 @@ class Size:
 
     def __repr__(self) -> str:
         parts = [
-            "*".join([*([str(factor)] if factor != 1 or not monomial else []), *monomial]) for monomial, factor in sorted(self.terms.items())
+            "*".join([*([str(factor)] if factor != 1 or not monomial else []), *monomial])
+            for monomial, factor in sorted(self.terms.items())
         ]
         return " + ".join(parts) or "0"
 

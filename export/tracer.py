@@ -346,7 +346,14 @@ def _flat(values: Any) -> Iterator[Any]:
 
 
 def _conv2d(
-    tracer: Tracer, x: Traced, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    tracer: Tracer,
+    x: Traced,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> Traced:
     strides, pads = ([pair] * 2 if isinstance(pair, int) else list(pair) for pair in (stride, padding))
     kernel = list(weight.shape[2:])
@@ -354,7 +361,9 @@ def _conv2d(
     height, width = ((x.shape[axis + 2] + (2 * pads[axis] - kernel[axis])) // strides[axis] + 1 for axis in (0, 1))
     shape = (x.shape[0], weight.shape[0], height, width)
     # Attributes are stated even where they equal the default: some parsers want them.
-    return tracer.emit("Conv", inputs, shape, x.dtype, kernel_shape=kernel, strides=strides, pads=[*pads, *pads], dilations=[1, 1], group=groups)
+    return tracer.emit(
+        "Conv", inputs, shape, x.dtype, kernel_shape=kernel, strides=strides, pads=[*pads, *pads], dilations=[1, 1], group=groups
+    )
 
 
 def _layer_norm(tracer: Tracer, x: Traced, normalized_shape: Any, weight: Tensor, bias: Tensor, eps: float) -> Traced:

@@ -241,8 +241,10 @@ class DecoderFeed:
     def absorb(self, output: FloatArray, drained: bool) -> Frames:
         self.started = True
         part, self._window = self._window.take(len(output), self._frames)
-        convert = to_uint8_frames if self._pixels == "uint8" else to_float_frames
-        return convert(output[part], self.height, self.width)
+        video: FloatArray = output[part]
+        if self._pixels == "uint8":
+            return to_uint8_frames(video, self.height, self.width)
+        return to_float_frames(video, self.height, self.width)
 
     def empty(self) -> Frames:
         return np.empty((0, self.height, self.width, 3), np.uint8 if self._pixels == "uint8" else np.float32)

@@ -181,7 +181,9 @@ def _choose_provider(wanted: str) -> str:
     if wanted not in names:
         raise BundleError(f"provider is {wanted!r}; expected cpu, cuda or auto")
     if names[wanted] not in available:
-        raise BundleError(f"this ONNX Runtime has no CUDA provider; install onnxruntime-gpu (see README), or use provider cpu; it has {available}")
+        raise BundleError(
+            f"this ONNX Runtime has no CUDA provider; install onnxruntime-gpu (see README), or use provider cpu; it has {available}"
+        )
     return names[wanted]
 
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from wfvae.errors import StreamingError
 from wfvae.runtime.backend import Array, StepSession, StreamState
-from wfvae.runtime.feed import DecoderFeed, EncoderFeed
+from wfvae.runtime.feed import Feed
 from wfvae.runtime.stream import run_step
 
-F = TypeVar("F", EncoderFeed, DecoderFeed)
+F = TypeVar("F", bound=Feed)
 
 
 class PooledStream(Generic[F]):
@@ -148,6 +148,11 @@ class StreamPool(Generic[F]):
         state = self._session.new_state(len(group), self._height, self._width)
         fresh = state.read()
         rows = [self._parked.pop(id(stream), None) for stream in group]
-        state.write({name: np.concatenate([array[k : k + 1] if row is None else row[name] for k, row in enumerate(rows)]) for name, array in fresh.items()})
+        state.write(
+            {
+                name: np.concatenate([array[k : k + 1] if row is None else row[name] for k, row in enumerate(rows)])
+                for name, array in fresh.items()
+            }
+        )
         self._group, self._state = group, state
         return state

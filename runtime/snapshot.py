@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.numpy
@@ -15,7 +15,7 @@ from wfvae.runtime.backend import Array
 from wfvae.streamspec import Direction
 
 FORMAT = "wfvae-snapshot/1"
-_STATE, _INPUT = "state.", "input."
+_STATE, _INPUT, _ATTACHED = "state.", "input.", "attached."
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class Snapshot:
     """State tensors by name, batch of one. bfloat16 as bits in uint16."""
     waiting: Mapping[str, Array]
     """Input that was pushed and has not run yet."""
+    attached: Mapping[str, Array] = field(default_factory=dict)
+    """Arrays that whoever saved the snapshot put beside it."""
+    note: str = ""
+    """Text that whoever saved the snapshot put beside it."""
 
     def to_bytes(self) -> bytes:
         """The snapshot as a safetensors file's content."""
@@ -41,8 +45,13 @@ class Snapshot:
             "direction": self.direction,
             "size": f"{self.height}x{self.width}",
             "counters": json.dumps(dict(self.counters), sort_keys=True),
+            "note": self.note,
         }
-        tensors = {_STATE + name: array for name, array in self.state.items()} | {_INPUT + name: array for name, array in self.waiting.items()}
+        tensors = {
+            prefix + name: array
+            for prefix, group in ((_STATE, self.state), (_INPUT, self.waiting), (_ATTACHED, self.attached))
+            for name, array in group.items()
+        }
         return safetensors.numpy.save(tensors, metadata=header)
 
     @classmethod
@@ -61,13 +70,17 @@ class Snapshot:
                 height=height,
                 width=width,
                 counters=json.loads(header["counters"]),
-                state={name.removeprefix(_STATE): array for name, array in tensors.items() if name.startswith(_STATE)},
-                waiting={name.removeprefix(_INPUT): array for name, array in tensors.items() if name.startswith(_INPUT)},
+                state=_group(tensors, _STATE),
+                waiting=_group(tensors, _INPUT),
+                attached=_group(tensors, _ATTACHED),
+                note=header["note"],
             )
         except StateError:
             raise
         except (SafetensorError, KeyError, ValueError, UnicodeDecodeError, AttributeError) as error:
-            raise StateError(f"this is not a stream's snapshot, or it is damaged ({type(error).__name__}); start the stream anew") from error
+            raise StateError(
+                f"this is not a stream's snapshot, or it is damaged ({type(error).__name__}); start the stream anew"
+            ) from error
 
     @classmethod
     def read(cls, path: str | Path) -> Snapshot:
@@ -83,3 +96,7 @@ class Snapshot:
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_bytes(self.to_bytes())
         temporary.replace(path)
+
+
+def _group(tensors: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}

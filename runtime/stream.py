@@ -15,7 +15,7 @@ from wfvae.runtime.feed import DecoderFeed, EncoderFeed, Feed
 from wfvae.runtime.snapshot import Snapshot
 from wfvae.streamspec import StreamSpec
 
-F = TypeVar("F", EncoderFeed, DecoderFeed)
+F = TypeVar("F", bound=Feed)
 S = TypeVar("S", bound="Stream[Any]")
 
 
@@ -26,7 +26,8 @@ class Stream(Generic[F]):
     """
 
     def __init__(self, session: StepSession, feed: F, chunk: int, bundle: str) -> None:
-        self._session = session
+        self.session = session
+        """What runs the steps; may be replaced by one that wraps it, to measure for example."""
         self._feed = feed
         self._chunk = chunk
         self._bundle = bundle
@@ -46,7 +47,7 @@ class Stream(Generic[F]):
     @property
     def spec(self) -> StreamSpec:
         """The rules and state of this stream."""
-        return self._session.graph.stream
+        return self.session.graph.stream
 
     @property
     def feed(self) -> F:
@@ -85,11 +86,11 @@ class Stream(Generic[F]):
 
     def snapshot(self) -> bytes:
         """The stream as it is now, as safetensors. `restore` takes it up with the same bits."""
-        return self._snapshot().to_bytes()
+        return self.capture().to_bytes()
 
     def save(self, path: str | Path) -> None:
         """Writes a snapshot to a file, atomically."""
-        self._snapshot().write(path)
+        self.capture().write(path)
 
     def restore(self, snapshot: bytes | Snapshot) -> None:
         """Takes up where the stream stood that gave `snapshot`.
@@ -111,7 +112,8 @@ class Stream(Generic[F]):
         state.write(snapshot.state)
         self._feed.restore(snapshot.counters, snapshot.waiting)
 
-    def _snapshot(self) -> Snapshot:
+    def capture(self) -> Snapshot:
+        """The stream as it is now, as arrays."""
         state, feed = self._require_open(), self._feed
         return Snapshot(self._bundle, self.spec.direction, feed.height, feed.width, feed.counters(), state.read(), feed.arrays())
 
@@ -124,7 +126,7 @@ class Stream(Generic[F]):
         """Runs steps of at most `chunk` latents while input is ready."""
         state, feed = self._require_open(), self._feed
         while (ready := feed.ready()) or feed.draining:
-            yield run_step(self._session, state, [feed], min(ready, self._chunk) or 1)[0]
+            yield run_step(self.session, state, [feed], min(ready, self._chunk) or 1)[0]
 
     def _concatenate(self, parts: Iterable[Array]) -> Array:
         found = [part for part in parts if len(part)]

@@ -147,7 +147,7 @@ class Upsample2D(nn.Module):
 
     def forward(self, frames: Tensor, clip: Clip) -> Tensor:
         large = F.interpolate(frames.flatten(0, 1), scale_factor=2, mode="nearest")
-        images = self.conv(large)
+        images: Tensor = self.conv(large)
         return images.reshape(frames.shape[0], -1, *images.shape[1:])
 
 
@@ -173,7 +173,7 @@ class Stage(nn.Sequential):
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
         super().__init__(*blocks)
 
-    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:  # type: ignore[override]  # a list of blocks that also see the clip
         for block in self:
             frames = per_frame(block, frames) if isinstance(block, nn.Conv2d) else block(frames, clip)
         return frames

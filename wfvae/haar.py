@@ -98,7 +98,7 @@ class _Haar(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # A change of precision or device: the operator is rounded from the exact gain, never from its own rounded values.
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.weight = self._operator().to(device=self.weight.device, dtype=self.weight.dtype)
         return self
 

@@ -114,4 +114,6 @@ class StreamSpec:
                 problems.append(f"{name} has dtype {dtype}, expected {wanted[name].dtype}")
         if problems:
             where = f"{self.direction} state for {batch} streams of {height}x{width}"
-            raise StateError(f"{where}: {'; '.join(problems)}; start from the initial state, or restore a snapshot of the same model and size")
+            raise StateError(
+                f"{where}: {'; '.join(problems)}; start from the initial state, or restore a snapshot of the same model and size"
+            )
