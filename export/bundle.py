@@ -84,7 +84,7 @@ def export_bundle(
     model = model.to(device="cpu", dtype=DTYPES[options.precision]).eval()
     graphs = _graphs(model, options)
 
-    building = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+    building, former = (destination.with_name(f".{destination.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
         building.mkdir(parents=True)
         traced = {}
@@ -114,8 +114,14 @@ def export_bundle(
         )
         manifest.write(building)
         if destination.exists():
-            shutil.rmtree(destination)
-        building.replace(destination)
+            destination.replace(former)
+        try:
+            building.replace(destination)
+        except OSError:
+            if former.exists():
+                former.replace(destination)
+            raise
+        shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
         raise BundleError(
             f"cannot write the bundle {destination}: {error.strerror or error}; check the disk's space and permissions"

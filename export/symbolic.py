@@ -130,7 +130,7 @@ class Size:
             return False
 
     def __hash__(self) -> int:
-        return hash(frozenset(self.terms.items()))
+        return hash(frozenset(self.terms.items()) if self.constant is None else self.constant)
 
     @staticmethod
     def _decide(difference: Size, below: bool) -> bool:

@@ -137,9 +137,11 @@ class Bundle:
 
         return StreamPool(self.step_session("decoder"), height, width, rows, chunk, new_feed)
 
-    def restore(self, snapshot: bytes | str | Path, *, chunk: int = DEFAULT_CHUNK) -> EncoderStream | DecoderStream:
+    def restore(
+        self, snapshot: bytes | bytearray | memoryview | str | Path, *, chunk: int = DEFAULT_CHUNK
+    ) -> EncoderStream | DecoderStream:
         """Opens the stream that a snapshot (its bytes, or its file) was taken of."""
-        content = Snapshot.from_bytes(snapshot) if isinstance(snapshot, bytes) else Snapshot.read(snapshot)
+        content = Snapshot.from_bytes(snapshot) if isinstance(snapshot, (bytes, bytearray, memoryview)) else Snapshot.read(snapshot)
         open_stream: Callable[..., EncoderStream | DecoderStream] = self.encoder if content.direction == "encoder" else self.decoder
         stream = open_stream(height=content.height, width=content.width, chunk=chunk)
         stream.restore(content)

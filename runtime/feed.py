@@ -29,6 +29,10 @@ class Feed(Protocol):
     started: bool
 
     @property
+    def closed(self) -> bool:
+        """Whether no more input comes."""
+
+    @property
     def finished(self) -> bool:
         """Whether everything has been given out."""
 
@@ -46,10 +50,10 @@ class Feed(Protocol):
         """Whether only a draining step is left, of any length."""
 
     def take(self, latents: int) -> FloatArray:
-        """Input of a step that advances by `latents`."""
+        """Input of a step that advances by `latents`. It stays queued until the step has succeeded."""
 
     def absorb(self, output: FloatArray, drained: bool) -> Array:
-        """The user's part of a step's output."""
+        """The user's part of a step's output. What the step was given leaves the queue."""
 
     def empty(self) -> Array:
         """A result of no latents or frames."""
@@ -65,7 +69,7 @@ class Feed(Protocol):
 
 
 class _Queue(Generic[In]):
-    """Arrays in order, taken off by count along the first axis."""
+    """Arrays in order, counted along the first axis."""
 
     def __init__(self) -> None:
         self.parts: list[Array] = []
@@ -77,17 +81,24 @@ class _Queue(Generic[In]):
             self.parts.append(np.array(part))
             self.count += len(part)
 
-    def take(self, count: int) -> Array:
-        taken: list[Array] = []
+    def first(self, count: int) -> Array:
+        found: list[Array] = []
+        for part in self.parts:
+            found.append(part[:count])
+            count -= len(found[-1])
+            if not count:
+                break
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def remove(self, count: int) -> None:
         self.count -= count
         while count:
-            part = self.parts.pop(0)
+            part = self.parts[0]
             if len(part) > count:
-                self.parts.insert(0, part[count:])
-                part = part[:count]
-            taken.append(part)
+                self.parts[0] = part[count:]
+                return
+            del self.parts[0]
             count -= len(part)
-        return taken[0] if len(taken) == 1 else np.concatenate(taken)
 
     def last(self) -> Array:
         return self.parts[-1][-1:]
@@ -107,7 +118,12 @@ class EncoderFeed:
         self._ratio = graph.stream.ratio
         self._channels = int(graph.outputs[0].shape[2])
         self._queue: _Queue[Frames] = _Queue()
+        self._dtype: np.dtype[Any] | None = None
         self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     @property
     def finished(self) -> bool:
@@ -122,8 +138,9 @@ class EncoderFeed:
         frames = check_frames(data, self.height, self.width)
         if not len(frames):
             return
-        if self._queue.parts and self._queue.parts[0].dtype != frames.dtype:
-            raise InputError(f"frames are {frames.dtype}, but those before were {self._queue.parts[0].dtype}; keep to one type in a stream")
+        if self._dtype not in (None, frames.dtype):
+            raise InputError(f"frames are {frames.dtype}, but those before were {self._dtype}; keep to one type in a stream")
+        self._dtype = frames.dtype
         if self.frames_seen == 0:
             self._queue.add(np.repeat(frames[:1], lead_frames(self._ratio), axis=0))
         self.frames_seen += len(frames)
@@ -143,9 +160,10 @@ class EncoderFeed:
         return self._queue.count // self._ratio
 
     def take(self, latents: int) -> FloatArray:
-        return to_network(self._queue.take(latents * self._ratio))
+        return to_network(self._queue.first(latents * self._ratio))
 
     def absorb(self, output: FloatArray, drained: bool) -> FloatArray:
+        self._queue.remove(len(output) * self._ratio)
         self.started = True
         self.latents_given += len(output)
         return output
@@ -158,6 +176,7 @@ class EncoderFeed:
         return {
             "frames_seen": self.frames_seen,
             "latents_given": self.latents_given,
+            "float": int(self._dtype == np.float32),
             "started": int(self.started),
             "closed": int(self._closed),
         }
@@ -168,6 +187,7 @@ class EncoderFeed:
 
     def restore(self, counters: Mapping[str, int], arrays: Mapping[str, Array]) -> None:
         self.frames_seen, self.latents_given = counters["frames_seen"], counters["latents_given"]
+        self._dtype = None if not self.frames_seen else np.dtype(np.float32 if counters["float"] else np.uint8)
         self.started, self._closed = bool(counters["started"]), bool(counters["closed"])
         self._queue = _Queue()
         if "waiting" in arrays:
@@ -199,6 +219,10 @@ class DecoderFeed:
         return self._window.given
 
     @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
     def finished(self) -> bool:
         return self._closed and self._queue.count == 0 and self._window.given >= (self._frames or 0)
 
@@ -209,16 +233,19 @@ class DecoderFeed:
     def push(self, data: Any) -> None:
         _require_open(self._closed)
         latents = check_latents(data, self._channels, self.height, self.width)
-        self.latents_seen += len(latents)
-        if self._frames is not None and self.latents_seen > latent_frames(self._frames, self._stream.ratio):
+        seen = self.latents_seen + len(latents)
+        if self._frames is not None and seen > latent_frames(self._frames, self._stream.ratio):
             expected = latent_frames(self._frames, self._stream.ratio)
-            raise InputError(f"{self.latents_seen} latents were pushed, but a video of {self._frames} frames has {expected}")
+            raise InputError(f"{seen} latents were pushed, but a video of {self._frames} frames has {expected}")
+        self.latents_seen = seen
         self._queue.add(latents)
 
     def close(self, frames: int | None = None) -> None:
         _require_open(self._closed)
         if not self.latents_seen:
             raise InputError("the stream has no latents; push at least 1 before finish")
+        if frames is not None and frames < 1:
+            raise InputError(f"frames is {frames}; expected at least 1")
         if frames is not None and self._frames not in (None, frames):
             raise InputError(f"frames is {frames}, but the stream was opened with {self._frames}")
         total = frames or self._frames or video_frames(self.latents_seen, self._stream.ratio)
@@ -236,9 +263,11 @@ class DecoderFeed:
         if self.draining:
             rows, columns = (-(-side // 8) for side in (self.height, self.width))
             return np.zeros((latents, self._channels, rows, columns), np.float32)
-        return self._queue.take(latents)
+        return self._queue.first(latents)
 
     def absorb(self, output: FloatArray, drained: bool) -> Frames:
+        if not drained:
+            self._queue.remove(len(output) // self._stream.ratio)
         self.started = True
         part, self._window = self._window.take(len(output), self._frames)
         video: FloatArray = output[part]

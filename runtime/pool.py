@@ -97,6 +97,8 @@ class StreamPool(Generic[F]):
         Returns the streams that ran with what became ready for each (possibly nothing yet), and forgets those that finished. An
         empty result means that no stream has input.
         """
+        for stream in [stream for stream in self._streams if stream.finished]:  # finished where a step had ended
+            self.drop(stream)
         runnable = [stream for stream in self._streams if stream.runnable]
         if not runnable:
             return {}
@@ -147,12 +149,14 @@ class StreamPool(Generic[F]):
                     self._parked[id(stream)] = {name: array[row : row + 1] for name, array in tensors.items()}
         state = self._session.new_state(len(group), self._height, self._width)
         fresh = state.read()
-        rows = [self._parked.pop(id(stream), None) for stream in group]
+        rows = [self._parked.get(id(stream)) for stream in group]
         state.write(
             {
                 name: np.concatenate([array[k : k + 1] if row is None else row[name] for k, row in enumerate(rows)])
                 for name, array in fresh.items()
             }
         )
+        for stream in group:
+            self._parked.pop(id(stream), None)
         self._group, self._state = group, state
         return state

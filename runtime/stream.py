@@ -18,6 +18,9 @@ from wfvae.streamspec import StreamSpec
 F = TypeVar("F", bound=Feed)
 S = TypeVar("S", bound="Stream[Any]")
 
+_READY = "ready"
+"""Name of results in a snapshot that were computed and not given out yet."""
+
 
 class Stream(Generic[F]):
     """A running stream. A context manager; not safe to use from several threads at once.
@@ -33,6 +36,8 @@ class Stream(Generic[F]):
         self._bundle = bundle
         height, width = (-(-side // 8) * 8 for side in (feed.height, feed.width))
         self._state: StreamState | None = session.new_state(1, height, width)
+        # Results of a call that failed at a later step; the next call returns them.
+        self._ready: list[Array] = []
 
     def __enter__(self: S) -> S:
         return self
@@ -63,24 +68,33 @@ class Stream(Generic[F]):
         Raises:
             InputError: naming what is wrong with `data`; the stream is as it was before.
             StreamingError: the stream is finished or closed.
+            ResourceError: a step failed. `data` is queued and nothing is lost: to go on, push no frames (an array of length 0).
         """
+        self._require_open()
         self._feed.push(data)
-        return self._concatenate(self._advance())
+        return self._collect()
 
     def finish(self, frames: int | None = None) -> Array:
         """Ends the stream and returns the rest.
 
         Args:
             frames: a decoder's true number of video frames, if it is not 1 + r n and was not stated on opening.
+
+        Raises as `push` does; after a failed step, call it again.
         """
-        self._feed.close(frames)
-        return self._concatenate(self._advance())
+        self._require_open()
+        interrupted = self._feed.closed and (self._ready or self._feed.ready() or self._feed.draining)
+        if not interrupted:
+            self._feed.close(frames)
+        return self._collect()
 
     def iterate(self, chunks: Iterable[Any], frames: int | None = None) -> Iterator[Array]:
         """Pulls input chunk by chunk as results are asked for, so that no more is read than is needed; then finishes."""
         for chunk in chunks:
+            self._require_open()
             self._feed.push(chunk)
             yield from self._advance()
+        self._require_open()
         self._feed.close(frames)
         yield from self._advance()
 
@@ -111,11 +125,13 @@ class Stream(Generic[F]):
         check_state(self.spec, snapshot.state, 1, state.height, state.width)
         state.write(snapshot.state)
         self._feed.restore(snapshot.counters, snapshot.waiting)
+        self._ready = [snapshot.waiting[_READY]] if _READY in snapshot.waiting else []
 
     def capture(self) -> Snapshot:
         """The stream as it is now, as arrays."""
         state, feed = self._require_open(), self._feed
-        return Snapshot(self._bundle, self.spec.direction, feed.height, feed.width, feed.counters(), state.read(), feed.arrays())
+        waiting = feed.arrays() | ({_READY: np.concatenate(self._ready)} if self._ready else {})
+        return Snapshot(self._bundle, self.spec.direction, feed.height, feed.width, feed.counters(), state.read(), waiting)
 
     def _require_open(self) -> StreamState:
         if self._state is None:
@@ -128,8 +144,12 @@ class Stream(Generic[F]):
         while (ready := feed.ready()) or feed.draining:
             yield run_step(self.session, state, [feed], min(ready, self._chunk) or 1)[0]
 
-    def _concatenate(self, parts: Iterable[Array]) -> Array:
-        found = [part for part in parts if len(part)]
+    def _collect(self) -> Array:
+        """All that is ready, in one array."""
+        for part in self._advance():
+            if len(part):
+                self._ready.append(part)
+        found, self._ready = self._ready, []
         if not found:
             return self._feed.empty()
         return found[0] if len(found) == 1 else np.concatenate(found)

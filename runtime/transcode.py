@@ -240,6 +240,7 @@ def decode_video(
     container: str | None = None,
     segment_frames: int = SEGMENT_FRAMES,
     progress: Progress = no_progress,
+    observe: Callable[[Array], None] | None = None,
 ) -> Report:
     """Decodes a latents file to a video in constant memory.
 
@@ -251,6 +252,7 @@ def decode_video(
         output: further fields of `OutputVideo`, such as `crf`.
         container: format of a pipe.
         segment_frames: how much work an interruption may cost at most. The file's bytes depend on it, its meaning does not.
+        observe: called with each piece of the decoded video, (T, H, W, 3) uint8, in order.
 
     Raises:
         LatentsError: unreadable latents, NaN in them, or another bundle's.
@@ -261,7 +263,7 @@ def decode_video(
         _check_origin(bundle, info, latents, any_bundle)
         frames = info.frames if info.frames is not None else video_frames(reader.count, bundle.ratio)
         target = _output_video(info, {**(output or {}), "audio_from": audio_from})
-        job = _Decoding(bundle, reader, frames, target, chunk or _default_chunk(), progress)
+        job = _Decoding(bundle, reader, frames, target, chunk or _default_chunk(), progress, observe)
         if _resumable(video):
             return job.segmented(latents, Path(video), resume, overwrite, segment_frames)
         return job.plain(latents, video, overwrite, container)
@@ -277,6 +279,7 @@ class _Decoding:
     target: OutputVideo
     chunk: int
     progress: Progress
+    observe: Callable[[Array], None] | None
 
     def segmented(self, source: str | Path, video: Path, resume: bool, overwrite: bool, segment_frames: int) -> Report:
         record = video.with_name(video.name + ".resume")
@@ -348,11 +351,13 @@ class _Decoding:
         with prefetch(self.reader.chunks(self.chunk, start=stream.feed.latents_seen), _DEPTH) as source:
             for latents in source:
                 # Moments begin with the means.
-                part = stream.push(latents[:, :channels])
-                if len(part):
-                    yield part
-        part = stream.finish()
+                yield from self._observed(stream.push(latents[:, :channels]))
+        yield from self._observed(stream.finish())
+
+    def _observed(self, part: Array) -> Iterator[Array]:
         if len(part):
+            if self.observe is not None:
+                self.observe(part)
             yield part
 
     def _report(self, source: str | Path, video: str | Path, frames: int, began: float, stream: DecoderStream, resumed_at: int) -> Report:
@@ -430,7 +435,8 @@ def reconstruct_video(
         target = OutputVideo.like(info, **changes)
         writer: VideoWriter = stack.enter_context(open_video_writer(out, target, overwrite=overwrite, container=container))
         began = time.perf_counter()
-        sink = stack.enter_context(BackgroundSink(lambda item: writer.write(*item), _DEPTH))
+        sink: BackgroundSink[tuple[Array, list[Fraction]]] = BackgroundSink(lambda item: writer.write(*item), _DEPTH)
+        stack.enter_context(sink)
         source = stack.enter_context(prefetch(_batches(reader, bundle.ratio * (chunk or _default_chunk())), _DEPTH))
         channels = int(decoder.session.graph.inputs[0].shape[2])
         waiting = _Waiting()
@@ -538,7 +544,9 @@ def _load_snapshot(record: Path, note: str, resume: bool, source: str | Path) ->
         raise MediaError("a job that reads a pipe cannot be resumed, since what was read is gone; give a file")
     snapshot = Snapshot.read(record)
     if snapshot.note != note:
-        raise StateError(f"the interrupted job was about another source or other settings than {source}; run it without --resume to begin anew")
+        raise StateError(
+            f"the interrupted job was about another source or other settings than {source}; run it without --resume to begin anew"
+        )
     return snapshot
 
 
@@ -547,5 +555,3 @@ def _save_snapshot(snapshot: Snapshot, record: Path) -> None:
         snapshot.write(record)
     except OSError as error:
         raise ResourceError(f"cannot save the snapshot {record}: {error.strerror}; free some space and go on with --resume") from error
-
-

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from wfvae.model import WFVAE
+    from wfvae.runtime import Bundle
 
 # Before torch is imported. The models are tiny: a second thread gains nothing, and on a busy machine the two wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -64,3 +65,33 @@ def small_model() -> Callable[..., WFVAE]:
         return model.to(dtype or torch.float32).eval()
 
     return build
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, reference_dir: Path, small_model: Callable[..., WFVAE]) -> Callable[..., Path]:
+    """`exported(name, **options)`: a bundle's directory, made once. `name` is a folder of the reference data, or `small`."""
+
+    @cache
+    def export(name: str, **options: Any) -> Path:
+        from wfvae.export.bundle import ExportOptions, export_bundle
+        from wfvae.model import WFVAE
+
+        model = small_model() if name == "small" else WFVAE.from_pretrained(reference_dir / name)
+        destination = tmp_path_factory.mktemp("bundles") / name
+        export_bundle(model, destination, ExportOptions(**{"direct": True, **options}))
+        return destination
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def opened(exported: Callable[..., Path]) -> Callable[..., Bundle]:
+    """`opened(name, **options)`: the bundle opened on the CPU, shared by all tests."""
+
+    @cache
+    def open_(name: str, **options: Any) -> Bundle:
+        from wfvae.runtime import open_bundle
+
+        return open_bundle(exported(name, **options), provider="cpu", threads=1)
+
+    return open_

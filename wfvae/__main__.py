@@ -1,7 +1,5 @@
-"""`python -m wfvae` is the command line `wfvae`."""
-
-import sys
+"""`python -m wfvae`."""
 
 from wfvae.cli import main
 
-sys.exit(main())
+raise SystemExit(main())

@@ -66,7 +66,7 @@ class Res2D(_ResBlock):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, frames: Tensor, clip: Clip) -> Tensor:
-        # Nested, so that no name keeps an activation alive after its last use; so in Res3D.
+        # Nested, so that no name keeps an activation alive after its last use.
         inner = norm_silu(self.norm2, per_frame(self.conv1, norm_silu(self.norm1, frames)))
         return add_fresh(per_frame(self.conv2, self.dropout(inner)), frames)
 
@@ -83,9 +83,10 @@ class Res3D(_ResBlock):
         self.changes_channels = in_channels != out_channels
 
     def forward(self, frames: Tensor, clip: Clip) -> Tensor:
-        inner = norm_silu(self.norm2, self.conv1(norm_silu(self.norm1, frames), clip))
-        residual = self.conv2(self.dropout(inner), clip)
-        del inner
+        def inner() -> Tensor:
+            return self.dropout(norm_silu(self.norm2, self.conv1(lambda: norm_silu(self.norm1, frames), clip)))
+
+        residual = self.conv2(inner, clip)
         shortcut = self.nin_shortcut(frames, clip) if self.changes_channels else frames
         return add_fresh(residual, shortcut)
 

@@ -16,7 +16,7 @@ Feature maps are (B, T, C, H, W) here and in all of the network. State is an arg
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -249,9 +249,10 @@ class CausalConv3d(TemporalModule):
             return ()
         return (self._frames_spec(self.path, frames, dtype, f"last {frames} input frames of a causal convolution"),)
 
-    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+    def forward(self, frames: Tensor | Callable[[], Tensor], clip: Clip) -> Tensor:
+        """`frames` may be a function that makes them: then nobody holds them while the convolution runs on its own copy."""
+        frames = clip.with_history(self.path, frames() if callable(frames) else frames, self.kernel, self.stride)
         batch = frames.shape[0]
-        frames = clip.with_history(self.path, frames, self.kernel, self.stride)
         weight, bias = self.conv.weight, self.conv.bias
         total: Tensor | None = None
         for tap in range(self.kernel):

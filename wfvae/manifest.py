@@ -144,14 +144,15 @@ class Manifest:
     @property
     def identity(self) -> str:
         """Hash of everything but the engines. Latents and snapshots name it, so that they are not mixed with another bundle's."""
-        content = self.to_dict()
-        del content["engines"]
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return _identity(self._content())
 
     def with_engines(self, engines: tuple[Mapping[str, Any], ...]) -> Manifest:
         return replace(self, engines=engines)
 
     def to_dict(self) -> dict[str, Any]:
+        return {**self._content(), "identity": self.identity, "engines": [dict(engine) for engine in self.engines]}
+
+    def _content(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "model": dict(self.model),
@@ -164,17 +165,16 @@ class Manifest:
             "graphs": {key: graph.to_dict() for key, graph in self.graphs.items()},
             "files": {name: {"sha256": record.sha256, "bytes": record.bytes} for name, record in self.files.items()},
             "producer": dict(self.producer),
-            "engines": [dict(engine) for engine in self.engines],
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Manifest:
-        """Raises `BundleError` if the format is another or an entry is missing or of the wrong kind."""
+        """Raises `BundleError` if the format is another, an entry is missing or of the wrong kind, or anything has been changed."""
         if data.get("format") != FORMAT:
             raise BundleError(f"the manifest's format is {data.get('format')!r}; this version reads {FORMAT!r}; export the bundle anew")
         try:
             size = data["size"]
-            return cls(
+            manifest = cls(
                 model=data["model"],
                 checkpoint_sha256=str(data["checkpoint_sha256"]),
                 precision=str(data["precision"]),
@@ -187,8 +187,22 @@ class Manifest:
                 producer=data["producer"],
                 engines=tuple(data["engines"]),
             )
+            content = {key: value for key, value in data.items() if key not in ("identity", "engines")}
+            unchanged = data["identity"] == manifest.identity == _identity(content)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise BundleError(f"the manifest is damaged: {type(error).__name__} {error}; export the bundle anew") from error
+        if not unchanged:
+            raise BundleError(f"{MANIFEST_NAME} has been changed (its SHA-256 differs); copy the bundle anew, or export it again")
+        manifest._check_names()
+        return manifest
+
+    def _check_names(self) -> None:
+        missing = [key for key in ("encoder", "decoder") if key not in self.graphs]
+        missing += [graph.file for graph in self.graphs.values() if graph.file not in self.files]
+        foreign = [name for name in self.files if Path(name).name != name]
+        if missing or foreign:
+            problems = [f"{', '.join(missing)} missing"] * bool(missing) + [f"{', '.join(foreign)} outside of the bundle"] * bool(foreign)
+            raise BundleError(f"the manifest is incomplete: {'; '.join(problems)}; export the bundle anew")
 
     def write(self, bundle: Path) -> None:
         """Writes `manifest.json` to a temporary name, then renames it."""
@@ -223,6 +237,10 @@ class Manifest:
                 problems.append(f"{name} has been changed (its SHA-256 differs)")
         if problems:
             raise BundleError(f"the bundle {bundle} is damaged: {'; '.join(problems)}; copy it anew, or export it again")
+
+
+def _identity(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

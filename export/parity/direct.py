@@ -1,0 +1,75 @@
+"""Whole-clip inference: through the bundle's direct graphs, and by the PyTorch model offline."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wfvae.errors import CheckpointError
+from wfvae.export.parity.difference import Array
+from wfvae.export.parity.plans import Job
+from wfvae.plan import tail_frames
+from wfvae.runtime.pixels import to_float_frames, to_network
+
+if TYPE_CHECKING:
+    import torch
+
+    from wfvae.model import WFVAE
+
+
+def clip_input(job: Job) -> Array:
+    """The whole clip as a direct graph takes it, without batch: frames (T', 3, H', W') in [-1, 1], T' = 1 + r n, or latents."""
+    if job.direction == "decoder":
+        return job.data
+    tail = tail_frames(job.frames, job.bundle.ratio)
+    return to_network(np.concatenate([job.data, np.repeat(job.data[-1:], tail, axis=0)]))
+
+
+def clip_output(job: Job, output: Array) -> Array:
+    """What belongs to the job of a whole clip's output: latents (t, D, h, w), or frames (T, H, W, 3) cropped to the true size."""
+    if job.direction == "encoder":
+        return output
+    return np.ascontiguousarray(output[: job.frames, :, : job.height, : job.width].transpose(0, 2, 3, 1))
+
+
+def run_direct(job: Job) -> Array:
+    """The job through the bundle's direct graph."""
+    output = job.bundle.direct_session(job.direction).run(clip_input(job)[None])[0]
+    return to_float_frames(output[: job.frames], job.height, job.width) if job.direction == "decoder" else output
+
+
+class ModelReference:
+    """The PyTorch model on the CPU, offline, in one precision. The model given is not changed."""
+
+    def __init__(self, model: WFVAE, dtype: torch.dtype, mean_only: bool) -> None:
+        self._model = copy.deepcopy(model).to(device="cpu", dtype=dtype).eval()
+        self._dtype = dtype
+        self._mean_only = mean_only
+
+    def run(self, job: Job) -> Array:
+        """The job's result, in the reference's precision."""
+        import torch
+
+        with torch.no_grad():
+            x = torch.from_numpy(np.ascontiguousarray(clip_input(job))).to(self._dtype).movedim(0, 1)[None]
+            if job.direction == "encoder":
+                posterior = self._model.encode(x).latent_dist
+                output = posterior.mode() if self._mean_only else posterior.moments
+            else:
+                output = self._model.decode(x).sample
+            result: Array = output[0].movedim(1, 0).numpy()
+        return clip_output(job, result)
+
+
+def require_checkpoint(model: WFVAE, expected: str) -> None:
+    """Raises `CheckpointError` unless `model` has the weights whose hash is `expected`."""
+    from wfvae.export.weights import state_dict_sha256
+
+    found = state_dict_sha256(model.state_dict())
+    if found != expected:
+        raise CheckpointError(
+            f"the checkpoint's tensors have SHA-256 {found[:12]}, but the bundle was exported from {expected[:12]}; "
+            "give the checkpoint that the bundle was made from, in its own precision"
+        )

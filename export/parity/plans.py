@@ -1,0 +1,160 @@
+"""The ways to cut one stream into steps that must not change its result."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wfvae.plan import even_chunks, latent_frames, lead_frames
+from wfvae.runtime.bundle import DEFAULT_CHUNK, Bundle
+from wfvae.runtime.stream import DecoderStream, EncoderStream
+from wfvae.streamspec import Direction
+
+from wfvae.export.parity.difference import Array
+
+_SEED = 24111745
+_LONGEST_STEP = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video's worth of work in one direction."""
+
+    bundle: Bundle
+    direction: Direction
+    data: Array
+    """Encoder: frames (T, H, W, 3) uint8. Decoder: unscaled latents (t, D, h, w) float32."""
+    frames: int
+    """The video's true T."""
+    height: int
+    width: int
+
+    @property
+    def latents(self) -> int:
+        """Latents of the video."""
+        return latent_frames(self.frames, self.bundle.ratio)
+
+    def open(self, chunk: int) -> EncoderStream | DecoderStream:
+        """A stream for this job. A decoder gives float32 frames, so that rounding to 8 bits hides nothing."""
+        if self.direction == "encoder":
+            return self.bundle.encoder(height=self.height, width=self.width, chunk=chunk)
+        return self.bundle.decoder(height=self.height, width=self.width, frames=self.frames, chunk=chunk, pixels="float32")
+
+    def split(self, steps: Sequence[int]) -> Iterator[Array]:
+        """The data in pieces that complete `steps` latents each."""
+        ratio = self.bundle.ratio if self.direction == "encoder" else 1
+        lead = lead_frames(ratio)
+        ends = np.cumsum(steps) * ratio - lead
+        yield from np.split(self.data, np.minimum(ends[:-1], len(self.data)))
+
+
+def single_call(job: Job) -> Array:
+    """The reference plan: one step of everything."""
+    return chunked(job, job.latents)
+
+
+def chunked(job: Job, chunk: int) -> Array:
+    """Steps of `chunk` latents and a smaller last one."""
+    return stepped(job, tuple(even_chunks(job.latents, chunk)))
+
+
+def stepped(job: Job, steps: Sequence[int]) -> Array:
+    """Steps of exactly these numbers of latents (and the drain, where the decoder needs one)."""
+    pieces = list(job.split(steps))
+    with job.open(max(steps)) as stream:
+        parts = [stream.push(piece) for piece in pieces[:-1]]
+        # Without a step in between: an incomplete last group of frames would otherwise run in a step of its own.
+        stream.feed.push(pieces[-1])
+        return np.concatenate([*parts, stream.finish()])
+
+
+def ragged_steps(latents: int) -> tuple[int, ...]:
+    """Pseudo-random steps of 1 to 5 latents, always the same for a length."""
+    dice, steps = random.Random(_SEED), list[int]()
+    while (left := latents - sum(steps)) > 0:
+        steps.append(min(left, dice.randint(1, _LONGEST_STEP)))
+    return tuple(steps)
+
+
+def odd_pushes(job: Job) -> Array:
+    """Pushes of odd sizes, which never stay aligned with groups of r frames; the stream cuts its steps itself."""
+    dice = random.Random(_SEED + 1)
+    with job.open(2) as stream:
+        parts, position = [], 0
+        while position < len(job.data):
+            size = dice.choice((1, 3, 5, 7))
+            parts.append(stream.push(job.data[position : position + size]))
+            position += size
+        return np.concatenate([*parts, stream.finish()])
+
+
+def suspended(job: Job) -> Array:
+    """Snapshots to bytes after each third of the input, each restored to a new stream that goes on; the last one before the end."""
+    cuts = [len(job.data) // 3, 2 * len(job.data) // 3]
+    parts = []
+    stream = job.open(DEFAULT_CHUNK)
+    for piece in np.split(job.data, cuts):
+        parts.append(stream.push(piece))
+        saved = stream.snapshot()
+        stream.close()
+        stream = job.bundle.restore(saved, chunk=DEFAULT_CHUNK)
+    with stream:
+        return np.concatenate([*parts, stream.finish()])
+
+
+def interleaved(job: Job, other: Job) -> tuple[Array, Array]:
+    """Both jobs as rows of one batch: `other` joins after the first step and, being shorter, leaves before the last."""
+    chunk = max(1, job.latents // 4)
+    open_pool: Any = job.bundle.encoder_pool if job.direction == "encoder" else job.bundle.decoder_pool
+    pieces = list(job.split(tuple(even_chunks(job.latents, chunk))))
+
+    def options(row: Job) -> dict[str, Any]:
+        return {} if row.direction == "encoder" else {"frames": row.frames, "pixels": "float32"}
+
+    with open_pool(height=job.height, width=job.width, rows=2, chunk=chunk) as pool:
+        first = pool.open(**options(job))
+        second: Any = None
+        results: dict[int, list[Array]] = {}
+
+        def run(until: int) -> None:
+            for _ in range(until):
+                for row, result in pool.step().items():
+                    results.setdefault(id(row), []).append(result)
+
+        for piece in pieces[:-1]:
+            first.push(piece)
+            run(1)
+            if second is None:
+                second = pool.open(**options(other))
+                second.push(other.data)
+                second.finish()
+        if second is None:  # a video of one step: both rows run it together
+            second = pool.open(**options(other))
+            second.push(other.data)
+            second.finish()
+        first.push(pieces[-1])
+        first.finish()
+        while not (first.finished and second.finished):
+            run(1)
+        return np.concatenate(results[id(first)]), np.concatenate(results[id(second)])
+
+
+def companion(job: Job) -> Job:
+    """Another video of the same size and about half the length, to share a batch with `job`."""
+    latents = max(1, job.latents // 2)
+    frames = min(job.frames, 1 + job.bundle.ratio * (latents - 1))
+    if job.direction == "encoder":
+        data: Array = 255 - job.data[::-1][:frames]
+    else:
+        data = -job.data[::-1][:latents]
+    return Job(job.bundle, job.direction, np.ascontiguousarray(data), frames, job.height, job.width)
+
+
+def describe_steps(steps: Iterable[int]) -> str:
+    """Steps for people, a long row shortened."""
+    texts = [str(step) for step in steps]
+    return "+".join(texts if len(texts) <= 6 else [*texts[:5], "..."])

@@ -1,0 +1,71 @@
+"""What each comparison is held to: equal bits where they can be had, else a stated bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from wfvae.export.parity.difference import Array, Difference
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a difference passes."""
+
+    tolerance: float
+    """Largest error allowed; 0 asks for equal bits."""
+    relative: bool = False
+    """The tolerance is a share of the reference's largest magnitude (if that is above 1)."""
+
+    @property
+    def text(self) -> str:
+        """The rule for people."""
+        if self.tolerance == 0:
+            return "equal bits"
+        return f"error <= {self.tolerance:g}" + (" of the largest value" if self.relative else "")
+
+    def allowed(self, expected: Array) -> float:
+        """The largest absolute error allowed beside this reference."""
+        if not self.relative or expected.size == 0:
+            return self.tolerance
+        return self.tolerance * max(1.0, float(np.abs(expected).max()))
+
+    def accepts(self, difference: Difference, allowed: float) -> bool:
+        """Whether `difference` passes. NaN, another shape and nothing compared never do."""
+        if difference.problem is not None or difference.elements == 0:
+            return False
+        return difference.equal_bits if self.tolerance == 0 else difference.max_abs <= allowed
+
+
+EXACT = Rule(0.0)
+
+# Bounds on backend against model, and on stream against direct where equal bits cannot be promised.
+# MEASURED
+BOUNDS: Mapping[str, Rule] = {
+    "fp32": Rule(1e-4),
+    "tf32": Rule(2e-2, relative=True),
+    "fp16": Rule(2e-2, relative=True),
+    "bf16": Rule(1.5e-1, relative=True),
+}
+
+
+def model_rule(backend: Mapping[str, str], precision: str) -> Rule:
+    """The bound on a backend's results beside the PyTorch model's.
+
+    Args:
+        backend: what `Backend.describe()` says.
+        precision: the bundle's.
+    """
+    return BOUNDS["tf32" if precision == "fp32" and backend.get("tf32") == "true" else precision]
+
+
+def stream_rule(backend: Mapping[str, str], precision: str) -> Rule:
+    """What plan invariance and stream = direct are held to.
+
+    ONNX Runtime's CPU kernels compute each frame by the same operations however many share the call, so there fp32 results must have
+    equal bits. Elsewhere a library may choose another kernel for another shape, and the results are only close.
+    """
+    exact = backend.get("name") == "onnxruntime" and backend.get("provider") == "CPUExecutionProvider" and precision == "fp32"
+    return EXACT if exact else model_rule(backend, precision)

@@ -1,0 +1,103 @@
+"""The result of a verification: its checks, and what is derived from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from wfvae.export.parity.certificate import write_certificate
+
+if TYPE_CHECKING:
+    from wfvae.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison."""
+
+    name: str
+    """The statement: "plan invariance", "stream = direct", "backend = model float32", ..."""
+    direction: str
+    """"encode" or "decode"."""
+    backend: str
+    plan: str
+    """The plan that was streamed, or the clip that was compared."""
+    frames: int
+    """Video frames compared; 0 if nothing could be."""
+    equal_bits: bool
+    max_abs: float
+    """NaN where there is no number."""
+    max_ulp: int | None
+    psnr_db: float | None
+    """Of frames over [-1, 1], infinite for equal ones; None for latents."""
+    passed: bool
+    equal_share: float
+    """Share of values with equal bits."""
+    tolerance: float
+    """Largest absolute error allowed; 0 asks for equal bits."""
+    rule: str
+    ulp_histogram: Mapping[str, int] = field(default_factory=dict)
+    equal_uint8: bool | None = None
+    """Whether the frames rounded to 8 bits are equal, too; None for latents."""
+    problem: str | None = None
+    """What makes numbers meaningless: nothing to compare, another shape, NaN."""
+    first_difference: str | None = None
+    """Where the two computations part, if that was looked for."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The check as strict JSON: an infinite PSNR is "inf", a number that does not exist is null."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values["ulp_histogram"] = dict(self.ulp_histogram)
+        for key in ("max_abs", "psnr_db"):
+            value = values[key]
+            if value is not None and not math.isfinite(value):
+                values[key] = None if math.isnan(value) else str(value)
+        return values
+
+
+@dataclass(frozen=True)
+class NotAvailable:
+    """Something that would have been checked, but cannot be with this bundle. It is neither passed nor failed."""
+
+    name: str
+    direction: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks of a bundle on one video."""
+
+    checks: tuple[Check, ...]
+    not_available: tuple[NotAvailable, ...] = ()
+    manifest: Manifest | None = None
+    backend: Mapping[str, str] = field(default_factory=dict)
+    video: Mapping[str, Any] = field(default_factory=dict)
+    """frames, height, width and sha256 of the uint8 frames."""
+    frame_sha256: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Per-frame hashes of `latents`, `frames_float32` and `frames_uint8`."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether there were checks, all of them compared something, and all passed."""
+        return bool(self.checks) and all(check.passed and check.frames > 0 for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """{"passed", "checks", "not_available"}: strict JSON."""
+        return {
+            "passed": self.passed,
+            "checks": [check.to_json() for check in self.checks],
+            "not_available": [vars(entry).copy() for entry in self.not_available],
+        }
+
+    def certificate(self, source: str, date: datetime | None = None) -> dict[str, Any]:
+        """The certificate. See `wfvae.export.parity.certificate`.
+
+        Args:
+            source: where the video came from; of a path only the file's name is kept.
+            date: when, with a time zone; now, if not given.
+        """
+        return write_certificate(self, source, date)

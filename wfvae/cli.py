@@ -1,0 +1,89 @@
+"""The program `wfvae`: parses the command line, runs a subcommand, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 a check failed, 2 wrong use or bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+
+from wfvae import __version__
+from wfvae.errors import WFVAEError
+
+COMMANDS = ("demo", "export", "encode", "decode", "reconstruct", "verify", "inspect", "plan")
+"""Modules of `wfvae.commands`. Each has SUMMARY, DESCRIPTION, configure(parser) and run(args) -> exit code."""
+
+DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+_DESCRIPTION = "A causal video VAE (WF-VAE) as software: export once, stream videos of any length, prove that the stream is exact."
+_EPILOG = """\
+the whole job, from a checkpoint and a video:
+  wfvae export CHECKPOINT bundle/            stateful ONNX graphs and their manifest
+  wfvae encode bundle/ in.mp4 latents.zarr   constant memory, any length, --resume after a kill
+  wfvae decode bundle/ latents.zarr out.mp4
+  wfvae verify bundle/                       stream = whole clip, bit by bit
+  wfvae inspect latents.zarr
+
+without anything: wfvae demo"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands. Imports nothing heavy."""
+    parser = argparse.ArgumentParser(
+        prog="wfvae", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"wfvae {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        module = importlib.import_module(f"wfvae.commands.{name}")
+        sub = subparsers.add_parser(
+            name, help=module.SUMMARY, description=module.DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.configure(sub)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program and returns its exit code."""
+    args = build_parser().parse_args(argv)
+    # A polite kill ends like Ctrl-C: temporary files are removed, finished work stays.
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _fail(args, "interrupted; finished work is kept" + _way_on(args), INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail(args, "the program that reads the output has ended", WRONG)
+    except WFVAEError as error:
+        return _fail(args, str(error), WRONG)
+    except MemoryError:
+        return _fail(args, "out of memory; use a smaller --chunk or size (wfvae plan tells what is needed)", WRONG)
+    except OSError as error:
+        return _fail(args, f"{error.strerror or error}: {error.filename}" if error.filename else str(error), WRONG)
+    except Exception as error:  # a defect of ours: still one line, and the traceback on request
+        return _fail(args, f"internal error, {type(error).__name__}: {error}; run again with --debug and report it", WRONG)
+
+
+def _way_on(args: argparse.Namespace) -> str:
+    return ", go on with --resume" if hasattr(args, "resume") else ""
+
+
+def _fail(args: argparse.Namespace, message: str, code: int) -> int:
+    if args.debug:
+        traceback.print_exc()
+    sys.stderr.write(f"wfvae {args.command}: {' '.join(message.split())}\n")
+    return code

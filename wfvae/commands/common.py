@@ -1,0 +1,171 @@
+"""What several subcommands share: arguments, output and progress."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from wfvae.runtime.bundle import Bundle
+    from wfvae.runtime.media.video_info import RawVideo
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`HxW` to (height, width)."""
+    try:
+        height, width = (int(part) for part in text.lower().split("x"))
+        if height > 0 and width > 0:
+            return height, width
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected HEIGHTxWIDTH, such as 480x832")
+
+
+def parse_rate(text: str) -> Fraction:
+    """A frame rate such as 25 or 30000/1001."""
+    try:
+        rate = Fraction(text)
+        if rate > 0:
+            return rate
+    except (ValueError, ZeroDivisionError):
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a frame rate; expected a number such as 25 or 30000/1001")
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes, with K, M, G or T for powers of 1024."""
+    lowered = text.lower().removesuffix("ib").removesuffix("b")
+    number, unit = (lowered[:-1], lowered[-1]) if lowered and lowered[-1] in "kmgt" else (lowered, "")
+    try:
+        value = int(float(number) * _UNITS[unit])
+        if value > 0:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes; expected something like 800M or 16G")
+
+
+def parse_positive(text: str) -> int:
+    """An integer of at least 1."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
+
+
+def add_bundle_arguments(parser: argparse.ArgumentParser, chunk: bool = True) -> None:
+    """The bundle and what runs it."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory made by 'wfvae export'")
+    group = parser.add_argument_group("execution")
+    group.add_argument("--backend", default="auto", choices=("auto", "onnxruntime"), help="what runs the graphs (default: %(default)s)")
+    group.add_argument("--provider", default="auto", choices=("auto", "cpu", "cuda"), help="ONNX Runtime's device (default: %(default)s)")
+    group.add_argument("--device", type=int, default=0, metavar="N", help="which GPU (default: %(default)s)")
+    group.add_argument("--threads", type=parse_positive, metavar="N", help="CPU threads (default: all cores)")
+    group.add_argument("--tf32", action="store_true", help="let CUDA round fp32 products to TF32: faster, no longer exact fp32")
+    group.add_argument("--limit", type=parse_bytes, metavar="BYTES", help="refuse what would need more memory, such as 8G")
+    if chunk:
+        group.add_argument("--chunk", type=parse_positive, metavar="N", help="latents per step; results do not depend on it (default: 4)")
+
+
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a video source is read."""
+    group = parser.add_argument_group("reading")
+    group.add_argument("--raw", metavar="WxH", help="standard input is headerless RGB of this width and height, 8 bits per channel")
+    group.add_argument("--fps", type=parse_rate, metavar="RATE", help="frame rate of a directory of images, or of --raw")
+    group.add_argument("--keep-damaged", action="store_true", help="go on over damaged frames as the decoder conceals them")
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a video is written."""
+    group = parser.add_argument_group("writing")
+    group.add_argument("--codec", metavar="NAME", help="FFmpeg encoder (default: by file name)")
+    group.add_argument("--crf", type=float, metavar="Q", help="constant quality on the encoder's scale; lower is better")
+    group.add_argument("--container", metavar="NAME", help="format of a pipe: matroska (default), rawvideo, mp4, webm, mpegts, nut")
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """`--json`."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def output_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Fields of `OutputVideo` from the command line."""
+    return {"codec": args.codec, "crf": args.crf}
+
+
+def raw_layout(args: argparse.Namespace) -> RawVideo | None:
+    """The layout of a headerless pipe, if one was given."""
+    if args.raw is None:
+        return None
+    from wfvae.runtime.media.video_info import RawVideo
+
+    width, height = parse_size(args.raw)
+    return RawVideo(width, height, args.fps or Fraction(24))
+
+
+def open_from(args: argparse.Namespace) -> Bundle:
+    """The bundle that the arguments name."""
+    from wfvae.runtime import open_bundle
+
+    return open_bundle(
+        args.bundle,
+        args.backend,
+        provider=args.provider,
+        device_id=args.device,
+        threads=args.threads,
+        tf32=args.tf32,
+        memory_limit=args.limit,
+    )
+
+
+def show(args: argparse.Namespace, data: Any, text: str | Table, to_stderr: bool = False) -> None:
+    """Prints the result: JSON on request, else for people. `to_stderr` keeps a data pipe on standard output clean."""
+    from rich.console import Console
+
+    stream = sys.stderr if to_stderr else sys.stdout
+    if args.json:
+        stream.write(json.dumps(data, indent=2) + "\n")
+    else:
+        Console(file=stream, highlight=False, soft_wrap=isinstance(text, str)).print(text, markup=False) if isinstance(
+            text, str
+        ) else Console(file=stream, highlight=False).print(text)
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar with frames, rate and time left on a terminal's standard error; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("frames  {task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(label, total=None, rate="")
+
+        def advance(done: int, total: int | None) -> None:
+            speed = bar.tasks[task].speed
+            # A container may understate its frames.
+            shown = total if total is not None and total >= done else None
+            bar.update(task, completed=done, total=shown, rate=f"{speed:.1f} fps" if speed else "")
+
+        yield advance
+
+
+def mebibytes(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / (1 << 20):,.1f} MiB"

@@ -1,0 +1,64 @@
+"""`wfvae encode`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from wfvae.commands.common import (
+    add_bundle_arguments,
+    add_input_arguments,
+    add_json_argument,
+    open_from,
+    progress_bar,
+    raw_layout,
+    show,
+)
+
+SUMMARY = "video to latents, in constant memory"
+DESCRIPTION = """\
+Streams a video of any length and size through the encoder.
+
+  wfvae encode bundle/ in.mp4 latents.zarr           a stream: readable while it is written, and after a kill
+  wfvae encode bundle/ in.mp4 latents.safetensors    a clip; also .npy
+  wfvae encode bundle/ frames/ latents.npy --fps 24  a directory of images
+  wfvae encode bundle/ - latents.zarr < in.mkv       a pipe
+
+Latents are written as (time, channels, height / 8, width / 8), unscaled. After an interruption, even a kill -9, the same
+command with --resume goes on and ends with the same bits."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    add_bundle_arguments(parser)
+    parser.add_argument("video", metavar="VIDEO", help="file, directory of images, or - for standard input")
+    parser.add_argument("latents", type=Path, metavar="LATENTS", help=".zarr, .safetensors or .npy")
+    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+    parser.add_argument(
+        "--checkpoint-every", type=float, default=30.0, metavar="SECONDS", help="work that a kill may cost at most (default: %(default)s)"
+    )
+    add_input_arguments(parser)
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Encodes, and prints the report."""
+    with open_from(args) as bundle, progress_bar("encode") as progress:
+        report = bundle.encode_video(
+            args.video,
+            args.latents,
+            chunk=args.chunk,
+            resume=args.resume,
+            checkpoint_seconds=args.checkpoint_every,
+            raw=raw_layout(args),
+            fps=args.fps,
+            keep_damaged=args.keep_damaged,
+            progress=progress,
+        )
+    resumed = f", resumed at frame {report.resumed_at}" if report.resumed_at else ""
+    text = (
+        f"{report.destination}: {report.latents} latents of {report.resumed_at + report.frames} frames {report.height}x{report.width}{resumed}; "
+        f"{report.frames_per_second:.1f} frames/s"
+    )
+    show(args, report.to_dict(), text)
+    return 0

@@ -1,0 +1,138 @@
+"""`wfvae inspect`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from wfvae.commands.common import add_json_argument, mebibytes, show
+from wfvae.errors import CheckpointError, WFVAEError
+
+SUMMARY = "what a bundle, latents, a checkpoint or a video is"
+DESCRIPTION = """\
+Says what something is, and checks it as far as that is cheap: a bundle's hashes, a checkpoint's names and shapes.
+
+  wfvae inspect bundle/ · wfvae inspect latents.zarr · wfvae inspect checkpoint/ · wfvae inspect in.mp4"""
+
+_LATENTS_SUFFIXES = (".zarr", ".npy", ".safetensors")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.add_argument("thing", type=Path, metavar="BUNDLE|LATENTS|CHECKPOINT|VIDEO")
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Finds out what it is, and prints the facts."""
+    path: Path = args.thing
+    if not path.exists():
+        raise WFVAEError(f"{path} does not exist; expected a bundle, latents, a checkpoint or a video")
+    if (path / "manifest.json").is_file():
+        facts = _bundle(path)
+    elif (path / "config.json").is_file():
+        facts = _checkpoint(path)
+    elif path.suffix in _LATENTS_SUFFIXES:
+        facts = _latents(path)
+    elif path.suffix == ".ckpt":
+        facts = _training_checkpoint(path)
+    else:
+        facts = _video(path)
+    width = max(map(len, facts))
+    show(args, facts, "\n".join(f"{key.ljust(width)}  {_text(value)}" for key, value in facts.items() if value is not None))
+    return 0
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    from wfvae.manifest import Manifest
+
+    manifest = Manifest.read(path)
+    manifest.verify_files(path)
+    facts: dict[str, Any] = {
+        "kind": "bundle",
+        "identity": manifest.identity,
+        "checkpoint": manifest.checkpoint_sha256,
+        "parameters": manifest.parameters,
+        "precision": manifest.precision,
+        "size": "dynamic" if manifest.size is None else f"{manifest.size[0]}x{manifest.size[1]}",
+        "encoder gives": manifest.latents,
+        "opset": manifest.opset,
+        "producer": dict(manifest.producer),
+        "files": {name: mebibytes(record.bytes) for name, record in manifest.files.items()},
+        "hashes": "all files are as exported",
+    }
+    for key, graph in manifest.graphs.items():
+        stream = graph.stream
+        facts[key] = (
+            f"{graph.kind}, {stream.ratio} frames per latent, {len(graph.states)} state tensors, delay {stream.delay}, drop {stream.drop}"
+        )
+    facts["engines"] = [engine.get("file", "?") for engine in manifest.engines] or "none"
+    return facts
+
+
+def _latents(path: Path) -> dict[str, Any]:
+    from wfvae.runtime.latents.latent_files import open_latents
+
+    with open_latents(path) as reader:
+        facts = {
+            "kind": "latents",
+            "count": reader.count,
+            "shape": list(reader.shape),
+            "dtype": str(reader.dtype),
+            "complete": reader.complete,
+        }
+        return {**facts, **{key: value for key, value in reader.info.to_json().items() if key != "kind"}, "values": reader.info.kind}
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    from wfvae.config import WFVAEConfig
+
+    config = WFVAEConfig.from_json(path / "config.json")
+    weights = path / "diffusion_pytorch_model.safetensors"
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  # not a mapping
+            dtypes = sorted({str(file.get_slice(name).get_dtype()) for name in shapes})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {weights}: {error}; the checkpoint is incomplete or damaged") from error
+    return {
+        "kind": "checkpoint",
+        "tensors": len(shapes),
+        "values": sum(math.prod(shape) for shape in shapes.values()),
+        "dtypes": dtypes,
+        "temporal compression": config.temporal_compression,
+        "latent channels": config.latent_dim,
+        "config": json.dumps(config.to_dict()),
+    }
+
+
+def _training_checkpoint(path: Path) -> dict[str, Any]:
+    from wfvae.checkpoint import read_training_checkpoint
+
+    weights = read_training_checkpoint(path)
+    return {"kind": "training checkpoint", "tensors": len(weights), "values": sum(t.numel() for t in weights.values())}
+
+
+def _video(path: Path) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from wfvae.runtime.media.video_reader import open_video
+
+    with open_video(path) as reader:
+        facts = asdict(reader.info)
+    return {
+        "kind": "video",
+        "source": facts.pop("kind"),
+        **{key: value if isinstance(value, (int, type(None))) else str(value) for key, value in facts.items()},
+    }
