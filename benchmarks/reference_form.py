@@ -10,7 +10,7 @@ Only whole clips: streams are not the published code's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -86,8 +86,8 @@ def _norm(self: Norm, frames: Tensor) -> Tensor:
     return _ours(grouped)
 
 
-def _causal_conv(self: CausalConv3d, frames: Tensor, clip: Clip) -> Tensor:
-    x = _published(frames)
+def _causal_conv(self: CausalConv3d, frames: Tensor | Callable[[], Tensor], clip: Clip) -> Tensor:
+    x = _published(frames() if callable(frames) else frames)
     if self.kernel > 1:
         x = torch.cat([x[:, :, :1].repeat(1, 1, self.kernel - 1, 1, 1), x], dim=2)
     margin = self.kernel_spatial // 2

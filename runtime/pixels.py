@@ -65,7 +65,9 @@ def to_uint8_frames(video: FloatArray, height: int, width: int) -> npt.NDArray[n
     levels += np.float32(127.5)
     np.rint(levels, out=levels)
     np.clip(levels, 0, 255, out=levels)
-    return np.ascontiguousarray(levels.astype(np.uint8).transpose(0, 2, 3, 1))
+    with np.errstate(invalid="ignore"):  # NaN, from a model that overflowed, becomes 0; it must not stop the batch's other streams
+        levels8 = levels.astype(np.uint8)
+    return np.ascontiguousarray(levels8.transpose(0, 2, 3, 1))
 
 
 def check_latents(latents: Any, channels: int, height: int, width: int) -> FloatArray:

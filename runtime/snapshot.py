@@ -51,7 +51,7 @@ class Snapshot:
             "note": self.note,
         }
         tensors = {
-            prefix + name: array
+            prefix + name: np.ascontiguousarray(array)  # safetensors would write a view's memory as it lies
             for prefix, group in ((_STATE, self.state), (_INPUT, self.waiting), (_ATTACHED, self.attached))
             for name, array in group.items()
         }

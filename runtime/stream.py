@@ -122,6 +122,9 @@ class Stream(Generic[F]):
             problems.append(f"it is of {snapshot.height}x{snapshot.width} video, and this stream is {self._feed.height}x{self._feed.width}")
         if problems:
             raise StateError(f"the snapshot does not fit: {'; '.join(problems)}")
+        counters = snapshot.counters
+        if counters.keys() != self._feed.counters().keys() or not all(isinstance(value, int) for value in counters.values()):
+            raise StateError(f"the snapshot has the counters {counters}; expected whole numbers for {', '.join(self._feed.counters())}")
         check_state(self.spec, snapshot.state, 1, state.height, state.width)
         state.write(snapshot.state)
         self._feed.restore(snapshot.counters, snapshot.waiting)

@@ -57,6 +57,13 @@ class WFVAE(nn.Module):
         _lay_out_weights(self)
 
     @classmethod
+    def random(cls, config: WFVAEConfig, seed: int = 0) -> WFVAE:
+        """A model with random weights, the same for the same seed, in eval mode: for demos, tests and speed measurements."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config).eval()
+
+    @classmethod
     def from_pretrained(
         cls, source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
     ) -> WFVAE:

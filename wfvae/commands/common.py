@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from wfvae.runtime.bundle import Bundle
     from wfvae.runtime.media.video_info import RawVideo
 
+_WIDE = 200
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -127,17 +128,19 @@ def open_from(args: argparse.Namespace) -> Bundle:
     )
 
 
-def show(args: argparse.Namespace, data: Any, text: str | Table, to_stderr: bool = False) -> None:
+def show(args: argparse.Namespace, data: Any, text: RenderableType, to_stderr: bool = False) -> None:
     """Prints the result: JSON on request, else for people. `to_stderr` keeps a data pipe on standard output clean."""
-    from rich.console import Console
-
     stream = sys.stderr if to_stderr else sys.stdout
     if args.json:
         stream.write(json.dumps(data, indent=2) + "\n")
-    else:
-        Console(file=stream, highlight=False, soft_wrap=isinstance(text, str)).print(text, markup=False) if isinstance(
-            text, str
-        ) else Console(file=stream, highlight=False).print(text)
+        return
+    if isinstance(text, str):
+        stream.write(text + "\n")
+        return
+    from rich.console import Console
+
+    # Off a terminal there is no width to fit in.
+    Console(file=stream, highlight=False, width=None if stream.isatty() else _WIDE).print(text)
 
 
 @contextmanager

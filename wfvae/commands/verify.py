@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
                 bundle, frames, against=model, progress=lambda name, done, total: status.update(f"verifying {name} ({done} of {total})")
             )
         if args.certificate is not None:
-            _write(args.certificate, result.certificate(bundle=bundle, frames=frames, source=source))
+            _write(args.certificate, result.certificate(source))
     show(args, result.to_json(), render_table(result))
     return 0 if result.passed else 1
 
@@ -90,7 +90,7 @@ def _clip(args: argparse.Namespace, fixed: tuple[int, int] | None) -> tuple[npt.
 
     with open_video(args.video, raw=raw_layout(args), fps=args.fps, keep_damaged=args.keep_damaged) as reader:
         frames = np.stack(list(itertools.islice(iter(reader), args.frames)))
-    return frames, "a video"
+    return frames, Path(args.video).name
 
 
 def _write(path: Path, certificate: dict[str, object]) -> None:
