@@ -1,1 +1,1 @@
-"""Placeholder, filled by the modules beside it."""
+"""Checkpoint to bundle, and the proof that the bundle is right. Needs the extra `export`."""

@@ -7,30 +7,23 @@ colour alone.
 
 from __future__ import annotations
 
-import base64
 import math
 import os
-import struct
 import tempfile
-import zlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import partial
 from html import escape
-from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-import numpy.typing as npt
 
-from wfvae.errors import InputError, ResourceError
-from wfvae.export.report_data import ParityRow, Picture, ReportData, StepTimes, SubbandBar, SubbandSeries
+from wfvae.errors import ResourceError
+from wfvae.export.number_text import TIMES, byte_count, exact_bytes, number, percent, scientific, seconds_text, share_text
+from wfvae.export.png import png_data_uri
+from wfvae.export.report_data import ParityRow, Picture, ReportData, StepTimes, SubbandSeries
 from wfvae.export.side_by_side import difference
-
-TIMES, MISSING = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
-WIDE, NARROW = 940, 380
-"""Widths of the two drawings of every plot; a style rule shows the one that fits, so that labels stay readable on a phone."""
+from wfvae.export.svg_plots import bar_plot, both_widths, line_plot
 
 
 def render_report(data: ReportData) -> str:
@@ -82,40 +75,6 @@ def write_report(path: str | Path, data: ReportData) -> None:
 # ---------------------------------------------------------------- text and numbers
 
 
-def _number(value: float | None, digits: int = 2, unit: str = "") -> str:
-    """A number for reading: infinite as a sign, missing as a dash."""
-    if value is None:
-        return MISSING
-    if math.isinf(value):
-        return "∞" + unit
-    return f"{value:,.{digits}f}{unit}"
-
-
-def _bytes(count: int) -> str:
-    """A size in the largest binary unit that leaves at least one before the point."""
-    size = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{count:,} bytes" if unit == "bytes" else f"{size:,.1f} {unit}"
-
-
-def _exact_bytes(count: int) -> str:
-    """A size as `_bytes`, with the exact count where that is rounded."""
-    return _bytes(count) if count < 1024 else f"{_bytes(count)} ({count:,} bytes)"
-
-
-def _scientific(value: float) -> str:
-    """A deviation: zero as 0, else three digits and an exponent."""
-    return "0" if value == 0 else f"{value:.2e}"
-
-
-def _seconds(value: float) -> str:
-    """A duration with sensible digits."""
-    return f"{value:,.2f} s" if value < 100 else f"{value:,.0f} s"
-
-
 def _card(title: str, content: str, note: str = "") -> str:
     """A section with a heading; title and note are escaped here, the content is HTML."""
     tail = f'<p class="note">{escape(note)}</p>' if note else ""
@@ -152,8 +111,8 @@ def _mean_psnr(values: Sequence[float]) -> str:
     """Mean over the frames that differ at all, as the tile shows it."""
     finite = [value for value in values if math.isfinite(value)]
     if not values:
-        return _number(None)
-    return _number(sum(finite) / len(finite) if finite else math.inf, 2, " dB")
+        return number(None)
+    return number(sum(finite) / len(finite) if finite else math.inf, 2, " dB")
 
 
 def _tiles(data: ReportData) -> str:
@@ -161,14 +120,14 @@ def _tiles(data: ReportData) -> str:
     equal = sum(row.equal_bits for row in data.parity)
     ratio = speed.raw_video_bytes / speed.latents_bytes if speed.latents_bytes else math.inf
     finite = [value for value in data.psnr_per_frame if math.isfinite(value)]
-    lowest = f"lowest {_number(min(finite), 2, ' dB')}" if finite else "of the reconstruction"
+    lowest = f"lowest {number(min(finite), 2, ' dB')}" if finite else "of the reconstruction"
     tiles = (
         ("Mean PSNR", _mean_psnr(data.psnr_per_frame), lowest),
         ("Equal in every bit", f"{equal} of {len(data.parity)}", "parity checks"),
-        ("Encode", f"{_number(speed.encode_fps, 1)} fps", f"{speed.encode_fps / rate:.2f} {TIMES} real time"),
-        ("Decode", f"{_number(speed.decode_fps, 1)} fps", f"{speed.decode_fps / rate:.2f} {TIMES} real time"),
-        ("State per stream", _bytes(speed.encoder_state_bytes + speed.decoder_state_bytes), "encoder + decoder"),
-        ("Latents", _bytes(speed.latents_bytes), f"{_number(ratio, 1)} {TIMES} smaller than raw RGB"),
+        ("Encode", f"{number(speed.encode_fps, 1)} fps", f"{speed.encode_fps / rate:.2f} {TIMES} real time"),
+        ("Decode", f"{number(speed.decode_fps, 1)} fps", f"{speed.decode_fps / rate:.2f} {TIMES} real time"),
+        ("State per stream", byte_count(speed.encoder_state_bytes + speed.decoder_state_bytes), "encoder + decoder"),
+        ("Latents", byte_count(speed.latents_bytes), f"{number(ratio, 1)} {TIMES} smaller than raw RGB"),
     )
     cells = "".join(
         f'<div class="tile"><p class="name">{escape(name)}</p><p class="value">{escape(value)}</p><p class="note">{escape(note)}</p></div>'
@@ -202,7 +161,7 @@ def _picture_row(picture: Picture, gain: int) -> str:
     before, after = picture.reference, picture.reconstruction
     apart = difference(before, after, gain)
     error = float(np.mean((before.astype(np.float64) - after) ** 2))
-    psnr = _number(10 * math.log10(255 * 255 / error) if error else math.inf, 2, " dB")
+    psnr = number(10 * math.log10(255 * 255 / error) if error else math.inf, 2, " dB")
     figures = (
         (before, f"Input, frame {picture.frame:,}"),
         (after, f"Reconstruction, {psnr}"),
@@ -219,12 +178,12 @@ def _picture_row(picture: Picture, gain: int) -> str:
 def _psnr(data: ReportData) -> str:
     if not data.psnr_per_frame:
         return ""
-    plot = _both(lambda width: line_plot(data.psnr_per_frame, "frame", "PSNR", "dB", width, least_span=4.0))
+    plot = both_widths(lambda width: line_plot(data.psnr_per_frame, "frame", "PSNR", "dB", width, least_span=4.0))
     finite = [value for value in data.psnr_per_frame if math.isfinite(value)]
     equal = len(data.psnr_per_frame) - len(finite)
     note = f"{len(data.psnr_per_frame):,} frames: "
     if finite:
-        note += f"mean {_number(sum(finite) / len(finite))} dB, lowest {_number(min(finite))} dB, highest {_number(max(finite))} dB"
+        note += f"mean {number(sum(finite) / len(finite))} dB, lowest {number(min(finite))} dB, highest {number(max(finite))} dB"
     note += (", " if finite and equal else "") + (f"{equal:,} equal to the input (PSNR infinite, not in the mean)" if equal else "")
     return _card("PSNR of the reconstruction, frame by frame", plot, note + ".")
 
@@ -242,8 +201,8 @@ def _parity(data: ReportData) -> str:
 def _parity_row(row: ParityRow, heads: Sequence[str]) -> str:
     result = '<span class="pass"><b>✓</b> pass</span>' if row.holds else '<span class="fail"><b>✗</b> FAIL</span>'
     cells = (
-        row.name, row.direction, row.backend, row.plan, f"{row.frames:,}", "yes" if row.equal_bits else "no", _scientific(row.max_abs),
-        _number(row.max_ulp, 0), _number(row.psnr_db),
+        row.name, row.direction, row.backend, row.plan, f"{row.frames:,}", "yes" if row.equal_bits else "no", scientific(row.max_abs),
+        number(row.max_ulp, 0), number(row.psnr_db),
     )  # fmt: skip
     kinds = ("words", "", "", "words", "num", "", "num", "num", "num")
     written = "".join(
@@ -255,33 +214,28 @@ def _parity_row(row: ParityRow, heads: Sequence[str]) -> str:
 def _throughput(data: ReportData) -> str:
     speed = data.throughput
     facts = [
-        ("Encode", f"{_number(speed.encode_fps, 2)} frames per second"),
-        ("Decode", f"{_number(speed.decode_fps, 2)} frames per second"),
-        ("State of an encoder stream", _exact_bytes(speed.encoder_state_bytes)),
-        ("State of a decoder stream", _exact_bytes(speed.decoder_state_bytes)),
-        ("Video as 8-bit RGB", _exact_bytes(speed.raw_video_bytes)),
-        ("Latents", f"{_exact_bytes(speed.latents_bytes)}, {_percent(speed.latents_bytes, speed.raw_video_bytes)} of the raw video"),
+        ("Encode", f"{number(speed.encode_fps, 2)} frames per second"),
+        ("Decode", f"{number(speed.decode_fps, 2)} frames per second"),
+        ("State of an encoder stream", exact_bytes(speed.encoder_state_bytes)),
+        ("State of a decoder stream", exact_bytes(speed.decoder_state_bytes)),
+        ("Video as 8-bit RGB", exact_bytes(speed.raw_video_bytes)),
+        ("Latents", f"{exact_bytes(speed.latents_bytes)}, {percent(speed.latents_bytes, speed.raw_video_bytes)} of the raw video"),
     ]
     if speed.video_file_bytes is not None:
-        facts.append(("Video file", _exact_bytes(speed.video_file_bytes)))
+        facts.append(("Video file", exact_bytes(speed.video_file_bytes)))
     total = sum(stage.seconds for stage in speed.stages)
     longest = max((stage.seconds for stage in speed.stages), default=0.0) or 1.0
     bars = "".join(
         f'<div class="stage"><span>{escape(stage.name)}</span><i style="width:{max(60 * stage.seconds / longest, 0.4):.2f}%"></i>'
-        f"<b>{_seconds(stage.seconds)}</b></div>"
+        f"<b>{seconds_text(stage.seconds)}</b></div>"
         for stage in speed.stages
     )
-    stages = f'<h3>Wall time by stage</h3><div class="stages">{bars}</div><p class="note">In all {_seconds(total)}.</p>' if bars else ""
+    stages = f'<h3>Wall time by stage</h3><div class="stages">{bars}</div><p class="note">In all {seconds_text(total)}.</p>' if bars else ""
     return _card("Throughput and size", _definitions(facts) + stages)
 
 
-def _percent(part: int, whole: int) -> str:
-    """A share in percent, a dash when there is no whole."""
-    return f"{100 * part / whole:.2f} %" if whole else _number(None)
-
-
 def _step_times(series: Sequence[StepTimes]) -> str:
-    plots = "".join(f"<h3>{escape(steps.label)}</h3>{_both(partial(_step_plot, steps))}" for steps in series if steps.seconds)
+    plots = "".join(f"<h3>{escape(steps.label)}</h3>{both_widths(partial(_step_plot, steps))}" for steps in series if steps.seconds)
     return _card("Time per step", plots, "Flat lines mean that a long stream costs per step what a short one does.") if plots else ""
 
 
@@ -292,8 +246,8 @@ def _step_plot(steps: StepTimes, width: int) -> str:
 def _subbands(data: ReportData) -> str:
     if not data.subbands:
         return ""
-    energy = _both(lambda width: bar_plot(data.subbands, lambda bar: bar.energy_share, "energy share", "", width, log=True))
-    entropy = _both(lambda width: bar_plot(data.subbands, lambda bar: bar.entropy_bits, "entropy", "bits", width, log=False))
+    energy = both_widths(lambda width: bar_plot(data.subbands, lambda bar: bar.energy_share, "energy share", "", width, log=True))
+    entropy = both_widths(lambda width: bar_plot(data.subbands, lambda bar: bar.entropy_bits, "entropy", "bits", width, log=False))
     content = f"<h3>Share of the energy (logarithmic)</h3>{energy}<h3>Shannon entropy</h3>{entropy}{_subband_table(data.subbands)}"
     note = (
         f"3-D Haar transform of 2 {TIMES} 2 {TIMES} 2 pixels, orthonormal. "
@@ -310,15 +264,10 @@ def _subband_table(series: Sequence[SubbandSeries]) -> str:
     rows = []
     for index, bar in enumerate(series[0].bars):
         bars = [one.bars[index] for one in series if index < len(one.bars)]
-        cells = "".join(f'<td class="num">{_share(one.energy_share)}</td><td class="num">{one.entropy_bits:.3f}</td>' for one in bars)
+        cells = "".join(f'<td class="num">{share_text(one.energy_share)}</td><td class="num">{one.entropy_bits:.3f}</td>' for one in bars)
         rows.append(f'<tr><th scope="row">{escape(bar.name)}</th>{cells}</tr>')
     table = f'<table><thead><tr><th scope="col">Band</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     return f'<details><summary>The numbers</summary><div class="scroll">{table}</div></details>'
-
-
-def _share(value: float) -> str:
-    """A share that may be tiny: four significant digits."""
-    return f"{value:.4g}"
 
 
 def _run(data: ReportData) -> str:
@@ -336,284 +285,6 @@ def _run(data: ReportData) -> str:
     commands = escape("\n".join(run.commands))
     repeat = f'<h3>Repeat it</h3><pre tabindex="0"><code>{commands}</code></pre>' if run.commands else ""
     return _card("What ran", _definitions(facts) + repeat)
-
-
-# ---------------------------------------------------------------- plots
-
-
-@dataclass(frozen=True)
-class _Axes:
-    """A plot's area in the drawing and the range of each axis; a logarithmic axis is given the logarithms."""
-
-    width: int
-    height: int
-    x_range: tuple[float, float]
-    y_range: tuple[float, float]
-    left: int = 58
-    right: int = 14
-    top: int = 16
-    bottom: int = 44
-
-    def x(self, value: float) -> float:
-        """The drawing's column of a value."""
-        low, high = self.x_range
-        return self.left + (value - low) / (high - low) * (self.width - self.left - self.right)
-
-    def y(self, value: float) -> float:
-        """The drawing's row of a value."""
-        low, high = self.y_range
-        return self.height - self.bottom - (value - low) / (high - low) * (self.height - self.top - self.bottom)
-
-    def grid(self, ticks: Iterable[tuple[float, str]]) -> str:
-        """Horizontal lines with their labels."""
-        parts = []
-        for value, label in ticks:
-            row = self.y(value)
-            parts.append(f'<line class="grid" x1="{self.left}" x2="{self.width - self.right}" y1="{row:.1f}" y2="{row:.1f}"/>')
-            parts.append(f'<text class="tick" x="{self.left - 8}" y="{row + 4:.1f}" text-anchor="end">{escape(label)}</text>')
-        return "".join(parts)
-
-    def labels(self, x_label: str, y_label: str) -> str:
-        """The names of the axes."""
-        middle_x = (self.left + self.width - self.right) / 2
-        middle_y = (self.top + self.height - self.bottom) / 2
-        return (
-            f'<text class="axis" x="{middle_x:.0f}" y="{self.height - 6}" text-anchor="middle">{escape(x_label)}</text>'
-            f'<text class="axis" transform="translate(13 {middle_y:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
-        )
-
-
-def _both(draw: Callable[[int], str]) -> str:
-    """A plot drawn for wide and for narrow windows."""
-    return f'<div class="plot wide">{draw(WIDE)}</div><div class="plot narrow">{draw(NARROW)}</div>'
-
-
-def _svg(width: int, height: int, label: str, content: str) -> str:
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" xmlns="http://www.w3.org/2000/svg">{content}</svg>'
-
-
-def nice_ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart) within low..high, low < high."""
-    rough = (high - low) / max(count, 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.7)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [k * step for k in range(first, last + 1)]
-
-
-def line_plot(
-    values: Sequence[float], x_label: str, y_label: str, unit: str, width: int, *, least_span: float = 0.0, from_zero: bool = False
-) -> str:
-    """A line over the index 0, 1, ... as SVG.
-
-    Long series are drawn as the mean and the range of neighbouring values, so that no outlier is lost and the file stays small. Values
-    that are not finite (frames equal to the input) are dots at the top edge.
-
-    Args:
-        least_span: the y axis spans at least this much, so that tiny changes look tiny.
-        from_zero: the y axis starts at zero.
-
-    Raises:
-        InputError: there are no values.
-    """
-    if not values:
-        raise InputError(f"there are no values of {y_label} to plot; leave the plot out")
-    height = 250 if width == WIDE else 230
-    finite = [value for value in values if math.isfinite(value)]
-    low, high = _y_range(finite, least_span, from_zero)
-    axes = _Axes(width, height, (0.0, float(max(len(values) - 1, 1))), (low, high))
-    ticks = nice_ticks(low, high, 5)
-    parts = [axes.grid((tick, _tick_label(tick, ticks)) for tick in ticks), _index_ticks(axes, len(values), width), _curve(axes, values)]
-    if finite:
-        mean = sum(finite) / len(finite)
-        row = axes.y(mean)
-        parts.append(f'<line class="mean" x1="{axes.left}" x2="{width - axes.right}" y1="{row:.1f}" y2="{row:.1f}"/>')
-        text = f"mean {_number(mean)} {unit}"
-        parts.append(f'<text class="callout" x="{width - axes.right - 4}" y="{axes.top - 4}" text-anchor="end">{escape(text)}</text>')
-    parts.append(axes.labels(x_label, f"{y_label} ({unit})"))
-    return _svg(width, height, f"{y_label} in {unit} over {len(values)} values, by {x_label}", "".join(parts))
-
-
-def _y_range(finite: Sequence[float], least_span: float, from_zero: bool) -> tuple[float, float]:
-    """The y axis of a line plot: the values with some room, and never empty."""
-    if not finite:
-        return 0.0, 1.0
-    low, high = min(finite), max(finite)
-    span = max(high - low, least_span, 1e-3 * max(abs(high), 1e-9))
-    middle = (low + high) / 2
-    low, high = middle - 0.58 * span, middle + 0.58 * span
-    return (0.0, high) if from_zero else (low, high)
-
-
-def _tick_label(value: float, ticks: Sequence[float]) -> str:
-    """A tick with as many digits as the step between ticks needs."""
-    step = ticks[1] - ticks[0] if len(ticks) > 1 else abs(value) or 1.0
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return f"{value:,.{digits}f}"
-
-
-def _index_ticks(axes: _Axes, count: int, width: int) -> str:
-    """Whole numbers along the bottom."""
-    ticks = [tick for tick in nice_ticks(0, max(count - 1, 1), 4 if width == NARROW else 8) if tick == int(tick) and tick <= count - 1]
-    row = axes.height - axes.bottom + 18
-    return "".join(f'<text class="tick" x="{axes.x(tick):.1f}" y="{row}" text-anchor="middle">{int(tick):,}</text>' for tick in ticks)
-
-
-def _curve(axes: _Axes, values: Sequence[float]) -> str:
-    """The line of a plot, its range band where several values share a column, and dots for what is not finite."""
-    columns = min(len(values), (axes.width - axes.left - axes.right) // 2)
-    edges = [len(values) * k // columns for k in range(columns + 1)]
-    band_top: list[str] = []
-    band_bottom: list[str] = []
-    line: list[str] = []
-    dots: list[str] = []
-    runs: list[list[str]] = []
-    for start, stop in pairwise(edges):
-        bucket = values[start:stop]
-        finite = [value for value in bucket if math.isfinite(value)]
-        x = axes.x((start + stop - 1) / 2)
-        if len(finite) < len(bucket):
-            dots.append(f'<circle class="dot" cx="{x:.1f}" cy="{axes.top + 4}" r="2.2"/>')
-        if not finite:
-            runs.append(line)
-            line = []
-            continue
-        line.append(f"{x:.1f},{axes.y(sum(finite) / len(finite)):.1f}")
-        band_top.append(f"{x:.1f},{axes.y(max(finite)):.1f}")
-        band_bottom.append(f"{x:.1f},{axes.y(min(finite)):.1f}")
-    runs.append(line)
-    parts = [f'<polygon class="band" points="{" ".join(band_top + band_bottom[::-1])}"/>'] if columns < len(values) and band_top else []
-    for run in runs:
-        if len(run) == 1:
-            x_text, y_text = run[0].split(",")
-            parts.append(f'<circle class="dot" cx="{x_text}" cy="{y_text}" r="2.2"/>')
-        elif run:
-            parts.append(f'<polyline class="line" points="{" ".join(run)}"/>')
-    return "".join(parts + dots)
-
-
-def bar_plot(
-    series: Sequence[SubbandSeries], read: Callable[[SubbandBar], float], y_label: str, unit: str, width: int, *, log: bool
-) -> str:
-    """Grouped bars per sub-band as SVG, the first series filled and the second hatched; each bar carries its value.
-
-    Args:
-        read: takes the value to draw from a bar.
-        log: logarithmic y axis with whole powers of ten; values of 0 get no bar.
-    """
-    height = 280 if width == WIDE else 250
-    bars = [[read(bar) for bar in one.bars] for one in series]
-    every = [value for group in bars for value in group if value > 0]
-    low, high, ticks = _bar_axis(every, log)
-    names = [bar.name for bar in series[0].bars]
-    axes = _Axes(width, height, (0.0, float(len(names))), (low, high), left=72 if log else 58, top=34)
-    hatch = f"hatch{width}{'log' if log else 'lin'}"
-    parts = [_hatching(hatch), axes.grid(ticks), _legend(series, axes, hatch)]
-    row = height - axes.bottom + 18
-    for index, name in enumerate(names):
-        parts.append(f'<text class="tick" x="{axes.x(index + 0.5):.1f}" y="{row}" text-anchor="middle">{escape(name)}</text>')
-        for place, group in enumerate(bars):
-            if index < len(group):
-                title = f"{series[place].label}, {name}: {_share(group[index])} {unit}"
-                parts.append(_bar(axes, index, place, len(bars), group[index], log, hatch, title))
-    label = f"{y_label} ({unit})" if unit else y_label
-    parts.append(axes.labels("sub-band", label))
-    return _svg(width, height, f"{label} of the eight Haar sub-bands", "".join(parts))
-
-
-def _bar_axis(values: Sequence[float], log: bool) -> tuple[float, float, list[tuple[float, str]]]:
-    """Range and ticks of the bars' y axis; in logarithms when log."""
-    if log:
-        # A decade of room below the smallest value, so that its bar can be seen.
-        low = math.floor(math.log10(min(values, default=0.1)) - 0.3)
-        high = max(math.ceil(math.log10(max(values, default=1.0)) - 1e-9), low + 1)
-        powers = range(high, low - 1, -1 if high - low <= 6 else -2)
-        return float(low), float(high), [(float(power), f"{100 * 10.0**power:g} %") for power in powers]
-    top = max(max(values, default=1.0) * 1.12, 1e-9)
-    ticks = nice_ticks(0.0, top, 5)
-    return 0.0, top, [(tick, _tick_label(tick, ticks)) for tick in ticks]
-
-
-def _bar(axes: _Axes, index: int, place: int, places: int, value: float, log: bool, hatch: str, title: str) -> str:
-    """One bar with its value above it."""
-    if value <= 0 and log:
-        return ""
-    slot = axes.x(1) - axes.x(0)
-    thick = slot * (0.62 if places == 1 else 0.8) / places
-    left = axes.x(index + 0.5) + (place - places / 2) * thick
-    top, bottom = axes.y(math.log10(value) if log else value), axes.height - axes.bottom
-    look = 'class="bar"' if place == 0 else f'class="bar second" fill="url(#{hatch})"'
-    shape = f'<rect {look} x="{left + 1:.1f}" y="{top:.1f}" width="{thick - 2:.1f}" height="{max(bottom - top, 0):.1f}" rx="1.5">'
-    shape += f"<title>{escape(title.strip())}</title></rect>"
-    if thick < 34:
-        return shape
-    text = _bar_label(value, log)
-    return shape + f'<text class="value" x="{left + thick / 2:.1f}" y="{top - 4:.1f}" text-anchor="middle">{text}</text>'
-
-
-def _bar_label(value: float, log: bool) -> str:
-    """The short number above a bar: percent for shares."""
-    if not log:
-        return f"{value:.2f}"
-    return f"{100 * value:.1f}%" if value >= 0.01 else f"{100 * value:.2g}%"
-
-
-def _legend(series: Sequence[SubbandSeries], axes: _Axes, hatch: str) -> str:
-    """A swatch and name per series along the top."""
-    parts, x = [], float(axes.left)
-    for place, one in enumerate(series):
-        look = 'class="bar"' if place == 0 else f'class="bar second" fill="url(#{hatch})"'
-        parts.append(f'<rect {look} x="{x:.0f}" y="3" width="16" height="11" rx="1.5"/>')
-        parts.append(f'<text class="tick" x="{x + 22:.0f}" y="13">{escape(one.label)}</text>')
-        x += 40 + 7.2 * len(one.label)
-    return "".join(parts)
-
-
-def _hatching(name: str) -> str:
-    """The pattern that tells the second series from the first without colour."""
-    return (
-        f'<defs><pattern id="{name}" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-        '<rect class="hatch-ground" width="6" height="6"/><rect class="hatch-line" width="2.4" height="6"/></pattern></defs>'
-    )
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def png_data_uri(image: npt.NDArray[np.uint8]) -> str:
-    """A picture as a data URI, see `encode_png`."""
-    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode("ascii")
-
-
-def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
-    """A picture (H, W, 3) uint8, H and W at least 1, as the bytes of a PNG file.
-
-    Raises:
-        InputError: another type or shape.
-    """
-    if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise InputError(f"a picture is {image.dtype} of shape {image.shape}; expected uint8 of shape (H, W, 3)")
-    height, width = image.shape[:2]
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(_filter_rows(image).tobytes(), 9)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(kind, content) for kind, content in chunks)
-
-
-def _png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def _filter_rows(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """PNG's row filters 0 (none), 1 (left), 2 (up): per row the one whose differences are smallest, which compresses best as a rule."""
-    left, up = image.copy(), image.copy()
-    left[:, 1:] -= image[:, :-1]
-    up[1:] -= image[:-1]
-    candidates = np.stack((image, left, up)).reshape(3, image.shape[0], -1)
-    cost = np.abs(candidates.view(np.int8).astype(np.int16)).sum(axis=2, dtype=np.int64)
-    best = cost.argmin(axis=0)
-    rows = candidates[best, np.arange(image.shape[0])]
-    return np.concatenate((best.astype(np.uint8)[:, None], rows), axis=1)
 
 
 # ---------------------------------------------------------------- the page

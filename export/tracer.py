@@ -62,14 +62,12 @@ class Traced:
     # Shapes -----------------------------------------------------------------------------------------------------------------
 
     def __getitem__(self, index: Any) -> Traced:
-        index = index if isinstance(index, tuple) else (index,)
-        result, axis = self, 0
-        for entry in index:
+        result = self
+        for axis, entry in enumerate(index if isinstance(index, tuple) else (index,)):
             if entry is None:
                 result = result._unsqueeze(axis)
             elif entry != slice(None):
                 result = result._slice(axis, entry)
-            axis += 1
         return result
 
     def _slice(self, axis: int, entry: slice) -> Traced:

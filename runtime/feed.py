@@ -276,7 +276,8 @@ class DecoderFeed:
         return to_float_frames(video, self.height, self.width)
 
     def empty(self) -> Frames:
-        return np.empty((0, self.height, self.width, 3), np.uint8 if self._pixels == "uint8" else np.float32)
+        shape = (0, self.height, self.width, 3)
+        return np.empty(shape, np.uint8) if self._pixels == "uint8" else np.empty(shape, np.float32)
 
     def counters(self) -> dict[str, int]:
         return {

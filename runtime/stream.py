@@ -117,7 +117,7 @@ class Stream(Generic[F]):
         if snapshot.bundle != self._bundle:
             problems.append(f"it was made by bundle {snapshot.bundle[:12]}, and this one is {self._bundle[:12]}")
         if snapshot.direction != self.spec.direction:
-            problems.append(f"it is of an {snapshot.direction}, and this stream is an {self.spec.direction}")
+            problems.append(f"it is of the {snapshot.direction}, and this stream is of the {self.spec.direction}")
         if (snapshot.height, snapshot.width) != (self._feed.height, self._feed.width):
             problems.append(f"it is of {snapshot.height}x{snapshot.width} video, and this stream is {self._feed.height}x{self._feed.width}")
         if problems:

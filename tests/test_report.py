@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 from wfvae.errors import InputError, ResourceError
-from wfvae.export.report import MISSING, NARROW, TIMES, WIDE, encode_png, line_plot, nice_ticks, png_data_uri, render_report, write_report
+from wfvae.export.number_text import MISSING, TIMES
+from wfvae.export.png import encode_png, png_data_uri
+from wfvae.export.report import render_report, write_report
 from wfvae.export.report_data import (
     ParityRow,
     Picture,
@@ -30,6 +32,7 @@ from wfvae.export.report_data import (
     SubbandSeries,
     Throughput,
 )
+from wfvae.export.svg_plots import NARROW, WIDE, line_plot, nice_ticks
 from wfvae.procedural import ProceduralClip
 from wfvae.runtime.subbands import BAND_NAMES
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -411,7 +412,7 @@ def test_a_failed_step_loses_nothing(own_bundle: Bundle, fail_at: set[int], late
         with getattr(bundle, direction)(height=8, width=16, chunk=1, **({"frames": 22} if direction == "decoder" else {})) as stream:
             session._session = FailingSession(honest, fail_at, late, error)
             parts, failures = [], 0
-            calls: list[Any] = [*(lambda piece=piece: stream.push(piece) for piece in pieces(data, [9])), stream.finish]
+            calls: list[Any] = [*(functools.partial(stream.push, piece) for piece in pieces(data, [9])), stream.finish]
             for call in calls:
                 again = call
                 while True:
@@ -422,7 +423,7 @@ def test_a_failed_step_loses_nothing(own_bundle: Bundle, fail_at: set[int], late
                         failures += 1
                         taken_up = bundle.restore(stream.snapshot(), chunk=1)
                         assert content(taken_up.capture()) == content(stream.capture())
-                        again = stream.finish if call is calls[-1] else (lambda: stream.push(data[:0]))
+                        again = stream.finish if call is calls[-1] else functools.partial(stream.push, data[:0])
             session._session = honest
             assert failures == len(fail_at)
             assert same_bits(np.concatenate(parts), expected)

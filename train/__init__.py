@@ -1,1 +1,1 @@
-"""Placeholder, filled by the modules beside it."""
+"""Training: not written yet."""

@@ -84,7 +84,8 @@ class Res3D(_ResBlock):
 
     def forward(self, frames: Tensor, clip: Clip) -> Tensor:
         def inner() -> Tensor:
-            return self.dropout(norm_silu(self.norm2, self.conv1(lambda: norm_silu(self.norm1, frames), clip)))
+            dropped: Tensor = self.dropout(norm_silu(self.norm2, self.conv1(lambda: norm_silu(self.norm1, frames), clip)))
+            return dropped
 
         residual = self.conv2(inner, clip)
         shortcut = self.nin_shortcut(frames, clip) if self.changes_channels else frames

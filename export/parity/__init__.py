@@ -1,8 +1,8 @@
 """Proof that a bundle's streams give what direct inference and the model give, as numbers (design: parity is the product).
 
-    with open_bundle("bundle/") as bundle:
-        verification = verify(bundle, frames, against=model, progress=lambda stage, done, total: None)
-    verification.passed, verification.to_json(), verification.certificate("video.mp4")
+with open_bundle("bundle/") as bundle:
+    verification = verify(bundle, frames, against=model, progress=lambda stage, done, total: None)
+verification.passed, verification.to_json(), verification.certificate("video.mp4")
 """
 
 from wfvae.export.parity.certificate import machine

@@ -57,7 +57,12 @@ def write_certificate(verification: Verification, source: str, date: datetime | 
 
 def machine() -> dict[str, Any]:
     """Processor, cores and operating system; nothing that tells one machine of a kind from another."""
-    return {"cpu": _cpu_name(), "cores": os.cpu_count(), "os": f"{platform.system()} {platform.release()}", "architecture": platform.machine()}
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "os": f"{platform.system()} {platform.release()}",
+        "architecture": platform.machine(),
+    }
 
 
 def frame_hashes(frames: Array) -> tuple[str, ...]:
@@ -68,7 +73,7 @@ def frame_hashes(frames: Array) -> tuple[str, ...]:
 
 def array_sha256(array: Array) -> str:
     """SHA-256 of an array's bytes, row-major."""
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def _versions() -> dict[str, str]:

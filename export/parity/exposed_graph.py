@@ -26,15 +26,14 @@ _SEVERITY_ERROR = 3
 
 @dataclass(frozen=True)
 class FrameAxis:
-    """Where a tensor's frames are, and how many: `per_latent` for each latent of the step, and `carried` from before it."""
+    """Where a tensor's frames are, and how many there are for each latent of a step or clip."""
 
     axis: int
     per_latent: int
-    carried: int
     bytes_per_latent: int
 
     def own_frames(self, array: Array, latents: int) -> Array:
-        """The frames that belong to the step, frames first."""
+        """The frames that belong to a step, frames first: the last ones, behind what was carried over from the step before."""
         frames = np.moveaxis(array, self.axis, 0)
         return frames[len(frames) - self.per_latent * latents :]
 
@@ -63,9 +62,10 @@ class ExposedGraph:
             if len(grown) != 1 or 0 in first:
                 continue
             per_latent = second[grown[0]] - first[grown[0]]
+            if per_latent <= 0 or (self.spec.kind == STEP and first[grown[0]] < 2 * per_latent):
+                continue
             size = int(np.prod(first)) // first[grown[0]] * per_latent * (4 if kind == onnx.TensorProto.FLOAT else 2)
-            if per_latent > 0:
-                found[name] = FrameAxis(grown[0], per_latent, first[grown[0]] - 2 * per_latent, size)
+            found[name] = FrameAxis(grown[0], per_latent, size)
         return found
 
     @property

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from wfvae.export.parity.difference import Array
 from wfvae.plan import even_chunks, latent_frames, lead_frames
 from wfvae.runtime.bundle import DEFAULT_CHUNK, Bundle
 from wfvae.runtime.stream import DecoderStream, EncoderStream
 from wfvae.streamspec import Direction
-
-from wfvae.export.parity.difference import Array
 
 _SEED = 24111745
 _LONGEST_STEP = 5

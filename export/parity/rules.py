@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,9 +29,8 @@ class Rule:
 
     def allowed(self, expected: Array) -> float:
         """The largest absolute error allowed beside this reference."""
-        if not self.relative or expected.size == 0:
-            return self.tolerance
-        return self.tolerance * max(1.0, float(np.abs(expected).max()))
+        peak = float(np.abs(expected).max(initial=0.0)) if self.relative else 0.0
+        return self.tolerance * max(1.0, peak if math.isfinite(peak) else 0.0)
 
     def accepts(self, difference: Difference, allowed: float) -> bool:
         """Whether `difference` passes. NaN, another shape and nothing compared never do."""
@@ -41,13 +41,19 @@ class Rule:
 
 EXACT = Rule(0.0)
 
-# Bounds on backend against model, and on stream against direct where equal bits cannot be promised.
-# MEASURED
+# Bounds on backend against model, and on stream against direct where equal bits cannot be promised. Measured on three reference models
+# and a random tiny preset, 17 to 33 frames, largest error against the model in float64, latents and video alike:
+#   fp32   2e-6 (latents), 6e-6 (video) on ONNX Runtime's CPU provider. The bound is the one that the model itself is held to against
+#          the published implementation; it leaves room for other orders of summation, and a wrong operation exceeds it by far.
+#   tf32   2.2e-3 of the largest value, convolutions in PyTorch with operands rounded to TF32's 10 bits (emulated, no GPU).
+#   fp16   3.5e-3 of the largest value, ONNX Runtime CPU; 10 bits, too, and activations are rounded as well.
+#   bf16   3.6e-2 of the largest value, PyTorch (ONNX Runtime's CPU provider cannot run it); 7 bits.
+# The reduced precisions are relative, since they round in proportion, and get about three times what was measured.
 BOUNDS: Mapping[str, Rule] = {
     "fp32": Rule(1e-4),
-    "tf32": Rule(2e-2, relative=True),
-    "fp16": Rule(2e-2, relative=True),
-    "bf16": Rule(1.5e-1, relative=True),
+    "tf32": Rule(1e-2, relative=True),
+    "fp16": Rule(1e-2, relative=True),
+    "bf16": Rule(1e-1, relative=True),
 }
 
 

@@ -9,6 +9,7 @@ from wfvae.export.parity.verification import Check, Verification
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 
 def render_table(verification: Verification) -> RenderableType:
@@ -30,7 +31,7 @@ def render_table(verification: Verification) -> RenderableType:
     return Group(table, *lines)
 
 
-def outcome(verification: Verification) -> RenderableType:
+def outcome(verification: Verification) -> Text:
     """The last line."""
     from rich.text import Text
 

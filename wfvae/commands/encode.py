@@ -56,8 +56,9 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     resumed = f", resumed at frame {report.resumed_at}" if report.resumed_at else ""
+    total = report.resumed_at + report.frames
     text = (
-        f"{report.destination}: {report.latents} latents of {report.resumed_at + report.frames} frames {report.height}x{report.width}{resumed}; "
+        f"{report.destination}: {report.latents} latents of {total} frames {report.height}x{report.width}{resumed}; "
         f"{report.frames_per_second:.1f} frames/s"
     )
     show(args, report.to_dict(), text)
