@@ -157,10 +157,10 @@ def test_streams_have_the_bits_of_direct_inference_and_results_are_the_models(
                 assert 0 < check.max_abs < 2e-5  # what is measured is about 5e-6; the bound for users is wider
 
 
-@pytest.mark.parametrize("frames", [1, 2, 3, 6])
+@pytest.mark.parametrize("frames", [1, 2, 6])
 def test_short_videos(frames: int, bundles: Callable[..., tuple[Path, WFVAE]]) -> None:
-    for name in FIXTURES:
-        verification = verify(opened(bundles(name)[0]), clip(frames))
+    for name in ("8x8x8-trilinear", "4x8x8-nearest-16ch"):
+        verification = verify(opened(bundles(name)[0]), clip(frames, 8, 8))
         assert verification.passed and all(check.equal_bits for check in verification.checks)
 
 
@@ -200,7 +200,7 @@ def test_progress_counts_to_the_total(bundles: Callable[..., tuple[Path, WFVAE]]
     path, model = bundles("4x8x8-trilinear")
     for frames, against in ((9, None), (9, model), (8, model), (1, None)):
         seen: list[tuple[str, int, int]] = []
-        verify(opened(path), clip(frames), against=against, progress=lambda *news, seen=seen: seen.append(news))
+        verify(opened(path), clip(frames, 8, 8), against=against, progress=lambda *news, seen=seen: seen.append(news))
         assert [done for _, done, _ in seen] == list(range(len(seen)))
         assert {total for *_, total in seen} == {len(seen)}
 

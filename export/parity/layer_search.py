@@ -44,8 +44,10 @@ def _guarded(job: Job, search: Callable[[], str]) -> str:
         from polygraphy.logger import G_LOGGER
     except ImportError:
         return "not searched: this needs the package polygraphy; run: pip install 'wfvae[export]'"
+    # Polygraphy formats every array for its log, though the log is off; in full that would take longer than comparing.
+    brief = np.printoptions(threshold=0, edgeitems=1)
     try:
-        with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(all="ignore"):
+        with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(all="ignore"), brief:
             return search()
     except Exception as error:  # of ONNX Runtime and Polygraphy; the check's numbers are worth more than this hint
         return f"not found, the search failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
