@@ -3,7 +3,8 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 PIP_FLAGS := -qq --disable-pip-version-check
-PYTEST_ARGS ?=
+# Two processes suit the two cores that the suite is sized for.
+PYTEST_ARGS ?= -n 2
 # The first interpreter that runs, is new enough and can create environments. The tested version comes first. Being on PATH
 # is not enough: a version manager leaves launchers there for versions that are not installed.
 PYTHONS := python3.11 python3.12 python3.13 python3.14 python3 python
