@@ -9,8 +9,6 @@ decode in a process of its own for each form. Weights are random: speed and memo
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,15 +17,17 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
+from record import machine, write_json
 from reference_form import reference_form
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from wfvae import WFVAE, WFVAEConfig
 from wfvae.config import Preset
+from wfvae.machine import processor_name
 from wfvae.plan import SPATIAL_RATIO, latent_frames
 
 OURS, REFERENCE = "wfvae", "reference"
@@ -83,10 +83,7 @@ def main() -> None:
     if options.json is not None:
         result = {
             "machine": {
-                "cpu": cpu_model(),
-                "threads": options.threads,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
+                **machine(options.threads, "torch"),
                 "gemm_gflop_per_second": gemm,
             },
             "job": {"preset": options.preset, "frames": options.frames, "height": options.size, "width": options.size, "dtype": "float32"},
@@ -95,8 +92,7 @@ def main() -> None:
             "decode_peak_mb": {**peaks, "published_code_elsewhere": PUBLISHED_PEAK_MB if is_published_job(options) else None},
             "fp32_stream_against_clip": {name: asdict(value) for name, value in exactness.items()},
         }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(rounded(result), indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, result)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -211,15 +207,6 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
 
 
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def is_published_job(options: argparse.Namespace) -> bool:
     return (options.preset, options.size, options.frames) == ("S", 128, 17)
 
@@ -233,18 +220,11 @@ def print_tables(
             f"{name:8}{s.wfvae_seconds:>10.3f}{s.reference_seconds:>14.3f}{s.ratio:>8.2f}{s.gflop:>9.0f}"
             f"{s.wfvae_gflop_per_second:>16.0f}{s.reference_gflop_per_second:>12.0f}{s.largest_difference:>13.1e}"
         )
-    print(f"\nfp32 matrix product: {gemm:.0f} GFLOP/s; {cpu_model()}, torch {torch.__version__}")
+    print(f"\nfp32 matrix product: {gemm:.0f} GFLOP/s; {processor_name()}, torch {torch.__version__}")
     published = f", published code (measured elsewhere) {PUBLISHED_PEAK_MB} MB" if is_published_job(options) else ""
     print(f"peak memory of a decode: wfvae {peaks[OURS]:.0f} MB, reference form {peaks[REFERENCE]:.0f} MB{published}")
     for name, e in exactness.items():
         print(f"fp32 stream against clip, {name}: {e.equal_values:.2%} of the values equal, largest difference {e.largest_difference:.1e}")
-
-
-def rounded(value: Any) -> Any:
-    """Four digits of every number: more would be noise."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

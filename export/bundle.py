@@ -26,6 +26,8 @@ Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPSETS = range(18, 25)
 DEFAULT_OPSET = 20
+BF16_OPSET = 22
+"""The first opset whose Conv takes bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class ExportOptions:
     """Fixed (height, width), multiples of 8; None leaves them symbolic."""
     latents: Literal["mean", "moments"] = "mean"
     """What the encoder graph gives."""
-    opset: int = DEFAULT_OPSET
+    opset: int | None = None
+    """Version of ONNX's operators; None takes 20, and 22 for bf16."""
     direct: bool = False
     """Also write the whole-clip graphs without state, for verification."""
 
@@ -46,10 +49,17 @@ class ExportOptions:
             raise BundleError(f"precision is {self.precision!r}; expected one of {', '.join(DTYPES)}")
         if self.latents not in ("mean", "moments"):
             raise BundleError(f"latents is {self.latents!r}; expected mean or moments")
-        if self.opset not in OPSETS:
+        if self.opset_version not in OPSETS:
             raise BundleError(f"opset is {self.opset}; expected {OPSETS.start} to {OPSETS.stop - 1}")
+        if self.precision == "bf16" and self.opset_version < BF16_OPSET:
+            raise BundleError(f"opset is {self.opset}; expected at least {BF16_OPSET} for bf16, which earlier convolutions do not take")
         if self.size is not None and any(side < SPATIAL_RATIO or side % SPATIAL_RATIO for side in self.size):
             raise BundleError(f"size is {self.size[0]}x{self.size[1]}; expected multiples of {SPATIAL_RATIO}, or dynamic")
+
+    @property
+    def opset_version(self) -> int:
+        """The opset that is exported."""
+        return self.opset if self.opset is not None else BF16_OPSET if self.precision == "bf16" else DEFAULT_OPSET
 
 
 def graph_key(direction: Direction, kind: str) -> str:
@@ -90,7 +100,7 @@ def export_bundle(
         traced = {}
         for key, graph in list(graphs.items()):
             progress(f"tracing {key}")
-            traced[key] = trace(model, graph, options.latents == "mean", options.size, options.opset)
+            traced[key] = trace(model, graph, options.latents == "mean", options.size, options.opset_version)
             graphs[key] = replace(graph, weights_bytes=traced[key].weights_bytes, scratch=traced[key].scratch)
             traced[key].model.metadata_props.add(key=METADATA_KEY, value=json.dumps(graphs[key].to_dict(), sort_keys=True))
         progress("writing weights")
@@ -106,7 +116,7 @@ def export_bundle(
             precision=options.precision,
             latents=options.latents,
             size=options.size,
-            opset=options.opset,
+            opset=options.opset_version,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             graphs=graphs,
             files={path.name: record_file(path) for path in sorted(building.iterdir())},

@@ -112,7 +112,8 @@ class Traced:
         return self.tracer.emit("Transpose", [self], [self.shape[axis] for axis in order], self.dtype, perm=order)
 
     def expand(self, *shape: Length) -> Traced:
-        return self.tracer.emit("Expand", [self, self.tracer.shape(list(shape))], shape, self.dtype)
+        # Every size in full: unlike Reshape, Expand has no -1.
+        return self.tracer.emit("Expand", [self, self.tracer.shape_vector(list(shape))], shape, self.dtype)
 
     def new_zeros(self, shape: tuple[int, ...]) -> Traced:
         return self.tracer.constant(torch.zeros(shape, dtype=self.dtype))

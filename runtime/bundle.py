@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -78,6 +79,7 @@ class Bundle:
         self.memory_limit = memory_limit
         self._steps: dict[Direction, StepSession] = {}
         self._directs: dict[Direction, DirectSession] = {}
+        self._opening = threading.Lock()  # two threads that came first together would load the weights twice
 
     def __enter__(self) -> Bundle:
         return self
@@ -203,18 +205,20 @@ class Bundle:
 
     def step_session(self, direction: Direction) -> StepSession:
         """The session of a direction's step graph, opened at first use and shared by all streams."""
-        if direction not in self._steps:
-            self._steps[direction] = self.backend.open_step(self.manifest.graphs[direction])
-        return self._steps[direction]
+        with self._opening:
+            if direction not in self._steps:
+                self._steps[direction] = self.backend.open_step(self.manifest.graphs[direction])
+            return self._steps[direction]
 
     def direct_session(self, direction: Direction) -> DirectSession:
         """The session of a direction's whole-clip graph. Raises `BundleError` if the bundle has none."""
         key = f"{direction}.direct"
         if key not in self.manifest.graphs:
             raise BundleError(f"the bundle has no {key} graph; export it with --direct")
-        if direction not in self._directs:
-            self._directs[direction] = self.backend.open_direct(self.manifest.graphs[key])
-        return self._directs[direction]
+        with self._opening:
+            if direction not in self._directs:
+                self._directs[direction] = self.backend.open_direct(self.manifest.graphs[key])
+            return self._directs[direction]
 
     def _admit(self, direction: Direction, height: int, width: int, streams: int, chunk: int) -> None:
         """Refuses what can't run or would not fit, before anything is allocated."""

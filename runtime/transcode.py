@@ -7,7 +7,7 @@ in whole pieces (appended latents, complete video segments), and beside it a sna
 from __future__ import annotations
 
 import hashlib
-import shutil
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from wfvae.errors import LatentsError, MediaError, ResourceError, StateError
+from wfvae.errors import LatentsError, MediaError, StateError
 from wfvae.plan import padded_size, video_frames
 from wfvae.runtime.backend import Array, BoolArray, FloatArray, StepSession, StreamState
-from wfvae.runtime.latents.latent_files import LatentsReader, open_latents, open_latents_writer
+from wfvae.runtime.latents.latent_files import LatentsReader, LatentsWriter, check_latents_destination, open_latents, open_latents_writer
 from wfvae.runtime.latents.latents_info import LatentsInfo
+from wfvae.runtime.leftovers import discard_tree
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo, RawVideo, VideoInfo
 from wfvae.runtime.media.video_reader import VideoReader, open_video
-from wfvae.runtime.media.video_writer import VideoWriter, open_video_writer
+from wfvae.runtime.media.video_writer import NUMBERED, PIPE, RAW, VideoWriter, is_image_folder, open_video_writer
 from wfvae.runtime.prefetch import BackgroundSink, prefetch
 from wfvae.runtime.snapshot import Snapshot
 from wfvae.runtime.stream import DecoderStream, EncoderStream
@@ -43,6 +44,8 @@ CHECKPOINT_SECONDS = 30.0
 """Time between two snapshots of an encoding stream."""
 _DEPTH = 2
 _FINGERPRINT_BYTES = 1 << 20
+_FINGERPRINT_LATENTS = 16
+_FROM_PIPE = "pipe"
 
 
 def no_progress(done: int, total: int | None) -> None:
@@ -70,6 +73,12 @@ class Report:
     """Frames that an earlier run had finished."""
     complete: bool = True
     """False where the latents were of a stream that had not been finished."""
+    variable_frame_rate: bool = False
+    """Whether the source's frames are unevenly spaced. `reconstruct` keeps their times; latents keep the average rate only."""
+    rotation: int = 0
+    """Clockwise degrees by which the source's frames were turned, as it asks for."""
+    audio: str | None = None
+    """`copied`, `left out`, or None where there was none."""
 
     @property
     def frames_per_second(self) -> float:
@@ -131,66 +140,107 @@ def encode_video(
         MediaError, LatentsError, ResourceError, BundleError: in one line; latents that were finished stay readable.
     """
     latents = Path(latents)
-    store = latents if latents.suffix == ".zarr" else latents.with_name(latents.name + ".partial.zarr")
+    store = latents if latents.suffix.lower() == ".zarr" else latents.with_name(latents.name + ".partial.zarr")
     record = store.with_name(store.name + ".resume")
-    if not resume and not overwrite and latents.exists():
-        raise LatentsError(f"{latents} exists; choose another name, or allow overwriting")
+    check_latents_destination(latents, overwrite=overwrite or resume)
     with ExitStack() as stack:
         reader = stack.enter_context(open_video(video, raw=raw, fps=fps, keep_damaged=keep_damaged))
         info = reader.info
         stream = stack.enter_context(_encoder(bundle, info, chunk))
-        timed = cast("_TimedSession", stream.session)
-        note = _fingerprint(video)
-        snapshot = _load_snapshot(record, note, resume, video)
+        snapshot = _load_snapshot(record, _fingerprint(video), resume and store.exists(), video)
+        began = time.perf_counter()
         if snapshot is not None:
             stream.restore(snapshot)
-        writer = stack.enter_context(open_latents_writer(store, _latents_info(bundle, info), resume=snapshot is not None))
-        if snapshot is not None:
-            writer.truncate(stream.feed.latents_given)
-            reader.seek_frames(stream.feed.frames_seen)
+        finished = None if snapshot is None else _finished(store)
+        if finished is None:
+            job = _Encoding(reader, stream, store, record, _latents_info(bundle, info), snapshot is not None)
+            resumed_at = stream.feed.frames_seen
+            frames, count = job.run(bundle.ratio * (chunk or _default_chunk()), _fingerprint(video), checkpoint_seconds, progress)
         else:
-            record.unlink(missing_ok=True)
-        resumed_at = stream.feed.frames_seen
-        began = checkpoint = time.perf_counter()
-
-        def write(item: tuple[FloatArray, Snapshot | None]) -> None:
-            part, saved = item
-            if len(part):
-                writer.append(part)
-            if saved is not None:
-                _save_snapshot(saved, record)
-
-        sink = stack.enter_context(BackgroundSink(write, _DEPTH))
-        step = bundle.ratio * (chunk or _default_chunk())
-        source = stack.enter_context(prefetch(reader.chunks(step), _DEPTH))
-        for frames in source:
-            part = stream.push(frames)
-            due = time.perf_counter() - checkpoint >= checkpoint_seconds
-            sink.put((part, replace(stream.capture(), note=note) if due else None))
-            checkpoint = time.perf_counter() if due else checkpoint
-            progress(stream.feed.frames_seen, info.frames)
-        sink.put((stream.finish(), None))
-        sink.close()
-        writer.finish(stream.feed.frames_seen)
-        count = stream.feed.latents_given
-        frames_seen = stream.feed.frames_seen
+            # Killed between the last latent and the end of the job.
+            frames, count = finished
+            resumed_at = frames
+        engine_seconds = cast("_TimedSession", stream.session).seconds
     if store != latents:
         _convert(store, latents)
-        shutil.rmtree(store)
-    record.unlink(missing_ok=True)
-    progress(frames_seen, frames_seen)
+    _forget(record)
+    if store != latents:
+        discard_tree(store)
+    progress(frames, frames)
     return Report(
         source=str(video),
         destination=str(latents),
-        frames=frames_seen - resumed_at,
+        frames=frames - resumed_at,
         latents=count,
         height=info.height,
         width=info.width,
         fps=float(info.fps),
         seconds=time.perf_counter() - began,
-        engine_seconds=timed.seconds,
+        engine_seconds=engine_seconds,
         resumed_at=resumed_at,
+        variable_frame_rate=info.variable_frame_rate,
+        rotation=info.rotation,
+        audio="left out" if info.has_audio else None,
     )
+
+
+@dataclass
+class _Encoding:
+    """An encode job into a store, from the beginning or from where a restored stream stands."""
+
+    reader: VideoReader
+    stream: EncoderStream
+    store: Path
+    record: Path
+    info: LatentsInfo
+    resumed: bool
+
+    def run(self, step: int, note: str, checkpoint_seconds: float, progress: Progress) -> tuple[int, int]:
+        """Encodes to the end. Returns the video's frames and latents."""
+        feed = self.stream.feed
+        with ExitStack() as stack:
+            writer = stack.enter_context(open_latents_writer(self.store, self.info, resume=self.resumed))
+            if self.resumed:
+                self._go_on(writer)
+            else:
+                _forget(self.record)
+
+            def write(item: tuple[FloatArray, Snapshot | None]) -> None:
+                part, saved = item
+                if len(part):
+                    writer.append(part)
+                if saved is not None:
+                    saved.write(self.record)
+
+            sink = stack.enter_context(BackgroundSink(write, _DEPTH))
+            source = stack.enter_context(prefetch(self.reader.chunks(step), _DEPTH))
+            checkpoint = time.perf_counter()
+            for frames in source:
+                part = self.stream.push(frames)
+                due = note != _FROM_PIPE and time.perf_counter() - checkpoint >= checkpoint_seconds
+                sink.put((part, replace(self.stream.capture(), note=note) if due else None))
+                checkpoint = time.perf_counter() if due else checkpoint
+                progress(feed.frames_seen, self.reader.info.frames)
+            sink.put((self.stream.finish(), None))
+            sink.close()
+            writer.finish(feed.frames_seen)
+        return feed.frames_seen, feed.latents_given
+
+    def _go_on(self, writer: LatentsWriter) -> None:
+        given = self.stream.feed.latents_given
+        if writer.latents_done < given:
+            raise LatentsError(
+                f"{self.store} holds {writer.latents_done} latents, but the interrupted run had written {given}; "
+                "it was changed since, run without --resume to begin anew"
+            )
+        writer.truncate(given)
+        self.reader.seek_frames(self.stream.feed.frames_seen)
+
+
+def _finished(store: Path) -> tuple[int, int] | None:
+    """Frames and latents of a complete store, None of another."""
+    with open_latents(store) as reader:
+        return (cast(int, reader.info.frames), reader.count) if reader.complete else None
 
 
 def _latents_info(bundle: Bundle, video: VideoInfo) -> LatentsInfo:
@@ -258,9 +308,13 @@ def decode_video(
         LatentsError: unreadable latents, NaN in them, or another bundle's.
         MediaError, ResourceError, BundleError: in one line.
     """
+    _check_distinct(audio_from, video)
+    _check_distinct(latents, video)
     with open_latents(latents) as reader:
         info = reader.info
         _check_origin(bundle, info, latents, any_bundle)
+        if not reader.count:
+            raise LatentsError(f"{latents} holds no latents yet; encode the video to it first")
         frames = info.frames if info.frames is not None else video_frames(reader.count, bundle.ratio)
         target = _output_video(info, {**(output or {}), "audio_from": audio_from})
         job = _Decoding(bundle, reader, frames, target, chunk or _default_chunk(), progress, observe)
@@ -283,13 +337,17 @@ class _Decoding:
 
     def segmented(self, source: str | Path, video: Path, resume: bool, overwrite: bool, segment_frames: int) -> Report:
         record = video.with_name(video.name + ".resume")
-        note = f"{self.reader.info.bundle_hash}:{self.reader.count}:{self.frames}:{segment_frames}"
+        note = self._origin()
         with ExitStack() as stack:
             writer = stack.enter_context(
-                SegmentedVideoWriter.open(video, self.target, segment_frames=segment_frames, resume=resume, overwrite=overwrite)
+                SegmentedVideoWriter.open(
+                    video, self.target, segment_frames=segment_frames, resume=resume, overwrite=overwrite, origin=note
+                )
             )
             stream = stack.enter_context(self._stream())
             snapshot = _load_snapshot(record, note, resume, source)
+            if snapshot is None:
+                _forget(record)
             pending = stream.feed.empty()
             position = 0  # frames that lie before `pending` in the video
             if snapshot is not None and snapshot.counters["given"] - len(snapshot.attached["pending"]) <= writer.frames_done:
@@ -305,7 +363,7 @@ class _Decoding:
                 if len(part):
                     writer.write(part)
                 if saved is not None:
-                    _save_snapshot(saved, record)
+                    saved.write(record)
 
             sink = stack.enter_context(BackgroundSink(write, _DEPTH))
             done = position
@@ -322,7 +380,7 @@ class _Decoding:
                 self.progress(done, self.frames)
             sink.close()
             writer.finish()
-        record.unlink(missing_ok=True)
+        _forget(record)
         return self._report(source, video, self.frames - resumed_at, began, stream, resumed_at)
 
     def plain(self, source: str | Path, video: str | Path, overwrite: bool, container: str | None) -> Report:
@@ -336,6 +394,14 @@ class _Decoding:
                 self.progress(stream.feed.frames_given, self.frames)
             sink.close()
         return self._report(source, video, self.frames, began, stream, 0)
+
+    def _origin(self) -> str:
+        """Tells one source and model from another well enough to refuse to resume with the wrong one."""
+        reader = self.reader
+        digest = hashlib.sha256(json.dumps([reader.info.to_json(), reader.shape, self.bundle.identity], sort_keys=True).encode())
+        for index in sorted({k * (reader.count - 1) // _FINGERPRINT_LATENTS for k in range(_FINGERPRINT_LATENTS + 1)}):
+            digest.update(reader.read(index, index + 1).tobytes())
+        return digest.hexdigest()
 
     def _stream(self) -> DecoderStream:
         info = self.reader.info
@@ -390,13 +456,18 @@ def _check_origin(bundle: Bundle, info: LatentsInfo, source: str | Path, any_bun
 
 def _output_video(info: LatentsInfo, changes: dict[str, Any]) -> OutputVideo:
     known = {key: value for key, value in changes.items() if value is not None}
-    carried = {"color_range": info.color_range, "color_space": None if info.color_space == "rgb" else info.color_space}
+    is_rgb = info.color_space == "rgb"
+    carried = {
+        "color_range": None if is_rgb else info.color_range,
+        "color_space": None if is_rgb else info.color_space,
+        # A tick that frames at this rate do not fall on, such as Matroska's millisecond, would make the rate uneven.
+        "time_base": info.time_base if info.time_base and (1 / info.fps / info.time_base).denominator == 1 else None,
+    }
     return OutputVideo(width=info.width, height=info.height, fps=info.fps, **{**carried, **known})
 
 
 def _resumable(video: str | Path) -> bool:
-    text = str(video)
-    return text != "-" and "%" not in text and not text.endswith("/") and not Path(text).is_dir() and Path(text).suffix not in ("", ".gif")
+    return str(video) != PIPE and not is_image_folder(video) and Path(video).suffix.lower() not in ("", ".gif")
 
 
 # Reconstruct ----------------------------------------------------------------------------------------------------------------
@@ -412,6 +483,7 @@ def reconstruct_video(
     raw: RawVideo | None = None,
     fps: Fraction | None = None,
     keep_damaged: bool = False,
+    audio: bool = True,
     output: dict[str, Any] | None = None,
     container: str | None = None,
     progress: Progress = no_progress,
@@ -420,18 +492,21 @@ def reconstruct_video(
     """Encodes and decodes a video in one pass, in constant memory, with its audio, timestamps and colour tags.
 
     Args:
+        audio: copy the audio of a file, unless the output is of a kind that holds none (GIF, images, raw frames).
         observe: called with each piece of the video and of its reconstruction, both (T, H, W, 3) uint8.
 
     The other arguments are those of `encode_video` and `decode_video`.
     """
+    _check_distinct(video, out)
     with ExitStack() as stack:
         reader = stack.enter_context(open_video(video, raw=raw, fps=fps, keep_damaged=keep_damaged))
         info = reader.info
         encoder = stack.enter_context(_encoder(bundle, info, chunk))
         decoder = stack.enter_context(bundle.decoder(height=info.height, width=info.width, chunk=chunk or _default_chunk()))
         decoder.session = _TimedSession(decoder.session)
-        audio = Path(video) if info.has_audio and info.kind == "file" else None
-        changes = {"audio_from": audio, **{key: value for key, value in (output or {}).items() if value is not None}}
+        copied = audio and info.has_audio and info.kind == "file" and _holds_audio(out, container)
+        given = {key: value for key, value in (output or {}).items() if value is not None}
+        changes = {"audio_from": Path(video) if copied else None, **given}
         target = OutputVideo.like(info, **changes)
         writer: VideoWriter = stack.enter_context(open_video_writer(out, target, overwrite=overwrite, container=container))
         began = time.perf_counter()
@@ -463,7 +538,17 @@ def reconstruct_video(
         seconds=time.perf_counter() - began,
         engine_seconds=sum(session.seconds for session in sessions),
         resumed_at=0,
+        variable_frame_rate=info.variable_frame_rate,
+        rotation=info.rotation,
+        audio=("copied" if copied else "left out") if info.has_audio else None,
     )
+
+
+def _holds_audio(out: str | Path, container: str | None) -> bool:
+    """Whether files of this kind may have audio at all."""
+    if str(out) == PIPE:
+        return container not in (RAW, "gif")
+    return not is_image_folder(out) and Path(out).suffix.lower() != ".gif"
 
 
 class _Waiting:
@@ -523,8 +608,8 @@ def _encoder(bundle: Bundle, info: VideoInfo, chunk: int | None) -> EncoderStrea
 
 def _fingerprint(source: str | Path) -> str:
     """Tells one source from another well enough to refuse to resume with the wrong one."""
-    if str(source) == "-":
-        return "pipe"
+    if str(source) == PIPE:
+        return _FROM_PIPE
     path = Path(source)
     digest = hashlib.sha256()
     if path.is_dir():
@@ -540,9 +625,12 @@ def _fingerprint(source: str | Path) -> str:
 def _load_snapshot(record: Path, note: str, resume: bool, source: str | Path) -> Snapshot | None:
     if not resume or not record.exists():
         return None
-    if note == "pipe":
+    if note == _FROM_PIPE:
         raise MediaError("a job that reads a pipe cannot be resumed, since what was read is gone; give a file")
-    snapshot = Snapshot.read(record)
+    try:
+        snapshot = Snapshot.read(record)
+    except StateError as error:
+        raise StateError(f"{record}: {error}, without --resume") from error
     if snapshot.note != note:
         raise StateError(
             f"the interrupted job was about another source or other settings than {source}; run it without --resume to begin anew"
@@ -550,8 +638,16 @@ def _load_snapshot(record: Path, note: str, resume: bool, source: str | Path) ->
     return snapshot
 
 
-def _save_snapshot(snapshot: Snapshot, record: Path) -> None:
-    try:
-        snapshot.write(record)
-    except OSError as error:
-        raise ResourceError(f"cannot save the snapshot {record}: {error.strerror}; free some space and go on with --resume") from error
+def _forget(record: Path) -> None:
+    """Removes a snapshot, and one that a killed run was writing."""
+    for path in (record, record.with_name(record.name + ".tmp")):
+        path.unlink(missing_ok=True)
+
+
+def _check_distinct(source: str | Path | None, out: str | Path) -> None:
+    """Raises `MediaError` where the output would replace what it is made from."""
+    if source is None or PIPE in (str(source), str(out)):
+        return
+    target = Path(out).parent if NUMBERED.search(Path(out).name) else Path(out)
+    if target.exists() and Path(source).exists() and target.samefile(source):
+        raise MediaError(f"'{out}' is the input itself ('{source}'), which would be lost; choose another name for the output")

@@ -6,7 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -226,15 +228,26 @@ def test_closing_releases_sessions_and_streams_keep_theirs(exported: Callable[..
     assert bundle.step_session("encoder") is not first
 
 
+def test_threads_that_come_together_open_one_session(exported: Callable[..., Path]) -> None:
+    bundle = open_bundle(exported("small"), provider="cpu", threads=1)
+    together = threading.Barrier(4)
+
+    def open_session(direction: Any) -> Any:
+        together.wait()
+        return bundle.step_session(direction)
+
+    with ThreadPoolExecutor(4) as threads:
+        sessions = list(threads.map(open_session, ["encoder", "encoder", "decoder", "encoder"]))
+    assert sessions[0] is sessions[1] is sessions[3] is not sessions[2]
+
+
 # Memory ------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear"])
 @pytest.mark.parametrize("direction", ["encoder", "decoder"])
 @pytest.mark.parametrize(("height", "width", "streams"), [(8, 8, 1), (17, 30, 1), (64, 40, 3)])
-def test_the_planned_state_is_what_is_allocated(
-    opened: Opened, name: str, direction: Any, height: int, width: int, streams: int
-) -> None:
+def test_the_planned_state_is_what_is_allocated(opened: Opened, name: str, direction: Any, height: int, width: int, streams: int) -> None:
     bundle = opened(name)
     plan = bundle.plan(direction, height=height, width=width, streams=streams, chunk=2)
     state: Any = bundle.step_session(direction).new_state(streams, -(-height // 8) * 8, -(-width // 8) * 8)

@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from wfvae import __version__
 from wfvae.errors import WFVAEError
@@ -34,11 +35,16 @@ the whole job, from a checkpoint and a video:
 without anything: wfvae demo"""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells wrong use in one line. (argparse itself puts the whole usage before it.)"""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG, f"{self.prog}: {' '.join(message.split())}; see: {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands. Imports nothing heavy."""
-    parser = argparse.ArgumentParser(
-        prog="wfvae", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(prog="wfvae", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"wfvae {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
@@ -60,10 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code: int = args.run(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None if whoever started the program closed it
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        return _fail(args, "interrupted; finished work is kept" + _way_on(args), INTERRUPTED)
+        return _fail(args, "interrupted" + _way_on(args), INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has gone; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,11 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _way_on(args: argparse.Namespace) -> str:
-    return ", go on with --resume" if hasattr(args, "resume") else ""
+    if not hasattr(args, "resume"):
+        return ""
+    # What came through a pipe is gone.
+    return "; finished work is kept" + ("" if getattr(args, "video", "") == "-" else ", go on with --resume")
 
 
 def _fail(args: argparse.Namespace, message: str, code: int) -> int:
     if args.debug:
         traceback.print_exc()
-    sys.stderr.write(f"wfvae {args.command}: {' '.join(message.split())}\n")
+    if sys.stderr is not None:
+        sys.stderr.write(f"wfvae {args.command}: {' '.join(message.split())}\n")
     return code

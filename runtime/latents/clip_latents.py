@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from wfvae.errors import LatentsError, ResourceError
 from wfvae.runtime.latents.latents_info import Latents, LatentsInfo, checked_latents, info_from_text
+from wfvae.runtime.leftovers import partial_name, remove_leftovers
 from wfvae.runtime.media.media_failures import NO_SPACE, reason
 
 TENSOR = "latents"
@@ -33,7 +34,9 @@ class ClipWriter:
 
     def __init__(self, path: Path, info: LatentsInfo) -> None:
         self._path, self._info = path, info
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._partial = partial_name(path)
+        remove_leftovers(path)
+        remove_leftovers(sidecar_of(path))
         self._file: BinaryIO | None = None
         self._dtype: np.dtype[Any] = np.dtype(np.float32)
         self._item: tuple[int, ...] = ()
@@ -153,7 +156,7 @@ class NPYWriter(ClipWriter):
 
     def _commit_sidecar(self, info: LatentsInfo) -> None:
         sidecar = sidecar_of(self._path)
-        partial = sidecar.with_name(f".{sidecar.name}.{os.getpid()}.part")
+        partial = partial_name(sidecar)
         partial.write_text(json.dumps(info.to_json() | {"count": self._count}, indent=1), encoding="utf-8")
         os.replace(partial, sidecar)
 

@@ -9,6 +9,7 @@ reader.read(0, 5)                       # (5, D, h, w)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from wfvae.errors import LatentsError
+from wfvae.errors import LatentsError, ResourceError
 from wfvae.runtime.latents.clip_latents import NPYStore, NPYWriter, SafetensorsStore, SafetensorsWriter
 from wfvae.runtime.latents.latents_info import FORMAT, Latents, LatentsInfo, check_finite
 from wfvae.runtime.latents.zarr_latents import DEFAULT_CHUNK, ZarrStore, ZarrWriter
@@ -157,13 +158,21 @@ def open_latents_writer(
         raise LatentsError(f"chunk_latents is {chunk_latents}; give at least 1")
     if resume and suffix != ".zarr":
         raise LatentsError(f"'{path}' cannot be resumed; write to a name ending in .zarr for that")
-    if not path.parent.is_dir():
-        raise LatentsError(f"the directory '{path.parent}' for '{path.name}' does not exist; create it first")
-    if path.exists():
-        _check_replaceable(path, suffix, overwrite=overwrite or resume)
+    check_latents_destination(path, overwrite=overwrite or resume)
     if suffix == ".zarr":
         return ZarrWriter(path, info, resume=resume, chunk_latents=chunk_latents)
     return SafetensorsWriter(path, info) if suffix == ".safetensors" else NPYWriter(path, info)
+
+
+def check_latents_destination(path: Path, *, overwrite: bool) -> None:
+    """Raises `LatentsError` or `ResourceError` if latents cannot be written to `path`, before anything is computed for it."""
+    suffix = _suffix(path)
+    if not path.parent.is_dir():
+        raise LatentsError(f"the directory '{path.parent}' for '{path.name}' does not exist; create it first")
+    if path.exists():
+        _check_replaceable(path, suffix, overwrite=overwrite)
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ResourceError(f"the directory '{path.parent}' is not writable; choose another destination or change its permissions")
 
 
 def _suffix(path: Path) -> str:

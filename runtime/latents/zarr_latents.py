@@ -23,6 +23,7 @@ from zarr.storage import LocalStore, WrapperStore
 from wfvae.errors import LatentsError
 from wfvae.runtime.latents.clip_latents import TENSOR, file_error
 from wfvae.runtime.latents.latents_info import DTYPES, FORMAT, Latents, LatentsInfo, checked_latents
+from wfvae.runtime.leftovers import discard_tree, partial_name, remove_leftovers
 from wfvae.runtime.media.media_failures import reason
 
 ATTRIBUTE = "wfvae"
@@ -151,7 +152,8 @@ class ZarrWriter:
 
     def _create(self, latents: Latents) -> None:
         """Make the empty store under a temporary name, then give it its name, replacing an older store."""
-        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
+        remove_leftovers(self._path)
+        partial = partial_name(self._path)
         try:
             shutil.rmtree(partial, ignore_errors=True)
             group = zarr.create_group(LocalStore(partial), attributes={"format": FORMAT})
@@ -166,7 +168,7 @@ class ZarrWriter:
                 attributes={ATTRIBUTE: _attribute(self._info, complete=False)},
             )
             if self._path.exists():
-                shutil.rmtree(self._path)
+                discard_tree(self._path)
             os.replace(partial, self._path)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -188,6 +190,8 @@ class ZarrWriter:
             raise LatentsError(
                 f"'{self._path}' was begun with other settings ({', '.join(different)}); give the same ones, or start over without resuming"
             )
+        for unfinished in self._path.rglob("*.partial"):
+            unfinished.unlink(missing_ok=True)  # chunks that a killed run was writing
         self._attach()
 
 

@@ -56,7 +56,8 @@ class AudioCopy:
         except Failure as error:
             muxer, codec = self._container.format.name, stream.codec_context.name if stream.codec_context else "unknown"
             raise MediaError(
-                f"a {muxer} file cannot hold the {codec} audio of '{self._name}'; write to .mkv, which holds any, or leave the audio out"
+                f"a {muxer} file cannot hold the {codec} audio of '{self._name}'; write to .mkv, which holds any, "
+                "or leave the audio out (--no-audio)"
             ) from error
         added.metadata.update(stream.metadata)  # language and title
         return added

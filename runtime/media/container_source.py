@@ -158,7 +158,7 @@ class ContainerSource:
     def _damaged(self, failure: BaseException) -> MediaError:
         return MediaError(
             f"'{self._name}' is damaged or cut short: {reason(failure)} after {self._decoded} good frames; "
-            "these are sound; repair or download the file again, or read it with keep_damaged"
+            "these are sound; repair or download the file again, or read it with keep_damaged (--keep-damaged)"
         )
 
     def _check_whole(self) -> None:
@@ -168,7 +168,7 @@ class ContainerSource:
         if missing:
             raise MediaError(
                 f"'{self._name}' is cut short: {missing} bytes that its header announces are missing, {self._decoded} frames were read; "
-                "these are sound; download or record the file again, or read it with keep_damaged"
+                "these are sound; download or record the file again, or read it with keep_damaged (--keep-damaged)"
             )
 
     def _describe(self, frame: av.VideoFrame) -> VideoInfo:

@@ -136,6 +136,9 @@ class PNGFolder:
     def finish(self) -> None:
         """Remove frames of an earlier, longer video."""
         with reported(f"removing old frames from '{self._folder}'"):
+            for entry in os.scandir(self._folder):
+                if entry.name.startswith(".") and self._name.fullmatch(entry.name[1:].removesuffix(".part")):
+                    os.unlink(entry.path)  # of a run that was killed
             for number, path in self._existing():
                 if number >= self.count:
                     path.unlink()

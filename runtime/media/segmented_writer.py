@@ -17,7 +17,6 @@ import dataclasses
 import heapq
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import MediaError
+from wfvae.runtime.leftovers import discard_tree, partial_name, remove_leftovers
 from wfvae.runtime.media.audio_copy import AudioCopy
 from wfvae.runtime.media.media_failures import Failure, reported
 from wfvae.runtime.media.video_encoder import (
@@ -43,7 +43,7 @@ from wfvae.runtime.media.video_encoder import (
     open_output,
 )
 from wfvae.runtime.media.video_info import OutputVideo
-from wfvae.runtime.media.video_writer import FASTSTART, RAW, check_destination, commit, partial_name
+from wfvae.runtime.media.video_writer import FASTSTART, RAW, check_destination, commit
 
 PLAN_FILE = "plan.json"
 PLAN_VERSION = "wfvae-segments/1"
@@ -63,9 +63,11 @@ class SegmentedVideoWriter:
     """Open with `SegmentedVideoWriter.open`. Only `finish` makes the video; leaving the `with` block in any other way keeps the
     complete segments for a later run."""
 
-    def __init__(self, path: Path, info: OutputVideo, plan: EncoderPlan, muxer: str, segment_frames: int, *, overwrite: bool) -> None:
+    def __init__(
+        self, path: Path, info: OutputVideo, plan: EncoderPlan, muxer: str, segment_frames: int, *, overwrite: bool, origin: str = ""
+    ) -> None:
         self._path, self._video, self._plan, self._muxer = path, info, plan, muxer
-        self._segment_frames, self._overwrite = segment_frames, overwrite
+        self._segment_frames, self._overwrite, self._origin = segment_frames, overwrite, origin
         self._folder = path.with_name(path.name + ".partial")
         self._segments: list[Segment] = []
         self._current: _SegmentEncoder | None = None
@@ -74,13 +76,21 @@ class SegmentedVideoWriter:
 
     @classmethod
     def open(
-        cls, destination: str | Path, info: OutputVideo, *, segment_frames: int, resume: bool = False, overwrite: bool = True
+        cls,
+        destination: str | Path,
+        info: OutputVideo,
+        *,
+        segment_frames: int,
+        resume: bool = False,
+        overwrite: bool = True,
+        origin: str = "",
     ) -> SegmentedVideoWriter:
         """Begin, or with `resume` continue, writing the video file `destination`.
 
         segment_frames: frames per segment. The last one may be shorter.
         resume: keep the complete segments of an interrupted run; go on with frame number `frames_done`. Without an interrupted run it
             begins afresh. False discards what an interrupted run left.
+        origin: what the frames come from, in any words; a run with another origin is not continued.
 
         Raises `MediaError` for directories, pipes and GIF, for settings that do not fit together, and if the interrupted run wrote with
         other settings.
@@ -94,7 +104,9 @@ class SegmentedVideoWriter:
         if muxer in ("gif", RAW):
             raise MediaError(f"'{destination}' cannot be written in segments; give a name ending in .mp4 or .mkv, or write it in one go")
         check_destination(path, overwrite=overwrite)
-        writer = cls(path, info, EncoderPlan.of(info, muxer), muxer, segment_frames, overwrite=overwrite)
+        writer = cls(path, info, EncoderPlan.of(info, muxer), muxer, segment_frames, overwrite=overwrite, origin=origin)
+        remove_leftovers(path)
+        remove_leftovers(writer._folder)
         with reported(f"preparing '{writer._folder}'"):
             writer._check_output()
             writer._prepare(resume=resume)
@@ -147,8 +159,7 @@ class SegmentedVideoWriter:
                 self._complete_segment()
             self._join()
             self._open = False
-            (self._folder / PLAN_FILE).unlink()  # first: without a plan the rest counts as rubbish
-            shutil.rmtree(self._folder)
+            discard_tree(self._folder)
 
     def close(self) -> None:
         """Drop the segment in progress, keep the complete ones. Does nothing after `finish`."""
@@ -167,7 +178,7 @@ class SegmentedVideoWriter:
 
     def _check_output(self) -> None:
         """Open the final container once, empty, so that a codec or audio it cannot hold fails before hours of work."""
-        probe = self._path.with_name(f".{self._path.name}.{os.getpid()}.probe")
+        probe = partial_name(self._path, "probe")
         try:
             container, _, audio = self._open_output(probe)
             _close_quietly(container, audio)
@@ -198,7 +209,7 @@ class SegmentedVideoWriter:
             return
         if self._folder.exists():
             self._check_is_ours()
-            shutil.rmtree(self._folder)
+            discard_tree(self._folder)
         self._folder.mkdir()
         _write_text(plan_path, plan)
 
@@ -216,6 +227,7 @@ class SegmentedVideoWriter:
     def _plan_text(self) -> str:
         settings = dataclasses.asdict(self._plan) | {
             "version": PLAN_VERSION,
+            "origin": self._origin,
             "size": [self._video.width, self._video.height],
             "fps": str(self._video.fps),
             "threads": self._video.threads,

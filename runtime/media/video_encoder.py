@@ -15,7 +15,17 @@ from av.codec.context import Flags as CodecFlags
 from av.container.core import Flags as ContainerFlags
 
 from wfvae.errors import InputError, MediaError
-from wfvae.runtime.media.video_color import PRIMARIES, RANGES, SPACES, SWS_MATRIX, TAGS_OF_SPACE, TRANSFERS, RGBArray, YUVConverter, number_of
+from wfvae.runtime.media.video_color import (
+    PRIMARIES,
+    RANGES,
+    SPACES,
+    SWS_MATRIX,
+    TAGS_OF_SPACE,
+    TRANSFERS,
+    RGBArray,
+    YUVConverter,
+    number_of,
+)
 from wfvae.runtime.media.video_info import ColorRange, OutputVideo
 
 GENERAL_ENCODERS = ("libx264", "libopenh264", "mpeg4")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 import numpy as np
 
@@ -159,7 +159,7 @@ def open_video(
     Raises `MediaError`, in one line, for what is missing, unreadable, empty, or no video.
     """
     if isinstance(source, str) and source == PIPE:
-        return VideoReader(sys.stdin.buffer, "standard input", raw, fps, keep_damaged=keep_damaged)
+        return VideoReader(_standard_input(), "standard input", raw, fps, keep_damaged=keep_damaged)
     if not isinstance(source, str | Path):
         return VideoReader(source, getattr(source, "name", None) or "a pipe", raw, fps, keep_damaged=keep_damaged)
     if raw is not None:
@@ -168,3 +168,14 @@ def open_video(
     if fps is not None and (fps <= 0 or not path.is_dir()):
         raise MediaError(f"a rate of {fps} fps was given for '{source}'; a rate above 0 may be given for a directory of images only")
     return VideoReader(path, str(source), raw, fps, keep_damaged=keep_damaged)
+
+
+def _standard_input() -> BinaryIO:
+    """Standard input without a buffer: a thread that waits for a silent pipe would hold the buffer's lock, and Python aborts if it
+    finds that lock taken when it ends."""
+    if sys.stdin is None:
+        raise MediaError("standard input is closed; send the video through a pipe, or give a file")
+    try:
+        return cast(BinaryIO, open(sys.stdin.fileno(), "rb", buffering=0, closefd=False))
+    except OSError:  # replaced by an object without a file behind it
+        return sys.stdin.buffer

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import MediaError, ResourceError
+from wfvae.runtime.leftovers import partial_name, remove_leftovers
 from wfvae.runtime.media.audio_copy import AudioCopy
 from wfvae.runtime.media.gif_encoder import GIFEncoder
 from wfvae.runtime.media.image_folder import DEFAULT_PATTERN, PNGFolder
@@ -168,6 +169,7 @@ class FileSink(ContainerSink):
 
     def __init__(self, path: Path, muxer: str, video: OutputVideo) -> None:
         self._path, self._partial = path, partial_name(path)
+        remove_leftovers(path)
         options = FASTSTART if muxer in ("mp4", "mov") else {}
         try:
             super().__init__(self._partial, muxer, video, options)
@@ -245,11 +247,6 @@ class PipeSink(ContainerSink):
         self._pipe.flush()
 
 
-def partial_name(path: Path) -> Path:
-    """The temporary name for `path`: beside it, so that renaming is atomic; hidden; of this process."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
-
-
 def commit(partial: Path, path: Path) -> None:
     """Make `partial` durable, then give it the name `path`, replacing what is there in one step."""
     with partial.open("rb+") as file:
@@ -285,9 +282,11 @@ def open_video_writer(
     if not isinstance(destination, str | Path):
         return _pipe_writer(destination, getattr(destination, "name", None) or "a pipe", info, container)
     if str(destination) == PIPE:
+        if sys.stdout is None:
+            raise MediaError("standard output is closed; redirect it to where the video should go, or give a file")
         return _pipe_writer(sys.stdout.buffer, "standard output", info, container)
     name, path = str(destination), Path(destination)
-    if name.endswith(("/", os.sep)) or path.is_dir() or NUMBERED.search(path.name):
+    if is_image_folder(destination):
         return _folder_writer(path, name, info, overwrite=overwrite, container=container)
     muxer = muxer_for(path, container)
     if muxer == RAW:
@@ -295,6 +294,12 @@ def open_video_writer(
     check_destination(path, overwrite=overwrite)
     with reported(f"creating '{name}'"):
         return VideoWriter(FileSink(path, muxer, info), info, name)
+
+
+def is_image_folder(destination: str | Path) -> bool:
+    """Whether `open_video_writer` takes this for a directory of images: one that exists, a name that ends in "/", or a pattern."""
+    name, path = str(destination), Path(destination)
+    return name.endswith(("/", os.sep)) or path.is_dir() or NUMBERED.search(path.name) is not None
 
 
 def _pipe_writer(pipe: BinaryIO, name: str, info: OutputVideo, container: str | None) -> VideoWriter:

@@ -9,6 +9,7 @@ from wfvae.commands.common import (
     add_bundle_arguments,
     add_json_argument,
     add_output_arguments,
+    container_for,
     open_from,
     output_settings,
     progress_bar,
@@ -43,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Decodes, and prints the report."""
+    container = container_for(args, args.video)
     with open_from(args) as bundle, progress_bar("decode") as progress:
         report = bundle.decode_video(
             args.latents,
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             any_bundle=args.any_bundle,
             audio_from=args.audio_from,
             output=output_settings(args),
-            container=args.container,
+            container=container,
             progress=progress,
         )
     resumed = f", resumed at frame {report.resumed_at}" if report.resumed_at else ""

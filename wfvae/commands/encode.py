@@ -9,9 +9,12 @@ from wfvae.commands.common import (
     add_bundle_arguments,
     add_input_arguments,
     add_json_argument,
+    check_rate,
     open_from,
+    parse_seconds,
     progress_bar,
     raw_layout,
+    remarks,
     show,
 )
 
@@ -35,7 +38,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("latents", type=Path, metavar="LATENTS", help=".zarr, .safetensors or .npy")
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     parser.add_argument(
-        "--checkpoint-every", type=float, default=30.0, metavar="SECONDS", help="work that a kill may cost at most (default: %(default)s)"
+        "--checkpoint-every",
+        type=parse_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="work that a kill may cost at most (default: %(default)s)",
     )
     add_input_arguments(parser)
     add_json_argument(parser)
@@ -43,6 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Encodes, and prints the report."""
+    check_rate(args, args.video)
     with open_from(args) as bundle, progress_bar("encode") as progress:
         report = bundle.encode_video(
             args.video,
@@ -57,9 +65,10 @@ def run(args: argparse.Namespace) -> int:
         )
     resumed = f", resumed at frame {report.resumed_at}" if report.resumed_at else ""
     total = report.resumed_at + report.frames
+    uneven = f"; variable frame rate: latents keep the average, {report.fps:.3f} fps" if report.variable_frame_rate else ""
     text = (
         f"{report.destination}: {report.latents} latents of {total} frames {report.height}x{report.width}{resumed}; "
-        f"{report.frames_per_second:.1f} frames/s"
+        f"{report.frames_per_second:.1f} frames/s{uneven}{remarks(report)}"
     )
     show(args, report.to_dict(), text)
     return 0

@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--size", type=_size, default=None, metavar="HxW|dynamic", help="fix the video size in the graphs (default: dynamic)"
     )
     parser.add_argument("--output", choices=("mean", "moments"), default="mean", help="what the encoder gives (default: %(default)s)")
-    parser.add_argument("--opset", type=int, default=20, metavar="N", help="version of ONNX operators, 18 to 24 (default: %(default)s)")
+    parser.add_argument("--opset", type=int, metavar="N", help="version of ONNX operators, 18 to 24 (default: 20, for bf16 22)")
     parser.add_argument("--direct", action="store_true", help="also write whole-clip graphs without state, which 'verify' compares with")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     add_json_argument(parser)

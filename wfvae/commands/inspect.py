@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         facts = _bundle(path)
     elif (path / "config.json").is_file():
         facts = _checkpoint(path)
-    elif path.suffix in _LATENTS_SUFFIXES:
+    elif path.suffix.lower() in _LATENTS_SUFFIXES:
         facts = _latents(path)
     elif path.suffix == ".ckpt":
         facts = _training_checkpoint(path)

@@ -1,0 +1,187 @@
+"""Speed of ONNX Runtime, direct and streamed, against the reference form and our model in PyTorch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from reference_form import reference_form
+from turns import ratio, take_turns
+
+from wfvae import WFVAE
+from wfvae.runtime import Bundle
+from wfvae.runtime.backend import BoolArray, FloatArray, StepSession, StreamState
+from wfvae.runtime.pixels import to_network
+from wfvae.streamspec import Direction
+
+DIRECTIONS: tuple[Direction, ...] = ("encoder", "decoder")
+REFERENCE, WFVAE_TORCH, DIRECT = "reference", "wfvae", "onnxruntime"
+CHUNKS = (1, 2, 4)
+LONG_CHUNKS = (2, 4)
+LONG = 65
+LONG_RUNS = 3
+"""Clips from this length on are only there to see what a stream's start and end cost: fewer turns, and no PyTorch."""
+
+
+@dataclass(frozen=True)
+class FormSpeed:
+    """Medians of one way to compute one clip."""
+
+    seconds: float
+    speed_by_reference: float | None
+    """Above 1: faster than the reference form."""
+    time_by_direct: float | None
+    """Against direct inference on ONNX Runtime."""
+    drain_share: float | None
+    """Part of a decoding stream's time that its draining step takes."""
+
+
+@dataclass(frozen=True)
+class ClipSpeed:
+    direction: Direction
+    frames: int
+    runs: int
+    forms: dict[str, FormSpeed]
+    stream_work: float
+    """Frames that a stream computes at half the video's rate, where most of the work is, by those of direct inference."""
+
+
+class StepClock:
+    """A session that adds up the time of draining steps."""
+
+    def __init__(self, session: StepSession) -> None:
+        self.graph = session.graph
+        self.drain = 0.0
+        self._session = session
+
+    def new_state(self, batch: int, height: int, width: int) -> StreamState:
+        return self._session.new_state(batch, height, width)
+
+    def step(self, state: StreamState, x: FloatArray, start: BoolArray, end: BoolArray) -> FloatArray:
+        begin = time.perf_counter()
+        result = self._session.step(state, x, start, end)
+        self.drain += (time.perf_counter() - begin) * bool(end.all())
+        return result
+
+
+def measure_speed(model: WFVAE, bundle: Bundle, size: int, lengths: list[int], runs: int) -> Iterator[ClipSpeed]:
+    """For each length and direction."""
+    for frames in lengths:
+        for direction in DIRECTIONS:
+            yield _measure(model, bundle, direction, frames, size, runs)
+
+
+def steady_ratios(clips: list[ClipSpeed]) -> dict[str, dict[str, float]]:
+    """Time of streaming by that of direct inference, for what the longest clip has more than the shortest: start and end cancel out."""
+    found: dict[str, dict[str, float]] = {}
+    for direction in DIRECTIONS:
+        mine = sorted((clip for clip in clips if clip.direction == direction), key=lambda clip: clip.frames)
+        if len(mine) > 1:
+            first, last = mine[0].forms, mine[-1].forms
+            direct = last[DIRECT].seconds - first[DIRECT].seconds
+            streams = [stream_name(chunk) for chunk in LONG_CHUNKS]
+            found[direction] = {name: (last[name].seconds - first[name].seconds) / direct for name in streams}
+    return found
+
+
+def stream_name(chunk: int) -> str:
+    return f"stream of {4 * chunk} frames"
+
+
+def _measure(model: WFVAE, bundle: Bundle, direction: Direction, frames: int, size: int, runs: int) -> ClipSpeed:
+    rng = np.random.default_rng(0)
+    latents = 1 + (frames - 1) // bundle.ratio
+    if direction == "encoder":
+        data: Any = rng.random((frames, size, size, 3), dtype=np.float32) * 2 - 1
+        x = to_network(data)[None]
+    else:
+        data = rng.standard_normal((latents, model.config.latent_dim, size // 8, size // 8), dtype=np.float32)
+        x = data[None]
+    drains: dict[str, list[float]] = {}
+    compared = frames < LONG
+    jobs: dict[str, Callable[[], float]] = {}
+    if compared:
+        tensor = torch.from_numpy(x).movedim(1, 2).contiguous()
+        jobs[REFERENCE] = partial(_torch_reference, model, direction, tensor)
+        jobs[WFVAE_TORCH] = partial(_torch, model, direction, tensor)
+    jobs[DIRECT] = partial(_direct, bundle, direction, x)
+    for chunk in CHUNKS if compared else LONG_CHUNKS:
+        drains[stream_name(chunk)] = []
+        jobs[stream_name(chunk)] = partial(_stream, bundle, direction, data, size, chunk, drains[stream_name(chunk)])
+    seconds = take_turns(jobs, runs if compared else LONG_RUNS)
+    forms = {}
+    for name, values in seconds.items():
+        streamed = name in drains
+        drained = statistics.median(d / s for d, s in zip(drains[name][1:], values, strict=True)) if streamed else None
+        forms[name] = FormSpeed(
+            seconds=statistics.median(values),
+            speed_by_reference=ratio(seconds[REFERENCE], values) if compared else None,
+            time_by_direct=ratio(values, seconds[DIRECT]) if streamed else None,
+            drain_share=drained if direction == "decoder" else None,
+        )
+    steps = latents + bundle.manifest.graphs[direction].has_end
+    counted = len(seconds[DIRECT])
+    return ClipSpeed(direction, frames, counted, forms, stream_work=2 * steps / (2 * latents - 1))
+
+
+def _torch(model: WFVAE, direction: Direction, x: torch.Tensor) -> float:
+    with torch.inference_mode():
+        begin = time.perf_counter()
+        if direction == "encoder":
+            model.encode(x)
+        else:
+            model.decode(x)
+        return time.perf_counter() - begin
+
+
+def _torch_reference(model: WFVAE, direction: Direction, x: torch.Tensor) -> float:
+    with reference_form(model):
+        return _torch(model, direction, x)
+
+
+def _direct(bundle: Bundle, direction: Direction, x: FloatArray) -> float:
+    session = bundle.direct_session(direction)
+    begin = time.perf_counter()
+    session.run(x)
+    return time.perf_counter() - begin
+
+
+def _stream(bundle: Bundle, direction: Direction, data: Any, size: int, chunk: int, drains: list[float]) -> float:
+    """A stream from opening to its last frame, fed chunk by chunk."""
+    clock = StepClock(bundle.step_session(direction))
+    begin = time.perf_counter()
+    opened: Any
+    if direction == "encoder":
+        opened, step = bundle.encoder(height=size, width=size, chunk=chunk), bundle.ratio * chunk
+    else:
+        opened, step = bundle.decoder(height=size, width=size, chunk=chunk, pixels="float32"), chunk
+    with opened as stream:
+        stream.session = clock
+        for start in range(0, len(data), step):
+            stream.push(data[start : start + step])
+        stream.finish()
+    elapsed = time.perf_counter() - begin
+    drains.append(clock.drain)
+    return elapsed
+
+
+def print_clip(clip: ClipSpeed) -> None:
+    print(f"{clip.direction}, {clip.frames} frames, {clip.runs} runs{'s':>12}{'speed/reference':>17}{'time/direct':>13}{'drain':>8}")
+    for name, form in clip.forms.items():
+        reference = "" if form.speed_by_reference is None else f"{form.speed_by_reference:.2f}"
+        direct = "" if form.time_by_direct is None else f"{form.time_by_direct:.3f}"
+        drain = "" if form.drain_share is None else f"{form.drain_share:.0%}"
+        print(f"  {name:22}{form.seconds:>17.3f}{reference:>17}{direct:>13}{drain:>8}")
+    print(f"  work of a stream by that of direct inference, in frames at half the video's rate: {clip.stream_work:.3f}", flush=True)
+
+
+def print_steady(steady: dict[str, dict[str, float]]) -> None:
+    for direction, ratios in steady.items():
+        text = ", ".join(f"{name} {value:.3f}" for name, value in ratios.items())
+        print(f"{direction}, time/direct without start and end: {text}")

@@ -1,0 +1,24 @@
+"""Measurements on a machine that others use too: jobs run turn by turn, so that a busy moment slows all alike."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+Seconds = Sequence[float]
+
+
+def take_turns(jobs: Mapping[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
+    """Seconds of each job, which measures itself; a first turn warms up and is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for turn in range(runs + 1):
+        for name, job in jobs.items():
+            elapsed = job()
+            if turn:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def ratio(these: Seconds, those: Seconds) -> float:
+    """The median of the ratios of runs of the same turn."""
+    return statistics.median(a / b for a, b in zip(these, those, strict=True))
