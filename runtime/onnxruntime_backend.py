@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,8 @@ from wfvae.streamspec import StateSpec
 
 NUMPY_TYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "float64": np.float64, "int32": np.int32}
 _ONNX_BFLOAT16 = 16
-_SEVERITY_ERROR = 3
+_SEVERITY_WARNING, _SEVERITY_ERROR, _SEVERITY_FATAL = 2, 3, 4
+_NO_CUDA = "check driver, CUDA and cuDNN (pip install 'onnxruntime-gpu[cuda,cudnn]'), or use provider cpu"
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ class OnnxRuntimeState:
             if spec.dtype in NUMPY_TYPES:
                 filled = np.full(shape, spec.initial_value, NUMPY_TYPES[spec.dtype])
                 return ort.OrtValue.ortvalue_from_numpy(filled, *self._device)
-            return ort.OrtValue.ortvalue_from_shape_and_type(shape, _ONNX_BFLOAT16, *self._device)
+            value = ort.OrtValue.ortvalue_from_shape_and_type(shape, _ONNX_BFLOAT16, *self._device)
+            _fill(value, np.zeros(shape, np.uint16), spec)  # memory as it is found would get into snapshots
+            return value
         except (RuntimeError, MemoryError) as error:
             megabytes = math.prod(shape) * 4 / 2**20
             raise ResourceError(
@@ -134,7 +140,7 @@ class OnnxRuntimeBackend:
     def __init__(self, bundle: Path, options: OnnxRuntimeOptions) -> None:
         self._bundle = bundle
         self._options = options
-        self._provider = _choose_provider(options.provider)
+        self._provider = _choose_provider(options.provider, options.device_id)
 
     def describe(self) -> dict[str, str]:
         details = {"name": "onnxruntime", "version": ort.__version__, "provider": self._provider}
@@ -164,9 +170,13 @@ class OnnxRuntimeBackend:
         if not self._options.optimized:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            return ort.InferenceSession(str(self._bundle / graph.file), options, providers=self._providers())
+            # Without fallback: it would print to standard output, and go on with the CPU and state on the GPU.
+            session = ort.InferenceSession(str(self._bundle / graph.file), options, providers=self._providers(), enable_fallback=0)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {graph.file}: {_one_line(error)}") from error
+        if session.get_providers()[0] != self._provider:  # a provider that cannot be set up is left out without an error
+            raise BundleError(f"ONNX Runtime {ort.__version__} could not set up {self._provider} for {graph.file}; {_NO_CUDA}")
+        return session
 
     def _providers(self) -> Sequence[Any]:
         if self._provider != "CUDAExecutionProvider":
@@ -176,18 +186,36 @@ class OnnxRuntimeBackend:
         return [(self._provider, settings), "CPUExecutionProvider"]
 
 
-def _choose_provider(wanted: str) -> str:
+def _choose_provider(wanted: str, device_id: int) -> str:
     available = ort.get_available_providers()
     names = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
     if wanted == "auto":
-        return names["cuda"] if names["cuda"] in available else names["cpu"]
+        return names["cuda"] if names["cuda"] in available and _cuda_works(device_id) else names["cpu"]
     if wanted not in names:
         raise BundleError(f"provider is {wanted!r}; expected cpu, cuda or auto")
     if names[wanted] not in available:
         raise BundleError(
             f"this ONNX Runtime has no CUDA provider; install onnxruntime-gpu (see README), or use provider cpu; it has {available}"
         )
+    if wanted == "cuda" and not _cuda_works(device_id):
+        raise BundleError(f"ONNX Runtime {ort.__version__} cannot use GPU {device_id}; {_NO_CUDA}")
     return names[wanted]
+
+
+@cache
+def _cuda_works(device_id: int) -> bool:
+    """Whether a tensor can be made on the GPU. That a build has the provider says nothing of driver, libraries or device."""
+    # CUDA's libraries come as Python packages that no loader finds by itself. What is missing is printed, and that is not ours to print.
+    with redirect_stdout(io.StringIO()):
+        ort.preload_dlls()
+    ort.set_default_logger_severity(_SEVERITY_FATAL)
+    try:
+        ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", device_id)
+    except RuntimeError:
+        return False
+    finally:
+        ort.set_default_logger_severity(_SEVERITY_WARNING)
+    return True
 
 
 def _run(call: Any, graph: GraphSpec, x: FloatArray) -> Any:
@@ -209,20 +237,18 @@ def _to_numpy(value: Any, spec: StateSpec) -> Array:
     if spec.dtype in NUMPY_TYPES:
         array: Array = np.array(value.numpy())
         return array
-    return _bfloat16_bits(value).copy()
+    if value.device_name() != "cpu":
+        host = ort.OrtValue.ortvalue_from_shape_and_type(value.shape(), _ONNX_BFLOAT16)
+        host.update_inplace(value)
+        value = host
+    shape = tuple(value.shape())
+    bits = (ctypes.c_uint16 * math.prod(shape)).from_address(value.data_ptr())
+    return np.ctypeslib.as_array(bits).reshape(shape).copy()
 
 
 def _fill(value: Any, array: Array, spec: StateSpec) -> None:
+    array = np.ascontiguousarray(array)
     if spec.dtype in NUMPY_TYPES:
-        value.update_inplace(np.ascontiguousarray(array))
+        value.update_inplace(array)
     else:
-        _bfloat16_bits(value)[...] = array
-
-
-def _bfloat16_bits(value: Any) -> Array:
-    """A view of a bfloat16 tensor's memory; numpy has no such type."""
-    if value.device_name() != "cpu":
-        raise BundleError("the state of a bf16 bundle on a GPU can't be saved or moved between batches yet; use fp16 or fp32 for that")
-    shape = tuple(value.shape())
-    buffer = (ctypes.c_uint16 * math.prod(shape)).from_address(value.data_ptr())
-    return np.ctypeslib.as_array(buffer).reshape(shape)
+        value.update_inplace(ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _ONNX_BFLOAT16))

@@ -520,9 +520,9 @@ def reconstruct_video(
             part = decoder.push(encoder.push(frames)[:, :channels])
             _pass_on(part, waiting, sink, observe)
             progress(decoder.feed.frames_given, info.frames)
-        rest = [decoder.push(encoder.finish()[:, :channels]), decoder.finish(encoder.feed.frames_seen)]
-        for part in rest:
-            _pass_on(part, waiting, sink, observe)
+        # Queued, not decoded: the last latent may hold more frames than the video has, which only `finish` is told.
+        decoder.feed.push(encoder.finish()[:, :channels])
+        _pass_on(decoder.finish(encoder.feed.frames_seen), waiting, sink, observe)
         sink.close()
         frames_seen = encoder.feed.frames_seen
     progress(frames_seen, frames_seen)
@@ -569,8 +569,6 @@ class _Waiting:
 
 
 def _pass_on(part: Array, waiting: _Waiting, sink: BackgroundSink[Any], observe: Callable[[Array, Array], None] | None) -> None:
-    # The last latent may stand for fewer frames than it decodes to.
-    part = part[: len(waiting.frames)]
     if len(part):
         frames, times = waiting.take(len(part))
         sink.put((part, times))

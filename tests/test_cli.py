@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.program import Program, clip, command, names, run_process, save, stored
 
+from fixtures.program import Program, clip, command, names, run_process, save, stored
 from wfvae import cli
+from wfvae.runtime import Bundle
 from wfvae.runtime.transcode import Report
 
 REPORT_KEYS = {field.name for field in dataclasses.fields(Report)} | {"frames_per_second"}
@@ -35,6 +36,13 @@ def bundle(exported: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("video") / "in.mp4", clip(13))
+
+
+@pytest.fixture(scope="module")
+def store(opened: Callable[..., Bundle], video: Path) -> Path:
+    store = video.with_name("z.zarr")
+    opened("4x8x8-trilinear").encode_video(video, store)
+    return store
 
 
 # Help -----------------------------------------------------------------------------------------------------------------------
@@ -176,14 +184,13 @@ def test_wrong_use_is_one_line_and_code_2_and_leaves_nothing(
     program: Program,
     bundle: Path,
     video: Path,
+    store: Path,
     reference_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     arguments: str,
     says: str,
 ) -> None:
-    store = tmp_path / "latents.zarr"
-    assert program("encode", bundle, video, store).code == 0
     work = tmp_path / "work"
     (work / "D.zarr").mkdir(parents=True)
     (work / "D.npy").mkdir()
