@@ -197,9 +197,7 @@ def _sequences(graph: GraphSpec, options: TritonOptions, size: tuple[int, int]) 
             "preferred_batch_size": [options.max_batch],
             "max_queue_delay_microseconds": options.max_delay_us,
         },
-        "control_input": [
-            {"name": name, "control": [{"kind": Name(kinds[name]), "bool_false_true": [False, True]}]} for name in controls
-        ],
+        "control_input": [{"name": name, "control": [{"kind": Name(kinds[name]), "bool_false_true": [False, True]}]} for name in controls],
         "state": [_state(state, options, size) for state in graph.states],
     }
 
