@@ -87,10 +87,11 @@ class Failed(Exception):
 class Worker:
     """A process that runs one variant. See `gpu_worker.py`."""
 
-    def __init__(self, variant: str, preset: str, device: str, folder: Path, log: Any) -> None:
+    def __init__(self, variant: str, preset: str, device: str, folder: Path, job: argparse.Namespace, log: Any) -> None:
         self.variant = variant
         script = Path(__file__).with_name("gpu_worker.py")
-        command = [sys.executable, str(script), variant, preset, device, str(folder)]
+        command = [sys.executable, str(script), variant, preset, device, str(folder), "--frames", str(job.frames)]
+        command += ["--sizes", *map(str, job.sizes), "--chunks", *map(str, job.chunks)]
         # On a CPU nothing is measured, and threads of several processes would wait for each other.
         environment = {**os.environ, "OMP_NUM_THREADS": "1"} if device == "cpu" else None
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment)
@@ -188,7 +189,7 @@ class Benchmark:
                         worker.stop()
 
     def _start(self, preset: str, log: Any) -> list[Worker]:
-        started = [Worker(variant, preset, self.device, self._bundles(variant), log) for variant in self.options.variants]
+        started = [Worker(variant, preset, self.device, self._bundles(variant), self.options, log) for variant in self.options.variants]
         ready = []
         for worker in started:
             # Engines must be built before anything is measured, since building measures, too.

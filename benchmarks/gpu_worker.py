@@ -22,6 +22,8 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 DIRECT = "direct"
 OUT_OF_MEMORY = "out of memory"
+RATIO = 4  # frames per latent, of all presets
+ENGINE_ROWS = 16  # TensorRT engines are built for a largest batch
 
 
 class Unavailable(Exception):
@@ -171,7 +173,7 @@ class TorchEngine:
 class BundleEngine:
     """An exported bundle in `wfvae.runtime`. Steps take and give arrays in host memory; the state stays on the device."""
 
-    def __init__(self, preset: str, precision: str, tf32: bool, device: str, backend: str, folder: Path) -> None:
+    def __init__(self, preset: str, precision: str, tf32: bool, device: str, backend: str, job: argparse.Namespace) -> None:
         if tf32 and device != "gpu":
             raise Unavailable("TF32 is for GPUs")
         self._backend, self._device, self._tf32 = backend, device, tf32
@@ -179,11 +181,11 @@ class BundleEngine:
             self._require_tensorrt(device)
         else:
             self._require_onnxruntime(device)
-        self._path = folder / f"{preset}-{precision}"
+        self._path: Path = job.folder / f"{preset}-{precision}"
         if not self._path.exists():
             self._export(preset, precision)
         if backend == "tensorrt":
-            self._build()
+            self._build(job)
         self._bundle: Any = self._open()
         # A provider that can't be set up may show only here.
         self._bundle.step_session("encoder")
@@ -227,14 +229,20 @@ class BundleEngine:
         if "tensorrt" not in BACKENDS or "build" not in COMMANDS:
             raise Unavailable("this version of wfvae has no TensorRT backend")
 
-    def _build(self) -> None:
+    def _build(self, job: argparse.Namespace) -> None:
         from wfvae.cli import main
         from wfvae.manifest import Manifest
 
         if Manifest.read(self._path).engines:  # built before, in a folder given by --bundles
             return
-
-        if code := main(["build", str(self._path)]):
+        side = f"{min(job.sizes)}:{sorted(job.sizes)[len(job.sizes) // 2]}:{max(job.sizes)}"
+        command = ["build", str(self._path), "--height", side, "--width", side, "--batch", f"1:1:{ENGINE_ROWS}"]
+        command += ["--chunk", str(max(job.chunks) // RATIO), "--whole-clip", str(1 + (job.frames - 1) // RATIO)]
+        try:
+            code = main(command)
+        except SystemExit as error:
+            raise Unavailable(f"'wfvae {' '.join(command[:1] + command[2:])}' is not understood by this version") from error
+        if code:
             raise Unavailable(f"'wfvae build' ended with code {code}")
 
     def _open(self) -> Any:
@@ -309,13 +317,13 @@ class BundleEngine:
         gc.collect()
 
 
-def make(variant: str, preset: str, device: str, folder: Path) -> Engine:
+def make(job: argparse.Namespace) -> Engine:
     """`BACKEND-PRECISION`, where the precision `tf32` is fp32 with products rounded to TF32."""
-    backend, precision = variant.split("-")
+    backend, precision = job.variant.split("-")
     tf32, precision = precision == "tf32", "fp32" if precision == "tf32" else precision
     if backend == "torch":
-        return TorchEngine(preset, precision, tf32, device)
-    return BundleEngine(preset, precision, tf32, device, backend, folder)
+        return TorchEngine(job.preset, precision, tf32, job.device)
+    return BundleEngine(job.preset, precision, tf32, job.device, backend, job)
 
 
 def answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
@@ -352,6 +360,9 @@ def main() -> None:
     parser.add_argument("preset")
     parser.add_argument("device", choices=("gpu", "cpu"))
     parser.add_argument("folder", type=Path, help="bundles PRESET-PRECISION, made where they are missing")
+    parser.add_argument("--frames", type=int, required=True)
+    parser.add_argument("--sizes", type=int, nargs="+", required=True)
+    parser.add_argument("--chunks", type=int, nargs="+", required=True)
     options = parser.parse_args()
     # Libraries print; the protocol gets a descriptor that they do not know.
     replies = os.fdopen(os.dup(1), "w")
@@ -362,7 +373,7 @@ def main() -> None:
         replies.flush()
 
     try:
-        engine = make(options.variant, options.preset, options.device, options.folder)
+        engine = make(options)
         reply({"ready": engine.describe()})
     except Unavailable as error:
         reply({"unavailable": str(error)})

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def write_repository(bundle: Path, repository: Path, options: TritonOptions | No
 def engine_shapes(manifest: Manifest, graph: GraphSpec, options: TritonOptions, size: tuple[int, int]) -> dict[str, str]:
     """TensorRT's optimisation profile as `trtexec` takes it: the texts for min, opt and max shapes of all inputs.
 
-    Where the bundle has an engine of this direction, its first profile's step lengths are taken, so that both serve the same steps.
+    Where the bundle has an engine of this direction, its step lengths are taken, so that both serve the same steps.
     """
     steps = _engine_steps(manifest, graph) or (1, min(4, options.max_latents), options.max_latents)
     batches = (1, options.max_batch, options.max_batch)
@@ -107,22 +106,20 @@ def engine_shapes(manifest: Manifest, graph: GraphSpec, options: TritonOptions, 
 
 
 def _engine_steps(manifest: Manifest, graph: GraphSpec) -> tuple[int, int, int] | None:
-    """(min, opt, max) latents per step of the bundle's engine, if it has one whose record says so."""
-    for engine in manifest.engines:
-        if engine.get("direction") != graph.direction:
+    """(least, best, most) latents per step of the bundle's newest engine of this direction, over all of its profiles.
+
+    None if there is no engine, or its record says nothing that can be understood: then the options decide.
+    """
+    for engine in reversed(manifest.engines):
+        if graph.direction not in (engine.get("direction"), engine.get("graph")):
             continue
-        profiles = engine.get("profiles")
-        first = profiles[0] if isinstance(profiles, list) and profiles else None
-        shapes = first.get(graph.inputs[0].name) if isinstance(first, Mapping) else None
-        if isinstance(shapes, Mapping):
-            shapes = [shapes.get(kind) for kind in ("min", "opt", "max")]
         try:
-            counts = [int(shape[1]) for shape in shapes or ()]
-        except (TypeError, ValueError, IndexError):
+            spans = [profile["latents"] for profile in engine["profiles"]]
+            steps = min(int(s["low"]) for s in spans), int(spans[0]["best"]), max(int(s["high"]) for s in spans)
+        except (KeyError, TypeError, ValueError, IndexError):
             continue
-        ratio = graph.stream.ratio if graph.direction == "encoder" else 1
-        if len(counts) == 3 and all(count >= ratio and count % ratio == 0 for count in counts) and counts == sorted(counts):
-            return counts[0] // ratio, counts[1] // ratio, counts[2] // ratio
+        if 1 <= steps[0] <= steps[1] <= steps[2]:
+            return steps
     return None
 
 

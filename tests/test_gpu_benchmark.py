@@ -160,7 +160,7 @@ def test_a_worker_that_dies_or_hangs_is_a_failure(tmp_path: Path, monkeypatch: p
         script = tmp_path / "gpu_worker.py"
         script.write_text(program)
         monkeypatch.setattr(gpu, "__file__", str(tmp_path / "gpu.py"))
-        return gpu.Worker("a", "S", "gpu", tmp_path, None)
+        return gpu.Worker("a", "S", "gpu", tmp_path, gpu.parse_arguments(["--json", "unused"]), None)
 
     dead = started("exit 7")
     with pytest.raises(gpu.Failed, match="has ended, code 7"):
@@ -171,6 +171,31 @@ def test_a_worker_that_dies_or_hangs_is_a_failure(tmp_path: Path, monkeypatch: p
     assert not hanging.alive
     for worker in (dead, hanging):
         worker.close_pipes()
+
+
+def test_engines_are_built_for_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of `wfvae build`; and a command that does not know it is named, not a crash."""
+    asked: list[list[str]] = []
+    answers: list[Any] = [0, 1, SystemExit(2)]
+
+    def main(command: list[str]) -> int:
+        asked.append(command)
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return int(answer)
+
+    monkeypatch.setattr("wfvae.cli.main", main)
+    monkeypatch.setattr("wfvae.manifest.Manifest.read", lambda path: type("Built", (), {"engines": ()}))
+    engine = worker_program.BundleEngine.__new__(worker_program.BundleEngine)
+    engine._path = tmp_path
+    job = gpu.parse_arguments(["--json", "unused"])
+    engine._build(job)
+    span = "256:512:768"
+    assert asked == [["build", str(tmp_path), "--height", span, "--width", span, "--batch", "1:1:16", "--chunk", "4", "--whole-clip", "9"]]
+    for message in ("code 1", "not understood"):
+        with pytest.raises(worker_program.Unavailable, match=message):
+            engine._build(job)
 
 
 def test_failures_are_one_line() -> None:

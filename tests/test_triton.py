@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from wfvae.export.triton import BUILD_NAME, RECORD_NAME, engine_shapes, write_re
 from wfvae.export.triton_config import TYPES, Name, TritonOptions, config_text, to_text
 from wfvae.export.triton_graph import with_second_axis
 from wfvae.manifest import Manifest, state_input, state_output
+from wfvae.procedural import ProceduralClip
 from wfvae.runtime import Bundle
 
 HEIGHT, WIDTH = 30, 21  # padded to 32x24
@@ -227,21 +229,25 @@ def test_tensorrt_repositories_come_with_a_build_script(exported: Exported, repo
             assert first[1:] == ([4 * latents, 3, 32, 24] if direction == "encoder" else [latents, 4, 4, 3])
 
 
-def test_profiles_are_those_of_the_bundles_engines(exported: Exported) -> None:
+def test_steps_are_those_of_the_bundles_engines(exported: Exported) -> None:
     manifest = Manifest.read(exported("4x8x8-trilinear"))
     graph, options = manifest.graphs["encoder"], TritonOptions(size=(32, 24))
-    counts = {"min": [1, 8, 3, 32, 24], "opt": [1, 16, 3, 32, 24], "max": [2, 64, 3, 32, 24]}
-    engine: dict[str, Any] = {"direction": "encoder", "file": "engines/x.plan", "profiles": [{"frames": counts}]}
-    for record in (engine, {**engine, "profiles": [{"frames": list(counts.values())}]}):
-        shapes = engine_shapes(manifest.with_engines((record,)), graph, options, (32, 24))
-        assert [shapes[kind].split(",")[0] for kind in ("min", "opt", "max")] == [
-            "frames:1x8x3x32x24",
-            "frames:4x16x3x32x24",
-            "frames:4x64x3x32x24",
-        ]
-    default = engine_shapes(manifest, graph, options, (32, 24))
-    for other in ({}, {"direction": "decoder"}, {**engine, "profiles": "?"}, {**engine, "profiles": [{"frames": [[1], [2], [3]]}]}):
-        assert engine_shapes(manifest.with_engines((other,)), graph, options, (32, 24)) == default
+    spans = [{"low": 6, "best": 6, "high": 6}, {"low": 1, "best": 1, "high": 5}, {"low": 1, "best": 9, "high": 9}]
+    profiles = [{"name": "?", "latents": span} for span in spans]
+    engine: dict[str, Any] = {"graph": "encoder", "file": "engines/x.engine", "profiles": profiles}
+
+    def first_shapes(*engines: dict[str, Any]) -> list[str]:
+        shapes = engine_shapes(manifest.with_engines(engines), graph, options, (32, 24))
+        return [shapes[kind].split(",")[0] for kind in ("min", "opt", "max")]
+
+    taken = ["frames:1x4x3x32x24", "frames:4x24x3x32x24", "frames:4x36x3x32x24"]
+    assert first_shapes(engine) == first_shapes({"direction": "encoder", "profiles": profiles}) == taken
+    assert first_shapes({**engine, "profiles": profiles[1:2]}, {"graph": "decoder"}, engine) == taken
+    default = first_shapes()
+    assert default == ["frames:1x4x3x32x24", "frames:4x16x3x32x24", "frames:4x32x3x32x24"]
+    odd: list[Any] = ["?", [], [{}], [{"latents": {"low": 0, "best": 1, "high": 2}}], [{"latents": [1, 2, 3]}], None]
+    for record in ({}, {"graph": "decoder", "profiles": profiles}, *({**engine, "profiles": value} for value in odd)):
+        assert first_shapes(record) == default
 
 
 def test_only_repositories_are_replaced(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,6 +391,29 @@ def test_graphs_that_triton_refuses_are_refused(exported: Exported, repository: 
     (folder / "wfvae_decoder" / "1" / "weights.bin").write_bytes((exported("4x8x8-trilinear") / "weights.bin").read_bytes())
     with pytest.raises(AssertionError, match=r"start|end|age"):
         simulated(folder)
+
+
+def test_the_example_from_file_to_file(
+    opened: Opened, repository: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole program, warm-up included, with a simulated server at the other end."""
+    from wfvae.runtime.media.video_info import OutputVideo
+    from wfvae.runtime.media.video_reader import open_video
+    from wfvae.runtime.media.video_writer import open_video_writer
+
+    frames = ProceduralClip(0, HEIGHT, 20, 11).frames(0, 11)
+    with open_video_writer(tmp_path / "in.mkv", OutputVideo(20, HEIGHT, Fraction(25), codec="ffv1", pixel_format="bgr0")) as writer:
+        writer.write(frames)
+    server = SimulatedServer(simulated(repository()), 1)
+    monkeypatch.setattr(example, "GrpcTransport", lambda url: server)
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(sys, "argv", ["triton_stream", str(tmp_path / "in.mkv"), str(tmp_path / "out"), "--latents", "2", "--warm-up"])
+    assert example.main() == 0
+    bundle = opened("4x8x8-trilinear")
+    expected = bundle.decode(bundle.encode(frames), frames=11, height=HEIGHT, width=20)
+    with open_video(tmp_path / "out") as reader:
+        assert np.stack(list(reader)).tobytes() == expected.tobytes()
+    assert all(model.open_sequences == 0 for model in server.models.values())
 
 
 # The client's framing -----------------------------------------------------------------------------------------------------------
