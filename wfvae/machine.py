@@ -5,6 +5,17 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from typing import Any
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores and operating system; nothing that tells one machine of a kind from another."""
+    return {
+        "cpu": processor_name(),
+        "cores": processor_count(),
+        "os": f"{platform.system()} {platform.release()}",
+        "architecture": platform.machine(),
+    }
 
 
 def processor_name() -> str:

@@ -5,10 +5,9 @@ with open_bundle("bundle/") as bundle:
 verification.passed, verification.to_json(), verification.certificate("video.mp4")
 """
 
-from wfvae.export.parity.certificate import machine
 from wfvae.export.parity.difference import Difference, measure, ulp_distance
 from wfvae.export.parity.table import render_table
 from wfvae.export.parity.verification import Check, NotAvailable, Verification
 from wfvae.export.parity.verifier import verify
 
-__all__ = ["Check", "Difference", "NotAvailable", "Verification", "machine", "measure", "render_table", "ulp_distance", "verify"]
+__all__ = ["Check", "Difference", "NotAvailable", "Verification", "measure", "render_table", "ulp_distance", "verify"]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import re
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wfvae.export.parity.difference import Array
+from wfvae.machine import describe_machine
 
 if TYPE_CHECKING:
     from wfvae.export.parity.verification import Verification
@@ -47,21 +45,11 @@ def write_certificate(verification: Verification, source: str, date: datetime | 
         },
         "backend": dict(verification.backend),
         "versions": _versions(),
-        "machine": machine(),
+        "machine": describe_machine(),
         "video": {"source": _without_folders(source), **verification.video},
         "checks": verification.to_json()["checks"],
         "not_available": verification.to_json()["not_available"],
         "frame_sha256": {name: list(hashes) for name, hashes in verification.frame_sha256.items()},
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores and operating system; nothing that tells one machine of a kind from another."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "os": f"{platform.system()} {platform.release()}",
-        "architecture": platform.machine(),
     }
 
 
@@ -84,21 +72,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _cpu_name() -> str:
-    for line in _lines(Path("/proc/cpuinfo")):
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
-
-
-def _lines(path: Path) -> Iterable[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # not Linux
-        return []
 
 
 def _without_folders(source: str) -> str:
