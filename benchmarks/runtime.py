@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from record import load_average, machine, write_json
@@ -28,7 +29,7 @@ from runtime_overhead import (
     measure_chunks,
     measure_overhead,
     pixel_seconds_per_frame,
-    print_chunks,
+    print_chunk,
     print_overhead,
 )
 from runtime_speed import measure_speed, print_clip, print_steady, steady_ratios
@@ -37,6 +38,8 @@ from wfvae import WFVAE, WFVAEConfig
 from wfvae.config import Preset
 from wfvae.export.bundle import ExportOptions, export_bundle
 from wfvae.runtime import Bundle, open_bundle
+
+T = TypeVar("T")
 
 MINIMUM_RUNS = 5
 SPEED_SIZE = 128
@@ -75,10 +78,7 @@ class Benchmark:
 
     def speed(self) -> dict[str, Any]:
         with self.open("S") as bundle:
-            clips = []
-            for clip in measure_speed(self.model("S"), bundle, SPEED_SIZE, SPEED_LENGTHS, self.runs):
-                print_clip(clip)
-                clips.append(clip)
+            clips = printed(print_clip, measure_speed(self.model("S"), bundle, SPEED_SIZE, SPEED_LENGTHS, self.runs))
         steady = steady_ratios(clips)
         print_steady(steady)
         return {"preset": "S", "size": SPEED_SIZE, "clips": [asdict(clip) for clip in clips], "steady": steady}
@@ -86,25 +86,33 @@ class Benchmark:
     def memory(self) -> dict[str, Any]:
         presets: tuple[Preset, ...] = ("tiny", "S")
         paths: dict[str, Path] = {preset: self.path(preset) for preset in presets}
-        results = list(measure_memory(paths, MEMORY_JOBS, MEMORY_SIZE, self.threads, MEMORY_RUNS, self.folder))
-        print_memory(results)
+        results = printed(print_memory, measure_memory(paths, MEMORY_JOBS, MEMORY_SIZE, self.threads, MEMORY_RUNS, self.folder))
         return {"size": MEMORY_SIZE, "runs": MEMORY_RUNS, "jobs": [asdict(result) for result in results]}
 
     def overhead(self) -> dict[str, Any]:
         video = make_video(self.folder / "overhead.mp4", FILE_FRAMES, FILE_SIZE)
         with self.open("S") as bundle:
-            results = list(measure_overhead(bundle, video, self.folder, FILE_RUNS))
+            results = printed(print_overhead, measure_overhead(bundle, video, self.folder, FILE_RUNS))
         pixels = pixel_seconds_per_frame(FILE_SIZE)
-        print_overhead(results, pixels)
+        print(", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in pixels.items()) + " per frame")
         job = {"preset": "S", "size": FILE_SIZE, "frames": FILE_FRAMES, "runs": FILE_RUNS}
         return {**job, "jobs": [asdict(result) for result in results], "pixel_seconds_per_frame": pixels}
 
     def chunks(self) -> dict[str, Any]:
         video = make_video(self.folder / "chunks-source.mp4", CHUNK_FRAMES, FILE_SIZE)
-        results = list(measure_chunks(self.path("S"), video, self.folder, self.threads, CHUNK_RUNS))
-        print_chunks(results)
+        results = printed(print_chunk, measure_chunks(self.path("S"), video, self.folder, self.threads, CHUNK_RUNS))
         job = {"preset": "S", "size": FILE_SIZE, "frames": CHUNK_FRAMES, "runs": CHUNK_RUNS}
         return {**job, "chunks": [asdict(result) for result in results]}
+
+
+def printed(show: Callable[[T], None], results: Iterable[T]) -> list[T]:
+    """All results, each shown as soon as it is there."""
+    found = []
+    for result in results:
+        show(result)
+        sys.stdout.flush()
+        found.append(result)
+    return found
 
 
 def main() -> None:

@@ -80,7 +80,6 @@ def measure_memory(
             yield PeakMemory(preset, name, medians, medians[str(lengths[-1])] / medians[str(lengths[0])])
 
 
-def print_memory(results: list[PeakMemory]) -> None:
-    for result in results:
-        peaks = ", ".join(f"{frames} frames {peak:.1f} MB" for frames, peak in result.peak_mb.items())
-        print(f"{result.preset:6}{result.direction:8}{peaks}; ratio {result.ratio:.3f}")
+def print_memory(result: PeakMemory) -> None:
+    peaks = ", ".join(f"{frames} frames {peak:.1f} MB" for frames, peak in result.peak_mb.items())
+    print(f"{result.preset:6}{result.direction:8}{peaks}; ratio {result.ratio:.3f}")

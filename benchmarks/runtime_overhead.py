@@ -183,15 +183,12 @@ def measure_chunks(bundle: Path, video: Path, folder: Path, threads: int, runs: 
         yield ChunkChoice(direction, chunk, statistics.median(seconds), statistics.median(peaks))
 
 
-def print_overhead(results: list[Overhead], pixels: dict[str, float]) -> None:
-    for result in results:
-        stages = ", ".join(f"{name} {share:.2%}" for name, share in result.stages.items())
-        alone = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in result.background_seconds.items())
-        print(f"{result.job:12}{result.seconds:8.2f} s, outside the engine {result.outside_engine:.2%}: {stages}")
-        print(f"{'':12}by themselves: {alone}; without overlap {result.serial_share:.2%}")
-    print(", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in pixels.items()) + " per frame")
+def print_overhead(result: Overhead) -> None:
+    stages = ", ".join(f"{name} {share:.2%}" for name, share in result.stages.items())
+    alone = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in result.background_seconds.items())
+    print(f"{result.job:12}{result.seconds:8.2f} s, outside the engine {result.outside_engine:.2%}: {stages}")
+    print(f"{'':12}by themselves: {alone}; without overlap {result.serial_share:.2%}")
 
 
-def print_chunks(results: list[ChunkChoice]) -> None:
-    for result in results:
-        print(f"{result.direction:8}{result.latents:>3} latents{result.seconds_per_frame * 1e3:>9.1f} ms/frame{result.peak_mb:>9.0f} MB")
+def print_chunk(result: ChunkChoice) -> None:
+    print(f"{result.direction:8}{result.latents:>3} latents{result.seconds_per_frame * 1e3:>9.1f} ms/frame{result.peak_mb:>9.0f} MB")

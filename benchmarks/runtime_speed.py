@@ -178,7 +178,7 @@ def print_clip(clip: ClipSpeed) -> None:
         direct = "" if form.time_by_direct is None else f"{form.time_by_direct:.3f}"
         drain = "" if form.drain_share is None else f"{form.drain_share:.0%}"
         print(f"  {name:22}{form.seconds:>17.3f}{reference:>17}{direct:>13}{drain:>8}")
-    print(f"  work of a stream by that of direct inference, in frames at half the video's rate: {clip.stream_work:.3f}", flush=True)
+    print(f"  work of a stream by that of direct inference, in frames at half the video's rate: {clip.stream_work:.3f}")
 
 
 def print_steady(steady: dict[str, dict[str, float]]) -> None:

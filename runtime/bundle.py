@@ -19,14 +19,11 @@ from wfvae.runtime.memory import MemoryPlan, plan_memory
 from wfvae.runtime.pixels import Frames
 from wfvae.runtime.pool import StreamPool
 from wfvae.runtime.snapshot import Snapshot
-from wfvae.runtime.stream import DecoderStream, EncoderStream
+from wfvae.runtime.stream import DEFAULT_CHUNK, DecoderStream, EncoderStream
 from wfvae.streamspec import Direction
 
 if TYPE_CHECKING:
     from wfvae.runtime.transcode import Report
-
-DEFAULT_CHUNK = 4
-"""Latents per step. More amortise a step's overhead and cost memory; results do not depend on it."""
 
 BACKENDS = ("auto", "onnxruntime")
 

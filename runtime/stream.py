@@ -15,6 +15,9 @@ from wfvae.runtime.feed import DecoderFeed, EncoderFeed, Feed
 from wfvae.runtime.snapshot import Snapshot
 from wfvae.streamspec import StreamSpec
 
+DEFAULT_CHUNK = 4
+"""Latents per step. More amortise a step's overhead and cost memory; results do not depend on it."""
+
 F = TypeVar("F", bound=Feed)
 S = TypeVar("S", bound="Stream[Any]")
 

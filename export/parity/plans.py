@@ -11,8 +11,8 @@ import numpy as np
 
 from wfvae.export.parity.difference import Array
 from wfvae.plan import even_chunks, latent_frames, lead_frames
-from wfvae.runtime.bundle import DEFAULT_CHUNK, Bundle
-from wfvae.runtime.stream import DecoderStream, EncoderStream
+from wfvae.runtime.bundle import Bundle
+from wfvae.runtime.stream import DEFAULT_CHUNK, DecoderStream, EncoderStream
 from wfvae.streamspec import Direction
 
 _SEED = 24111745

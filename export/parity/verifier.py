@@ -28,8 +28,9 @@ from wfvae.export.parity.plans import (
 from wfvae.export.parity.rules import Rule, model_rule, stream_rule
 from wfvae.export.parity.verification import Check, NotAvailable, Verification
 from wfvae.plan import even_chunks
-from wfvae.runtime.bundle import DEFAULT_CHUNK, Bundle
+from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.pixels import to_uint8_frames
+from wfvae.runtime.stream import DEFAULT_CHUNK
 from wfvae.streamspec import Direction
 
 if TYPE_CHECKING:
