@@ -82,7 +82,7 @@ class OnnxRuntimeState:
         except (RuntimeError, MemoryError) as error:
             megabytes = math.prod(shape) * 4 / 2**20
             raise ResourceError(
-                f"no memory for the state of {self.batch} streams of {self.height}x{self.width} (failed at {spec.name}, {megabytes:.0f} MB); "
+                f"no memory for the state of {self.batch} streams of {self.height}x{self.width} (at {spec.name}, {megabytes:.0f} MB); "
                 "use a smaller size, fewer streams, or another device"
             ) from error
 
