@@ -5,7 +5,8 @@ in whole pieces (appended latents, complete video segments), and beside it a sna
 """
 
 from wfvae.runtime.transcode.decode import SEGMENT_FRAMES, decode_video
-from wfvae.runtime.transcode.encode import CHECKPOINT_SECONDS, encode_video
+from wfvae.runtime.transcode.encode import encode_video
+from wfvae.runtime.transcode.job import CHECKPOINT_SECONDS
 from wfvae.runtime.transcode.reconstruct import reconstruct_video
 from wfvae.runtime.transcode.report import Progress, Report
 

@@ -22,14 +22,14 @@ from wfvae.runtime.media.video_writer import PIPE, is_image_folder, open_video_w
 from wfvae.runtime.prefetch import BackgroundSink, prefetch
 from wfvae.runtime.snapshot import Snapshot
 from wfvae.runtime.stream import DEFAULT_CHUNK, DecoderStream
-from wfvae.runtime.transcode.job import DEPTH, check_distinct, forget, load_snapshot
+from wfvae.runtime.transcode.job import CHECKPOINT_SECONDS, DEPTH, check_distinct, forget, load_snapshot
 from wfvae.runtime.transcode.report import Progress, Report, TimedSession, no_progress
 
 if TYPE_CHECKING:
     from wfvae.runtime.bundle import Bundle
 
-SEGMENT_FRAMES = 240
-"""Frames per resumable piece of a decoded video."""
+SEGMENT_FRAMES = 48
+"""Frames per resumable piece of a decoded video: each begins with a key frame."""
 _FINGERPRINT_LATENTS = 16
 
 
@@ -46,6 +46,7 @@ def decode_video(
     output: dict[str, Any] | None = None,
     container: str | None = None,
     segment_frames: int = SEGMENT_FRAMES,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: Progress = no_progress,
     observe: Callable[[Array], None] | None = None,
 ) -> Report:
@@ -58,7 +59,9 @@ def decode_video(
         audio_from: a media file whose audio goes along.
         output: further fields of `OutputVideo`, such as `crf`.
         container: format of a pipe.
-        segment_frames: how much work an interruption may cost at most. The file's bytes depend on it, its meaning does not.
+        segment_frames: frames per piece that survives an interruption. The file's bytes depend on it, its meaning does not.
+        checkpoint_seconds: time between two snapshots. After an interruption, what was decoded since the last one is decoded
+            again, and written only from the first incomplete piece on.
         observe: called with each piece of the decoded video, (T, H, W, 3) uint8, in order.
 
     Raises:
@@ -76,7 +79,7 @@ def decode_video(
         target = _output_video(info, {**(output or {}), "audio_from": audio_from})
         job = _Decoding(bundle, reader, frames, target, chunk or DEFAULT_CHUNK, progress, observe)
         if _resumable(video):
-            return job.segmented(latents, Path(video), resume, overwrite, segment_frames)
+            return job.segmented(latents, Path(video), resume, overwrite, segment_frames, checkpoint_seconds)
         return job.plain(latents, video, overwrite, container)
 
 
@@ -92,7 +95,9 @@ class _Decoding:
     progress: Progress
     observe: Callable[[Array], None] | None
 
-    def segmented(self, source: str | Path, video: Path, resume: bool, overwrite: bool, segment_frames: int) -> Report:
+    def segmented(
+        self, source: str | Path, video: Path, resume: bool, overwrite: bool, segment_frames: int, checkpoint_seconds: float
+    ) -> Report:
         record = video.with_name(video.name + ".resume")
         note = self._origin()
         with ExitStack() as stack:
@@ -113,7 +118,7 @@ class _Decoding:
                 position = stream.feed.frames_given - len(pending)
             resumed_at = skip = writer.frames_done
             skip -= position
-            began = time.perf_counter()
+            began = checkpoint = time.perf_counter()
 
             def write(item: tuple[Array, Snapshot | None]) -> None:
                 part, saved = item
@@ -127,10 +132,12 @@ class _Decoding:
             for part in self._parts(stream, pending):
                 before, done = done, done + len(part)
                 saved = None
-                if done // segment_frames > before // segment_frames:
+                due = time.perf_counter() - checkpoint >= checkpoint_seconds
+                if due and done // segment_frames > before // segment_frames:
                     # A segment ends inside this part; its rest goes into the snapshot, since only whole segments survive.
                     rest = part[len(part) - done % segment_frames :]
                     saved = replace(stream.capture(), note=note, attached={"pending": rest})
+                    checkpoint = time.perf_counter()
                 dropped = min(skip, len(part))
                 skip -= dropped
                 sink.put((part[dropped:], saved))

@@ -20,14 +20,11 @@ from wfvae.runtime.media.video_reader import VideoReader, open_video
 from wfvae.runtime.prefetch import BackgroundSink, prefetch
 from wfvae.runtime.snapshot import Snapshot
 from wfvae.runtime.stream import DEFAULT_CHUNK, EncoderStream
-from wfvae.runtime.transcode.job import DEPTH, FROM_PIPE, fingerprint, forget, load_snapshot, timed_encoder
+from wfvae.runtime.transcode.job import CHECKPOINT_SECONDS, DEPTH, FROM_PIPE, fingerprint, forget, load_snapshot, timed_encoder
 from wfvae.runtime.transcode.report import Progress, Report, TimedSession, no_progress
 
 if TYPE_CHECKING:
     from wfvae.runtime.bundle import Bundle
-
-CHECKPOINT_SECONDS = 30.0
-"""Time between two snapshots of an encoding stream."""
 
 
 def encode_video(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DEPTH = 2
 """Pieces that reading may be ahead of inference, and inference of writing."""
+CHECKPOINT_SECONDS = 30.0
+"""Time between two snapshots of a stream."""
 FROM_PIPE = "pipe"
 """In place of a fingerprint."""
 _FINGERPRINT_BYTES = 1 << 20

@@ -149,6 +149,18 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--container", metavar="NAME", help="format of a pipe: matroska (default), rawvideo, mp4, webm, mpegts, nut")
 
 
+def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
+    """What an interruption may cost, and how to go on after one."""
+    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=parse_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="work that a kill may cost at most (default: %(default)s)",
+    )
+
+
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     """`--json`."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -9,6 +9,7 @@ from wfvae.commands.common import (
     add_bundle_arguments,
     add_json_argument,
     add_output_arguments,
+    add_resume_arguments,
     container_for,
     open_from,
     output_settings,
@@ -35,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "video", metavar="VIDEO", help="file (mp4, mkv, webm, mov, gif), directory for PNG images, or - for standard output"
     )
-    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+    add_resume_arguments(parser)
     parser.add_argument("--any-bundle", action="store_true", help="accept latents that another model encoded")
     parser.add_argument("--audio-from", type=Path, metavar="FILE", help="copy this file's audio")
     add_output_arguments(parser)
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
             args.video,
             chunk=args.chunk,
             resume=args.resume,
+            checkpoint_seconds=args.checkpoint_every,
             any_bundle=args.any_bundle,
             audio_from=args.audio_from,
             output=output_settings(args),

@@ -9,9 +9,9 @@ from wfvae.commands.common import (
     add_bundle_arguments,
     add_input_arguments,
     add_json_argument,
+    add_resume_arguments,
     check_rate,
     open_from,
-    parse_seconds,
     progress_bar,
     raw_layout,
     remarks,
@@ -36,14 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_bundle_arguments(parser)
     parser.add_argument("video", metavar="VIDEO", help="file, directory of images, or - for standard input")
     parser.add_argument("latents", type=Path, metavar="LATENTS", help=".zarr, .safetensors or .npy")
-    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
-    parser.add_argument(
-        "--checkpoint-every",
-        type=parse_seconds,
-        default=30.0,
-        metavar="SECONDS",
-        help="work that a kill may cost at most (default: %(default)s)",
-    )
+    add_resume_arguments(parser)
     add_input_arguments(parser)
     add_json_argument(parser)
 
