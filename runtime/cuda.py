@@ -112,7 +112,7 @@ class CudaBindings:
 
     def info(self) -> DeviceInfo:
         properties = self._call(self._rt.cudaGetDeviceProperties, self._device_id)
-        return DeviceInfo(properties.name.decode().rstrip("\0"), f"{properties.major}.{properties.minor}")
+        return DeviceInfo(properties.name.split(b"\0")[0].decode(), f"{properties.major}.{properties.minor}")
 
     def allocate(self, size: int) -> int:
         return int(self._call(self._rt.cudaMalloc, size, wanted=size))

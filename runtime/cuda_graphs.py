@@ -16,7 +16,7 @@ from wfvae.runtime.tensorrt_engine import Binding, LoadedEngine, Runner
 
 @dataclass
 class _Entry:
-    """One direction of the swap."""
+    """One direction of the swap, on one profile."""
 
     runner: Runner
     fixed: tuple[Binding, int, int]
@@ -29,7 +29,7 @@ class GraphCache:
 
     def __init__(self, engine: LoadedEngine) -> None:
         self._engine = engine
-        self._entries: dict[int, _Entry] = {}
+        self._entries: dict[tuple[int, int], _Entry] = {}
         self.fallback: str | None = None
         """Why graphs are not used any more, if they are not."""
 
@@ -38,22 +38,24 @@ class GraphCache:
 
         Args:
             parity: which of the two state buffers is read.
+            profile: one that takes a single number of latents, so that there are no more graphs than two per profile.
 
         Returns whether it did; if not, the caller runs without a graph.
         """
         if self.fallback is not None:
             return False
         fixed = (binding, scratch, scratch_size)
-        entry = self._entries.get(parity)
+        key = (profile, parity)
+        entry = self._entries.get(key)
         if entry is not None and entry.fixed != fixed:
-            self._drop(parity)
+            self._drop(key)
             entry = None
         if entry is None:
             # The first run after a change of shape does work that must not be captured.
             runner = self._engine.new_runner(profile)
             runner.bind(binding, scratch, scratch_size)
             runner.enqueue()
-            self._entries[parity] = _Entry(runner, fixed)
+            self._entries[key] = _Entry(runner, fixed)
             return True
         if entry.graph is None and not self._capture(entry):
             return False
@@ -63,8 +65,8 @@ class GraphCache:
 
     def release(self) -> None:
         """Removes all graphs. No launch may be under way."""
-        for parity in list(self._entries):
-            self._drop(parity)
+        for key in list(self._entries):
+            self._drop(key)
 
     def _capture(self, entry: _Entry) -> bool:
         cuda, stream = self._engine.device.cuda, self._engine.device.compute
@@ -83,8 +85,8 @@ class GraphCache:
             return False
         return True
 
-    def _drop(self, parity: int) -> None:
-        entry = self._entries.pop(parity)
+    def _drop(self, key: tuple[int, int]) -> None:
+        entry = self._entries.pop(key)
         if entry.graph is not None:
             # A launch may still be under way.
             with contextlib.suppress(DeviceError, ResourceError):

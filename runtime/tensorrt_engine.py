@@ -110,7 +110,8 @@ class LoadedEngine:
         elif not problems:
             problems += [p for k, profile in enumerate(self.record.profiles) for p in self._profile_problems(k, profile)]
         if problems:
-            raise BundleError(f"{self.record.file} is not the engine that the manifest describes: it {'; '.join(problems)}; {self.command}")
+            shown = [*problems[:3], *([f"{len(problems) - 3} more"] if len(problems) > 3 else [])]
+            raise BundleError(f"{self.record.file} is not the engine that the manifest describes: it {'; '.join(shown)}; {self.command}")
 
     def _profile_problems(self, index: int, profile: Profile) -> list[str]:
         problems = []
