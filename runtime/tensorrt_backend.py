@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from wfvae.engines import Target, find_engine, read_engine
+from wfvae.engines import DIRECT_LATENTS, Target, find_engine, read_engine
 from wfvae.errors import BundleError
 from wfvae.manifest import STEP, GraphSpec, Manifest
 from wfvae.runtime.backend import BoolArray, FloatArray, StreamState, output_shape
@@ -92,6 +92,20 @@ class TensorRTDirect:
         self._graph, self._engine = engine.graph, engine
 
     def run(self, x: FloatArray) -> FloatArray:
+        """The graph's output for whole clips.
+
+        An image runs as the head of a clip of equal frames: by itself it would leave tensors without frames inside the graph. What
+        comes later in a clip can't change it. (A clip of two latents can't be helped so: where time is interpolated linearly, its
+        last frames depend on being the last.)
+
+        Raises `InputError` if the engine takes no clip of this length or size.
+        """
+        if x.shape[1] > 1:
+            return self._run(x)
+        repeats = (DIRECT_LATENTS - 1) * (self._graph.stream.ratio if self._graph.direction == "encoder" else 1)
+        return self._run(np.concatenate([x, *[x] * repeats], axis=1))[:, :1]
+
+    def _run(self, x: FloatArray) -> FloatArray:
         engine, device = self._engine, self._engine.device
         height, width = _video_size(self._graph, x)
         profile = engine.choose(x.shape[0], _latents(self._graph, x), height, width)

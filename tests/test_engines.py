@@ -154,9 +154,9 @@ def test_the_newest_fitting_engine_is_found(manifest: Manifest) -> None:
     wide, narrow = record(manifest), record(manifest, settings=BuildSettings(chunk=2))
     listed = manifest.with_engines(tuple(r.to_dict() for r in (wide, narrow, elsewhere)))
     assert find_engine(listed, Path("b"), "encoder", HERE, tf32=False) == narrow
-    with pytest.raises(BundleError, match="no TensorRT engine for decoder; build it: wfvae build b$"):
+    with pytest.raises(BundleError, match=r"no TensorRT engine for decoder; build it: wfvae build b$"):
         find_engine(listed, Path("b"), "decoder", HERE, tf32=False)
-    with pytest.raises(BundleError, match="no TensorRT engine for encoder.direct; build it: wfvae build b --whole-clip 8$"):
+    with pytest.raises(BundleError, match=r"no TensorRT engine for encoder.direct; build it: wfvae build b --whole-clip 8$"):
         find_engine(listed, Path("b"), "encoder.direct", HERE, tf32=False)
 
 

@@ -98,15 +98,19 @@ def test_streams_give_the_bits_of_onnxruntime(setup: Callable[..., Setup], refer
     assert np.array_equal(bundle.decode(latents, frames=26, chunk=chunk), reference.decode(latents, frames=26, chunk=chunk))
 
 
-def test_whole_clips_through_the_direct_engine(setup: Callable[..., Setup], reference: Bundle) -> None:
+@pytest.mark.parametrize("latents", [1, 3, 5])
+def test_whole_clips_through_the_direct_engine(setup: Callable[..., Setup], reference: Bundle, latents: int) -> None:
     found = setup()
     for direction in ("encoder", "decoder"):
-        shape = (1, 17, 3, HEIGHT, WIDTH) if direction == "encoder" else (1, 5, 4, HEIGHT // 8, WIDTH // 8)
+        frames = 1 + 4 * (latents - 1)
+        shape = (1, frames, 3, HEIGHT, WIDTH) if direction == "encoder" else (1, latents, 4, HEIGHT // 8, WIDTH // 8)
         x = np.random.default_rng(1).standard_normal(shape, np.float32)
         session = found.bundle.direct_session(direction)  # type: ignore[arg-type]
         for _ in range(2):
             assert np.array_equal(session.run(x), reference.direct_session(direction).run(x))  # type: ignore[arg-type]
     assert found.cuda.held()["pinned"] == 0
+    with pytest.raises(InputError, match="takes batch 1:1:3, latents 3:5:5"):  # a clip of two latents leaves empty tensors
+        session.run(x[:, :1].repeat(2, axis=1))
 
 
 def addresses(found: Setup, prefix: str) -> list[frozenset[int]]:
@@ -456,7 +460,7 @@ def test_another_gpu_or_version_is_refused_with_the_command(setup: Callable[...,
     with pytest.raises(BundleError, match=r"and this is TensorRT 10\.13\.3"):
         found.reopen().encoder(height=HEIGHT, width=WIDTH)
     found.trt.__version__ = "11.4.0"
-    with pytest.raises(BundleError, match="TF32 off, and on was asked for.*--tf32"):
+    with pytest.raises(BundleError, match=r"TF32 off, and on was asked for.*--tf32"):
         found.reopen(TensorRTOptions(tf32=True)).encoder(height=HEIGHT, width=WIDTH)
 
 
@@ -481,7 +485,7 @@ def test_an_engine_of_other_tensors_is_refused(setup: Callable[..., Setup], monk
 
     monkeypatch.setattr(FakeEngine, "get_tensor_dtype", lambda self, name: self.trt.DataType.HALF)
     with pytest.raises(
-        BundleError, match="is not the engine that the manifest describes: it has frames as 3 instead of float32; .* more; wfvae build"
+        BundleError, match=r"is not the engine that the manifest describes: it has frames as 3 instead of float32; .* more; wfvae build"
     ):
         found.bundle.encoder(height=HEIGHT, width=WIDTH)
 

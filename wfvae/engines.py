@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,6 +20,8 @@ from wfvae.plan import SPATIAL_RATIO
 from wfvae.streamspec import Dim, resolve_dim
 
 ENGINES_FOLDER = "engines"
+DIRECT_LATENTS = 3
+"""The shortest clip that leaves no tensor without frames inside a direct graph."""
 
 
 @dataclass(frozen=True)
@@ -261,11 +263,14 @@ def profiles_for(settings: BuildSettings, graph: GraphSpec) -> tuple[Profile, ..
     """
     axes = {"batch": settings.batch, "height": settings.height, "width": settings.width}
     whole = settings.whole_clip
+    longest = whole or 0
     # Verification runs two streams in one batch.
     pair = Span(settings.batch.low, settings.batch.best, max(settings.batch.high, 2))
     clip = [] if whole is None else [Profile("whole clip", latents=Span(1, whole, whole), **{**axes, "batch": pair})]
     if graph.kind != STEP:
-        return tuple(clip)
+        return tuple(
+            replace(profile, latents=Span(DIRECT_LATENTS, max(longest, DIRECT_LATENTS), max(longest, DIRECT_LATENTS))) for profile in clip
+        )
     steady = Profile("chunk", latents=Span.of(settings.chunk), **axes)
     short = [Profile("short", latents=Span(1, 1, settings.chunk - 1), **axes)] if settings.chunk > 1 else []
     return (steady, *short, *(clip if whole is not None and whole > settings.chunk else []))
