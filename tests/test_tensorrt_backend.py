@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from fixtures.fake_cuda import FakeCuda
-from fixtures.fake_tensorrt import SCRATCH_BYTES, FakeTensorRT
+from fixtures.fake_tensorrt import SCRATCH_BYTES, FakeContext, FakeTensorRT
 from wfvae.engines import BuildSettings, Span
 from wfvae.errors import BundleError, InputError, ResourceError, StateError, StreamingError
 from wfvae.export.tensorrt.build import build_engines
@@ -330,8 +330,11 @@ def test_growing_scratch_out_of_memory_keeps_the_other_direction(setup: Callable
             return real(size)
 
         found.cuda.allocate = allocate  # type: ignore[method-assign]
+        scratch = session.engine.device.scratch  # type: ignore[attr-defined]
+        before = scratch.size
         with pytest.raises(ResourceError, match="no memory"):
             session.step(state, x, ~no, no)
+        assert scratch.size == before and scratch.address
         parts += [stream.push(frames[9:]), stream.finish()]
     assert np.array_equal(np.concatenate(parts), reference.encode(frames))
 
@@ -350,6 +353,39 @@ def test_everything_is_given_back_at_the_end(setup: Callable[..., Setup], graphs
     found.trt.runs.clear()
     gc.collect()
     assert not found.cuda.held()
+
+
+@pytest.mark.parametrize("after", [0, 5])
+def test_a_state_is_never_half_written(setup: Callable[..., Setup], after: int) -> None:
+    found = setup()
+    session = found.bundle.step_session("encoder")
+    state = session.new_state(1, HEIGHT, WIDTH)
+    before = state.read()
+    found.cuda.fail("copy_in", after)
+    with pytest.raises(DeviceError):
+        state.write({name: array + 1 for name, array in before.items()})
+    assert all(np.array_equal(array, before[name]) for name, array in state.read().items())
+    state.write({name: array + 1 for name, array in before.items()})
+    assert all(np.array_equal(array, before[name] + 1) for name, array in state.read().items())
+
+
+def test_a_state_is_given_back_when_its_work_is_done(setup: Callable[..., Setup]) -> None:
+    found = setup()
+    session = found.bundle.step_session("encoder")
+    state, done = session.new_state(1, HEIGHT, WIDTH), []
+    found.cuda.enqueue(session.engine.device.compute, lambda: done.append(True))  # type: ignore[attr-defined]
+    state.close()  # type: ignore[attr-defined]
+    assert done and not found.cuda.held()["pinned"]
+
+
+def test_outputs_larger_than_their_buffers_are_refused_each_time(setup: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = setup()
+    real = FakeContext.get_tensor_shape
+    monkeypatch.setattr(FakeContext, "get_tensor_shape", lambda self, name: (9, *real(self, name)[1:]))
+    with found.bundle.encoder(height=HEIGHT, width=WIDTH, chunk=2) as stream:
+        for data in (video(9), video(9)[:0]):
+            with pytest.raises(BundleError, match=r"gives latents of shape \(9, .* where \(1, 2, 4, 2, 3\) is expected"):
+                stream.push(data)
 
 
 def test_a_state_in_use_or_closed_is_refused(setup: Callable[..., Setup]) -> None:

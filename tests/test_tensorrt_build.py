@@ -119,6 +119,16 @@ def test_what_is_there_is_kept_and_the_rest_is_built(builds: Builds) -> None:
     assert len({record.file for record in listed}) == 4
 
 
+def test_a_damaged_entry_is_replaced(builds: Builds) -> None:
+    builds.run()
+    manifest = Manifest.read(builds.path)
+    manifest.with_engines(({**manifest.engines[0], "precision": "fp64"}, {"file": "engines/x"}, manifest.engines[1])).write(builds.path)
+    with pytest.raises(BundleError, match="build the engines anew"):
+        engine_records(Manifest.read(builds.path))
+    assert [record.graph for record in builds.run().built] == ["encoder"]
+    assert len(engine_records(Manifest.read(builds.path))) == 2
+
+
 def test_the_timing_cache_is_written_and_reused(builds: Builds, tmp_path: Path) -> None:
     builds.run()
     path = timing_cache_path(builds.path, builds.target)

@@ -5,6 +5,7 @@ Nothing here has ever run on a GPU: TensorRT's libraries are not to be had on th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -292,6 +293,15 @@ def input_shapes(graph: GraphSpec, batch: int, latents: int, height: int, width:
 def engine_records(manifest: Manifest) -> list[EngineRecord]:
     """All engines that the manifest lists. Raises `BundleError` if an entry is damaged."""
     return [EngineRecord.from_dict(entry) for entry in manifest.engines]
+
+
+def sound_entries(manifest: Manifest) -> list[tuple[EngineRecord, Mapping[str, Any]]]:
+    """The engines whose entries are not damaged, which is what a new build goes by."""
+    found = []
+    for entry in manifest.engines:
+        with contextlib.suppress(BundleError):
+            found.append((EngineRecord.from_dict(entry), entry))
+    return found
 
 
 def find_engine(manifest: Manifest, bundle: Path, graph: str, target: Target, tf32: bool) -> EngineRecord:

@@ -22,13 +22,12 @@ from wfvae.engines import (
     EngineRecord,
     Profile,
     Target,
-    engine_file,
     engine_key,
-    engine_records,
     fit_settings,
     graph_sha256,
     profiles_for,
     read_engine,
+    sound_entries,
 )
 from wfvae.errors import BundleError
 from wfvae.export.tensorrt.files import write_whole
@@ -116,7 +115,7 @@ def _present(
 ) -> EngineRecord | None:
     """The engine that a build would make, if it is there and unchanged."""
     key = engine_key(graph_sha256(manifest, graph), manifest.precision, settings, profiles, target)
-    for record in engine_records(manifest):
+    for record, _ in sound_entries(manifest):
         if record.graph == graph and record.key == key:
             with contextlib.suppress(BundleError):
                 read_engine(record, bundle)
@@ -127,7 +126,8 @@ def _present(
 def _list(bundle: Path, record: EngineRecord) -> None:
     """Puts an engine into the manifest, which is read anew: another process may have added one meanwhile."""
     manifest = Manifest.read(bundle)
-    others = tuple(entry for entry in manifest.engines if entry.get("file") != engine_file(record.graph, record.key))
+    # Damaged entries are dropped: the error that names them says to build anew.
+    others = tuple(entry for other, entry in sound_entries(manifest) if other.file != record.file)
     manifest.with_engines((*others, record.to_dict())).write(bundle)
 
 
