@@ -121,7 +121,10 @@ class CudaBindings:
         self._call(self._rt.cudaFree, address)
 
     def allocate_pinned(self, size: int) -> int:
-        return int(self._call(self._rt.cudaMallocHost, size, wanted=size))
+        try:
+            return int(self._call(self._rt.cudaMallocHost, size, wanted=size))
+        except ResourceError as error:
+            raise ResourceError(f"no memory for {size / (1 << 20):.0f} MiB of pinned host memory; use a smaller chunk or size") from error
 
     def free_pinned(self, address: int) -> None:
         self._call(self._rt.cudaFreeHost, address)

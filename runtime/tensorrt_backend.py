@@ -27,7 +27,7 @@ from wfvae.runtime.cuda import Cuda, CudaBindings
 from wfvae.runtime.device import Device
 from wfvae.runtime.tensorrt_engine import Binding, LoadedEngine
 from wfvae.runtime.tensorrt_state import StepBuffers, TensorRTState
-from wfvae.tensorrt_api import ErrorLog, Runtime, load_tensorrt, make_logger
+from wfvae.tensorrt_api import ErrorLog, Runtime, failure, load_tensorrt, make_logger
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class TensorRTStep:
 
     def _run(self, state: TensorRTState, profile: int, binding: Binding) -> None:
         scratch = self.engine.device.scratch
-        address = scratch.require(self.engine.scratch_bytes(profile))
+        address = scratch.require(self.engine.scratch_bytes)
         if state.graphs is not None and self.engine.record.profiles[profile].steady:
             if state.graphs.run(state.parity, profile, binding, address, scratch.size):
                 return
@@ -116,7 +116,7 @@ class TensorRTDirect:
             binding = Binding({self._graph.inputs[0].name: (buffers.x, x.shape)}, {self._graph.outputs[0].name: (buffers.result, shape)})
             with device.enqueuing():
                 buffers.copy_in()
-                address = device.scratch.require(engine.scratch_bytes(profile))
+                address = device.scratch.require(engine.scratch_bytes)
                 runner = engine.runner(profile)
                 runner.bind(binding, address, device.scratch.size)
                 runner.enqueue()
@@ -175,9 +175,10 @@ class TensorRTBackend:
             self._device.cuda.activate()
             engine = self._runtime.deserialize_cuda_engine(content)
             if engine is None:
-                raise BundleError(
-                    f"TensorRT {self._target.tensorrt} can't load {record.file}: {self._log.take()}; build it again: {command}"
+                text = (
+                    f"TensorRT {self._target.tensorrt} can't load {record.file} (build it again if it is not for want of memory: {command})"
                 )
+                raise failure(text, self._log.take(), BundleError)
             return LoadedEngine(graph, record, engine, self._trt, self._log, self._device, command, (self._runtime, self._logger))
 
 

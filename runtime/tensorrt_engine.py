@@ -14,7 +14,7 @@ from wfvae.errors import BundleError, InputError, ResourceError
 from wfvae.manifest import GraphSpec, state_input, state_output
 from wfvae.runtime.cuda import DeviceError
 from wfvae.runtime.device import Device
-from wfvae.tensorrt_api import DATA_TYPES, Engine, ErrorLog, ExecutionContext, member
+from wfvae.tensorrt_api import DATA_TYPES, Engine, ErrorLog, ExecutionContext, failure, member
 
 Shape = tuple[int, ...]
 
@@ -66,9 +66,10 @@ class LoadedEngine:
         if not any(p.admits(batch, p.latents.low, height, width) for p in self.record.profiles):
             self.choose(batch, self.record.profiles[0].latents.low, height, width)
 
-    def scratch_bytes(self, profile: int) -> int:
-        """Scratch memory of a run on a profile. An upper bound over the profile's shapes."""
-        return int(self._engine.get_device_memory_size_for_profile_v2(profile))
+    @property
+    def scratch_bytes(self) -> int:
+        """Scratch memory of a run: an upper bound over all profiles, which is what contexts may ask for whatever their profile is."""
+        return int(self._engine.device_memory_size_v2)
 
     def runner(self, profile: int) -> Runner:
         """The context of a profile that all states share. With the device's lock held."""
@@ -101,6 +102,8 @@ class LoadedEngine:
             for name, dtype in kinds.items():
                 if name not in names:
                     continue
+                if engine.get_tensor_location(name) != member(trt, "TensorLocation", "DEVICE"):
+                    problems.append(f"wants {name} in host memory")
                 if engine.get_tensor_mode(name) != mode:
                     problems.append(f"has {name} on the other side")
                 if dtype not in DATA_TYPES or engine.get_tensor_dtype(name) != member(trt, "DataType", DATA_TYPES[dtype]):
@@ -158,9 +161,9 @@ class Runner:
             self._check_outputs(binding)
 
     def enqueue(self) -> None:
-        """Gives the run to the compute stream. Raises `DeviceError` if TensorRT refuses."""
+        """Gives the run to the compute stream. Raises `DeviceError`, or `ResourceError` for want of memory, if TensorRT refuses."""
         if not self._context.execute_async_v3(self._engine.device.compute):
-            raise DeviceError(f"TensorRT could not run {self._engine.graph.file}: {self._engine.log.take()}")
+            raise failure(f"TensorRT could not run {self._engine.graph.file}", self._engine.log.take(), DeviceError)
 
     def _check_outputs(self, binding: Binding) -> None:
         # A shape that could not be checked must be checked the next time.

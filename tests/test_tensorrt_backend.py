@@ -161,9 +161,9 @@ def test_encoder_and_decoder_share_one_scratch_area(setup: Callable[..., Setup])
     found = setup()
     latents = found.bundle.encode(video(17), chunk=2)
     device = found.bundle.step_session("encoder").engine.device  # type: ignore[attr-defined]
-    assert device.scratch.size == -(-SCRATCH_BYTES["encoder"][0] // 256) * 256
+    assert device.scratch.size == -(-SCRATCH_BYTES["encoder"] // 256) * 256
     found.bundle.decode(latents, chunk=2)
-    assert device.scratch.size == -(-SCRATCH_BYTES["decoder"][0] // 256) * 256
+    assert device.scratch.size == -(-SCRATCH_BYTES["decoder"] // 256) * 256
     assert len({run.scratch[0] for run in found.trt.runs[-3:]}) == 1
     # With no stream open, scratch is all that is held; only one was ever held at a time.
     gc.collect()
@@ -325,7 +325,7 @@ def test_growing_scratch_out_of_memory_keeps_the_other_direction(setup: Callable
         real = found.cuda.allocate
 
         def allocate(size: int) -> int:
-            if size == -(-SCRATCH_BYTES["decoder"][0] // 256) * 256:
+            if size == -(-SCRATCH_BYTES["decoder"] // 256) * 256:
                 raise ResourceError("GPU 0 has no memory for it")
             return real(size)
 
@@ -546,6 +546,17 @@ def test_what_tensorrt_refuses_is_an_error(setup: Callable[..., Setup], referenc
         found.trt.refuse.clear()
         parts = [stream.push(frames[:0]), stream.finish()]
     assert np.array_equal(np.concatenate(parts), reference.encode(frames))
+
+
+def test_tensorrts_want_of_memory_is_a_resource_error(setup: Callable[..., Setup]) -> None:
+    found = setup()
+    found.trt.refuse.add("execute_async_v3")
+    with found.bundle.encoder(height=HEIGHT, width=WIDTH, chunk=2) as stream:
+        with pytest.raises(DeviceError, match=r"could not run encoder\.onnx: a kernel failed"):
+            stream.push(video(9))
+        found.trt.reason = "Requested amount of GPU memory (9 bytes) could not be allocated."
+        with pytest.raises(ResourceError, match=r"could not run encoder\.onnx: out of memory; use a smaller chunk.*could not be allocated"):
+            stream.push(video(9)[:0])
 
 
 def test_a_snapshot_of_another_size_is_refused(setup: Callable[..., Setup]) -> None:

@@ -29,7 +29,7 @@ from wfvae.runtime.cuda import Cuda, CudaBindings
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wfvae" / "contract"
 TENSORRT = {"10.13": "tensorrt-cu13-bindings==10.13.3.9.post1", "11.4": "tensorrt-cu13-bindings==11.4.0.106"}
-CUDA = {"12.9": ("cuda-bindings==12.9.9", "cuda-pathfinder"), "13.5": ("cuda-bindings==13.5.0", "cuda-pathfinder")}
+CUDA = {version: (f"cuda-bindings=={version}", "cuda-pathfinder==1.9.0") for version in ("12.9.9", "13.5.0")}
 STUB_SYMBOLS = (
     "createInferBuilder_INTERNAL",
     "createInferRefitter_INTERNAL",

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from wfvae.errors import BundleError, MissingExtraError
+from wfvae.errors import BundleError, MissingExtraError, ResourceError, WFVAEError
 
 MEMBERS: dict[str, tuple[str, ...]] = {
     "BuilderFlag": ("EDITABLE_TIMING_CACHE", "ERROR_ON_TIMING_CACHE_MISS", "TF32"),
@@ -23,6 +23,7 @@ MEMBERS: dict[str, tuple[str, ...]] = {
     "MemoryPoolType": ("WORKSPACE",),
     "NetworkDefinitionCreationFlag": ("STRONGLY_TYPED",),
     "TensorIOMode": ("INPUT", "OUTPUT"),
+    "TensorLocation": ("DEVICE",),
 }
 """Every enum member that is used."""
 
@@ -140,15 +141,18 @@ class Engine(Protocol):
     @property
     def num_optimization_profiles(self) -> int: ...
 
+    @property
+    def device_memory_size_v2(self) -> int: ...
+
     def get_tensor_name(self, index: int) -> str: ...
 
     def get_tensor_mode(self, name: str) -> Any: ...
 
     def get_tensor_dtype(self, name: str) -> Any: ...
 
-    def get_tensor_profile_shape(self, name: str, profile_index: int) -> Sequence[Sequence[int]]: ...
+    def get_tensor_location(self, name: str) -> Any: ...
 
-    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int: ...
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> Sequence[Sequence[int]]: ...
 
     def create_execution_context(self, strategy: Any) -> ExecutionContext | None: ...
 
@@ -224,6 +228,13 @@ class ErrorLog:
         """The messages since the last call, in one line."""
         text, self._messages = "; ".join(self._messages), []
         return text or "TensorRT gave no reason"
+
+
+def failure(text: str, reason: str, other: type[WFVAEError]) -> WFVAEError:
+    """An error with TensorRT's reason: a `ResourceError` if that is memory, since there is something to do about it, else `other`."""
+    if "memory" in reason.lower() and ("out of" in reason.lower() or "alloc" in reason.lower()):
+        return ResourceError(f"{text}: out of memory; use a smaller chunk, size or number of streams ({reason})")
+    return other(f"{text}: {reason}")
 
 
 def make_logger(trt: Any, log: ErrorLog) -> Any:
