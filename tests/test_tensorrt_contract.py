@@ -50,20 +50,28 @@ SOURCES = [
 ]
 
 
-@cache
+FAILED: list[str] = []
+"""Why packages could not be had. One failure is enough not to wait for a registry again."""
+
+
 def installed(*requirements: str) -> Path:
     """A folder with these packages alone. Skips the test if they can't be had."""
     folder = CACHE / f"{'-'.join(requirements).replace('==', '-')}-py{sys.version_info.major}{sys.version_info.minor}"
     if not folder.is_dir():
+        if FAILED:
+            pytest.skip(FAILED[0])
         building = folder.with_name(f"{folder.name}.{os.getpid()}")
         command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+        command += ["--retries", "1", "--timeout", "10", "--target", str(building), *requirements]
         try:
-            done = subprocess.run([*command, "--target", building, *requirements], capture_output=True, text=True, timeout=120)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            error = (done.stderr.strip().splitlines() or ["?"])[-1] if done.returncode else None
         except subprocess.TimeoutExpired:
-            pytest.skip(f"pip did not get {' '.join(requirements)} in time")
-        if done.returncode:
+            error = "it takes more than a minute"
+        if error is not None:
             shutil.rmtree(building, ignore_errors=True)
-            pytest.skip(f"pip can't get {' '.join(requirements)}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+            FAILED.append(f"pip can't get {' '.join(requirements)}: {error}")
+            pytest.skip(FAILED[0])
         try:
             building.replace(folder)
         except OSError:  # another process was first
