@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from wfvae.config import WFVAEConfig
 from wfvae.engines import DIRECT_LATENTS, input_shapes
-from wfvae.export.bundle import DTYPES, graph_spec
+from wfvae.export.bundle import DTYPES, ExportOptions, graph_spec
 from wfvae.export.graph import trace
 from wfvae.export.tracer import ONNX_TYPES
 from wfvae.manifest import GraphSpec
@@ -28,8 +28,7 @@ from wfvae.tensorrt_api import DATA_TYPES
 PRESETS: tuple[Literal["S", "M", "L"], ...] = ("S", "M", "L")
 DIRECTIONS: tuple[Literal["encoder", "decoder"], ...] = ("encoder", "decoder")
 KINDS = ("step", "direct")
-OPSETS = {"fp32": 20, "fp16": 20, "bf16": 22}
-"""ONNX has bfloat16 convolutions from 22 on."""
+OPSETS = {precision: ExportOptions(precision=precision).opset_version for precision in DTYPES}
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 INTEGERS = {TensorProto.INT32, TensorProto.INT64}
 BOOLEANS = {TensorProto.BOOL}

@@ -231,7 +231,7 @@ def test_snapshots_go_through_host_copies(setup: Callable[..., Setup], opened: C
 
 
 def test_bfloat16_state_is_kept_as_bits(setup: Callable[..., Setup]) -> None:
-    found = setup(precision="bf16", opset=22)  # the first with bfloat16 convolutions
+    found = setup(precision="bf16")
     session = found.bundle.step_session("decoder")
     state = session.new_state(2, HEIGHT, WIDTH)
     before = state.read()
@@ -321,18 +321,17 @@ def test_growing_scratch_out_of_memory_keeps_the_other_direction(setup: Callable
         session = found.bundle.step_session("decoder")
         state = session.new_state(1, HEIGHT, WIDTH)
         x, no = np.zeros((1, 2, 4, HEIGHT // 8, WIDTH // 8), np.float32), np.zeros(1, np.bool_)
-        found.cuda.limit = found.cuda.held_bytes() + 24_000  # input and output of the decoder's step, but not a larger scratch area
         real = found.cuda.allocate
 
         def allocate(size: int) -> int:
             if size == -(-SCRATCH_BYTES["decoder"] // 256) * 256:
-                raise ResourceError("GPU 0 has no memory for it")
+                raise ResourceError("GPU 0 has no memory for more scratch")
             return real(size)
 
         found.cuda.allocate = allocate  # type: ignore[method-assign]
         scratch = session.engine.device.scratch  # type: ignore[attr-defined]
         before = scratch.size
-        with pytest.raises(ResourceError, match="no memory"):
+        with pytest.raises(ResourceError, match="more scratch"):
             session.step(state, x, ~no, no)
         assert scratch.size == before and scratch.address
         parts += [stream.push(frames[9:]), stream.finish()]
