@@ -25,7 +25,7 @@ from wfvae.streamspec import Direction
 if TYPE_CHECKING:
     from wfvae.runtime.transcode import Report
 
-BACKENDS = ("auto", "onnxruntime")
+BACKENDS = ("auto", "onnxruntime", "tensorrt")
 
 
 def open_bundle(
@@ -36,6 +36,7 @@ def open_bundle(
     device_id: int = 0,
     threads: int | None = None,
     tf32: bool = False,
+    cuda_graphs: bool = False,
     memory_limit: int | None = None,
     verify: bool = True,
 ) -> Bundle:
@@ -43,23 +44,29 @@ def open_bundle(
 
     Args:
         path: the bundle's directory.
-        backend: `onnxruntime`, or `auto`.
+        backend: `onnxruntime`; `tensorrt`, which needs engines made on this GPU by `wfvae build`; or `auto`, which is `onnxruntime`.
         provider: ONNX Runtime's `cpu` or `cuda`; `auto` takes CUDA where this build of ONNX Runtime has it.
         device_id: which GPU.
         threads: CPU threads; None takes all cores.
-        tf32: let CUDA round fp32 products to TF32.
+        tf32: let CUDA round fp32 products to TF32. With `tensorrt`: use engines that were built so.
+        cuda_graphs: with `tensorrt`, launch the steady step as a CUDA graph where it can be captured.
         memory_limit: bytes; a stream that would not fit is refused with the number before anything is allocated.
-        verify: check the hash of every file (reads the weights once).
+        verify: check the hash of every file (reads the weights once). `tensorrt` always checks, since an engine is code.
 
     Raises:
         BundleError: the bundle is missing, damaged or changed, or cannot run here.
+        MissingExtraError: the backend is not installed.
     """
     if backend not in BACKENDS:
         raise BundleError(f"backend is {backend!r}; this version has {', '.join(BACKENDS)}")
     path = Path(path)
     manifest = Manifest.read(path)
-    if verify:
+    if verify or backend == "tensorrt":
         manifest.verify_files(path)
+    if backend == "tensorrt":
+        from wfvae.runtime.tensorrt_backend import TensorRTBackend, TensorRTOptions
+
+        return Bundle(path, manifest, TensorRTBackend(path, manifest, TensorRTOptions(device_id, tf32, cuda_graphs)), memory_limit)
     from wfvae.runtime.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeOptions
 
     options = OnnxRuntimeOptions(provider=provider, device_id=device_id, threads=threads, tf32=tf32)

@@ -121,11 +121,14 @@ def add_bundle_arguments(parser: argparse.ArgumentParser, chunk: bool = True) ->
     """The bundle and what runs it."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory made by 'wfvae export'")
     group = parser.add_argument_group("execution")
-    group.add_argument("--backend", default="auto", choices=("auto", "onnxruntime"), help="what runs the graphs (default: %(default)s)")
+    group.add_argument(
+        "--backend", default="auto", choices=("auto", "onnxruntime", "tensorrt"), help="what runs the graphs (default: %(default)s)"
+    )
     group.add_argument("--provider", default="auto", choices=("auto", "cpu", "cuda"), help="ONNX Runtime's device (default: %(default)s)")
     group.add_argument("--device", type=parse_index, default=0, metavar="N", help="which GPU (default: %(default)s)")
     group.add_argument("--threads", type=parse_threads, metavar="N", help="CPU threads (default: all cores)")
     group.add_argument("--tf32", action="store_true", help="let CUDA round fp32 products to TF32: faster, no longer exact fp32")
+    group.add_argument("--cuda-graphs", action="store_true", help="with tensorrt: launch the steady step as a CUDA graph")
     group.add_argument("--limit", type=parse_bytes, metavar="BYTES", help="refuse what would need more memory, such as 8G")
     if chunk:
         group.add_argument("--chunk", type=parse_positive, metavar="N", help="latents per step; results do not depend on it (default: 4)")
@@ -212,6 +215,7 @@ def open_from(args: argparse.Namespace) -> Bundle:
         device_id=args.device,
         threads=args.threads,
         tf32=args.tf32,
+        cuda_graphs=args.cuda_graphs,
         memory_limit=args.limit,
     )
 
