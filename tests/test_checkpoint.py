@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wfvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_weights, read_training_checkpoint
 from wfvae.config import WFVAEConfig
-from wfvae.errors import CheckpointError, ConfigError, MissingExtraError
+from wfvae.errors import CheckpointError, MissingExtraError
 from wfvae.haar import RELEASED_GAIN_3D
 from wfvae.model import WFVAE
 
@@ -176,8 +176,11 @@ def test_unreadable_checkpoints_are_named(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"has no {WEIGHTS_NAME}"):
         WFVAE.from_pretrained(saved)
     (saved / CONFIG_NAME).unlink()
-    with pytest.raises(ConfigError, match=CONFIG_NAME):
+    with pytest.raises(CheckpointError, match=f"has no {CONFIG_NAME}"):
         WFVAE.from_pretrained(saved)
+    (tmp_path / "video.mp4").write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match=r"video.mp4 is not a checkpoint; expected a directory"):
+        WFVAE.from_pretrained(tmp_path / "video.mp4")
     for absent in (tmp_path / "nowhere", "./relative/folder", "name", "checkpoints/absent.ckpt"):
         with pytest.raises(CheckpointError, match="does not exist; expected a checkpoint directory"):
             WFVAE.from_pretrained(absent)

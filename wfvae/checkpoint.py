@@ -41,10 +41,21 @@ def load(
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{source} is a weights file; give the directory that holds it and its {CONFIG_NAME}")
     if path.is_file():
+        if path.suffix != ".ckpt":
+            raise CheckpointError(
+                f"{source} is not a checkpoint; expected a directory with {CONFIG_NAME} and {WEIGHTS_NAME}, or a .ckpt file"
+            )
+        _require_config(path.parent, source)
         return _build(WFVAEConfig.from_json(path.parent / CONFIG_NAME), read_training_checkpoint(path), path, device, dtype)
     if not path.is_dir():
         path = _download(str(source), revision)
+    _require_config(path, source)
     return _build(WFVAEConfig.from_json(path / CONFIG_NAME), _read_weights(path / WEIGHTS_NAME), path, device, dtype)
+
+
+def _require_config(directory: Path, source: str | Path) -> None:
+    if not (directory / CONFIG_NAME).is_file():
+        raise CheckpointError(f"{directory} has no {CONFIG_NAME}, so {source} cannot be loaded; a checkpoint has one beside its weights")
 
 
 def save(model: WFVAE, directory: str | Path) -> None:
