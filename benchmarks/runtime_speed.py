@@ -178,14 +178,13 @@ def _stream(bundle: Bundle, direction: Direction, data: Any, size: int, chunk: i
 
 
 def print_clip(clip: ClipSpeed) -> None:
-    print(
-        f"{clip.direction}, {clip.frames} frames, {clip.runs} runs{'s':>12}{'fastest':>9}{'speed/reference':>17}{'time/direct':>13}{'drain':>8}"
-    )
+    print(f"{clip.direction}, {clip.frames} frames, {clip.runs} runs")
+    print(f"{'':24}{'median s':>12}{'fastest s':>12}{'speed/reference':>17}{'time/direct':>13}{'drain':>8}")
     for name, form in clip.forms.items():
         reference = "" if form.speed_by_reference is None else f"{form.speed_by_reference:.2f}"
         direct = "" if form.time_by_direct is None else f"{form.time_by_direct:.3f}"
         drain = "" if form.drain_share is None else f"{form.drain_share:.0%}"
-        print(f"  {name:22}{form.seconds:>17.3f}{form.fastest_seconds:>9.3f}{reference:>17}{direct:>13}{drain:>8}")
+        print(f"  {name:22}{form.seconds:>12.3f}{form.fastest_seconds:>12.3f}{reference:>17}{direct:>13}{drain:>8}")
     print(f"  work of a stream by that of direct inference, in frames at half the video's rate: {clip.stream_work:.3f}")
 
 
