@@ -57,10 +57,11 @@ CHUNK_RUNS = 1
 class Benchmark:
     """What the sections share: exported bundles in a temporary folder."""
 
-    def __init__(self, folder: Path, threads: int, runs: int) -> None:
+    def __init__(self, folder: Path, threads: int, runs: int, lengths: list[int]) -> None:
         self.folder = folder
         self.threads = threads
         self.runs = runs
+        self.lengths = lengths
         self._paths: dict[str, Path] = {}
 
     def model(self, preset: Preset) -> WFVAE:
@@ -78,7 +79,7 @@ class Benchmark:
 
     def speed(self) -> dict[str, Any]:
         with self.open("S") as bundle:
-            clips = printed(print_clip, measure_speed(self.model("S"), bundle, SPEED_SIZE, SPEED_LENGTHS, self.runs))
+            clips = printed(print_clip, measure_speed(self.model("S"), bundle, SPEED_SIZE, self.lengths, self.runs))
         steady = steady_ratios(clips)
         print_steady(steady)
         return {"preset": "S", "size": SPEED_SIZE, "clips": [asdict(clip) for clip in clips], "steady": steady}
@@ -122,7 +123,7 @@ def main() -> None:
     if options.json is not None and options.json.exists():
         result = json.loads(options.json.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
-        benchmark = Benchmark(Path(folder), options.threads, options.runs)
+        benchmark = Benchmark(Path(folder), options.threads, options.runs, options.lengths)
         for name in options.only:
             section: Callable[[], dict[str, Any]] = getattr(benchmark, name)
             before = load_average()
@@ -141,6 +142,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="SECTION", help=f"of {', '.join(names)}")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=MINIMUM_RUNS, help=f"turns of the speed section, at least {MINIMUM_RUNS}")
+    parser.add_argument("--lengths", type=int, nargs="+", default=SPEED_LENGTHS, help="frames of the speed section's clips")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
     if options.runs < MINIMUM_RUNS:
