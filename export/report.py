@@ -20,8 +20,9 @@ import numpy as np
 
 from wfvae.errors import ResourceError
 from wfvae.export.number_text import TIMES, byte_count, exact_bytes, number, percent, scientific, seconds_text, share_text
+from wfvae.export.parity.verification import Check
 from wfvae.export.png import png_data_uri
-from wfvae.export.report_data import ParityRow, Picture, ReportData, StepTimes, SubbandSeries
+from wfvae.export.report_data import Picture, ReportData, StepTimes, SubbandSeries
 from wfvae.export.side_by_side import difference
 from wfvae.export.svg_plots import bar_plot, both_widths, line_plot
 
@@ -97,7 +98,7 @@ def _header(data: ReportData) -> str:
     return f"<header><h1>{escape(data.title)}</h1>{lead}{_verdict(data.parity)}</header>"
 
 
-def _verdict(rows: Sequence[ParityRow]) -> str:
+def _verdict(rows: Sequence[Check]) -> str:
     """One line that says whether all checks hold; no checks at all is a failure."""
     held = sum(row.holds for row in rows)
     if not rows:
@@ -198,7 +199,7 @@ def _parity(data: ReportData) -> str:
     return _card("Parity", content, note)
 
 
-def _parity_row(row: ParityRow, heads: Sequence[str]) -> str:
+def _parity_row(row: Check, heads: Sequence[str]) -> str:
     result = '<span class="pass"><b>✓</b> pass</span>' if row.holds else '<span class="fail"><b>✗</b> FAIL</span>'
     cells = (
         row.name, row.direction, row.backend, row.plan, f"{row.frames:,}", "yes" if row.equal_bits else "no", scientific(row.max_abs),

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import InputError
+from wfvae.export.parity.verification import Check
 
 
 @dataclass(frozen=True)
@@ -73,50 +72,6 @@ class Throughput:
 
 
 @dataclass(frozen=True)
-class ParityRow:
-    """One check, with the keys of `wfvae verify --json`."""
-
-    name: str
-    direction: str
-    """"encode" or "decode"."""
-    backend: str
-    plan: str
-    """The chunk plan that was streamed."""
-    frames: int
-    """Frames compared; a check of none counts as failed, whatever it says."""
-    equal_bits: bool
-    max_abs: float
-    max_ulp: int | None
-    """None where the check does not count units in the last place."""
-    psnr_db: float | None
-    """Infinite for equal results, None where the check has no picture to measure."""
-    passed: bool
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> ParityRow:
-        """From one entry of the checks of `wfvae verify --json`; further keys are ignored.
-
-        An infinite PSNR may come as a number, as the text "inf", or as null.
-
-        Raises:
-            InputError: a key is missing.
-        """
-        names = tuple(cls.__dataclass_fields__)
-        missing = [name for name in names if name not in row]
-        if missing:
-            raise InputError(f"a check has no {', '.join(missing)}; expected the keys {', '.join(names)} of `wfvae verify --json`")
-        values = {name: row[name] for name in names}
-        if values["psnr_db"] is not None:
-            values["psnr_db"] = float(values["psnr_db"])
-        return cls(**values)
-
-    @property
-    def holds(self) -> bool:
-        """Whether the check passed, did compare something, and found numbers."""
-        return self.passed and self.frames > 0 and not math.isnan(self.max_abs)
-
-
-@dataclass(frozen=True)
 class StepTimes:
     """Wall time of every step of a stream."""
 
@@ -164,7 +119,7 @@ class ReportData:
 
     run: RunInfo
     throughput: Throughput
-    parity: tuple[ParityRow, ...]
+    parity: tuple[Check, ...]
     psnr_per_frame: tuple[float, ...]
     """PSNR in dB of the reconstruction against the input, infinite where they are equal."""
     step_times: tuple[StepTimes, ...] = ()

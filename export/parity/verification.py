@@ -39,6 +39,8 @@ class Check:
     tolerance: float
     """Largest absolute error allowed; 0 asks for equal bits."""
     rule: str
+    reason: str = ""
+    """Why the rule is what it is."""
     ulp_histogram: Mapping[str, int] = field(default_factory=dict)
     equal_uint8: bool | None = None
     """Whether the frames rounded to 8 bits are equal, too; None for latents."""
@@ -46,6 +48,11 @@ class Check:
     """What makes numbers meaningless: nothing to compare, another shape, NaN."""
     first_difference: str | None = None
     """Where the two computations part, if that was looked for."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether it passed, did compare something, and found numbers."""
+        return self.passed and self.frames > 0 and not math.isnan(self.max_abs)
 
     def to_json(self) -> dict[str, Any]:
         """The check as strict JSON: an infinite PSNR is "inf", a number that does not exist is null."""
@@ -83,7 +90,7 @@ class Verification:
     @property
     def passed(self) -> bool:
         """Whether there were checks, all of them compared something, and all passed."""
-        return bool(self.checks) and all(check.passed and check.frames > 0 for check in self.checks)
+        return bool(self.checks) and all(check.holds for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
         """{"passed", "checks", "not_available"}: strict JSON."""

@@ -209,7 +209,7 @@ class _Demo:
     ) -> None:
         """Writes report.html."""
         from wfvae.export.report import write_report
-        from wfvae.export.report_data import ParityRow, Picture, ReportData, RunInfo, Stage, SubbandBar, SubbandSeries, Throughput
+        from wfvae.export.report_data import Picture, ReportData, RunInfo, Stage, SubbandBar, SubbandSeries, Throughput
 
         manifest = bundle.manifest
         size = (encoded.height, encoded.width)
@@ -257,7 +257,7 @@ class _Demo:
         data = ReportData(
             run=run,
             throughput=throughput,
-            parity=tuple(ParityRow.from_json(row) for row in verification.to_json()["checks"]),
+            parity=verification.checks,
             psnr_per_frame=tuple(measured.psnr),
             subbands=series,
             pictures=tuple(Picture(index, *pair) for index, pair in sorted(measured.pictures.items())),
