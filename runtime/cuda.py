@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from wfvae.errors import MissingExtraError, ResourceError, WFVAEError
+from wfvae.runtime.driver import driver_version
 
 
 class DeviceError(WFVAEError):
@@ -25,6 +26,8 @@ class DeviceInfo:
     name: str
     compute_capability: str
     """Such as 9.0."""
+    driver: str
+    """The driver's version, such as 580.65.06, or "unknown"."""
 
 
 class Cuda(Protocol):
@@ -112,7 +115,8 @@ class CudaBindings:
 
     def info(self) -> DeviceInfo:
         properties = self._call(self._rt.cudaGetDeviceProperties, self._device_id)
-        return DeviceInfo(properties.name.split(b"\0")[0].decode(), f"{properties.major}.{properties.minor}")
+        name = properties.name.split(b"\0")[0].decode()
+        return DeviceInfo(name, f"{properties.major}.{properties.minor}", driver_version() or "unknown")
 
     def allocate(self, size: int) -> int:
         return int(self._call(self._rt.cudaMalloc, size, wanted=size))
@@ -200,4 +204,6 @@ def load_cuda() -> Any:
         from cuda.bindings import runtime
     except ModuleNotFoundError as error:
         raise MissingExtraError("driving a GPU", "cuda-bindings", "tensorrt") from error
+    except (ImportError, OSError) as error:
+        raise DeviceError(f"cuda-bindings is installed but does not load: {error}; install it again for this machine's driver") from error
     return runtime

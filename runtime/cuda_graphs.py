@@ -19,8 +19,9 @@ class _Entry:
     """One direction of the swap, on one profile."""
 
     runner: Runner
-    fixed: tuple[Binding, int, int]
-    """What the graph holds for good: shapes, addresses, and the scratch memory."""
+    binding: Binding
+    scratch: tuple[int, int]
+    """Address and size. Like the binding, the graph holds it for good."""
     graph: int | None = None
 
 
@@ -33,7 +34,7 @@ class GraphCache:
         self.fallback: str | None = None
         """Why graphs are not used any more, if they are not."""
 
-    def run(self, parity: int, profile: int, binding: Binding, scratch: int, scratch_size: int) -> bool:
+    def run(self, parity: int, profile: int, binding: Binding) -> bool:
         """Gives a run to the compute stream: plainly at first, captured the second time, launched from then on.
 
         Args:
@@ -44,18 +45,17 @@ class GraphCache:
         """
         if self.fallback is not None:
             return False
-        fixed = (binding, scratch, scratch_size)
-        key = (profile, parity)
+        key, scratch = (profile, parity), self._engine.device.scratch
         entry = self._entries.get(key)
-        if entry is not None and entry.fixed != fixed:
+        if entry is not None and (entry.binding, entry.scratch) != (binding, scratch.place):
             self._drop(key)
             entry = None
         if entry is None:
             # The first run after a change of shape does work that must not be captured.
             runner = self._engine.new_runner(profile)
-            runner.bind(binding, scratch, scratch_size)
+            runner.bind(binding)
             runner.enqueue()
-            self._entries[key] = _Entry(runner, fixed)
+            self._entries[key] = _Entry(runner, binding, scratch.place)
             return True
         if entry.graph is None and not self._capture(entry):
             return False

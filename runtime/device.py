@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,11 @@ class Scratch:
         self.address = 0
         self.size = 0
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Address and size."""
+        return self.address, self.size
+
     def require(self, size: int) -> int:
         """The address of at least `size` bytes; it stays until more is required. To be called with the device's lock held.
 
@@ -117,13 +122,32 @@ class Device:
         self.compute, self.copies_in, self.copies_out = streams
         self.scratch = Scratch(cuda, self.compute)
         weakref.finalize(self, self.scratch.release)
+        self._enqueuing = 0
+        self._waiting: list[Callable[[], None]] = []
 
     @contextlib.contextmanager
     def enqueuing(self) -> Iterator[None]:
         """Holds the lock, with this GPU as the thread's own."""
         with self.lock:
-            self.cuda.activate()
-            yield
+            self._enqueuing += 1
+            try:
+                self.cuda.activate()
+                yield
+            finally:
+                self._enqueuing -= 1
+                while not self._enqueuing and self._waiting:
+                    self._waiting.pop()()
+
+    def when_idle(self, release: Callable[[], None]) -> None:
+        """Calls `release` now or, if this thread is giving work to the streams, after that.
+
+        The garbage collector may end a state at any place, also while a CUDA graph is captured, which waiting and freeing would spoil.
+        """
+        with self.lock:
+            if self._enqueuing:
+                self._waiting.append(release)
+            else:
+                release()
 
     def drain(self) -> None:
         """Waits for all work that was given, whatever becomes of it: after this no buffer is in use."""

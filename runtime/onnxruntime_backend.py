@@ -68,7 +68,9 @@ class OnnxRuntimeState:
 
     def write(self, tensors: Mapping[str, Array]) -> None:
         for spec in self.specs:
-            _fill(self._buffers[self._current][spec.name], tensors[spec.name], spec)
+            _fill(self._buffers[1 - self._current][spec.name], tensors[spec.name], spec)
+        # Only now, so that a failure on the way leaves the state as it was.
+        self.swap()
 
     def _allocate(self, spec: StateSpec) -> Any:
         shape = spec.resolve(self.batch, self.height, self.width)
@@ -145,7 +147,16 @@ class OnnxRuntimeBackend:
     def describe(self) -> dict[str, str]:
         details = {"name": "onnxruntime", "version": ort.__version__, "provider": self._provider}
         if self._provider == "CUDAExecutionProvider":
-            details |= {"device": f"cuda:{self._options.device_id}", "tf32": str(self._options.tf32).lower()}
+            from wfvae.runtime import driver
+
+            facts = {
+                "gpu": driver.gpu_name(self._options.device_id),
+                "driver": driver.driver_version(),
+                "cuda": driver.cuda_version(),
+                "cudnn": driver.cudnn_version(),
+            }
+            details |= {"device": f"cuda:{self._options.device_id}", **{key: value for key, value in facts.items() if value}}
+            details["tf32"] = str(self._options.tf32).lower()
         else:
             details |= {"device": "cpu", "threads": str(self._options.threads or "all")}
         return details

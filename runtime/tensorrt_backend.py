@@ -10,9 +10,8 @@ signatures are checked against TensorRT's real bindings, and the bookkeeping aga
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from wfvae.runtime.backend import BoolArray, FloatArray, StreamState, output_sha
 from wfvae.runtime.cuda import Cuda, CudaBindings
 from wfvae.runtime.device import Device
 from wfvae.runtime.tensorrt_engine import Binding, LoadedEngine
-from wfvae.runtime.tensorrt_state import StepBuffers, TensorRTState
+from wfvae.runtime.tensorrt_state import StepBuffers, TensorRTState, give_back
 from wfvae.tensorrt_api import ErrorLog, Runtime, failure, load_tensorrt, make_logger
 
 
@@ -74,22 +73,23 @@ class TensorRTStep:
         return result
 
     def _run(self, state: TensorRTState, profile: int, binding: Binding) -> None:
-        scratch = self.engine.device.scratch
-        address = scratch.require(self.engine.scratch_bytes)
         if state.graphs is not None and self.engine.record.profiles[profile].steady:
-            if state.graphs.run(state.parity, profile, binding, address, scratch.size):
+            if state.graphs.run(state.parity, profile, binding):
                 return
             self.fallback = state.graphs.fallback
         runner = self.engine.runner(profile)
-        runner.bind(binding, address, scratch.size)
+        runner.bind(binding)
         runner.enqueue()
 
 
 class TensorRTDirect:
-    """A direct graph's engine, for verification."""
+    """A direct graph's engine, for verification. Safe to use from several threads, which wait for each other."""
 
     def __init__(self, engine: LoadedEngine) -> None:
-        self._graph, self._engine = engine.graph, engine
+        self._graph, self.engine = engine.graph, engine
+        self._buffers = StepBuffers(engine.device)
+        self._running = threading.Lock()
+        self._finalizer = weakref.finalize(self, give_back, engine.device, None, self._buffers, None)
 
     def run(self, x: FloatArray) -> FloatArray:
         """The graph's output for whole clips.
@@ -106,22 +106,27 @@ class TensorRTDirect:
         return self._run(np.concatenate([x, *[x] * repeats], axis=1))[:, :1]
 
     def _run(self, x: FloatArray) -> FloatArray:
-        engine, device = self._engine, self._engine.device
+        engine, device, buffers = self.engine, self.engine.device, self._buffers
         height, width = _video_size(self._graph, x)
         profile = engine.choose(x.shape[0], _latents(self._graph, x), height, width)
         shape = output_shape(self._graph, x)
-        device.cuda.activate()
-        with _step_buffers(device) as buffers:
-            buffers.stage(np.ascontiguousarray(x), np.zeros(0, np.bool_), np.zeros(0, np.bool_), int(np.prod(shape)) * 4)
-            binding = Binding({self._graph.inputs[0].name: (buffers.x, x.shape)}, {self._graph.outputs[0].name: (buffers.result, shape)})
-            with device.enqueuing():
-                buffers.copy_in()
-                address = device.scratch.require(engine.scratch_bytes)
-                runner = engine.runner(profile)
-                runner.bind(binding, address, device.scratch.size)
-                runner.enqueue()
-                buffers.copy_out()
-            return buffers.output(shape)
+        no_flags = np.zeros(0, np.bool_)
+        with self._running:
+            device.cuda.activate()
+            try:
+                buffers.stage(x, no_flags, no_flags, int(np.prod(shape)) * 4)
+                source, result = self._graph.inputs[0].name, self._graph.outputs[0].name
+                binding = Binding({source: (buffers.x, x.shape)}, {result: (buffers.result, shape)})
+                with device.enqueuing():
+                    buffers.copy_in()
+                    runner = engine.runner(profile)
+                    runner.bind(binding)
+                    runner.enqueue()
+                    buffers.copy_out()
+                return buffers.output(shape)
+            except BaseException:
+                device.drain()
+                raise
 
 
 class TensorRTBackend:
@@ -138,32 +143,41 @@ class TensorRTBackend:
         self._trt = load_tensorrt() if trt is None else trt
         cuda = CudaBindings(options.device_id) if cuda is None else cuda
         self._device = Device(cuda)
+        self._info = cuda.info()
         self._target = target_here(self._trt, cuda)
         self._log = ErrorLog()
         self._logger = make_logger(self._trt, self._log)
         self._runtime: Runtime = self._trt.Runtime(self._logger)
         self._opening = threading.Lock()
-        self._steps: list[TensorRTStep] = []
+        # Not kept alive from here: whoever closes a session gets its memory back.
+        self._sessions: weakref.WeakSet[TensorRTStep | TensorRTDirect] = weakref.WeakSet()
 
     def describe(self) -> dict[str, str]:
-        fallen = next((step.fallback for step in self._steps if step.fallback), None)
-        graphs = "off" if not self._options.cuda_graphs else f"fell back: {fallen}" if fallen else "on"
+        """Tactic sources and the fate of CUDA graphs are those of the sessions that are open."""
+        sessions = list(self._sessions)
+        fallen = next((s.fallback for s in sessions if isinstance(s, TensorRTStep) and s.fallback), None)
+        sources = sorted({source for session in sessions for source in session.engine.tactic_sources})
         return {
             "name": "tensorrt",
             "version": self._target.tensorrt,
-            "device": self._target.gpu,
+            "device": f"cuda:{self._options.device_id}",
+            "gpu": self._target.gpu,
             "compute_capability": self._target.compute_capability,
+            "driver": self._info.driver,
+            "tactic_sources": ", ".join(sources) or ("none" if sessions else "no engine is open"),
             "tf32": str(self._options.tf32).lower(),
-            "cuda_graphs": graphs,
+            "cuda_graphs": "off" if not self._options.cuda_graphs else f"fell back: {fallen}" if fallen else "on",
         }
 
     def open_step(self, graph: GraphSpec) -> TensorRTStep:
         step = TensorRTStep(self._load(graph), self._options.cuda_graphs)
-        self._steps.append(step)
+        self._sessions.add(step)
         return step
 
     def open_direct(self, graph: GraphSpec) -> TensorRTDirect:
-        return TensorRTDirect(self._load(graph))
+        direct = TensorRTDirect(self._load(graph))
+        self._sessions.add(direct)
+        return direct
 
     def _load(self, graph: GraphSpec) -> LoadedEngine:
         """Raises `BundleError` unless there is an engine of this graph for this GPU and version, with the content that was built."""
@@ -199,16 +213,3 @@ def _latents(graph: GraphSpec, x: FloatArray) -> int:
 def _video_size(graph: GraphSpec, x: FloatArray) -> tuple[int, int]:
     scale = 8 if graph.direction == "decoder" else 1
     return int(x.shape[3]) * scale, int(x.shape[4]) * scale
-
-
-@contextlib.contextmanager
-def _step_buffers(device: Device) -> Iterator[StepBuffers]:
-    """Buffers for one run."""
-    buffers = StepBuffers(device)
-    try:
-        yield buffers
-    except BaseException:
-        device.drain()
-        raise
-    finally:
-        buffers.release()

@@ -14,7 +14,7 @@ from wfvae.errors import BundleError, InputError, ResourceError
 from wfvae.manifest import GraphSpec, state_input, state_output
 from wfvae.runtime.cuda import DeviceError
 from wfvae.runtime.device import Device
-from wfvae.tensorrt_api import DATA_TYPES, Engine, ErrorLog, ExecutionContext, failure, member
+from wfvae.tensorrt_api import DATA_TYPES, Engine, ErrorLog, ExecutionContext, failure, member, tactic_sources
 
 Shape = tuple[int, ...]
 
@@ -67,9 +67,9 @@ class LoadedEngine:
             self.choose(batch, self.record.profiles[0].latents.low, height, width)
 
     @property
-    def scratch_bytes(self) -> int:
-        """Scratch memory of a run: an upper bound over all profiles, which is what contexts may ask for whatever their profile is."""
-        return int(self._engine.device_memory_size_v2)
+    def tactic_sources(self) -> tuple[str, ...]:
+        """Where its kernels may come from."""
+        return tactic_sources(self._trt, int(self._engine.tactic_sources))
 
     def runner(self, profile: int) -> Runner:
         """The context of a profile that all states share. With the device's lock held."""
@@ -84,7 +84,11 @@ class LoadedEngine:
         if context is None:
             raise ResourceError(f"TensorRT could not make a context for {self.graph.file}: {self.log.take()}; is the GPU's memory full?")
         stream = self.device.compute
-        if not context.set_optimization_profile_async(profile, stream):
+        try:
+            accepted = context.set_optimization_profile_async(profile, stream)
+        except RuntimeError:  # some versions raise, some return False
+            accepted = False
+        if not accepted:
             raise BundleError(
                 f"TensorRT refused profile {profile} of {self.record.file}: {self.log.take()}; build it again: {self.command}"
             )
@@ -133,32 +137,37 @@ class Runner:
         self.profile = profile
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
+        self._need: int | None = None
+        """Bytes of scratch memory for the present shapes; None while these have not been checked."""
         self._scratch = (0, 0)
 
-    def bind(self, binding: Binding, scratch: int, scratch_size: int) -> None:
-        """Tells the context what has changed since the last run.
+    def bind(self, binding: Binding) -> None:
+        """Tells the context what has changed since the last run, and gives it scratch memory.
 
-        Raises `BundleError` if it refuses, or means to write outputs of other shapes than there is room for.
+        Raises `BundleError` if it refuses, or means to write outputs of other shapes than there is room for; `ResourceError` if there
+        is not enough memory.
         """
-        context = self._context
-        if self._scratch != (scratch, scratch_size):
-            self._scratch = (0, 0)
-            context.set_device_memory(scratch, scratch_size)
-            self._scratch = (scratch, scratch_size)
-        reshaped = False
+        context, scratch = self._context, self._engine.device.scratch
         for name, (_, shape) in binding.inputs.items():
             if self._shapes.get(name) != shape:
                 self._shapes.pop(name, None)
+                self._need = None
                 self._require(context.set_input_shape(name, shape), f"the shape {shape} of {name}")
                 self._shapes[name] = shape
-                reshaped = True
         for name, (address, _) in (*binding.inputs.items(), *binding.outputs.items()):
             if self._addresses.get(name) != address:
                 self._addresses.pop(name, None)
                 self._require(context.set_tensor_address(name, address), f"the address of {name}")
                 self._addresses[name] = address
-        if reshaped:
+        if self._need is None:
             self._check_outputs(binding)
+            # For these shapes, not for the largest of a profile: ranges may be wide.
+            self._need = int(context.update_device_memory_size_for_shapes())
+            self._scratch = (0, 0)  # the context has divided its memory anew
+        address = scratch.require(self._need)
+        if self._scratch != scratch.place:
+            context.set_device_memory(address, scratch.size)
+            self._scratch = scratch.place
 
     def enqueue(self) -> None:
         """Gives the run to the compute stream. Raises `DeviceError`, or `ResourceError` for want of memory, if TensorRT refuses."""
@@ -166,9 +175,12 @@ class Runner:
             raise failure(f"TensorRT could not run {self._engine.graph.file}", self._engine.log.take(), DeviceError)
 
     def _check_outputs(self, binding: Binding) -> None:
-        # A shape that could not be checked must be checked the next time.
-        shapes, self._shapes = self._shapes, {}
-        missing = self._context.infer_shapes()
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise BundleError(
+                f"TensorRT can't work out the shapes of {self._engine.record.file}: {self._engine.log.take()} ({error})"
+            ) from error
         if missing:
             raise BundleError(f"TensorRT knows no shape of {', '.join(missing)} in {self._engine.record.file}; {self._engine.command}")
         for name, (_, wanted) in binding.outputs.items():
@@ -177,7 +189,6 @@ class Runner:
                 raise BundleError(
                     f"{self._engine.record.file} gives {name} of shape {found} where {wanted} is expected; {self._engine.command}"
                 )
-        self._shapes = shapes
 
     def _require(self, accepted: bool, what: str) -> None:
         if not accepted:

@@ -132,7 +132,7 @@ class TensorRTState:
         memory = Allocations(self.device.cuda)
         self.buffers = StepBuffers(self.device)
         self.graphs = GraphCache(engine) if cuda_graphs else None
-        self._finalizer = weakref.finalize(self, _release, self.device, memory, self.buffers, self.graphs)
+        self._finalizer = weakref.finalize(self, give_back, self.device, memory, self.buffers, self.graphs)
         try:
             with self.device.enqueuing():
                 base = memory.device(2 * total)
@@ -224,17 +224,20 @@ class TensorRTState:
         return math.prod(self._shapes[name]) * DTYPE_BYTES[spec.dtype]
 
 
-def _release(device: Device, memory: Allocations, buffers: StepBuffers, graphs: GraphCache | None) -> None:
-    """Gives back what a state held, when no work on it is under way any more."""
-    # Under the lock, since freeing memory would spoil another thread's capture.
-    with device.lock:
+def give_back(device: Device, memory: Allocations | None, buffers: StepBuffers, graphs: GraphCache | None) -> None:
+    """Gives back what a state or session held, when no work on it is under way any more."""
+
+    def release() -> None:
         with contextlib.suppress(DeviceError, ResourceError):
             device.cuda.activate()
         device.drain()
         if graphs is not None:
             graphs.release()
         buffers.release()
-        memory.release()
+        if memory is not None:
+            memory.release()
+
+    device.when_idle(release)
 
 
 def _initial(spec: StateSpec, shape: Shape) -> Array:

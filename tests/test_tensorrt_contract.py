@@ -236,7 +236,7 @@ def test_nothing_else_is_used_of_the_module(bindings: Bindings) -> None:
         for node in ast.walk(ast.parse(source.read_text())):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("trt", "self._trt"):
                 used.add(node.attr)
-    assert used == {*tensorrt_api.CONSTRUCTED, "__version__"}
+    assert used == {*tensorrt_api.CONSTRUCTED, *tensorrt_api.LISTED, "__version__"}
     assert used - {"__version__"} <= bindings.names
 
 
@@ -244,7 +244,7 @@ OUR_CLASSES = """
 import json, sys
 import tensorrt_bindings as trt
 sys.modules["tensorrt"] = trt
-from wfvae.tensorrt_api import MEMBERS, ErrorLog, load_tensorrt, make_logger, member
+from wfvae.tensorrt_api import MEMBERS, ErrorLog, load_tensorrt, make_logger, member, tactic_sources
 from wfvae.export.tensorrt.progress import BuildProgress, make_monitor
 assert load_tensorrt() is trt
 for enum, names in MEMBERS.items():
@@ -268,12 +268,14 @@ for make in (trt.Builder, trt.Runtime):
     except TypeError as error:  # the stub library's null: the logger was taken
         refused.append("nullptr" in str(error))
 flag = 1 << int(member(trt, "NetworkDefinitionCreationFlag", "STRONGLY_TYPED"))
-print(json.dumps([log.take(), seen, going_on, refused, flag]))
+sources = tactic_sources(trt, 1 << int(trt.TacticSource.JIT_CONVOLUTIONS) | 1 << 40)
+print(json.dumps([log.take(), seen, going_on, refused, flag, sources]))
 """
 
 
 def test_our_logger_and_monitor_are_made_of_the_real_classes(bindings: Bindings) -> None:
-    log, seen, going_on, refused, flag = bindings.run(OUR_CLASSES)
+    log, seen, going_on, refused, flag, sources = bindings.run(OUR_CLASSES)
+    assert sources == ["JIT_CONVOLUTIONS", "source 40"]
     assert log == "an error"
     assert seen == [["encoder: a", 0, 2], ["encoder: a", 1, 2], ["encoder: a", 2, 2]]
     assert going_on == [True, False] and refused == [True, True]

@@ -27,6 +27,9 @@ MEMBERS: dict[str, tuple[str, ...]] = {
 }
 """Every enum member that is used."""
 
+LISTED = ("TacticSource",)
+"""Enums of which all members are read, whatever a version has."""
+
 DATA_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int32": "INT32", "bool": "BOOL"}
 """The manifest's types as members of `DataType`."""
 
@@ -127,6 +130,8 @@ class ExecutionContext(Protocol):
 
     def set_tensor_address(self, name: str, memory: int) -> bool: ...
 
+    def update_device_memory_size_for_shapes(self) -> int: ...
+
     def set_device_memory(self, memory: int, size: int) -> None: ...
 
     def execute_async_v3(self, stream_handle: int) -> bool: ...
@@ -142,7 +147,7 @@ class Engine(Protocol):
     def num_optimization_profiles(self) -> int: ...
 
     @property
-    def device_memory_size_v2(self) -> int: ...
+    def tactic_sources(self) -> int: ...
 
     def get_tensor_name(self, index: int) -> str: ...
 
@@ -211,6 +216,12 @@ def member(trt: Any, enum: str, name: str) -> Any:
     if found is None:
         raise BundleError(f"TensorRT {trt.__version__} has no {enum}.{name}; versions 10.13 to 11.4 have it")
     return found
+
+
+def tactic_sources(trt: Any, bits: int) -> tuple[str, ...]:
+    """Names of the libraries and generators that an engine's kernels may come from, from its set of bits."""
+    names = {int(value): name for name, value in trt.TacticSource.__members__.items()}
+    return tuple(names.get(bit, f"source {bit}") for bit in range(bits.bit_length()) if bits >> bit & 1)
 
 
 class ErrorLog:
