@@ -180,6 +180,48 @@ def test_verification_runs_on_engines(setup: Callable[..., Setup]) -> None:
     result = verify(setup().bundle, video(17))
     assert result.passed
     assert {check.backend for check in result.checks} == {"tensorrt"}
+    # Bit by bit, since ONNX Runtime also computes behind the stand-in.
+    compared = [check for check in result.checks if check.name == "backend = onnxruntime"]
+    assert [check.direction for check in compared] == ["encode", "decode"] and all(check.equal_bits for check in compared)
+    certificate = result.certificate("video.mp4")
+    wanted = {"version": "11.4.0", "gpu": "Fake GPU", "driver": "580.65.06", "tactic_sources": "JIT_CONVOLUTIONS"}
+    assert wanted.items() <= certificate["backend"].items()
+
+
+def test_an_engine_with_wrong_numbers_is_seen_and_searched(setup: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search itself is replaced: it needs TensorRT, see `tests/test_backend_search.py`."""
+    from fixtures.fake_tensorrt import FakeEngine
+    from wfvae.export.parity import backend_search, verify
+
+    real = FakeEngine.compute
+
+    def compute(self: FakeEngine, inputs: Any, shapes: Any) -> Any:
+        found = real(self, inputs, shapes)
+        return {**found, "latents": found["latents"] + np.float32(0.01)} if "latents" in found else found
+
+    monkeypatch.setattr(FakeEngine, "compute", compute)
+    asked: list[tuple[str, tuple[int, ...]]] = []
+    found = "some tensor"
+
+    def look(job: Any, reference: Bundle, steps: Any, rule: Any) -> str:
+        asked.append((job.direction, steps))
+        assert reference.backend.describe()["provider"] == "CPUExecutionProvider" and rule.tolerance == 1e-4
+        return found
+
+    monkeypatch.setattr(backend_search, "search_backend", look)
+    result = verify(setup().bundle, video(17))
+    bad = [check for check in result.checks if not check.passed]
+    assert [(check.name, check.direction, check.first_difference) for check in bad] == [("backend = onnxruntime", "encode", found)]
+    assert asked == [("encoder", (4, 1))]
+
+
+def test_bfloat16_cannot_be_compared_with_onnxruntime_and_it_is_said(setup: Callable[..., Setup]) -> None:
+    from wfvae.export.parity import verify
+
+    result = verify(setup(precision="bf16", direct=False).bundle, video(9))  # the stand-in gives zeros
+    assert not {check.name for check in result.checks} & {"backend = onnxruntime"}
+    missing = {(entry.name, entry.direction): entry.reason for entry in result.not_available}
+    assert all("no bfloat16 convolution" in missing["backend = onnxruntime", verb] for verb in ("encode", "decode"))
 
 
 def test_many_streams_in_one_batch(setup: Callable[..., Setup], reference: Bundle) -> None:

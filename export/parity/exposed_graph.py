@@ -5,6 +5,7 @@ Polygraphy exposes the tensors and runs the sessions; it is imported only when a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,11 +40,11 @@ class FrameAxis:
 
 
 class ExposedGraph:
-    """One graph of an opened bundle (ONNX Runtime backend) at one video size."""
+    """One graph of an opened bundle at one video size."""
 
     def __init__(self, bundle: Bundle, graph: GraphSpec, height: int, width: int) -> None:
-        self.spec = graph
-        self._bundle, self._height, self._width = bundle, height, width
+        self.spec, self.bundle = graph, bundle
+        self._height, self._width = height, width
         self.model = onnx.load(str(bundle.path / graph.file), load_external_data=False)
 
     @cached_property
@@ -85,27 +86,39 @@ class ExposedGraph:
             x: network input of one stream, without batch: all of its frames with lead and tail, or all latents.
             steps: latents per step; a drain follows where the decoder needs one.
         """
+        parts: dict[str, list[Array]] = {name: [] for name in names}
+        for latents, _, results in self._stream(x, steps, names):
+            for name in names:
+                parts[name].append(np.array(self.frame_axes[name].own_frames(results[name], latents)))
+        return {name: np.concatenate(found) for name, found in parts.items()}
+
+    def feeds(self, x: Array, steps: Sequence[int]) -> list[dict[str, Array]]:
+        """All inputs of each step of a stream, states included, as this graph makes them; arguments as of `run_steps`."""
+        return [feeds for _, feeds, _ in self._stream(x, steps, ())]
+
+    def _stream(
+        self, x: Array, steps: Sequence[int], names: Collection[str]
+    ) -> Iterator[tuple[int, dict[str, Array], Mapping[str, Array]]]:
+        """Each step's latents, inputs and results; these are good until the next one."""
         stream = self.spec.stream
         state = {
             spec.name: np.full(spec.resolve(1, self._height, self._width), spec.initial_value, _numpy_type(spec.dtype))
             for spec in stream.states
         }
         plan = [(count, False) for count in steps] + ([(1, True)] if stream.needs_drain else [])
-        parts: dict[str, list[Array]] = {name: [] for name in names}
         position = 0
         with self._runner([*names, *(state_output(name) for name in state)]) as runner:
             for index, (latents, drain) in enumerate(plan):
                 taken = stream.chunk_multiple * latents
                 piece = np.zeros((taken, *x.shape[1:]), x.dtype) if drain else x[position : position + taken]
                 position += taken
-                feeds = {self.spec.inputs[0].name: piece[None], "start": np.array([index == 0])}
+                feeds = {self.spec.inputs[0].name: np.ascontiguousarray(piece[None]), "start": np.array([index == 0])}
                 if self.spec.has_end:
                     feeds["end"] = np.array([drain])
-                results = runner.infer(feeds | {state_input(name): array for name, array in state.items()})
+                feeds |= {state_input(name): array for name, array in state.items()}
+                results = runner.infer(feeds)
                 state = {name: np.array(results[state_output(name)]) for name in state}
-                for name in names:
-                    parts[name].append(np.array(self.frame_axes[name].own_frames(results[name], latents)))
-        return {name: np.concatenate(found) for name, found in parts.items()}
+                yield latents, feeds, results
 
     def run_clip(self, x: Array, names: Collection[str]) -> dict[str, Array]:
         """The named tensors of a direct graph for a whole clip without batch, frames first."""
@@ -113,22 +126,36 @@ class ExposedGraph:
             results = runner.infer({self.spec.inputs[0].name: x[None]})
             return {name: np.moveaxis(np.array(results[name]), self.frame_axes[name].axis, 0) for name in names}
 
-    def _runner(self, names: Sequence[str]) -> Any:
+    def float_tensors(self, latents: int) -> dict[str, int]:
+        """The tensors of floating point that nodes make, in graph order, and their bytes in a step of `latents`."""
+        shapes = self._shapes(latents)
+        found = {}
+        for name in self.order:
+            kind, shape = shapes.get(name, (0, None))
+            if kind in _FLOATS and shape is not None and 0 not in shape:
+                found[name] = math.prod(shape) * (4 if kind == onnx.TensorProto.FLOAT else 2)
+        return found
+
+    def exposing(self, names: Collection[str]) -> onnx.ModelProto:
+        """A copy of the graph with these tensors as its outputs. Its weights stay in the bundle's file."""
         from polygraphy.backend.onnx import modify_outputs
+
+        return modify_outputs(self.model, outputs=list(dict.fromkeys(names)), copy=True)  # type: ignore[no-any-return]
+
+    def _runner(self, names: Sequence[str]) -> Any:
         from polygraphy.backend.onnxrt import OnnxrtRunner
 
-        marked = modify_outputs(self.model, outputs=list(dict.fromkeys(names)), copy=True)
-        return OnnxrtRunner(self._session(marked))
+        return OnnxrtRunner(self.session(self.exposing(names)))
 
-    def _session(self, model: onnx.ModelProto) -> Any:
-        """A session as the backend opens them: same provider, same number of threads."""
+    def session(self, model: onnx.ModelProto) -> Any:
+        """An ONNX Runtime session as the backend opens them: same provider, same number of threads. On the CPU for other backends."""
         import onnxruntime as ort
 
-        described = self._bundle.backend.describe()
+        described = self.bundle.backend.describe()
         options = ort.SessionOptions()
         options.log_severity_level = _SEVERITY_ERROR
         # The weights stay in the bundle's file, though the graph comes from memory.
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._bundle.path.resolve()))
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.bundle.path.resolve()))
         if described.get("threads", "all") != "all":
             options.intra_op_num_threads = int(described["threads"])
         providers: list[Any] = [described.get("provider", "CPUExecutionProvider")]
@@ -172,7 +199,7 @@ class ExposedGraph:
         wanted = list(dict.fromkeys(node.input[1] for node in asks))
         if not wanted:
             return
-        session = self._session(modify_outputs(model, outputs=wanted, copy=True))
+        session = self.session(modify_outputs(model, outputs=wanted, copy=True))
         feeds = {
             value.name: np.zeros([dim.dim_value for dim in value.type.tensor_type.shape.dim], _input_type(value))
             for value in model.graph.input

@@ -12,6 +12,7 @@ from wfvae.export.parity.direct import clip_input
 from wfvae.export.parity.exposed_graph import ExposedGraph, blocks
 from wfvae.export.parity.plans import Job, describe_steps
 from wfvae.plan import lead_frames, padded_size
+from wfvae.runtime.bundle import Bundle
 
 _BUDGET = 256 << 20
 """Bytes of exposed tensors that one pass over the stream may hold; a search of a large model takes several passes."""
@@ -22,7 +23,7 @@ _SHAPERS = frozenset({"Reshape", "Expand"})
 
 def search_plans(job: Job, steps: Sequence[int]) -> str:
     """Names the first tensor of the step graph that differs between `steps` and one step of everything."""
-    return _guarded(job, lambda: _search_plans(job, steps))
+    return _on_onnxruntime(job, lambda: _search_plans(job, steps))
 
 
 def search_direct(job: Job, steps: Sequence[int]) -> str:
@@ -31,13 +32,18 @@ def search_direct(job: Job, steps: Sequence[int]) -> str:
     Compared are tensors that both graphs compute by the same operations from the same weights. What time alone makes different
     (history, interpolation, delay) has no counterpart and is counted as not compared.
     """
-    return _guarded(job, lambda: _search_direct(job, steps))
+    return _on_onnxruntime(job, lambda: _search_direct(job, steps))
 
 
-def _guarded(job: Job, search: Callable[[], str]) -> str:
-    described, precision = job.bundle.backend.describe(), job.bundle.manifest.precision
-    if described.get("name") != "onnxruntime":
-        return f"not searched: inner tensors can be exposed on ONNX Runtime only, and the backend is {described.get('name')}"
+def _on_onnxruntime(job: Job, search: Callable[[], str]) -> str:
+    name = job.bundle.backend.describe().get("name")
+    if name != "onnxruntime":
+        return f"not searched: inner tensors of two plans can be compared on ONNX Runtime only, and the backend is {name}"
+    return guarded(job.bundle.manifest.precision, search)
+
+
+def guarded(precision: str, search: Callable[[], str]) -> str:
+    """What `search` finds or, in words, why it found nothing; Polygraphy's own output is silenced."""
     if precision not in ("fp32", "fp16"):
         return f"not searched: inner tensors of a {precision} graph cannot be read out"
     try:
@@ -54,8 +60,8 @@ def _guarded(job: Job, search: Callable[[], str]) -> str:
 
 
 def _search_plans(job: Job, steps: Sequence[int]) -> str:
-    graph = _exposed(job, "")
-    x, everything = _stream_input(job), (job.latents,)
+    graph = exposed(job, job.bundle)
+    x, everything = stream_input(job), (job.latents,)
     names = list(graph.frame_axes)
     for block in _blocks(graph, names, job.latents):
         found = _first_unequal(block, graph.run_steps(x, steps, block), graph.run_steps(x, everything, block))
@@ -66,9 +72,9 @@ def _search_plans(job: Job, steps: Sequence[int]) -> str:
 
 
 def _search_direct(job: Job, steps: Sequence[int]) -> str:
-    step, direct = _exposed(job, ""), _exposed(job, ".direct")
+    step, direct = exposed(job, job.bundle), exposed(job, job.bundle, ".direct")
     pairs = _counterparts(step, direct)
-    x, clip = _stream_input(job), clip_input(job)
+    x, clip = stream_input(job), clip_input(job)
     for block in _blocks(step, list(pairs), job.latents):
         streamed = step.run_steps(x, steps, block)
         whole = direct.run_clip(clip, {pairs[name] for name in block})
@@ -140,11 +146,12 @@ def _column(aligned: Mapping[str, tuple[Array, Array] | None], side: int) -> dic
     return {name: pair[side] for name, pair in aligned.items() if pair is not None}
 
 
-def _exposed(job: Job, suffix: str) -> ExposedGraph:
-    return ExposedGraph(job.bundle, job.bundle.manifest.graphs[job.direction + suffix], *padded_size(job.height, job.width))
+def exposed(job: Job, bundle: Bundle, suffix: str = "") -> ExposedGraph:
+    """The job's step graph, or another of its direction, in `bundle`."""
+    return ExposedGraph(bundle, bundle.manifest.graphs[job.direction + suffix], *padded_size(job.height, job.width))
 
 
-def _stream_input(job: Job) -> Array:
+def stream_input(job: Job) -> Array:
     """The stream's network input, without batch: frames with lead and tail, or latents."""
     clip = clip_input(job)
     if job.direction == "decoder":

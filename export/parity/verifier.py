@@ -1,4 +1,4 @@
-"""Runs the three statements of parity on a bundle: plan invariance, stream = direct, backend = model."""
+"""Runs the statements of parity on a bundle: plan invariance, stream = direct, backend = model, backend = ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from wfvae.export.parity.plans import (
     stepped,
     suspended,
 )
-from wfvae.export.parity.rules import Rule, model_rule, stream_rule
+from wfvae.export.parity.rules import Rule, is_reference, model_rule, reference_rule, stream_rule
 from wfvae.export.parity.verification import Check, NotAvailable, Verification
 from wfvae.plan import even_chunks
-from wfvae.runtime.bundle import Bundle
+from wfvae.runtime.bundle import Bundle, open_bundle
 from wfvae.runtime.pixels import to_uint8_frames
 from wfvae.runtime.stream import DEFAULT_CHUNK
 from wfvae.streamspec import Direction
@@ -40,6 +40,7 @@ PLAN_INVARIANCE = "plan invariance"
 STREAM_DIRECT = "stream = direct"
 STREAM_ONE_CALL = "stream = one call"
 BACKEND_MODEL = "backend = model"
+BACKEND_ONNXRUNTIME = "backend = onnxruntime"
 
 Progress = Callable[[str, int, int], None]
 DIRECTIONS: tuple[Direction, Direction] = ("encoder", "decoder")
@@ -89,13 +90,16 @@ class _Verifier:
         self.stream_rule = stream_rule(self.described, bundle.manifest.precision)
         missing = []
         clips = self._clips()
-        # Per direction: whole clip direct, seven plans, one stream per further clip, and two precisions of the model.
-        self.total = 2 * (7 + len(clips) + (2 if self.against is not None else 0))
+        self.reference = self._open_reference()
+        # Per direction: whole clip direct, seven plans, one stream per further clip, two precisions of the model, the other backend.
+        self.total = 2 * (7 + len(clips) + (2 if self.against is not None else 0) + (self.reference is not None))
         latents: dict[str, Array] = {}
         for direction in DIRECTIONS:
             if not self._has_direct(direction):
                 reason = "the bundle has no direct graph, so one step of everything stands for it; export with --direct"
                 missing.append(NotAvailable("direct graph", _verb(direction), reason))
+            if self.reference is None and not is_reference(self.described):
+                missing.append(NotAvailable(BACKEND_ONNXRUNTIME, _verb(direction), _NO_BFLOAT16))
             for label, clip in clips.items():
                 job = self._job(direction, clip, latents.get(label))
                 if job is None:
@@ -108,7 +112,17 @@ class _Verifier:
                     hashes |= _hashes(direction, result)
         height, width = self.frames.shape[1:3]
         video = {"frames": len(self.frames), "height": height, "width": width, "sha256": array_sha256(self.frames)}
-        return Verification(tuple(self.checks), tuple(missing), bundle.manifest, self.described, video, hashes)
+        # Again: by now it is known what has been loaded, and whether something fell back.
+        return Verification(tuple(self.checks), tuple(missing), bundle.manifest, bundle.backend.describe(), video, hashes)
+
+    def _open_reference(self) -> Bundle | None:
+        """The bundle on ONNX Runtime's CPU provider; None if that is what is verified, or if it can't run this precision."""
+        if is_reference(self.described) or self.bundle.manifest.precision == "bf16":
+            return None
+        threads = self.described.get("threads", "all")
+        return open_bundle(
+            self.bundle.path, "onnxruntime", provider="cpu", threads=int(threads) if threads.isdecimal() else None, verify=False
+        )
 
     def _clips(self) -> dict[str, npt.NDArray[np.uint8]]:
         """The video, one of a length that is not 1 + r n, and an image."""
@@ -147,6 +161,8 @@ class _Verifier:
             self._stream_check(PLAN_INVARIANCE, job, plan, streamed, reference, steps_taken)
             if plan == "steps of 1":
                 self._stream_check(direct_name, job, plan, streamed, direct, steps_taken)
+            if plan == _COMPARED:
+                self._compare_reference(job, streamed)
         self._interleaved(job, reference)
         self._compare_model(job, direct)
         return direct
@@ -172,6 +188,15 @@ class _Verifier:
         self._stream_check(PLAN_INVARIANCE, job, "two rows: the first", first, reference, None)
         self._stream_check(PLAN_INVARIANCE, other, "two rows: joins later, leaves earlier", second, single_call(other), None)
 
+    def _compare_reference(self, job: Job, streamed: Array) -> None:
+        if self.reference is None:
+            return
+        self._advance(f"{_verb(job.direction)}: ONNX Runtime")
+        expected = chunked(replace(job, bundle=self.reference), DEFAULT_CHUNK)
+        rule = reference_rule(self.described, self.bundle.manifest.precision)
+        check = self._check(BACKEND_ONNXRUNTIME, job, _COMPARED, streamed, expected, rule)
+        self.checks.append(self._searched_backend(check, job))
+
     def _compare_model(self, job: Job, direct: Array) -> None:
         if self.against is None:
             return
@@ -183,19 +208,37 @@ class _Verifier:
             self._advance(f"{_verb(job.direction)}: PyTorch {precision}")
             expected = ModelReference(self.against, dtype, mean_only).run(job)
             rule = model_rule(self.described, self.bundle.manifest.precision)
-            self.checks.append(self._check(f"{BACKEND_MODEL} {precision}", job, "direct", direct, expected, rule))
+            check = self._check(f"{BACKEND_MODEL} {precision}", job, "direct", direct, expected, rule)
+            self.checks.append(self._searched_backend(check, job))
 
     def _stream_check(self, name: str, job: Job, plan: str, actual: Array, expected: Array, steps: tuple[int, ...] | None) -> None:
         check = self._check(name, job, plan, actual, expected, self.stream_rule)
+        if self.described.get("name") != "onnxruntime":
+            # There, plans are not compared tensor by tensor; but what goes wrong is as a rule wrong beside the reference, too.
+            check = self._searched_backend(check, job)
         # One search per statement and direction: further plans differ by the same tensor, as a rule.
-        if not check.equal_bits and steps is not None and (name, job.direction) not in self.searched:
+        elif not check.equal_bits and steps is not None and (name, job.direction) not in self.searched:
             self.searched.add((name, job.direction))
             from wfvae.export.parity.layer_search import search_direct, search_plans
 
-            self.progress(f"{_verb(job.direction)}: looking for the first tensor that differs", self.done, self.total)
+            self._say_search(job)
             found = search_direct(job, steps) if name == STREAM_DIRECT else search_plans(job, steps)
             check = replace(check, first_difference=found)
         self.checks.append(check)
+
+    def _searched_backend(self, check: Check, job: Job) -> Check:
+        """The check with where this backend parts from ONNX Runtime, if it failed; searched once per direction."""
+        if check.passed or self.reference is None or (BACKEND_ONNXRUNTIME, job.direction) in self.searched:
+            return check
+        self.searched.add((BACKEND_ONNXRUNTIME, job.direction))
+        from wfvae.export.parity.backend_search import search_backend
+
+        self._say_search(job)
+        rule = reference_rule(self.described, self.bundle.manifest.precision)
+        return replace(check, first_difference=search_backend(job, self.reference, tuple(even_chunks(job.latents, DEFAULT_CHUNK)), rule))
+
+    def _say_search(self, job: Job) -> None:
+        self.progress(f"{_verb(job.direction)}: looking for the first tensor that differs", self.done, self.total)
 
     def _check(self, name: str, job: Job, plan: str, actual: Array, expected: Array, rule: Rule) -> Check:
         picture = job.direction == "decoder"
@@ -220,6 +263,7 @@ class _Verifier:
             equal_share=found.equal_share,
             tolerance=allowed,
             rule=rule.text,
+            reason=rule.reason,
             ulp_histogram=found.ulp_histogram,
             equal_uint8=rounded,
             problem=found.problem,
@@ -240,6 +284,8 @@ class _Verifier:
 
 
 _WHOLE = "video"
+_COMPARED = f"steps of {DEFAULT_CHUNK}"
+_NO_BFLOAT16 = "ONNX Runtime's CPU provider has no bfloat16 convolution; compare with the model (--against), or another precision's bundle"
 
 
 def _verb(direction: Direction) -> str:
