@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
-from wfvae.manifest import FORMAT, METADATA_KEY
+from wfvae.engines import BuildSettings, EngineRecord, Span, Target, graph_sha256, profiles_for
+from wfvae.manifest import FORMAT, METADATA_KEY, Manifest
 from wfvae.runtime import Bundle
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -48,8 +49,43 @@ def test_the_schema_is_a_schema() -> None:
 def test_every_manifest_is_as_the_schema_says(exported: Callable[..., Path], name: str, options: dict[str, Any]) -> None:
     manifest = read_manifest(exported(name, **options))
     assert [error.message for error in VALIDATOR.iter_errors(manifest)] == []
-    manifest["engines"] = [{"file": "engines/x.plan"}]
-    assert VALIDATOR.is_valid(manifest)
+    manifest["engines"] = engine_entries(exported(name, **options))
+    assert len(manifest["engines"]) == 2 * (1 + options.get("direct", True))
+    assert [error.message for error in VALIDATOR.iter_errors(manifest)] == []
+
+
+def engine_entries(bundle: Path) -> Any:
+    """Entries of engines as a build for whole clips lists them."""
+    manifest, settings = Manifest.read(bundle), BuildSettings(Span(1, 2, 4), whole_clip=6, workspace=1 << 30)
+    target = Target("10.13.3.9", "NVIDIA H200", "9.0")
+    records = [
+        EngineRecord(key, graph_sha256(manifest, key), manifest.precision, settings, profiles_for(settings, graph), target, "0" * 64, 7)
+        for key, graph in manifest.graphs.items()
+    ]
+    return json.loads(json.dumps([record.to_dict() for record in records]))
+
+
+def test_wrong_entries_of_engines_are_not(exported: Callable[..., Path]) -> None:
+    manifest = read_manifest(exported("4x8x8-trilinear"))
+    [entry, *_] = engine_entries(exported("4x8x8-trilinear"))
+
+    def valid(changed: Any) -> bool:
+        return VALIDATOR.is_valid({**manifest, "engines": [changed]})
+
+    assert valid(entry)
+    for path in places(entry):
+        changed = json.loads(json.dumps(entry))
+        owner = owner_of(changed, path)
+        if isinstance(owner, dict):
+            owner["another"] = 1
+            assert not valid(changed), f"a key beside {path}"
+            del owner["another"], owner[path[-1]]
+            assert not valid(changed), f"without {path}"
+            owner[path[-1]] = ["?"]
+            assert not valid(changed), f"{path} of another type"
+    for name in ("engines/../encoder-0123456789abcdef.engine", "encoder-0123456789abcdef.engine", "engines/x.plan"):
+        assert not valid({**entry, "file": name}), name
+    assert not valid({**entry, "settings": {**entry["settings"], "height": {"low": 8, "best": 12, "high": 16}}})
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -130,7 +166,11 @@ def test_every_key_is_documented_and_no_other(exported: Callable[..., Path]) -> 
     documented = re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE)
     assert len(documented) == len(set(documented))
     graphs = {"encoder", "decoder", "encoder.direct", "decoder.direct"}
-    assert set(documented) == set(schema_keys(SCHEMA)) - graphs
+    engines = ("engine", "span", "side")
+    described = {**SCHEMA, "$defs": {name: kind for name, kind in SCHEMA["$defs"].items() if name not in engines}}
+    assert set(documented) == set(schema_keys(described)) - graphs
+    table = (DOCS / "tensorrt.md").read_text(encoding="utf-8").partition("## Which engine runs")[2].partition("\n## ")[0]
+    assert {key for name in engines for key in schema_keys(SCHEMA["$defs"][name])} <= set(re.findall(r"`([^`]+)`", table))
     symbols = set(re.findall(r"`([^`]+)`", TEXT.partition("### Symbols in shapes")[2].partition("## Video")[0]))
     used = {dim for tensor in tensors(read_manifest(exported("8x8x8-trilinear"))) for dim in tensor["shape"] if isinstance(dim, str)}
     assert {dim.replace("width", "height") for dim in used} <= symbols
