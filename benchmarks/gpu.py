@@ -13,7 +13,7 @@ first two runs, weights of an exported bundle included (`nvidia-smi`); nothing e
 arrays in host memory, so the comparable time of PyTorch is the one with copies from and to the host; its time with data on the GPU stands
 beside it.
 
-TensorRT engines are built within a quarter of the budget, or left out. To build them before, keep bundles PRESET-PRECISION (such as
+TensorRT engines are built within half of a preset's time, or left out. To build them before, keep bundles PRESET-PRECISION (such as
 L-fp16, with random weights of seed 0 if the parity numbers shall mean something) with their engines in a folder, and name it by --bundles.
 """
 
@@ -54,6 +54,7 @@ VARIANTS = (
 )
 DIRECT = "direct"
 OUT_OF_MEMORY = "out of memory"  # as the worker calls it
+TIME_IS_UP = "time is up"
 DIRECTIONS = ("encode", "decode")
 REFERENCE = "torch-fp32"
 MINIMUM_RUNS = 5
@@ -121,7 +122,7 @@ class Worker:
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], max(timeout, 0))[0]:
             self.stop()
-            raise Failed("time is up")
+            raise Failed(TIME_IS_UP)
         line = self._process.stdout.readline()
         if not line:
             raise Failed(f"the process has ended, code {self._process.wait()}")
@@ -176,7 +177,7 @@ class Benchmark:
             share = self.clock.left / (len(self.options.presets) - number)
             end = time.monotonic() + share
             with (self._folder / f"{preset}.log").open("wb") as log:
-                workers = self._start(preset, log)
+                workers = self._start(preset, log, end)
                 try:
                     # Sizes in this order: 512 is the paper's table, 256 the parity check.
                     for case in self._cases(preset):
@@ -188,17 +189,19 @@ class Benchmark:
                     for worker in workers:
                         worker.stop()
 
-    def _start(self, preset: str, log: Any) -> list[Worker]:
+    def _start(self, preset: str, log: Any, end: float) -> list[Worker]:
+        """The variants that are ready before half of the time is over: engines must be built before anything is measured."""
         started = [Worker(variant, preset, self.device, self._bundles(variant), self.options, log) for variant in self.options.variants]
         ready = []
+        half = (end - time.monotonic()) / 2
+        deadline = time.monotonic() + half
         for worker in started:
-            # Engines must be built before anything is measured, since building measures, too.
-            share = 4 if worker.variant.startswith("tensorrt") else 2
             try:
-                self.backends[f"{worker.variant} {preset}"] = worker.wait_ready(self.clock.left / share)
+                self.backends[f"{worker.variant} {preset}"] = worker.wait_ready(deadline - time.monotonic())
                 ready.append(worker)
             except Failed as reason:
-                self.skipped[f"{worker.variant} {preset}"] = str(reason)
+                late = f"not ready after {half:.0f} s; raise --budget, or build engines before and name them by --bundles"
+                self.skipped[f"{worker.variant} {preset}"] = late if str(reason) == TIME_IS_UP else str(reason)
                 worker.stop()
         return ready
 
@@ -252,7 +255,7 @@ class Benchmark:
         """Opens the case and runs each direction twice: the first run may choose algorithms, the second tells what a run takes."""
         left = min(end - time.monotonic(), self.clock.left)
         if left <= 0:
-            raise Failed("time is up")
+            raise Failed(TIME_IS_UP)
         result: dict[str, Any] = {"device_memory_growth_mib": {}, "peak_allocated_mib": {}}
         before = used_memory(self.device)
         worker.ask(left, do="open", frames=self.options.frames, size=case.size, mode=case.mode)
@@ -316,7 +319,7 @@ class Benchmark:
             left = min(end - time.monotonic(), self.clock.left)
             try:
                 if left <= 0:
-                    raise Failed("time is up")
+                    raise Failed(TIME_IS_UP)
                 worker.ask(left, do="open_rows", rows=rows, frames=ROW_FRAMES, size=size)
                 worker.ask(left, do="run_rows")
                 first = worker.ask(left, do="run_rows")["seconds"]

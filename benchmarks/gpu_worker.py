@@ -23,7 +23,7 @@ FloatArray = npt.NDArray[np.float32]
 DIRECT = "direct"
 OUT_OF_MEMORY = "out of memory"
 RATIO = 4  # frames per latent, of all presets
-ENGINE_ROWS = 16  # TensorRT engines are built for a largest batch
+ENGINE_ROWS = 4  # TensorRT engines are built for a largest batch; attention over 768x768 in larger ones exceeds 2**31 values
 
 
 class Unavailable(Exception):
@@ -313,7 +313,9 @@ class BundleEngine:
 
     def close(self) -> None:
         self._states = {}
-        self._bundle.close()
+        if self._bundle is not None:
+            self._bundle.close()
+        self._bundle = None  # with it goes what its backend holds, such as scratch memory
         gc.collect()
 
 

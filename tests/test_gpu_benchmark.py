@@ -128,6 +128,26 @@ def test_what_takes_too_long_is_named(benchmark: Any) -> None:
     assert run(benchmark, [StandIn("late")], seconds=-1) == {"quick": 1} and benchmark.skipped["late S 512 direct"] == "time is up"
 
 
+def test_what_is_not_ready_in_half_of_the_time_is_left_out(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    class Starting(StandIn):
+        def __init__(self, variant: str, *arguments: Any) -> None:
+            super().__init__(variant)
+
+        def wait_ready(self, timeout: float) -> dict[str, Any]:
+            waits.append(timeout)
+            if self.variant.startswith("tensorrt"):
+                raise gpu.Failed(gpu.TIME_IS_UP)
+            return {"name": self.variant}
+
+    monkeypatch.setattr(gpu, "Worker", Starting)
+    ready = benchmark._start("S", None, gpu.time.monotonic() + 100)
+    assert [worker.variant for worker in ready] == [v for v in gpu.VARIANTS if not v.startswith("tensorrt")]
+    assert 49 < waits[0] <= 50 and waits == sorted(waits, reverse=True)  # one deadline for all
+    assert "not ready after 50 s" in benchmark.skipped["tensorrt-fp32 S"] and "--bundles" in benchmark.skipped["tensorrt-fp32 S"]
+
+
 def test_rows_grow_until_something_ends_it(benchmark: Any) -> None:
     class Rows(StandIn):
         def ask(self, timeout: float, do: str, **request: Any) -> dict[str, Any]:
@@ -192,7 +212,7 @@ def test_engines_are_built_for_the_job(tmp_path: Path, monkeypatch: pytest.Monke
     job = gpu.parse_arguments(["--json", "unused"])
     engine._build(job)
     span = "256:512:768"
-    assert asked == [["build", str(tmp_path), "--height", span, "--width", span, "--batch", "1:1:16", "--chunk", "4", "--whole-clip", "9"]]
+    assert asked == [["build", str(tmp_path), "--height", span, "--width", span, "--batch", "1:1:4", "--chunk", "4", "--whole-clip", "9"]]
     for message in ("code 1", "not understood"):
         with pytest.raises(worker_program.Unavailable, match=message):
             engine._build(job)

@@ -93,6 +93,15 @@ def test_the_session_is_on_the_gpu(on_gpu: Opener, direction: Any) -> None:
     assert settings["cudnn_conv_algo_search"] == "HEURISTIC" and settings["use_tf32"] == "0"
 
 
+def test_verification_passes_and_names_the_gpu(on_gpu: Opener) -> None:
+    from wfvae.export.parity import verify
+
+    result = verify(on_gpu("4x8x8-trilinear"), clip(13))
+    assert result.passed and "backend = onnxruntime" in {check.name for check in result.checks}
+    backend = result.certificate("video.mp4")["backend"]
+    assert all(backend.get(key) for key in ("gpu", "driver", "cuda", "cudnn")), backend
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_state_stays_on_the_gpu(on_gpu: Opener, direction: Any) -> None:
     session = on_gpu("4x8x8-trilinear").step_session(direction)

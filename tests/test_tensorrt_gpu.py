@@ -85,7 +85,20 @@ def test_engines_agree_with_onnxruntime_in_fp32(engines: Callable[..., Bundle], 
 def test_verification_passes(engines: Callable[..., Bundle]) -> None:
     from wfvae.export.parity import verify
 
-    assert verify(engines(), video(29)).passed
+    result = verify(engines(), video(29))
+    assert result.passed and {"backend = onnxruntime"} <= {check.name for check in result.checks}
+    backend = result.certificate("video.mp4")["backend"]
+    assert backend["gpu"] and backend["driver"] != "unknown" and backend["tactic_sources"] not in ("none", "no engine is open")
+
+
+def test_no_tensor_of_an_engine_differs_from_onnxruntime(engines: Callable[..., Bundle], opened: Callable[..., Bundle]) -> None:
+    from wfvae.export.parity.backend_search import search_backend
+    from wfvae.export.parity.plans import Job
+    from wfvae.export.parity.rules import BOUNDS
+
+    job = Job(engines(), "encoder", video(9), 9, HEIGHT, WIDTH)
+    found = search_backend(job, opened(NAME), (2, 1), BOUNDS["fp32"])
+    assert found.startswith("no tensor differs within a step"), found
 
 
 def test_cuda_graphs_change_no_bit(engines: Callable[..., Bundle]) -> None:
