@@ -21,6 +21,7 @@ from typing import Any
 
 import onnx
 
+from wfvae.engines import WHOLE_CLIP, sound_entries
 from wfvae.errors import BundleError
 from wfvae.export.triton_config import FORMAT, PLATFORMS, TritonOptions, config_text, model_size, tensor_dims
 from wfvae.export.triton_graph import with_second_axis
@@ -106,20 +107,14 @@ def engine_shapes(manifest: Manifest, graph: GraphSpec, options: TritonOptions, 
 
 
 def _engine_steps(manifest: Manifest, graph: GraphSpec) -> tuple[int, int, int] | None:
-    """(least, best, most) latents per step of the bundle's newest engine of this direction, over all of its profiles.
+    """(least, best, most) latents per step of the bundle's newest engine of this direction, those of verification left out.
 
-    None if there is no engine, or its record says nothing that can be understood: then the options decide.
+    None if there is no engine: then the options decide.
     """
-    for engine in reversed(manifest.engines):
-        if graph.direction not in (engine.get("direction"), engine.get("graph")):
-            continue
-        try:
-            spans = [profile["latents"] for profile in engine["profiles"]]
-            steps = min(int(s["low"]) for s in spans), int(spans[0]["best"]), max(int(s["high"]) for s in spans)
-        except (KeyError, TypeError, ValueError, IndexError):
-            continue
-        if 1 <= steps[0] <= steps[1] <= steps[2]:
-            return steps
+    for record, _ in reversed(sound_entries(manifest)):
+        if record.graph == graph.direction:
+            spans = [profile.latents for profile in record.profiles if profile.name != WHOLE_CLIP]
+            return min(span.low for span in spans), spans[0].best, max(span.high for span in spans)
     return None
 
 

@@ -28,6 +28,7 @@ int cuDeviceGet(int *device, int index) { *device = 40 + index; return !ready ||
 int cuDeviceGetName(char *text, int size, int device) { snprintf(text, size, "GPU of handle %d", device); return 0; }
 """,
     "libcudart.so.13": "int cudaRuntimeGetVersion(int *version) { *version = 13020; return 0; }",
+    "libcudart.so.12": "int cudaRuntimeGetVersion(int *version) { *version = 12090; return 0; }",  # there, and never loaded
     "libcudnn.so.9": "size_t cudnnGetVersion(void) { return 91301; }",
 }
 ASK = """

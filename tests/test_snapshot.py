@@ -256,3 +256,28 @@ def test_other_versions_are_refused(opened: Opened, monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     with pytest.raises(StateError, match="format is 'wfvae-snapshot/2'; this version reads 'wfvae-snapshot/1'"):
         Snapshot.from_bytes(snapshot)
+
+
+def test_a_state_is_never_half_written(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that fails after some of the tensors, for want of memory on a device say, leaves all of them as they were."""
+    from wfvae.runtime import onnxruntime_backend as backend
+
+    session = opened("4x8x8-trilinear").step_session("encoder")
+    state = session.new_state(1, 16, 16)
+    before = state.read()
+    real, left = backend._fill, [3]
+
+    def fill(value: Any, array: Any, spec: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("out of memory")
+        real(value, array, spec)
+
+    changed = {name: array + 1 for name, array in before.items()}
+    monkeypatch.setattr(backend, "_fill", fill)
+    with pytest.raises(RuntimeError):
+        state.write(changed)
+    monkeypatch.undo()
+    assert all(np.array_equal(array, before[name]) for name, array in state.read().items())
+    state.write(changed)
+    assert all(np.array_equal(array, changed[name]) for name, array in state.read().items())

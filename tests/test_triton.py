@@ -22,6 +22,7 @@ import onnx
 import pytest
 
 from wfvae.cli import main
+from wfvae.engines import BuildSettings, EngineRecord, Target, graph_sha256, profiles_for
 from wfvae.errors import BundleError, InputError
 from wfvae.export.triton import BUILD_NAME, RECORD_NAME, engine_shapes, write_repository
 from wfvae.export.triton_config import TYPES, Name, TritonOptions, config_text, to_text
@@ -231,23 +232,27 @@ def test_tensorrt_repositories_come_with_a_build_script(exported: Exported, repo
 
 def test_steps_are_those_of_the_bundles_engines(exported: Exported) -> None:
     manifest = Manifest.read(exported("4x8x8-trilinear"))
-    graph, options = manifest.graphs["encoder"], TritonOptions(size=(32, 24))
-    spans = [{"low": 6, "best": 6, "high": 6}, {"low": 1, "best": 1, "high": 5}, {"low": 1, "best": 9, "high": 9}]
-    profiles = [{"name": "?", "latents": span} for span in spans]
-    engine: dict[str, Any] = {"graph": "encoder", "file": "engines/x.engine", "profiles": profiles}
+    options, target = TritonOptions(size=(32, 24)), Target("11.4.0", "NVIDIA H200", "9.0")
+
+    def entry(direction: str, chunk: int, whole_clip: int | None = None) -> dict[str, Any]:
+        settings = BuildSettings(chunk=chunk, whole_clip=whole_clip)
+        profiles = profiles_for(settings, manifest.graphs[direction])
+        return EngineRecord(
+            direction, graph_sha256(manifest, direction), manifest.precision, settings, profiles, target, "0" * 64, 7
+        ).to_dict()
 
     def first_shapes(*engines: dict[str, Any]) -> list[str]:
-        shapes = engine_shapes(manifest.with_engines(engines), graph, options, (32, 24))
+        shapes = engine_shapes(manifest.with_engines(engines), manifest.graphs["encoder"], options, (32, 24))
         return [shapes[kind].split(",")[0] for kind in ("min", "opt", "max")]
 
-    taken = ["frames:1x4x3x32x24", "frames:4x24x3x32x24", "frames:4x36x3x32x24"]
-    assert first_shapes(engine) == first_shapes({"direction": "encoder", "profiles": profiles}) == taken
-    assert first_shapes({**engine, "profiles": profiles[1:2]}, {"graph": "decoder"}, engine) == taken
+    taken = ["frames:1x4x3x32x24", "frames:4x24x3x32x24", "frames:4x24x3x32x24"]
+    assert first_shapes(entry("encoder", 6)) == first_shapes(entry("encoder", 2), entry("encoder", 6), entry("decoder", 3)) == taken
+    assert first_shapes(entry("encoder", 6, whole_clip=9)) == taken  # whole clips are for verification, not for serving
+    assert first_shapes(entry("encoder", 1)) == ["frames:1x4x3x32x24", "frames:4x4x3x32x24", "frames:4x4x3x32x24"]
     default = first_shapes()
     assert default == ["frames:1x4x3x32x24", "frames:4x16x3x32x24", "frames:4x32x3x32x24"]
-    odd: list[Any] = ["?", [], [{}], [{"latents": {"low": 0, "best": 1, "high": 2}}], [{"latents": [1, 2, 3]}], None]
-    for record in ({}, {"graph": "decoder", "profiles": profiles}, *({**engine, "profiles": value} for value in odd)):
-        assert first_shapes(record) == default
+    damaged = {**entry("encoder", 6), "profiles": []}
+    assert first_shapes(entry("decoder", 6)) == first_shapes({}) == first_shapes(damaged) == default
 
 
 def test_only_repositories_are_replaced(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

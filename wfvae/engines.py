@@ -21,6 +21,8 @@ from wfvae.plan import SPATIAL_RATIO
 from wfvae.streamspec import Dim, resolve_dim
 
 ENGINES_FOLDER = "engines"
+WHOLE_CLIP = "whole clip"
+"""Name of the profile that is for verification only."""
 DIRECT_LATENTS = 3
 """The shortest clip that leaves no tensor without frames inside a direct graph."""
 
@@ -266,7 +268,7 @@ def profiles_for(settings: BuildSettings, graph: GraphSpec) -> tuple[Profile, ..
     whole = settings.whole_clip
     longest = whole or 0
     # Verification runs up to two streams in one batch. More of them, of whole clips, could have more values than a tensor may.
-    clip = [] if whole is None else [Profile("whole clip", latents=Span(1, whole, whole), **{**axes, "batch": Span(1, 1, 2)})]
+    clip = [] if whole is None else [Profile(WHOLE_CLIP, latents=Span(1, whole, whole), **{**axes, "batch": Span(1, 1, 2)})]
     if graph.kind != STEP:
         return tuple(
             replace(profile, latents=Span(DIRECT_LATENTS, max(longest, DIRECT_LATENTS), max(longest, DIRECT_LATENTS))) for profile in clip
