@@ -64,7 +64,7 @@ def open_bundle(
     if verify or backend == "tensorrt":
         manifest.verify_files(path)
     if backend == "tensorrt":
-        from wfvae.runtime.tensorrt_backend import TensorRTBackend, TensorRTOptions
+        from wfvae.runtime.nvidia.tensorrt_backend import TensorRTBackend, TensorRTOptions
 
         return Bundle(path, manifest, TensorRTBackend(path, manifest, TensorRTOptions(device_id, tf32, cuda_graphs)), memory_limit)
     from wfvae.runtime.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeOptions

@@ -147,7 +147,7 @@ class OnnxRuntimeBackend:
     def describe(self) -> dict[str, str]:
         details = {"name": "onnxruntime", "version": ort.__version__, "provider": self._provider}
         if self._provider == "CUDAExecutionProvider":
-            from wfvae.runtime import driver
+            from wfvae.runtime.nvidia import driver
 
             facts = {
                 "gpu": driver.gpu_name(self._options.device_id),

@@ -187,7 +187,7 @@ def test_what_is_asked_of_polygraphys_tensorrt_runner(opened: Callable[..., Bund
         real = getattr(loaders, name)
         monkeypatch.setattr(loaders, name, lambda *given, real=real, **named: Recorded(real, *given, **named))
     gpus: list[int] = []
-    monkeypatch.setattr("wfvae.runtime.cuda.CudaBindings", gpus.append)
+    monkeypatch.setattr("wfvae.runtime.nvidia.cuda.CudaBindings", gpus.append)
     bundle = opened(NAME)
     described = {"name": "tensorrt", "device": "cuda:1", "tf32": "true"}
     monkeypatch.setattr(bundle.backend, "describe", lambda: described)
@@ -220,7 +220,7 @@ def test_the_real_classes_are_made_without_tensorrt(opened: Callable[..., Bundle
     """Only names and arguments: an engine is built when the runner starts."""
     from wfvae.export.parity.exposed_graph import ExposedGraph
 
-    monkeypatch.setattr("wfvae.runtime.cuda.CudaBindings", lambda index: None)
+    monkeypatch.setattr("wfvae.runtime.nvidia.cuda.CudaBindings", lambda index: None)
     bundle = opened(NAME)
     monkeypatch.setattr(bundle.backend, "describe", lambda: {"name": "tensorrt", "device": "cuda:0", "tf32": "false"})
     graph = ExposedGraph(bundle, bundle.manifest.graphs["encoder"], 16, 24)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from wfvae.runtime import driver
+from wfvae.runtime.nvidia import driver
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {
@@ -33,7 +33,7 @@ int cuDeviceGetName(char *text, int size, int device) { snprintf(text, size, "GP
 }
 ASK = """
 import ctypes, json, sys
-from wfvae.runtime import driver
+from wfvae.runtime.nvidia import driver
 before = [driver.cuda_version(), driver.cudnn_version()]
 for path in sys.argv[1:]:
     ctypes.CDLL(path)

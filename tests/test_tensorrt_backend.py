@@ -25,8 +25,8 @@ from wfvae.errors import BundleError, InputError, ResourceError, StateError, Str
 from wfvae.export.tensorrt.build import build_engines
 from wfvae.manifest import Manifest
 from wfvae.runtime.bundle import Bundle
-from wfvae.runtime.cuda import DeviceError
-from wfvae.runtime.tensorrt_backend import TensorRTBackend, TensorRTOptions, target_here
+from wfvae.runtime.nvidia.cuda import DeviceError
+from wfvae.runtime.nvidia.tensorrt_backend import TensorRTBackend, TensorRTOptions, target_here
 
 HEIGHT, WIDTH = 16, 24
 SETTINGS = BuildSettings(Span(1, 1, 3), chunk=2, height=Span.of(HEIGHT), width=Span(8, 24, 32), whole_clip=5)

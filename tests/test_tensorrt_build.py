@@ -22,7 +22,7 @@ from wfvae.export.tensorrt.progress import BuildProgress, cancelling
 from wfvae.export.tensorrt.timing_cache import TimingCacheFile
 from wfvae.manifest import Manifest
 from wfvae.runtime import open_bundle
-from wfvae.runtime.tensorrt_backend import target_here
+from wfvae.runtime.nvidia.tensorrt_backend import target_here
 
 NAME = "4x8x8-nearest-16ch"
 SETTINGS = BuildSettings(batch=Span(1, 2, 4), chunk=3, height=Span(16, 32, 64), width=Span(8, 48, 96))
@@ -230,9 +230,9 @@ def test_a_changed_bundle_is_not_built_from(builds: Builds) -> None:
 def installed(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> Builds:
     """As if TensorRT were installed and there were a GPU."""
     monkeypatch.setattr("wfvae.tensorrt_api.load_tensorrt", lambda: builds.trt)
-    monkeypatch.setattr("wfvae.runtime.tensorrt_backend.load_tensorrt", lambda: builds.trt)
-    monkeypatch.setattr("wfvae.runtime.cuda.CudaBindings", lambda device_id: builds.cuda)
-    monkeypatch.setattr("wfvae.runtime.tensorrt_backend.CudaBindings", lambda device_id: builds.cuda)
+    monkeypatch.setattr("wfvae.runtime.nvidia.tensorrt_backend.load_tensorrt", lambda: builds.trt)
+    monkeypatch.setattr("wfvae.runtime.nvidia.cuda.CudaBindings", lambda device_id: builds.cuda)
+    monkeypatch.setattr("wfvae.runtime.nvidia.tensorrt_backend.CudaBindings", lambda device_id: builds.cuda)
     return builds
 
 

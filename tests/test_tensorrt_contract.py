@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from wfvae import tensorrt_api
-from wfvae.runtime.cuda import Cuda, CudaBindings
+from wfvae.runtime.nvidia.cuda import Cuda, CudaBindings
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wfvae" / "contract"
@@ -44,8 +44,7 @@ STUB_SYMBOLS = (
 """All that the bindings of both versions link to."""
 SOURCES = [
     *(ROOT / "export" / "tensorrt").glob("*.py"),
-    *(ROOT / "runtime").glob("tensorrt_*.py"),
-    ROOT / "runtime" / "cuda_graphs.py",
+    *(ROOT / "runtime" / "nvidia").glob("*.py"),
     ROOT / "wfvae" / "tensorrt_api.py",
 ]
 
@@ -305,7 +304,7 @@ def cuda(request: pytest.FixtureRequest) -> Path:
 def runtime_calls() -> list[tuple[str, int]]:
     """The functions of CUDA that `CudaBindings` calls, and with how many arguments."""
     found = []
-    for node in ast.walk(ast.parse((ROOT / "runtime" / "cuda.py").read_text())):
+    for node in ast.walk(ast.parse((ROOT / "runtime" / "nvidia" / "cuda.py").read_text())):
         if not isinstance(node, ast.Call):
             continue
         text = ast.unparse(node.func)
@@ -342,7 +341,7 @@ def test_cuda_functions_take_as_many_arguments(cuda: Path) -> None:
 
 CUDA_CALL = """
 import inspect, json
-from wfvae.runtime.cuda import Cuda, CudaBindings, DeviceError, load_cuda
+from wfvae.runtime.nvidia.cuda import Cuda, CudaBindings, DeviceError, load_cuda
 try:
     CudaBindings(0)
     made = None

@@ -30,7 +30,7 @@ TOLERANCE = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 3e-1}
 @pytest.fixture(scope="module", autouse=True)
 def gpu() -> Any:
     """The GPU, or what is missing."""
-    from wfvae.runtime.cuda import CudaBindings
+    from wfvae.runtime.nvidia.cuda import CudaBindings
     from wfvae.tensorrt_api import load_tensorrt
 
     try:
@@ -44,7 +44,7 @@ def gpu() -> Any:
 def built(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, gpu: Any) -> Callable[..., Path]:
     """`built(**export options)`: a bundle with engines for this GPU."""
     from wfvae.export.tensorrt.build import build_engines
-    from wfvae.runtime.tensorrt_backend import target_here
+    from wfvae.runtime.nvidia.tensorrt_backend import target_here
     from wfvae.tensorrt_api import load_tensorrt
 
     @cache
@@ -156,7 +156,7 @@ def test_the_first_step_is_what_polygraphy_runs(engines: Callable[..., Bundle]) 
 def test_a_build_from_the_timing_cache_alone(built: Callable[..., Path], gpu: Any) -> None:
     from wfvae.export.tensorrt.build import build_engines, timing_cache_path
     from wfvae.export.tensorrt.timing_cache import TimingCacheFile
-    from wfvae.runtime.tensorrt_backend import target_here
+    from wfvae.runtime.nvidia.tensorrt_backend import target_here
     from wfvae.tensorrt_api import load_tensorrt
 
     path, trt = built(), load_tensorrt()

@@ -96,7 +96,7 @@ def tensorrt_runner(graph: ExposedGraph, model: onnx.ModelProto, feeds: Feeds) -
     from onnx.external_data_helper import load_external_data_for_model
     from polygraphy.backend.trt import CreateConfig, EngineFromNetwork, NetworkFromOnnxBytes, Profile, TrtRunner
 
-    from wfvae.runtime.cuda import CudaBindings
+    from wfvae.runtime.nvidia.cuda import CudaBindings
 
     described = graph.bundle.backend.describe()
     CudaBindings(int(described["device"].partition(":")[2]))  # Polygraphy takes the thread's GPU

@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
     from wfvae.export.tensorrt.build import build_engines, timing_cache_path
     from wfvae.export.tensorrt.timing_cache import TimingCacheFile
     from wfvae.manifest import Manifest
-    from wfvae.runtime.cuda import CudaBindings
-    from wfvae.runtime.tensorrt_backend import target_here
+    from wfvae.runtime.nvidia.cuda import CudaBindings
+    from wfvae.runtime.nvidia.tensorrt_backend import target_here
     from wfvae.tensorrt_api import load_tensorrt
 
     settings = settings_from(args)

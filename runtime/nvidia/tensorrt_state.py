@@ -1,6 +1,6 @@
 """Streaming state in device memory: two buffers per tensor, which change roles at each step, and the buffers of input and output.
 
-Nothing here has ever run on a GPU; see `wfvae/runtime/tensorrt_backend.py`.
+Nothing here has ever run on a GPU; see `wfvae/runtime/nvidia/tensorrt_backend.py`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy.typing as npt
 from wfvae.errors import ResourceError, StreamingError
 from wfvae.manifest import GraphSpec, state_input, state_output
 from wfvae.runtime.backend import Array, BoolArray, FloatArray
-from wfvae.runtime.cuda import DeviceError
-from wfvae.runtime.cuda_graphs import GraphCache
-from wfvae.runtime.device import Allocations, Device, aligned
-from wfvae.runtime.tensorrt_engine import Binding, LoadedEngine, Shape
+from wfvae.runtime.nvidia.cuda import DeviceError
+from wfvae.runtime.nvidia.cuda_graphs import GraphCache
+from wfvae.runtime.nvidia.device import Allocations, Device, aligned
+from wfvae.runtime.nvidia.tensorrt_engine import Binding, LoadedEngine, Shape
 from wfvae.streamspec import DTYPE_BYTES, StateSpec
 
 NUMPY_TYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int32": np.int32, "bfloat16": np.uint16}

@@ -1,6 +1,6 @@
 """A GPU as the TensorRT backend holds it: three streams, memory that is given back as a whole, and one scratch area for all engines.
 
-Nothing here has ever run on a GPU; see `wfvae/runtime/cuda.py`.
+Nothing here has ever run on a GPU; see `wfvae/runtime/nvidia/cuda.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import ResourceError
-from wfvae.runtime.cuda import Cuda, DeviceError
+from wfvae.runtime.nvidia.cuda import Cuda, DeviceError
 
 ALIGNMENT = 256
 """Of device addresses, in bytes; what CUDA allocates is aligned so, and TensorRT wants it of scratch memory."""

@@ -10,8 +10,8 @@ import contextlib
 from dataclasses import dataclass
 
 from wfvae.errors import ResourceError, WFVAEError
-from wfvae.runtime.cuda import DeviceError
-from wfvae.runtime.tensorrt_engine import Binding, LoadedEngine, Runner
+from wfvae.runtime.nvidia.cuda import DeviceError
+from wfvae.runtime.nvidia.tensorrt_engine import Binding, LoadedEngine, Runner
 
 
 @dataclass

@@ -12,8 +12,8 @@ from typing import Any
 from wfvae.engines import EngineRecord, Profile
 from wfvae.errors import BundleError, InputError, ResourceError
 from wfvae.manifest import GraphSpec, state_input, state_output
-from wfvae.runtime.cuda import DeviceError
-from wfvae.runtime.device import Device
+from wfvae.runtime.nvidia.cuda import DeviceError
+from wfvae.runtime.nvidia.device import Device
 from wfvae.tensorrt_api import DATA_TYPES, Engine, ErrorLog, ExecutionContext, failure, member, tactic_sources
 
 Shape = tuple[int, ...]

@@ -22,10 +22,10 @@ from wfvae.engines import DIRECT_LATENTS, Target, find_engine, read_engine
 from wfvae.errors import BundleError
 from wfvae.manifest import STEP, GraphSpec, Manifest
 from wfvae.runtime.backend import BoolArray, FloatArray, StreamState, output_shape
-from wfvae.runtime.cuda import Cuda, CudaBindings
-from wfvae.runtime.device import Device
-from wfvae.runtime.tensorrt_engine import Binding, LoadedEngine
-from wfvae.runtime.tensorrt_state import StepBuffers, TensorRTState, give_back
+from wfvae.runtime.nvidia.cuda import Cuda, CudaBindings
+from wfvae.runtime.nvidia.device import Device
+from wfvae.runtime.nvidia.tensorrt_engine import Binding, LoadedEngine
+from wfvae.runtime.nvidia.tensorrt_state import StepBuffers, TensorRTState, give_back
 from wfvae.tensorrt_api import ErrorLog, Runtime, failure, load_tensorrt, make_logger
 
 

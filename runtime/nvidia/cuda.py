@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from wfvae.errors import MissingExtraError, ResourceError, WFVAEError
-from wfvae.runtime.driver import driver_version
+from wfvae.runtime.nvidia.driver import driver_version
 
 
 class DeviceError(WFVAEError):
