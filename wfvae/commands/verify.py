@@ -24,11 +24,12 @@ from wfvae.errors import InputError, MissingExtraError, ResourceError
 
 SUMMARY = "prove that the stream equals direct inference, bit by bit"
 DESCRIPTION = """\
-Checks three statements, in both directions, and prints numbers for each:
+Checks these statements, in both directions, and prints numbers for each:
 
   plan invariance   any chunk plan, any interleaving of streams, any snapshot in between give the same bits
   stream = direct   the stream gives what direct inference of the whole clip gives (export with --direct for the graph without state)
   backend = model   with --against CHECKPOINT: the exported graphs against PyTorch in float32 and float64
+  backend = onnxruntime   on any other backend or provider: against ONNX Runtime on the CPU
 
 On ONNX Runtime's CPU provider in fp32 the first two must hold with equal bits. Exit code 1 if a check fails; the first tensor that
 differs is then named.
