@@ -543,6 +543,19 @@ def test_a_state_that_is_dropped_during_a_capture_does_not_spoil_it(setup: Calla
     assert found.cuda.held()["pinned"] == 0
 
 
+def test_a_failure_in_another_thread_waits_for_the_end_of_a_capture(setup: Callable[..., Setup]) -> None:
+    found = setup()
+    device = found.bundle.step_session("encoder").engine.device  # type: ignore[attr-defined]
+    found.cuda.calls.clear()
+    with device.enqueuing():
+        thread = threading.Thread(target=device.drain)
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive() and "synchronize" not in found.cuda.names()
+    thread.join(10)
+    assert found.cuda.names().count("synchronize") == 3
+
+
 # What is refused -------------------------------------------------------------------------------------------------------------
 
 

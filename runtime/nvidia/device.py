@@ -112,7 +112,7 @@ class Device:
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda
         self.lock = threading.RLock()  # again by the same thread, when the garbage collector ends a state in the midst of it
-        """Held while work is given to the streams, never while waiting for it: so one stream's copies overlap another's compute."""
+        """Held while work is given to the streams, and while waiting for it only after a failure: so copies overlap another's compute."""
         streams: list[int] = []
         # Also at the interpreter's end, and for a device whose making fails half-way.
         self._finalizer = weakref.finalize(self, _destroy_streams, cuda, streams)
@@ -151,9 +151,10 @@ class Device:
 
     def drain(self) -> None:
         """Waits for all work that was given, whatever becomes of it: after this no buffer is in use."""
-        for stream in self._streams:
-            with contextlib.suppress(DeviceError, ResourceError):
-                self.cuda.synchronize(stream)
+        with self.lock:  # waiting for a stream would spoil another thread's capture on it
+            for stream in self._streams:
+                with contextlib.suppress(DeviceError, ResourceError):
+                    self.cuda.synchronize(stream)
 
 
 def _destroy_streams(cuda: Cuda, streams: list[int]) -> None:
