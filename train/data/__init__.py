@@ -1,0 +1,10 @@
+"""Training data: sources of clips, and the stream of batches made from them."""
+
+from wfvae.train.data.bad_clips import BadClipLedger
+from wfvae.train.data.batch import Batch, to_model_range
+from wfvae.train.data.batch_stream import BatchStream
+from wfvae.train.data.clip_source import BadClip, Clip, ClipSource
+from wfvae.train.data.held_out import held_out
+from wfvae.train.data.procedural_clips import ProceduralClips
+
+__all__ = ["BadClip", "BadClipLedger", "Batch", "BatchStream", "Clip", "ClipSource", "ProceduralClips", "held_out", "to_model_range"]

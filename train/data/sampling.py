@@ -1,0 +1,117 @@
+"""Which clip stands where: a pure function of seed, step, rank and row, the same for any number of workers and any starting step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from wfvae.errors import DataError
+from wfvae.train.data.clip_source import BadClip, Clip, ClipSource
+
+__all__ = ["Drawn", "NoneUsableError", "Place", "Sampling", "check_clip", "draw", "item_rng"]
+
+_ORDER, _CLIP = 0, 1
+
+
+class Place(NamedTuple):
+    """Where a row of a batch comes from."""
+
+    epoch: int
+    position: int
+    """Place in the epoch's order."""
+    index: int
+    """Item of the source."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The order in which the ranks of a run see the items.
+
+    Every epoch goes once through all items in an order of its own. The rows of a step's global batch, rank by rank, are the next
+    `batch_size * world` places of that endless order, so that two ranks see together what one with twice the batch would.
+    """
+
+    seed: int
+    count: int
+    batch_size: int
+    rank: int = 0
+    world: int = 1
+
+    def places(self, step: int) -> list[Place]:
+        """The places of this rank's rows at a step."""
+        first = (step * self.world + self.rank) * self.batch_size
+        orders: dict[int, npt.NDArray[np.int64]] = {}
+        places = []
+        for row in range(first, first + self.batch_size):
+            epoch, position = divmod(row, self.count)
+            if epoch not in orders:
+                orders[epoch] = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(self.count)
+            places.append(Place(epoch, position, int(orders[epoch][position])))
+        return places
+
+
+class Drawn(NamedTuple):
+    """A clip and how it was come by."""
+
+    clip: Clip
+    index: int
+    """The item it is of; another than the one asked for if that was bad."""
+    bad: tuple[BadClip, ...]
+
+
+class NoneUsableError(DataError):
+    """Every item tried for a row was bad.
+
+    Attributes:
+        bad: all that were tried.
+    """
+
+    def __init__(self, bad: tuple[BadClip, ...], count: int) -> None:
+        tried = "none of them" if len(bad) == count else f"none of the {len(bad)} that were tried"
+        super().__init__(f"of {count} clips {tried} can be used, the last is {bad[-1]}; repair the data or choose other data")
+        self.bad = bad
+
+
+def draw(source: ClipSource, seed: int, epoch: int, index: int, max_bad: int) -> Drawn:
+    """A clip of the item `index`, or of another one chosen by the same random numbers if it is bad.
+
+    Raises:
+        NoneUsableError: more than `max_bad` items, or all, were tried in vain.
+    """
+    count = len(source)
+    bad: dict[int, BadClip] = {}
+    for choice, rng in _choices(seed, epoch, index, count):
+        if choice in bad:
+            continue
+        try:
+            return Drawn(check_clip(source, choice, source.clip(choice, rng)), choice, tuple(bad.values()))
+        except BadClip as error:
+            bad[choice] = error
+        if len(bad) > max_bad or len(bad) == count:
+            break
+    raise NoneUsableError(tuple(bad.values()), count)
+
+
+def _choices(seed: int, epoch: int, index: int, count: int) -> Iterator[tuple[int, np.random.Generator]]:
+    """The item asked for, then others without end, each with random numbers that do not depend on what happened to those before."""
+    attempt = 0
+    while True:
+        rng = item_rng(seed, epoch, index, attempt)
+        yield (index if attempt == 0 else int(rng.integers(count))), rng
+        attempt += 1
+
+
+def item_rng(seed: int, epoch: int, index: int, attempt: int) -> np.random.Generator:
+    """The random numbers of one try to draw a clip for the item `index`."""
+    return np.random.default_rng([seed, _CLIP, epoch, index, attempt])
+
+
+def check_clip(source: ClipSource, index: int, clip: Clip) -> Clip:
+    """The clip, if it is what `ClipSource.clip` promises; raises `DataError` otherwise."""
+    if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
+        raise DataError(f"'{source.name(index)}' gave a {clip.dtype} array of shape {clip.shape}; expected uint8 (T, H, W, 3)")
+    return clip
