@@ -6,5 +6,17 @@ from wfvae.train.data.batch_stream import BatchStream
 from wfvae.train.data.clip_source import BadClip, Clip, ClipSource
 from wfvae.train.data.held_out import held_out
 from wfvae.train.data.procedural_clips import ProceduralClips
+from wfvae.train.data.video_folder import VideoFolder
 
-__all__ = ["BadClip", "BadClipLedger", "Batch", "BatchStream", "Clip", "ClipSource", "ProceduralClips", "held_out", "to_model_range"]
+__all__ = [
+    "BadClip",
+    "BadClipLedger",
+    "Batch",
+    "BatchStream",
+    "Clip",
+    "ClipSource",
+    "ProceduralClips",
+    "VideoFolder",
+    "held_out",
+    "to_model_range",
+]

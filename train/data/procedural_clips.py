@@ -70,8 +70,8 @@ class ProceduralClips:
             raise InputError(f"split of procedural clips is {split!r}; expected one of {', '.join(get_args(Split))}")
         if not 0 <= max_noise <= MAX_NOISE:
             raise InputError(f"max_noise is {max_noise!r}; expected a standard deviation of 0 to {MAX_NOISE:g} levels of 255")
-        ProceduralClip(0, *size, scene=scene)  # refuses an unknown scene here rather than in a worker
-        self.seed, self.count, self.frames, self.size, self.stride = seed, count, frames, tuple(size), stride
+        ProceduralClip(0, size[0], size[1], scene=scene)  # refuses an unknown scene here rather than in a worker
+        self.seed, self.count, self.frames, self.size, self.stride = seed, count, frames, (size[0], size[1]), stride
         self.split, self.scene, self.max_noise = split, scene, float(max_noise)
 
     def __len__(self) -> int:
@@ -99,4 +99,4 @@ class ProceduralClips:
     def _video(self, seed: int, rng: np.random.Generator) -> ProceduralClip:
         noise = float(rng.uniform(0.0, self.max_noise)) if rng.random() < _NOISY else 0.0
         blur = _BLUR if rng.random() < _BLURRED else 1
-        return ProceduralClip(seed, *self.size, fps=_FPS, scene=self.scene, noise=noise, motion_blur=blur)
+        return ProceduralClip(seed, self.size[0], self.size[1], fps=_FPS, scene=self.scene, noise=noise, motion_blur=blur)

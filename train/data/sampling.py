@@ -23,8 +23,8 @@ class Place(NamedTuple):
     epoch: int
     position: int
     """Place in the epoch's order."""
-    index: int
-    """Item of the source."""
+    item: int
+    """Number of the item in the source."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Drawn(NamedTuple):
     """A clip and how it was come by."""
 
     clip: Clip
-    index: int
+    item: int
     """The item it is of; another than the one asked for if that was bad."""
     bad: tuple[BadClip, ...]
 
