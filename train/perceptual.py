@@ -41,7 +41,7 @@ class PerceptualLoss(nn.Module):
             video, reconstruction: (B, 3, T, H, W) in [-1, 1], sides at least 16.
             frames_at_once: None holds the features of all B*T frames until the backward pass. A number goes through the frames in
                 groups of that many and computes each group's features again in the backward pass: memory of one group, for about
-                a third more time. The values are the same.
+                a third more time. The values are the same up to rounding.
 
         Returns:
             (B*T,), time running fastest, fp32 at least, >= 0; differentiable in both videos.
