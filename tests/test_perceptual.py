@@ -130,10 +130,10 @@ def test_random_weights_are_the_seeds(perceptual: PerceptualLoss) -> None:
 
 def test_groups_of_frames_give_the_same_values_and_gradients(perceptual: PerceptualLoss) -> None:
     """Also when the graph is used twice, as the adaptive weight and the backward pass do."""
-    video, reconstruction = clips()
+    video, reconstruction = clips(side=16)
     reconstruction.requires_grad_()
     results = []
-    for frames_at_once in (None, 4, 1, 100):
+    for frames_at_once in (None, 4, 1):
         values = perceptual(video, reconstruction, frames_at_once)
         scale = torch.arange(1.0, 7.0)
         first = torch.autograd.grad((values * scale).sum(), reconstruction, retain_graph=True)[0]
