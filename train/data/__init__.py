@@ -6,6 +6,7 @@ from wfvae.train.data.batch_stream import BatchStream
 from wfvae.train.data.clip_source import BadClip, Clip, ClipSource
 from wfvae.train.data.held_out import held_out
 from wfvae.train.data.procedural_clips import ProceduralClips
+from wfvae.train.data.random_crops import RandomCrops
 from wfvae.train.data.video_folder import VideoFolder
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Clip",
     "ClipSource",
     "ProceduralClips",
+    "RandomCrops",
     "VideoFolder",
     "held_out",
     "to_model_range",
