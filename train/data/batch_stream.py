@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -136,16 +137,18 @@ class BatchStream:
             if start_method == "forkserver":
                 context.set_forkserver_preload([__name__])  # torch is loaded once, not once for each worker
             options = {"multiprocessing_context": context, "prefetch_factor": prefetch, "worker_init_fn": _settle}
-        loader = DataLoader(
-            steps,
-            batch_size=None,
-            sampler=_Counting(start_step),
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=pin_memory,
-            **options,
-        )
-        self._batches, self._workers = _start(loader)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # how many workers is the caller's choice
+            loader = DataLoader(
+                steps,
+                batch_size=None,
+                sampler=_Counting(start_step),
+                num_workers=workers,
+                collate_fn=_as_it_is,
+                pin_memory=pin_memory,
+                **options,
+            )
+            self._batches, self._workers = _start(loader)
 
     def __iter__(self) -> Self:
         return self
