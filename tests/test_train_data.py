@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -277,6 +278,26 @@ def test_workers_leave_interruptions_to_the_main_process() -> None:
         assert worker.is_alive()
 
 
+@pytest.mark.slow
+def test_an_interrupted_program_leaves_no_worker() -> None:
+    """The main process dies without a chance to close: its workers notice and end."""
+    code = (
+        "import os, signal\nfrom fixtures.clip_sources import ToldClips\nfrom wfvae.train.data import BatchStream\n"
+        "import multiprocessing\n"
+        "if __name__ == '__main__':\n"
+        "    stream = BatchStream(ToldClips(4), 1, 0, workers=1, start_method='fork')\n"
+        "    next(stream)\n"
+        "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    worker = int(done.stdout)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(worker).wait(30)
+    assert not psutil.pid_exists(worker)
+
+
 # ------------------------------------------------------------------------------------------------ procedural clips
 
 
@@ -304,11 +325,11 @@ def test_training_and_held_out_seeds_are_disjoint(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(procedural_clips, "ProceduralClip", watched)
     for split, seeds in (("train", TRAINING_SEEDS), ("held-out", HELD_OUT_SEEDS)):
-        source = ProceduralClips(0, 40, 1, (8, 8), split=split)  # type: ignore[arg-type]
+        source = ProceduralClips(0, 12, 1, (8, 8), split=split)  # type: ignore[arg-type]
         used.clear()
-        for index in range(40):
+        for index in range(12):
             source.clip(index, np.random.default_rng(index))
-        assert len(set(used)) == 40
+        assert len(set(used)) == 12
         assert all(seed in seeds for seed in used)
 
 
@@ -324,10 +345,10 @@ def test_training_clips_are_new_every_epoch_and_held_out_ones_never() -> None:
 
 
 def test_procedural_clips_move_and_differ() -> None:
-    source = ProceduralClips(0, 30, 9, (48, 48))
-    clips = [source.clip(index, np.random.default_rng(index)).astype(float) for index in range(30)]
+    source = ProceduralClips(0, 16, 3, (32, 32), stride=4)
+    clips = [source.clip(index, np.random.default_rng(index)).astype(float) for index in range(16)]
     moving = [np.abs(np.diff(clip, axis=0)).mean() > 0.3 for clip in clips]
-    assert sum(moving) >= 24  # a few are plain or still
+    assert sum(moving) >= 12  # a few are plain or still
     levels = [clip.mean() for clip in clips]
     assert np.std(levels) > 15
 
@@ -364,24 +385,3 @@ def test_held_out_clips_are_fixed_spread_and_of_different_items() -> None:
         held_out(ToldClips(20), 21)
     with pytest.raises(DataError, match="can be used"):
         list(held_out(ToldClips(3, bad={0, 1}), 2))
-
-
-def test_an_interrupted_program_leaves_no_worker() -> None:
-    """The main process dies without a chance to close: its workers notice and end."""
-    code = (
-        "import os, signal\nfrom fixtures.clip_sources import ToldClips\nfrom wfvae.train.data import BatchStream\n"
-        "import multiprocessing\n"
-        "if __name__ == '__main__':\n"
-        "    stream = BatchStream(ToldClips(4), 1, 0, workers=1, start_method='fork')\n"
-        "    next(stream)\n"
-        "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
-    worker = int(done.stdout)
-    try:
-        psutil.Process(worker).wait(20)
-    except psutil.NoSuchProcess:
-        pass
-    assert not psutil.pid_exists(worker)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import islice
@@ -290,14 +288,7 @@ def test_a_file_cut_short_gives_its_good_part_and_is_told_otherwise(videos: Path
     assert numbers(clip_at(folder, 3)) == [3, 4]
 
     faststart = videos / "front.mp4"
-    with av.open(str(faststart), "w", options={"movflags": "faststart"}) as container:
-        with av.open(str(write_numbered(videos / "s.mp4", 60))) as source:
-            stream = container.add_stream_from_template(source.streams.video[0])
-            for packet in source.demux(video=0):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    container.mux(packet)
-    (videos / "s.mp4").unlink()
+    write_numbered(faststart, 60, muxing={"movflags": "faststart"})
     os.truncate(faststart, faststart.stat().st_size * 3 // 4)
     folder = open_folder(2)
     [index] = [index for index in range(len(folder)) if folder.name(index) == "front.mp4"]
@@ -335,7 +326,7 @@ def test_files_left_out_count_against_the_limit(videos: Path, open_folder: OpenF
     with BatchStream(folder, 1, 0, ledger=BadClipLedger(3, lines.append)) as batches:
         next(batches)
     assert [line.split("'")[1] for line in lines] == ["bad0.mp4", "bad1.mp4", "bad2.mp4"]
-    with pytest.raises(DataError, match="3 files cannot be used, more than the limit of 2; the last is 'bad2.mp4'"):
+    with pytest.raises(DataError, match=r"3 files cannot be used, more than the limit of 2; the last is 'bad2\.mp4'"):
         BatchStream(folder, 1, 0, ledger=BadClipLedger(2))
 
 
@@ -430,16 +421,6 @@ def test_workers_read_a_folder_like_one_process(videos: Path, open_folder: OpenF
             assert one.names == other.names
             assert one.frames.equal(other.frames)
             assert all(np.diff(numbers(clip.permute(1, 2, 3, 0).numpy())).tolist() == [2, 2] for clip in one.frames)
-
-
-def test_reading_does_not_need_the_runtime(videos: Path, tmp_path: Path) -> None:
-    write_numbered(videos / "a.mp4", 8)
-    code = (
-        "import sys; from wfvae.train.data import VideoFolder; import numpy as np\n"
-        "VideoFolder(sys.argv[1], 2, (32, 48), index_path=sys.argv[2]).clip(0, np.random.default_rng(0))\n"
-        "assert not any(name.startswith('wfvae.runtime') for name in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-W", "error", "-c", code, str(videos), str(tmp_path / "i.json")], check=True, timeout=120)
 
 
 @settings(max_examples=20, deadline=None)
