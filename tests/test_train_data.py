@@ -189,6 +189,8 @@ def test_nothing_usable_is_one_clear_line(workers: int) -> None:
     with stream, pytest.raises(DataError, match=r"^of 3 clips none of them can be used, the last is 'clip\d': reason \d; [^\n]*$"):
         next(stream)
     assert len(lines) == 3
+    with pytest.raises(TrainingError, match="closed before step 0"):
+        next(stream)
     with pytest.raises(DataError, match="the source of clips is empty"):
         BatchStream(ToldClips(0), 1, 0)
 
@@ -279,8 +281,8 @@ def test_workers_leave_interruptions_to_the_main_process() -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_program_leaves_no_worker() -> None:
-    """The main process dies without a chance to close: its workers notice and end."""
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise SystemExit"])
+def test_a_program_that_ends_without_closing_leaves_no_worker(end: str) -> None:
     code = (
         "import os, signal\nfrom fixtures.clip_sources import ToldClips\nfrom wfvae.train.data import BatchStream\n"
         "import multiprocessing\n"
@@ -288,7 +290,7 @@ def test_an_interrupted_program_leaves_no_worker() -> None:
         "    stream = BatchStream(ToldClips(4), 1, 0, workers=1, start_method='fork')\n"
         "    next(stream)\n"
         "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"    {end}\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)

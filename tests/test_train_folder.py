@@ -70,6 +70,8 @@ VIDEOS: dict[str, dict[str, Any]] = {
     "b-frames.mkv": {},
     "b-frames.ts": {},
     "b-frames.avi": {},
+    "fragmented.mp4": {"muxing": {"movflags": "frag_keyframe+empty_moov"}},
+    "mpeg2.mpg": {"codec": "mpeg2video", "options": {"g": "12", "bf": "2", "b": "9M"}},
     "open-gop.mp4": {"options": {**B_FRAMES, "x264-params": "b-adapt=0:scenecut=0:open-gop=1"}},
     "one-key-frame.mov": {"options": {**B_FRAMES, "g": "600"}},
     "all-key-frames.mp4": {"options": {"crf": "4", "g": "1"}, "rate": Fraction(30000, 1001)},
