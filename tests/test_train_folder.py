@@ -76,6 +76,7 @@ VIDEOS: dict[str, dict[str, Any]] = {
     "one-key-frame.mov": {"options": {**B_FRAMES, "g": "600"}},
     "all-key-frames.mp4": {"options": {"crf": "4", "g": "1"}, "rate": Fraction(30000, 1001)},
     "gop.avi": {"codec": "mpeg4", "options": {"g": "12", "b": "9M"}},
+    "av1.mp4": {"codec": "libsvtav1", "options": {"g": "12", "crf": "8", "preset": "12", "svtav1-params": "lp=1"}},
     "vp9.webm": {"codec": "libvpx-vp9", "options": {"g": "12", "crf": "4", "b:v": "0", "deadline": "realtime", "cpu-used": "8"}},
 }
 COUNT = 53

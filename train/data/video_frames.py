@@ -20,6 +20,9 @@ _STEPS_BACK = (Fraction(0), Fraction(1), Fraction(5))
 """Seconds that a seek aims before the wanted frame, one after another: containers that list decoding times, or positions only, land
 behind it now and then."""
 
+_SKIPPING = frozenset({"h264", "hevc", "mpeg2video", "mpeg4"})
+"""Decoders that can be told packet by packet to leave out frames that no other depends on. AV1's leaves out wanted ones too."""
+
 
 def frames_from(path: Path, facts: VideoFacts, number: int) -> Generator[av.VideoFrame]:
     """The frames `number`, number + 1, ... (counted from 0) in presentation order; close the iterator when they are enough.
@@ -77,10 +80,11 @@ def _with_first(first: av.VideoFrame, frames: Iterator[av.VideoFrame]) -> Iterat
 def _decoded(container: Any, stream: Any, needed_from: int | None) -> Iterator[av.VideoFrame]:
     """All frames from here on. Those before the time stamp `needed_from` that no other depends on may be left out."""
     context = stream.codec_context
+    may_skip = context.codec.name in _SKIPPING
     for packet in container.demux(stream):
         if packet.is_corrupt:
             raise UnusableError("a packet is damaged or cut short")
-        if needed_from is not None and packet.pts is not None:
+        if may_skip and needed_from is not None and packet.pts is not None:
             context.skip_frame = "NONREF" if packet.pts < needed_from else "DEFAULT"
         for frame in packet.decode():
             if frame.is_corrupt and (needed_from is None or frame.pts is None or frame.pts >= needed_from):
