@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from wfvae.train.data.clip_source import BadClip, Clip
 __all__ = ["Batch", "stack_clips", "to_model_range"]
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """The clips of one step on one rank."""
 
     frames: torch.Tensor
@@ -28,6 +29,10 @@ class Batch(NamedTuple):
     """Epoch of the first row; later rows may be of the next."""
     position: int
     """Clips of that epoch, over all ranks, before the first row."""
+
+    def pin_memory(self) -> Batch:
+        """The same with the frames in page-locked memory; PyTorch's loader calls this if it is asked for such memory."""
+        return replace(self, frames=self.frames.pin_memory())
 
 
 def stack_clips(clips: Sequence[Clip]) -> torch.Tensor:

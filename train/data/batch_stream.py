@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import multiprocessing
 import signal
 import threading
+import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -33,7 +37,6 @@ class _Failure:
     """What a worker hands over instead of a batch. Raised in the worker, it would arrive wrapped in a traceback of many lines."""
 
     message: str
-    kind: type[WFVAEError]
     bad: tuple[BadClip, ...]
 
 
@@ -48,9 +51,9 @@ class _Steps(Dataset[Batch | _Failure]):
         try:
             return self._make(step, bad)
         except NoneUsableError as error:
-            return _Failure(str(error), DataError, (*bad, *error.bad))
+            return _Failure(str(error), (*bad, *error.bad))
         except WFVAEError as error:
-            return _Failure(str(error), DataError, tuple(bad))
+            return _Failure(str(error), tuple(bad))
 
     def _make(self, step: int, bad: list[BadClip]) -> Batch:
         clips: list[Clip] = []
@@ -126,6 +129,7 @@ class BatchStream:
             self.ledger.note(source.unusable)
         steps = _Steps(source, Sampling(seed, len(source), batch_size, rank, world), self.ledger.limit)
         self._workers: list[BaseProcess] = []
+        self._at_exit = partial(_close, weakref.ref(self))
         self._batches: Iterator[Batch | _Failure] | None = None
         if workers == 0 and not pin_memory:
             self._batches = map(steps.__getitem__, itertools.count(start_step))
@@ -136,16 +140,20 @@ class BatchStream:
             if start_method == "forkserver":
                 context.set_forkserver_preload([__name__])  # torch is loaded once, not once for each worker
             options = {"multiprocessing_context": context, "prefetch_factor": prefetch, "worker_init_fn": _settle}
-        loader = DataLoader(
-            steps,
-            batch_size=None,
-            sampler=_Counting(start_step),
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=pin_memory,
-            **options,
-        )
-        self._batches, self._workers = _start(loader)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # how many workers is the caller's choice
+            loader = DataLoader(
+                steps,
+                batch_size=None,
+                sampler=_Counting(start_step),
+                num_workers=workers,
+                collate_fn=_as_it_is,
+                pin_memory=pin_memory,
+                **options,
+            )
+            self._batches, self._workers = _start(loader)
+        # The workers ignore the signal by which Python ends processes that are left over at exit; without this it would wait for them.
+        atexit.register(self._at_exit)
 
     def __iter__(self) -> Self:
         return self
@@ -165,9 +173,13 @@ class BatchStream:
         except RuntimeError:
             self._check_alive()  # the loader's own message names neither the step nor what to do
             raise
-        self.ledger.note(made.bad)
-        if isinstance(made, _Failure):
-            raise made.kind(made.message)
+        try:
+            self.ledger.note(made.bad)
+            if isinstance(made, _Failure):
+                raise DataError(made.message)
+        except DataError:
+            self.close()  # this step cannot be had; the next one must not pass for it
+            raise
         self.step = made.step + 1
         return made
 
@@ -179,6 +191,7 @@ class BatchStream:
 
     def close(self) -> None:
         """End the workers and wait for it; closing twice is fine."""
+        atexit.unregister(self._at_exit)
         self._batches = None  # the loader's iterator asks its workers to end when it goes
         for worker in self._workers:
             worker.join(_PATIENCE)
@@ -222,6 +235,13 @@ def _start(loader: DataLoader[Batch | _Failure]) -> tuple[Iterator[Batch | _Fail
     if on_main:
         signal.signal(signal.SIGCHLD, handler if handler is not None else signal.SIG_DFL)
     return batches, [child for child in multiprocessing.active_children() if child not in before]
+
+
+def _close(stream: weakref.ref[BatchStream]) -> None:
+    """Close a stream that is still there when the program ends."""
+    left = stream()
+    if left is not None:
+        left.close()
 
 
 def _settle(worker: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +26,6 @@ class Place(NamedTuple):
     """Number of the item in the source."""
 
 
-@dataclass(frozen=True)
 class Sampling:
     """The order in which the ranks of a run see the items.
 
@@ -35,23 +33,25 @@ class Sampling:
     `batch_size * world` places of that endless order, so that two ranks see together what one with twice the batch would.
     """
 
-    seed: int
-    count: int
-    batch_size: int
-    rank: int = 0
-    world: int = 1
+    def __init__(self, seed: int, count: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        """All arguments as `BatchStream` takes them; `count` is the number of items."""
+        self.seed, self.count, self.batch_size, self.rank, self.world = seed, count, batch_size, rank, world
+        self._orders: dict[int, npt.NDArray[np.int64]] = {}
 
     def places(self, step: int) -> list[Place]:
         """The places of this rank's rows at a step."""
         first = (step * self.world + self.rank) * self.batch_size
-        orders: dict[int, npt.NDArray[np.int64]] = {}
         places = []
         for row in range(first, first + self.batch_size):
             epoch, position = divmod(row, self.count)
-            if epoch not in orders:
-                orders[epoch] = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(self.count)
-            places.append(Place(epoch, position, int(orders[epoch][position])))
+            places.append(Place(epoch, position, int(self._order(epoch)[position])))
         return places
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The items in the order of an epoch; the latest is kept, since making it takes longer than a step if there are millions."""
+        if epoch not in self._orders:
+            self._orders = {epoch: np.random.default_rng([self.seed, _ORDER, epoch]).permutation(self.count)}
+        return self._orders[epoch]
 
 
 class Drawn(NamedTuple):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy as np
 from wfvae.errors import DataError
 from wfvae.train.data.clip_source import BadClip, Clip
 from wfvae.train.data.frame_pixels import PixelReader
-from wfvae.train.data.video_container import UnusableError, opened_video, refused
+from wfvae.train.data.video_container import UnusableError, refused
 from wfvae.train.data.video_frames import frames_from
 from wfvae.train.data.video_index import VIDEO_ENDINGS, index_folder
 from wfvae.train.data.video_probe import VideoFacts
@@ -98,15 +100,13 @@ class VideoFolder:
     def _read(self, name: str, facts: VideoFacts, start: int) -> tuple[Clip, int]:
         """The clip from frame `start` on, and how many frames of the video were missing at the end."""
         clip = np.empty((self.frames, *self.size, 3), np.uint8)
-        with opened_video(self.root / name) as (container, stream):
-            pixels = PixelReader(stream.codec_context.name, self.size)
-            passed = 0
-            for frame in frames_from(container, stream, start, facts.first_pts, facts.fps):
+        pixels = PixelReader(facts.codec, self.size)
+        passed = 0
+        with closing(frames_from(self.root / name, facts, start)) as frames:
+            for frame in islice(frames, self.span):
                 if passed % self.stride == 0:
                     clip[passed // self.stride] = pixels.read(frame)
                 passed += 1
-                if passed == self.span:
-                    break
         return clip, self.span - passed
 
     def _too_short(self, frames: int) -> str:

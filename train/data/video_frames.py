@@ -2,79 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Generator, Iterator
 from fractions import Fraction
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import av
 
-from wfvae.train.data.video_container import UnusableError
+from wfvae.train.data.video_container import UnusableError, opened_video
+from wfvae.train.data.video_probe import VideoFacts
 
-__all__ = ["frames_from"]
+__all__ = ["frames_after_seek", "frames_from"]
 
 _STEPS_BACK = (Fraction(0), Fraction(1), Fraction(5))
-"""Seconds that a seek aims before the wanted frame, one after another. With B-frames a container that lists decoding times lands behind
-a frame whose key frame it takes for too late."""
+"""Seconds that a seek aims before the wanted frame, one after another: containers that list decoding times, or positions only, land
+behind it now and then."""
+
+_SKIPPING = frozenset({"h264", "hevc", "mpeg2video", "mpeg4"})
+"""Decoders that can be told packet by packet to leave out frames that no other depends on. AV1's leaves out wanted ones too."""
 
 
-def frames_from(container: Any, stream: Any, number: int, first_pts: int | None, fps: Fraction) -> Iterator[av.VideoFrame]:
-    """The frames `number`, number + 1, ... in presentation order, from the key frame before.
+def frames_from(path: Path, facts: VideoFacts, number: int) -> Generator[av.VideoFrame]:
+    """The frames `number`, number + 1, ... (counted from 0) in presentation order; close the iterator when they are enough.
 
-    Args:
-        number: counts from 0.
-        first_pts: time stamp of frame 0 in the stream's time base; None if the container has no time stamps.
-        fps: frames per second, to find the frame's time.
+    Decoding starts at the key frame before. Only where a container has no time stamps, or cannot be searched, it starts at the first
+    frame, and the frames before are counted. In a video of varying frame rate `number` stands for the time number / fps; frames follow
+    one another without gaps there too.
 
     Raises:
         UnusableError: a frame is damaged.
-        av.FFmpegError: FFmpeg cannot go on.
+        av.FFmpegError, OSError: the file cannot be read on.
     """
-    if number == 0 or first_pts is None or not stream.time_base:
-        yield from _skipping(_decoded(container, stream, None), number)
-        return
+    if number > 0:
+        with opened_video(path) as (container, stream):
+            frames = frames_after_seek(container, stream, facts, number)
+            if frames is not None:
+                yield from frames
+                return
+    with opened_video(path) as (container, stream):
+        yield from islice(_decoded(container, stream, None), number, None)
+
+
+def frames_after_seek(container: Any, stream: Any, facts: VideoFacts, number: int) -> Iterator[av.VideoFrame] | None:
+    """What `frames_from` gives, by way of a key frame; None if no seek leads to one before the frame."""
+    if facts.first_pts is None or not stream.time_base:
+        return None
     tick = Fraction(stream.time_base)
+    frame_ticks = 1 / (facts.fps * tick)
     # Half a frame early: stamps are rounded to ticks, and so is the rate.
-    target = first_pts + round((number - Fraction(1, 2)) / fps / tick)
+    target = facts.first_pts + math.ceil((number - Fraction(1, 2)) * frame_ticks)
     for back in _STEPS_BACK:
         aim = target - round(back / tick)
-        if aim <= first_pts:
-            break
+        if aim <= facts.first_pts:
+            return None
         try:
             container.seek(aim, stream=stream, backward=True)
         except av.FFmpegError:
-            break
+            return None
         frames = _decoded(container, stream, target)
         first = next(frames, None)
-        if first is not None and first.pts is not None and first.pts < target:
-            yield from (frame for frame in frames if frame.pts is None or frame.pts >= target)
-            return
-        if first is not None and first.pts is not None and first.key_frame and _is_wanted(first.pts, target, fps, tick):
-            yield first
-            yield from frames
-            return
-    container.seek(first_pts, stream=stream, backward=True)
-    yield from _skipping(_decoded(container, stream, None), number)
+        if first is None or first.pts is None:
+            continue
+        if first.pts < target:
+            return (frame for frame in frames if frame.pts is None or frame.pts >= target)
+        if first.pts < target + frame_ticks:  # the very frame sought, not a later one
+            return _with_first(first, frames)
+    return None
 
 
-def _is_wanted(pts: int, target: int, fps: Fraction, tick: Fraction) -> bool:
-    """Whether the first frame after a seek is the very frame sought, and not a later one."""
-    return pts <= target + 1 / fps / tick
-
-
-def _skipping(frames: Iterator[av.VideoFrame], count: int) -> Iterator[av.VideoFrame]:
-    for _ in range(count):
-        if next(frames, None) is None:
-            return
+def _with_first(first: av.VideoFrame, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    yield first
     yield from frames
 
 
 def _decoded(container: Any, stream: Any, needed_from: int | None) -> Iterator[av.VideoFrame]:
     """All frames from here on. Those before the time stamp `needed_from` that no other depends on may be left out."""
     context = stream.codec_context
+    may_skip = context.codec.name in _SKIPPING
     for packet in container.demux(stream):
         if packet.is_corrupt:
             raise UnusableError("a packet is damaged or cut short")
-        if needed_from is not None and packet.pts is not None:
+        if may_skip and needed_from is not None and packet.pts is not None:
             context.skip_frame = "NONREF" if packet.pts < needed_from else "DEFAULT"
         for frame in packet.decode():
             if frame.is_corrupt and (needed_from is None or frame.pts is None or frame.pts >= needed_from):

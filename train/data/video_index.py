@@ -146,7 +146,13 @@ def _to_json(file: IndexedFile) -> dict[str, Any]:
     if file.facts is None:
         return entry | {"bad": file.reason}
     facts = file.facts
-    return entry | {"frames": facts.frames, "fps": str(facts.fps), "size": list(facts.size), "first_pts": facts.first_pts}
+    return entry | {
+        "frames": facts.frames,
+        "fps": str(facts.fps),
+        "size": list(facts.size),
+        "first_pts": facts.first_pts,
+        "codec": facts.codec,
+    }
 
 
 def _from_json(entry: dict[str, Any]) -> IndexedFile:
@@ -155,5 +161,6 @@ def _from_json(entry: dict[str, Any]) -> IndexedFile:
         return IndexedFile(path, size, changed, None, str(entry["bad"]))
     height, width = entry["size"]
     first = entry["first_pts"]
-    facts = VideoFacts(int(entry["frames"]), Fraction(entry["fps"]), (int(height), int(width)), None if first is None else int(first))
+    first_pts = None if first is None else int(first)
+    facts = VideoFacts(int(entry["frames"]), Fraction(entry["fps"]), (int(height), int(width)), first_pts, str(entry["codec"]))
     return IndexedFile(path, size, changed, facts, "")

@@ -25,7 +25,9 @@ class VideoFacts:
     size: tuple[int, int]
     """(height, width) as stored, before rotation."""
     first_pts: int | None
-    """Time stamp of the first frame in ticks of the stream, None without time stamps."""
+    """Time stamp of the first frame in ticks of the stream; None without time stamps that can be relied on."""
+    codec: str
+    """FFmpeg's name of the codec."""
 
 
 def probe(path: Path, name: str) -> VideoFacts:
@@ -42,7 +44,10 @@ def probe(path: Path, name: str) -> VideoFacts:
         count = stream.frames
         if count < 1:
             count, rate = _counted(path, rate)
-        return VideoFacts(count, rate, (frame.height, frame.width), frame.pts)
+        # AVI holds no presentation times: what FFmpeg makes up for frames that are stored out of order is wrong.
+        is_timed = container.format.name != "avi" or not stream.codec_context.has_b_frames
+        first_pts = frame.pts if is_timed else None
+        return VideoFacts(count, rate, (frame.height, frame.width), first_pts, stream.codec_context.name)
 
 
 def _counted(path: Path, rate: Fraction) -> tuple[int, Fraction]:
