@@ -118,6 +118,10 @@ class LossSettings:
     """lambda_WL, weight of the wavelet loss (eq. 5); 0 turns it off (Fig. 7)."""
     adversarial: bool = True
     """Train against a 3-D PatchGAN discriminator."""
+    discriminator_channels: int = 64
+    """Channels of the discriminator's first layer; they double up to eight times as many."""
+    discriminator_layers: int = 4
+    """Strided layers of the discriminator."""
     adversarial_weight: float = 0.5
     """Factor of the adaptive weight (eq. 7)."""
     adversarial_start: int = 0
@@ -355,7 +359,8 @@ class _Checks:
         if bool(config.data.crop_height) != bool(config.data.crop_width):
             raise ConfigError("only one of data.crop_height and data.crop_width is set; give both, or none")
         for key in ("data.stride", "data.clips", "optimizer.batch", "optimizer.accumulate", "run.steps", "run.checkpoint_every",
-                    "run.keep", "run.log_every", "validation.clips"):  # fmt: skip
+                    "run.keep", "run.log_every", "validation.clips",
+                    "loss.discriminator_channels", "loss.discriminator_layers"):  # fmt: skip
             self._at_least(key, 1)
         for key in ("data.workers", "data.bad_files", "data.noise", "loss.perceptual_weight", "loss.perceptual_frames", "loss.kl_weight",
                     "loss.wavelet_weight", "loss.adversarial_weight", "loss.adversarial_start", "optimizer.learning_rate",

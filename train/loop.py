@@ -19,7 +19,7 @@ from wfvae.errors import ConfigError, TrainingError
 from wfvae.model import WFVAE
 from wfvae.train.checkpoints import check_same_run, read_checkpoint, write_checkpoint
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import BadClipLedger, Batch, BatchStream, held_out
+from wfvae.train.data import BadClipLedger, Batch, BatchStream, ClipSource, held_out
 from wfvae.train.metrics import METRICS_NAME, Metrics
 from wfvae.train.perceptual import PerceptualLoss
 from wfvae.train.sources import training_source, validation_source
@@ -85,16 +85,22 @@ class _Run:
         self._clock = _Clock()
         self._ledger = BadClipLedger(config.data.bad_files, watcher.notice if world.is_first else None)
         self._scores: Scores | None = None
+        self._validation: ClipSource | None = None
+        self._perceptual: PerceptualLoss | None = None
 
     def go(self, resume: bool) -> RunResult:
         config, world, directory = self._config, self._world, self._directory
         checkpoint = self._open_directory(resume)
         state = self._state(checkpoint)
         perceptual = None if config.loss.perceptual == "none" else PerceptualLoss(config.loss.perceptual).to(world.device)
-        indexing = self._indexing
-        source = training_source(config, directory, indexing)
-        self._validation = validation_source(config, directory, indexing) if world.is_first else None
         self._perceptual = perceptual
+        # The first process writes the index, which the others then find.
+        if not world.is_first:
+            world.wait()
+        source = training_source(config, directory)
+        if world.is_first:
+            self._validation = validation_source(config, directory)
+            world.wait()
         trainer = Trainer(config, state, world, perceptual)
         stream = BatchStream(
             source,
@@ -193,10 +199,6 @@ class _Run:
         if checkpoint is not None:
             read_checkpoint(checkpoint, state)
         return state
-
-    def _indexing(self, done: int, total: int) -> None:
-        if done == total:
-            self._watcher.notice(f"indexed {total} files")
 
 
 class _NoMetrics:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import ClipSource, ProceduralClips, RandomCrops, VideoFolder
 
-Indexing = Callable[[int, int], None]
 
-
-def training_source(config: TrainingConfig, run: Path, indexing: Indexing | None = None) -> ClipSource:
+def training_source(config: TrainingConfig, run: Path) -> ClipSource:
     """The clips to train on. Raises `DataError` naming what is wrong with the folder."""
     data, size = config.data, (config.data.height, config.data.width)
     source: ClipSource
     if data.kind == "procedural":
         source = ProceduralClips(config.run.seed, data.clips, data.frames, size, data.stride, max_noise=data.noise)
     else:
-        source = VideoFolder(data.folder, data.frames, size, data.stride, index_path=run / "index.json", progress=indexing)
+        source = VideoFolder(data.folder, data.frames, size, data.stride, index_path=run / "index.json")
     return RandomCrops(source, (data.crop_height, data.crop_width)) if data.crop_height else source
 
 
-def validation_source(config: TrainingConfig, run: Path, indexing: Indexing | None = None) -> ClipSource | None:
+def validation_source(config: TrainingConfig, run: Path) -> ClipSource | None:
     """Clips that training never sees; None for folder data without a validation folder."""
     data, validation = config.data, config.validation
     size = (validation.height or data.height, validation.width or data.width)
     if validation.folder:
         path = run / "validation-index.json"
-        return VideoFolder(validation.folder, validation.frames, size, data.stride, index_path=path, progress=indexing)
+        return VideoFolder(validation.folder, validation.frames, size, data.stride, index_path=path)
     if data.kind == "procedural":
         return ProceduralClips(0, validation.clips, validation.frames, size, data.stride, split="held-out", max_noise=data.noise)
     return None

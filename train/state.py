@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 
 from wfvae.errors import CheckpointError
 from wfvae.model import WFVAE
@@ -45,7 +46,9 @@ class TrainingState:
         optimizer = _optimizer(model, config.optimizer)
         if not config.loss.adversarial:
             return cls(model, average, optimizer, None, None)
-        discriminator = PatchDiscriminator3D().to(device).train()
+        discriminator = (
+            PatchDiscriminator3D(base=config.loss.discriminator_channels, layers=config.loss.discriminator_layers).to(device).train()
+        )
         discriminator.refresh(config.run.seed)
         return cls(model, average, optimizer, discriminator, _optimizer(discriminator, config.optimizer))
 
@@ -62,7 +65,7 @@ class TrainingState:
         for prefix, module in self._modules():
             found.update({f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()})
         for prefix, module, optimizer in self._optimizers():
-            for name, parameter in module.named_parameters():
+            for name, parameter in _named(module):
                 for key, value in optimizer.state.get(parameter, {}).items():
                     found[f"{prefix}.{name}.{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
         return found
@@ -97,6 +100,12 @@ def _optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Ad
     return torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay)
 
 
+def _named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters by the names of the state dict, which knows nothing of activation checkpointing's wrappers."""
+    for name, parameter in module.named_parameters():
+        yield name.replace(_CHECKPOINT_PREFIX, ""), parameter
+
+
 def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     names = [name for name in tensors if name.startswith(f"{prefix}.")]
     return {name.removeprefix(f"{prefix}."): tensors.pop(name) for name in names}
@@ -105,7 +114,7 @@ def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _fill(optimizer: torch.optim.AdamW, module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
     """Restores AdamW's moments. Its `step` counters stay where they are; the moments follow the device and layout of their weights."""
     rest = dict(tensors)
-    for name, parameter in module.named_parameters():
+    for name, parameter in _named(module):
         keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in rest]
         if not keys:
             continue

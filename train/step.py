@@ -120,8 +120,8 @@ class Trainer:
         weight: Tensor | float = 0.0
         if judge is not None and self._adversarial:
             judge.requires_grad_(False)
-            with self._precision():
-                adversarial = generator_loss(judge(decoded.sample))
+            with self._judging_precision():
+                adversarial = generator_loss(judge(decoded.sample.float()))
             judge.requires_grad_(True)
             weight = adaptive_weight(reconstruction, adversarial, model.decoder.conv_out.weight, factor=loss.adversarial_weight)
         terms = total_loss(
@@ -141,10 +141,9 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.world.device)
         for number, (real, fake) in enumerate(pairs):
-            with self._unsynchronised(judge, number < len(pairs) - 1), self._precision():
-                # One call for both, since a distributed module must be called once per backward pass.
-                logits = judge(torch.cat([real, fake.to(real.dtype)]))
-                loss = hinge_discriminator_loss(*logits.chunk(2)) / len(pairs)
+            with self._unsynchronised(judge, number < len(pairs) - 1), self._judging_precision():
+                # Two calls: its batch norms must not tell real from fake by seeing both at once.
+                loss = hinge_discriminator_loss(judge(real), judge(fake.float())) / len(pairs)
             torch.autograd.backward(loss)
             total += loss.detach()
         value = float(self.world.mean(total))
@@ -159,6 +158,10 @@ class Trainer:
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16")
+
+    def _judging_precision(self) -> AbstractContextManager[object]:
+        """The discriminator's: fp32 on a CPU, where gradients of small 3-D convolutions in bf16 came out as NaN (torch 2.13)."""
+        return self._precision() if self.world.device.type != "cpu" else torch.autocast("cpu", enabled=False)
 
     def _noise(self, video: Tensor, first_row: int) -> Tensor:
         """Noise of the posterior samples. It depends on seed, step and the clip's place in the whole batch, not on the processes."""
@@ -216,7 +219,8 @@ def _mix(seed: int, step: int, salt: int) -> int:
 def _distributed(module: nn.Module, world: World) -> DistributedDataParallel:
     if world.device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-    return DistributedDataParallel(module, device_ids=[world.device] if world.device.type == "cuda" else None)
+    # Buffers are running statistics that training does not read; sending them around would break calls made before one backward pass.
+    return DistributedDataParallel(module, device_ids=[world.device] if world.device.type == "cuda" else None, broadcast_buffers=False)
 
 
 def _recompute_blocks(model: WFVAE) -> None:

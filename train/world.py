@@ -6,12 +6,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from wfvae.errors import TrainingError
+
+_PATIENCE = timedelta(hours=2)
+"""The other processes wait this long while the first indexes a large folder of videos."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def join_world(threads: int) -> Iterator[World]:
         local = int(os.environ["LOCAL_RANK"])
         if gpu:
             torch.cuda.set_device(local)
-        dist.init_process_group("nccl" if gpu else "gloo")
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=_PATIENCE)
     except (KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise TrainingError(f"the processes of this run cannot be joined: {reason}; start them by: torchrun --nproc-per-node N") from error
