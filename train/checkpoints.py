@@ -93,7 +93,7 @@ _FREE = frozenset(
     }.items()
     for key in keys.split()
 )
-"""Keys that a resumed run may change. `run.steps` also sets the end of a cosine schedule; see docs/training.md."""
+"""Keys that a resumed run may change. (`run.steps` moves the end of a cosine, unless `optimizer.schedule_steps` holds it.)"""
 
 
 def _facts(state: TrainingState, config: TrainingConfig) -> dict[str, Any]:

@@ -88,6 +88,8 @@ class DataSettings:
     """Height of a random window that is cut out of each clip after resizing; 0 keeps the whole. With `crop_width`."""
     crop_width: int = 0
     """Width of that window."""
+    crops_per_clip: int = 1
+    """Windows that are cut out of each clip, spread over a few batches. More save reading; they are less varied."""
     stride: int = 1
     """Every stride-th frame of a video. 2 halves the frame rate, as stage II does."""
     workers: int = 2
@@ -148,6 +150,8 @@ class OptimizerSettings:
     """Learning rate after the warm-up: constant, or a half cosine down to `final_rate` of the peak."""
     warmup_steps: int = 0
     """Steps of linear increase at the beginning."""
+    schedule_steps: int = 0
+    """Steps after which the cosine has come down; 0 takes `run.steps`."""
     final_rate: float = 0.01
     """Share of the peak rate at the end of the cosine."""
     ema_decay: float = 0.999
@@ -336,6 +340,15 @@ def _value(hint: Any, value: object, where: str) -> Any:
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
+_AT_LEAST_ONE = """
+    data.stride data.clips data.crops_per_clip optimizer.batch optimizer.accumulate run.steps run.checkpoint_every run.keep run.log_every
+    validation.clips loss.discriminator_channels loss.discriminator_layers"""
+_AT_LEAST_ZERO = """
+    data.workers data.bad_files data.noise loss.perceptual_weight loss.perceptual_frames loss.kl_weight loss.wavelet_weight
+    loss.adversarial_weight loss.adversarial_start optimizer.learning_rate optimizer.weight_decay optimizer.clip_norm
+    optimizer.warmup_steps optimizer.schedule_steps optimizer.final_rate run.seed run.threads validation.every validation.pictures"""
+
+
 class _Checks:
     """Ranges, and what several values must agree on."""
 
@@ -358,14 +371,9 @@ class _Checks:
                 raise ConfigError(f"validation.{name} is {shown}; expected a multiple of {SPATIAL_RATIO}, or 0")
         if bool(config.data.crop_height) != bool(config.data.crop_width):
             raise ConfigError("only one of data.crop_height and data.crop_width is set; give both, or none")
-        for key in ("data.stride", "data.clips", "optimizer.batch", "optimizer.accumulate", "run.steps", "run.checkpoint_every",
-                    "run.keep", "run.log_every", "validation.clips",
-                    "loss.discriminator_channels", "loss.discriminator_layers"):  # fmt: skip
+        for key in _AT_LEAST_ONE.split():
             self._at_least(key, 1)
-        for key in ("data.workers", "data.bad_files", "data.noise", "loss.perceptual_weight", "loss.perceptual_frames", "loss.kl_weight",
-                    "loss.wavelet_weight", "loss.adversarial_weight", "loss.adversarial_start", "optimizer.learning_rate",
-                    "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.warmup_steps", "optimizer.final_rate", "run.seed",
-                    "run.threads", "validation.every", "validation.pictures"):  # fmt: skip
+        for key in _AT_LEAST_ZERO.split():
             self._at_least(key, 0)
         for key, value in (("optimizer.ema_decay", config.optimizer.ema_decay), *(("optimizer.betas", b) for b in config.optimizer.betas)):
             if not 0.0 <= value < 1.0:

@@ -22,7 +22,7 @@ from wfvae.train.config import TrainingConfig
 from wfvae.train.data import BadClipLedger, Batch, BatchStream, ClipSource, held_out
 from wfvae.train.metrics import METRICS_NAME, Metrics
 from wfvae.train.perceptual import PerceptualLoss
-from wfvae.train.sources import training_source, validation_source
+from wfvae.train.sources import training_crops, training_source, validation_source
 from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer
 from wfvae.train.validation import Scores, validate
@@ -110,6 +110,7 @@ class _Run:
             world.size,
             config.data.workers,
             state.step,
+            crops=training_crops(config),
             ledger=self._ledger,
             pin_memory=world.device.type == "cuda",
         )

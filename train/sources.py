@@ -5,18 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import ClipSource, ProceduralClips, RandomCrops, VideoFolder
+from wfvae.train.data import ClipSource, Crops, ProceduralClips, VideoFolder
 
 
 def training_source(config: TrainingConfig, run: Path) -> ClipSource:
     """The clips to train on. Raises `DataError` naming what is wrong with the folder."""
     data, size = config.data, (config.data.height, config.data.width)
-    source: ClipSource
     if data.kind == "procedural":
-        source = ProceduralClips(config.run.seed, data.clips, data.frames, size, data.stride, max_noise=data.noise)
-    else:
-        source = VideoFolder(data.folder, data.frames, size, data.stride, index_path=run / "index.json")
-    return RandomCrops(source, (data.crop_height, data.crop_width)) if data.crop_height else source
+        return ProceduralClips(config.run.seed, data.clips, data.frames, size, data.stride, max_noise=data.noise)
+    return VideoFolder(data.folder, data.frames, size, data.stride, index_path=run / "index.json")
+
+
+def training_crops(config: TrainingConfig) -> Crops | None:
+    """The windows that are cut out of the clips to train on."""
+    data = config.data
+    return Crops(data.crop_height, data.crop_width, data.crops_per_clip) if data.crop_height else None
 
 
 def validation_source(config: TrainingConfig, run: Path) -> ClipSource | None:

@@ -195,6 +195,7 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
         return settings.learning_rate
+    steps = settings.schedule_steps or steps
     progress = min((step - settings.warmup_steps) / max(steps - settings.warmup_steps, 1), 1.0)
     return settings.learning_rate * (settings.final_rate + (1.0 - settings.final_rate) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 

@@ -9,6 +9,7 @@ import signal
 import threading
 import warnings
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,8 @@ from wfvae.errors import DataError, TrainingError, WFVAEError
 from wfvae.train.data.bad_clips import BadClipLedger
 from wfvae.train.data.batch import Batch, stack_clips
 from wfvae.train.data.clip_source import BadClip, Clip, ClipSource, InspectedSource
-from wfvae.train.data.sampling import NoneUsableError, Sampling, draw
+from wfvae.train.data.crops import Crops
+from wfvae.train.data.sampling import WINDOW, Drawn, NoneUsableError, Place, Sampling, crop_rng, draw
 
 __all__ = ["BatchStream", "StartMethod"]
 
@@ -43,8 +45,10 @@ class _Failure:
 class _Steps(Dataset[Batch | _Failure]):
     """The batch of any step; a map-style data set, so that the order of steps does not depend on the workers."""
 
-    def __init__(self, source: ClipSource, sampling: Sampling, max_bad: int) -> None:
-        self._source, self._sampling, self._max_bad = source, sampling, max_bad
+    def __init__(self, source: ClipSource, sampling: Sampling, max_bad: int, crops: Crops | None) -> None:
+        self._source, self._sampling, self._max_bad, self._crops = source, sampling, max_bad, crops
+        # The latest clips of which more crops will be taken. Nothing depends on what is in here but the time.
+        self._kept: OrderedDict[tuple[int, int], Drawn] = OrderedDict()
 
     def __getitem__(self, step: int) -> Batch | _Failure:
         bad: list[BadClip] = []
@@ -60,7 +64,7 @@ class _Steps(Dataset[Batch | _Failure]):
         names: list[str] = []
         places = self._sampling.places(step)
         for place in places:
-            drawn = draw(self._source, self._sampling.seed, place.epoch, place.item, self._max_bad)
+            drawn = self._draw(place)
             bad += drawn.bad
             name = self._source.name(drawn.item)
             if clips and drawn.clip.shape != clips[0].shape:
@@ -70,6 +74,18 @@ class _Steps(Dataset[Batch | _Failure]):
             clips.append(drawn.clip)
             names.append(name)
         return Batch(stack_clips(clips), tuple(names), tuple(bad), step, places[0].epoch, places[0].position)
+
+    def _draw(self, place: Place) -> Drawn:
+        seed, crops = self._sampling.seed, self._crops
+        key = (place.epoch, place.item)
+        drawn = self._kept.get(key) or draw(self._source, seed, place.epoch, place.item, self._max_bad)
+        if crops is None:
+            return drawn
+        if crops.per_clip > 1:
+            self._kept[key] = drawn
+            while len(self._kept) > WINDOW:
+                self._kept.popitem(last=False)
+        return drawn._replace(clip=crops.cut(drawn.clip, crop_rng(seed, place)))
 
 
 class BatchStream:
@@ -95,6 +111,7 @@ class BatchStream:
         workers: int = 0,
         start_step: int = 0,
         *,
+        crops: Crops | None = None,
         ledger: BadClipLedger | None = None,
         prefetch: int = 2,
         pin_memory: bool = False,
@@ -109,6 +126,7 @@ class BatchStream:
             rank, world: this process's number and the number of processes that train together.
             workers: processes that make batches ahead of time; 0 makes them in this process when they are asked for.
             start_step: the step to start with, >= 0.
+            crops: random windows that are cut out of the clips; None takes them whole.
             ledger: where bad items go; None for a silent one with the default limit.
             prefetch: batches that each worker makes ahead, >= 1.
             pin_memory: put the frames into page-locked memory, for asynchronous copies to a CUDA device.
@@ -127,7 +145,8 @@ class BatchStream:
         self.ledger = BadClipLedger() if ledger is None else ledger
         if isinstance(source, InspectedSource):
             self.ledger.note(source.unusable)
-        steps = _Steps(source, Sampling(seed, len(source), batch_size, rank, world), self.ledger.limit)
+        sampling = Sampling(seed, len(source), batch_size, rank, world, crops.per_clip if crops is not None else 1)
+        steps = _Steps(source, sampling, self.ledger.limit, crops)
         self._workers: list[BaseProcess] = []
         self._at_exit = partial(_close, weakref.ref(self))
         self._batches: Iterator[Batch | _Failure] | None = None

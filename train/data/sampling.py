@@ -11,9 +11,12 @@ import numpy.typing as npt
 from wfvae.errors import DataError
 from wfvae.train.data.clip_source import BadClip, Clip, ClipSource
 
-__all__ = ["Drawn", "NoneUsableError", "Place", "Sampling", "check_clip", "draw", "item_rng"]
+__all__ = ["WINDOW", "Drawn", "NoneUsableError", "Place", "Sampling", "check_clip", "crop_rng", "draw", "item_rng"]
 
-_ORDER, _CLIP = 0, 1
+_ORDER, _CLIP, _CROP = 0, 1, 2
+
+WINDOW = 8
+"""Items whose crops are mixed with each other when there are several of each."""
 
 
 class Place(NamedTuple):
@@ -24,6 +27,8 @@ class Place(NamedTuple):
     """Place in the epoch's order."""
     item: int
     """Number of the item in the source."""
+    crop: int = 0
+    """Which crop of the item's clip."""
 
 
 class Sampling:
@@ -31,11 +36,14 @@ class Sampling:
 
     Every epoch goes once through all items in an order of its own. The rows of a step's global batch, rank by rank, are the next
     `batch_size * world` places of that endless order, so that two ranks see together what one with twice the batch would.
+
+    With several crops per item an epoch is that much longer: the crops of `WINDOW` items that follow each other are shuffled, so that
+    a batch holds different items and each item is still needed for a short while only.
     """
 
-    def __init__(self, seed: int, count: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        """All arguments as `BatchStream` takes them; `count` is the number of items."""
-        self.seed, self.count, self.batch_size, self.rank, self.world = seed, count, batch_size, rank, world
+    def __init__(self, seed: int, count: int, batch_size: int, rank: int = 0, world: int = 1, crops: int = 1) -> None:
+        """All arguments as `BatchStream` takes them; `count` is the number of items, `crops` how many there are of each."""
+        self.seed, self.count, self.batch_size, self.rank, self.world, self.crops = seed, count, batch_size, rank, world, crops
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
 
     def places(self, step: int) -> list[Place]:
@@ -43,9 +51,20 @@ class Sampling:
         first = (step * self.world + self.rank) * self.batch_size
         places = []
         for row in range(first, first + self.batch_size):
-            epoch, position = divmod(row, self.count)
-            places.append(Place(epoch, position, int(self._order(epoch)[position])))
+            epoch, position = divmod(row, self.count * self.crops)
+            turn, crop = self._turn(epoch, position)
+            places.append(Place(epoch, position, int(self._order(epoch)[turn]), crop))
         return places
+
+    def _turn(self, epoch: int, position: int) -> tuple[int, int]:
+        """Place of the item in the epoch's order of items, and the crop, at a position of the epoch."""
+        if self.crops == 1:
+            return position, 0
+        window, inside = divmod(position, WINDOW * self.crops)
+        items = min(WINDOW, self.count - window * WINDOW)
+        mixed = np.random.default_rng([self.seed, _ORDER, epoch, window]).permutation(items * self.crops)
+        item, crop = divmod(int(mixed[inside]), self.crops)
+        return window * WINDOW + item, crop
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         """The items in the order of an epoch; the latest is kept, since making it takes longer than a step if there are millions."""
@@ -108,6 +127,11 @@ def _choices(seed: int, epoch: int, index: int, count: int) -> Iterator[tuple[in
 def item_rng(seed: int, epoch: int, index: int, attempt: int) -> np.random.Generator:
     """The random numbers of one try to draw a clip for the item `index`."""
     return np.random.default_rng([seed, _CLIP, epoch, index, attempt])
+
+
+def crop_rng(seed: int, place: Place) -> np.random.Generator:
+    """The random numbers of one crop."""
+    return np.random.default_rng([seed, _CROP, place.epoch, place.item, place.crop])
 
 
 def check_clip(source: ClipSource, index: int, clip: Clip) -> Clip:
