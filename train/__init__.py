@@ -1,1 +1,1 @@
-"""Training: not written yet."""
+"""Training: clips from videos, the losses of the paper, and runs that resume exactly. `wfvae.train.loop.train` is the way in."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from wfvae.model import WFVAE
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+RUN_CHECKPOINTS, RUN_MODEL = "checkpoints", "checkpoint"
+"""A training run holds `checkpoints/step-N/checkpoint/`, each a checkpoint directory of the averaged weights."""
 _LISTED = 8
 
 
@@ -28,8 +31,9 @@ def load(
     """Loads a model for inference (in eval mode).
 
     Args:
-        source: a directory with `config.json` and `diffusion_pytorch_model.safetensors`; a training checkpoint `*.ckpt` with a
-            `config.json` beside it; or a Hugging Face repository `owner/name` (needs the extra `hub`).
+        source: a directory with `config.json` and `diffusion_pytorch_model.safetensors`; the directory of a training run, whose
+            newest averaged weights are taken; a training checkpoint `*.ckpt` with a `config.json` beside it; or a Hugging Face
+            repository `owner/name` (needs the extra `hub`).
         device, dtype: where and in what precision the weights are placed.
         revision: branch, tag or commit of a Hugging Face repository.
 
@@ -49,8 +53,26 @@ def load(
         return _build(WFVAEConfig.from_json(path.parent / CONFIG_NAME), read_training_checkpoint(path), path, device, dtype)
     if not path.is_dir():
         path = _download(str(source), revision)
+    path = _model_of_run(path)
     _require_config(path, source)
     return _build(WFVAEConfig.from_json(path / CONFIG_NAME), _read_weights(path / WEIGHTS_NAME), path, device, dtype)
+
+
+def newest_of_run(run: Path) -> Path | None:
+    """The newest whole checkpoint, `step-N`, of a training run; None if there is none."""
+    folder = run / RUN_CHECKPOINTS
+    steps = [path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name)] if folder.is_dir() else []
+    return max(steps, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+
+
+def _model_of_run(directory: Path) -> Path:
+    """The averaged weights in a run or in one of its checkpoints; the directory itself if it is neither."""
+    if (directory / RUN_CHECKPOINTS).is_dir() and not (directory / CONFIG_NAME).is_file():
+        newest = newest_of_run(directory)
+        if newest is None:
+            raise CheckpointError(f"the training run {directory} has no checkpoint yet; wait for its first one, or let it make one")
+        directory = newest
+    return directory / RUN_MODEL if (directory / RUN_MODEL).is_dir() and not (directory / CONFIG_NAME).is_file() else directory
 
 
 def _require_config(directory: Path, source: str | Path) -> None:

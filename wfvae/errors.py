@@ -43,6 +43,14 @@ class LatentsError(WFVAEError):
     """A file or store of latents that cannot be read, written or decoded by this bundle."""
 
 
+class DataError(WFVAEError):
+    """Training data that is missing, unusable or wrongly described."""
+
+
+class TrainingError(WFVAEError):
+    """A training run that cannot go on."""
+
+
 class ResourceError(WFVAEError):
     """A job that does not fit the memory or disk it was given."""
 

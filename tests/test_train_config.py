@@ -1,0 +1,122 @@
+"""Training configurations: ready ones, files, overrides and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fixtures.program import Program
+from wfvae.config import WFVAEConfig
+from wfvae.errors import ConfigError
+from wfvae.train.config import TrainingConfig, ready_configs
+
+
+@pytest.fixture
+def program(capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(capsys)
+
+
+FOLDER = ["data.folder=videos"]
+
+
+@pytest.mark.parametrize("preset", ["S", "M", "L"])
+@pytest.mark.parametrize(
+    ("stage", "frames", "stride", "lpips", "steps"), [(1, 25, 1, 1.0, 800_000), (2, 49, 2, 1.0, 200_000), (3, 49, 2, 0.1, 200_000)]
+)
+def test_the_stages_are_those_of_the_paper(preset: str, stage: int, frames: int, stride: int, lpips: float, steps: int) -> None:
+    config = TrainingConfig.load(f"{preset}-stage{stage}", FOLDER)
+    assert config.model.architecture() == WFVAEConfig.preset(preset)  # type: ignore[arg-type]
+    assert (config.data.frames, config.data.stride, config.data.height, config.data.width) == (frames, stride, 256, 256)
+    loss, optimizer = config.loss, config.optimizer
+    assert (loss.reconstruction, loss.perceptual, loss.perceptual_weight) == ("l1", "vgg", lpips)
+    assert (loss.kl_weight, loss.wavelet_weight, loss.adversarial, loss.adversarial_weight) == (1e-6, 0.1, True, 0.5)
+    assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (1e-5, (0.9, 0.999), 1e-4)
+    assert (optimizer.batch, optimizer.ema_decay, optimizer.schedule) == (8, 0.999, "constant")
+    assert (config.run.steps, config.run.precision) == (steps, "bf16")
+
+
+def test_every_ready_config_loads_and_is_listed(program: Program) -> None:
+    listed = program.done("train", "--list")
+    assert listed == ready_configs()
+    assert len(listed) == 10
+    for name in ready_configs():
+        TrainingConfig.load(name, FOLDER)
+
+
+def test_a_folder_is_asked_for(program: Program) -> None:
+    assert "--set data.folder=DIR" in program.refused("train", "S-stage1")
+
+
+def test_toml_and_dict_read_back_equal(tmp_path: Path) -> None:
+    config = TrainingConfig.load("tiny", ["model.latent_dim=8", "optimizer.betas=[0.5, 0.9]", "run.initial=some dir"])
+    (tmp_path / "again.toml").write_text(config.to_toml(), encoding="utf-8")
+    assert TrainingConfig.load(tmp_path / "again.toml") == config
+    assert TrainingConfig.from_dict(config.to_dict()) == config
+    assert config.model.latent_dim == 8
+    assert config.optimizer.betas == (0.5, 0.9)
+    assert config.run.initial == "some dir"
+    assert config.differences(TrainingConfig.load("tiny")) == ["model.latent_dim", "optimizer.betas", "run.initial"]
+
+
+def test_ablations_reach_the_architecture() -> None:
+    config = TrainingConfig.load("tiny", ["model.energy_flow_l2=false", "model.energy_flow_l3=false", "loss.wavelet_weight=0"])
+    architecture = config.model.architecture()
+    assert (architecture.energy_flow_l2, architecture.energy_flow_l3) == (False, False)
+    assert config.loss.wavelet_weight == 0.0
+    wide = ["model.base_channels=32", "model.encoder_energy_flow_hidden_size=32", "model.decoder_energy_flow_hidden_size=32"]
+    assert TrainingConfig.load("tiny", ["model.norm_type=groupnorm", *wide]).model.architecture().norm_type == "groupnorm"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimiser.batch=4", "unknown key optimiser; did you mean optimizer?"),
+        ("optimizer.learnig_rate=1", "unknown key optimizer.learnig_rate; did you mean optimizer.learning_rate?"),
+        ("data.frames=10", "a clip has 1 + 4 n frames, for example 9 or 13"),
+        ("data.frames=0", "a clip has 1 + 4 n frames, for example 1 or 5"),
+        ("data.height=100", "data.height is 100; expected a positive multiple of 8"),
+        ("data.crop_height=256", "data.crop_height is 256"),
+        ("data.crop_width=0", "only one of"),
+        ("data.kind=files", "data.kind is 'files'; expected one of 'folder', 'procedural'"),
+        ("run.steps=1.5", "run.steps is 1.5; expected an integer"),
+        ("run.steps=true", "run.steps is True; expected an integer"),
+        ("run.seed=-1", "run.seed is -1; expected a finite number of at least 0"),
+        ("optimizer.learning_rate=nan", "optimizer.learning_rate is nan"),
+        ("optimizer.learning_rate=inf", "optimizer.learning_rate is inf"),
+        ("optimizer.ema_decay=1.0", "optimizer.ema_decay is 1.0; expected 0 <= value < 1"),
+        ("optimizer.betas=[0.9]", "expected a list of 2 values"),
+        ("model.preset=XL", "model.preset is 'XL'; expected one of 'S', 'M', 'L', 'tiny'"),
+        ("model.temporal_compression=2", "expected one of 4, 8"),
+        ("model.norm_type=groupnorm", "divisible by 32"),
+        ("loss.adversarial=1", "loss.adversarial is 1; expected true or false"),
+        ("data=3", "section.key=value"),
+        ("nonsense", "section.key=value"),
+        ("data.folder.x=3", "data.folder.x"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(program: Program, override: str, said: str) -> None:
+    assert said in program.refused("train", "tiny", "--set", override)
+
+
+def test_wrong_files_are_refused(program: Program, tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text("[run]\nsteps = \n", encoding="utf-8")
+    assert "cannot read the training configuration" in program.refused("train", path)
+    path.write_bytes(b"\xff\xfe")
+    assert "cannot read the training configuration" in program.refused("train", path)
+    path.write_text("run = 3\n", encoding="utf-8")
+    assert "run is 3; expected a section of keys" in program.refused("train", path)
+    assert "neither a file nor a ready configuration" in program.refused("train", "S-stage4")
+    assert "no configuration was given" in program.refused("train")
+
+
+def test_show_prints_every_key(program: Program) -> None:
+    shown = program.done("train", "tiny", "--show", "--set", "run.seed=7")
+    assert shown["run"]["seed"] == 7
+    assert TrainingConfig.from_dict(shown) == TrainingConfig.load("tiny", ["run.seed=7"])
+
+
+def test_a_config_refuses_values_of_another_kind() -> None:
+    with pytest.raises(ConfigError, match="run is 5; expected a section"):
+        TrainingConfig.from_dict({"run": 5})

@@ -1,0 +1,400 @@
+"""Training runs: exact resumption, processes, accumulation, faults, and what comes out. Through the real program where it matters."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from fixtures.program import Program, clip, save, start_process
+from wfvae.errors import CheckpointError, ConfigError, TrainingError
+from wfvae.model import WFVAE
+from wfvae.train.checkpoints import write_checkpoint
+from wfvae.train.config import TrainingConfig
+from wfvae.train.loop import Watcher, read_metrics, train
+from wfvae.train.state import TrainingState
+from wfvae.train.step import learning_rate
+from wfvae.train.world import World
+
+CPU = World(0, 1, torch.device("cpu"))
+SMALL = {
+    "model": {
+        "preset": "tiny",
+        "base_channels": 8,
+        "latent_dim": 4,
+        "encoder_energy_flow_hidden_size": 8,
+        "decoder_energy_flow_hidden_size": 8,
+        "encoder_num_resblocks": 1,
+        "decoder_num_resblocks": 1,
+        "dropout": 0.1,
+    },
+    "data": {"kind": "procedural", "frames": 5, "height": 32, "width": 32, "clips": 10, "workers": 0, "noise": 2.0},
+    "loss": {"perceptual": "none", "adversarial": False, "discriminator_channels": 8, "discriminator_layers": 3},
+    "optimizer": {"learning_rate": 1e-3, "batch": 2, "ema_decay": 0.9, "schedule": "cosine", "warmup_steps": 2},
+    "run": {"steps": 6, "precision": "fp32", "threads": 1, "checkpoint_every": 2, "log_every": 1},
+    "validation": {"every": 3, "clips": 2, "frames": 5, "pictures": 1},
+}
+
+
+@pytest.fixture
+def program(capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(capsys)
+
+
+def small(**changes: object) -> TrainingConfig:
+    """The small configuration; `section__key=value` changes it."""
+    data = {name: dict(section) for name, section in SMALL.items()}
+    for key, value in changes.items():
+        section, name = key.split("__")
+        data[section][name] = value
+    return TrainingConfig.from_dict(data)
+
+
+def written(config: TrainingConfig, path: Path) -> Path:
+    path.write_text(config.to_toml(), encoding="utf-8")
+    return path
+
+
+def last_state(run: Path) -> dict[str, torch.Tensor]:
+    newest = max((run / "checkpoints").iterdir())
+    return load_file(newest / "training.safetensors")
+
+
+def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert len(a) > 100
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps with everything that has a state: discriminator, dropout, moving average."""
+    run = tmp_path_factory.mktemp("run")
+    train(small(loss__adversarial=True), run, CPU)
+    return run
+
+
+def test_a_run_leaves_checkpoints_a_record_scores_and_pictures(finished_run: Path) -> None:
+    steps = sorted(path.name for path in (finished_run / "checkpoints").iterdir())
+    assert steps == ["step-00000002", "step-00000004", "step-00000006"]
+    assert TrainingConfig.load(finished_run / "config.toml") == small(loss__adversarial=True)
+    lines = read_metrics(finished_run, "train")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(line["adversarial_weight"] > 0 and line["discriminator"] >= 0 for line in lines)
+    assert sum(line["discriminator"] for line in lines) > 0
+    for line in lines:
+        parts = line["reconstruction"] + 1e-6 * line["kl"] + 0.1 * line["wavelet"] + line["adversarial_weight"] * line["adversarial"]
+        assert line["total"] == pytest.approx(parts, rel=1e-4)
+        assert 0 < line["compute"] <= 1
+    scores = read_metrics(finished_run, "validation")
+    assert [line["step"] for line in scores] == [3, 6]
+    assert all(0 < line["psnr_db"] < 50 and -1 <= line["ssim"] <= 1 for line in scores)
+    with Image.open(finished_run / "validation" / "step-00000006" / "clip-0.png") as picture:
+        assert picture.size == (5 * 32, 3 * 32)
+        pixels = np.asarray(picture)
+    # The first row is the clip itself; the third is grey where nothing differs, and here much differs.
+    assert pixels[:32].std() > 10
+    assert pixels[64:].std() > 5
+
+
+def test_weights_average_and_discriminator_have_moved(finished_run: Path) -> None:
+    states = [load_file(path / "training.safetensors") for path in sorted((finished_run / "checkpoints").iterdir())]
+    for prefix in ("model", "average", "discriminator", "optimizer", "discriminator_optimizer"):
+        names = [name for name in states[0] if name.startswith(f"{prefix}.") and name.endswith(("weight", "exp_avg"))]
+        names = [name for name in names if "wavelet" not in name]
+        moved = [name for name in names if not torch.equal(states[0][name], states[-1][name])]
+        assert len(moved) > 0.9 * len(names) > 0, prefix
+
+
+def test_the_average_is_that_of_its_definition(tmp_path: Path) -> None:
+    # Without weight decay of the record itself: average_n = 0.9 average_(n-1) + 0.1 model_n, from the checkpoints of every step.
+    run = tmp_path / "run"
+    train(small(run__checkpoint_every=1, run__keep=10, run__steps=3), run, CPU)
+    states = [load_file(path / "training.safetensors") for path in sorted((run / "checkpoints").iterdir())]
+    for before, after in itertools.pairwise(states):
+        for name in [n for n in after if n.startswith("average.") and n.endswith(".bias")]:
+            expected = 0.9 * before[name].double() + 0.1 * after["model." + name.removeprefix("average.")].double()
+            assert torch.allclose(after[name].double(), expected, atol=1e-7)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    seen: list[int] = []
+    config = small(loss__adversarial=True)
+    result = train(config, run, CPU, watcher=Watcher(lambda done, *_: seen.append(done), stopping=lambda: len(seen) == 3))
+    assert (result.step, result.finished) == (3, False)
+    result = train(small(loss__adversarial=True, data__workers=1), run, CPU, resume=True)  # the number of workers is free
+    assert (result.step, result.finished) == (6, True)
+    assert_same_bits(last_state(finished_run), last_state(run))
+    times = ("frames_per_second", "data_wait", "compute")
+    records = [[{k: v for k, v in line.items() if k not in times} for line in read_metrics(r, "train")] for r in (finished_run, run)]
+    assert records[0] == records[1]
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3])
+def test_a_killed_run_goes_on_to_the_same_bits(moment: int, finished_run: Path, tmp_path: Path, program: Program) -> None:
+    run, config = tmp_path / "run", written(small(loss__adversarial=True), tmp_path / "small.toml")
+    process = start_process("train", config, "--out", run)
+    end = time.monotonic() + 60
+    # Killed wherever it is once it has logged a step; with luck in the middle of writing a checkpoint.
+    while (process.poll() is None and not (run / "metrics.jsonl").is_file()) or _logged(run) < 2 * moment - 1:
+        assert time.monotonic() < end
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    report = program.done("train", config, "--out", run, "--resume")
+    assert (report["step"], report["finished"]) == (6, True)
+    assert_same_bits(last_state(finished_run), last_state(run))
+    assert not [path for path in (run / "checkpoints").iterdir() if path.suffix == ".tmp"]
+
+
+def _logged(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_text(encoding="utf-8").count('"train"') if path.is_file() else 0
+
+
+def test_ctrl_c_keeps_the_work(tmp_path: Path) -> None:
+    run, config = tmp_path / "run", written(small(run__steps=100_000, run__checkpoint_every=100_000), tmp_path / "small.toml")
+    process = start_process("train", config, "--out", run)
+    end = time.monotonic() + 60
+    while _logged(run) < 2:
+        assert time.monotonic() < end
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"go on with --resume" in err
+    assert b"Traceback" not in err
+    [checkpoint] = (run / "checkpoints").iterdir()
+    assert int(checkpoint.name.removeprefix("step-")) >= 2
+    assert b"of 100000" in out
+
+
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    plain = {"model__dropout": 0.0, "run__steps": 3, "optimizer__batch": 4}
+    train(small(**plain), whole, CPU)
+    train(small(**plain, optimizer__accumulate=2), parts, CPU)
+    _assert_close(last_state(whole), last_state(parts))
+
+
+def test_recomputed_activations_give_the_same_weights(tmp_path: Path) -> None:
+    plain, frugal = tmp_path / "plain", tmp_path / "frugal"
+    train(small(run__steps=3), plain, CPU)
+    train(small(run__steps=3, run__activation_checkpointing=True), frugal, CPU)
+    _assert_close(last_state(plain), last_state(frugal))
+    assert WFVAE.from_pretrained(frugal).config == WFVAE.from_pretrained(plain).config
+
+
+def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
+    config = small(model__dropout=0.0, run__steps=3, optimizer__batch=4)
+    train(config, tmp_path / "one", CPU)
+    assert two_processes(config, tmp_path) == 3
+    _assert_close(last_state(tmp_path / "one"), last_state(tmp_path / "two"))
+    one, two = (read_metrics(tmp_path / name, "train") for name in ("one", "two"))
+    assert [line["total"] for line in one] == pytest.approx([line["total"] for line in two], rel=1e-4)
+
+
+def test_two_processes_train_with_accumulation_against_a_discriminator(tmp_path: Path) -> None:
+    config = small(run__steps=2, optimizer__batch=4, optimizer__accumulate=2, loss__adversarial=True)
+    assert two_processes(config, tmp_path) == 2
+    assert all(torch.isfinite(tensor).all() for tensor in last_state(tmp_path / "two").values())
+
+
+def two_processes(config: TrainingConfig, tmp_path: Path) -> int:
+    """The step that a run of two processes came to; it is in `tmp_path / "two"`."""
+    path = written(config, tmp_path / "small.toml")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d"]
+    launcher += ["--rdzv-endpoint", "localhost:0", "-m", "wfvae", "train", str(path), "--out", str(tmp_path / "two"), "--json"]
+    done = subprocess.run(launcher, capture_output=True, timeout=120, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr.decode()
+    step: int = json.loads(done.stdout)["step"]  # one report, of the first process
+    return step
+
+
+def _assert_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    """Adam's first steps are nearly signs of gradients, so rounding may turn single weights; whole tensors must agree."""
+    assert a.keys() == b.keys()
+    for name in a:
+        # The bias of the keys has no gradient but rounding (a softmax does not see it), which Adam makes into steps of full size.
+        if name.startswith(("model.", "average.")) and not name.endswith(".k.conv.bias"):
+            distance, size = (a[name] - b[name]).norm(), a[name].norm()
+            assert distance <= 1e-3 * size + 1e-5, name
+
+
+def test_batches_that_do_not_divide_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="use a multiple of 3"):
+        train(small(optimizer__batch=4, optimizer__accumulate=3), tmp_path, CPU)
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(finished_run: Path, tmp_path: Path, program: Program) -> None:
+    config = written(small(loss__adversarial=True), tmp_path / "small.toml")
+    assert "go on with --resume, or choose another --out" in program.refused("train", config, "--out", finished_run)
+    said = program.refused("train", config, "--out", finished_run, "--resume", "--set", "optimizer.batch=4", "--set", "run.seed=1")
+    assert "another optimizer.batch, run.seed" in said
+
+
+def test_longer_runs_may_be_resumed(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    result = train(small(loss__adversarial=True, run__steps=7, run__keep=1), run, CPU, resume=True)
+    assert (result.step, result.finished) == (7, True)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000007"]
+
+
+def test_nan_stops_the_run_and_names_step_batch_and_checkpoint(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    path = run / "checkpoints" / "step-00000006" / "training.safetensors"
+    tensors = load_file(path)
+    tensors["model.decoder.conv_out.bias"][:] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(TrainingError, match=r"step 7: total is nan.*the batch held procedural.*last good checkpoint is .*step-00000006"):
+        train(small(loss__adversarial=True, run__steps=8), run, CPU, resume=True)
+    assert max(p.name for p in (run / "checkpoints").iterdir()) == "step-00000006"
+
+
+def test_a_damaged_checkpoint_says_how_to_go_on(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    newest = run / "checkpoints" / "step-00000006"
+    config = small(loss__adversarial=True)
+    with (newest / "training.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(CheckpointError, match=r"remove .*step-00000006 to resume from the one before"):
+        train(config, run, CPU, resume=True)
+    shutil.rmtree(newest)
+    assert train(config, run, CPU, resume=True).step == 6
+    assert_same_bits(last_state(finished_run), last_state(run))
+    (run / "checkpoints" / "step-00000006" / "training.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="to resume from the one before"):
+        train(config, run, CPU, resume=True)
+
+
+def test_a_full_disk_keeps_the_checkpoints_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(run__keep=5)
+    state = TrainingState.fresh(config, CPU.device)
+    write_checkpoint(tmp_path, state, config)
+    state.step = 1
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("wfvae.train.checkpoints.save_file", full)
+    with pytest.raises(TrainingError, match="No space left on device; step-00000000 is whole: make room and go on with --resume"):
+        write_checkpoint(tmp_path, state, config)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000000"]
+
+
+def test_a_stage_starts_from_the_one_before(finished_run: Path, tmp_path: Path) -> None:
+    # With a learning rate of zero and no decay the weights stay those of the run it starts from.
+    frozen = {"optimizer__learning_rate": 0.0, "optimizer__weight_decay": 0.0, "optimizer__warmup_steps": 0, "run__steps": 1}
+    train(small(**frozen, run__initial=str(finished_run)), tmp_path / "next", CPU)
+    state = last_state(tmp_path / "next")
+    before = last_state(finished_run)
+    averages = [name for name in before if name.startswith("average.")]
+    assert len(averages) > 50
+    for name in averages:
+        assert torch.equal(state["model." + name.removeprefix("average.")], before[name])
+    with pytest.raises(ConfigError, match="another architecture; it differs in latent_dim"):
+        train(small(run__initial=str(finished_run), model__latent_dim=8), tmp_path / "other", CPU)
+
+
+def test_a_run_exports_its_averaged_weights(finished_run: Path, tmp_path: Path, program: Program) -> None:
+    made = program.done("export", finished_run, tmp_path / "bundle")
+    assert made["parameters"] > 0
+    model, state = WFVAE.from_pretrained(finished_run), last_state(finished_run)
+    assert all(torch.equal(tensor, state[f"average.{name}"]) for name, tensor in model.state_dict().items())
+    older = WFVAE.from_pretrained(finished_run / "checkpoints" / "step-00000002")
+    assert not torch.equal(older.decoder.conv_out.weight, model.decoder.conv_out.weight)
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    assert "has no checkpoint yet" in program.refused("export", tmp_path / "empty", tmp_path / "none")
+
+
+def test_lpips_takes_part(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = small(loss__perceptual="random", loss__perceptual_frames=3, run__steps=1, validation__clips=1)
+    result = train(config, run, CPU)
+    assert result.scores is not None
+    assert result.scores.lpips is not None
+    assert result.scores.lpips > 0
+    train(small(run__steps=1), tmp_path / "without", CPU)
+    [with_lpips], [without] = (read_metrics(r, "train") for r in (run, tmp_path / "without"))
+    assert with_lpips["reconstruction"] > without["reconstruction"]
+
+
+def test_bf16_trains(tmp_path: Path) -> None:
+    train(small(run__precision="bf16", loss__adversarial=True, run__steps=2), tmp_path, CPU)
+    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in last_state(tmp_path).values())
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    train(
+        small(run__steps=30, model__dropout=0.0, run__checkpoint_every=30, validation__every=0, optimizer__learning_rate=1e-2),
+        tmp_path,
+        CPU,
+    )
+    losses = [line["reconstruction"] for line in read_metrics(tmp_path, "train")]
+    assert np.mean(losses[-6:]) < 0.75 * np.mean(losses[:6])
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(small(run__steps=2, run__tensorboard=True), tmp_path, CPU)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    recorded = [event.value for event in events.Scalars("train/total")]
+    assert recorded == pytest.approx([line["total"] for line in read_metrics(tmp_path, "train")], rel=1e-5)
+
+
+def test_learning_rate_follows_its_schedule() -> None:
+    settings = TrainingConfig.load(
+        "tiny", ["optimizer.learning_rate=1.0", "optimizer.warmup_steps=10", "optimizer.final_rate=0.2"]
+    ).optimizer
+    assert [learning_rate(settings, step, 110) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    # The half cosine: its middle lies half way between 1 and 0.2, its end at 0.2.
+    assert [learning_rate(settings, step, 110) for step in (10, 60, 110, 500)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
+    constant = TrainingConfig.load("S-stage1", ["data.folder=x"]).optimizer
+    assert {learning_rate(constant, step, 800_000) for step in (0, 400_000, 799_999)} == {1e-5}
+
+
+def test_a_folder_of_videos_trains_and_bad_files_are_told_once(tmp_path: Path, program: Program) -> None:
+    videos = tmp_path / "videos"
+    (videos / "deep").mkdir(parents=True)
+    for number in range(2):
+        save(videos / "deep" / f"{number}.mp4", clip(12, seed=number))
+    (videos / "broken.mp4").write_text("no video", encoding="utf-8")
+    config = written(small(data__kind="folder", data__folder=str(videos), run__steps=3), tmp_path / "small.toml")
+    outcome = program("train", config, "--out", tmp_path / "run", "--json")
+    assert outcome.code == 0
+    assert outcome.report["bad_files"] == 1
+    assert outcome.report["validation"] is None
+    assert outcome.err.count("broken.mp4") == 1
+    assert (tmp_path / "run" / "index.json").is_file()
+    outcome = program("train", config, "--out", tmp_path / "other", "--set", "data.bad_files=0")
+    assert outcome.code == 2
+    told, complaint = outcome.err.splitlines()
+    assert "skipped 'broken.mp4'" in told
+    assert "more than the limit of 0" in complaint
+    assert "no videos below" in program.refused("train", config, "--out", tmp_path / "other", "--set", f"data.folder={tmp_path / 'run'}")
+
+
+def test_showing_makes_no_run(tmp_path: Path, program: Program) -> None:
+    shown = program("train", "tiny", "--show", "--set", "run.steps=5", "--out", tmp_path / "run")
+    assert "steps = 5\n" in shown.out
+    assert list(tmp_path.iterdir()) == []

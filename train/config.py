@@ -1,0 +1,396 @@
+"""Training configuration: a TOML file as typed, validated, immutable objects. No torch.
+
+    [model]
+    preset = "S"
+    [data]
+    folder = "videos/"
+
+Every field has a default, which is the paper's value where the paper gives one (arXiv 2411.17459, Tables 6 and 7); ready files for
+the three stages of each preset lie in `train/configs`. Unknown keys are refused, with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from wfvae.config import Preset, WFVAEConfig
+from wfvae.errors import ConfigError
+from wfvae.plan import SPATIAL_RATIO
+
+_LISTED = 12
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The architecture: a preset, and what differs from it (the ablations of Tables 3 and 4 and Fig. 7). None keeps the preset's value."""
+
+    preset: Preset = "S"
+    """`S`, `M`, `L` (Table 3) or `tiny`."""
+    base_channels: int | None = None
+    """C of the paper. S 128, M 160, L 192."""
+    latent_dim: int | None = None
+    """Latent channels; the paper compares 4, 8, 16 and 32."""
+    temporal_compression: Literal[4, 8] | None = None
+    """Video frames per latent."""
+    encoder_num_resblocks: int | None = None
+    """Residual blocks per encoder level."""
+    decoder_num_resblocks: int | None = None
+    """Residual blocks per decoder level."""
+    encoder_energy_flow_hidden_size: int | None = None
+    """C_flow of the encoder's inflow paths."""
+    decoder_energy_flow_hidden_size: int | None = None
+    """C_flow of the decoder's outflow paths."""
+    connect_res_layer_num: int | None = None
+    """Residual blocks in each outflow path."""
+    use_attention: bool | None = None
+    """Per-frame attention in the middle."""
+    norm_type: Literal["layernorm", "groupnorm"] | None = None
+    """`groupnorm` is an ablation only: such a model cannot be streamed or exported."""
+    t_interpolation: Literal["nearest", "trilinear"] | None = None
+    """Time upsampling in the decoder."""
+    dropout: float | None = None
+    """Dropout in the residual blocks."""
+    energy_flow_l2: bool | None = None
+    """The W(2) energy path (Table 4)."""
+    energy_flow_l3: bool | None = None
+    """The W(3) energy path (Table 4)."""
+
+    def architecture(self) -> WFVAEConfig:
+        """The model configuration. Raises `ConfigError` where values contradict each other."""
+        changes = {name: value for name, value in asdict(self).items() if name != "preset" and value is not None}
+        return WFVAEConfig.preset(self.preset, **changes)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where clips come from and how they are cut."""
+
+    kind: Literal["folder", "procedural"] = "folder"
+    """`folder`: videos below `folder`; `procedural`: painted on demand, without any files."""
+    folder: str = ""
+    """Directory of videos, searched recursively. For `kind = "folder"`."""
+    frames: int = 25
+    """Frames per clip, 1 + r n. The paper: 25 in stage I, 49 in stages II and III."""
+    height: int = 256
+    """Pixels, a multiple of 8."""
+    width: int = 256
+    """Pixels, a multiple of 8."""
+    crop_height: int = 0
+    """Height of a random window that is cut out of each clip after resizing; 0 keeps the whole. With `crop_width`."""
+    crop_width: int = 0
+    """Width of that window."""
+    crops_per_clip: int = 1
+    """Windows that are cut out of each clip, spread over a few batches. More save reading; they are less varied."""
+    stride: int = 1
+    """Every stride-th frame of a video. 2 halves the frame rate, as stage II does."""
+    workers: int = 2
+    """Processes that read and cut clips, per training process; 0 reads in the training process."""
+    bad_files: int = 100
+    """How many unusable videos are skipped (and reported once each) before training stops."""
+    clips: int = 1000
+    """Clips per epoch of procedural data. Every epoch has new ones."""
+    noise: float = 0.0
+    """Standard deviation of procedural film grain, in levels of 255, at most; each clip draws its own."""
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights of the total loss (eq. 6) and its parts. Reductions are in `wfvae.train.losses`."""
+
+    reconstruction: Literal["l1", "l2"] = "l1"
+    """Distance of pixels (ablation: L2)."""
+    perceptual: str = "vgg"
+    """LPIPS backbone: `vgg` (downloaded by torchvision), a local file of its weights, `random` (for tests), or `none`."""
+    perceptual_weight: float = 1.0
+    """Weight of LPIPS. The paper: 1.0 in stages I and II, 0.1 in stage III."""
+    perceptual_frames: int = 0
+    """Frames that pass through LPIPS at once; 0 takes all. Fewer need less memory."""
+    kl_weight: float = 1e-6
+    """Weight of the KL divergence."""
+    wavelet_weight: float = 0.1
+    """lambda_WL, weight of the wavelet loss (eq. 5); 0 turns it off (Fig. 7)."""
+    adversarial: bool = True
+    """Train against a 3-D PatchGAN discriminator."""
+    discriminator_channels: int = 64
+    """Channels of the discriminator's first layer; they double up to eight times as many."""
+    discriminator_layers: int = 4
+    """Strided layers of the discriminator."""
+    adversarial_weight: float = 0.5
+    """Factor of the adaptive weight (eq. 7)."""
+    adversarial_start: int = 0
+    """Optimiser step from which the discriminator counts."""
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW, for the model and for the discriminator alike."""
+
+    learning_rate: float = 1e-5
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the moments."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay."""
+    batch: int = 8
+    """Clips per step over all processes."""
+    accumulate: int = 1
+    """Parts that each process splits its share of a batch into, to save memory."""
+    clip_norm: float = 0.0
+    """Largest norm of the model's gradient; 0 does not clip."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or a half cosine down to `final_rate` of the peak."""
+    warmup_steps: int = 0
+    """Steps of linear increase at the beginning."""
+    schedule_steps: int = 0
+    """Steps after which the cosine has come down; 0 takes `run.steps`."""
+    final_rate: float = 0.01
+    """Share of the peak rate at the end of the cosine."""
+    ema_decay: float = 0.999
+    """Decay of the exponential moving average of the weights, which is what is validated and exported."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Length, precision and bookkeeping of a run."""
+
+    steps: int = 800_000
+    """Optimiser steps. The paper: 800k, 200k and 200k."""
+    seed: int = 0
+    """Fixes initial weights, data order, crops, posterior samples and dropout."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """`bf16` computes under autocast; weights and optimiser stay fp32."""
+    activation_checkpointing: bool = False
+    """Recompute the activations of blocks in the backward pass: less memory, about a third more time."""
+    threads: int = 0
+    """CPU threads of the model; 0 takes all cores."""
+    initial: str = ""
+    """Checkpoint or run directory whose weights a new run starts from. The discriminator starts anew, as at each stage of the paper."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    keep: int = 3
+    """Newest checkpoints that are kept."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (needs the extra `tensorboard`)."""
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """Reconstruction quality of the averaged weights on clips that training does not see."""
+
+    every: int = 5000
+    """Steps between validations; 0 only validates at the end."""
+    clips: int = 16
+    """Clips that are scored."""
+    folder: str = ""
+    """Directory of videos held out. Procedural data needs none; without one, folder data is not validated."""
+    frames: int = 17
+    """Frames per clip, 1 + r n."""
+    height: int = 0
+    """Pixels, a multiple of 8; 0 is that of the data."""
+    width: int = 0
+    """Pixels, a multiple of 8; 0 is that of the data."""
+    pictures: int = 4
+    """Clips that are also saved as pictures: original, reconstruction, difference."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """All settings of one stage. `[section] key` of the TOML file is `config.section.key`."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
+
+    def __post_init__(self) -> None:
+        _Checks(self).run()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TrainingConfig:
+        """From nested plain values. Raises `ConfigError` for unknown keys, wrong types and values out of range."""
+        config: TrainingConfig = _read(cls, data, "")
+        return config
+
+    @classmethod
+    def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> TrainingConfig:
+        """Reads a TOML file, or a ready configuration by its name.
+
+        Args:
+            source: path of a file, or one of `ready_configs()`.
+            overrides: `section.key=value`, the value as in TOML; a bare word counts as text.
+
+        Raises:
+            ConfigError: naming the file or override, the key and what was expected.
+        """
+        data = _parse(source)
+        for override in overrides:
+            _override(data, override)
+        try:
+            return cls.from_dict(data)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, without the keys that are None. `from_dict` reads them back to an equal object."""
+        sections = {name: {key: value for key, value in section.items() if value is not None} for name, section in asdict(self).items()}
+        result: dict[str, Any] = json.loads(json.dumps(sections))
+        return result
+
+    def to_toml(self) -> str:
+        """The configuration as a TOML file, every key written out."""
+        lines: list[str] = []
+        for name, section in self.to_dict().items():
+            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items()), ""]
+        return "\n".join(lines)
+
+    def differences(self, other: TrainingConfig) -> list[str]:
+        """The keys `section.key` whose values differ."""
+        mine, theirs = asdict(self), asdict(other)
+        return [f"{name}.{key}" for name, section in mine.items() for key in section if section[key] != theirs[name][key]]
+
+
+def ready_configs() -> list[str]:
+    """Names of the configurations that ship with the package."""
+    return sorted(entry.name.removesuffix(".toml") for entry in _configs().iterdir() if entry.name.endswith(".toml"))
+
+
+def _configs() -> Any:
+    return resources.files("wfvae.train") / "configs"
+
+
+def _parse(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    try:
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+        elif str(source) in ready_configs():
+            text = (_configs() / f"{source}.toml").read_text(encoding="utf-8")
+        else:
+            raise ConfigError(f"{source} is neither a file nor a ready configuration; those are: {', '.join(ready_configs())}")
+        return tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read the training configuration {source}: {error}") from error
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not equals or not dot or not name:
+        raise ConfigError(f"--set {override!r} is not of the form section.key=value, such as optimizer.batch=4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    part = data.setdefault(section, {})
+    if not isinstance(part, dict):
+        raise ConfigError(f"--set {override!r}: {section} is not a section")
+    part[name] = value
+
+
+def _read(kind: type[Any], data: object, where: str) -> Any:
+    """Builds a dataclass from plain values."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where.rstrip('.')} is {data!r}; expected a section of keys")
+    hints = get_type_hints(kind)
+    known = [f.name for f in fields(kind)]
+    for key in data:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"; did you mean {where}{near[0]}?" if near else f"; known are: {', '.join(known[:_LISTED])}"
+            raise ConfigError(f"unknown key {where}{key}{hint}")
+    return kind(**{key: _value(hints[key], value, f"{where}{key}") for key, value in data.items()})
+
+
+def _value(hint: Any, value: object, where: str) -> Any:
+    """Checks a plain value against a type hint, and converts what TOML writes differently."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return _read(hint, value, f"{where}.")
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        [hint] = [a for a in arguments if a is not type(None)]
+        return _value(hint, value, where)
+    if origin is Literal:
+        if value not in arguments or type(value) not in {type(a) for a in arguments}:
+            raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
+            raise ConfigError(f"{where} is {value!r}; expected a list of {len(arguments)} values")
+        return tuple(_value(a, v, where) for a, v in zip(arguments, value, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{where} is {value!r}; expected {_KINDS[hint]}")
+    return value
+
+
+_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+
+
+_AT_LEAST_ONE = """
+    data.stride data.clips data.crops_per_clip optimizer.batch optimizer.accumulate run.steps run.checkpoint_every run.keep run.log_every
+    validation.clips loss.discriminator_channels loss.discriminator_layers"""
+_AT_LEAST_ZERO = """
+    data.workers data.bad_files data.noise loss.perceptual_weight loss.perceptual_frames loss.kl_weight loss.wavelet_weight
+    loss.adversarial_weight loss.adversarial_start optimizer.learning_rate optimizer.weight_decay optimizer.clip_norm
+    optimizer.warmup_steps optimizer.schedule_steps optimizer.final_rate run.seed run.threads validation.every validation.pictures"""
+
+
+class _Checks:
+    """Ranges, and what several values must agree on."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self._config = config
+
+    def run(self) -> None:
+        config = self._config
+        ratio = config.model.architecture().temporal_compression
+        self._clip_length("data.frames", config.data.frames, ratio)
+        self._clip_length("validation.frames", config.validation.frames, ratio)
+        for name in ("height", "width"):
+            value, crop = getattr(config.data, name), getattr(config.data, f"crop_{name}")
+            if value < SPATIAL_RATIO or value % SPATIAL_RATIO:
+                raise ConfigError(f"data.{name} is {value}; expected a positive multiple of {SPATIAL_RATIO}")
+            if not 0 <= crop <= value or crop % SPATIAL_RATIO:
+                raise ConfigError(f"data.crop_{name} is {crop}; expected a multiple of {SPATIAL_RATIO} up to data.{name} = {value}, or 0")
+            shown = getattr(config.validation, name)
+            if shown < 0 or shown % SPATIAL_RATIO:
+                raise ConfigError(f"validation.{name} is {shown}; expected a multiple of {SPATIAL_RATIO}, or 0")
+        if bool(config.data.crop_height) != bool(config.data.crop_width):
+            raise ConfigError("only one of data.crop_height and data.crop_width is set; give both, or none")
+        for key in _AT_LEAST_ONE.split():
+            self._at_least(key, 1)
+        for key in _AT_LEAST_ZERO.split():
+            self._at_least(key, 0)
+        for key, value in (("optimizer.ema_decay", config.optimizer.ema_decay), *(("optimizer.betas", b) for b in config.optimizer.betas)):
+            if not 0.0 <= value < 1.0:
+                raise ConfigError(f"{key} is {value}; expected 0 <= value < 1")
+        if config.data.kind == "folder" and not config.data.folder:
+            raise ConfigError(
+                'data.folder is not set; give the directory of your videos: --set data.folder=DIR (or data.kind="procedural")'
+            )
+
+    def _at_least(self, key: str, low: float) -> None:
+        section, name = key.split(".")
+        value = getattr(getattr(self._config, section), name)
+        if not value >= low or value == float("inf"):
+            raise ConfigError(f"{key} is {value}; expected a finite number of at least {low:g}")
+
+    @staticmethod
+    def _clip_length(key: str, frames: int, ratio: int) -> None:
+        if frames < 1 or (frames - 1) % ratio:
+            below = 1 + max(frames - 1, 0) // ratio * ratio
+            raise ConfigError(f"{key} is {frames}; a clip has 1 + {ratio} n frames, for example {below} or {below + ratio}")

@@ -1,0 +1,61 @@
+"""The account of files that cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from wfvae.errors import DataError
+from wfvae.train.data.clip_source import BadClip
+
+__all__ = ["DEFAULT_LIMIT", "BadClipLedger"]
+
+DEFAULT_LIMIT = 100
+
+
+class BadClipLedger:
+    """Reports each bad file once, counts them, and stops the run when they are too many.
+
+    Attributes:
+        limit: how many different files may be bad.
+        reasons: the first reason of every bad file, by name.
+    """
+
+    def __init__(self, limit: int = DEFAULT_LIMIT, report: Callable[[str], None] | None = None) -> None:
+        """Start an empty account.
+
+        Args:
+            limit: different files that may be bad, >= 0.
+            report: is given one line for each bad file; None for silence.
+
+        Raises:
+            DataError: limit is negative.
+        """
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise DataError(f"the limit on bad files is {limit!r}; expected an integer of at least 0")
+        self.limit = limit
+        self.reasons: dict[str, str] = {}
+        self._report = report
+
+    def __len__(self) -> int:
+        """Different bad files so far."""
+        return len(self.reasons)
+
+    def note(self, bad: Iterable[BadClip]) -> None:
+        """Take in what was met; files known already change nothing.
+
+        Raises:
+            DataError: more than `limit` different files are bad. All of `bad` has been reported and counted then.
+        """
+        last = None
+        for clip in bad:
+            if clip.name in self.reasons:
+                continue
+            self.reasons[clip.name] = clip.reason
+            last = clip
+            if self._report is not None:
+                self._report(f"skipped {clip}")
+        if last is not None and len(self.reasons) > self.limit:
+            raise DataError(
+                f"{len(self.reasons)} files cannot be used, more than the limit of {self.limit}; the last is {last}; "
+                "repair or remove them, or raise the limit"
+            )

@@ -1,0 +1,37 @@
+"""Random windows of clips: several small pictures from each clip that was read or painted, with the detail of the large one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wfvae.errors import DataError
+from wfvae.train.data.clip_source import Clip
+
+__all__ = ["Crops"]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Windows of `height` x `width` pixels, over all frames of a clip, `per_clip` of each clip.
+
+    Reading a clip costs the same whether one window of it is used or many, so several make small training cheap. Those of one clip
+    are spread over a few batches, see `Sampling`.
+    """
+
+    height: int
+    width: int
+    per_clip: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.per_clip) < 1:
+            raise DataError(f"{self.per_clip} crops of {self.height}x{self.width} pixels were asked for; expected at least 1 of 1x1")
+
+    def cut(self, clip: Clip, rng: np.random.Generator) -> Clip:
+        """One window: (T, height, width, 3) uint8. Raises `DataError` if the clip (T, H, W, 3) is smaller."""
+        rows, columns = clip.shape[1:3]
+        if self.height > rows or self.width > columns:
+            raise DataError(f"a crop of {self.height}x{self.width} pixels does not fit a clip of {rows}x{columns}; make the crop smaller")
+        top, left = int(rng.integers(rows - self.height + 1)), int(rng.integers(columns - self.width + 1))
+        return np.ascontiguousarray(clip[:, top : top + self.height, left : left + self.width])

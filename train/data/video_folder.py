@@ -1,0 +1,114 @@
+"""A folder of videos as a source of clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from wfvae.errors import DataError
+from wfvae.train.data.clip_source import BadClip, Clip
+from wfvae.train.data.frame_pixels import PixelReader
+from wfvae.train.data.video_container import UnusableError, refused
+from wfvae.train.data.video_frames import frames_from
+from wfvae.train.data.video_index import VIDEO_ENDINGS, index_folder
+from wfvae.train.data.video_probe import VideoFacts
+
+__all__ = ["VideoFolder"]
+
+_MISCOUNT = 16
+"""Frames by which a container may count too many (edit lists, encoder delay); more is taken for a file that was cut off."""
+
+
+class VideoFolder:
+    """All videos below a folder. A clip begins at a random frame and is resized to cover `size` and centre-cropped.
+
+    Attributes:
+        unusable: the files left out for good, with the reasons: undecodable ones and those with too few frames.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        frames: int,
+        size: tuple[int, int],
+        stride: int = 1,
+        *,
+        index_path: Path | str,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Index the folder, see `video_index.index_folder`. With an index of before only what changed is opened.
+
+        Args:
+            root: the folder, searched with all folders below it.
+            frames: frames per clip, >= 1.
+            size: (height, width) of the clips in pixels, each >= 1.
+            stride: every stride-th frame is taken, >= 1; 2 halves the frame rate.
+            index_path: JSON file of the index, outside of `root`, such as in the run's folder.
+            progress: is given (files looked at, files in all) while the folder is indexed.
+
+        Raises:
+            DataError: an argument is outside its range, there are no videos, none can be used, or the index cannot be written.
+        """
+        for what, value in (("frames", frames), ("stride", stride), ("height", size[0]), ("width", size[1])):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise DataError(f"{what} of the clips is {value!r}; expected an integer of at least 1")
+        self.root, self.frames, self.size, self.stride = Path(root), frames, (size[0], size[1]), stride
+        files = index_folder(self.root, Path(index_path), progress)
+        if not files:
+            raise DataError(f"no videos below '{root}'; expected files ending in {', '.join(sorted(VIDEO_ENDINGS))}")
+        self._videos: list[tuple[str, VideoFacts]] = []
+        unusable = []
+        for file in files:
+            if file.facts is None:
+                unusable.append(BadClip(file.path, file.reason))
+            elif file.facts.frames < self.span:
+                unusable.append(BadClip(file.path, self._too_short(file.facts.frames)))
+            else:
+                self._videos.append((file.path, file.facts))
+        self.unusable: tuple[BadClip, ...] = tuple(unusable)
+        if not self._videos:
+            raise DataError(f"none of the {len(files)} video files below '{root}' can be used; the first is {unusable[0]}")
+
+    @property
+    def span(self) -> int:
+        """Frames of a video from the first to the last one of a clip, both included."""
+        return (self.frames - 1) * self.stride + 1
+
+    def __len__(self) -> int:
+        return len(self._videos)
+
+    def name(self, index: int) -> str:
+        """The path relative to the folder."""
+        return self._videos[index][0]
+
+    def clip(self, index: int, rng: np.random.Generator) -> Clip:
+        """(T, H, W, 3) uint8 RGB, from a frame that `rng` chooses; see `ClipSource.clip`."""
+        name, facts = self._videos[index]
+        start = int(rng.integers(facts.frames - self.span + 1))
+        with refused(name):
+            clip, missing = self._read(name, facts, start)
+            if missing and missing <= min(start, _MISCOUNT):
+                clip, missing = self._read(name, facts, start - missing)
+            if missing:
+                raise UnusableError(f"it ends {missing} frames early: expected {facts.frames}, it may be cut short or damaged")
+            return clip
+
+    def _read(self, name: str, facts: VideoFacts, start: int) -> tuple[Clip, int]:
+        """The clip from frame `start` on, and how many frames of the video were missing at the end."""
+        clip = np.empty((self.frames, *self.size, 3), np.uint8)
+        pixels = PixelReader(facts.codec, self.size)
+        passed = 0
+        with closing(frames_from(self.root / name, facts, start)) as frames:
+            for frame in islice(frames, self.span):
+                if passed % self.stride == 0:
+                    clip[passed // self.stride] = pixels.read(frame)
+                passed += 1
+        return clip, self.span - passed
+
+    def _too_short(self, frames: int) -> str:
+        strided = f" with a stride of {self.stride}" if self.stride > 1 else ""
+        return f"it has {frames} frames, too few for {self.frames}{strided} (expected {self.span} or more)"

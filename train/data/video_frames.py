@@ -1,0 +1,92 @@
+"""Exact frames from the middle of a video, decoding as little as possible."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import av
+
+from wfvae.train.data.video_container import UnusableError, opened_video
+from wfvae.train.data.video_probe import VideoFacts
+
+__all__ = ["frames_after_seek", "frames_from"]
+
+_STEPS_BACK = (Fraction(0), Fraction(1), Fraction(5))
+"""Seconds that a seek aims before the wanted frame, one after another: containers that list decoding times, or positions only, land
+behind it now and then."""
+
+_SKIPPING = frozenset({"h264", "hevc", "mpeg2video", "mpeg4"})
+"""Decoders that can be told packet by packet to leave out frames that no other depends on. AV1's leaves out wanted ones too."""
+
+
+def frames_from(path: Path, facts: VideoFacts, number: int) -> Generator[av.VideoFrame]:
+    """The frames `number`, number + 1, ... (counted from 0) in presentation order; close the iterator when they are enough.
+
+    Decoding starts at the key frame before. Only where a container has no time stamps, or cannot be searched, it starts at the first
+    frame, and the frames before are counted. In a video of varying frame rate `number` stands for the time number / fps; frames follow
+    one another without gaps there too.
+
+    Raises:
+        UnusableError: a frame is damaged.
+        av.FFmpegError, OSError: the file cannot be read on.
+    """
+    if number > 0:
+        with opened_video(path) as (container, stream):
+            frames = frames_after_seek(container, stream, facts, number)
+            if frames is not None:
+                yield from frames
+                return
+    with opened_video(path) as (container, stream):
+        yield from islice(_decoded(container, stream, None), number, None)
+
+
+def frames_after_seek(container: Any, stream: Any, facts: VideoFacts, number: int) -> Iterator[av.VideoFrame] | None:
+    """What `frames_from` gives, by way of a key frame; None if no seek leads to one before the frame."""
+    if facts.first_pts is None or not stream.time_base:
+        return None
+    tick = Fraction(stream.time_base)
+    frame_ticks = 1 / (facts.fps * tick)
+    # Half a frame early: stamps are rounded to ticks, and so is the rate.
+    target = facts.first_pts + math.ceil((number - Fraction(1, 2)) * frame_ticks)
+    for back in _STEPS_BACK:
+        aim = target - round(back / tick)
+        if aim <= facts.first_pts:
+            return None
+        try:
+            container.seek(aim, stream=stream, backward=True)
+        except av.FFmpegError:
+            return None
+        frames = _decoded(container, stream, target)
+        first = next(frames, None)
+        if first is None or first.pts is None:
+            continue
+        if first.pts < target:
+            return (frame for frame in frames if frame.pts is None or frame.pts >= target)
+        if first.pts < target + frame_ticks:  # the very frame sought, not a later one
+            return _with_first(first, frames)
+    return None
+
+
+def _with_first(first: av.VideoFrame, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    yield first
+    yield from frames
+
+
+def _decoded(container: Any, stream: Any, needed_from: int | None) -> Iterator[av.VideoFrame]:
+    """All frames from here on. Those before the time stamp `needed_from` that no other depends on may be left out."""
+    context = stream.codec_context
+    may_skip = context.codec.name in _SKIPPING
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise UnusableError("a packet is damaged or cut short")
+        if may_skip and needed_from is not None and packet.pts is not None:
+            context.skip_frame = "NONREF" if packet.pts < needed_from else "DEFAULT"
+        for frame in packet.decode():
+            if frame.is_corrupt and (needed_from is None or frame.pts is None or frame.pts >= needed_from):
+                raise UnusableError("a frame is damaged")
+            yield frame

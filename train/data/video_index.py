@@ -1,0 +1,166 @@
+"""The index of a folder of videos: read once, kept as JSON beside the run, brought up to date when files change."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from wfvae.errors import DataError
+from wfvae.train.data.clip_source import BadClip
+from wfvae.train.data.video_probe import VideoFacts, probe
+
+__all__ = ["VIDEO_ENDINGS", "IndexedFile", "index_folder"]
+
+VIDEO_ENDINGS = frozenset(
+    {".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".nut", ".ogv", ".ts", ".webm", ".wmv"}
+)
+
+_FORMAT = "wfvae video index"
+_VERSION = 1
+_SAVED_EVERY = 200
+
+
+@dataclass(frozen=True)
+class IndexedFile:
+    """One file of the folder."""
+
+    path: str
+    """Relative to the folder, with forward slashes."""
+    bytes: int
+    mtime_ns: int
+    facts: VideoFacts | None
+    """None if the file is bad."""
+    reason: str
+    """Why the file is bad, empty if it is not."""
+
+
+def index_folder(root: Path, index_path: Path, progress: Callable[[int, int], None] | None = None) -> list[IndexedFile]:
+    """Every video file below `root`, sorted by path; only new and changed files are opened.
+
+    The index is rewritten when something changed, and now and then meanwhile, so that a scan that is interrupted goes on where it was.
+    Several processes may do this at once: each writes a file of its own and renames it.
+
+    Args:
+        root: the folder; hidden files and folders are left out, links are followed.
+        index_path: the JSON file, outside of `root`.
+        progress: is given (files looked at, files in all).
+
+    Raises:
+        DataError: root is no readable folder, index_path lies in it or cannot be written.
+    """
+    _check_places(root, index_path)
+    known = _load(index_path, root)
+    paths = sorted(_video_paths(root))
+    files: list[IndexedFile] = []
+    opened = 0
+    for number, path in enumerate(paths):
+        entry, is_new = _entry(root, path, known.get(path))
+        files.append(entry)
+        opened += is_new
+        if is_new and opened % _SAVED_EVERY == 0:
+            looked_at = {file.path for file in files}
+            _save(index_path, root, files + [file for file in known.values() if file.path not in looked_at])
+        if progress is not None:
+            progress(number + 1, len(paths))
+    if opened or list(known) != paths:
+        _save(index_path, root, files)
+    return files
+
+
+def _check_places(root: Path, index_path: Path) -> None:
+    if not root.exists():
+        raise DataError(f"no such folder of videos: '{root}'; check the path")
+    if not root.is_dir():
+        raise DataError(f"'{root}' is not a folder; expected a folder of videos")
+    if index_path.resolve().is_relative_to(root.resolve()):
+        raise DataError(
+            f"the index '{index_path}' would lie in the data folder '{root}'; expected a place outside, such as the run's folder"
+        )
+
+
+def _video_paths(root: Path) -> Iterator[str]:
+    """Paths of video files relative to root. A linked folder is entered once, so that links in a circle end."""
+
+    def stop(error: OSError) -> None:
+        raise DataError(f"cannot read the folder '{error.filename}': {error.strerror}; check the permissions") from error
+
+    entered: set[str] = set()
+    for folder, below, names in os.walk(root, followlinks=True, onerror=stop):
+        place = os.path.realpath(folder)
+        if place in entered:
+            below.clear()
+            continue
+        entered.add(place)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_ENDINGS:
+                yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _entry(root: Path, path: str, known: IndexedFile | None) -> tuple[IndexedFile, bool]:
+    """The file's entry, and whether the file had to be opened for it."""
+    try:
+        status = (root / path).stat()
+    except OSError as error:
+        return IndexedFile(path, -1, -1, None, str(error.strerror)), True
+    if known is not None and (known.bytes, known.mtime_ns) == (status.st_size, status.st_mtime_ns):
+        return known, False
+    facts, reason = None, ""
+    try:
+        facts = probe(root / path, path)
+    except BadClip as error:
+        reason = error.reason
+    return IndexedFile(path, status.st_size, status.st_mtime_ns, facts, reason), True
+
+
+def _load(index_path: Path, root: Path) -> dict[str, IndexedFile]:
+    """The kept index by path; empty if there is none for this folder that can be read, since it can always be made again."""
+    try:
+        data = json.loads(index_path.read_text())
+        if (data["format"], data["version"], data["root"]) != (_FORMAT, _VERSION, str(root.resolve())):
+            return {}
+        return {file["path"]: _from_json(file) for file in data["files"]}
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return {}
+
+
+def _save(index_path: Path, root: Path, files: list[IndexedFile]) -> None:
+    data = {"format": _FORMAT, "version": _VERSION, "root": str(root.resolve()), "files": [_to_json(file) for file in files]}
+    unfinished = index_path.with_name(f".{index_path.name}.{os.getpid()}.tmp")
+    try:
+        index_path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(data, indent=1) + "\n")
+        unfinished.replace(index_path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise DataError(f"cannot write the index '{index_path}': {error.strerror}; choose a place that can be written") from error
+
+
+def _to_json(file: IndexedFile) -> dict[str, Any]:
+    entry: dict[str, Any] = {"path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns}
+    if file.facts is None:
+        return entry | {"bad": file.reason}
+    facts = file.facts
+    return entry | {
+        "frames": facts.frames,
+        "fps": str(facts.fps),
+        "size": list(facts.size),
+        "first_pts": facts.first_pts,
+        "codec": facts.codec,
+    }
+
+
+def _from_json(entry: dict[str, Any]) -> IndexedFile:
+    path, size, changed = str(entry["path"]), int(entry["bytes"]), int(entry["mtime_ns"])
+    if "bad" in entry:
+        return IndexedFile(path, size, changed, None, str(entry["bad"]))
+    height, width = entry["size"]
+    first = entry["first_pts"]
+    first_pts = None if first is None else int(first)
+    facts = VideoFacts(int(entry["frames"]), Fraction(entry["fps"]), (int(height), int(width)), first_pts, str(entry["codec"]))
+    return IndexedFile(path, size, changed, facts, "")

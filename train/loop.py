@@ -1,0 +1,284 @@
+"""A training run: from a configuration and a run directory to checkpoints, a record and scores.
+
+RUN/config.toml  metrics.jsonl  index.json  checkpoints/step-N/  validation/step-N/clip-0.png
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from wfvae.checkpoint import RUN_CHECKPOINTS, newest_of_run
+from wfvae.errors import ConfigError, TrainingError
+from wfvae.model import WFVAE
+from wfvae.train.checkpoints import check_same_run, read_checkpoint, write_checkpoint
+from wfvae.train.config import TrainingConfig
+from wfvae.train.data import BadClipLedger, Batch, BatchStream, ClipSource, held_out
+from wfvae.train.metrics import METRICS_NAME, Metrics
+from wfvae.train.perceptual import PerceptualLoss
+from wfvae.train.sources import training_crops, training_source, validation_source
+from wfvae.train.state import TrainingState
+from wfvae.train.step import Trainer
+from wfvae.train.validation import Scores, validate
+from wfvae.train.world import World
+
+CONFIG_NAME = "config.toml"
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """What a run tells while it goes, and how it is asked to stop."""
+
+    progress: Callable[[int, int, dict[str, float]], None] = lambda done, total, values: None
+    """Given (steps made, steps in all, latest values) after every step."""
+    notice: Callable[[str], None] = lambda line: None
+    """Given one line for each file that is skipped, and for what takes a while."""
+    stopping: Callable[[], bool] = lambda: False
+    """Asked between steps; True ends the run after a checkpoint."""
+
+
+@dataclass
+class RunResult:
+    """What a run came to."""
+
+    directory: Path
+    step: int
+    finished: bool
+    """False if it was asked to stop before `run.steps`."""
+    scores: Scores | None
+    """Of the last validation of this process, if any."""
+    bad_files: int
+    shares: dict[str, float] = field(default_factory=dict)
+    """Shares of this process's time: `data_wait`, `compute` (forward, backward, optimiser), `validation`, `bookkeeping`."""
+
+
+def train(config: TrainingConfig, directory: Path, world: World, *, resume: bool = False, watcher: Watcher | None = None) -> RunResult:
+    """Runs, or goes on with, a stage of training.
+
+    A run that was killed at any moment and resumed ends with the weights of an uninterrupted one (bit for bit on a CPU with the same
+    number of threads): a step depends on the state and the seed alone.
+
+    Args:
+        config: all settings.
+        directory: of the run; made if missing, must hold no run unless `resume`.
+        world: the processes of the run.
+        resume: go on from the newest checkpoint, or start if there is none yet.
+        watcher: for progress and stopping.
+
+    Raises:
+        ConfigError: the batch does not divide among processes, the directory holds a run, or the resumed run has other settings.
+        CheckpointError, DataError, TrainingError, MissingExtraError: naming what is wrong and what to do.
+    """
+    return _Run(config, directory, world, watcher or Watcher()).go(resume)
+
+
+class _Run:
+    def __init__(self, config: TrainingConfig, directory: Path, world: World, watcher: Watcher) -> None:
+        self._config, self._directory, self._world, self._watcher = config, directory, world, watcher
+        self._share = _share(config, world)
+        self._clock = _Clock()
+        self._ledger = BadClipLedger(config.data.bad_files, watcher.notice if world.is_first else None)
+        self._scores: Scores | None = None
+        self._validation: ClipSource | None = None
+        self._perceptual: PerceptualLoss | None = None
+
+    def go(self, resume: bool) -> RunResult:
+        config, world, directory = self._config, self._world, self._directory
+        checkpoint = self._open_directory(resume)
+        state = self._state(checkpoint)
+        perceptual = None if config.loss.perceptual == "none" else PerceptualLoss(config.loss.perceptual).to(world.device)
+        self._perceptual = perceptual
+        # The first process writes the index, which the others then find.
+        if not world.is_first:
+            world.wait()
+        source = training_source(config, directory)
+        if world.is_first:
+            self._validation = validation_source(config, directory)
+            world.wait()
+        trainer = Trainer(config, state, world, perceptual)
+        stream = BatchStream(
+            source,
+            self._share,
+            config.run.seed,
+            world.rank,
+            world.size,
+            config.data.workers,
+            state.step,
+            crops=training_crops(config),
+            ledger=self._ledger,
+            pin_memory=world.device.type == "cuda",
+        )
+        with stream, Metrics(directory, state.step, config.run.tensorboard) if world.is_first else _NoMetrics() as metrics:
+            self._clock.start()
+            finished = self._steps(trainer, stream, metrics)
+        return RunResult(directory, state.step, finished, self._scores, len(self._ledger), self._clock.shares())
+
+    def _steps(self, trainer: Trainer, stream: BatchStream, metrics: Metrics | _NoMetrics) -> bool:
+        config, state, clock = self._config, trainer.state, self._clock
+        steps, every = config.run.steps, config.run.checkpoint_every
+        while state.step < steps:
+            if self._world.any(self._watcher.stopping()):
+                self._save(state)
+                return False
+            with clock.measure("data_wait"):
+                batch = next(stream)
+            with clock.measure("compute"):
+                values = self._step(trainer, batch)
+            done = state.step
+            if done % config.run.log_every == 0 or done == steps:
+                values |= clock.since_last(config.optimizer.batch * batch.frames.shape[2] * config.run.log_every)
+                metrics.write("train", done, values)
+            self._watcher.progress(done, steps, values | clock.shares())
+            due = config.validation.every and done % config.validation.every == 0
+            if self._validation is not None and (due or done == steps):
+                with clock.measure("validation"):
+                    self._validate(state.average, done, metrics)
+            if done % every == 0 or done == steps:
+                self._save(state)
+        return True
+
+    def _step(self, trainer: Trainer, batch: Batch) -> dict[str, float]:
+        try:
+            return trainer.step(_parts(batch.frames, self._config.optimizer.accumulate))
+        except TrainingError as error:
+            last = newest_of_run(self._directory)
+            kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"
+            raise TrainingError(f"{error}; the batch held {', '.join(batch.names)}; {kept}") from error
+
+    def _save(self, state: TrainingState) -> None:
+        if self._world.is_first:
+            write_checkpoint(self._directory, state, self._config)
+        self._world.wait()
+
+    def _validate(self, model: WFVAE, step: int, metrics: Metrics | _NoMetrics) -> None:
+        assert self._validation is not None
+        settings = self._config.validation
+        batches = held_out(self._validation, min(settings.clips, len(self._validation)))
+        pictures = self._directory / "validation" / f"step-{step:08d}"
+        self._scores = validate(model, batches, self._perceptual, pictures, settings.pictures)
+        metrics.write("validation", step, {name: value for name, value in self._scores._asdict().items() if value is not None})
+
+    def _open_directory(self, resume: bool) -> Path | None:
+        """Makes the run's directory and gives the checkpoint to go on from. Only the first process writes; the others wait for it."""
+        directory, config = self._directory, self._config
+        newest = newest_of_run(directory)
+        if newest is not None and not resume:
+            raise ConfigError(f"{directory} holds a training run up to {newest.name}; go on with --resume, or choose another --out")
+        if newest is not None:
+            check_same_run(newest, config)
+        self._world.wait()
+        if self._world.is_first:
+            try:
+                (directory / RUN_CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+                temporary = directory / (CONFIG_NAME + ".tmp")
+                temporary.write_text(config.to_toml(), encoding="utf-8")
+                os.replace(temporary, directory / CONFIG_NAME)
+                if newest is None:
+                    (directory / METRICS_NAME).unlink(missing_ok=True)
+            except OSError as error:
+                raise TrainingError(f"cannot write the run directory {directory}: {error.strerror}") from error
+        self._world.wait()
+        return newest
+
+    def _state(self, checkpoint: Path | None) -> TrainingState:
+        config, device = self._config, self._world.device
+        initial = None
+        if checkpoint is None and config.run.initial:
+            initial = WFVAE.from_pretrained(config.run.initial)
+            wanted = config.model.architecture()
+            if initial.config != wanted:
+                mine, theirs = wanted.to_dict(), initial.config.to_dict()
+                differing = [key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
+                raise ConfigError(f"run.initial {config.run.initial} is of another architecture; it differs in {', '.join(differing)}")
+        state = TrainingState.fresh(config, device, initial)
+        if checkpoint is not None:
+            read_checkpoint(checkpoint, state)
+        return state
+
+
+class _NoMetrics:
+    """What processes other than the first write: nothing."""
+
+    def __enter__(self) -> _NoMetrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Writes nothing."""
+
+
+class _Clock:
+    """Where the time of a run goes."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, float] = {"data_wait": 0.0, "compute": 0.0, "validation": 0.0}
+        self._began = self._marked = time.perf_counter()
+        self._at_mark: dict[str, float] = dict(self._spent)
+
+    def start(self) -> None:
+        self._began = self._marked = time.perf_counter()
+
+    def measure(self, what: str) -> _Measure:
+        return _Measure(self._spent, what)
+
+    def since_last(self, frames: int) -> dict[str, float]:
+        """Rates since the last call, without validations."""
+        now = time.perf_counter()
+        delta = {name: self._spent[name] - self._at_mark[name] for name in self._spent}
+        elapsed = max(now - self._marked - delta["validation"], 1e-9)
+        self._marked, self._at_mark = now, dict(self._spent)
+        return {
+            "frames_per_second": frames / elapsed,
+            "data_wait": delta["data_wait"] / elapsed,
+            "compute": delta["compute"] / elapsed,
+        }
+
+    def shares(self) -> dict[str, float]:
+        """Shares of the whole time so far; what is left is `bookkeeping`."""
+        elapsed = max(time.perf_counter() - self._began, 1e-9)
+        shares = {name: seconds / elapsed for name, seconds in self._spent.items()}
+        return {**shares, "bookkeeping": max(1.0 - sum(shares.values()), 0.0)}
+
+
+class _Measure:
+    def __init__(self, spent: dict[str, float], what: str) -> None:
+        self._spent, self._what, self._began = spent, what, 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._spent[self._what] += time.perf_counter() - self._began
+
+
+def read_metrics(directory: Path, kind: str) -> list[dict[str, float]]:
+    """The lines of one kind of a run's record, in order. Raises `TrainingError` if there is none."""
+    path = directory / METRICS_NAME
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"cannot read {path}: {error}") from error
+    return [line for line in lines if line.pop("kind") == kind]
+
+
+def _share(config: TrainingConfig, world: World) -> int:
+    """Clips of each process per step."""
+    batch, parts = config.optimizer.batch, world.size * config.optimizer.accumulate
+    if batch % parts:
+        raise ConfigError(
+            f"optimizer.batch is {batch}, which does not divide among {world.size} processes x {config.optimizer.accumulate} parts "
+            f"(optimizer.accumulate); use a multiple of {parts}"
+        )
+    return batch // world.size
+
+
+def _parts(frames: Tensor, count: int) -> tuple[Tensor, ...]:
+    return frames.chunk(count)

@@ -1,0 +1,82 @@
+"""The run's record: a line of JSON per logged step, and TensorBoard events on request."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from wfvae.errors import MissingExtraError, TrainingError
+
+METRICS_NAME = "metrics.jsonl"
+
+
+class Metrics:
+    """Appends to `RUN/metrics.jsonl`. Lines of steps that a resumed run makes again are removed first.
+
+    Each line has `step` and `kind`: "train" (losses, learning_rate, gradient_norm, frames_per_second, data_wait, compute) or
+    "validation" (psnr_db, ssim, lpips).
+    """
+
+    def __init__(self, run: Path, first_step: int, tensorboard: bool = False) -> None:
+        """Opens the record for steps after `first_step`.
+
+        Raises:
+            MissingExtraError: TensorBoard was asked for and is not installed.
+            TrainingError: the file cannot be written.
+        """
+        self._path = run / METRICS_NAME
+        self._events = _events(run / "tensorboard", first_step) if tensorboard else None
+        try:
+            self._forget_after(first_step)
+            self._file = self._path.open("a", encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"cannot write {self._path}: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Adds a line. Raises `TrainingError` if the disk refuses."""
+        try:
+            self._file.write(json.dumps({"kind": kind, "step": step, **{name: _short(value) for name, value in values.items()}}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise TrainingError(f"cannot write {self._path}: {error.strerror}; make room and go on with --resume") from error
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def _forget_after(self, step: int) -> None:
+        if not self._path.is_file():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                continue  # the last line of a run that was killed while it wrote
+        temporary = self._path.with_name(METRICS_NAME + ".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, self._path)
+
+
+def _short(value: float) -> float:
+    """Six digits are more than anyone compares."""
+    return float(f"{value:.6g}")
+
+
+def _events(folder: Path, first_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError("run.tensorboard", "tensorboard", "tensorboard") from error
+    return SummaryWriter(str(folder), purge_step=first_step + 1)

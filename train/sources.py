@@ -1,0 +1,34 @@
+"""From settings to sources of clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wfvae.train.config import TrainingConfig
+from wfvae.train.data import ClipSource, Crops, ProceduralClips, VideoFolder
+
+
+def training_source(config: TrainingConfig, run: Path) -> ClipSource:
+    """The clips to train on. Raises `DataError` naming what is wrong with the folder."""
+    data, size = config.data, (config.data.height, config.data.width)
+    if data.kind == "procedural":
+        return ProceduralClips(config.run.seed, data.clips, data.frames, size, data.stride, max_noise=data.noise)
+    return VideoFolder(data.folder, data.frames, size, data.stride, index_path=run / "index.json")
+
+
+def training_crops(config: TrainingConfig) -> Crops | None:
+    """The windows that are cut out of the clips to train on."""
+    data = config.data
+    return Crops(data.crop_height, data.crop_width, data.crops_per_clip) if data.crop_height else None
+
+
+def validation_source(config: TrainingConfig, run: Path) -> ClipSource | None:
+    """Clips that training never sees; None for folder data without a validation folder."""
+    data, validation = config.data, config.validation
+    size = (validation.height or data.height, validation.width or data.width)
+    if validation.folder:
+        path = run / "validation-index.json"
+        return VideoFolder(validation.folder, validation.frames, size, data.stride, index_path=path)
+    if data.kind == "procedural":
+        return ProceduralClips(0, validation.clips, validation.frames, size, data.stride, split="held-out", max_noise=data.noise)
+    return None

@@ -1,0 +1,85 @@
+"""The processes of a run: one, or those that torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wfvae.errors import TrainingError
+
+_PATIENCE = timedelta(hours=2)
+"""The other processes wait this long while the first indexes a large folder of videos."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers."""
+
+    rank: int
+    """0 writes files; 0..size-1."""
+    size: int
+    """Number of processes."""
+    device: torch.device
+    """Where this process computes."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over all processes, the same in each."""
+        if self.size == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process raises its flag."""
+        if self.size == 1:
+            return flag
+        raised = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+        return bool(raised.item())
+
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join_world(threads: int) -> Iterator[World]:
+    """Joins the processes that torchrun started (NCCL on GPUs, gloo on CPUs); alone without torchrun.
+
+    Args:
+        threads: CPU threads of torch, in each process.
+
+    Raises:
+        TrainingError: torchrun's environment is incomplete, or its processes do not find each other.
+    """
+    torch.set_num_threads(threads)
+    gpu = torch.cuda.is_available()
+    if "WORLD_SIZE" not in os.environ:
+        yield World(0, 1, torch.device("cuda", 0) if gpu else torch.device("cpu"))
+        return
+    try:
+        local = int(os.environ["LOCAL_RANK"])
+        if gpu:
+            torch.cuda.set_device(local)
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=_PATIENCE)
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f"the processes of this run cannot be joined: {reason}; start them by: torchrun --nproc-per-node N") from error
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), torch.device("cuda", local) if gpu else torch.device("cpu"))
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,139 @@
+"""`wfvae train`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wfvae.commands.common import add_json_argument, show
+from wfvae.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from wfvae.train.loop import RunResult
+
+SUMMARY = "videos to a checkpoint: one stage of training"
+DESCRIPTION = """\
+Trains a model by a configuration: a TOML file, or the name of a ready one (--list). Every key can be set on the command line.
+
+  wfvae train tiny --out runs/tiny                                        procedural video, one CPU, about an hour
+  wfvae train S-stage1 --set data.folder=videos/ --out runs/S1            the paper's stage I
+  torchrun --nproc-per-node 8 -m wfvae train S-stage1 --set data.folder=videos/ --out runs/S1
+  wfvae train S-stage2 --set data.folder=videos/ --set run.initial=runs/S1 --out runs/S2
+  wfvae train S-stage1 --set data.folder=videos/ --out runs/S1 --resume   after a kill, with the same result as without
+  wfvae export runs/S2 bundle/                                            the averaged weights of the newest checkpoint"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="TOML file, or the name of a ready configuration")
+    parser.add_argument("--out", type=Path, metavar="RUN", help="directory of the run (default: runs/ and the configuration's name)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set section.key of the configuration; repeatable")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
+    parser.add_argument("--list", action="store_true", help="list the ready configurations")
+    parser.add_argument("--show", action="store_true", help="print the whole configuration as TOML, and do nothing")
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, and prints where the result is."""
+    from wfvae.errors import ConfigError
+    from wfvae.train.config import TrainingConfig, ready_configs
+
+    if args.list:
+        show(args, ready_configs(), "\n".join(ready_configs()))
+        return 0
+    if args.config is None:
+        raise ConfigError(f"no configuration was given; expected a TOML file or one of: {', '.join(ready_configs())}")
+    config = TrainingConfig.load(args.config, args.set)
+    if args.show:
+        show(args, config.to_dict(), config.to_toml().rstrip())
+        return 0
+    try:
+        from wfvae.train.loop import Watcher, train
+        from wfvae.train.world import join_world
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("training", str(error.name), "train") from error
+    from wfvae.machine import processor_count
+
+    directory = args.out or Path("runs") / Path(args.config).stem
+    threads = config.run.threads or processor_count()
+    with join_world(threads) as world, _polite_stop() as stopping, _progress(world.is_first) as (progress, notice):
+        watcher = Watcher(progress, notice, stopping)
+        result = train(config, directory, world, resume=args.resume, watcher=watcher)
+    if world.is_first:
+        _report(args, result, config.run.steps)
+    if not result.finished:
+        raise KeyboardInterrupt
+    return 0
+
+
+def _report(args: argparse.Namespace, result: RunResult, steps: int) -> None:
+    scores = result.scores
+    data = {
+        "run": str(result.directory),
+        "step": result.step,
+        "finished": result.finished,
+        "bad_files": result.bad_files,
+        "validation": scores._asdict() if scores else None,
+        "time_shares": {name: round(share, 4) for name, share in result.shares.items()},
+    }
+    quality = f"; PSNR {scores.psnr_db:.2f} dB, SSIM {scores.ssim:.4f}" if scores else ""
+    quality += f", LPIPS {scores.lpips:.4f}" if scores and scores.lpips is not None else ""
+    skipped = f"; {result.bad_files} files skipped" if result.bad_files else ""
+    waiting = f"; {result.shares['data_wait']:.0%} of the time waited for data"
+    show(args, data, f"{result.directory}: step {result.step} of {steps}{quality}{skipped}{waiting}")
+
+
+@contextmanager
+def _polite_stop() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C (or SIGTERM) ends the run after the step in progress, with a checkpoint; a second one at once."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[tuple[Callable[[int, int, dict[str, float]], None], Callable[[str], None]]]:
+    """A bar with the losses on a terminal; skipped files are told anywhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    on_terminal = shown and sys.stderr is not None and sys.stderr.isatty()
+    columns = (
+        TextColumn("training"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not on_terminal, transient=True) as bar:
+        task = bar.add_task("", total=None, text="")
+
+        def progress(done: int, total: int, values: dict[str, float]) -> None:
+            parts = [f"{name} {values[name]:.4g}" for name in ("reconstruction", "wavelet", "adversarial") if values.get(name)]
+            parts += [f"{values['frames_per_second']:.1f} frames/s"] if "frames_per_second" in values else []
+            parts += [f"data wait {values['data_wait']:.0%}"]
+            bar.update(task, completed=done, total=total, text="  ".join(parts))
+
+        def notice(line: str) -> None:
+            if shown and sys.stderr is not None:
+                bar.console.print(line) if on_terminal else sys.stderr.write(f"wfvae train: {line}\n")
+
+        yield progress, notice
