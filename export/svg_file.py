@@ -11,7 +11,7 @@ from pathlib import Path
 from wfvae.errors import InputError, ResourceError
 
 MARGIN = 16
-_TITLE, _LINE, _GAP = 30, 19, 14
+_TITLE, _LINE, _GAP = 38, 19, 16
 _LINE_CHARACTERS = 7.0
 """Pixels that a character of a note takes, at most on average: notes are broken into lines by this."""
 
