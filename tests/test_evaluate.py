@@ -505,6 +505,17 @@ def test_what_cannot_be_scored_is_skipped_and_said(program: Program, real: Path,
     assert "one ends after 8" in entry["skipped"][0]["reason"]
 
 
+def test_clips_of_a_video_that_is_skipped_do_not_count(program: Program, tmp_path: Path) -> None:
+    for name in ("real", "other"):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            count = 34 if (name, index) == ("other", 1) else 35
+            save(tmp_path / name / f"{index}.mkv", damaged(clip(count, 16, 16, seed=index), 3 if name == "real" else 9), **LOSSLESS)
+    arguments = ["--whole", "--lpips-weights", "none", "--i3d", feature_network(tmp_path / "n.pt"), "--json"]
+    outcome = program("evaluate", tmp_path / "real", tmp_path / "other", *arguments)
+    assert (outcome.code, outcome.report["reconstructions"][0]["metrics"]["fvd"]["clips"]) == (1, 2)
+
+
 def test_backbone_that_cannot_be_had_is_not_measured_and_the_rest_is(
     program: Program, real: Path, poor: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

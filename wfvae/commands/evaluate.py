@@ -114,10 +114,10 @@ class _Run:
         if args.bundle is not None:
             self._score_bundle()
         else:
-            self._score(self._files(args.real, args.reconstruction), args.name or args.reconstruction.name)
+            self._score(self._files(args.real, args.reconstruction), args.name or args.reconstruction.resolve().name)
         differences: list[PairedDifference] = []
         if second is not None:
-            self._score(second, args.compare.name)
+            self._score(second, args.compare.resolve().name)
             differences = compare(self._entries[0].evaluation, self._entries[1].evaluation)
         data = self._write(differences)
         show(args, data, _text(self._entries, differences, args.worst))

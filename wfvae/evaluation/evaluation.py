@@ -126,8 +126,8 @@ class Evaluator:
         names, done = self._source.names, 0
         total = None if self._protocol.frames is None else self._protocol.frames * len(names)
         for name in names:
+            score, scored = _Totals(name), False
             try:
-                score = _Totals(name)
                 for real, reconstruction in self._source.frames(name, self._protocol):
                     score.add(real.shape[1:3], score_frames(real, reconstruction, self._lpips.distance))
                     if self._clips is not None:
@@ -135,11 +135,12 @@ class Evaluator:
                     done += len(real)
                     progress(done, total)
                 self._videos.append(score.video())
+                scored = True
             except (MediaError, InputError) as error:
                 self._skipped.append(Skipped(name, str(error)))
             finally:
                 if self._clips is not None:
-                    self._clips.end_video()
+                    self._clips.end_video(scored=scored)
         if not self._videos:
             raise InputError(f"none of {len(names)} videos could be scored; the first: {self._skipped[0].reason}")
         return self.result(complete=True)

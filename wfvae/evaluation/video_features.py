@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 Frame = npt.NDArray[np.uint8]
+Features = npt.NDArray[np.float64]
 FEATURE_SIZE = 224
 """Side of the frames that I3D was trained on."""
 
@@ -50,7 +51,7 @@ class VideoFeatures:
         names = {argument.name for argument in self._network.forward.schema.arguments}
         self._switches = {name: value for name, value in _SWITCHES.items() if name in names}
 
-    def of(self, frames: Sequence[Frame]) -> npt.NDArray[np.float64]:
+    def of(self, frames: Sequence[Frame]) -> Features:
         """Features (1, d) of one clip of frames (H, W, 3) uint8; the short side is resized to 224 and the centre cropped.
 
         Raises:
@@ -79,21 +80,25 @@ class ClipCollector:
     def __init__(self, network: VideoFeatures, frames: int) -> None:
         self._network, self._frames = network, frames
         self.real, self.reconstruction = FeatureMoments(), FeatureMoments()
-        self._waiting: tuple[list[Frame], list[Frame]] = ([], [])
+        self._waiting: list[tuple[Frame, Frame]] = []
+        self._features: list[tuple[Features, Features]] = []
 
     def add(self, real: npt.NDArray[np.uint8], reconstruction: npt.NDArray[np.uint8]) -> None:
         """Takes frames (T, H, W, 3) of both."""
         for pair in zip(real, reconstruction, strict=True):
-            for frames, frame in zip(self._waiting, pair, strict=True):
-                frames.append(frame)
-            if len(self._waiting[0]) == self._frames:
-                for moments, frames in zip((self.real, self.reconstruction), self._waiting, strict=True):
-                    moments.add(self._network.of(frames))
-                self.end_video()
+            self._waiting.append(pair)
+            if len(self._waiting) == self._frames:
+                originals, results = zip(*self._waiting, strict=True)
+                self._features.append((self._network.of(originals), self._network.of(results)))
+                self._waiting = []
 
-    def end_video(self) -> None:
-        """Forgets an incomplete clip."""
-        self._waiting = ([], [])
+    def end_video(self, *, scored: bool) -> None:
+        """Counts the clips of the video that ends here, or, if it was not `scored`, forgets them."""
+        if scored:
+            for real, reconstruction in self._features:
+                self.real.add(real)
+                self.reconstruction.add(reconstruction)
+        self._waiting, self._features = [], []
 
     @property
     def clips(self) -> int:
