@@ -237,6 +237,17 @@ def line(result: Result) -> str:
     return f"{result.model}, {result.mode}: {to_direct}, max {result.max_abs:.3g}, {result.difference_db:+.2f} dB"
 
 
+def about_text(source: str, frames: int, size: int, tile_scale: int) -> str:
+    """What was measured on."""
+    text = f"{source[0].upper()}{source[1:]}, {frames} frames of {size}x{size}."
+    if tile_scale > 1:
+        text += (
+            f" Peers' tiles and overlaps have 1/{tile_scale} of the sizes named here in height and width, as the clip is small; "
+            "receptive fields do not shrink with them, which overstates the difference."
+        )
+    return text
+
+
 def to_markdown(results: Sequence[Result], missing: Sequence[Missing], about: str) -> str:
     rows = [
         "# Block-wise inference against direct inference",
@@ -331,10 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write(options: argparse.Namespace, benchmark: Benchmark, source: str) -> None:
     """Writes the results beside the pictures."""
     packages = ["torch", "onnxruntime", "numpy"] + ["diffusers"] * any(result.model != "WF-VAE" for result in benchmark.results)
-    tiles = "the published size" if options.tile_scale == 1 else f"1/{options.tile_scale} of the published size in height and width"
-    about = (
-        f"{source[0].upper()}{source[1:]}, {options.frames} frames of {options.size}x{options.size}; tiles and their overlap have {tiles}."
-    )
+    about = about_text(source, options.frames, options.size, options.tile_scale)
     write_json(
         options.out / "blockwise.json",
         {

@@ -253,7 +253,7 @@ def test_a_checkout_is_measured_on_given_videos(blockwise: Any, checkout: Path, 
 
 @needs_diffusers
 def test_peers_are_measured_and_what_fails_is_said(blockwise: Any, tmp_path: Path) -> None:
-    arguments = ["--only", "sd-vae", "allegro", "--frames", "2", "--size", "48", "--tile-scale", "8", "--threads", "1"]
+    arguments = ["--only", "sd-vae", "allegro", "--frames", "4", "--size", "48", "--tile-scale", "8", "--threads", "1"]
     assert blockwise.main([*arguments, "--out", str(tmp_path)]) == 0
     data = json.loads((tmp_path / "blockwise.json").read_text())
     [method] = data["methods"]
