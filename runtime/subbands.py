@@ -93,12 +93,14 @@ class SubbandStatistics:
                 self._count_pair(self._waiting, frame)
                 self._waiting = None
 
-    def bands(self, bin_width: float = 1.0) -> tuple[Subband, ...]:
+    def bands(self, bin_width: float = 1.0, zero_level: int = 0) -> tuple[Subband, ...]:
         """Statistics of the eight bands in the order of BAND_NAMES.
 
         Args:
             bin_width: width of the histogram's bins in 8-bit levels of the orthonormal coefficients; a bin is centred on zero.
                 The coefficients are multiples of 1/sqrt(8) = 0.354 levels, so finer bins add nothing.
+            zero_level: twice the pixel level that counts as zero in the energies: 0 for black, 255 for the middle of the range, which
+                is zero for the encoder. Only the first band has a mean to be changed by it; entropies are those of 8-bit levels.
 
         Raises:
             InputError: nothing was counted yet, or the bin width is not above 0.
@@ -107,7 +109,7 @@ class SubbandStatistics:
             raise InputError(f"bin_width is {bin_width!r}; expected a number of 8-bit levels above 0")
         if self.coefficients == 0:
             raise InputError("no pair of frames was counted; call update() with two frames or more first")
-        energies = [self._energy(band) for band in range(BAND_COUNT)]
+        energies = [self._energy(band, 4 * zero_level if band == 0 else 0) for band in range(BAND_COUNT)]
         total = sum(energies)
         return tuple(
             Subband(name, energies[band] / 8.0, energies[band] / total if total else 0.0, self._entropy(band, bin_width))
@@ -123,11 +125,11 @@ class SubbandStatistics:
             for band, coefficients in enumerate(haar_sums(pair)):
                 self._histogram[band] += np.bincount(coefficients.reshape(-1) + _LARGEST, minlength=2 * _LARGEST + 1)
 
-    def _energy(self, band: int) -> int:
-        """Sum of the squared integers of a band (8 x the energy), exact however long the video."""
+    def _energy(self, band: int, zero: int) -> int:
+        """Sum of the squared integers of a band (8 x the energy) about `zero`, exact however long the video."""
         counts = self._histogram[band]
         values = np.flatnonzero(counts)
-        return sum((int(value) - _LARGEST) ** 2 * int(counts[value]) for value in values)
+        return sum((int(value) - _LARGEST - zero) ** 2 * int(counts[value]) for value in values)
 
     def _entropy(self, band: int, bin_width: float) -> float:
         """Shannon entropy in bits of a band's histogram with bins of this width."""

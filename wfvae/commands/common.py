@@ -120,6 +120,11 @@ def parse_quality(text: str) -> float:
 def add_bundle_arguments(parser: argparse.ArgumentParser, chunk: bool = True) -> None:
     """The bundle and what runs it."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory made by 'wfvae export'")
+    add_execution_arguments(parser, chunk)
+
+
+def add_execution_arguments(parser: argparse.ArgumentParser, chunk: bool = True) -> None:
+    """What runs a bundle."""
     group = parser.add_argument_group("execution")
     group.add_argument(
         "--backend", default="auto", choices=("auto", "onnxruntime", "tensorrt"), help="what runs the graphs (default: %(default)s)"

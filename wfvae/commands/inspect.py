@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from wfvae.commands.common import add_json_argument, mebibytes, show
-from wfvae.errors import CheckpointError, WFVAEError
+from wfvae.commands.subbands import check_plot_name, measure_subbands, plot_subbands, subband_table
+from wfvae.errors import CheckpointError, InputError, WFVAEError
 
 SUMMARY = "what a bundle, latents, a checkpoint or a video is"
 DESCRIPTION = """\
 Says what something is, and checks it as far as that is cheap: a bundle's hashes, a checkpoint's names and shapes.
 
-  wfvae inspect bundle/ · wfvae inspect latents.zarr · wfvae inspect checkpoint/ · wfvae inspect in.mp4"""
+  wfvae inspect bundle/ · wfvae inspect latents.zarr · wfvae inspect checkpoint/ · wfvae inspect in.mp4
+
+With --subbands, the energy and entropy of each of a video's eight Haar sub-bands, from all its frames:
+
+  wfvae inspect in.mp4 --subbands --plot subbands.svg"""
 
 _LATENTS_SUFFIXES = (".zarr", ".npy", ".safetensors")
 
@@ -23,14 +28,27 @@ _LATENTS_SUFFIXES = (".zarr", ".npy", ".safetensors")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("thing", type=Path, metavar="BUNDLE|LATENTS|CHECKPOINT|VIDEO")
+    group = parser.add_argument_group("sub-bands of a video")
+    group.add_argument("--subbands", action="store_true", help="read the video, and tell energy and entropy per Haar sub-band")
+    group.add_argument("--plot", type=Path, metavar="FILE", help="draw them into this SVG file")
+    group.add_argument(
+        "--bin-width",
+        type=_bin_width,
+        metavar="W",
+        help="bins of the entropy's histogram, in 8-bit levels of the coefficients (default: 1)",
+    )
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Finds out what it is, and prints the facts."""
     path: Path = args.thing
+    if not args.subbands and (args.plot is not None or args.bin_width is not None):
+        raise InputError("--plot and --bin-width are for sub-bands; add --subbands")
     if not path.exists():
         raise WFVAEError(f"{path} does not exist; expected a bundle, latents, a checkpoint or a video")
+    if args.subbands:
+        return _subbands(args, path)
     if (path / "manifest.json").is_file():
         facts = _bundle(path)
     elif (path / "config.json").is_file():
@@ -43,6 +61,28 @@ def run(args: argparse.Namespace) -> int:
         facts = _video(path)
     width = max(map(len, facts))
     show(args, facts, "\n".join(f"{key.ljust(width)}  {_text(value)}" for key, value in facts.items() if value is not None))
+    return 0
+
+
+def _bin_width(text: str) -> float:
+    try:
+        width = float(text)
+        if 0 < width < math.inf:
+            return width
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a bin width; expected a number of 8-bit levels above 0, such as 1")
+
+
+def _subbands(args: argparse.Namespace, path: Path) -> int:
+    if (path / "manifest.json").is_file() or (path / "config.json").is_file() or path.suffix.lower() in (*_LATENTS_SUFFIXES, ".ckpt"):
+        raise InputError(f"{path} is no video; --subbands is for videos and folders of images")
+    if args.plot is not None:
+        check_plot_name(args.plot)
+    facts = measure_subbands(path, args.bin_width or 1.0)
+    if args.plot is not None:
+        plot_subbands(facts, args.plot)
+    show(args, facts, subband_table(facts))
     return 0
 
 

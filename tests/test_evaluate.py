@@ -1,0 +1,591 @@
+"""Scores of reconstructions: each metric against a second library or worked values, and the command from video files to results."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+if missing := [name for name in ("skimage", "scipy", "lpips") if find_spec(name) is None]:
+    pytest.skip(f"needs the extra eval: {missing[0]} is not installed", allow_module_level=True)
+
+from fixtures.program import Program, clip, load, save  # noqa: E402
+from wfvae.errors import InputError  # noqa: E402
+from wfvae.evaluation.evaluation import Evaluation, SetScore, VideoScore, compare  # noqa: E402
+from wfvae.evaluation.frame_metrics import score_frames  # noqa: E402
+from wfvae.evaluation.frechet import FeatureMoments, frechet_distance  # noqa: E402
+from wfvae.evaluation.interval import mean_interval  # noqa: E402
+from wfvae.evaluation.lpips_choice import LPIPSChoice  # noqa: E402
+from wfvae.evaluation.protocol import Protocol, open_prepared, resized, square  # noqa: E402
+from wfvae.evaluation.sources import reconstruct  # noqa: E402
+from wfvae.evaluation.video_files import find_videos, match_videos  # noqa: E402
+from wfvae.runtime import Bundle  # noqa: E402
+from wfvae.torchvision_operators import make_torchvision_importable  # noqa: E402
+
+LOSSLESS = {"codec": "ffv1", "pixel_format": "bgr0"}
+
+
+@pytest.fixture
+def program(capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(capsys)
+
+
+def damaged(frames: np.ndarray, amount: int, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).integers(-amount, amount + 1, frames.shape)
+    return np.clip(frames + noise, 0, 255).astype(np.uint8)
+
+
+# Frame metrics --------------------------------------------------------------------------------------------------------------
+
+
+def test_psnr_of_worked_values() -> None:
+    real = np.full((3, 16, 16, 3), 100, dtype=np.uint8)
+    other = real.copy()
+    other[0] += 5  # mean square 25
+    other[1, 3, 4, 1] += 16  # 256 over 768 values
+    scores = score_frames(real, other)
+    assert scores.psnr[:2] == pytest.approx([20 * math.log10(255 / 5), 10 * math.log10(255**2 * 768 / 256)], abs=1e-9)
+    assert scores.psnr[2] == math.inf
+    assert scores.ssim[2] == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("amount", [1, 12, 90])
+def test_psnr_and_ssim_agree_with_torchmetrics(amount: int) -> None:
+    if find_spec("torchvision") is not None:
+        make_torchvision_importable("the test", "eval")
+    metrics = pytest.importorskip("torchmetrics.functional.image")
+    real = clip(2, 24, 36)
+    other = damaged(real, amount)
+    scores = score_frames(real, other)
+    tensors = [torch.from_numpy(frames).permute(0, 3, 1, 2).double() / 255 for frames in (other, real)]
+    psnr = metrics.peak_signal_noise_ratio(*tensors, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    assert scores.psnr == pytest.approx(psnr.numpy(), abs=1e-5)
+    # Its mean counts windows that reach beyond the frame; the map allows to leave them out.
+    _, similarity = metrics.structural_similarity_index_measure(
+        *tensors, sigma=1.5, data_range=1.0, reduction="none", return_full_image=True
+    )
+    assert scores.ssim == pytest.approx(similarity[:, :, 5:-5, 5:-5].mean(dim=(1, 2, 3)).numpy(), abs=1e-9)
+
+
+def test_frames_are_scored_alone_and_in_order() -> None:
+    real = clip(20, 24, 24)
+    other = damaged(real, 20)
+    together = score_frames(real, other)
+    alone = [score_frames(real[k : k + 1], other[k : k + 1]) for k in range(20)]
+    assert together.psnr.tolist() == [one.psnr[0] for one in alone]
+    assert together.ssim == pytest.approx([one.ssim[0] for one in alone], abs=1e-6)
+
+
+def test_wrong_frames_are_refused() -> None:
+    frames = clip(2, 24, 24)
+    with pytest.raises(InputError, match="same"):
+        score_frames(frames, frames[:1])
+    with pytest.raises(InputError, match="11x11"):
+        score_frames(frames[:, :10], frames[:, :10])
+
+
+# Intervals ------------------------------------------------------------------------------------------------------------------
+
+
+def test_interval_of_worked_values() -> None:
+    # t(0.975, 4) = 2.776445 in every table.
+    values = [2.0, 4.0, 4.0, 5.0, 10.0]
+    found = mean_interval(values)
+    reach = 2.776445 * statistics.stdev(values) / math.sqrt(5)
+    assert (found.value, found.count) == (5.0, 5)
+    assert (found.low, found.high) == (pytest.approx(5 - reach, abs=1e-5), pytest.approx(5 + reach, abs=1e-5))
+    assert mean_interval([3.0]).low is None
+    for wrong in ([], [1.0, math.inf]):
+        with pytest.raises(InputError):
+            mean_interval(wrong)
+
+
+def test_interval_covers_the_mean_as_often_as_it_says() -> None:
+    dice = np.random.default_rng(1)
+    found = [mean_interval(dice.normal(7.0, 2.0, 6).tolist()) for _ in range(1500)]
+    covered = sum(one.low <= 7.0 <= one.high for one in found if one.low is not None and one.high is not None)
+    assert abs(covered / 1500 - 0.95) < 0.025  # more than four standard deviations
+
+
+# Fréchet distance -----------------------------------------------------------------------------------------------------------
+
+
+def moments(features: np.ndarray, pieces: int = 1) -> FeatureMoments:
+    found = FeatureMoments()
+    for piece in np.array_split(features, pieces):
+        found.add(piece)
+    return found
+
+
+def test_frechet_distance_of_commuting_gaussians_has_a_closed_form() -> None:
+    """Diagonal covariances: |m1 - m2|^2 + sum (s1 - s2)^2."""
+    base = np.array([[1.0, 1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, -1.0, -1.0], [-1.0, -1.0, 1.0]])  # orthogonal columns, mean 0
+    first, second = np.array([1.0, 2.0, 0.5]), np.array([3.0, 1.0, 0.0])
+    shift = np.array([0.5, -1.0, 2.0])
+    deviation = math.sqrt(4 / 3)  # of a column, with n - 1
+    expected = (shift**2).sum() + ((first - second) ** 2).sum() * deviation**2
+    assert frechet_distance(moments(base * first), moments(base * second + shift)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_agrees_with_the_root_of_the_product() -> None:
+    from scipy.linalg import sqrtm
+
+    dice = np.random.default_rng(3)
+    a = dice.normal(size=(60, 8)) @ dice.normal(size=(8, 8))
+    b = dice.normal(size=(50, 8)) @ dice.normal(size=(8, 8)) + 0.3
+    one, two = np.cov(a.T), np.cov(b.T)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(one + two - 2 * sqrtm(one @ two).real)
+    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(moments(a), moments(b)) == pytest.approx(frechet_distance(moments(b), moments(a)), rel=1e-9)
+
+
+def test_frechet_distance_with_fewer_vectors_than_features() -> None:
+    features = np.random.default_rng(4).normal(size=(3, 20)) + 100.0
+    assert frechet_distance(moments(features), moments(features)) == pytest.approx(0.0, abs=1e-6)
+    assert frechet_distance(moments(features), moments(features + 2.0)) == pytest.approx(20 * 4.0, rel=1e-6)
+
+
+@given(st.integers(1, 9), st.integers(0, 100), st.sampled_from([0.0, 1e4]))
+def test_moments_do_not_depend_on_batches(pieces: int, seed: int, offset: float) -> None:
+    features = np.random.default_rng(seed).normal(size=(12, 4)) + offset
+    found = moments(features, pieces)
+    assert found.mean == pytest.approx(features.mean(0), abs=1e-8)
+    assert found.covariance == pytest.approx(np.cov(features.T), abs=1e-8)
+
+
+def test_moments_refuse_what_is_no_feature() -> None:
+    found = moments(np.zeros((1, 3)))
+    with pytest.raises(InputError, match="at least 2"):
+        _ = found.covariance
+    for wrong in (np.zeros((2, 4)), np.zeros(3), np.full((1, 3), np.nan)):
+        with pytest.raises(InputError):
+            found.add(wrong)
+
+
+# Protocol -------------------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(11, 90), st.integers(11, 90), st.integers(8, 64))
+def test_square_is_square_and_centred(height: int, width: int, side: int) -> None:
+    ramp = np.broadcast_to(np.linspace(0, 255, width)[None, :, None], (height, width, 3)).round().astype(np.uint8)
+    found = square(np.ascontiguousarray(ramp), side)
+    assert found.shape == (side, side, 3)
+    # A ramp keeps its middle value only if the crop is centred; a pixel of the small side is up to `step` levels wide.
+    step = 255 / (width - 1) * max(1.0, min(height, width) / side)
+    assert abs(float(found[..., 0].mean()) - 127.5) <= step + 1
+
+
+def test_square_crops_without_resampling_where_the_short_side_fits() -> None:
+    frame = clip(1, 32, 48)[0]
+    assert np.array_equal(square(frame, 32), frame[:, 8:40])
+    assert square(frame[:, :32], 32).base is frame or np.array_equal(square(frame[:, :32], 32), frame[:, :32])
+
+
+def test_resizing_agrees_with_pillow() -> None:
+    image = pytest.importorskip("PIL.Image")
+    frame = clip(1, 60, 90)[0]
+    expected = np.asarray(image.fromarray(frame).resize((45, 30), image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(resized(frame, 30, 45) - expected).max() <= 1
+
+
+def test_windows(tmp_path: Path) -> None:
+    frames = clip(12, 16, 16)
+    path = save(tmp_path / "v.mkv", frames, **LOSSLESS)
+
+    def window(protocol: Protocol) -> np.ndarray:
+        with open_prepared(path, protocol) as prepared:
+            return np.stack(list(prepared.frames))
+
+    assert np.array_equal(window(Protocol(5, None)), frames[:5])
+    assert np.array_equal(window(Protocol(5, None, "centre")), frames[3:8])
+    assert np.array_equal(window(Protocol(None, None)), frames)
+    for kind in ("first", "centre"):
+        with pytest.raises(InputError, match="has 12 frames, and 13 are scored"):
+            window(Protocol(13, None, kind))  # type: ignore[arg-type]
+
+
+# Files ----------------------------------------------------------------------------------------------------------------------
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_videos_are_matched_by_their_path_without_suffix(tmp_path: Path) -> None:
+    real, other = tmp_path / "real", tmp_path / "other"
+    touch(real / "a" / "2.mp4", real / "a" / "10.mp4", real / "b.x.mov", real / "images" / "1.png", real / "notes.txt", real / ".c.mp4")
+    touch(other / "a" / "2.mkv", other / "a" / "10.MKV", other / "b.x.mp4", other / "images.mp4")
+    assert list(find_videos(real)) == ["a/2", "a/10", "b.x", "images"]
+    pairs = match_videos(real, other)
+    assert [(pair.name, pair.reconstruction.name) for pair in pairs] == [
+        ("a/2", "2.mkv"),
+        ("a/10", "10.MKV"),
+        ("b.x", "b.x.mp4"),
+        ("images", "images.mp4"),
+    ]
+    touch(other / "more.mp4")
+    with pytest.raises(InputError, match="first 'more'"):
+        match_videos(real, other)
+    assert match_videos(real, other, only_matched=True) == pairs
+    touch(real / "b.x.mkv")
+    with pytest.raises(InputError, match="same name"):
+        match_videos(real, other)
+
+
+def test_two_files_are_a_pair_whatever_their_names(tmp_path: Path) -> None:
+    touch(tmp_path / "x.mp4", tmp_path / "y.mkv")
+    [pair] = match_videos(tmp_path / "x.mp4", tmp_path / "y.mkv")
+    assert pair.name == "x"
+    with pytest.raises(InputError, match="does not exist"):
+        match_videos(tmp_path / "x.mp4", tmp_path / "z.mkv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no videos"):
+        find_videos(tmp_path / "empty")
+
+
+# Comparison -----------------------------------------------------------------------------------------------------------------
+
+
+def evaluation(scores: dict[str, float | None]) -> Evaluation:
+    videos = tuple(VideoScore(name, 5, 16, 16, 5 if psnr is None else 0, psnr, 0.5, None) for name, psnr in scores.items())
+    return Evaluation(Protocol(), videos, (), LPIPSChoice("none", None, "-"), SetScore(None, 0, 33, None, "-"), True)
+
+
+def test_paired_differences_are_of_the_same_video() -> None:
+    first = evaluation({"a": 30.0, "b": 20.0, "c": 40.0, "d": None, "only": 1.0})
+    second = evaluation({"d": 30.0, "c": 42.0, "b": 23.0, "a": 31.0})
+    psnr, ssim, lpips = compare(first, second)
+    expected = mean_interval([1.0, 3.0, 2.0])
+    assert (psnr.mean, psnr.left_out, psnr.significant) == (expected, 1, expected.low is not None and expected.low > 0)
+    assert ssim.mean is not None
+    assert (ssim.mean.value, ssim.significant) == (0.0, False)
+    assert lpips.mean is None
+    with pytest.raises(InputError, match="both"):
+        compare(first, evaluation({"z": 1.0}))
+
+
+# The command ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("set") / "real"
+    (folder / "sub").mkdir(parents=True)
+    for index, name in enumerate(("a", "sub/b", "c")):
+        save(folder / f"{name}.mp4", clip(9, 48, 64, seed=index))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def poor(real: Path) -> Path:
+    """The videos encoded again, badly."""
+    return encoded_again(real, "poor", crf=45)
+
+
+@pytest.fixture(scope="module")
+def better(real: Path) -> Path:
+    return encoded_again(real, "better", crf=30)
+
+
+def encoded_again(real: Path, name: str, **options: Any) -> Path:
+    for path in real.rglob("*.mp4"):
+        target = real.with_name(name) / path.relative_to(real).with_suffix(".mkv")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save(target, load(path)[0], **options)
+    return real.with_name(name)
+
+
+def feature_network(path: Path, switches: bool = False) -> Path:
+    """A tiny network of video features as TorchScript: means over time and space of differences that the test can work out."""
+
+    class Plain(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(dim=(2, 3, 4))[:, :2] + x.shape[2]
+
+    class Switches(torch.nn.Module):
+        def forward(self, x: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False) -> torch.Tensor:
+            features = x.mean(dim=(2, 3, 4))[:, :2] + x.shape[2]
+            if rescale or resize or not return_features or x.shape[3] != 224:
+                features = features[:, :1] * 0
+            return features
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(Switches() if switches else Plain()).save(str(path))
+    return path
+
+
+def test_folders_end_to_end(program: Program, real: Path, poor: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["evaluate", real, poor, "--frames", 9, "--size", 48, "--lpips-weights", "random", "--worst", 1, "--out", out]
+    report = program.done(*arguments, "--i3d", feature_network(tmp_path / "net.pt"))
+    assert report == json.loads((out / "evaluation.json").read_text())
+    [entry] = report["reconstructions"]
+    psnr: dict[str, float] = {}
+    for path in real.rglob("*.mp4"):
+        name = str(path.relative_to(real).with_suffix(""))
+        before, after = load(path)[0][:, :, 8:56], load(poor / f"{name}.mkv")[0][:, :, 8:56]
+        errors = ((before.astype(float) - after) ** 2).mean(axis=(1, 2, 3))
+        psnr[name] = float(np.mean(10 * np.log10(255**2 / errors)))
+    assert {video["name"]: video["psnr"] for video in entry["videos"]} == pytest.approx(psnr, abs=1e-9)
+    found = entry["metrics"]["psnr"]
+    expected = mean_interval(list(psnr.values()))
+    assert (found["mean"], *found["interval"], found["videos"]) == pytest.approx((expected.value, expected.low, expected.high, 3), abs=1e-4)
+    assert entry["worst"]["psnr"] == [min(psnr, key=lambda name: psnr[name])]
+    assert entry["metrics"]["lpips"]["mean"] > 0
+    assert "random" in entry["metrics"]["lpips"]["network"]
+    features = [[square_features(path, 9) for path in sorted(folder.rglob("*.m*"))] for folder in (real, poor)]
+    a, b = (np.array(one)[:, :2] for one in features)
+    assert entry["metrics"]["fvd"]["value"] == pytest.approx(frechet_distance(moments(a), moments(b)), abs=1e-6)
+    assert (entry["metrics"]["fvd"]["clips"], entry["metrics"]["fvd"]["features"]) == (3, 2)
+    markdown = (out / "evaluation.md").read_text()
+    assert "| Channel | Model | TCPR | PSNR ↑ | SSIM ↑ | LPIPS ↓ | FVD ↓ |" in markdown
+    assert f"{expected.value:.2f} ± " in markdown
+
+
+def square_features(path: Path, frames: int) -> np.ndarray:
+    """What `feature_network` gives for a video, without it."""
+    video = np.stack([square(square(frame, 48), 224) for frame in load(path)[0][:frames]])
+    result: np.ndarray = (video / 127.5 - 1).mean(axis=(0, 1, 2)) + frames
+    return result
+
+
+def test_the_common_i3d_file_is_asked_for_features_at_its_own_size(program: Program, real: Path, poor: Path, tmp_path: Path) -> None:
+    results = []
+    for switches in (False, True):
+        network = feature_network(tmp_path / f"{switches}.pt", switches)
+        report = program.done("evaluate", real, poor, "--frames", 4, "--size", 32, "--lpips-weights", "none", "--i3d", network)
+        results.append(report["reconstructions"][0]["metrics"]["fvd"])
+    assert results[0] == results[1]
+    assert results[0]["features"] == 2
+
+
+def test_whole_videos_give_several_clips_at_their_own_size(program: Program, tmp_path: Path) -> None:
+    for name in ("real", "other"):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / "long.mkv", damaged(clip(70, 16, 24), 0 if name == "real" else 30), **LOSSLESS)
+    network = feature_network(tmp_path / "n.pt")
+    report = program.done("evaluate", tmp_path / "real", tmp_path / "other", "--whole", "--lpips-weights", "none", "--i3d", network)
+    [entry] = report["reconstructions"]
+    [video] = entry["videos"]
+    assert (video["frames"], video["height"], video["width"]) == (70, 16, 24)
+    assert (entry["metrics"]["fvd"]["clips"], entry["metrics"]["fvd"]["frames_per_clip"]) == (2, 33)
+    assert entry["metrics"]["psnr"]["interval"] is None, "one video has no interval"
+
+
+def test_a_bundle_is_scored_as_its_lossless_reconstructions(
+    program: Program, exported: Callable[..., Path], real: Path, tmp_path: Path
+) -> None:
+    bundle = exported("4x8x8-trilinear")
+    protocol = ["--frames", 7, "--size", 32, "--window", "centre", "--lpips-weights", "none", "--threads", 1]
+    report = program.done("evaluate", "--bundle", bundle, "--data", real, "--chunk", 1, *protocol)
+    [entry] = report["reconstructions"]
+    assert (entry["label"], entry["compression"], entry["latent_channels"]) == ("4x8x8-trilinear", [4, 8, 8], 4)
+    for folder in ("prepared", "made"):
+        (tmp_path / folder / "sub").mkdir(parents=True)
+    for name in find_videos(real):
+        with open_prepared(real / f"{name}.mp4", Protocol(7, 32, "centre")) as prepared:
+            save(tmp_path / "prepared" / f"{name}.mkv", np.stack(list(prepared.frames)), **LOSSLESS)
+        made = tmp_path / "made" / f"{name}.mkv"
+        save(made, bundle_frames(bundle, tmp_path / "prepared" / f"{name}.mkv"), **LOSSLESS)
+    files = program.done("evaluate", real, tmp_path / "made", *protocol)["reconstructions"][0]
+    assert same_scores(files["videos"], entry["videos"])
+    whole = program.done("evaluate", tmp_path / "prepared", tmp_path / "made", "--whole", "--lpips-weights", "none")["reconstructions"][0]
+    assert same_scores(whole["videos"], entry["videos"])
+
+
+def same_scores(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
+    """Equal but for rounding: frames are scored in pieces of other lengths."""
+    keys = ("psnr", "ssim")
+    return all(
+        {**a, **dict.fromkeys(keys)} == {**b, **dict.fromkeys(keys)}
+        and [a[k] for k in keys] == pytest.approx([b[k] for k in keys], rel=1e-12)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def bundle_frames(bundle: Path, video: Path) -> np.ndarray:
+    from wfvae.runtime import open_bundle
+
+    frames = load(video)[0]
+    with open_bundle(bundle, threads=1) as opened:
+        result: np.ndarray = opened.decode(opened.encode(frames), frames=len(frames))
+    return result
+
+
+def test_reconstruction_holds_few_frames_however_long_the_video(opened: Callable[..., Bundle]) -> None:
+    bundle = opened("4x8x8-trilinear")
+    frame, read, given, most = clip(1, 16, 16)[0], 0, 0, 0
+
+    def endless() -> Iterator[np.ndarray]:
+        nonlocal read
+        for _ in range(90):
+            read += 1
+            yield frame
+
+    for before, after in reconstruct(bundle, endless(), 16, 16, 1):
+        assert before.shape == after.shape
+        given += len(before)
+        most = max(most, read - given)
+    assert (read, given) == (90, 90)
+    assert most <= 8
+
+
+def test_comparison_end_to_end(program: Program, real: Path, poor: Path, better: Path, tmp_path: Path) -> None:
+    arguments = ["--frames", 9, "--size", 48, "--lpips-weights", "none"]
+    report = program.done("evaluate", real, poor, "--compare", better, *arguments, "--out", tmp_path)
+    first, second = report["reconstructions"]
+    difference = report["difference"]
+    assert difference["of"] == "better - poor"
+    both = itertools.pairwise([{video["name"]: video["psnr"] for video in entry["videos"]} for entry in (first, second)])
+    [(one, two)] = both
+    expected = mean_interval([two[name] - one[name] for name in one])
+    assert difference["psnr"]["mean"] == pytest.approx(expected.value)
+    assert difference["psnr"]["interval"] == pytest.approx([expected.low, expected.high])
+    assert expected.value > 0
+    assert "## better minus poor, video by video" in (tmp_path / "evaluation.md").read_text()
+    text = program("evaluate", real, poor, "--compare", better, *arguments).out
+    assert f"{expected.value:+.2f} ± " in text
+
+
+def test_identical_frames_are_counted_and_never_averaged(program: Program, real: Path, tmp_path: Path) -> None:
+    shutil.copytree(real, tmp_path / "same")
+    arguments = ["--frames", 9, "--size", 48, "--lpips-weights", "none"]
+    outcome = program("evaluate", real, tmp_path / "same", *arguments)
+    assert outcome.code == 0
+    assert "27 of 27 frames are identical" in outcome.out
+    assert "∞" in outcome.out
+    frames = load(real / "a.mp4")[0]
+    frames[3] = damaged(frames[3], 40)
+    (tmp_path / "same" / "a.mp4").unlink()
+    save(tmp_path / "same" / "a.mkv", frames, **LOSSLESS)
+    entry = program.done("evaluate", real, tmp_path / "same", *arguments)["reconstructions"][0]
+    video = next(video for video in entry["videos"] if video["name"] == "a")
+    crop = [one[3, :, 8:56].astype(float) for one in (load(real / "a.mp4")[0], frames)]
+    alone = 10 * math.log10(255**2 / np.mean((crop[0] - crop[1]) ** 2))
+    assert (video["identical_frames"], video["psnr"]) == (8, pytest.approx(alone))
+    found = entry["metrics"]["psnr"]
+    assert (found["mean"], found["videos"], found["identical_frames"], found["identical_videos"]) == (pytest.approx(alone), 1, 26, 2)
+
+
+def test_what_cannot_be_scored_is_skipped_and_said(program: Program, real: Path, poor: Path, tmp_path: Path) -> None:
+    shutil.copytree(poor, tmp_path / "mixed")
+    (tmp_path / "mixed" / "a.mkv").write_bytes(b"no video")
+    save(tmp_path / "mixed" / "c.mkv", clip(9, 40, 40))
+    arguments = ["--frames", 9, "--size", 48, "--lpips-weights", "none"]
+    outcome = program("evaluate", real, tmp_path / "mixed", *arguments, "--json")
+    assert outcome.code == 1
+    entry = outcome.report["reconstructions"][0]
+    assert [video["name"] for video in entry["videos"]] == ["sub/b"]
+    reasons = {one["name"]: one["reason"] for one in entry["skipped"]}
+    assert "mixed/a.mkv" in reasons["a"]
+    assert "40x40" in reasons["c"]
+    assert "none of 3 videos could be scored" in program.refused("evaluate", real, poor, "--frames", 10)
+    short = tmp_path / "short"
+    shutil.copytree(poor, short)
+    save(short / "a.mkv", load(poor / "a.mkv")[0][:8])
+    entry = program("evaluate", real, short, "--whole", "--lpips-weights", "none", "--json").report["reconstructions"][0]
+    assert "one ends after 8" in entry["skipped"][0]["reason"]
+
+
+def test_clips_of_a_video_that_is_skipped_do_not_count(program: Program, tmp_path: Path) -> None:
+    for name in ("real", "other"):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            count = 34 if (name, index) == ("other", 1) else 35
+            save(tmp_path / name / f"{index}.mkv", damaged(clip(count, 16, 16, seed=index), 3 if name == "real" else 9), **LOSSLESS)
+    arguments = ["--whole", "--lpips-weights", "none", "--i3d", feature_network(tmp_path / "n.pt"), "--json"]
+    outcome = program("evaluate", tmp_path / "real", tmp_path / "other", *arguments)
+    assert (outcome.code, outcome.report["reconstructions"][0]["metrics"]["fvd"]["clips"]) == (1, 2)
+
+
+def test_backbone_that_cannot_be_had_is_not_measured_and_the_rest_is(
+    program: Program, real: Path, poor: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(*arguments: object, **options: object) -> None:
+        raise OSError("no network here")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refused)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    report = program.done("evaluate", real, poor, "--frames", 9, "--size", 48)
+    metrics = report["reconstructions"][0]["metrics"]
+    assert metrics["psnr"]["mean"] > 10
+    assert metrics["lpips"]["mean"] is None
+    assert "no network here" in metrics["lpips"]["not measured"]
+    assert "--i3d" in metrics["fvd"]["not measured"]
+
+
+def test_interrupted_work_is_kept(program: Program, real: Path, poor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wfvae.evaluation import evaluation as module
+
+    counted = 0
+
+    def interrupting(*arguments: Any) -> Any:
+        nonlocal counted
+        counted += 1
+        if counted > 3:  # two pieces of the first video, then into the second
+            raise KeyboardInterrupt
+        return score_frames(*arguments)
+
+    monkeypatch.setattr(module, "score_frames", interrupting)
+    arguments = ["--frames", 9, "--size", 48, "--lpips-weights", "none", "--out", tmp_path]
+    assert program("evaluate", real, poor, *arguments).code == 130
+    [entry] = json.loads((tmp_path / "evaluation.json").read_text())["reconstructions"]
+    assert (entry["complete"], len(entry["videos"])) == (False, 1)
+    assert "interrupted" in (tmp_path / "evaluation.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "REAL and RECON"),
+        (["REAL"], "REAL and RECON"),
+        (["REAL", "POOR", "--bundle", "b", "--data", "d"], "either"),
+        (["--bundle", "b"], "--data"),
+        (["REAL", "POOR", "--whole", "--frames", "3"], "--whole"),
+        (["REAL", "POOR", "--chunk", "3"], "--chunk"),
+        (["REAL", "nowhere"], "nowhere does not exist"),
+        (["REAL", "POOR", "--i3d", "nowhere.pt"], "nowhere.pt does not exist"),
+        (["REAL", "POOR", "--i3d", "REAL/a.mp4"], "TorchScript"),
+        (["REAL", "POOR", "--lpips-weights", "nowhere.pth"], "nowhere.pth"),
+        (["REAL", "POOR", "--lpips-weights", "REAL/a.mp4"], "a.mp4"),
+    ],
+)
+def test_wrong_use_is_one_line(program: Program, real: Path, poor: Path, arguments: list[str], says: str) -> None:
+    given = [argument.replace("REAL", str(real)).replace("POOR", str(poor)) for argument in arguments]
+    assert says in program.refused("evaluate", *given)
+
+
+@pytest.mark.parametrize("missing", ["skimage.metrics", "scipy"])
+def test_without_the_extra_one_line_names_it(
+    program: Program, real: Path, poor: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    line = program.refused("evaluate", real, poor)
+    assert "pip install 'wfvae[eval]'" in line
+    assert missing in line
+
+
+def test_without_torch_one_line_names_the_extra(real: Path, poor: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from wfvae import cli; sys.exit(cli.main(['evaluate', *sys.argv[1:]]))"
+    done = subprocess.run([sys.executable, "-c", code, str(real), str(poor)], capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "torch" in done.stderr
+    assert "pip install 'wfvae[eval]'" in done.stderr

@@ -1,0 +1,197 @@
+"""`wfvae evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wfvae.commands.common import add_execution_arguments, add_json_argument, open_from, parse_positive, progress_bar, show
+from wfvae.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from wfvae.evaluation.evaluation import Evaluation, Evaluator, PairedDifference
+    from wfvae.evaluation.lpips_choice import LPIPSChoice
+    from wfvae.evaluation.protocol import Protocol
+    from wfvae.evaluation.results import Labelled
+    from wfvae.evaluation.sources import Source
+    from wfvae.evaluation.video_features import VideoFeatures
+
+SUMMARY = "score reconstructions: PSNR, SSIM, LPIPS, FVD"
+DESCRIPTION = """\
+Scores reconstructions against their originals, or a bundle by streaming the originals through it. Videos are matched by their path
+below the folder, without suffix; a folder of images is a video. By default as in the paper: 33 frames of 256x256 of each video.
+Means over videos with 95 % intervals, the worst videos by name, and with --compare the difference of two reconstructions, paired.
+
+  wfvae evaluate real/ reconstructed/
+  wfvae evaluate --bundle bundle/ --data real/ --i3d i3d_torchscript.pt --out results/
+  wfvae evaluate real/ ours/ --compare theirs/ --json
+
+Exit code 1 if videos had to be skipped: unreadable, too short, or not of one size with their original. docs/evaluation.md has the
+definitions."""
+
+_SHOWN = 5
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.add_argument("real", nargs="?", type=Path, metavar="REAL", help="original video, or folder of videos")
+    parser.add_argument("reconstruction", nargs="?", type=Path, metavar="RECON", help="its reconstruction, or folder of reconstructions")
+    parser.add_argument("--bundle", type=Path, metavar="BUNDLE", help="reconstruct with this bundle instead of reading RECON")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="with --bundle: the original videos")
+    parser.add_argument("--compare", type=Path, metavar="RECON", help="other reconstructions of the same videos, for paired differences")
+    parser.add_argument("--matched", action="store_true", help="score only videos found on both sides, instead of refusing")
+    parser.add_argument(
+        "--name", metavar="NAME", help="what to call the reconstructions in the results (default: name of folder or bundle)"
+    )
+    group = parser.add_argument_group("protocol")
+    group.add_argument("--frames", type=parse_positive, metavar="N", help="consecutive frames of each video (default: 33)")
+    group.add_argument("--size", type=parse_positive, metavar="N", help="resize the short side, crop a square of N (default: 256)")
+    group.add_argument("--window", choices=("first", "centre"), default="first", help="which frames (default: %(default)s)")
+    group.add_argument("--whole", action="store_true", help="whole videos at their own size")
+    group = parser.add_argument_group("metrics")
+    group.add_argument(
+        "--lpips-weights",
+        metavar="FILE|random|none",
+        help="weights of LPIPS's backbone: a file of torchvision's state dict; random, to try out (default: torchvision's, downloaded)",
+    )
+    group.add_argument("--lpips-net", choices=("alex", "vgg"), default="alex", help="backbone of LPIPS (default: %(default)s)")
+    group.add_argument("--i3d", type=Path, metavar="FILE", help="TorchScript network of video features, for FVD")
+    group = parser.add_argument_group("results")
+    group.add_argument(
+        "--worst", type=parse_positive, default=_SHOWN, metavar="N", help="worst videos to name per metric (default: %(default)s)"
+    )
+    group.add_argument("--out", type=Path, metavar="DIR", help="write evaluation.json and evaluation.md there")
+    add_execution_arguments(parser)
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates, prints the scores, and returns 1 if videos were skipped."""
+    _check_usage(args)
+    from wfvae.evaluation.frame_metrics import require_libraries, use_threads
+    from wfvae.evaluation.lpips_choice import choose_lpips
+    from wfvae.evaluation.protocol import PAPER_FRAMES, PAPER_SIZE, Protocol
+    from wfvae.evaluation.video_features import VideoFeatures
+
+    require_libraries()
+    if args.threads is not None:
+        use_threads(args.threads)
+    protocol = Protocol(None, None) if args.whole else Protocol(args.frames or PAPER_FRAMES, args.size or PAPER_SIZE, args.window)
+    run_ = _Run(args, protocol, choose_lpips(args.lpips_weights, args.lpips_net), None if args.i3d is None else VideoFeatures(args.i3d))
+    return run_.run()
+
+
+def _check_usage(args: argparse.Namespace) -> None:
+    """Raises `InputError` for arguments that do not go together."""
+    files = (args.real, args.reconstruction)
+    if (args.bundle is None) != (args.data is None):
+        raise InputError("--bundle and --data belong together: --bundle BUNDLE --data DIR")
+    if args.bundle is not None and any(files):
+        raise InputError(f"{args.real} was given beside --bundle; give either REAL and RECON, or --bundle BUNDLE --data DIR")
+    if args.bundle is None and not all(files):
+        raise InputError("nothing to compare; give REAL and RECON, or --bundle BUNDLE --data DIR")
+    if args.whole and (args.frames or args.size or args.window != "first"):
+        raise InputError("--whole takes all frames at their own size; leave out --frames, --size and --window")
+    if args.bundle is None and args.chunk is not None:
+        raise InputError("--chunk is for --bundle; RECON is only read")
+
+
+class _Run:
+    """One call of the command."""
+
+    def __init__(self, args: argparse.Namespace, protocol: Protocol, lpips: LPIPSChoice, network: VideoFeatures | None) -> None:
+        self._args, self._protocol, self._lpips, self._network = args, protocol, lpips, network
+        self._entries: list[Labelled] = []
+
+    def run(self) -> int:
+        from wfvae.evaluation.evaluation import compare
+
+        args = self._args
+        second = None if args.compare is None else self._files(args.data or args.real, args.compare)
+        if args.bundle is not None:
+            self._score_bundle()
+        else:
+            self._score(self._files(args.real, args.reconstruction), args.name or args.reconstruction.resolve().name)
+        differences: list[PairedDifference] = []
+        if second is not None:
+            self._score(second, args.compare.resolve().name)
+            differences = compare(self._entries[0].evaluation, self._entries[1].evaluation)
+        data = self._write(differences)
+        show(args, data, _text(self._entries, differences, args.worst))
+        return 1 if any(entry.evaluation.skipped for entry in self._entries) else 0
+
+    def _files(self, real: Path, reconstruction: Path) -> Source:
+        from wfvae.evaluation.sources import FileSource
+        from wfvae.evaluation.video_files import match_videos
+
+        return FileSource(tuple(match_videos(real, reconstruction, only_matched=self._args.matched)))
+
+    def _score_bundle(self) -> None:
+        from wfvae.evaluation.sources import BundleSource
+        from wfvae.evaluation.video_files import find_videos
+        from wfvae.runtime.stream import DEFAULT_CHUNK
+
+        videos = find_videos(self._args.data)
+        with open_from(self._args) as bundle:
+            source = BundleSource(bundle, videos, self._args.chunk or DEFAULT_CHUNK)
+            facts = {"channels": bundle.manifest.model["latent_dim"], "ratio": (bundle.ratio, 8, 8)}
+            self._score(source, self._args.name or self._args.bundle.resolve().name, **facts)
+
+    def _score(self, source: Source, label: str, **facts: Any) -> None:
+        from wfvae.evaluation.evaluation import Evaluator
+        from wfvae.evaluation.results import Labelled
+
+        evaluator = Evaluator(source, self._protocol, self._lpips, self._network)
+        try:
+            with progress_bar(f"evaluate {label}") as progress:
+                self._entries.append(Labelled(label, evaluator.run(progress), **facts))
+        except (KeyboardInterrupt, Exception):
+            self._keep(evaluator, label, facts)
+            raise
+
+    def _keep(self, evaluator: Evaluator, label: str, facts: dict[str, Any]) -> None:
+        """Writes what was found before an interruption."""
+        from wfvae.evaluation.results import Labelled
+
+        found: Evaluation = evaluator.result(complete=False)
+        if found.videos and self._args.out is not None:
+            self._entries.append(Labelled(label, found, **facts))
+            self._write([])
+
+    def _write(self, differences: list[PairedDifference]) -> dict[str, Any]:
+        from wfvae.evaluation.results import to_json, to_markdown, write_results
+
+        data = to_json(self._entries, differences, self._args.worst)
+        if self._args.out is not None:
+            write_results(self._args.out, data, to_markdown(self._entries, differences, self._args.worst))
+        return data
+
+
+def _text(entries: list[Labelled], differences: list[PairedDifference], worst: int) -> RenderableType:
+    """The scores for a terminal."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from wfvae.evaluation.evaluation import METRICS
+    from wfvae.evaluation.results import cells, headings, remarks, score_text
+
+    table = Table("", *headings())
+    for entry in entries:
+        table.add_row(Text(entry.label), *cells(entry))
+    if len(entries) == 2:
+        texts = {one.metric.key: score_text(one.metric, one.mean, sign=True) + (" *" if one.significant else "") for one in differences}
+        table.add_row("second - first, paired", *(texts.get(metric.key, "–") for metric in METRICS), "")
+    lines = ["± is half of the 95 % interval (Student's t over videos)" + ("; * the interval excludes zero" if differences else "")]
+    for entry in entries:
+        lines += [f"{entry.label}: {line}" for line in remarks(entry)]
+        for metric in METRICS:
+            if listed := entry.evaluation.worst(metric, worst):
+                lines.append(
+                    f"{entry.label}: worst {metric.title}: " + ", ".join(f"{video.name} ({video.get(metric):.4g})" for video in listed)
+                )
+    # Names of files may be bytes that are no text.
+    return Group(table, *(Text(line.encode("utf-8", "backslashreplace").decode()) for line in lines))

@@ -1,0 +1,74 @@
+"""Which LPIPS network is used, or why none is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from wfvae.errors import CheckpointError, InputError, MissingExtraError, ResourceError
+from wfvae.evaluation.frame_metrics import LPIPS
+
+if TYPE_CHECKING:
+    import torch
+
+NONE = "none"
+RANDOM = "random"
+SMALLEST_SIDE = {"alex": 32, "vgg": 16}
+"""Pixels that a network needs along the short side."""
+
+
+@dataclass(frozen=True)
+class LPIPSChoice:
+    """LPIPS as it will be measured."""
+
+    label: str
+    """Network and weights, for reports."""
+    distance: LPIPS | None
+    """None where it is not measured."""
+    reason: str | None = None
+    """Why it is not measured."""
+
+
+def choose_lpips(weights: str | None, net: Literal["alex", "vgg"]) -> LPIPSChoice:
+    """Loads LPIPS; what cannot be had is stated instead of measured.
+
+    Args:
+        weights: of the backbone: a file, `random` (for trying out: the figures mean nothing), `none`, or None for torchvision's weights
+            of `net`, which are downloaded at first use.
+
+    Raises:
+        CheckpointError: a file that was asked for is missing or of another network.
+    """
+    if weights == NONE:
+        return LPIPSChoice("none", None, "not asked for")
+    from wfvae.perceptual import load_lpips
+
+    try:
+        network = load_lpips(weights or net, net, extra="eval")
+    except (MissingExtraError, ResourceError) as error:
+        return LPIPSChoice(net, None, str(error))
+    except CheckpointError as error:
+        if weights not in (None, net):
+            raise
+        return LPIPSChoice(net, None, str(error))
+    # Of a file only the name: where it lies is nobody's business who reads the result.
+    origin = (
+        "torchvision's ImageNet weights"
+        if weights in (None, net)
+        else "random weights: the figures mean nothing"
+        if weights == RANDOM
+        else Path(str(weights)).name
+    )
+
+    def distance(reconstruction: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        height, width = real.shape[-2:]
+        if min(height, width) < SMALLEST_SIDE[net]:
+            raise InputError(
+                f"frames are {height}x{width}, too small for LPIPS with {net}, which needs {SMALLEST_SIDE[net]} pixels; "
+                "score larger frames with --size, or leave LPIPS out with --lpips-weights none"
+            )
+        result: torch.Tensor = network(reconstruction, real)
+        return result
+
+    return LPIPSChoice(f"{net}, {origin}", distance)

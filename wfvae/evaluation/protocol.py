@@ -1,0 +1,120 @@
+"""Which frames of a video are scored, and at what size."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from wfvae.errors import InputError
+from wfvae.runtime.media.video_reader import open_video
+
+Frame = npt.NDArray[np.uint8]
+Window = Literal["first", "centre"]
+
+PAPER_FRAMES, PAPER_SIZE = 33, 256
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The part of each video that is scored. The default is the paper's: 33 frames of 256x256."""
+
+    frames: int | None = PAPER_FRAMES
+    """Consecutive frames; None takes all."""
+    size: int | None = PAPER_SIZE
+    """The short side is resized to this many pixels (bilinear, antialiased, rounded to 8 bits) and a square is cropped from the
+    centre; None leaves the size as it is."""
+    window: Window = "first"
+    """Whether the frames are the first ones, or lie in the middle of the video."""
+
+    def __post_init__(self) -> None:
+        if self.frames is not None and self.frames < 1:
+            raise InputError(f"frames is {self.frames}; expected at least 1, or None for whole videos")
+        if self.size is not None and self.size < 1:
+            raise InputError(f"size is {self.size}; expected at least 1 pixel, or None for the videos' own size")
+
+    def describe(self) -> str:
+        """One phrase for people."""
+        frames = "all frames" if self.frames is None else f"{self.frames} frames, {self.window} window"
+        return frames + (", own size" if self.size is None else f", {self.size}x{self.size} (short side resized, centre crop)")
+
+
+class TooShortError(InputError):
+    """A video with fewer frames than the protocol asks for."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A video opened for scoring."""
+
+    frames: Iterator[Frame]
+    """(H, W, 3) uint8, prepared as the protocol says. Raises `TooShortError` where the video ends before its window does."""
+    stored_size: tuple[int, int]
+    """(height, width) of the video before preparation."""
+    count: int | None
+    """Frames in the video, where they had to be counted."""
+
+
+@contextmanager
+def open_prepared(path: Path, protocol: Protocol) -> Iterator[Prepared]:
+    """Opens a video and gives the frames that the protocol asks for, one at a time.
+
+    A centre window needs the true number of frames, so the video is decoded twice then: a container's statement may be wrong.
+
+    Raises:
+        MediaError: the video cannot be read.
+        TooShortError: a centre window does not fit.
+    """
+    count, start = None, 0
+    if protocol.window == "centre" and protocol.frames is not None:
+        with open_video(path) as reader:
+            count = sum(1 for _ in reader)
+        if count < protocol.frames:
+            raise _too_short(path, count, protocol.frames)
+        start = (count - protocol.frames) // 2
+    with open_video(path) as reader:
+        size = (reader.info.height, reader.info.width)
+        if start:
+            reader.seek_frames(start)
+        yield Prepared(_window(path, iter(reader), protocol), size, count)
+
+
+def _window(path: Path, frames: Iterator[Frame], protocol: Protocol) -> Iterator[Frame]:
+    given = 0
+    for frame in itertools.islice(frames, protocol.frames):
+        given += 1
+        yield frame if protocol.size is None else square(frame, protocol.size)
+    if protocol.frames is not None and given < protocol.frames:
+        raise _too_short(path, given, protocol.frames)
+
+
+def _too_short(path: Path, found: int, wanted: int) -> TooShortError:
+    return TooShortError(f"'{path}' has {found} frames, and {wanted} are scored; give longer videos, a smaller --frames, or --whole")
+
+
+def square(frame: Frame, side: int) -> Frame:
+    """A frame (H, W, 3) uint8 with its short side resized to `side`, cropped to side x side around the centre; unchanged if it is so."""
+    height, width = frame.shape[:2]
+    if (height, width) == (side, side):
+        return frame
+    if min(height, width) != side:
+        short = min(height, width)
+        frame = resized(frame, height * side // short, width * side // short)
+    top, left = (frame.shape[0] - side) // 2, (frame.shape[1] - side) // 2
+    return np.ascontiguousarray(frame[top : top + side, left : left + side])
+
+
+def resized(frame: Frame, height: int, width: int) -> Frame:
+    """A frame (H, W, 3) uint8 at another size: bilinear with antialiasing, rounded to 8 bits."""
+    import torch
+
+    planes: Any = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float()
+    planes = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    result: Frame = planes[0].round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return result
