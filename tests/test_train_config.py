@@ -39,7 +39,7 @@ def test_the_stages_are_those_of_the_paper(preset: str, stage: int, frames: int,
 def test_every_ready_config_loads_and_is_listed(program: Program) -> None:
     listed = program.done("train", "--list")
     assert listed == ready_configs()
-    assert len(listed) == 10
+    assert len(listed) == 11
     for name in ready_configs():
         TrainingConfig.load(name, FOLDER)
 
@@ -49,23 +49,23 @@ def test_a_folder_is_asked_for(program: Program) -> None:
 
 
 def test_toml_and_dict_read_back_equal(tmp_path: Path) -> None:
-    config = TrainingConfig.load("tiny", ["model.latent_dim=8", "optimizer.betas=[0.5, 0.9]", "run.initial=some dir"])
+    config = TrainingConfig.load("tiny-stage1", ["model.latent_dim=8", "optimizer.betas=[0.5, 0.9]", "run.initial=some dir"])
     (tmp_path / "again.toml").write_text(config.to_toml(), encoding="utf-8")
     assert TrainingConfig.load(tmp_path / "again.toml") == config
     assert TrainingConfig.from_dict(config.to_dict()) == config
     assert config.model.latent_dim == 8
     assert config.optimizer.betas == (0.5, 0.9)
     assert config.run.initial == "some dir"
-    assert config.differences(TrainingConfig.load("tiny")) == ["model.latent_dim", "optimizer.betas", "run.initial"]
+    assert config.differences(TrainingConfig.load("tiny-stage1")) == ["model.latent_dim", "optimizer.betas", "run.initial"]
 
 
 def test_ablations_reach_the_architecture() -> None:
-    config = TrainingConfig.load("tiny", ["model.energy_flow_l2=false", "model.energy_flow_l3=false", "loss.wavelet_weight=0"])
+    config = TrainingConfig.load("tiny-stage1", ["model.energy_flow_l2=false", "model.energy_flow_l3=false", "loss.wavelet_weight=0"])
     architecture = config.model.architecture()
     assert (architecture.energy_flow_l2, architecture.energy_flow_l3) == (False, False)
     assert config.loss.wavelet_weight == 0.0
     wide = ["model.base_channels=32", "model.encoder_energy_flow_hidden_size=32", "model.decoder_energy_flow_hidden_size=32"]
-    assert TrainingConfig.load("tiny", ["model.norm_type=groupnorm", *wide]).model.architecture().norm_type == "groupnorm"
+    assert TrainingConfig.load("tiny-stage1", ["model.norm_type=groupnorm", *wide]).model.architecture().norm_type == "groupnorm"
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,8 @@ def test_ablations_reach_the_architecture() -> None:
         ("data.frames=0", "a clip has 1 + 4 n frames, for example 1 or 5"),
         ("data.height=100", "data.height is 100; expected a positive multiple of 8"),
         ("data.crop_height=256", "data.crop_height is 256"),
+        ("validation.crop_height=512", "validation.crop_height is 512; expected a multiple of 8 up to 128, or 0"),
+        ("validation.height=12", "validation.height is 12"),
         ("data.crop_width=0", "only one of"),
         ("data.kind=files", "data.kind is 'files'; expected one of 'folder', 'procedural'"),
         ("run.steps=1.5", "run.steps is 1.5; expected an integer"),
@@ -96,7 +98,7 @@ def test_ablations_reach_the_architecture() -> None:
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(program: Program, override: str, said: str) -> None:
-    assert said in program.refused("train", "tiny", "--set", override)
+    assert said in program.refused("train", "tiny-stage1", "--set", override)
 
 
 def test_wrong_files_are_refused(program: Program, tmp_path: Path) -> None:
@@ -112,9 +114,9 @@ def test_wrong_files_are_refused(program: Program, tmp_path: Path) -> None:
 
 
 def test_show_prints_every_key(program: Program) -> None:
-    shown = program.done("train", "tiny", "--show", "--set", "run.seed=7")
+    shown = program.done("train", "tiny-stage1", "--show", "--set", "run.seed=7")
     assert shown["run"]["seed"] == 7
-    assert TrainingConfig.from_dict(shown) == TrainingConfig.load("tiny", ["run.seed=7"])
+    assert TrainingConfig.from_dict(shown) == TrainingConfig.load("tiny-stage1", ["run.seed=7"])
 
 
 def test_a_config_refuses_values_of_another_kind() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wfvae.errors import DataError
-from wfvae.train.data import BatchStream, Crops
+from wfvae.train.data import BatchStream, Crops, FixedCrops
 from wfvae.train.data.sampling import WINDOW, Sampling
 
 
@@ -96,3 +96,13 @@ def test_wrong_crops_are_refused() -> None:
         pytest.raises(DataError, match=r"48x8 pixels does not fit a clip of 40x50"),
     ):
         next(stream)
+
+
+def test_fixed_crops_are_the_same_for_any_generator_and_differ_between_clips() -> None:
+    source = FixedCrops(Numbered(6), Crops(16, 24))
+    assert len(source) == 6
+    assert source.name(2) == "clip 2"
+    clips = [source.clip(index, np.random.default_rng(seed)) for seed in (1, 2) for index in range(6)]
+    assert all((a == b).all() for a, b in zip(clips[:6], clips[6:], strict=True))
+    assert clips[0].shape == (2, 16, 24, 3)
+    assert len({tuple(clip[0, 0, 0, 1:]) for clip in clips}) > 3

@@ -395,6 +395,6 @@ def test_a_folder_of_videos_trains_and_bad_files_are_told_once(tmp_path: Path, p
 
 
 def test_showing_makes_no_run(tmp_path: Path, program: Program) -> None:
-    shown = program("train", "tiny", "--show", "--set", "run.steps=5", "--out", tmp_path / "run")
+    shown = program("train", "tiny-stage1", "--show", "--set", "run.steps=5", "--out", tmp_path / "run")
     assert "steps = 5\n" in shown.out
     assert list(tmp_path.iterdir()) == []

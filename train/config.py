@@ -200,6 +200,10 @@ class ValidationSettings:
     """Pixels, a multiple of 8; 0 is that of the data."""
     width: int = 0
     """Pixels, a multiple of 8; 0 is that of the data."""
+    crop_height: int = 0
+    """Height of a window cut out of each clip, always the same one; 0 keeps the whole. With `crop_width`."""
+    crop_width: int = 0
+    """Width of that window."""
     pictures: int = 4
     """Clips that are also saved as pictures: original, reconstruction, difference."""
 
@@ -360,17 +364,10 @@ class _Checks:
         ratio = config.model.architecture().temporal_compression
         self._clip_length("data.frames", config.data.frames, ratio)
         self._clip_length("validation.frames", config.validation.frames, ratio)
-        for name in ("height", "width"):
-            value, crop = getattr(config.data, name), getattr(config.data, f"crop_{name}")
-            if value < SPATIAL_RATIO or value % SPATIAL_RATIO:
-                raise ConfigError(f"data.{name} is {value}; expected a positive multiple of {SPATIAL_RATIO}")
-            if not 0 <= crop <= value or crop % SPATIAL_RATIO:
-                raise ConfigError(f"data.crop_{name} is {crop}; expected a multiple of {SPATIAL_RATIO} up to data.{name} = {value}, or 0")
-            shown = getattr(config.validation, name)
-            if shown < 0 or shown % SPATIAL_RATIO:
-                raise ConfigError(f"validation.{name} is {shown}; expected a multiple of {SPATIAL_RATIO}, or 0")
-        if bool(config.data.crop_height) != bool(config.data.crop_width):
-            raise ConfigError("only one of data.crop_height and data.crop_width is set; give both, or none")
+        self._pictures("data", config.data.height, config.data.width, config.data.crop_height, config.data.crop_width)
+        shown = config.validation
+        height, width = shown.height or config.data.height, shown.width or config.data.width
+        self._pictures("validation", height, width, shown.crop_height, shown.crop_width)
         for key in _AT_LEAST_ONE.split():
             self._at_least(key, 1)
         for key in _AT_LEAST_ZERO.split():
@@ -382,6 +379,16 @@ class _Checks:
             raise ConfigError(
                 'data.folder is not set; give the directory of your videos: --set data.folder=DIR (or data.kind="procedural")'
             )
+
+    @staticmethod
+    def _pictures(section: str, height: int, width: int, crop_height: int, crop_width: int) -> None:
+        for name, value, crop in (("height", height, crop_height), ("width", width, crop_width)):
+            if value < SPATIAL_RATIO or value % SPATIAL_RATIO:
+                raise ConfigError(f"{section}.{name} is {value}; expected a positive multiple of {SPATIAL_RATIO}")
+            if not 0 <= crop <= value or crop % SPATIAL_RATIO:
+                raise ConfigError(f"{section}.crop_{name} is {crop}; expected a multiple of {SPATIAL_RATIO} up to {value}, or 0")
+        if bool(crop_height) != bool(crop_width):
+            raise ConfigError(f"only one of {section}.crop_height and {section}.crop_width is set; give both, or none")
 
     def _at_least(self, key: str, low: float) -> None:
         section, name = key.split(".")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import ClipSource, Crops, ProceduralClips, VideoFolder
+from wfvae.train.data import ClipSource, Crops, FixedCrops, ProceduralClips, VideoFolder
 
 
 def training_source(config: TrainingConfig, run: Path) -> ClipSource:
@@ -26,9 +26,11 @@ def validation_source(config: TrainingConfig, run: Path) -> ClipSource | None:
     """Clips that training never sees; None for folder data without a validation folder."""
     data, validation = config.data, config.validation
     size = (validation.height or data.height, validation.width or data.width)
+    source: ClipSource
     if validation.folder:
-        path = run / "validation-index.json"
-        return VideoFolder(validation.folder, validation.frames, size, data.stride, index_path=path)
-    if data.kind == "procedural":
-        return ProceduralClips(0, validation.clips, validation.frames, size, data.stride, split="held-out", max_noise=data.noise)
-    return None
+        source = VideoFolder(validation.folder, validation.frames, size, data.stride, index_path=run / "validation-index.json")
+    elif data.kind == "procedural":
+        source = ProceduralClips(0, validation.clips, validation.frames, size, data.stride, split="held-out", max_noise=data.noise)
+    else:
+        return None
+    return FixedCrops(source, Crops(validation.crop_height, validation.crop_width)) if validation.crop_height else source

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from wfvae.errors import DataError
-from wfvae.train.data.clip_source import Clip
+from wfvae.train.data.clip_source import Clip, ClipSource
 
-__all__ = ["Crops"]
+__all__ = ["Crops", "FixedCrops"]
 
 
 @dataclass(frozen=True)
@@ -35,3 +35,21 @@ class Crops:
             raise DataError(f"a crop of {self.height}x{self.width} pixels does not fit a clip of {rows}x{columns}; make the crop smaller")
         top, left = int(rng.integers(rows - self.height + 1)), int(rng.integers(columns - self.width + 1))
         return np.ascontiguousarray(clip[:, top : top + self.height, left : left + self.width])
+
+
+class FixedCrops:
+    """One window of each of another source's clips, always the same: for validation."""
+
+    def __init__(self, source: ClipSource, crops: Crops) -> None:
+        self.source, self.crops = source, crops
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        """The name of the source's clip."""
+        return self.source.name(index)
+
+    def clip(self, index: int, rng: np.random.Generator) -> Clip:
+        """The window: (T, height, width, 3) uint8. Raises `BadClip` as the source does, and `DataError` if its clip is smaller."""
+        return self.crops.cut(self.source.clip(index, rng), np.random.default_rng(index))
