@@ -25,7 +25,7 @@ from wfvae.streamspec import Direction
 if TYPE_CHECKING:
     from wfvae.runtime.transcode import Report
 
-BACKENDS = ("auto", "onnxruntime", "tensorrt")
+BACKENDS = ("auto", "onnxruntime", "tensorrt", "openvino")
 
 
 def open_bundle(
@@ -37,6 +37,7 @@ def open_bundle(
     threads: int | None = None,
     tf32: bool = False,
     cuda_graphs: bool = False,
+    precision_hint: str | None = None,
     memory_limit: int | None = None,
     verify: bool = True,
 ) -> Bundle:
@@ -44,21 +45,29 @@ def open_bundle(
 
     Args:
         path: the bundle's directory.
-        backend: `onnxruntime`; `tensorrt`, which needs engines made on this GPU by `wfvae build`; or `auto`, which is `onnxruntime`.
+        backend: `onnxruntime`; `openvino` (CPU); `tensorrt`, which needs engines made on this GPU by `wfvae build`; or `auto`, which is
+            `onnxruntime`.
         provider: ONNX Runtime's `cpu` or `cuda`; `auto` takes CUDA where this build of ONNX Runtime has it.
         device_id: which GPU.
         threads: CPU threads; None takes all cores.
         tf32: let CUDA round fp32 products to TF32. With `tensorrt`: use engines that were built so.
         cuda_graphs: with `tensorrt`, launch the steady step as a CUDA graph where it can be captured.
+        precision_hint: with `openvino`, what convolutions and matrix products are computed in: `fp32` (None means that), or `bf16`,
+            which is faster where the CPU has it and rounds to 8 bits.
         memory_limit: bytes; a stream that would not fit is refused with the number before anything is allocated.
         verify: check the hash of every file (reads the weights once). `tensorrt` always checks, since an engine is code.
 
     Raises:
         BundleError: the bundle is missing, damaged or changed, or cannot run here.
+        InputError: an option that the backend does not have.
         MissingExtraError: the backend is not installed.
     """
     if backend not in BACKENDS:
         raise BundleError(f"backend is {backend!r}; this version has {', '.join(BACKENDS)}")
+    if precision_hint is not None and backend != "openvino":
+        raise InputError(f"the precision hint {precision_hint} was given for the backend {backend}; only openvino has one")
+    if provider == "cuda" and backend == "openvino":
+        raise InputError("the provider cuda was given for the backend openvino, which runs on the CPU; leave it out, or use onnxruntime")
     path = Path(path)
     manifest = Manifest.read(path)
     if verify or backend == "tensorrt":
@@ -67,6 +76,10 @@ def open_bundle(
         from wfvae.runtime.tensorrt_backend import TensorRTBackend, TensorRTOptions
 
         return Bundle(path, manifest, TensorRTBackend(path, manifest, TensorRTOptions(device_id, tf32, cuda_graphs)), memory_limit)
+    if backend == "openvino":
+        from wfvae.runtime.openvino_backend import OpenVinoBackend, OpenVinoOptions
+
+        return Bundle(path, manifest, OpenVinoBackend(path, OpenVinoOptions(precision_hint or "fp32", threads)), memory_limit)
     from wfvae.runtime.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeOptions
 
     options = OnnxRuntimeOptions(provider=provider, device_id=device_id, threads=threads, tf32=tf32)

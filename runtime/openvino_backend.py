@@ -1,0 +1,201 @@
+"""OpenVINO as backend, on the CPU. State stays in two sets of buffers that change roles at each step; none of it is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wfvae.errors import BundleError, InputError, MissingExtraError, ResourceError
+from wfvae.manifest import GraphSpec, state_input, state_output
+from wfvae.runtime.backend import Array, BoolArray, FloatArray, StreamState, output_shape
+from wfvae.streamspec import StateSpec
+
+try:
+    import openvino as ov
+except ModuleNotFoundError as error:
+    raise MissingExtraError("the backend openvino", "openvino", "openvino") from error
+
+PRECISION_HINTS = ("fp32", "bf16")
+_DEVICE = "CPU"
+_OV_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16"}
+"""How OpenVINO lists what a device can compute in."""
+_OV_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64", "int32": "i32"}
+
+
+@dataclass(frozen=True)
+class OpenVinoOptions:
+    """How OpenVINO is set up."""
+
+    precision_hint: str = "fp32"
+    """`fp32` or `bf16`: what convolutions and matrix products are computed in. State, video and latents keep the bundle's types."""
+    threads: int | None = None
+    """CPU threads; None takes all cores."""
+
+
+class OpenVinoState:
+    """State of a batch of streams, in two sets of tensors, each of which belongs to an inference request that writes it.
+
+    A request reads what the other one wrote. With shapes that are not fixed OpenVINO copies whatever is written to a tensor of the
+    caller's, but not what it writes to its own and reads from another request's.
+    """
+
+    def __init__(self, session: OpenVinoStep, batch: int, height: int, width: int) -> None:
+        self.batch, self.height, self.width = batch, height, width
+        self.specs = session.graph.states
+        self._requests = tuple(session.new_request() for _ in range(2))
+        self._tensors = {spec.name: self._allocate(spec) for spec in self.specs}
+        self._next = 0
+
+    @property
+    def request(self) -> Any:
+        """The request that reads the current state and writes the other tensors."""
+        request = self._requests[self._next]
+        for spec in self.specs:
+            request.set_tensor(state_input(spec.name), self._tensors[spec.name])
+        return request
+
+    def swap(self) -> None:
+        """Makes what the last step wrote the current state."""
+        request = self._requests[self._next]
+        self._tensors = {spec.name: request.get_tensor(state_output(spec.name)) for spec in self.specs}
+        self._next = 1 - self._next
+
+    def read(self) -> dict[str, Array]:
+        return {spec.name: _view(self._tensors[spec.name], spec).copy() for spec in self.specs}
+
+    def write(self, tensors: Mapping[str, Array]) -> None:
+        for spec in self.specs:
+            _view(self._tensors[spec.name], spec)[...] = tensors[spec.name]
+
+    def _allocate(self, spec: StateSpec) -> Any:
+        shape = spec.resolve(self.batch, self.height, self.width)
+        try:
+            tensor = ov.Tensor(getattr(ov.Type, _OV_TYPES[spec.dtype]), ov.Shape(list(shape)))
+        except (RuntimeError, MemoryError) as error:
+            raise ResourceError(
+                f"no memory for the state of {self.batch} streams of {self.height}x{self.width} (at {spec.name}, shape {shape}); "
+                "use a smaller size or fewer streams"
+            ) from error
+        _view(tensor, spec)[...] = spec.initial_value  # a bfloat16 state begins as 0, whose bits are 0
+        return tensor
+
+
+class OpenVinoStep:
+    """A step graph in OpenVINO, compiled once for all streams. Safe to use from several threads, each with its own states."""
+
+    def __init__(self, graph: GraphSpec, model: Any) -> None:
+        self.graph = graph
+        self._model = model
+        self._x = graph.inputs[0].name
+        self._output = graph.outputs[0].name
+
+    def new_state(self, batch: int, height: int, width: int) -> OpenVinoState:
+        return OpenVinoState(self, batch, height, width)
+
+    def new_request(self) -> Any:
+        """An inference request. Requests of one model share its weights and the memory of its activations."""
+        return self._model.create_infer_request()
+
+    def step(self, state: StreamState, x: FloatArray, start: BoolArray, end: BoolArray) -> FloatArray:
+        assert isinstance(state, OpenVinoState)
+        result = np.empty(output_shape(self.graph, x), np.float32)
+        feeds = {self._x: x, "start": start, **({"end": end} if self.graph.has_end else {})}
+        request = state.request
+        _infer(request, feeds, self._output, result, self.graph)
+        state.swap()
+        return result
+
+
+class OpenVinoDirect:
+    """A direct graph in OpenVINO."""
+
+    def __init__(self, graph: GraphSpec, model: Any) -> None:
+        self._graph, self._model = graph, model
+
+    def run(self, x: FloatArray) -> FloatArray:
+        result = np.empty(output_shape(self._graph, x), np.float32)
+        _infer(self._model.create_infer_request(), {self._graph.inputs[0].name: x}, self._graph.outputs[0].name, result, self._graph)
+        return result
+
+
+class OpenVinoBackend:
+    """Opens a bundle's graphs in OpenVINO."""
+
+    def __init__(self, bundle: Path, options: OpenVinoOptions) -> None:
+        """Raises `InputError` if there is no such precision hint, and `BundleError` if this CPU does not compute in it."""
+        self._bundle = bundle
+        self._options = options
+        self._core = ov.Core()
+        self._device = str(self._core.get_property(_DEVICE, "FULL_DEVICE_NAME"))
+        require_precision(options.precision_hint, self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"), self._device)
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "name": "openvino",
+            "version": ov.get_version().partition("-")[0],
+            "device": self._device,
+            "precision_hint": self._options.precision_hint,
+            "threads": str(self._options.threads or "all"),
+        }
+
+    def open_step(self, graph: GraphSpec) -> OpenVinoStep:
+        return OpenVinoStep(graph, self._compile(graph))
+
+    def open_direct(self, graph: GraphSpec) -> OpenVinoDirect:
+        return OpenVinoDirect(graph, self._compile(graph))
+
+    def _compile(self, graph: GraphSpec) -> Any:
+        settings = {
+            # Never left to OpenVINO: on a CPU that has bf16 its default is bf16.
+            "INFERENCE_PRECISION_HINT": _OV_HINTS[self._options.precision_hint],
+            # One step at a time with all threads. Each further stream of OpenVINO's would hold activations of its own.
+            "NUM_STREAMS": 1,
+            # Pinned to the first cores, programs that run side by side would share these and leave the others idle.
+            "ENABLE_CPU_PINNING": False,
+            **({} if self._options.threads is None else {"INFERENCE_NUM_THREADS": self._options.threads}),
+        }
+        try:
+            return self._core.compile_model(self._core.read_model(str(self._bundle / graph.file)), _DEVICE, settings)
+        except (RuntimeError, MemoryError) as error:
+            raise BundleError(f"OpenVINO {ov.get_version()} cannot load {graph.file}: {_one_line(error)}") from error
+
+
+def require_precision(hint: str, capabilities: Sequence[str], device: str) -> None:
+    """Raises unless a device that lists these capabilities computes in the precision asked for."""
+    if hint not in PRECISION_HINTS:
+        raise InputError(f"the precision hint is {hint!r}; expected {' or '.join(PRECISION_HINTS)}")
+    if _CAPABILITIES[hint] not in capabilities:
+        raise BundleError(
+            f"this CPU ({device}) does not compute in {hint} with OpenVINO, which lists {', '.join(capabilities)}; use the precision hint fp32"
+        )
+
+
+def _infer(request: Any, feeds: Mapping[str, Array], output: str, result: FloatArray, graph: GraphSpec) -> None:
+    """Runs a request. It reads `feeds` and writes `result` where they are; they are not touched after the call."""
+    held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+    try:
+        for name, array in held.items():
+            request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        request.set_tensor(output, ov.Tensor(result, shared_memory=True))
+        request.infer()
+    except (RuntimeError, MemoryError) as error:
+        text = _one_line(error)
+        where = f"{graph.file} failed on an input of shape {next(iter(held.values())).shape}"
+        if isinstance(error, MemoryError) or "alloc" in text.lower() or "memory" in text.lower():
+            raise ResourceError(f"{where}: out of memory; use a smaller chunk, size or batch ({text})") from error
+        raise BundleError(f"{where}: {text}") from error
+
+
+def _view(tensor: Any, spec: StateSpec) -> Array:
+    """A tensor's memory. bfloat16, which numpy has not, as its bits in uint16."""
+    array: Array = tensor.data
+    return array.view(np.uint16) if spec.dtype == "bfloat16" else array
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
