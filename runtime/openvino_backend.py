@@ -12,10 +12,12 @@ import numpy as np
 from wfvae.errors import BundleError, InputError, MissingExtraError, ResourceError
 from wfvae.manifest import GraphSpec, state_input, state_output
 from wfvae.runtime.backend import Array, BoolArray, FloatArray, StreamState, output_shape
+from wfvae.runtime.bfloat16 import narrow, widen
 from wfvae.streamspec import StateSpec
 
 try:
     import openvino as ov
+    from openvino.preprocess import PrePostProcessor
 except ModuleNotFoundError as error:
     raise MissingExtraError("the backend openvino", "openvino", "openvino") from error
 
@@ -24,7 +26,6 @@ _DEVICE = "CPU"
 _OV_HINTS = {"fp32": "f32", "bf16": "bf16"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16"}
 """How OpenVINO lists what a device can compute in."""
-_OV_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64", "int32": "i32"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class OpenVinoOptions:
     """How OpenVINO is set up."""
 
     precision_hint: str = "fp32"
-    """`fp32` or `bf16`: what convolutions and matrix products are computed in. State, video and latents keep the bundle's types."""
+    """`fp32` or `bf16`: what is computed in. With bf16, a float32 state is held in bfloat16, too. Video and latents stay float32."""
     threads: int | None = None
     """CPU threads; None takes all cores."""
 
@@ -47,6 +48,7 @@ class OpenVinoState:
     def __init__(self, session: OpenVinoStep, batch: int, height: int, width: int) -> None:
         self.batch, self.height, self.width = batch, height, width
         self.specs = session.graph.states
+        self._types = session.state_types
         self._requests = tuple(session.new_request() for _ in range(2))
         self._tensors = {spec.name: self._allocate(spec) for spec in self.specs}
         self._next = 0
@@ -66,22 +68,22 @@ class OpenVinoState:
         self._next = 1 - self._next
 
     def read(self) -> dict[str, Array]:
-        return {spec.name: _view(self._tensors[spec.name], spec).copy() for spec in self.specs}
+        return {spec.name: _read(self._tensors[spec.name], spec) for spec in self.specs}
 
     def write(self, tensors: Mapping[str, Array]) -> None:
         for spec in self.specs:
-            _view(self._tensors[spec.name], spec)[...] = tensors[spec.name]
+            _fill(self._tensors[spec.name], tensors[spec.name], spec)
 
     def _allocate(self, spec: StateSpec) -> Any:
         shape = spec.resolve(self.batch, self.height, self.width)
         try:
-            tensor = ov.Tensor(getattr(ov.Type, _OV_TYPES[spec.dtype]), ov.Shape(list(shape)))
+            tensor = ov.Tensor(self._types[spec.name], ov.Shape(list(shape)))
         except (RuntimeError, MemoryError) as error:
             raise ResourceError(
                 f"no memory for the state of {self.batch} streams of {self.height}x{self.width} (at {spec.name}, shape {shape}); "
                 "use a smaller size or fewer streams"
             ) from error
-        _view(tensor, spec)[...] = spec.initial_value  # a bfloat16 state begins as 0, whose bits are 0
+        _bits(tensor)[...] = narrow(np.array(spec.initial_value, np.float32)) if _is_bfloat16(tensor) else spec.initial_value
         return tensor
 
 
@@ -90,6 +92,8 @@ class OpenVinoStep:
 
     def __init__(self, graph: GraphSpec, model: Any) -> None:
         self.graph = graph
+        self.state_types = {spec.name: model.input(state_input(spec.name)).get_element_type() for spec in graph.states}
+        """What each state tensor is held in, which with the bf16 hint is not what the bundle says."""
         self._model = model
         self._x = graph.inputs[0].name
         self._output = graph.outputs[0].name
@@ -160,7 +164,10 @@ class OpenVinoBackend:
             **({} if self._options.threads is None else {"INFERENCE_NUM_THREADS": self._options.threads}),
         }
         try:
-            return self._core.compile_model(self._core.read_model(str(self._bundle / graph.file)), _DEVICE, settings)
+            model = self._core.read_model(str(self._bundle / graph.file))
+            if self._options.precision_hint == "bf16":
+                model = _with_bfloat16_state(model, graph)
+            return self._core.compile_model(model, _DEVICE, settings)
         except (RuntimeError, MemoryError) as error:
             raise BundleError(f"OpenVINO {ov.get_version()} cannot load {graph.file}: {_one_line(error)}") from error
 
@@ -171,8 +178,24 @@ def require_precision(hint: str, capabilities: Sequence[str], device: str) -> No
         raise InputError(f"the precision hint is {hint!r}; expected {' or '.join(PRECISION_HINTS)}")
     if _CAPABILITIES[hint] not in capabilities:
         raise BundleError(
-            f"this CPU ({device}) does not compute in {hint} with OpenVINO, which lists {', '.join(capabilities)}; use the precision hint fp32"
+            f"this CPU ({device}) does not compute in {hint} with OpenVINO, which lists {', '.join(capabilities)}; "
+            "use the precision hint fp32"
         )
+
+
+def _with_bfloat16_state(model: Any, graph: GraphSpec) -> Any:
+    """The model with float32 state taken and given as bfloat16.
+
+    OpenVINO keeps in float32 whatever lies between a float32 output and the convolutions before it. State leaves the network
+    everywhere, so a step would compute nearly all but the convolutions in float32: slower, and with other roundings than the direct
+    graph, which has no state.
+    """
+    processor = PrePostProcessor(model)
+    for spec in graph.states:
+        if spec.dtype == "float32":
+            processor.input(state_input(spec.name)).tensor().set_element_type(ov.Type.bf16)
+            processor.output(state_output(spec.name)).tensor().set_element_type(ov.Type.bf16)
+    return processor.build()
 
 
 def _infer(request: Any, feeds: Mapping[str, Array], output: str, result: FloatArray, graph: GraphSpec) -> None:
@@ -191,10 +214,24 @@ def _infer(request: Any, feeds: Mapping[str, Array], output: str, result: FloatA
         raise BundleError(f"{where}: {text}") from error
 
 
-def _view(tensor: Any, spec: StateSpec) -> Array:
-    """A tensor's memory. bfloat16, which numpy has not, as its bits in uint16."""
+def _is_bfloat16(tensor: Any) -> bool:
+    return bool(tensor.get_element_type() == ov.Type.bf16)
+
+
+def _bits(tensor: Any) -> Array:
+    """A tensor's memory; of bfloat16, which numpy has not, its bits in uint16."""
     array: Array = tensor.data
-    return array.view(np.uint16) if spec.dtype == "bfloat16" else array
+    return array.view(np.uint16) if _is_bfloat16(tensor) else array
+
+
+def _read(tensor: Any, spec: StateSpec) -> Array:
+    """A copy in the bundle's type, bfloat16 as its bits."""
+    array = _bits(tensor)
+    return widen(array) if _is_bfloat16(tensor) and spec.dtype == "float32" else array.copy()
+
+
+def _fill(tensor: Any, array: Array, spec: StateSpec) -> None:
+    _bits(tensor)[...] = narrow(array) if _is_bfloat16(tensor) and spec.dtype == "float32" else array
 
 
 def _one_line(error: BaseException) -> str:

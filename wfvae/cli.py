@@ -18,7 +18,7 @@ from typing import NoReturn
 from wfvae import __version__
 from wfvae.errors import WFVAEError
 
-COMMANDS = ("demo", "export", "build", "encode", "decode", "reconstruct", "verify", "inspect", "plan", "triton")
+COMMANDS = ("demo", "export", "build", "encode", "decode", "reconstruct", "verify", "inspect", "plan", "bench", "triton")
 """Modules of `wfvae.commands`. Each has SUMMARY, DESCRIPTION, configure(parser) and run(args) -> exit code."""
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130

@@ -137,7 +137,12 @@ def add_bundle_arguments(parser: argparse.ArgumentParser, chunk: bool = True) ->
     )
     group.add_argument("--limit", type=parse_bytes, metavar="BYTES", help="refuse what would need more memory, such as 8G")
     if chunk:
-        group.add_argument("--chunk", type=parse_positive, metavar="N", help="latents per step; results do not depend on it (default: 4)")
+        group.add_argument(
+            "--chunk",
+            type=parse_positive,
+            metavar="N",
+            help="latents per step; results do not depend on it (default: as 'wfvae bench --tune' chose, else 4)",
+        )
 
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
