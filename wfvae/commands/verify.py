@@ -30,8 +30,8 @@ Checks three statements, in both directions, and prints numbers for each:
   stream = direct   the stream gives what direct inference of the whole clip gives (export with --direct for the graph without state)
   backend = model   with --against CHECKPOINT: the exported graphs against PyTorch in float32 and float64
 
-On ONNX Runtime's CPU provider in fp32 the first two must hold with equal bits. Exit code 1 if a check fails; the first tensor that
-differs is then named.
+On ONNX Runtime's CPU provider in fp32, and on OpenVINO for bundles in fp32 with either precision hint, the first two must hold with
+equal bits. Exit code 1 if a check fails; on ONNX Runtime the first tensor that differs is then named.
 
   wfvae verify bundle/ --video in.mp4 --frames 33 --certificate parity.json"""
 
