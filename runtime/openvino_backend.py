@@ -15,12 +15,6 @@ from wfvae.runtime.backend import Array, BoolArray, FloatArray, StreamState, out
 from wfvae.runtime.bfloat16 import narrow, widen
 from wfvae.streamspec import StateSpec
 
-try:
-    import openvino as ov
-    from openvino.preprocess import PrePostProcessor
-except ModuleNotFoundError as error:
-    raise MissingExtraError("the backend openvino", "openvino", "openvino") from error
-
 PRECISION_HINTS = ("fp32", "bf16")
 _DEVICE = "CPU"
 _OV_HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -76,6 +70,7 @@ class OpenVinoState:
 
     def _allocate(self, spec: StateSpec) -> Any:
         shape = spec.resolve(self.batch, self.height, self.width)
+        ov = load_openvino()
         try:
             tensor = ov.Tensor(self._types[spec.name], ov.Shape(list(shape)))
         except (RuntimeError, MemoryError) as error:
@@ -134,14 +129,16 @@ class OpenVinoBackend:
         """Raises `InputError` if there is no such precision hint, and `BundleError` if this CPU does not compute in it."""
         self._bundle = bundle
         self._options = options
+        ov = load_openvino()
         self._core = ov.Core()
+        self._version = str(ov.get_version()).partition("-")[0]
         self._device = str(self._core.get_property(_DEVICE, "FULL_DEVICE_NAME"))
         require_precision(options.precision_hint, self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"), self._device)
 
     def describe(self) -> dict[str, str]:
         return {
             "name": "openvino",
-            "version": ov.get_version().partition("-")[0],
+            "version": self._version,
             "device": self._device,
             "precision_hint": self._options.precision_hint,
             "threads": str(self._options.threads or "all"),
@@ -169,7 +166,16 @@ class OpenVinoBackend:
                 model = _with_bfloat16_state(model, graph)
             return self._core.compile_model(model, _DEVICE, settings)
         except (RuntimeError, MemoryError) as error:
-            raise BundleError(f"OpenVINO {ov.get_version()} cannot load {graph.file}: {_one_line(error)}") from error
+            raise BundleError(f"OpenVINO {self._version} cannot load {graph.file}: {_one_line(error)}") from error
+
+
+def load_openvino() -> Any:
+    """The package openvino. Raises `MissingExtraError` if it is not installed."""
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("the backend openvino", "openvino", "openvino") from error
+    return openvino
 
 
 def require_precision(hint: str, capabilities: Sequence[str], device: str) -> None:
@@ -190,16 +196,20 @@ def _with_bfloat16_state(model: Any, graph: GraphSpec) -> Any:
     everywhere, so a step would compute nearly all but the convolutions in float32: slower, and with other roundings than the direct
     graph, which has no state.
     """
+    from openvino.preprocess import PrePostProcessor
+
+    bf16 = load_openvino().Type.bf16
     processor = PrePostProcessor(model)
     for spec in graph.states:
         if spec.dtype == "float32":
-            processor.input(state_input(spec.name)).tensor().set_element_type(ov.Type.bf16)
-            processor.output(state_output(spec.name)).tensor().set_element_type(ov.Type.bf16)
+            processor.input(state_input(spec.name)).tensor().set_element_type(bf16)
+            processor.output(state_output(spec.name)).tensor().set_element_type(bf16)
     return processor.build()
 
 
 def _infer(request: Any, feeds: Mapping[str, Array], output: str, result: FloatArray, graph: GraphSpec) -> None:
     """Runs a request. It reads `feeds` and writes `result` where they are; they are not touched after the call."""
+    ov = load_openvino()
     held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
     try:
         for name, array in held.items():
@@ -215,7 +225,7 @@ def _infer(request: Any, feeds: Mapping[str, Array], output: str, result: FloatA
 
 
 def _is_bfloat16(tensor: Any) -> bool:
-    return bool(tensor.get_element_type() == ov.Type.bf16)
+    return bool(tensor.get_element_type() == load_openvino().Type.bf16)
 
 
 def _bits(tensor: Any) -> Array:
