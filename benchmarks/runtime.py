@@ -1,14 +1,18 @@
-"""Speed, memory and overhead of the runtime on a CPU, with ONNX Runtime.
+"""Speed, memory and overhead of the runtime on a CPU, with ONNX Runtime and OpenVINO.
 
     python benchmarks/runtime.py [--only speed memory overhead chunks] [--threads 2] [--runs 5] [--json FILE]
+    python benchmarks/runtime.py --only quality --checkpoint DIR [--videos FILE ...] [--json FILE]
 
-    speed      preset S, 128x128: ONNX Runtime direct and streamed, against the published code's form and our model in PyTorch
+    speed      preset S, 128x128: ONNX Runtime direct and streamed, against the published code's form and our model in PyTorch, and
+               OpenVINO in fp32 and bf16 where it is installed. --preset and --size choose others
     memory     peak of the program `wfvae encode` and `decode`, short and long videos
     overhead   preset S, 256x256: share of time outside the engine, from a video file to a video file
     chunks     preset S, 256x256: time per frame and memory by the number of latents per step
+    quality    a trained checkpoint: reconstruction on OpenVINO in fp32 and bf16 against ONNX Runtime in fp32, in dB. Exit code 1 if bf16
+               loses more than 0.05 dB
 
-Weights are random: speed and memory do not depend on them. What is compared runs turn by turn, and ratios are medians over the turns,
-so that a busy machine slows all alike. A result file keeps the sections that are not measured again.
+But for quality, weights are random: speed and memory do not depend on them. What is compared runs turn by turn, and ratios are medians
+over the turns, so that a busy machine slows all alike. A result file keeps the sections that are not measured again.
 """
 
 from __future__ import annotations
@@ -19,8 +23,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from record import load_average, machine, write_json
@@ -32,16 +37,19 @@ from runtime_overhead import (
     print_chunk,
     print_overhead,
 )
+from runtime_quality import BAR_DB, largest_loss, measure_quality, print_quality
 from runtime_speed import measure_speed, print_clip, print_steady, steady_ratios
 
 from wfvae import WFVAE, WFVAEConfig
 from wfvae.config import Preset
+from wfvae.errors import BundleError, MissingExtraError
 from wfvae.export.bundle import ExportOptions, export_bundle
 from wfvae.runtime import Bundle, open_bundle
 
 T = TypeVar("T")
 
 MINIMUM_RUNS = 5
+SPEED_PRESET: Preset = "S"
 SPEED_SIZE = 128
 SPEED_LENGTHS = [17, 33, 65]
 MEMORY_SIZE = 128
@@ -52,16 +60,19 @@ FILE_FRAMES = 25
 FILE_RUNS = 3
 CHUNK_FRAMES = 29
 CHUNK_RUNS = 1
+SECTIONS = ("speed", "memory", "overhead", "chunks", "quality")
+HINTS = ("fp32", "bf16")
 
 
 class Benchmark:
     """What the sections share: exported bundles in a temporary folder."""
 
-    def __init__(self, folder: Path, threads: int, runs: int, lengths: list[int]) -> None:
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self.folder = folder
-        self.threads = threads
-        self.runs = runs
-        self.lengths = lengths
+        self.options = options
+        self.threads: int = options.threads
+        self.failed = False
+        """Whether a bar that asks for correctness was missed."""
         self._paths: dict[str, Path] = {}
 
     def model(self, preset: Preset) -> WFVAE:
@@ -77,12 +88,37 @@ class Benchmark:
     def open(self, preset: Preset) -> Bundle:
         return open_bundle(self.path(preset), provider="cpu", threads=self.threads, verify=False)
 
+    def openvino(self, path: Path) -> dict[str, Bundle]:
+        """The bundle in OpenVINO, by hint; empty where it is not installed, without bf16 where the CPU has none."""
+        found: dict[str, Bundle] = {}
+        for hint in HINTS:
+            try:
+                found[f"openvino {hint}"] = open_bundle(path, "openvino", precision_hint=hint, threads=self.threads, verify=False)
+            except (MissingExtraError, BundleError) as error:
+                print(f"openvino {hint}: not measured, {error}")
+        return found
+
     def speed(self) -> dict[str, Any]:
-        with self.open("S") as bundle:
-            clips = printed(print_clip, measure_speed(self.model("S"), bundle, SPEED_SIZE, self.lengths, self.runs))
+        preset, size = self.options.preset, self.options.size
+        others = self.openvino(self.path(preset))
+        with self.open(preset) as bundle:
+            measured = measure_speed(self.model(preset), bundle, others, size, self.options.lengths, self.options.runs)
+            clips = printed(print_clip, measured)
         steady = steady_ratios(clips)
         print_steady(steady)
-        return {"preset": "S", "size": SPEED_SIZE, "clips": [asdict(clip) for clip in clips], "steady": steady}
+        backends = {name: other.backend.describe() for name, other in others.items()}
+        return {"preset": preset, "size": size, "backends": backends, "clips": [asdict(clip) for clip in clips], "steady": steady}
+
+    def quality(self) -> dict[str, Any]:
+        model = WFVAE.from_pretrained(self.options.checkpoint)
+        path = self.folder / "trained"
+        checkpoint = export_bundle(model, path, ExportOptions()).checkpoint_sha256
+        with open_bundle(path, provider="cpu", threads=self.threads, verify=False) as bundle:
+            clips = printed(print_quality, measure_quality(bundle, self.openvino(path), self.options.videos, self.options.size))
+        losses = largest_loss(clips)
+        self.failed |= any(loss > BAR_DB for loss in losses.values())
+        print(", ".join(f"{name} loses at most {loss:.4f} dB" for name, loss in losses.items()) + f"; the bar is {BAR_DB} dB")
+        return {"checkpoint_sha256": checkpoint, "bar_db": BAR_DB, "largest_loss_db": losses, "clips": [asdict(clip) for clip in clips]}
 
     def memory(self) -> dict[str, Any]:
         presets: tuple[Preset, ...] = ("tiny", "S")
@@ -116,30 +152,41 @@ def printed(show: Callable[[T], None], results: Iterable[T]) -> list[T]:
     return found
 
 
-def main() -> None:
+def main() -> int:
     options = parse_arguments()
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = {}
     if options.json is not None and options.json.exists():
         result = json.loads(options.json.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
-        benchmark = Benchmark(Path(folder), options.threads, options.runs, options.lengths)
+        benchmark = Benchmark(Path(folder), options)
         for name in options.only:
             section: Callable[[], dict[str, Any]] = getattr(benchmark, name)
             before = load_average()
             print(f"{name} (load average {before:.2f})")
             found = section()
-            facts = machine(options.threads, "torch", "onnxruntime", "numpy", "av")
+            facts = machine(options.threads, "torch", "onnxruntime", *installed("openvino"), "numpy", "av")
             result[name] = {"machine": facts, "load_average_before": before, "load_average_after": load_average(), **found}
             print()
             if options.json is not None:
                 write_json(options.json, result)
+    return int(benchmark.failed)
+
+
+def installed(*packages: str) -> list[str]:
+    """Those of `packages` that are."""
+    return [package for package in packages if find_spec(package) is not None]
 
 
 def parse_arguments() -> argparse.Namespace:
-    names = ("speed", "memory", "overhead", "chunks")
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="SECTION", help=f"of {', '.join(names)}")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)} (default: all but quality)"
+    )
+    parser.add_argument("--preset", default=SPEED_PRESET, choices=get_args(Preset), help="of the speed section (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=SPEED_SIZE, help="height and width, of speed and of quality without videos")
+    parser.add_argument("--checkpoint", type=Path, help="trained model, for the quality section")
+    parser.add_argument("--videos", type=Path, nargs="+", default=[], help="clips of the quality section (default: generated ones)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=MINIMUM_RUNS, help=f"turns of the speed section, at least {MINIMUM_RUNS}")
     parser.add_argument("--lengths", type=int, nargs="+", default=SPEED_LENGTHS, help="frames of the speed section's clips")
@@ -147,8 +194,13 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.runs < MINIMUM_RUNS:
         parser.error(f"--runs is {options.runs}; expected at least {MINIMUM_RUNS}")
+    if options.size < 8 or options.size % 8:
+        parser.error(f"--size is {options.size}; expected a multiple of 8")
+    options.only = options.only or [name for name in SECTIONS if name != "quality"]
+    if "quality" in options.only and options.checkpoint is None:
+        parser.error("the quality section needs --checkpoint: with random weights the figure would mean nothing")
     return options
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,10 +1,10 @@
-"""Speed of ONNX Runtime, direct and streamed, against the reference form and our model in PyTorch."""
+"""Speed of ONNX Runtime and OpenVINO, direct and streamed, against the reference form and our model in PyTorch."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +24,8 @@ DIRECTIONS: tuple[Direction, ...] = ("encoder", "decoder")
 REFERENCE, WFVAE_TORCH, DIRECT = "reference", "wfvae", "onnxruntime"
 CHUNKS = (1, 2, 4)
 LONG_CHUNKS = (2, 4)
+OTHER_CHUNK = 4
+"""Of the streams of backends other than ONNX Runtime."""
 LONG = 65
 LONG_RUNS = 3
 """Clips from this length on are only there to see what a stream's start and end cost: fewer turns, and no PyTorch."""
@@ -39,7 +41,7 @@ class FormSpeed:
     speed_by_reference: float | None
     """Above 1: faster than the reference form."""
     time_by_direct: float | None
-    """Against direct inference on ONNX Runtime."""
+    """Against direct inference on the same backend."""
     drain_share: float | None
     """Part of a decoding stream's time that its draining step takes."""
 
@@ -72,11 +74,13 @@ class StepClock:
         return result
 
 
-def measure_speed(model: WFVAE, bundle: Bundle, size: int, lengths: list[int], runs: int) -> Iterator[ClipSpeed]:
-    """For each length and direction."""
+def measure_speed(
+    model: WFVAE, bundle: Bundle, others: Mapping[str, Bundle], size: int, lengths: list[int], runs: int
+) -> Iterator[ClipSpeed]:
+    """For each length and direction. `others`: the same bundle on other backends, by the names of their rows."""
     for frames in lengths:
         for direction in DIRECTIONS:
-            yield _measure(model, bundle, direction, frames, size, runs)
+            yield _measure(model, bundle, others, direction, frames, size, runs)
 
 
 def steady_ratios(clips: list[ClipSpeed]) -> dict[str, dict[str, float]]:
@@ -99,7 +103,9 @@ def stream_name(chunk: int) -> str:
     return f"stream of {4 * chunk} frames"
 
 
-def _measure(model: WFVAE, bundle: Bundle, direction: Direction, frames: int, size: int, runs: int) -> ClipSpeed:
+def _measure(
+    model: WFVAE, bundle: Bundle, others: Mapping[str, Bundle], direction: Direction, frames: int, size: int, runs: int
+) -> ClipSpeed:
     rng = np.random.default_rng(0)
     latents = 1 + (frames - 1) // bundle.ratio
     if direction == "encoder":
@@ -116,9 +122,17 @@ def _measure(model: WFVAE, bundle: Bundle, direction: Direction, frames: int, si
         jobs[REFERENCE] = partial(_torch_reference, model, direction, tensor)
         jobs[WFVAE_TORCH] = partial(_torch, model, direction, tensor)
     jobs[DIRECT] = partial(_direct, bundle, direction, x)
+    directs: dict[str, str] = {}  # of each stream, its backend's row
+
+    def add_stream(name: str, direct: str, opened: Bundle, chunk: int) -> None:
+        drains[name], directs[name] = [], direct
+        jobs[name] = partial(_stream, opened, direction, data, size, chunk, drains[name])
+
     for chunk in CHUNKS if compared else LONG_CHUNKS:
-        drains[stream_name(chunk)] = []
-        jobs[stream_name(chunk)] = partial(_stream, bundle, direction, data, size, chunk, drains[stream_name(chunk)])
+        add_stream(stream_name(chunk), DIRECT, bundle, chunk)
+    for name, other in others.items() if compared else ():
+        jobs[name] = partial(_direct, other, direction, x)
+        add_stream(f"{name}, {stream_name(OTHER_CHUNK)}", name, other, OTHER_CHUNK)
     seconds = take_turns(jobs, runs if compared else LONG_RUNS)
     forms = {}
     for name, values in seconds.items():
@@ -128,7 +142,7 @@ def _measure(model: WFVAE, bundle: Bundle, direction: Direction, frames: int, si
             seconds=statistics.median(values),
             fastest_seconds=min(values),
             speed_by_reference=ratio(seconds[REFERENCE], values) if compared else None,
-            time_by_direct=ratio(values, seconds[DIRECT]) if streamed else None,
+            time_by_direct=ratio(values, seconds[directs[name]]) if streamed else None,
             drain_share=drained if direction == "decoder" else None,
         )
     steps = latents + bundle.manifest.graphs[direction].has_end
@@ -179,12 +193,12 @@ def _stream(bundle: Bundle, direction: Direction, data: Any, size: int, chunk: i
 
 def print_clip(clip: ClipSpeed) -> None:
     print(f"{clip.direction}, {clip.frames} frames, {clip.runs} runs")
-    print(f"{'':24}{'median s':>12}{'fastest s':>12}{'speed/reference':>17}{'time/direct':>13}{'drain':>8}")
+    print(f"{'':34}{'median s':>12}{'fastest s':>12}{'speed/reference':>17}{'time/direct':>13}{'drain':>8}")
     for name, form in clip.forms.items():
         reference = "" if form.speed_by_reference is None else f"{form.speed_by_reference:.2f}"
         direct = "" if form.time_by_direct is None else f"{form.time_by_direct:.3f}"
         drain = "" if form.drain_share is None else f"{form.drain_share:.0%}"
-        print(f"  {name:22}{form.seconds:>12.3f}{form.fastest_seconds:>12.3f}{reference:>17}{direct:>13}{drain:>8}")
+        print(f"  {name:32}{form.seconds:>12.3f}{form.fastest_seconds:>12.3f}{reference:>17}{direct:>13}{drain:>8}")
     print(f"  work of a stream by that of direct inference, in frames at half the video's rate: {clip.stream_work:.3f}")
 
 

@@ -20,12 +20,13 @@ from wfvae.runtime.pixels import Frames
 from wfvae.runtime.pool import StreamPool
 from wfvae.runtime.snapshot import Snapshot
 from wfvae.runtime.stream import DEFAULT_CHUNK, DecoderStream, EncoderStream
+from wfvae.runtime.tuning import Setting, TunedChunk, Tuning
 from wfvae.streamspec import Direction
 
 if TYPE_CHECKING:
     from wfvae.runtime.transcode import Report
 
-BACKENDS = ("auto", "onnxruntime", "tensorrt")
+BACKENDS = ("auto", "onnxruntime", "tensorrt", "openvino")
 
 
 def open_bundle(
@@ -37,6 +38,7 @@ def open_bundle(
     threads: int | None = None,
     tf32: bool = False,
     cuda_graphs: bool = False,
+    precision_hint: str | None = None,
     memory_limit: int | None = None,
     verify: bool = True,
 ) -> Bundle:
@@ -44,21 +46,29 @@ def open_bundle(
 
     Args:
         path: the bundle's directory.
-        backend: `onnxruntime`; `tensorrt`, which needs engines made on this GPU by `wfvae build`; or `auto`, which is `onnxruntime`.
+        backend: `onnxruntime`; `openvino` (CPU); `tensorrt`, which needs engines made on this GPU by `wfvae build`; or `auto`, which is
+            `onnxruntime`.
         provider: ONNX Runtime's `cpu` or `cuda`; `auto` takes CUDA where this build of ONNX Runtime has it.
         device_id: which GPU.
         threads: CPU threads; None takes all cores.
         tf32: let CUDA round fp32 products to TF32. With `tensorrt`: use engines that were built so.
         cuda_graphs: with `tensorrt`, launch the steady step as a CUDA graph where it can be captured.
+        precision_hint: with `openvino`, what convolutions and matrix products are computed in: `fp32` (None means that), or `bf16`,
+            which is faster where the CPU has it and rounds to 8 bits.
         memory_limit: bytes; a stream that would not fit is refused with the number before anything is allocated.
         verify: check the hash of every file (reads the weights once). `tensorrt` always checks, since an engine is code.
 
     Raises:
         BundleError: the bundle is missing, damaged or changed, or cannot run here.
+        InputError: an option that the backend does not have.
         MissingExtraError: the backend is not installed.
     """
     if backend not in BACKENDS:
         raise BundleError(f"backend is {backend!r}; this version has {', '.join(BACKENDS)}")
+    if precision_hint is not None and backend != "openvino":
+        raise InputError(f"the precision hint {precision_hint} was given for the backend {backend}; only openvino has one")
+    if provider == "cuda" and backend == "openvino":
+        raise InputError("the provider cuda was given for the backend openvino, which runs on the CPU; leave it out, or use onnxruntime")
     path = Path(path)
     manifest = Manifest.read(path)
     if verify or backend == "tensorrt":
@@ -67,6 +77,10 @@ def open_bundle(
         from wfvae.runtime.nvidia.tensorrt_backend import TensorRTBackend, TensorRTOptions
 
         return Bundle(path, manifest, TensorRTBackend(path, manifest, TensorRTOptions(device_id, tf32, cuda_graphs)), memory_limit)
+    if backend == "openvino":
+        from wfvae.runtime.openvino_backend import OpenVinoBackend, OpenVinoOptions
+
+        return Bundle(path, manifest, OpenVinoBackend(path, OpenVinoOptions(precision_hint or "fp32", threads)), memory_limit)
     from wfvae.runtime.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeOptions
 
     options = OnnxRuntimeOptions(provider=provider, device_id=device_id, threads=threads, tf32=tf32)
@@ -83,6 +97,7 @@ class Bundle:
         self.memory_limit = memory_limit
         self._steps: dict[Direction, StepSession] = {}
         self._directs: dict[Direction, DirectSession] = {}
+        self._tuning: Tuning | None = None
         self._opening = threading.Lock()  # two threads that came first together would load the weights twice
 
     def __enter__(self) -> Bundle:
@@ -108,14 +123,17 @@ class Bundle:
 
     # Streams ----------------------------------------------------------------------------------------------------------------
 
-    def encoder(self, *, height: int, width: int, chunk: int = DEFAULT_CHUNK) -> EncoderStream:
-        """Opens a stream for video of height x width (any size >= 1x1), advancing by at most `chunk` latents per step."""
-        self._admit("encoder", height, width, 1, chunk)
+    def encoder(self, *, height: int, width: int, chunk: int | None = None) -> EncoderStream:
+        """Opens a stream for video of height x width (any size >= 1x1), advancing by at most `chunk` latents per step.
+
+        Without `chunk`, here and elsewhere, it is `default_chunk`; results do not depend on it.
+        """
+        chunk = self._admit("encoder", height, width, 1, chunk)
         feed = EncoderFeed(self.manifest.graphs["encoder"], height, width)
         return EncoderStream(self.step_session("encoder"), feed, chunk, self.identity)
 
     def decoder(
-        self, *, height: int, width: int, frames: int | None = None, chunk: int = DEFAULT_CHUNK, pixels: PixelType = "uint8"
+        self, *, height: int, width: int, frames: int | None = None, chunk: int | None = None, pixels: PixelType = "uint8"
     ) -> DecoderStream:
         """Opens a stream that gives video of height x width.
 
@@ -123,19 +141,19 @@ class Bundle:
             frames: the video's true T, if known; else it is 1 + r n, or what `finish(frames=T)` says.
             pixels: `uint8`, or `float32` in about [-1, 1], not clamped.
         """
-        self._admit("decoder", height, width, 1, chunk)
+        chunk = self._admit("decoder", height, width, 1, chunk)
         feed = DecoderFeed(self.manifest.graphs["decoder"], height, width, frames, pixels)
         return DecoderStream(self.step_session("decoder"), feed, chunk, self.identity)
 
-    def encoder_pool(self, *, height: int, width: int, rows: int, chunk: int = DEFAULT_CHUNK) -> StreamPool[EncoderFeed]:
+    def encoder_pool(self, *, height: int, width: int, rows: int, chunk: int | None = None) -> StreamPool[EncoderFeed]:
         """A pool that encodes unrelated videos of one size, `rows` at a time."""
-        self._admit("encoder", height, width, rows, chunk)
+        chunk = self._admit("encoder", height, width, rows, chunk)
         graph = self.manifest.graphs["encoder"]
         return StreamPool(self.step_session("encoder"), height, width, rows, chunk, lambda: EncoderFeed(graph, height, width))
 
-    def decoder_pool(self, *, height: int, width: int, rows: int, chunk: int = DEFAULT_CHUNK) -> StreamPool[DecoderFeed]:
+    def decoder_pool(self, *, height: int, width: int, rows: int, chunk: int | None = None) -> StreamPool[DecoderFeed]:
         """A pool that decodes unrelated latents of one size, `rows` at a time."""
-        self._admit("decoder", height, width, rows, chunk)
+        chunk = self._admit("decoder", height, width, rows, chunk)
         graph = self.manifest.graphs["decoder"]
 
         def new_feed(frames: int | None = None, pixels: PixelType = "uint8") -> DecoderFeed:
@@ -143,9 +161,7 @@ class Bundle:
 
         return StreamPool(self.step_session("decoder"), height, width, rows, chunk, new_feed)
 
-    def restore(
-        self, snapshot: bytes | bytearray | memoryview | str | Path, *, chunk: int = DEFAULT_CHUNK
-    ) -> EncoderStream | DecoderStream:
+    def restore(self, snapshot: bytes | bytearray | memoryview | str | Path, *, chunk: int | None = None) -> EncoderStream | DecoderStream:
         """Opens the stream that a snapshot (its bytes, or its file) was taken of."""
         content = Snapshot.from_bytes(snapshot) if isinstance(snapshot, (bytes, bytearray, memoryview)) else Snapshot.read(snapshot)
         open_stream: Callable[..., EncoderStream | DecoderStream] = self.encoder if content.direction == "encoder" else self.decoder
@@ -155,7 +171,7 @@ class Bundle:
 
     # Whole arrays and files -------------------------------------------------------------------------------------------------
 
-    def encode(self, frames: Frames, *, chunk: int = DEFAULT_CHUNK) -> FloatArray:
+    def encode(self, frames: Frames, *, chunk: int | None = None) -> FloatArray:
         """Latents (1 + ceil((T-1)/r), D, h, w) float32 of a video (T, H, W, 3), uint8 or floating point in [-1, 1], T >= 1."""
         array = np.asarray(frames)
         if array.ndim != 4:
@@ -170,7 +186,7 @@ class Bundle:
         frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        chunk: int = DEFAULT_CHUNK,
+        chunk: int | None = None,
         pixels: PixelType = "uint8",
     ) -> Frames:
         """Video (T, H, W, 3) of unscaled latents (t, D, h, w). T, H, W default to the most that the latents hold."""
@@ -203,9 +219,37 @@ class Bundle:
 
     # Facts ------------------------------------------------------------------------------------------------------------------
 
-    def plan(self, direction: Direction, *, height: int, width: int, streams: int = 1, chunk: int = DEFAULT_CHUNK) -> MemoryPlan:
+    def plan(self, direction: Direction, *, height: int, width: int, streams: int = 1, chunk: int | None = None) -> MemoryPlan:
         """Bytes that streams would hold, before anything is allocated."""
+        chunk = self.default_chunk(direction, height=height, width=width) if chunk is None else chunk
         return plan_memory(self.manifest, direction, height, width, streams, chunk)
+
+    def default_chunk(self, direction: Direction, *, height: int, width: int) -> int:
+        """Latents per step where nothing else is asked for: what `wfvae bench --tune` chose for this size, backend and machine, else 4.
+
+        It is 4, too, where the choice would not fit the memory limit. Raises `BundleError` if the file of these choices is damaged.
+        """
+        if self._tuning is None:
+            self._tuning = Tuning.read(self.path, self.identity)
+        if not self._tuning.entries:
+            return DEFAULT_CHUNK
+        entry = self._tuning.find(direction, *padded_size(height, width), Setting.here(self.backend.describe()))
+        if entry is None:
+            return DEFAULT_CHUNK
+        planned = plan_memory(self.manifest, direction, height, width, 1, entry.chunk)
+        return entry.chunk if self.memory_limit is None or planned.total_bytes <= self.memory_limit else DEFAULT_CHUNK
+
+    def store_tuning(self, *entries: TunedChunk) -> None:
+        """Keeps choices of the chunk length in the bundle's folder, for all who open it. The bundle's identity stays as it is.
+
+        Raises `ResourceError` if the folder cannot be written.
+        """
+        try:
+            stored = Tuning.read(self.path, self.identity)
+        except BundleError:  # damaged: there is nothing in it to keep
+            stored = Tuning(self.identity)
+        self._tuning = stored.with_entries(*entries)
+        self._tuning.write(self.path)
 
     def step_session(self, direction: Direction) -> StepSession:
         """The session of a direction's step graph, opened at first use and shared by all streams."""
@@ -224,9 +268,9 @@ class Bundle:
                 self._directs[direction] = self.backend.open_direct(self.manifest.graphs[key])
             return self._directs[direction]
 
-    def _admit(self, direction: Direction, height: int, width: int, streams: int, chunk: int) -> None:
-        """Refuses what can't run or would not fit, before anything is allocated."""
-        if chunk < 1:
+    def _admit(self, direction: Direction, height: int, width: int, streams: int, chunk: int | None) -> int:
+        """Refuses what can't run or would not fit, before anything is allocated. Returns the chunk."""
+        if chunk is not None and chunk < 1:
             raise InputError(f"chunk is {chunk}; expected at least 1 latent per step")
         size = padded_size(height, width)
         fixed = self.manifest.size
@@ -235,5 +279,8 @@ class Bundle:
                 f"this bundle was exported for {fixed[0]}x{fixed[1]} only, and the video is {height}x{width}; "
                 "export another one with --size, or --size dynamic"
             )
+        if chunk is None:
+            chunk = self.default_chunk(direction, height=height, width=width)
         if self.memory_limit is not None:
             self.plan(direction, height=height, width=width, streams=streams, chunk=chunk).require(self.memory_limit)
+        return chunk

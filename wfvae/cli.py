@@ -18,7 +18,21 @@ from typing import NoReturn
 from wfvae import __version__
 from wfvae.errors import WFVAEError
 
-COMMANDS = ("demo", "train", "export", "build", "encode", "decode", "reconstruct", "verify", "evaluate", "inspect", "plan", "triton")
+COMMANDS = (
+    "demo",
+    "train",
+    "export",
+    "build",
+    "encode",
+    "decode",
+    "reconstruct",
+    "verify",
+    "evaluate",
+    "inspect",
+    "plan",
+    "bench",
+    "triton",
+)
 """Modules of `wfvae.commands`. Each has SUMMARY, DESCRIPTION, configure(parser) and run(args) -> exit code."""
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130

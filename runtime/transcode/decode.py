@@ -21,7 +21,7 @@ from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_writer import PIPE, is_image_folder, open_video_writer
 from wfvae.runtime.prefetch import BackgroundSink, prefetch
 from wfvae.runtime.snapshot import Snapshot
-from wfvae.runtime.stream import DEFAULT_CHUNK, DecoderStream
+from wfvae.runtime.stream import DecoderStream
 from wfvae.runtime.transcode.job import CHECKPOINT_SECONDS, DEPTH, check_distinct, forget, load_snapshot
 from wfvae.runtime.transcode.report import Progress, Report, TimedSession, no_progress
 
@@ -77,7 +77,8 @@ def decode_video(
             raise LatentsError(f"{latents} holds no latents yet; encode the video to it first")
         frames = info.frames if info.frames is not None else video_frames(reader.count, bundle.ratio)
         target = _output_video(info, {**(output or {}), "audio_from": audio_from})
-        job = _Decoding(bundle, reader, frames, target, chunk or DEFAULT_CHUNK, progress, observe)
+        chunk = chunk or bundle.default_chunk("decoder", height=info.height, width=info.width)
+        job = _Decoding(bundle, reader, frames, target, chunk, progress, observe)
         if _resumable(video):
             return job.segmented(latents, Path(video), resume, overwrite, segment_frames, checkpoint_seconds)
         return job.plain(latents, video, overwrite, container)

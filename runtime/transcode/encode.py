@@ -19,7 +19,7 @@ from wfvae.runtime.media.video_info import RawVideo, VideoInfo
 from wfvae.runtime.media.video_reader import VideoReader, open_video
 from wfvae.runtime.prefetch import BackgroundSink, prefetch
 from wfvae.runtime.snapshot import Snapshot
-from wfvae.runtime.stream import DEFAULT_CHUNK, EncoderStream
+from wfvae.runtime.stream import EncoderStream
 from wfvae.runtime.transcode.job import CHECKPOINT_SECONDS, DEPTH, FROM_PIPE, fingerprint, forget, load_snapshot, timed_encoder
 from wfvae.runtime.transcode.report import Progress, Report, TimedSession, no_progress
 
@@ -63,6 +63,7 @@ def encode_video(
     with ExitStack() as stack:
         reader = stack.enter_context(open_video(video, raw=raw, fps=fps, keep_damaged=keep_damaged))
         info = reader.info
+        chunk = chunk or bundle.default_chunk("encoder", height=info.height, width=info.width)
         stream = stack.enter_context(timed_encoder(bundle, info, chunk))
         snapshot = load_snapshot(record, fingerprint(video), resume and store.exists(), video)
         began = time.perf_counter()
@@ -72,7 +73,7 @@ def encode_video(
         if finished is None:
             job = _Encoding(reader, stream, store, record, _latents_info(bundle, info), snapshot is not None)
             resumed_at = stream.feed.frames_seen
-            frames, count = job.run(bundle.ratio * (chunk or DEFAULT_CHUNK), fingerprint(video), checkpoint_seconds, progress)
+            frames, count = job.run(bundle.ratio * chunk, fingerprint(video), checkpoint_seconds, progress)
         else:
             # Killed between the last latent and the end of the job.
             frames, count = finished

@@ -10,7 +10,7 @@ from wfvae.errors import MediaError, StateError
 from wfvae.runtime.media.video_info import VideoInfo
 from wfvae.runtime.media.video_writer import NUMBERED, PIPE
 from wfvae.runtime.snapshot import Snapshot
-from wfvae.runtime.stream import DEFAULT_CHUNK, EncoderStream
+from wfvae.runtime.stream import EncoderStream
 from wfvae.runtime.transcode.report import TimedSession
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ FROM_PIPE = "pipe"
 _FINGERPRINT_BYTES = 1 << 20
 
 
-def timed_encoder(bundle: Bundle, info: VideoInfo, chunk: int | None) -> EncoderStream:
-    stream = bundle.encoder(height=info.height, width=info.width, chunk=chunk or DEFAULT_CHUNK)
+def timed_encoder(bundle: Bundle, info: VideoInfo, chunk: int) -> EncoderStream:
+    stream = bundle.encoder(height=info.height, width=info.width, chunk=chunk)
     stream.session = TimedSession(stream.session)
     return stream
 

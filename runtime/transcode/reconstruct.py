@@ -16,7 +16,6 @@ from wfvae.runtime.media.video_info import OutputVideo, RawVideo
 from wfvae.runtime.media.video_reader import VideoReader, open_video
 from wfvae.runtime.media.video_writer import PIPE, RAW, VideoWriter, is_image_folder, open_video_writer
 from wfvae.runtime.prefetch import BackgroundSink, prefetch
-from wfvae.runtime.stream import DEFAULT_CHUNK
 from wfvae.runtime.transcode.job import DEPTH, check_distinct, timed_encoder
 from wfvae.runtime.transcode.report import Progress, Report, TimedSession, no_progress
 
@@ -52,8 +51,9 @@ def reconstruct_video(
     with ExitStack() as stack:
         reader = stack.enter_context(open_video(video, raw=raw, fps=fps, keep_damaged=keep_damaged))
         info = reader.info
-        encoder = stack.enter_context(timed_encoder(bundle, info, chunk))
-        decoder = stack.enter_context(bundle.decoder(height=info.height, width=info.width, chunk=chunk or DEFAULT_CHUNK))
+        encoder_chunk = chunk or bundle.default_chunk("encoder", height=info.height, width=info.width)
+        encoder = stack.enter_context(timed_encoder(bundle, info, encoder_chunk))
+        decoder = stack.enter_context(bundle.decoder(height=info.height, width=info.width, chunk=chunk))
         decoder.session = TimedSession(decoder.session)
         copied = audio and info.has_audio and info.kind == "file" and _holds_audio(out, container)
         given = {key: value for key, value in (output or {}).items() if value is not None}
@@ -63,7 +63,7 @@ def reconstruct_video(
         began = time.perf_counter()
         sink: BackgroundSink[tuple[Array, list[Fraction]]] = BackgroundSink(lambda item: writer.write(*item), DEPTH)
         stack.enter_context(sink)
-        source = stack.enter_context(prefetch(_batches(reader, bundle.ratio * (chunk or DEFAULT_CHUNK)), DEPTH))
+        source = stack.enter_context(prefetch(_batches(reader, bundle.ratio * encoder_chunk), DEPTH))
         channels = int(decoder.session.graph.inputs[0].shape[2])
         waiting = _Waiting()
         for frames, times in source:

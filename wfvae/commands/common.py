@@ -127,16 +127,27 @@ def add_execution_arguments(parser: argparse.ArgumentParser, chunk: bool = True)
     """What runs a bundle."""
     group = parser.add_argument_group("execution")
     group.add_argument(
-        "--backend", default="auto", choices=("auto", "onnxruntime", "tensorrt"), help="what runs the graphs (default: %(default)s)"
+        "--backend",
+        default="auto",
+        choices=("auto", "onnxruntime", "openvino", "tensorrt"),
+        help="what runs the graphs (default: %(default)s, which is onnxruntime)",
     )
     group.add_argument("--provider", default="auto", choices=("auto", "cpu", "cuda"), help="ONNX Runtime's device (default: %(default)s)")
     group.add_argument("--device", type=parse_index, default=0, metavar="N", help="which GPU (default: %(default)s)")
     group.add_argument("--threads", type=parse_threads, metavar="N", help="CPU threads (default: all cores)")
     group.add_argument("--tf32", action="store_true", help="let CUDA round fp32 products to TF32: faster, no longer exact fp32")
     group.add_argument("--cuda-graphs", action="store_true", help="with tensorrt: launch the steady step as a CUDA graph")
+    group.add_argument(
+        "--precision-hint", choices=("fp32", "bf16"), help="with openvino: what to compute in; bf16 is faster and rounds (default: fp32)"
+    )
     group.add_argument("--limit", type=parse_bytes, metavar="BYTES", help="refuse what would need more memory, such as 8G")
     if chunk:
-        group.add_argument("--chunk", type=parse_positive, metavar="N", help="latents per step; results do not depend on it (default: 4)")
+        group.add_argument(
+            "--chunk",
+            type=parse_positive,
+            metavar="N",
+            help="latents per step; results do not depend on it (default: as 'wfvae bench --tune' chose, else 4)",
+        )
 
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
@@ -221,6 +232,7 @@ def open_from(args: argparse.Namespace) -> Bundle:
         threads=args.threads,
         tf32=args.tf32,
         cuda_graphs=args.cuda_graphs,
+        precision_hint=args.precision_hint,
         memory_limit=args.limit,
     )
 

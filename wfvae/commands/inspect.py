@@ -94,6 +94,7 @@ def _text(value: Any) -> str:
 
 def _bundle(path: Path) -> dict[str, Any]:
     from wfvae.manifest import Manifest
+    from wfvae.runtime.tuning import Tuning
 
     manifest = Manifest.read(path)
     manifest.verify_files(path)
@@ -116,6 +117,10 @@ def _bundle(path: Path) -> dict[str, Any]:
             f"{graph.kind}, {stream.ratio} frames per latent, {len(graph.states)} state tensors, delay {stream.delay}, drop {stream.drop}"
         )
     facts["engines"] = [engine.get("file", "?") for engine in manifest.engines] or "none"
+    facts["tuned"] = [
+        f"{entry.direction} {entry.height}x{entry.width} chunk {entry.chunk} ({entry.setting.backend['name']}, {entry.setting.cpu})"
+        for entry in Tuning.read(path, manifest.identity).entries
+    ] or "none"
     return facts
 
 
