@@ -122,3 +122,11 @@ def test_show_prints_every_key(program: Program) -> None:
 def test_a_config_refuses_values_of_another_kind() -> None:
     with pytest.raises(ConfigError, match="run is 5; expected a section"):
         TrainingConfig.from_dict({"run": 5})
+
+
+def test_every_key_is_documented() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    for name, section in TrainingConfig.load("tiny-stage1").to_dict().items():
+        part = text.partition(f"### [{name}]")[2].partition("\n### ")[0]
+        missing = [key for key in section if f"| `{key}` |" not in part]
+        assert not missing, f"[{name}] of docs/training.md lacks {missing}"
