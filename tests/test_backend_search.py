@@ -123,6 +123,26 @@ def test_the_layer_with_another_weight_is_named(
     assert "is allowed, in step 1 of 4+2 from equal states" in found
 
 
+def test_openvino_is_searched_with_a_runner_of_its_own(
+    exported: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    from wfvae.export.parity.openvino_runner import OpenVinoRunner
+    from wfvae.runtime.openvino_backend import OpenVinoBackend, OpenVinoOptions
+
+    path = exported(NAME)
+    folder, tensor = with_changed_weight(path, tmp_path / "changed", "decoder", 0.6)
+    backend = OpenVinoBackend(folder, OpenVinoOptions(threads=1))
+
+    def over_changed_weights(graph: Any, model: onnx.ModelProto, feeds: Any) -> Any:
+        return OpenVinoRunner(model, folder, graph.bundle.backend.describe())
+
+    monkeypatch.setattr(search, "RUNNERS", {"openvino": over_changed_weights})
+    differences = failed(verify(Bundle(path, Manifest.read(path), backend), FRAMES))
+    assert set(differences) == {(CHECK, "decode")}
+    assert differences[CHECK, "decode"].startswith(f"{tensor} (node ")
+
+
 def test_a_backend_that_forgets_its_state_has_no_wrong_tensor(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are fed the reference's states, so an error that is only carried over is told from one that a step makes."""
 
@@ -157,7 +177,7 @@ def test_a_backend_whose_tensors_cannot_be_read_is_said(
     folder, _ = with_changed_weight(path, tmp_path / "changed", "encoder", 0.5)
     differences = failed(verify(on_another(path, folder), FRAMES[:5]))
     assert differences[CHECK, "encode"] == "not searched: there is no way yet to read inner tensors on the backend another"
-    assert set(search.RUNNERS) == {"onnxruntime", "tensorrt"}
+    assert set(search.RUNNERS) == {"onnxruntime", "openvino", "tensorrt"}
 
 
 @pytest.mark.parametrize("precision", BOUNDS)

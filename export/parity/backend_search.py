@@ -111,5 +111,12 @@ def tensorrt_runner(graph: ExposedGraph, model: onnx.ModelProto, feeds: Feeds) -
     return TrtRunner(EngineFromNetwork(network, config), name="tensorrt")
 
 
-RUNNERS: Mapping[str, MakeRunner] = {"onnxruntime": onnxruntime_runner, "tensorrt": tensorrt_runner}
+def openvino_runner(graph: ExposedGraph, model: onnx.ModelProto, feeds: Feeds) -> Any:
+    """The model in OpenVINO, with the bundle's precision hint and threads."""
+    from wfvae.export.parity.openvino_runner import OpenVinoRunner
+
+    return OpenVinoRunner(model, graph.bundle.path, dict(graph.bundle.backend.describe()))
+
+
+RUNNERS: Mapping[str, MakeRunner] = {"onnxruntime": onnxruntime_runner, "openvino": openvino_runner, "tensorrt": tensorrt_runner}
 """How each backend's inner tensors are read."""

@@ -1,0 +1,60 @@
+"""OpenVINO for Polygraphy's Comparator: a model with inner tensors exposed, run as the backend runs a bundle's graphs."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.external_data_helper import load_external_data_for_model
+from polygraphy.backend.base import BaseRunner
+from polygraphy.common import TensorMetadata
+
+
+class OpenVinoRunner(BaseRunner):  # type: ignore[misc]  # Polygraphy has no types
+    """Runs one ONNX model in fp32 or bf16 on the CPU.
+
+    Args:
+        model: its external weights are read from `folder`.
+        described: what the backend's `describe()` says.
+    """
+
+    def __init__(self, model: onnx.ModelProto, folder: Path, described: dict[str, str]) -> None:
+        super().__init__(name="openvino", prefix="openvino")
+        self._proto, self._folder, self._described = model, folder, described
+        self._compiled: Any = None
+
+    def activate_impl(self) -> None:
+        """Compiles the model."""
+        from wfvae.runtime.openvino_backend import load_openvino
+
+        load_external_data_for_model(self._proto, str(self._folder))
+        core = load_openvino().Core()
+        hint = {"fp32": "f32", "bf16": "bf16"}[self._described["precision_hint"]]
+        settings = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+        if self._described["threads"] != "all":
+            settings["INFERENCE_NUM_THREADS"] = int(self._described["threads"])
+        self._compiled = core.compile_model(core.read_model(self._proto.SerializeToString()), "CPU", settings)
+
+    def deactivate_impl(self) -> None:
+        """Gives it back."""
+        self._compiled = None
+
+    def get_input_metadata_impl(self) -> Any:
+        """Names, types and shapes (None for symbolic) of the inputs."""
+        metadata = TensorMetadata()
+        for value in self._proto.graph.input:
+            tensor = value.type.tensor_type
+            shape = [axis.dim_value if axis.HasField("dim_value") else None for axis in tensor.shape.dim]
+            metadata.add(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)
+        return metadata
+
+    def infer_impl(self, feed_dict: dict[str, Any]) -> OrderedDict[str, Any]:
+        """All outputs by name, copied."""
+        began = time.perf_counter()
+        results = self._compiled({name: np.ascontiguousarray(array) for name, array in feed_dict.items()})
+        self.inference_time = time.perf_counter() - began  # Polygraphy adds these up
+        return OrderedDict((value.name, np.array(results[value.name])) for value in self._proto.graph.output)
