@@ -1,0 +1,157 @@
+"""Charts as SVG text: lines and bubbles over linear or logarithmic axes, readable on light and dark pages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+from wfvae.export.svg_plots import nice_ticks
+
+WIDTH, HEIGHT = 460, 340
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 34, 46
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c8c8c")
+_DASHES = ("", "6 3", "2 3", "8 3 2 3")
+_STYLE = (
+    "text{font:11px system-ui,sans-serif;fill:#222}.title{font-weight:600;font-size:13px}"
+    ".grid{stroke:#8884;stroke-width:1}.line{fill:none;stroke-width:2}"
+    "@media(prefers-color-scheme:dark){text{fill:#ddd}}"
+)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points that belong together."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    radii: Sequence[float] = ()
+    """Of the points, in pixels; 3.5 each if there are none."""
+    labels: Sequence[str] = ()
+    """Beside the points."""
+    line: bool = True
+    """Whether the points are joined."""
+    colour: int = 0
+    """Index; what has the same colour is of one kind."""
+    dash: int = 0
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One plot."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    log_x: bool = False
+    log_y: bool = False
+    legend: bool = True
+    kinds: Sequence[str] = field(default=())
+    """Names of the colours, where the legend should tell these instead of the series."""
+
+
+def draw(charts: Sequence[Chart], columns: int = 2) -> str:
+    """Charts side by side in one SVG."""
+    columns = min(columns, len(charts))
+    rows = -(-len(charts) // columns)
+    parts = []
+    for index, chart in enumerate(charts):
+        place = f"translate({index % columns * WIDTH} {index // columns * HEIGHT})"
+        parts.append(f'<g transform="{place}">{_Drawing(chart).svg()}</g>')
+    size = f'viewBox="0 0 {columns * WIDTH} {rows * HEIGHT}" width="{columns * WIDTH}" height="{rows * HEIGHT}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img"><style>{_STYLE}</style>{"".join(parts)}</svg>\n'
+
+
+class _Axis:
+    """From values to pixels."""
+
+    def __init__(self, values: Sequence[float], log: bool, start: float, end: float) -> None:
+        self.log, self._start, self._end = log, start, end
+        self.usable = [value for value in values if value > 0 or not log]
+        low, high = (min(self.usable), max(self.usable)) if self.usable else (1.0, 10.0)
+        if log:
+            self._low, self._high = math.log10(low) - 0.12, math.log10(high) + 0.12
+        else:
+            self._low, self._high = min(0.0, low), high * 1.08 or 1.0
+
+    def __call__(self, value: float) -> float:
+        where = math.log10(value) if self.log else value
+        return self._start + (where - self._low) / (self._high - self._low) * (self._end - self._start)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Values and how they are written."""
+        if not self.log:
+            return [(value, f"{value:,.6g}") for value in nice_ticks(self._low, self._high, 5)]
+        factors = (1, 2, 5) if self._high - self._low < 2.2 else (1,)
+        powers = range(math.floor(self._low), math.ceil(self._high) + 1)
+        values = [factor * 10.0**power for power in powers for factor in factors]
+        return [(value, f"{value:,.6g}") for value in values if self._low <= math.log10(value) <= self._high]
+
+
+class _Drawing:
+    def __init__(self, chart: Chart) -> None:
+        self._chart = chart
+        points = [point for one in chart.series for point in one.points]
+        self._x = _Axis([x for x, _ in points], chart.log_x, _LEFT, WIDTH - _RIGHT)
+        self._y = _Axis([y for _, y in points], chart.log_y, HEIGHT - _BOTTOM, _TOP)
+
+    def svg(self) -> str:
+        return "".join([*self._frame(), *(self._one(series) for series in self._chart.series), *self._legend()])
+
+    def _frame(self) -> list[str]:
+        chart, bottom = self._chart, HEIGHT - _BOTTOM
+        parts = [f'<text class="title" x="{_LEFT}" y="16">{escape(chart.title)}</text>']
+        for value, label in self._y.ticks():
+            row = self._y(value)
+            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{row:.1f}" y2="{row:.1f}"/>')
+            parts.append(f'<text x="{_LEFT - 6}" y="{row + 4:.1f}" text-anchor="end">{label}</text>')
+        for value, label in self._x.ticks():
+            column = self._x(value)
+            parts.append(f'<line class="grid" x1="{column:.1f}" x2="{column:.1f}" y1="{_TOP}" y2="{bottom}"/>')
+            parts.append(f'<text x="{column:.1f}" y="{bottom + 15}" text-anchor="middle">{label}</text>')
+        middle = (_TOP + bottom) / 2
+        parts.append(f'<text x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 12}" text-anchor="middle">{escape(chart.x_label)}</text>')
+        parts.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(chart.y_label)}</text>')
+        return parts
+
+    def _one(self, series: Series) -> str:
+        colour = _COLOURS[series.colour % len(_COLOURS)]
+        kept = [
+            (self._x(x), self._y(y), index)
+            for index, (x, y) in enumerate(series.points)
+            if (x > 0 or not self._x.log) and (y > 0 or not self._y.log)
+        ]
+        parts = []
+        if series.line and len(kept) > 1:
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in kept)
+            dash = f' stroke-dasharray="{_DASHES[series.dash % len(_DASHES)]}"' if series.dash else ""
+            parts.append(f'<polyline class="line" stroke="{colour}"{dash} points="{path}"/>')
+        for x, y, index in kept:
+            radius = series.radii[index] if series.radii else 3.5
+            label = series.labels[index] if series.labels else ""
+            opacity = "0.55" if series.radii else "1"
+            title = escape(label or series.name)
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity="{opacity}">')
+            parts.append(f"<title>{title}</title></circle>")
+            if label:
+                left = x > WIDTH * 0.72
+                place, anchor = (x - radius - 3, "end") if left else (x + radius + 3, "start")
+                parts.append(f'<text x="{place:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(label)}</text>')
+        return "".join(parts)
+
+    def _legend(self) -> list[str]:
+        chart = self._chart
+        if not chart.legend:
+            return []
+        names = list(enumerate(chart.kinds)) if chart.kinds else []
+        entries = [(name, colour, 0) for colour, name in names] or [(one.name, one.colour, one.dash) for one in chart.series]
+        parts = []
+        for index, (name, colour, dash) in enumerate(entries):
+            row = _TOP + 12 + 14 * index
+            dashes = f' stroke-dasharray="{_DASHES[dash % len(_DASHES)]}"' if dash else ""
+            ink = _COLOURS[colour % len(_COLOURS)]
+            parts.append(f'<line class="line" stroke="{ink}"{dashes} x1="{_LEFT + 8}" x2="{_LEFT + 28}" y1="{row - 4}" y2="{row - 4}"/>')
+            parts.append(f'<text x="{_LEFT + 33}" y="{row}">{escape(name)}</text>')
+        return parts
