@@ -10,6 +10,8 @@ from html import escape
 from wfvae.export.svg_plots import nice_ticks
 
 WIDTH, HEIGHT = 460, 340
+"""Of a chart, without its legend."""
+_LEGEND_LINE = 15
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 34, 46
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c8c8c")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
@@ -56,11 +58,13 @@ def draw(charts: Sequence[Chart], columns: int = 2) -> str:
     """Charts side by side in one SVG."""
     columns = min(columns, len(charts))
     rows = -(-len(charts) // columns)
+    drawings = [_Drawing(chart) for chart in charts]
+    height = max(drawing.height for drawing in drawings)
     parts = []
-    for index, chart in enumerate(charts):
-        place = f"translate({index % columns * WIDTH} {index // columns * HEIGHT})"
-        parts.append(f'<g transform="{place}">{_Drawing(chart).svg()}</g>')
-    size = f'viewBox="0 0 {columns * WIDTH} {rows * HEIGHT}" width="{columns * WIDTH}" height="{rows * HEIGHT}"'
+    for index, drawing in enumerate(drawings):
+        place = f"translate({index % columns * WIDTH} {index // columns * height})"
+        parts.append(f'<g transform="{place}">{drawing.svg()}</g>')
+    size = f'viewBox="0 0 {columns * WIDTH} {rows * height}" width="{columns * WIDTH}" height="{rows * height}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img"><style>{_STYLE}</style>{"".join(parts)}</svg>\n'
 
 
@@ -84,7 +88,8 @@ class _Axis:
         """Values and how they are written."""
         if not self.log:
             return [(value, f"{value:,.6g}") for value in nice_ticks(self._low, self._high, 5)]
-        factors = (1, 2, 5) if self._high - self._low < 2.2 else (1,)
+        span = self._high - self._low
+        factors = range(1, 10) if span < 0.8 else (1, 2, 5) if span < 2.2 else (1,)
         powers = range(math.floor(self._low), math.ceil(self._high) + 1)
         values = [factor * 10.0**power for power in powers for factor in factors]
         return [(value, f"{value:,.6g}") for value in values if self._low <= math.log10(value) <= self._high]
@@ -96,6 +101,13 @@ class _Drawing:
         points = [point for one in chart.series for point in one.points]
         self._x = _Axis([x for x, _ in points], chart.log_x, _LEFT, WIDTH - _RIGHT)
         self._y = _Axis([y for _, y in points], chart.log_y, HEIGHT - _BOTTOM, _TOP)
+
+        self._entries = self._legend_entries()
+
+    @property
+    def height(self) -> int:
+        """With the legend, which stands below."""
+        return HEIGHT + _LEGEND_LINE * -(-len(self._entries) // 2)
 
     def svg(self) -> str:
         return "".join([*self._frame(), *(self._one(series) for series in self._chart.series), *self._legend()])
@@ -141,17 +153,21 @@ class _Drawing:
                 parts.append(f'<text x="{place:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(label)}</text>')
         return "".join(parts)
 
-    def _legend(self) -> list[str]:
+    def _legend_entries(self) -> list[tuple[str, int, int]]:
+        """Name, colour and dash of each."""
         chart = self._chart
         if not chart.legend:
             return []
-        names = list(enumerate(chart.kinds)) if chart.kinds else []
-        entries = [(name, colour, 0) for colour, name in names] or [(one.name, one.colour, one.dash) for one in chart.series]
+        if chart.kinds:
+            return [(name, colour, 0) for colour, name in enumerate(chart.kinds)]
+        return [(one.name, one.colour, one.dash) for one in chart.series]
+
+    def _legend(self) -> list[str]:
         parts = []
-        for index, (name, colour, dash) in enumerate(entries):
-            row = _TOP + 12 + 14 * index
+        for index, (name, colour, dash) in enumerate(self._entries):
+            row, left = HEIGHT + 6 + _LEGEND_LINE * (index // 2), 20 + index % 2 * WIDTH // 2
             dashes = f' stroke-dasharray="{_DASHES[dash % len(_DASHES)]}"' if dash else ""
             ink = _COLOURS[colour % len(_COLOURS)]
-            parts.append(f'<line class="line" stroke="{ink}"{dashes} x1="{_LEFT + 8}" x2="{_LEFT + 28}" y1="{row - 4}" y2="{row - 4}"/>')
-            parts.append(f'<text x="{_LEFT + 33}" y="{row}">{escape(name)}</text>')
+            parts.append(f'<line class="line" stroke="{ink}"{dashes} x1="{left}" x2="{left + 22}" y1="{row - 4}" y2="{row - 4}"/>')
+            parts.append(f'<text x="{left + 28}" y="{row}">{escape(name)}</text>')
         return parts

@@ -25,6 +25,8 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 _VIEWS = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Identity", "Shape", "Constant", "ConstantOfShape", "Flatten"})
+_PICKS = frozenset({"Slice", "Gather"})
+"""Operators that read only what they write."""
 _SMALL = 256
 """Elements up to which a tensor may be one of sizes and indices, which are computed here so that shapes become known."""
 
@@ -91,7 +93,7 @@ def count_work(model: onnx.ModelProto, sizes: Mapping[str, int]) -> GraphWork:
     convolutions: Counter[tuple[Any, ...]] = Counter()
     for node in model.graph.node:
         flop = _flop(node, tensors)
-        moved = 0 if node.op_type in _VIEWS else sum(tensors[name][1] for name in (*node.input, *node.output) if name)
+        moved = _bytes(node, tensors)
         total = found.setdefault(node.op_type, [0, 0, 0])
         for index, value in enumerate((1, flop, moved)):
             total[index] += value
@@ -200,6 +202,15 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
 
 def _width(data_type: int) -> int:
     return int(np.dtype(helper.tensor_dtype_to_np_dtype(data_type)).itemsize)
+
+
+def _bytes(node: onnx.NodeProto, tensors: Mapping[str, tuple[tuple[int, ...], int]]) -> int:
+    if node.op_type in _VIEWS:
+        return 0
+    written = sum(tensors[name][1] for name in node.output if name)
+    if node.op_type in _PICKS:
+        return 2 * written
+    return written + sum(tensors[name][1] for name in node.input if name)
 
 
 def _flop(node: onnx.NodeProto, tensors: Mapping[str, tuple[tuple[int, ...], int]]) -> int:

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from bundle_engines import ENGINES, open_on
+from isolated import NotMeasured
 from record import load_average, machine, machine_line, markdown_table, write_report
 from runtime_memory import make_video
 from stage_clocks import ENGINE, OTHER, STAGES, WAITING, Clocks, stage_clocks
@@ -28,10 +30,23 @@ from stage_clocks import ENGINE, OTHER, STAGES, WAITING, Clocks, stage_clocks
 from wfvae import WFVAE, WFVAEConfig
 from wfvae.config import Preset
 from wfvae.export.bundle import export_bundle
-from wfvae.runtime import Bundle, open_bundle
+from wfvae.runtime import Bundle
 
 JOBS = ("encode", "decode", "reconstruct")
-_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#8c8c8c", "#d55e00", "#cc79a7", "#7a5195", "#f0e442", "#bbbbbb")
+_COLOURS = (
+    "#0072b2",
+    "#56b4e9",
+    "#009e73",
+    "#e69f00",
+    "#8c8c8c",
+    "#d55e00",
+    "#cc79a7",
+    "#7a5195",
+    "#f0e442",
+    "#bbbbbb",
+    "#444444",
+    "#a6761d",
+)
 
 
 def measure(bundle: Bundle, folder: Path, video: Path, jobs: Sequence[str], runs: int) -> dict[str, list[tuple[float, Clocks]]]:
@@ -145,7 +160,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--backend", default="onnxruntime", help="onnxruntime or openvino")
+    parser.add_argument("--engine", choices=ENGINES, default="onnxruntime")
     parser.add_argument("--json", type=Path, help="write the results to this file, and .md and .svg beside it")
     options = parser.parse_args()
     if options.size < 8 or options.size % 8 or options.frames < 1 or options.runs < 1:
@@ -157,13 +172,17 @@ def main() -> int:
     options = parse_arguments()
     torch.set_num_threads(options.threads)
     before = load_average()
-    with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as name:
-        folder = Path(name)
-        export_bundle(WFVAE.random(WFVAEConfig.preset(options.preset), 0).eval(), folder / "bundle")
-        video = make_video(folder / "video.mp4", options.frames, options.size)
-        with open_bundle(folder / "bundle", options.backend, threads=options.threads, verify=False) as bundle:
-            runs = measure(bundle, folder, video, options.only, options.runs)
-            engine = bundle.backend.describe()
+    try:
+        with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as name:
+            folder = Path(name)
+            export_bundle(WFVAE.random(WFVAEConfig.preset(options.preset), 0).eval(), folder / "bundle")
+            video = make_video(folder / "video.mp4", options.frames, options.size)
+            with open_on(options.engine, folder / "bundle", options.threads) as bundle:
+                runs = measure(bundle, folder, video, options.only, options.runs)
+                engine = bundle.backend.describe()
+    except NotMeasured as reason:
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
     results = [summary(name, found) for name, found in runs.items()]
     facts = machine(options.threads, "onnxruntime", "openvino", "numpy", "av", "zarr")
     job = {key: getattr(options, key) for key in ("preset", "size", "frames", "runs")}

@@ -46,6 +46,7 @@ PEER_TITLES = {
     "open-sora": "Open-Sora VAE",
 }
 """By name in `peers.py`, which is imported in the workers only."""
+CHECKOUTS = ("cv-vae", "od-vae", "open-sora")
 DIRECTIONS = ("encode", "decode")
 MODES = ("direct", "blocks")
 LEAST_RUNS = 2
@@ -116,7 +117,8 @@ def contenders(options: argparse.Namespace, folder: Path) -> list[Contender]:
         job = {**common, "engine": "peer", "contender": name, "reduced": options.reduced}
         if name in options.checkout:
             job |= dict(zip(("checkout", "weights", "entry"), options.checkout[name], strict=True))
-        found.append(Contender(name, title, job))
+        missing = "its code is in no library; give a local checkout with --checkout"
+        found.append(Contender(name, title, job, problem=missing if name in CHECKOUTS and name not in options.checkout else None))
     return [one for one in found if any(fnmatch(one.name, pattern) for pattern in options.only)]
 
 
@@ -140,6 +142,8 @@ def _prepare(field_of: Sequence[Contender], threads: int) -> None:
     """Bundles, and operations: one count per network."""
     counted: dict[str, Any] = {}
     for one in field_of:
+        if one.problem is not None:
+            continue
         job = one.job
         network = job.get("preset") or job["contender"]
         try:
@@ -239,7 +243,7 @@ def figure(rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str | None:
                     for k, (row, cases) in enumerate(measured)
                     if cases
                 ]
-                charts.append(Chart(f"{name}: {label}", "frame height = width, pixels", label, lines, True, True, legend=len(lines) <= 16))
+                charts.append(Chart(f"{name}: {label}", "frame height = width, pixels", label, lines, True, True))
     return draw(charts)
 
 
@@ -268,8 +272,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     for text in options.checkout:
         name, _, rest = text.partition("=")
         parts = rest.split(",")
-        if name not in PEER_TITLES or len(parts) not in (2, 3):
-            parser.error(f"--checkout is {text!r}; expected NAME=CODE,WEIGHTS[,module:attribute] with a NAME of cv-vae, od-vae, open-sora")
+        if name not in CHECKOUTS or len(parts) not in (2, 3):
+            parser.error(f"--checkout is {text!r}; expected NAME=CODE,WEIGHTS[,module:attribute] with a NAME of {', '.join(CHECKOUTS)}")
         checkouts[name] = (*parts, *[None] * (3 - len(parts)))
     options.checkout = checkouts
     return options

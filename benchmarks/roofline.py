@@ -3,10 +3,10 @@
     python benchmarks/roofline.py [--json benchmarks/results/roofline-cpu.json]
     python benchmarks/roofline.py --preset tiny --size 64 --engines onnxruntime
 
-Operations and bytes are counted from each graph, see `onnx_work.py`. The roofs: a large fp32 matrix product in each engine and in
-PyTorch, the best of the graphs' own convolutions run by itself in each engine (convolutions may beat the matrix product where one library
-computes the one and another the other), and memory bandwidth by copying. Graphs, products and convolutions take turns; figures are medians. Bytes
-of a graph count every operator as if it read its inputs from memory and wrote its outputs there; fused operators move less.
+Operations and bytes are counted from each graph, see `onnx_work.py`. The roofs: a large matrix product in each engine and in PyTorch, the
+best of the graphs' own convolutions run by itself in each engine (convolutions may beat the matrix product where different libraries
+compute them), and memory bandwidth by copying. Graphs, products and convolutions take turns; figures are medians. Bytes of a graph count
+every operator as if it read its inputs from memory and wrote its outputs there; fused operators move less.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from typing import Any, get_args
 import numpy as np
 import onnx
 import torch
+from bundle_engines import ENGINES, open_on
 from charts import Chart, Series, draw
+from isolated import NotMeasured
 from onnx import TensorProto, helper
 from onnx_work import Convolution, GraphWork, count_file, direct_sizes, step_sizes
 from record import load_average, machine, machine_line, markdown_table, write_report
@@ -32,14 +34,11 @@ from turns import take_turns
 
 from wfvae import WFVAE, WFVAEConfig
 from wfvae.config import Preset
-from wfvae.errors import WFVAEError
 from wfvae.export.bundle import ExportOptions, export_bundle
-from wfvae.runtime import Bundle, open_bundle
+from wfvae.runtime import Bundle
 
-ENGINES = ("onnxruntime", "openvino", "openvino-bf16")
 TORCH = "torch"
 DIRECTIONS = ("encoder", "decoder")
-GEMM_SIDE = 2048
 COPY_BYTES = 256 * 10**6
 LEAST_SECONDS = 0.02
 """A short job is repeated within a turn until it has taken so long."""
@@ -129,12 +128,11 @@ class Roofline:
             try:
                 self._add_graphs(engine, channels)
                 self._add_roofs(engine)
-            except (WFVAEError, TypeError, ImportError) as reason:
-                self.missing[engine] = " ".join(str(reason).split())
-                for name in [name for name, facts in self.facts.items() if facts["engine"] == engine]:
-                    del self.jobs[name], self.facts[name]
-        a, b = torch.randn(GEMM_SIDE, GEMM_SIDE), torch.randn(GEMM_SIDE, GEMM_SIDE)
-        self._add("gemm", TORCH, f"{GEMM_SIDE}^3", lambda: torch.mm(a, b), 2 * GEMM_SIDE**3, 3 * 4 * GEMM_SIDE**2)
+            except NotMeasured as reason:
+                self.missing[engine] = str(reason)
+        side = options.gemm_side
+        a, b = torch.randn(side, side), torch.randn(side, side)
+        self._add("gemm", TORCH, f"{side}^3", lambda: torch.mm(a, b), 2 * side**3, 3 * 4 * side**2)
         source = torch.ones(COPY_BYTES // 8)
         target = torch.empty_like(source)
         self._add("copy", TORCH, f"{COPY_BYTES // 10**6} MB read and written", lambda: target.copy_(source), 0, COPY_BYTES)
@@ -158,10 +156,7 @@ class Roofline:
 
     def _add_graphs(self, engine: str, channels: int) -> None:
         options = self._options
-        backend, _, hint = engine.partition("-")
-        settings: dict[str, Any] = {"provider": "cpu"} if backend == "onnxruntime" else {}
-        settings |= {"precision_hint": hint} if hint else {}
-        bundle = open_bundle(self._path, backend, threads=options.threads, verify=False, **settings)
+        bundle = open_on(engine, self._path, options.threads)
         self._bundles.append(bundle)
         rng, size = np.random.default_rng(0), options.size
         no, yes = np.array([False]), np.array([True])
@@ -182,10 +177,10 @@ class Roofline:
                 self._add("graph", engine, key, job, self.work[key].flop, self.work[key].bytes)
 
     def _add_roofs(self, engine: str) -> None:
-        options, rng = self._options, np.random.default_rng(0)
-        square = {name: rng.standard_normal((GEMM_SIDE, GEMM_SIDE), np.float32) for name in ("x", "w")}
-        product = compile_model(gemm_model(GEMM_SIDE), engine, options.threads)
-        self._add("gemm", engine, f"{GEMM_SIDE}^3", partial(product, square), 2 * GEMM_SIDE**3, 3 * 4 * GEMM_SIDE**2)
+        options, rng, side = self._options, np.random.default_rng(0), self._options.gemm_side
+        square = {name: rng.standard_normal((side, side), np.float32) for name in ("x", "w")}
+        product = compile_model(gemm_model(side), engine, options.threads)
+        self._add("gemm", engine, f"{side}^3", partial(product, square), 2 * side**3, 3 * 4 * side**2)
         for convolution in self._convolutions():
             weight = rng.standard_normal(convolution.weight, np.float32)
             run = compile_model(convolution_model(convolution, weight), engine, options.threads)
@@ -279,14 +274,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=17, help="of the direct graphs, 1 + 4 n")
     parser.add_argument("--chunk", type=int, default=4, help="latents of a step")
     parser.add_argument("--convolutions", type=int, default=8, help="how many different ones are tried as roofs")
+    parser.add_argument("--gemm-side", type=int, default=2048, help="rows and columns of the matrix product")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the results to this file, and .md and .svg beside it")
     options = parser.parse_args()
     if options.size < 8 or options.size % 8 or options.frames < 1 or options.frames % 4 != 1:
         parser.error("--size must be a multiple of 8 and --frames 1 + 4 n")
-    if min(options.chunk, options.convolutions, options.runs) < 1:
-        parser.error("--chunk, --convolutions and --runs must be at least 1")
+    if min(options.chunk, options.convolutions, options.runs, options.gemm_side) < 1:
+        parser.error("--chunk, --convolutions, --runs and --gemm-side must be at least 1")
     return options
 
 
@@ -301,7 +297,9 @@ def main() -> int:
     roofs = add_shares(rows)
     facts = machine(options.threads, "torch", "onnxruntime", "openvino", "onnx", "numpy")
     job = {key: getattr(options, key) for key in ("preset", "size", "frames", "chunk", "runs")}
-    text = f"# Roofline: preset {options.preset}, {options.size}x{options.size}, steps of {options.chunk} latents, {options.frames} frames\n\n"
+    text = (
+        f"# Roofline: preset {options.preset}, {options.size}x{options.size}, steps of {options.chunk} latents, {options.frames} frames\n\n"
+    )
     text += f"{machine_line(facts)}\n\n{tables(rows, roofs, roofline.work, roofline.missing)}"
     print(text)
     if options.json is not None:
@@ -310,7 +308,15 @@ def main() -> int:
             for key, graph in roofline.work.items()
         }
         loads = {"load_average_before": before, "load_average_after": load_average()}
-        result = {"machine": facts, **loads, "job": job, "roofs": roofs, "rows": rows, "not_measured": roofline.missing, "operators": graphs}
+        result = {
+            "machine": facts,
+            **loads,
+            "job": job,
+            "roofs": roofs,
+            "rows": rows,
+            "not_measured": roofline.missing,
+            "operators": graphs,
+        }
         write_report(options.json, result, text, figure(rows, roofs))
     return 0
 

@@ -8,9 +8,9 @@
     streams    a pool of 1, 2, 4 ... streams, time per frame of all of them
 
 Every measurement is a fresh process; all take turns; figures are medians, and jobs of more than `--long` frames run once. Where a clip in
-one piece no longer fits `--limit` is predicted: from the activations of the exported graph, which the bundle's manifest states as a
-formula, and from the same times the ratio of measured to stated memory at the longest clip that was measured. What is measured and what
-is predicted is said in every row.
+one piece no longer fits `--limit` is predicted, twice: from the weights and activations that the bundle's manifest states as a formula, and
+from the same formula scaled to the largest clip that was measured, over the memory of the process with the graph loaded. The tables say
+what is measured and what is predicted.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from bundle_engines import ENGINES
 from charts import Chart, Series, draw
 from isolated import NotMeasured, run_isolated
 from record import load_average, machine, machine_line, markdown_table, write_report
@@ -78,7 +79,7 @@ class Job:
 
 def plan_jobs(options: argparse.Namespace, bundles: dict[str, Path]) -> list[Job]:
     """All measurements of the sections that were asked for."""
-    common = {"backend": options.backend, "threads": options.threads, "chunk": options.chunk}
+    common = {"engine": options.engine, "threads": options.threads, "chunk": options.chunk}
     jobs = []
 
     def add(section: str, way: str, **request: Any) -> None:
@@ -148,13 +149,38 @@ def stated_bytes(graph: GraphSpec, frames: int, size: int) -> int:
     return graph.weights_bytes + activations + arrays
 
 
-def longest_clip(graph: GraphSpec, size: int, limit: float, factor: float = 1.0) -> int:
-    """Frames, 1 + r n, of the longest clip whose stated memory times `factor` is within `limit` bytes; 0 if not even one frame is."""
+@dataclass(frozen=True)
+class MemoryModel:
+    """Peak bytes of a clip in one piece: `base`, and `factor` times what the graph states beyond its weights."""
+
+    base: float
+    factor: float
+
+    @classmethod
+    def stated(cls, graph: GraphSpec) -> MemoryModel:
+        """As the graph states it: weights and arrays, without the process and without what an engine adds."""
+        return cls(graph.weights_bytes, 1.0)
+
+    @classmethod
+    def fitted(cls, graph: GraphSpec, row: Mapping[str, Any]) -> MemoryModel | None:
+        """As one measurement has it: `base` is the process with the graph loaded. None where the clip was too short to tell."""
+        beyond = stated_bytes(graph, row["frames"], row["size"]) - graph.weights_bytes
+        if row["loaded_mb"] is None or row["peak_mb"] <= row["loaded_mb"]:
+            return None
+        return cls(row["loaded_mb"] * 1e6, (row["peak_mb"] - row["loaded_mb"]) * 1e6 / beyond)
+
+    def peak(self, graph: GraphSpec, frames: int, size: int) -> float:
+        """Bytes for a clip."""
+        return self.base + self.factor * (stated_bytes(graph, frames, size) - graph.weights_bytes)
+
+
+def longest_clip(graph: GraphSpec, size: int, limit: float, memory: MemoryModel) -> int:
+    """Frames, 1 + r n, of the longest clip whose peak is within `limit` bytes; 0 if not even one frame's is."""
     ratio = graph.stream.ratio
     low, high = -1, LONGEST // ratio
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if factor * stated_bytes(graph, 1 + ratio * middle, size) <= limit else (low, middle)
+        low, high = (middle, high) if memory.peak(graph, 1 + ratio * middle, size) <= limit else (low, middle)
     return 0 if low < 0 else 1 + ratio * low
 
 
@@ -164,9 +190,11 @@ def crossovers(rows: Sequence[dict[str, Any]], manifests: dict[str, Manifest], o
     for preset, manifest in manifests.items():
         for direction in DIRECTIONS:
             graph = manifest.graphs[f"{direction}.direct"]
-            mine = [row for row in rows if (row["preset"], row["direction"], row["way"]) == (preset, direction, DIRECT) and "measured" in row]
+            mine = [
+                row for row in rows if (row["preset"], row["direction"], row["way"]) == (preset, direction, DIRECT) and "measured" in row
+            ]
             anchor = max(mine, key=lambda row: row["frames"] * row["size"] ** 2, default=None)
-            ratio = None if anchor is None else anchor["peak_mb"] * 1e6 / stated_bytes(graph, anchor["frames"], anchor["size"])
+            fitted = None if anchor is None else MemoryModel.fitted(graph, anchor)
             for size in sorted({options.size, *options.sizes, *options.predicted_sizes}):
                 found.append(
                     {
@@ -175,11 +203,12 @@ def crossovers(rows: Sequence[dict[str, Any]], manifests: dict[str, Manifest], o
                         "size": size,
                         "measured": False,
                         "limit_bytes": options.limit,
-                        "longest_by_graph": longest_clip(graph, size, options.limit),
-                        "measured_by_stated": ratio,
+                        "longest_by_graph": longest_clip(graph, size, options.limit, MemoryModel.stated(graph)),
+                        "base_bytes": None if fitted is None else fitted.base,
+                        "measured_by_stated": None if fitted is None else fitted.factor,
                         "anchor_frames": None if anchor is None else anchor["frames"],
                         "anchor_size": None if anchor is None else anchor["size"],
-                        "longest_by_measurement": None if ratio is None else longest_clip(graph, size, options.limit, ratio),
+                        "longest_by_measurement": None if fitted is None else longest_clip(graph, size, options.limit, fitted),
                     }
                 )
     return found
@@ -200,7 +229,7 @@ def tables(sections: dict[str, list[dict[str, Any]]], crossing: Sequence[dict[st
                 lines.append([name, *place, f"{row['ms_per_frame']:.4g}", f"{row['peak_mb']:,.0f}", str(row["runs"])])
         text += f"\n## {section}\n\n{markdown_table(header, lines)}"
     if crossing:
-        header = ["predicted", "frame size", "by the graph, frames", "by the graph x measured / stated, frames", "measured / stated, at"]
+        header = ["predicted", "frame size", "by the graph, frames", "by measurement, frames", "measured / stated, at"]
         lines = []
         for row in crossing:
             ratio, at = row["measured_by_stated"], f"{row['anchor_frames']} x {row['anchor_size']}x{row['anchor_size']}"
@@ -266,7 +295,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8], help="streams in a pool")
     parser.add_argument("--chunk", type=int, default=4, help="latents per step of a stream")
     parser.add_argument("--limit", type=float, default=16.0, help="memory, in GB (10^9 bytes), that crossovers are stated for")
-    parser.add_argument("--backend", default="onnxruntime", help="onnxruntime or openvino")
+    parser.add_argument("--engine", choices=ENGINES, default="onnxruntime")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--long", type=int, default=500, help="frames in all from which a job runs once")
@@ -299,13 +328,15 @@ def main() -> int:
         measure(jobs, options)
     sections = {section: [job.summary() for job in jobs if job.section == section] for section in options.only}
     crossing = crossovers([row for rows in sections.values() for row in rows], manifests, options)
-    facts = machine(options.threads, options.backend, "numpy")
-    text = f"# Clips, frames and streams of growing size, fp32, {options.chunk} latents per step\n\n{machine_line(facts)}\n"
+    facts = machine(options.threads, "onnxruntime", "openvino", "numpy")
+    text = (
+        f"# Clips, frames and streams of growing size, fp32, {options.chunk} latents per step\n\n{machine_line(facts)} {options.engine}.\n"
+    )
     text += "Random weights. Peaks are of the whole process.\n" + tables(sections, crossing, options.limit)
     print(f"\n{text}")
     if options.json is not None:
         loads = {"load_average_before": before, "load_average_after": load_average()}
-        result = {"machine": facts, **loads, "sections": sections, "crossovers": crossing}
+        result = {"machine": facts, **loads, "engine": options.engine, "sections": sections, "crossovers": crossing}
         write_report(options.json, result, text, figure(sections))
     return 0
 

@@ -9,11 +9,12 @@ import time
 from typing import Any
 
 import numpy as np
+from bundle_engines import open_on
 from isolated import answer
 from process_memory import peak_mb, resident_mb, restart_peak
 
 from wfvae.plan import latent_frames
-from wfvae.runtime import Bundle, open_bundle
+from wfvae.runtime import Bundle
 
 DIRECT, STREAM, POOL = "direct", "stream", "pool"
 WARM_UP = 9
@@ -22,10 +23,14 @@ WARM_UP = 9
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """Seconds and peak of one job."""
-    options = {"provider": "cpu"} if job["backend"] == "onnxruntime" else {}
-    with open_bundle(job["bundle"], job["backend"], threads=job["threads"], verify=False, **options) as bundle:
+    with open_on(job["engine"], job["bundle"], job["threads"]) as bundle:
+        if job["way"] == DIRECT:
+            bundle.direct_session(job["direction"])
+        else:
+            bundle.step_session(job["direction"])
+        loaded = resident_mb()
         run(bundle, {**job, "frames": min(WARM_UP, job["frames"])})
-        loaded, apart = resident_mb(), restart_peak()
+        apart = restart_peak()
         begin = time.perf_counter()
         given = run(bundle, job)
         seconds = time.perf_counter() - begin
