@@ -437,7 +437,7 @@ def _diffusers_class(name: str) -> Any:
         return getattr(importlib.import_module("diffusers"), name)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"the peers need the package '{error.name}', which is not installed; run: pip install diffusers==0.42.1"
+            f"the peers need the package '{error.name}', which is not installed; run: pip install diffusers -c constraints.txt"
         ) from error
 
 
