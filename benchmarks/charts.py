@@ -9,9 +9,11 @@ from html import escape
 
 from wfvae.export.svg_plots import nice_ticks
 
-WIDTH, HEIGHT = 460, 340
+WIDTH, HEIGHT = 560, 400
 """Of a chart, without its legend."""
 _LEGEND_LINE = 15
+_LETTER = 6.0
+"""Width of a letter, about."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 34, 46
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c8c8c")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
@@ -59,12 +61,13 @@ def draw(charts: Sequence[Chart], columns: int = 2) -> str:
     columns = min(columns, len(charts))
     rows = -(-len(charts) // columns)
     drawings = [_Drawing(chart) for chart in charts]
-    height = max(drawing.height for drawing in drawings)
-    parts = []
-    for index, drawing in enumerate(drawings):
-        place = f"translate({index % columns * WIDTH} {index // columns * height})"
-        parts.append(f'<g transform="{place}">{drawing.svg()}</g>')
-    size = f'viewBox="0 0 {columns * WIDTH} {rows * height}" width="{columns * WIDTH}" height="{rows * height}"'
+    parts, top = [], 0
+    for row in range(rows):
+        neighbours = drawings[row * columns : (row + 1) * columns]
+        for column, drawing in enumerate(neighbours):
+            parts.append(f'<g transform="translate({column * WIDTH} {top})">{drawing.svg()}</g>')
+        top += max(drawing.height for drawing in neighbours)
+    size = f'viewBox="0 0 {columns * WIDTH} {top}" width="{columns * WIDTH}" height="{top}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img"><style>{_STYLE}</style>{"".join(parts)}</svg>\n'
 
 
@@ -95,6 +98,12 @@ class _Axis:
         return [(value, f"{value:,.6g}") for value in values if self._low <= math.log10(value) <= self._high]
 
 
+def _overlap(place: tuple[float, float], width: float, other: tuple[float, float, float]) -> bool:
+    """Whether a label at a place (left, row) would touch another (left, row, width)."""
+    left, row = place
+    return abs(row - other[1]) < _LEGEND_LINE - 3 and left < other[0] + other[2] and other[0] < left + width
+
+
 class _Drawing:
     def __init__(self, chart: Chart) -> None:
         self._chart = chart
@@ -103,6 +112,7 @@ class _Drawing:
         self._y = _Axis([y for _, y in points], chart.log_y, HEIGHT - _BOTTOM, _TOP)
 
         self._entries = self._legend_entries()
+        self._taken: list[tuple[float, float, float]] = []
 
     @property
     def height(self) -> int:
@@ -148,10 +158,23 @@ class _Drawing:
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity="{opacity}">')
             parts.append(f"<title>{title}</title></circle>")
             if label:
-                left = x > WIDTH * 0.72
-                place, anchor = (x - radius - 3, "end") if left else (x + radius + 3, "start")
-                parts.append(f'<text x="{place:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(label)}</text>')
+                parts.append(self._label(label, x, y, radius))
         return "".join(parts)
+
+    def _label(self, label: str, x: float, y: float, radius: float) -> str:
+        """Beside its point, where no other label stands yet; with a thin line if that is further off."""
+        width = _LETTER * len(label)
+        shifts = [0, *(sign * step * _LEGEND_LINE for step in range(1, 16) for sign in (-1, 1))]
+        places = [(start, y + shift) for shift in shifts for start in (x + radius + 3, x - radius - 3 - width)]
+        inside = [(a, b) for a, b in places if a >= _LEFT and a + width <= WIDTH and _TOP < b < HEIGHT - _BOTTOM]
+        free = [place for place in inside if all(not _overlap(place, width, other) for other in self._taken)]
+        left, row = (free or inside or places)[0]
+        self._taken.append((left, row, width))
+        line = ""
+        if abs(row - y) > _LEGEND_LINE:
+            end = left if left > x else left + width
+            line = f'<line stroke="#888" stroke-width="0.6" x1="{x:.1f}" y1="{y:.1f}" x2="{end:.1f}" y2="{row:.1f}"/>'
+        return f'{line}<text x="{left:.1f}" y="{row + 4:.1f}">{escape(label)}</text>'
 
     def _legend_entries(self) -> list[tuple[str, int, int]]:
         """Name, colour and dash of each."""

@@ -157,7 +157,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=JOBS, default=JOBS, metavar="JOB", help=f"of {', '.join(JOBS)}")
     parser.add_argument("--preset", choices=get_args(Preset), default="S")
     parser.add_argument("--size", type=int, default=256, help="height and width of the video, a multiple of 8")
-    parser.add_argument("--frames", type=int, default=17)
+    parser.add_argument("--frames", type=int, default=13)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--engine", choices=ENGINES, default="onnxruntime")

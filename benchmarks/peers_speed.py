@@ -131,7 +131,9 @@ def run(options: argparse.Namespace, folder: Path) -> list[Contender]:
             if one.problem is not None or (turn >= LEAST_RUNS and one.spent > options.seconds):
                 continue
             try:
-                one.runs.append(run_isolated(WORKER, one.job, options.threads))
+                found = run_isolated(WORKER, {**one.job, "count": not one.gflop}, options.threads)
+                one.gflop = found.pop("gflop", one.gflop)
+                one.runs.append(found)
             except NotMeasured as reason:
                 one.problem = str(reason)
             print(f"turn {turn + 1}: {one.title}: {_progress(one)}", flush=True)
@@ -139,23 +141,19 @@ def run(options: argparse.Namespace, folder: Path) -> list[Contender]:
 
 
 def _prepare(field_of: Sequence[Contender], threads: int) -> None:
-    """Bundles, and operations: one count per network."""
+    """Bundles, and their operations: one count per preset."""
     counted: dict[str, Any] = {}
     for one in field_of:
-        if one.problem is not None:
+        if "bundle" not in one.job:
             continue
-        job = one.job
-        network = job.get("preset") or job["contender"]
+        preset = one.job["preset"]
         try:
-            if network not in counted:
-                if "bundle" in job:
-                    run_isolated(WORKER, {**job, "do": "export"}, threads)
-                counted[network] = run_isolated(WORKER, {**job, "do": "count"}, threads)["gflop"]
+            if preset not in counted:
+                run_isolated(WORKER, {**one.job, "do": "export"}, threads)
+                counted[preset] = run_isolated(WORKER, {**one.job, "do": "count"}, threads)["gflop"]
+            one.gflop = counted[preset]
         except NotMeasured as reason:
-            counted[network] = {}
-            if "bundle" in job and not Path(job["bundle"]).exists():
-                one.problem = str(reason)
-        one.gflop = counted[network]
+            one.problem = str(reason)
 
 
 def _progress(one: Contender) -> str:
@@ -212,7 +210,7 @@ def figure(rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str | None:
     def bubbles(title: str, x_label: str, y_label: str, x: Any, y: Any) -> Chart:
         series = []
         for row, case in largest:
-            radius = 4 + 18 * (row["parameters"] / most) ** 0.5
+            radius = 22 * (row["parameters"] / most) ** 0.5
             colour = 0 if row["name"].startswith("wfvae") else 1
             if (point := (x(case), y(case)))[0] and point[1]:
                 series.append(Series(row["title"], [point], (radius,), (row["title"],), line=False, colour=colour))
@@ -259,7 +257,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--frames", type=int, default=17, help="1 + 8 n suits all models but Allegro, which takes one less")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3, help="turns")
-    parser.add_argument("--seconds", type=float, default=40.0, help="measured time after which a model has two runs only")
+    parser.add_argument("--seconds", type=float, default=15.0, help="measured time after which a model has two runs only")
     parser.add_argument("--checkout", nargs="+", default=[], metavar="NAME=CODE,WEIGHTS[,module:attribute]")
     parser.add_argument("--reduced", action="store_true", help="small models: tests the program, measures nothing")
     parser.add_argument("--json", type=Path, help="write the results to this file, and .md and .svg beside it")

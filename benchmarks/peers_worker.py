@@ -138,7 +138,8 @@ class PeerCodec:
         return next(self._model.vae.parameters()).device
 
     def without_numbers(self) -> None:
-        """From here on only shapes are computed."""
+        """From here on only shapes are computed, of whole clips."""
+        self._model.use(DIRECT)
         self._model.vae.to("meta")
 
 
@@ -194,29 +195,36 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         except NotMeasured as reason:
             case["not_measured"] = str(reason)
         cases.append(case)
-    return {"parameters": codec.parameters, "loaded_mb": loaded, "peaks_apart": separate, "cases": cases}
+    found = {"parameters": codec.parameters, "loaded_mb": loaded, "peaks_apart": separate, "cases": cases}
+    if job["count"] and isinstance(codec, PeerCodec):
+        with contextlib.suppress(Exception):  # code of others that does not run on shapes; the times stand all the same
+            found["gflop"] = count_peer(codec, job)
+    return found
 
 
 def count(job: dict[str, Any]) -> dict[str, Any]:
-    """GFLOP of every size by direction. Ours are counted from the exported graphs; others with PyTorch's counter, on shapes alone."""
-    found: dict[str, Any] = {}
-    if job["engine"] != "peer":
-        from wfvae.manifest import Manifest
+    """GFLOP of every size by direction, counted from the exported graphs."""
+    from wfvae.manifest import Manifest
 
-        bundle = Path(job["bundle"])
-        ratio = Manifest.read(bundle).graphs["encoder"].stream.ratio
-        for size in job["sizes"]:
-            sizes = direct_sizes(ratio, 1 + (job["frames"] - 1) // ratio * ratio, size, size)
-            files = {"encode": "encoder.direct.onnx", "decode": "decoder.direct.onnx"}
-            found[str(size)] = {name: count_file(bundle / file, sizes).flop / 1e9 for name, file in files.items()}
-        return {"gflop": found}
+    bundle = Path(job["bundle"])
+    ratio = Manifest.read(bundle).graphs["encoder"].stream.ratio
+    files = {"encode": "encoder.direct.onnx", "decode": "decoder.direct.onnx"}
+    found = {}
+    for size in job["sizes"]:
+        sizes = direct_sizes(ratio, 1 + (job["frames"] - 1) // ratio * ratio, size, size)
+        found[str(size)] = {name: count_file(bundle / file, sizes).flop / 1e9 for name, file in files.items()}
+    return {"gflop": found}
+
+
+def count_peer(codec: PeerCodec, job: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The same with PyTorch's counter, of direct inference, on shapes alone. The model has no numbers after this."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    codec = PeerCodec({**job, "mode": DIRECT})
     codec.without_numbers()
     frames = codec.frames(job["frames"])
+    found: dict[str, dict[str, float]] = {}
     for size in job["sizes"]:
         found[str(size)] = {}
         for name, prepare in (("encode", codec.encode), ("decode", codec.decode)):
@@ -225,7 +233,7 @@ def count(job: dict[str, Any]) -> dict[str, Any]:
             with contextlib.suppress(NotMeasured), torch.inference_mode(), written_out, counting as counter:
                 prepare(frames, size)()
                 found[str(size)][name] = counter.get_total_flops() / 1e9
-    return {"gflop": found}
+    return found
 
 
 def export(job: dict[str, Any]) -> dict[str, Any]:

@@ -293,6 +293,16 @@ def test_a_chart_holds_its_points() -> None:
     assert rows[1] < rows[0] < rows[2]
 
 
+def test_labels_of_neighbours_do_not_overlap() -> None:
+    series = [charts.Series(f"model {k}", [(10.0 + k / 100, 10.0)], (6.0,), (f"model {k}",), line=False) for k in range(12)]
+    root = ElementTree.fromstring(
+        charts.draw([charts.Chart("", "x", "y", [*series, charts.Series("far", [(1.0, 1.0), (99.0, 99.0)])], True, True)])
+    )
+    places = [(float(e.get("x", "0")), float(e.get("y", "0"))) for e in root.iter() if e.tag.endswith("text") and "model" in (e.text or "")]
+    labels = places[:12]  # the legend follows
+    assert all(abs(a[1] - b[1]) >= 10 or abs(a[0] - b[0]) >= 40 for i, a in enumerate(labels) for b in labels[:i])
+
+
 def test_a_table() -> None:
     assert record.markdown_table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | --: |\n| x | 1 |\n"
 
@@ -361,13 +371,12 @@ def test_medians_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([3.0, 1.0, 9.0])
 
     def measured(script: Path, job: dict[str, Any], threads: int) -> dict[str, Any]:
-        if job["do"] != "measure":
-            return {"gflop": {"64": {"encode": 10.0, "decode": 20.0}}}
         if job["contender"] == "wan" and next(counts) > 1:
             raise isolated.NotMeasured("no memory")
         part = {"seconds": next(seconds), "peak_mb": 100.0}
         cases = [{"size": 64, "frames": 17, "encode": part, "decode": {"seconds": 1.0, "peak_mb": 200.0}}]
-        return {"parameters": 5, "loaded_mb": 50.0, "peaks_apart": True, "cases": cases}
+        gflop = {"gflop": {"64": {"encode": 10.0, "decode": 20.0}}} if job["count"] else {}
+        return {"parameters": 5, "loaded_mb": 50.0, "peaks_apart": True, "cases": cases, **gflop}
 
     counts = iter(range(1, 9))
     monkeypatch.setattr(peers_speed, "run_isolated", measured)
