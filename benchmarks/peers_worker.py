@@ -73,6 +73,11 @@ class BundleCodec:
 
         self._bundle = open_on(engine, bundle, threads)
         self._mode = mode
+        for direction in ("encoder", "decoder"):  # both from the beginning, as a model of PyTorch has them
+            if mode == DIRECT:
+                self._bundle.direct_session(direction)
+            else:
+                self._bundle.step_session(direction)
         self.parameters = self._bundle.manifest.parameters
 
     def frames(self, wanted: int) -> int:
