@@ -358,12 +358,12 @@ def test_peers(tmp_path: Path) -> None:
 def test_peers_of_diffusers(tmp_path: Path) -> None:
     pytest.importorskip("diffusers", reason="diffusers is not installed")
     small = ["--reduced", "--sizes", "32", "--frames", "9", "--runs", "1", "--threads", "1"]
-    for mode in ("direct", "blocks"):
-        run("peers_speed.py", *small, "--only", "sd-vae", "allegro", "ltx", "--mode", mode, "--json", tmp_path / f"{mode}.json")
+    for mode, names in (("direct", ["allegro", "ltx"]), ("blocks", ["ltx"])):
+        run("peers_speed.py", *small, "--only", *names, "--mode", mode, "--json", tmp_path / f"{mode}.json")
         rows = {row["name"]: row for row in results(tmp_path / f"{mode}.json")["rows"]}
         if mode == "direct":
             assert rows["allegro"]["sizes"][0]["frames"] == 8 and rows["ltx"]["sizes"][0]["frames"] == 9
-            assert all(row["sizes"][0]["decode"]["gflop"] > row["sizes"][0]["encode"]["gflop"] > 0 for row in rows.values())
+        assert all(row["sizes"][0]["decode"]["gflop"] > 0 and row["sizes"][0]["encode"]["peak_mb"] > 20 for row in rows.values())
 
 
 def test_medians_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
