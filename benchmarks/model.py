@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from process_memory import peak_mb
 from record import machine, write_json
 from reference_form import reference_form
 from torch import Tensor
@@ -193,18 +194,6 @@ def peak_of_a_decode(options: argparse.Namespace) -> float:
     with torch.inference_mode(), FORMS[options.peak](model):
         model.decode(latents)
     return peak_mb()
-
-
-def peak_mb() -> float:
-    """Peak resident memory of this process, in units of 1,000,000 bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not getrusage: its peak is inherited from the parent process, which is larger.
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e6
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
 
 
 def is_published_job(options: argparse.Namespace) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from importlib.metadata import version
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,16 @@ def machine(threads: int, *packages: str) -> dict[str, Any]:
         "cores": processor_count(),
         "threads": threads,
         "python": platform.python_version(),
-        **{package: version(package) for package in packages},
+        **{package: found for package in packages if (found := _version(package))},
     }
+
+
+def _version(package: str) -> str | None:
+    """None where a package that need not be there is not."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def load_average() -> float:
@@ -40,3 +49,25 @@ def rounded(value: Any) -> Any:
 def write_json(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rounded(result), indent=2) + "\n", encoding="utf-8")
+
+
+def write_report(path: Path, result: dict[str, Any], text: str, figure: str | None) -> None:
+    """The result as JSON, and beside it, under the same name, as Markdown (.md) and as a drawing (.svg)."""
+    write_json(path, result)
+    picture = path.with_suffix(".svg")
+    if figure is not None:
+        picture.write_text(figure, encoding="utf-8")
+        text += f"\n![{path.stem}]({picture.name})\n"
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def machine_line(facts: dict[str, Any]) -> str:
+    """The machine in one line of text."""
+    versions = ", ".join(f"{name} {value}" for name, value in facts.items() if name not in ("cpu", "cores", "threads"))
+    return f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads; {versions}."

@@ -1,0 +1,482 @@
+"""`benchmarks/`: what is counted and how it is measured, and every command run as people run it, at toy size."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import threading
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from torch.utils.flop_counter import FlopCounterMode
+
+from wfvae.manifest import Manifest
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+
+# Scripts import their neighbours by bare names, as Python lets a script do.
+sys.path.insert(0, str(BENCHMARKS))
+try:
+    import charts
+    import isolated
+    import onnx_work
+    import overhead
+    import peers_speed
+    import process_memory
+    import record
+    import roofline
+    import scale
+    import stage_clocks
+finally:
+    sys.path.remove(str(BENCHMARKS))
+
+
+# Operations of a graph ----------------------------------------------------------------------------------------------------------
+
+
+def model_of(nodes: list[Any], inputs: dict[str, list[Any]], weights: dict[str, Any]) -> onnx.ModelProto:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()]
+    output = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "hand-made", values, [output], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+
+
+def zeros(*shape: int) -> Any:
+    return np.zeros(shape, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("node", "inputs", "weights", "flop"),
+    [
+        # 2 images, 5 of 4x4 each, from 3 channels by 3x3: 2 * (2*5*4*4) * (3*9)
+        (("Conv", {"strides": [2, 2], "pads": [1, 1, 1, 1]}), {"x": [2, 3, 8, 8]}, {"w": zeros(5, 3, 3, 3)}, 8640),
+        # Each output sees 4 / 2 channels: 2 * (1*6*8*8) * (2*1)
+        (("Conv", {"group": 2}), {"x": [1, 4, 8, 8]}, {"w": zeros(6, 2, 1, 1)}, 1536),
+        # In time, too: 2 * (1*4*3*8*8) * (2*3*3*3)
+        (("Conv", {"pads": [0, 1, 1, 0, 1, 1]}), {"x": [1, 2, 5, 8, 8]}, {"w": zeros(4, 2, 3, 3, 3)}, 82944),
+        # Every input sample goes to 7 channels by 2x2: 2 * (1*3*4*4) * (7*4)
+        (("ConvTranspose", {"strides": [2, 2]}), {"x": [1, 3, 4, 4]}, {"w": zeros(3, 7, 2, 2)}, 2688),
+        # Three products of 4x5 by 5x6: 2 * 3*4*6 * 5
+        (("MatMul", {}), {"x": [3, 4, 5], "w": [3, 5, 6]}, {}, 720),
+        # 4x5, transposed, by 4x6: 2 * 5*6 * 4
+        (("Gemm", {"transA": 1}), {"x": [4, 5]}, {"w": zeros(4, 6)}, 240),
+        (("Add", {}), {"x": [3, 4], "w": [3, 4]}, {}, 0),
+    ],
+    ids=["conv", "grouped", "3-D", "transposed", "matmul", "gemm", "add"],
+)
+def test_operations_worked_out_by_hand(node: tuple[str, Any], inputs: dict[str, Any], weights: dict[str, Any], flop: int) -> None:
+    name, attributes = node
+    work = onnx_work.count_work(model_of([helper.make_node(name, ["x", "w"], ["y"], **attributes)], inputs, weights), {})
+    assert work.flop == flop and work.operators[name].nodes == 1
+
+
+def test_shapes_that_follow_from_sizes_and_bytes() -> None:
+    """Frames of two symbols, halved in a Reshape that is computed in the graph: x (n, 4, s) -> (n, 2, 2 s) -> MatMul (2 s, 3) -> Relu."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Slice", ["sizes", "two", "three"], ["s"]),
+        helper.make_node("Mul", ["s", "two"], ["doubled"]),
+        helper.make_node("Shape", ["x"], ["n"], start=0, end=1),
+        helper.make_node("Concat", ["n", "two", "doubled"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["x", "shape"], ["folded"]),
+        helper.make_node("MatMul", ["folded", "w"], ["product"]),
+        helper.make_node("Relu", ["product"], ["y"]),
+    ]
+    weights = {"two": np.array([2], np.int64), "three": np.array([3], np.int64), "w": zeros(10, 3)}
+    model = model_of(nodes, {"x": ["n", 4, "s"]}, weights)
+    work = onnx_work.count_work(model, {"n": 7, "s": 5})
+    assert work.flop == 2 * (7 * 2 * 3) * 10
+    # MatMul reads 7x2x10 and 10x3 and writes 7x2x3; Relu reads and writes 7x2x3; the Reshape moves nothing. 4 bytes each.
+    assert work.bytes == 4 * (140 + 30 + 42) + 4 * (42 + 42)
+    with pytest.raises(ValueError, match="'s'"):
+        onnx_work.count_work(model, {"n": 7})
+
+
+def test_exported_graphs_count_as_pytorch_counts(small_model: Callable[..., Any], exported: Callable[..., Path]) -> None:
+    """Its counter sees convolutions; attention is one operator there, which it does not: two products of 6 positions, 3 times."""
+    model, bundle = small_model(), exported("small")
+    frames, height, width = 9, 16, 24
+    channels = {"encoder": 4 * 8, "decoder": 4 * 8}
+    jobs = {
+        "encoder": lambda: model.encode(torch.zeros(1, 3, frames, height, width)),
+        "decoder": lambda: model.decode(torch.zeros(1, model.config.latent_dim, 3, height // 8, width // 8)),
+    }
+    for name, job in jobs.items():
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            job()
+        work = onnx_work.count_file(bundle / f"{name}.direct.onnx", onnx_work.direct_sizes(4, frames, height, width))
+        assert work.operators["Conv"].flop == counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
+        assert work.operators["MatMul"].flop == 2 * (2 * 3 * 6 * 6 * channels[name])
+        assert work.flop == work.operators["Conv"].flop + work.operators["MatMul"].flop
+        assert sum(one.flop * one.count for one in work.convolutions) == work.operators["Conv"].flop
+
+
+def test_a_step_of_twice_the_latents_is_twice_the_work(exported: Callable[..., Path]) -> None:
+    for name in ("encoder", "decoder"):
+        one, two = (onnx_work.count_file(exported("small") / f"{name}.onnx", onnx_work.step_sizes(4, n, 16, 16)).flop for n in (2, 4))
+        assert two == 2 * one
+
+
+# Processes and memory -----------------------------------------------------------------------------------------------------------
+
+ALLOCATES = """
+import sys
+sys.path.insert(0, {folder!r})
+import numpy as np
+from isolated import answer
+from process_memory import peak_mb, resident_mb, restart_peak
+
+def work(job):
+    before = peak_mb()
+    held = np.ones(job["bytes"], np.uint8)
+    during = peak_mb()
+    del held
+    apart = restart_peak()
+    print("a library says something")
+    return {{"before": before, "during": during, "after": peak_mb(), "apart": apart, "resident": resident_mb()}}
+
+answer(work)
+"""
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(text.format(folder=str(BENCHMARKS)))
+    return path
+
+
+def test_a_peak_is_seen_and_begins_anew(tmp_path: Path) -> None:
+    ballast = np.ones(300_000_000, np.uint8)  # of this process: the other's peak must not hold it
+    found = isolated.run_isolated(script(tmp_path / "allocates.py", ALLOCATES), {"bytes": 200_000_000}, 1)
+    assert len(ballast) and found["before"] < 150
+    assert 195 < found["during"] - found["before"] < 215
+    if found["apart"]:
+        assert abs(found["after"] - found["before"]) < 20 and abs(found["resident"] - found["after"]) < 20
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("raise NotMeasured('there is none')", "^there is none$"),
+        ("raise RuntimeError('two' + chr(10) + 'lines')", "^RuntimeError: two lines$"),
+        ("import os; os._exit(9)", "code 9"),
+        ("raise SystemExit('gone')", "code 1: gone"),
+    ],
+)
+def test_what_fails_elsewhere_is_a_reason_here(tmp_path: Path, body: str, reason: str) -> None:
+    text = (
+        "import sys\nsys.path.insert(0, {folder!r})\nfrom isolated import NotMeasured, answer\ndef work(job):\n    "
+        + body
+        + "\nanswer(work)"
+    )
+    with pytest.raises(isolated.NotMeasured, match=reason):
+        isolated.run_isolated(script(tmp_path / "fails.py", text), {}, 1)
+
+
+def test_a_job_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "PATIENCE", 0.2)
+    with pytest.raises(isolated.NotMeasured, match=r"no result after"):
+        isolated.run_isolated(script(tmp_path / "hangs.py", "import time\ntime.sleep(60)"), {}, 1)
+
+
+def test_peak_of_this_process() -> None:
+    resident = process_memory.resident_mb()
+    assert resident is None or 0 < resident <= process_memory.peak_mb()
+
+
+# Predictions --------------------------------------------------------------------------------------------------------------------
+
+
+def graph_of(*scratch: Any) -> Any:
+    latents = SimpleNamespace(name="latents", shape=("batch", "latents", 4, "height/8", "width/8"))
+    return SimpleNamespace(stream=SimpleNamespace(ratio=4), scratch=scratch, weights_bytes=1000, inputs=(latents,), outputs=())
+
+
+def test_memory_of_a_clip_in_one_piece() -> None:
+    graph = graph_of(((10, "groups", "height/8", "width/8"),), ((7,), (300, "latents")))
+    # 9 frames of 16x16: 2 groups, 3 latents of 2x2. Activations: max(10*2*2*2, 7 + 300*3). Video 9*3*256 and latents 3*4*4, 4 bytes each.
+    assert scale.stated_bytes(graph, 9, 16) == 1000 + 907 + 4 * (9 * 3 * 256 + 3 * 4 * 4)
+
+
+def test_memory_fitted_to_a_measurement() -> None:
+    graph = graph_of(((10**6, "latents"),))
+    stated = scale.stated_bytes(graph, 9, 8)  # 3 MB of activations, 1 kB of weights, and the arrays
+    row = {"frames": 9, "size": 8, "loaded_mb": 50.0, "peak_mb": 50 + 2 * (stated - 1000) / 1e6}
+    memory = scale.MemoryModel.fitted(graph, row)
+    assert memory is not None and memory.base == 50e6 and memory.factor == pytest.approx(2)
+    assert memory.peak(graph, 9, 8) == pytest.approx(row["peak_mb"] * 1e6)
+    assert scale.MemoryModel.stated(graph).peak(graph, 9, 8) == stated
+    assert scale.MemoryModel.fitted(graph, {**row, "peak_mb": 49.0}) is None
+
+
+@given(limit=st.integers(0, 10**9), size=st.sampled_from([8, 64, 256]), factor=st.floats(0.5, 4))
+def test_the_longest_clip_fits_and_a_longer_one_does_not(limit: int, size: int, factor: float) -> None:
+    memory = scale.MemoryModel(5e5, factor)
+    graph = graph_of(((40, "groups", "height/8", "width/8"), (99,)))
+    longest = scale.longest_clip(graph, size, limit, memory)
+    assert longest == 0 or (longest % 4 == 1 and memory.peak(graph, longest, size) <= limit)
+    assert memory.peak(graph, longest + 4 if longest else 1, size) > limit
+
+
+def test_stated_memory_of_a_real_bundle_grows_with_the_clip(exported: Callable[..., Path]) -> None:
+    graphs = Manifest.read(exported("small")).graphs
+    for name in ("encoder.direct", "decoder.direct"):
+        short, long = (scale.stated_bytes(graphs[name], frames, 32) for frames in (33, 65))
+        assert graphs[name].weights_bytes < short < long < 2 * short
+
+
+# Stages -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_stages_add_up_and_threads_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Owner:
+        def outer(self) -> None:
+            time.sleep(0.02)
+            self.inner()
+
+        def inner(self) -> None:
+            time.sleep(0.05)
+
+    stages = (("outer", "work", ((Owner, "outer"),)), ("inner", "work", ((Owner, "inner"),)))
+    monkeypatch.setattr(stage_clocks, "STAGES", stages)
+    original = Owner.inner
+    with stage_clocks.stage_clocks() as clocks:
+        begin = time.perf_counter()
+        Owner().outer()
+        wall = time.perf_counter() - begin
+        thread = threading.Thread(target=Owner().inner)
+        thread.start()
+        thread.join()
+    assert Owner.inner is original
+    assert sum(clocks.driving.values()) == pytest.approx(wall, rel=0.05)
+    assert clocks.driving["inner"] >= 0.05 and clocks.driving["outer"] >= 0.02 and set(clocks.background) == {"inner"}
+
+
+def test_shares_of_a_job() -> None:
+    """10 s: 6 in the engine, 1 converting, 2 waiting for the writer, 1 unknown; the writer's thread works for 3."""
+    clocks = stage_clocks.Clocks({"engine": 6.0, "postprocess": 1.0, "waiting for the writer": 2.0}, {"video encode": 3.0})
+    found = overhead.summary("decode", [(10.0, clocks)] * 3)
+    assert found["outside_engine"] == pytest.approx(0.4) and sum(found["share_of_wall"].values()) == pytest.approx(1)
+    assert found["share_of_wall"]["other"] == pytest.approx(0.1) and found["background_by_wall"] == {"video encode": 0.3}
+    # Without overlap nobody waits: 1 + 1 + 3 around 6.
+    assert found["serial_outside_engine"] == pytest.approx(5 / 11)
+
+
+# Charts and tables --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_chart_holds_its_points() -> None:
+    points = [(1.0, 5.0), (10.0, 50.0), (1000.0, 0.5)]
+    chart = charts.Chart("a < b", "x", "y", [charts.Series("one", points), charts.Series("two", [], line=False)], log_x=True, log_y=True)
+    root = ElementTree.fromstring(charts.draw([chart, chart]))
+    circles = [e for e in root.iter() if e.tag.endswith("circle")]
+    assert len(circles) == 6
+    for circle in circles:
+        assert 0 <= float(circle.get("cx", "nan")) <= charts.WIDTH and 0 <= float(circle.get("cy", "nan")) <= charts.HEIGHT
+    x = [float(circle.get("cx", "nan")) for circle in circles]
+    assert (x[2] - x[1]) == pytest.approx(2 * (x[1] - x[0]), abs=0.2)  # two decades and one
+    rows = [float(circle.get("cy", "nan")) for circle in circles[:3]]
+    assert rows[1] < rows[0] < rows[2]
+
+
+def test_labels_of_neighbours_do_not_overlap() -> None:
+    series = [charts.Series(f"model {k}", [(10.0 + k / 100, 10.0)], (6.0,), (f"model {k}",), line=False) for k in range(12)]
+    root = ElementTree.fromstring(
+        charts.draw([charts.Chart("", "x", "y", [*series, charts.Series("far", [(1.0, 1.0), (99.0, 99.0)])], True, True)])
+    )
+    places = [(float(e.get("x", "0")), float(e.get("y", "0"))) for e in root.iter() if e.tag.endswith("text") and "model" in (e.text or "")]
+    labels = places[:12]  # the legend follows
+    assert all(abs(a[1] - b[1]) >= 10 or abs(a[0] - b[0]) >= 40 for i, a in enumerate(labels) for b in labels[:i])
+
+
+def test_a_table() -> None:
+    assert record.markdown_table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | --: |\n| x | 1 |\n"
+
+
+# The commands -------------------------------------------------------------------------------------------------------------------
+
+
+def run(command: str, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, str(BENCHMARKS / command), *map(str, arguments)]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def results(path: Path) -> Any:
+    """The JSON, after a look at what stands beside it."""
+    ElementTree.parse(path.with_suffix(".svg"))
+    text = path.with_suffix(".md").read_text()
+    found = json.loads(path.read_text())
+    assert text.startswith("# ") and f"({path.stem}.svg)" in text and found["machine"]["cpu"] in text
+    assert found["load_average_before"] >= 0
+    return found
+
+
+def test_peers(tmp_path: Path) -> None:
+    names = ["wfvae-tiny/torch", "wfvae-tiny/onnxruntime", "wfvae-tiny/openvino", "cv-vae"]
+    small = ["--reduced", "--sizes", "32", "--frames", "9", "--runs", "1", "--threads", "1"]
+    run("peers_speed.py", *small, "--only", *names, "--json", tmp_path / "peers.json")
+    found = results(tmp_path / "peers.json")
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == names and found["job"]["reduced"] is True
+    assert "--checkout" in rows["cv-vae"]["not_measured"]
+    parameters = set()
+    for name in names[:2]:
+        row = rows[name]
+        (case,) = row["sizes"]
+        parameters.add(row["parameters"])
+        assert row["runs"] == 1 and (case["size"], case["frames"]) == (32, 9)
+        for direction in ("encode", "decode"):
+            part = case[direction]
+            assert part["all_seconds"] == [part["seconds"]]
+            assert part["ms_per_frame"] == pytest.approx(part["seconds"] / 9e-3, rel=1e-3)
+            assert part["peak_mb"] > 20 and part["gflop_per_second"] == pytest.approx(part["gflop"] / part["seconds"], rel=1e-2)
+    assert len(parameters) == 1
+    # Whether the runtime has this backend or not: a row with numbers, or with the reason.
+    assert ("not_measured" in rows["wfvae-tiny/openvino"]) != ("sizes" in rows["wfvae-tiny/openvino"])
+    text = (tmp_path / "peers.md").read_text()
+    assert "not measured: its code is in no library" in text and "mean nothing" in text
+
+
+@pytest.mark.slow
+def test_peers_of_diffusers(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    small = ["--reduced", "--sizes", "32", "--frames", "9", "--runs", "1", "--threads", "1"]
+    for mode, names in (("direct", ["allegro", "ltx"]), ("blocks", ["ltx"])):
+        run("peers_speed.py", *small, "--only", *names, "--mode", mode, "--json", tmp_path / f"{mode}.json")
+        rows = {row["name"]: row for row in results(tmp_path / f"{mode}.json")["rows"]}
+        if mode == "direct":
+            assert rows["allegro"]["sizes"][0]["frames"] == 8 and rows["ltx"]["sizes"][0]["frames"] == 9
+        assert all(row["sizes"][0]["decode"]["gflop"] > 0 and row["sizes"][0]["encode"]["peak_mb"] > 20 for row in rows.values())
+
+
+def test_medians_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four turns, of which a model that has used its time gets two; another fails in its second one and keeps the first."""
+    seconds = iter([3.0, 1.0, 9.0])
+
+    def measured(script: Path, job: dict[str, Any], threads: int) -> dict[str, Any]:
+        if job["contender"] == "wan" and next(counts) > 1:
+            raise isolated.NotMeasured("no memory")
+        part = {"seconds": next(seconds), "peak_mb": 100.0}
+        cases = [{"size": 64, "frames": 17, "encode": part, "decode": {"seconds": 1.0, "peak_mb": 200.0}}]
+        gflop = {"gflop": {"64": {"encode": 10.0, "decode": 20.0}}} if job["count"] else {}
+        return {"parameters": 5, "loaded_mb": 50.0, "peaks_apart": True, "cases": cases, **gflop}
+
+    counts = iter(range(1, 9))
+    monkeypatch.setattr(peers_speed, "run_isolated", measured)
+    options = peers_speed.parse_arguments(["--only", "sd-vae", "wan", "--runs", "4", "--seconds", "3", "--sizes", "64"])
+    slow, failing = (one.summary() for one in peers_speed.run(options, Path("folder")))
+    (case,) = slow["sizes"]
+    assert slow["runs"] == 2 and case["encode"]["all_seconds"] == [3.0, 9.0] and case["encode"]["seconds"] == 6.0
+    assert case["encode"]["gflop_per_second"] == pytest.approx(10 / 6) and case["decode"]["peak_mb"] == 200
+    assert failing["runs"] == 1 and failing["sizes"][0]["encode"]["seconds"] == 1.0
+
+
+def test_peers_that_nobody_knows(tmp_path: Path) -> None:
+    assert "no model is called nothing" in run("peers_speed.py", "--only", "nothing", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--sizes", "40"], ["--frames", "5"], ["--checkout", "wan=a"], ["--checkout", "who=a,b"], ["--mode", "x"]], ids=" ".join
+)
+def test_wrong_arguments_of_peers(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        peers_speed.parse_arguments(arguments)
+
+
+def test_checkouts_by_name() -> None:
+    options = peers_speed.parse_arguments(["--checkout", "od-vae=code,weights", "cv-vae=a,b,m:f"])
+    jobs = {one.name: one.job for one in peers_speed.contenders(options, Path("folder"))}
+    assert (jobs["od-vae"]["checkout"], jobs["od-vae"]["weights"], jobs["od-vae"]["entry"]) == ("code", "weights", None)
+    assert jobs["cv-vae"]["entry"] == "m:f" and "checkout" not in jobs["open-sora"]
+
+
+def test_scale(tmp_path: Path) -> None:
+    sizes = ["--lengths", "tiny=5,9", "--direct-length", "5", "--size", "16", "--sizes", "16", "--predicted-sizes", "64", "--frames", "5"]
+    small = ["--preset", "tiny", *sizes, "--rows", "2", "--runs", "1", "--threads", "1", "--limit", "1"]
+    run("scale.py", "--only", "length", "streams", *small, "--json", tmp_path / "scale.json")
+    found = results(tmp_path / "scale.json")
+    assert set(found["sections"]) == {"length", "streams"}
+    lengths = {(row["direction"], row["way"], row["frames"]): row for row in found["sections"]["length"]}
+    ways = {("stream", 5), ("stream", 9), ("direct", 5)}
+    assert set(lengths) == {(direction, way, frames) for direction in ("encoder", "decoder") for way, frames in ways}
+    assert {row["rows"] for row in found["sections"]["streams"]} == {2}
+    for row in (*lengths.values(), *found["sections"]["streams"]):
+        frames = row["frames"] * row.get("rows", 1)
+        assert row["measured"] and row["ms_per_frame"] == pytest.approx(row["seconds"] / frames * 1e3, rel=1e-2) and row["peak_mb"] > 20
+    assert {(one["direction"], one["size"]) for one in found["crossovers"]} == {(d, s) for d in ("encoder", "decoder") for s in (16, 64)}
+    for one in found["crossovers"]:
+        assert one["measured"] is False and one["anchor_frames"] == 5
+        assert 0 < one["longest_by_graph"] < scale.LONGEST
+        if one["measured_by_stated"] is not None:  # so short a clip may need no more than the process has already
+            assert 0 < one["longest_by_measurement"] < scale.LONGEST
+
+
+def test_jobs_of_scale() -> None:
+    options = scale.parse_arguments(["--only", "size", "--sizes", "16", "24", "--preset", "tiny"])
+    jobs = scale.plan_jobs(options, {"tiny": Path("folder")})
+    assert {(j.request["size"], j.request["way"], j.request["direction"]) for j in jobs} == {
+        (size, way, direction) for size in (16, 24) for way in ("stream", "direct") for direction in ("encoder", "decoder")
+    }
+    for words in (["--lengths", "S=32"], ["--lengths", "X=33"], ["--sizes", "12"], ["--frames", "8"]):
+        with pytest.raises(SystemExit):
+            scale.parse_arguments(words)
+
+
+def test_roofline(tmp_path: Path) -> None:
+    small = ["--preset", "tiny", "--size", "16", "--frames", "5", "--chunk", "1", "--convolutions", "2", "--runs", "1", "--threads", "1"]
+    small += ["--gemm-side", "128"]
+    run("roofline.py", *small, "--engines", "onnxruntime", "--json", tmp_path / "roofline.json")
+    found = results(tmp_path / "roofline.json")
+    graphs = {row["what"]: row for row in found["rows"] if row["kind"] == "graph"}
+    assert set(graphs) == {"encoder", "encoder.direct", "decoder", "decoder.direct"}
+    roofs = found["roofs"]["onnxruntime"]
+    assert math.isclose(
+        roofs["convolution"]["gflop_per_second"], max(r["gflop_per_second"] for r in found["rows"] if r["kind"] == "convolution")
+    )
+    for key, row in graphs.items():
+        operators = found["operators"][key]
+        assert row["flop"] == sum(one["flop"] for one in operators.values()) and operators["Conv"]["flop"] > 0.9 * row["flop"]
+        assert row["of_gemm"] == pytest.approx(row["gflop_per_second"] / roofs["gemm"]["gflop_per_second"], rel=1e-2)
+    assert found["roofs"]["gb_per_second"] > 0 and found["not_measured"] == {}
+
+
+def test_single_convolutions_compute_what_they_are_named_after() -> None:
+    convolution = onnx_work.Convolution((1, 3, 8, 8), (4, 3, 3, 3), (("pads", (1, 1, 1, 1)), ("strides", (2, 2))), 0, 0, 1)
+    rng = np.random.default_rng(0)
+    x, weight = (rng.standard_normal(shape, np.float32) for shape in (convolution.x, convolution.weight))
+    (found,) = roofline.compile_model(roofline.convolution_model(convolution, weight), "onnxruntime", 1)({"x": x})
+    expected = torch.nn.functional.conv2d(torch.from_numpy(x), torch.from_numpy(weight), stride=2, padding=1).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_overhead(tmp_path: Path) -> None:
+    small = ["--preset", "tiny", "--size", "32", "--frames", "9", "--runs", "1", "--threads", "1"]
+    run("overhead.py", *small, "--json", tmp_path / "overhead.json")
+    found = {result["job"]: result for result in results(tmp_path / "overhead.json")["jobs"]}
+    assert list(found) == ["encode", "decode", "reconstruct"]
+    for result in found.values():
+        shares = result["share_of_wall"]
+        assert sum(shares.values()) == pytest.approx(1, abs=2e-3) and shares["other"] >= 0
+        assert result["outside_engine"] == pytest.approx(1 - shares["engine"], abs=1e-3)
+    beside = {name: set(result["background_by_wall"]) for name, result in found.items()}
+    reading, writing = {"video decode", "colour conversion in"}, {"colour conversion out", "video encode"}
+    assert reading <= beside["encode"] and "latents write" in beside["encode"] and not writing & beside["encode"]
+    assert "latents read" in beside["decode"] and writing <= beside["decode"] and not reading & beside["decode"]
+    assert reading | writing <= beside["reconstruct"]
