@@ -22,10 +22,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from wfvae.causal import CausalConv3d
 from wfvae.errors import StreamingError
+from wfvae.export.minimal_filtering import MinimalFiltering, arrange, filters_of
 from wfvae.export.symbolic import Length, Size, broadcast, product, simplify, slice_length
 
 Shape = tuple[Length, ...]
+FilterStore = dict[str, dict[str, Tensor]]
+"""Transformed filters of convolutions, by the weight's name and their own."""
 
 ONNX_TYPES: dict[torch.dtype, int] = {
     torch.float32: TensorProto.FLOAT,
@@ -125,6 +129,10 @@ class Traced:
         bounds = [self.tracer.constant(torch.tensor(0)), end, self.tracer.constant(torch.tensor(1))]
         return emit("Range", bounds, [count], torch.int64).to(torch.int32)
 
+    def causal_convolution(self, conv: CausalConv3d) -> Traced:
+        """`conv` of these frames, which include its history, in the form that the graph is to have."""
+        return self.tracer.convolve(self, conv)
+
     # Values -----------------------------------------------------------------------------------------------------------------
 
     def to(self, dtype: torch.dtype) -> Traced:
@@ -179,8 +187,11 @@ def _plain(bound: Any) -> int | None:
 class Tracer(TorchFunctionMode):
     """Collects nodes and constants while the network runs on `Traced` inputs."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, form: MinimalFiltering | None = None, filters: FilterStore | None = None) -> None:
+        """`form` is taken for causal convolutions where it fits; their transformed filters are looked for in `filters`, and left there."""
         super().__init__()
+        self._form = form
+        self._filters: FilterStore = {} if filters is None else filters
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Tensor] = {}
         """Initializers by name; those that are the module's weights refer to its memory."""
@@ -245,6 +256,18 @@ class Tracer(TorchFunctionMode):
         if isinstance(value, Size):
             return self._dimension(value).to(dtype)
         return self.constant(value if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype))
+
+    def convolve(self, frames: Any, conv: CausalConv3d) -> Traced:
+        """A causal convolution of frames with their history."""
+        weight, bias = conv.conv.weight, conv.conv.bias
+        if self._form is None or not self._form.fits(conv, frames):
+            return cast(Traced, conv.sum_of_taps(frames))
+        path = self._weights[id(weight)]
+        if path not in self._filters:
+            self._filters[path] = {f"{path}.{name}": part for name, part in filters_of(weight).items()}
+        # The store keeps these tensors, so their identity stands for the name.
+        self._weights |= {id(part): name for name, part in self._filters[path].items()}
+        return cast(Traced, self._form(frames, arrange(self._filters[path]), bias))
 
     def constant(self, tensor: Tensor) -> Traced:
         """A constant: one of the module's weights, a time tap of one, or a small value."""
