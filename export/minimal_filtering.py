@@ -1,7 +1,7 @@
 """Causal convolutions with fewer multiplications: two outputs of a three-tap filter from four products instead of six.
 
-This is F(2, 3) of Winograd's minimal filtering algorithms (Lavin and Gray, arXiv 1509.09308, section 4.1). For inputs d0 d1 d2 d3, taps g0 g1 g2
-and the outputs y0 = d0 g0 + d1 g1 + d2 g2, y1 = d1 g0 + d2 g1 + d3 g2:
+This is F(2, 3) of Winograd's minimal filtering algorithms (Lavin and Gray, arXiv 1509.09308, section 4.1). For inputs d0 d1 d2 d3,
+taps g0 g1 g2 and the outputs y0 = d0 g0 + d1 g1 + d2 g2, y1 = d1 g0 + d2 g1 + d3 g2:
 
     p0 = (d0 - d2) g0       p1 = (d1 + d2) (g0 + g1 + g2) / 2       p2 = (d2 - d1) (g0 - g1 + g2) / 2       p3 = (d3 - d1) g2
     y0 = (p1 + p2) + p0     y1 = (p1 - p2) + p3
@@ -67,14 +67,19 @@ Filters = Sequence[Sequence[Tensor]]
 """Four transformed filters in time, each as one (C', C, 3, 3), or again as four in height, (C', C, 1, 3)."""
 
 
-def filters_of(weight: Tensor) -> dict[str, Tensor]:
-    """Transformed filters of a weight (C', C, 3, 3, 3), by name: `pair0` to `pair3`, or `pair0.rows0` to `pair3.rows3`.
+def rows_pay(weight: Tensor) -> bool:
+    """Whether transforming in height, too, saves time for a weight (C', C, 3, 3, 3)."""
+    return min(weight.shape[:2]) >= ROWS_FROM_CHANNELS
+
+
+def filters_of(weight: Tensor, rows: bool) -> dict[str, Tensor]:
+    """Transformed filters of a weight (C', C, 3, 3, 3), by name: `pair0` to `pair3`; with `rows`, `pair0.rows0` to `pair3.rows3`.
 
     Computed in float64 and rounded once, to the weight's precision.
     """
     wide = weight.detach().to(torch.float64)
     pairs = {f"pair{index}": part for index, part in enumerate(_transform(wide.unbind(2)))}
-    if min(weight.shape[:2]) >= ROWS_FROM_CHANNELS:
+    if rows:
         pairs = {
             f"{name}.rows{index}": part[:, :, None] for name, pair in pairs.items() for index, part in enumerate(_transform(pair.unbind(2)))
         }

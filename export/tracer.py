@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from wfvae.causal import CausalConv3d
 from wfvae.errors import StreamingError
-from wfvae.export.minimal_filtering import MinimalFiltering, arrange, filters_of
+from wfvae.export.minimal_filtering import MinimalFiltering, arrange, filters_of, rows_pay
 from wfvae.export.symbolic import Length, Size, broadcast, product, simplify, slice_length
 
 Shape = tuple[Length, ...]
@@ -264,7 +264,7 @@ class Tracer(TorchFunctionMode):
             return cast(Traced, conv.sum_of_taps(frames))
         path = self._weights[id(weight)]
         if path not in self._filters:
-            self._filters[path] = {f"{path}.{name}": part for name, part in filters_of(weight).items()}
+            self._filters[path] = {f"{path}.{name}": part for name, part in filters_of(weight, rows_pay(weight)).items()}
         # The store keeps these tensors, so their identity stands for the name.
         self._weights |= {id(part): name for name, part in self._filters[path].items()}
         return cast(Traced, self._form(frames, arrange(self._filters[path]), bias))
