@@ -43,7 +43,7 @@ class ExportOptions:
     opset: int | None = None
     """Version of ONNX's operators; None takes 20, and 22 for bf16."""
     convolutions: Literal["minimal", "plain"] = "minimal"
-    """`minimal`: in fp32, fewer multiplications where frames come in pairs (`wfvae.export.minimal_filtering`); `plain`: a sum of taps."""
+    """`minimal`: in fp32, fewer multiplications (`wfvae.export.minimal_filtering`, `wfvae.export.subpixel`); `plain`: as in the network."""
     direct: bool = False
     """Also write the whole-clip graphs without state, for verification."""
 

@@ -56,7 +56,7 @@ def trace(
         mean_only: the encoder gives means instead of moments.
         size: fixed (height, width), or None.
         opset: version of ONNX's operators.
-        minimal: compute causal convolutions by minimal filtering where it fits.
+        minimal: compute convolutions with fewer multiplications where it fits (`wfvae.export.minimal_filtering`, `wfvae.export.subpixel`).
         filters: transformed filters that other graphs of the model left; new ones are added.
 
     Raises:

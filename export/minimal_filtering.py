@@ -14,7 +14,7 @@ alike, such as a stream's head and its history, give p1 alone, exactly: y0 and y
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,10 +86,10 @@ def filters_of(weight: Tensor, rows: bool) -> dict[str, Tensor]:
     return {name: part.to(weight.dtype).contiguous() for name, part in pairs.items()}
 
 
-def arrange(filters: Mapping[str, Tensor]) -> Filters:
-    """What `filters_of` gives, as `Filters`."""
-    each, tensors = len(filters) // 4, list(filters.values())
-    return [tensors[start : start + each] for start in range(0, len(tensors), each)]
+def arrange(filters: Sequence[Tensor]) -> Filters:
+    """What `filters_of` gives, in its order, as `Filters`."""
+    each = len(filters) // 4
+    return [filters[start : start + each] for start in range(0, len(filters), each)]
 
 
 def _transform(taps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -29,7 +29,7 @@ def convolution(seed: int, channels: int, outputs: int, dtype: torch.dtype = tor
 
 
 def filtered(conv: CausalConv3d, frames: torch.Tensor, rows: bool) -> torch.Tensor:
-    return convolve_pairs(frames, arrange(filters_of(conv.conv.weight, rows)), conv.conv.bias)
+    return convolve_pairs(frames, arrange(list(filters_of(conv.conv.weight, rows).values())), conv.conv.bias)
 
 
 @st.composite
@@ -55,7 +55,7 @@ def test_a_whole_clip_equals_the_sum_of_taps(case: tuple[CausalConv3d, torch.Ten
     conv, frames, rows = case
     # An odd clip, and as history copies of its first frame, as an offline clip has them.
     clip = torch.cat([frames[:, :1], frames[:, :1], frames[:, :-1]], dim=1)
-    result = MinimalFiltering(lone)(clip, arrange(filters_of(conv.conv.weight, rows)), conv.conv.bias)
+    result = MinimalFiltering(lone)(clip, arrange(list(filters_of(conv.conv.weight, rows).values())), conv.conv.bias)
     torch.testing.assert_close(result, conv.sum_of_taps(clip), rtol=0, atol=1e-12)
 
 
