@@ -16,6 +16,7 @@ import torch
 
 from wfvae.errors import BundleError
 from wfvae.export.graph import trace
+from wfvae.export.tracer import FilterStore
 from wfvae.export.weights import state_dict_sha256, store_constants
 from wfvae.manifest import DIRECT, METADATA_KEY, STEP, WEIGHTS_NAME, GraphSpec, Manifest, TensorSpec, record_file
 from wfvae.model import WFVAE
@@ -41,6 +42,8 @@ class ExportOptions:
     """What the encoder graph gives."""
     opset: int | None = None
     """Version of ONNX's operators; None takes 20, and 22 for bf16."""
+    convolutions: Literal["minimal", "plain"] = "minimal"
+    """`minimal`: in fp32, fewer multiplications (`wfvae.export.minimal_filtering`, `wfvae.export.subpixel`); `plain`: as in the network."""
     direct: bool = False
     """Also write the whole-clip graphs without state, for verification."""
 
@@ -49,12 +52,19 @@ class ExportOptions:
             raise BundleError(f"precision is {self.precision!r}; expected one of {', '.join(DTYPES)}")
         if self.latents not in ("mean", "moments"):
             raise BundleError(f"latents is {self.latents!r}; expected mean or moments")
+        if self.convolutions not in ("minimal", "plain"):
+            raise BundleError(f"convolutions is {self.convolutions!r}; expected minimal or plain")
         if self.opset_version not in OPSETS:
             raise BundleError(f"opset is {self.opset}; expected {OPSETS.start} to {OPSETS.stop - 1}")
         if self.precision == "bf16" and self.opset_version < BF16_OPSET:
             raise BundleError(f"opset is {self.opset}; expected at least {BF16_OPSET} for bf16, which earlier convolutions do not take")
         if self.size is not None and any(side < SPATIAL_RATIO or side % SPATIAL_RATIO for side in self.size):
             raise BundleError(f"size is {self.size[0]}x{self.size[1]}; expected multiples of {SPATIAL_RATIO}, or dynamic")
+
+    @property
+    def minimal(self) -> bool:
+        """Whether convolutions are transformed. Half precision keeps the plain form: it has no bits to spare for sums of frames."""
+        return self.convolutions == "minimal" and self.precision == "fp32"
 
     @property
     def opset_version(self) -> int:
@@ -98,9 +108,10 @@ def export_bundle(
     try:
         building.mkdir(parents=True)
         traced = {}
+        filters: FilterStore = {}
         for key, graph in list(graphs.items()):
             progress(f"tracing {key}")
-            traced[key] = trace(model, graph, options.latents == "mean", options.size, options.opset_version)
+            traced[key] = trace(model, graph, options.latents == "mean", options.size, options.opset_version, options.minimal, filters)
             graphs[key] = replace(graph, weights_bytes=traced[key].weights_bytes, scratch=traced[key].scratch)
             traced[key].model.metadata_props.add(key=METADATA_KEY, value=json.dumps(graphs[key].to_dict(), sort_keys=True))
         progress("writing weights")

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from wfvae.causal import OfflineClip, StreamChunk
 from wfvae.export.liveness import scratch_peaks
+from wfvae.export.minimal_filtering import MinimalFiltering
 from wfvae.export.symbolic import Length, Size
-from wfvae.export.tracer import ONNX_TYPES, Traced, Tracer
+from wfvae.export.tracer import ONNX_TYPES, FilterStore, Traced, Tracer
 from wfvae.manifest import STEP, GraphSpec, TensorSpec, state_input, state_output
 from wfvae.model import WFVAE
 from wfvae.streamspec import Dim, StateSpec
@@ -38,7 +39,15 @@ class TracedGraph:
         return sum(tensor.nbytes for tensor in self.constants.values())
 
 
-def trace(model: WFVAE, graph: GraphSpec, mean_only: bool, size: tuple[int, int] | None, opset: int) -> TracedGraph:
+def trace(
+    model: WFVAE,
+    graph: GraphSpec,
+    mean_only: bool,
+    size: tuple[int, int] | None,
+    opset: int,
+    minimal: bool = False,
+    filters: FilterStore | None = None,
+) -> TracedGraph:
     """Records `graph` from the network's own code.
 
     Args:
@@ -47,11 +56,14 @@ def trace(model: WFVAE, graph: GraphSpec, mean_only: bool, size: tuple[int, int]
         mean_only: the encoder gives means instead of moments.
         size: fixed (height, width), or None.
         opset: version of ONNX's operators.
+        minimal: compute convolutions with fewer multiplications where it fits (`wfvae.export.minimal_filtering`, `wfvae.export.subpixel`).
+        filters: transformed filters that other graphs of the model left; new ones are added.
 
     Raises:
         StreamingError: if the graph would not hold for every length and size.
     """
-    tracer = Tracer(model)
+    form = MinimalFiltering("last" if graph.stream.needs_drain else "first") if minimal else None
+    tracer = Tracer(model, form, filters)
     sizes = _sizes(graph, size)
     inputs = {t.name: tracer.add_input(t.name, _resolve(t.shape, sizes), getattr(torch, t.dtype)) for t in graph.inputs}
     states = {s.name: tracer.add_input(state_input(s.name), _resolve(s.shape, sizes), getattr(torch, s.dtype)) for s in graph.states}

@@ -9,7 +9,7 @@ in batch, length, height and width, and the chosen operators: no control flow, n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -22,10 +22,16 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from wfvae.blocks import Upsample2D
+from wfvae.causal import CausalConv3d
 from wfvae.errors import StreamingError
+from wfvae.export.minimal_filtering import MinimalFiltering, arrange, filters_of, rows_pay
+from wfvae.export.subpixel import convolve_doubled, phase_filters
 from wfvae.export.symbolic import Length, Size, broadcast, product, simplify, slice_length
 
 Shape = tuple[Length, ...]
+FilterStore = dict[str, dict[str, Tensor]]
+"""Transformed filters of convolutions, by the weight's name and their own."""
 
 ONNX_TYPES: dict[torch.dtype, int] = {
     torch.float32: TensorProto.FLOAT,
@@ -125,6 +131,14 @@ class Traced:
         bounds = [self.tracer.constant(torch.tensor(0)), end, self.tracer.constant(torch.tensor(1))]
         return emit("Range", bounds, [count], torch.int64).to(torch.int32)
 
+    def causal_convolution(self, conv: CausalConv3d) -> Traced:
+        """`conv` of these frames, which include its history, in the form that the graph is to have."""
+        return self.tracer.convolve(self, conv)
+
+    def doubling_convolution(self, upsample: Upsample2D) -> Traced:
+        """`upsample`'s repetition and convolution of these images, in the form that the graph is to have."""
+        return self.tracer.convolve_doubled(self, upsample)
+
     # Values -----------------------------------------------------------------------------------------------------------------
 
     def to(self, dtype: torch.dtype) -> Traced:
@@ -179,8 +193,12 @@ def _plain(bound: Any) -> int | None:
 class Tracer(TorchFunctionMode):
     """Collects nodes and constants while the network runs on `Traced` inputs."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, form: MinimalFiltering | None = None, filters: FilterStore | None = None) -> None:
+        """With a `form`, convolutions are computed with fewer multiplications where it fits. Transformed filters are looked for in
+        `filters`, and left there."""
         super().__init__()
+        self._form = form
+        self._filters: FilterStore = {} if filters is None else filters
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Tensor] = {}
         """Initializers by name; those that are the module's weights refer to its memory."""
@@ -245,6 +263,30 @@ class Tracer(TorchFunctionMode):
         if isinstance(value, Size):
             return self._dimension(value).to(dtype)
         return self.constant(value if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype))
+
+    def convolve(self, frames: Any, conv: CausalConv3d) -> Traced:
+        """A causal convolution of frames with their history."""
+        if self._form is None or not self._form.fits(conv, frames):
+            return cast(Traced, conv.sum_of_taps(frames))
+        rows = rows_pay(conv.conv.weight)
+        filters = self._derived(conv.conv.weight, lambda weight: filters_of(weight, rows))
+        return cast(Traced, self._form(frames, arrange(filters), conv.conv.bias))
+
+    def convolve_doubled(self, images: Any, upsample: Upsample2D) -> Traced:
+        """A convolution of images that are doubled by repetition."""
+        if self._form is None:
+            return cast(Traced, upsample.convolve_doubled(images))
+        filters = self._derived(upsample.conv.weight, phase_filters)
+        return cast(Traced, convolve_doubled(images, filters, upsample.conv.bias))
+
+    def _derived(self, weight: Tensor, make: Callable[[Tensor], Mapping[str, Tensor]]) -> list[Tensor]:
+        """What `make` gives for one of the module's weights, made once for all graphs and named after the weight."""
+        path = self._weights[id(weight)]
+        if path not in self._filters:
+            self._filters[path] = {f"{path}.{name}": part for name, part in make(weight).items()}
+        # The store keeps these tensors, so their identity stands for the name.
+        self._weights |= {id(part): name for name, part in self._filters[path].items()}
+        return list(self._filters[path].values())
 
     def constant(self, tensor: Tensor) -> Traced:
         """A constant: one of the module's weights, a time tap of one, or a small value."""

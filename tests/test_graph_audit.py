@@ -59,7 +59,7 @@ def traced(preset: Literal["S", "M", "L"], direction: Literal["encoder", "decode
     with torch.device("meta"):
         model = WFVAE(WFVAEConfig.preset(preset)).to(DTYPES[precision]).eval()
     spec = graph_spec(model, direction, kind, "mean")
-    found = trace(model, spec, True, None, OPSETS[precision])
+    found = trace(model, spec, True, None, OPSETS[precision], ExportOptions(precision=precision).minimal)
     return Audited(spec, found.model, dict(found.constants))
 
 

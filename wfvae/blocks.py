@@ -148,9 +148,15 @@ class Upsample2D(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, frames: Tensor, clip: Clip) -> Tensor:
-        large = F.interpolate(frames.flatten(0, 1), scale_factor=2, mode="nearest")
-        images: Tensor = self.conv(large)
+        images = frames.flatten(0, 1)
+        # A graph that is being recorded may have a form of its own.
+        images = self.convolve_doubled(images) if isinstance(images, Tensor) else images.doubling_convolution(self)
         return images.reshape(frames.shape[0], -1, *images.shape[1:])
+
+    def convolve_doubled(self, images: Tensor) -> Tensor:
+        """(N, C, H, W), repeated to (N, C, 2 H, 2 W) and convolved."""
+        result: Tensor = self.conv(F.interpolate(images, scale_factor=2, mode="nearest"))
+        return result
 
 
 class Upsample3D(nn.Module):

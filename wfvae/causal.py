@@ -252,6 +252,12 @@ class CausalConv3d(TemporalModule):
     def forward(self, frames: Tensor | Callable[[], Tensor], clip: Clip) -> Tensor:
         """`frames` may be a function that makes them: then nobody holds them while the convolution runs on its own copy."""
         frames = clip.with_history(self.path, frames() if callable(frames) else frames, self.kernel, self.stride)
+        if not isinstance(frames, Tensor):
+            return frames.causal_convolution(self)  # a graph is being recorded, which may have a form of its own
+        return self.sum_of_taps(frames)
+
+    def sum_of_taps(self, frames: Tensor) -> Tensor:
+        """The convolution of `frames` with their history in front."""
         batch = frames.shape[0]
         weight, bias = self.conv.weight, self.conv.bias
         total: Tensor | None = None

@@ -38,6 +38,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", choices=("mean", "moments"), default="mean", help="what the encoder gives (default: %(default)s)")
     parser.add_argument("--opset", type=int, metavar="N", help="version of ONNX operators, 18 to 24 (default: 20, for bf16 22)")
+    parser.add_argument(
+        "--convolutions",
+        choices=("minimal", "plain"),
+        default="minimal",
+        help="minimal: fewer multiplications in fp32, for CPUs, with larger weights; plain: one per filter tap (default: %(default)s)",
+    )
     parser.add_argument("--direct", action="store_true", help="also write whole-clip graphs without state, which 'verify' compares with")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     add_json_argument(parser)
@@ -52,7 +58,14 @@ def run(args: argparse.Namespace) -> int:
         raise MissingExtraError("exporting", str(error.name), "export") from error
     from rich.console import Console
 
-    options = ExportOptions(precision=args.precision, size=args.size, latents=args.output, opset=args.opset, direct=args.direct)
+    options = ExportOptions(
+        precision=args.precision,
+        size=args.size,
+        latents=args.output,
+        opset=args.opset,
+        convolutions=args.convolutions,
+        direct=args.direct,
+    )
     console = Console(stderr=True)
     with console.status("loading the checkpoint") as status:
         model = WFVAE.from_pretrained(args.checkpoint)

@@ -1,0 +1,149 @@
+"""Causal convolutions with fewer multiplications: two outputs of a three-tap filter from four products instead of six.
+
+This is F(2, 3) of Winograd's minimal filtering algorithms (Lavin and Gray, arXiv 1509.09308, section 4.1). For inputs d0 d1 d2 d3,
+taps g0 g1 g2 and the outputs y0 = d0 g0 + d1 g1 + d2 g2, y1 = d1 g0 + d2 g1 + d3 g2:
+
+    p0 = (d0 - d2) g0       p1 = (d1 + d2) (g0 + g1 + g2) / 2       p2 = (d2 - d1) (g0 - g1 + g2) / 2       p3 = (d3 - d1) g2
+    y0 = (p1 + p2) + p0     y1 = (p1 - p2) + p3
+
+Here d are frames, or rows of frames, and a product with a tap is a 2-D convolution over channels and the axes that are left.
+
+Frames are taken in pairs, aligned to the latents, so the bits of a frame do not depend on the chunk that it comes in. Frames that are all
+alike, such as a stream's head and its history, give p1 alone, exactly: y0 and y1 then have the same bits, as all later code presumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wfvae.causal import CausalConv3d, cat_frames
+from wfvae.export.symbolic import Length
+
+TAPS = 3
+ROWS_FROM_CHANNELS = 96
+"""Below, the passes over transformed rows take longer than the products that they save (docs/performance.md)."""
+
+LoneFrame = Literal["first", "last"]
+
+
+@dataclass(frozen=True)
+class MinimalFiltering:
+    """How a graph's causal convolutions are computed, where their frames come in pairs."""
+
+    lone: LoneFrame
+    """The frame of a whole clip without a partner. In a stream the head has as many copies as fill its pairs, and a linear time
+    upsampling delays by one frame more; so pairs end with the head ("first"), or begin with it ("last")."""
+
+    def fits(self, conv: CausalConv3d, frames: Tensor) -> bool:
+        """Whether `conv` can be computed so for `frames`, which include the history."""
+        taps, strides = (conv.kernel, conv.kernel_spatial), (conv.stride, conv.stride_spatial)
+        return taps == (TAPS, TAPS) and strides == (1, 1) and parity(frames.shape[1]) is not None
+
+    def __call__(self, frames: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
+        """The convolution of (B, T + 2, C, H, W), history first, to (B, T, C', H, W)."""
+        if parity(frames.shape[1]) == 0:
+            return convolve_pairs(frames, filters, bias)
+        if self.lone == "first":
+            return convolve_pairs(cat_frames([frames[:, :1], frames]), filters, bias)[:, 1:]
+        return convolve_pairs(cat_frames([frames, frames[:, -1:]]), filters, bias)[:, :-1]
+
+
+def parity(length: Length) -> int | None:
+    """`length` modulo 2; None where that depends on a symbol."""
+    if isinstance(length, int):
+        return length % 2
+    if any(factor % 2 for monomial, factor in length.terms.items() if monomial):
+        return None
+    return length % 2
+
+
+Filters = Sequence[Sequence[Tensor]]
+"""Four transformed filters in time, each as one (C', C, 3, 3), or again as four in height, (C', C, 1, 3)."""
+
+
+def rows_pay(weight: Tensor) -> bool:
+    """Whether transforming in height, too, saves time for a weight (C', C, 3, 3, 3)."""
+    return min(weight.shape[:2]) >= ROWS_FROM_CHANNELS
+
+
+def filters_of(weight: Tensor, rows: bool) -> dict[str, Tensor]:
+    """Transformed filters of a weight (C', C, 3, 3, 3), by name: `pair0` to `pair3`; with `rows`, `pair0.rows0` to `pair3.rows3`.
+
+    Computed in float64 and rounded once, to the weight's precision.
+    """
+    wide = weight.detach().to(torch.float64)
+    pairs = {f"pair{index}": part for index, part in enumerate(_transform(wide.unbind(2)))}
+    if rows:
+        pairs = {
+            f"{name}.rows{index}": part[:, :, None] for name, pair in pairs.items() for index, part in enumerate(_transform(pair.unbind(2)))
+        }
+    return {name: part.to(weight.dtype).contiguous() for name, part in pairs.items()}
+
+
+def arrange(filters: Sequence[Tensor]) -> Filters:
+    """What `filters_of` gives, in its order, as `Filters`."""
+    each = len(filters) // 4
+    return [filters[start : start + each] for start in range(0, len(filters), each)]
+
+
+def _transform(taps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    first, middle, last = taps
+    return first, (first + middle + last) / 2, (first - middle + last) / 2, last
+
+
+def convolve_pairs(frames: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
+    """A causal 3x3x3 convolution, spatial zero padding 1, with two frames of history and an even number of frames.
+
+    Args:
+        frames: (B, T + 2, C, H, W), T even; H even where the filters are transformed in height.
+        filters: see `filters_of`.
+        bias: (C',).
+
+    Returns:
+        (B, T, C', H, W).
+    """
+    batch = frames.shape[0]
+    windows = _analyse([frames[:, start : start - TAPS or None : 2] for start in range(4)])
+    products = [
+        _products(window.flatten(0, 1), pair, bias if index == 1 else None)
+        for index, (window, pair) in enumerate(zip(windows, filters, strict=True))
+    ]
+    images = [_combine(parts) for parts in zip(*(_synthesise(parts) for parts in zip(*products, strict=True)), strict=True)]
+    pairs = torch.stack(images, dim=1)
+    return pairs.reshape(batch, -1, *pairs.shape[2:])
+
+
+def _products(images: Tensor, filters: Sequence[Tensor], bias: Tensor | None) -> list[Tensor]:
+    """One product in time: its convolution, or the four products in height that it is made of."""
+    if len(filters) == 1:
+        return [F.conv2d(images, filters[0], bias, padding=1)]
+    padded = F.pad(images, (0, 0, 1, 1))
+    windows = _analyse([padded[:, :, start : start - TAPS or None : 2] for start in range(4)])
+    return [
+        F.conv2d(window, part, bias if index == 1 else None, padding=(0, 1))
+        for index, (window, part) in enumerate(zip(windows, filters, strict=True))
+    ]
+
+
+def _combine(parts: Sequence[Tensor]) -> Tensor:
+    """Whole images from what `_products` gave, after the synthesis in time."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = torch.stack(_synthesise(parts), dim=3)
+    return rows.flatten(2, 3)
+
+
+def _analyse(window: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d0, d1, d2, d3 = window
+    return d0 - d2, d1 + d2, d2 - d1, d3 - d1
+
+
+def _synthesise(products: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    p0, p1, p2, p3 = products
+    return (p1 + p2) + p0, (p1 - p2) + p3

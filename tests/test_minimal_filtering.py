@@ -1,0 +1,154 @@
+"""Causal convolutions by minimal filtering: equal to the sum of taps for any size, and with bits that no chunk or clip changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wfvae.causal import CausalConv3d
+from wfvae.export.bundle import ExportOptions, export_bundle
+from wfvae.export.minimal_filtering import ROWS_FROM_CHANNELS, MinimalFiltering, arrange, convolve_pairs, filters_of, parity, rows_pay
+from wfvae.export.parity.verifier import verify
+from wfvae.export.symbolic import Size
+from wfvae.procedural import ProceduralClip
+
+SmallModel = Callable[..., Any]
+
+
+def convolution(seed: int, channels: int, outputs: int, dtype: torch.dtype = torch.float64, **options: Any) -> CausalConv3d:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return CausalConv3d(channels, outputs, 1, **options).to(dtype).requires_grad_(False)
+
+
+def filtered(conv: CausalConv3d, frames: torch.Tensor, rows: bool) -> torch.Tensor:
+    return convolve_pairs(frames, arrange(list(filters_of(conv.conv.weight, rows).values())), conv.conv.bias)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[CausalConv3d, torch.Tensor, bool]:
+    """A convolution, frames with two of history (an even number in all), and whether rows are transformed (H is even then)."""
+    batch, pairs, channels, outputs, height, width = (draw(st.integers(1, top)) for top in (3, 4, 5, 5, 6, 5))
+    rows = draw(st.booleans())
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    shape = (batch, 2 * pairs + 2, channels, 2 * height if rows else height, width)
+    conv = convolution(draw(st.integers(0, 2**31)), channels, outputs)
+    return conv, torch.randn(shape, generator=generator, dtype=torch.float64), rows
+
+
+@given(cases())
+def test_pairs_equal_the_sum_of_taps(case: tuple[CausalConv3d, torch.Tensor, bool]) -> None:
+    """Borders too: all of every frame is compared."""
+    conv, frames, rows = case
+    torch.testing.assert_close(filtered(conv, frames, rows), conv.sum_of_taps(frames), rtol=0, atol=1e-12)
+
+
+@given(cases(), st.sampled_from(["first", "last"]))
+def test_a_whole_clip_equals_the_sum_of_taps(case: tuple[CausalConv3d, torch.Tensor, bool], lone: Any) -> None:
+    conv, frames, rows = case
+    # An odd clip, and as history copies of its first frame, as an offline clip has them.
+    clip = torch.cat([frames[:, :1], frames[:, :1], frames[:, :-1]], dim=1)
+    result = MinimalFiltering(lone)(clip, arrange(list(filters_of(conv.conv.weight, rows).values())), conv.conv.bias)
+    torch.testing.assert_close(result, conv.sum_of_taps(clip), rtol=0, atol=1e-12)
+
+
+@given(cases())
+def test_equal_frames_give_equal_bits(case: tuple[CausalConv3d, torch.Tensor, bool]) -> None:
+    """So a head has the same bits in a stream, which has copies of it, and in a clip."""
+    conv, frames, rows = case
+    conv, head = conv.float(), frames[:, :1].float()
+    result = filtered(conv, head.expand_as(frames).contiguous(), rows)
+    assert torch.equal(result, result[:, :1].expand_as(result))
+    later = filtered(conv, torch.cat([head, head, head, frames[:, 3:].float()], dim=1), rows)
+    assert torch.equal(later[:, 0], result[:, 0])
+
+
+def test_filters_are_those_of_the_paper() -> None:
+    """Worked by hand for the taps 1, 10, 100 in time and 2, 4, 8 in height."""
+    weight = torch.tensor([1.0, 10.0, 100.0])[:, None, None] * torch.tensor([2.0, 4.0, 8.0])[None, :, None] * torch.ones(3)
+    pairs = filters_of(weight[None, None], rows=False)
+    assert [float(part[0, 0, 0, 0]) for part in pairs.values()] == [2.0, 111.0, 91.0, 200.0]
+    rows = filters_of(weight[None, None], rows=True)
+    assert [float(rows[f"pair1.rows{index}"][0, 0, 0, 2]) for index in range(4)] == [55.5 * 2, 55.5 * 7, 55.5 * 3, 55.5 * 8]
+    assert {tuple(part.shape) for part in rows.values()} == {(1, 1, 1, 3)} and len(rows) == 16
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        (4, 0),
+        (5, 1),
+        (2 * Size.symbol("n"), 0),
+        (4 * Size.symbol("n") + 3, 1),
+        (Size.symbol("n"), None),
+        (3 * Size.symbol("n") + 1, None),
+    ],
+)
+def test_parity_is_known_or_not(length: Any, expected: int | None) -> None:
+    assert parity(length) == expected
+
+
+@pytest.mark.parametrize("options", [{"stride": (2, 2)}, {"kernel": 1}, {"kernel_spatial": 1}, {"stride": (2, 1)}])
+def test_other_convolutions_do_not_fit(options: dict[str, Any]) -> None:
+    frames = torch.zeros(1, 4, 2, 4, 4)
+    assert MinimalFiltering("first").fits(convolution(0, 2, 2), frames)
+    assert not MinimalFiltering("first").fits(convolution(0, 2, 2, **options), frames)
+
+
+# Graphs ----------------------------------------------------------------------------------------------------------------------------
+
+
+def kernels(bundle: Path, file: str) -> set[tuple[int, ...]]:
+    graph = onnx.load(str(bundle / file), load_external_data=False).graph
+    attributes = [attribute for node in graph.node if node.op_type == "Conv" for attribute in node.attribute]
+    return {tuple(attribute.ints) for attribute in attributes if attribute.name == "kernel_shape"}
+
+
+@pytest.mark.parametrize("interpolation", ["trilinear", "nearest"])
+@pytest.mark.parametrize("ratio", [4, 8])
+def test_streams_have_the_bits_of_direct_inference(interpolation: str, ratio: int, small_model: SmallModel, tmp_path: Path) -> None:
+    """With channels from which on rows are transformed: 4 C, and both flows."""
+    from wfvae.runtime import open_bundle
+
+    wide = {"encoder_energy_flow_hidden_size": 8, "decoder_energy_flow_hidden_size": 8}
+    blocks = {"encoder_num_resblocks": 1, "decoder_num_resblocks": 1}
+    model = small_model(base_channels=24, temporal_compression=ratio, t_interpolation=interpolation, **wide, **blocks)
+    export_bundle(model, tmp_path / "bundle", ExportOptions(direct=True))
+    assert (1, 3) in kernels(tmp_path / "bundle", "decoder.onnx") & kernels(tmp_path / "bundle", "decoder.direct.onnx")
+    frames = ProceduralClip(5, 20, 28).frames(0, 2 * ratio + 3)
+    verification = verify(open_bundle(tmp_path / "bundle", provider="cpu", threads=1), frames, against=model)
+    assert verification.passed, [check for check in verification.checks if not check.passed]
+    assert all(check.equal_bits for check in verification.checks if check.rule == "equal bits")
+    assert max(check.max_abs for check in verification.checks) < 2e-5
+
+
+def test_plain_and_minimal_bundles_differ_in_rounding_alone(small_model: SmallModel, tmp_path: Path) -> None:
+    from wfvae.runtime import open_bundle
+
+    frames = ProceduralClip(7, 16, 24).frames(0, 9)
+    results, weights = [], []
+    for form in ("plain", "minimal"):
+        manifest = export_bundle(small_model(), tmp_path / form, ExportOptions(convolutions=form))  # type: ignore[arg-type]
+        bundle = open_bundle(tmp_path / form, provider="cpu", threads=1)
+        latents = bundle.encode(frames)
+        results.append(torch.from_numpy(latents))
+        weights.append(manifest.graphs["decoder"].weights_bytes)
+    assert 0 < float((results[0] - results[1]).abs().max()) < 1e-5
+    assert weights[0] < weights[1] < 4 / 3 * weights[0]
+
+
+def test_half_precision_is_plain() -> None:
+    assert ExportOptions().minimal and not ExportOptions(convolutions="plain").minimal
+    assert not ExportOptions(precision="fp16").minimal and not ExportOptions(precision="bf16").minimal
+
+
+def test_rows_are_transformed_in_wide_convolutions() -> None:
+    narrow, wide = (torch.zeros(side, ROWS_FROM_CHANNELS, 3, 3, 3, device="meta") for side in (ROWS_FROM_CHANNELS - 1, ROWS_FROM_CHANNELS))
+    assert rows_pay(wide) and not rows_pay(narrow)
