@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 RUN_CHECKPOINTS, RUN_MODEL = "checkpoints", "checkpoint"
 """A training run holds `checkpoints/step-N/checkpoint/`, each a checkpoint directory of the averaged weights."""
+SHIPPED = ("tiny",)
+"""Names of the checkpoints that come with the package, in `wfvae/data`."""
 _LISTED = 8
 
 
@@ -31,7 +34,8 @@ def load(
     """Loads a model for inference (in eval mode).
 
     Args:
-        source: a directory with `config.json` and `diffusion_pytorch_model.safetensors`; the directory of a training run, whose
+        source: `tiny`, the small trained model that comes with the package (a directory of that name goes first); a directory with
+            `config.json` and `diffusion_pytorch_model.safetensors`; the directory of a training run, whose
             newest averaged weights are taken; a training checkpoint `*.ckpt` with a `config.json` beside it; or a Hugging Face
             repository `owner/name` (needs the extra `hub`).
         device, dtype: where and in what precision the weights are placed.
@@ -51,6 +55,8 @@ def load(
             )
         _require_config(path.parent, source)
         return _build(WFVAEConfig.from_json(path.parent / CONFIG_NAME), read_training_checkpoint(path), path, device, dtype)
+    if not path.is_dir() and str(source) in SHIPPED:
+        path = Path(str(files("wfvae") / "data" / str(source)))
     if not path.is_dir():
         path = _download(str(source), revision)
     path = _model_of_run(path)
@@ -82,18 +88,30 @@ def _require_config(directory: Path, source: str | Path) -> None:
 
 def save(model: WFVAE, directory: str | Path) -> None:
     """Writes `config.json` and the weights, each to a temporary name first. Raises `CheckpointError` if the disk refuses."""
-    directory = Path(directory)
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()}
+    _write({name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()}, model.config, Path(directory))
+
+
+def _write(tensors: Mapping[str, Tensor], config: WFVAEConfig, directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         temporary = directory / (WEIGHTS_NAME + ".tmp")
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        save_file(dict(tensors), temporary, metadata={"format": "pt"})
         os.replace(temporary, directory / WEIGHTS_NAME)
         temporary = directory / (CONFIG_NAME + ".tmp")
-        temporary.write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, directory / CONFIG_NAME)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write the checkpoint {directory}: {error}") from error
+
+
+def save_half(model: WFVAE, directory: str | Path) -> None:
+    """As `save`, with the trained weights rounded to fp16: half the size. Haar taps stay fp32, since their synthesis inverts them exactly.
+
+    `load` gives the rounded weights in the precision it is asked for.
+    """
+    trained = {name for name, _ in model.named_parameters()}
+    tensors = {name: (t.half() if name in trained else t).detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    _write(tensors, model.config, Path(directory))
 
 
 def read_training_checkpoint(path: str | Path) -> dict[str, Tensor]:

@@ -1,0 +1,106 @@
+"""Do the energy paths and the wavelet loss help at the tiny size? Short trainings that differ in nothing else (paper: Table 4, Fig. 7).
+
+    python benchmarks/ablation.py                 about 20 minutes on one core: benchmarks/results/ablation.json and .md
+    python benchmarks/ablation.py --steps 4000 --seeds 0 1 2
+
+Every variant has the same data in the same order, the same number of steps, and initial weights of the same seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import load_average, machine, write_json
+
+from wfvae.train.config import TrainingConfig
+from wfvae.train.loop import read_metrics, train
+from wfvae.train.world import World
+
+RESULTS = Path(__file__).parent / "results"
+VARIANTS = {
+    "both paths, lambda_WL 0.1": [],
+    "both paths, lambda_WL 0": ["loss.wavelet_weight=0.0"],
+    "no paths (so no WL loss)": ["model.energy_flow_l2=false", "model.energy_flow_l3=false"],
+}
+COMMON = [
+    "data.crops_per_clip=4",
+    "optimizer.schedule_steps=0",
+    "optimizer.warmup_steps=100",
+    "optimizer.ema_decay=0.99",
+    "validation.every=0",
+    "validation.clips=32",
+    "validation.pictures=0",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1200, help="optimiser steps of each training (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    began = time.perf_counter()
+    rows = [measure(name, changes, seed, args.steps) for seed in args.seeds for name, changes in VARIANTS.items()]
+    result = {
+        "machine": machine(args.threads, "wfvae", "torch"),
+        "load_average": load_average(),
+        "minutes": (time.perf_counter() - began) / 60,
+        "steps": args.steps,
+        "rows": rows,
+    }
+    write_json(RESULTS / "ablation.json", result)
+    (RESULTS / "ablation.md").write_text(table(result), encoding="utf-8")
+    print(json.dumps(result, indent=2) if args.json else table(result))
+
+
+def measure(name: str, changes: list[str], seed: int, steps: int) -> dict[str, Any]:
+    """Trains one variant and scores its averaged weights on held-out clips."""
+    settings = [*COMMON, f"run.steps={steps}", f"run.seed={seed}", f"run.checkpoint_every={steps}", *changes]
+    config = TrainingConfig.load("tiny-stage1", settings)
+    with tempfile.TemporaryDirectory() as run:
+        result = train(config, Path(run), World(0, 1, torch.device("cpu")))
+        assert result.scores is not None
+        last = read_metrics(Path(run), "train")[-5:]
+    parameters = sum(p.numel() for p in _model(config).parameters())
+    return {
+        "variant": name,
+        "seed": seed,
+        "parameters": parameters,
+        "psnr_db": result.scores.psnr_db,
+        "ssim": result.scores.ssim,
+        "training_l1": sum(line["reconstruction"] for line in last) / len(last),
+        "wavelet_term": sum(line["wavelet"] for line in last) / len(last),
+    }
+
+
+def _model(config: TrainingConfig) -> torch.nn.Module:
+    from wfvae import WFVAE
+
+    return WFVAE(config.model.architecture())
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [
+        f"{result['steps']} steps of stage 1 of the tiny model on crops of 64x64, one run per row; scores on 32 held-out clips of 128x128, 17 frames.",
+        "",
+        "| variant | seed | parameters | PSNR (dB) | SSIM | WL term at the end |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {row['variant']} | {row['seed']} | {row['parameters']:,} | {row['psnr_db']:.2f} | {row['ssim']:.4f} | {row['wavelet_term']:.0f} |"
+        for row in result["rows"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What the trained tiny model that ships with the package reaches on procedural video that it was not trained on.
+
+    python benchmarks/tiny_model.py                       scores, a 300-frame stream, pictures: benchmarks/results/tiny-model.*
+    python benchmarks/tiny_model.py --ship RUN [RUN ...]  first makes the package's checkpoint from the last of these runs (in fp16),
+                                                          and draws the training curve of all of them
+
+Scores are means over held-out clips of 17 frames of 128x128 pixels: windows of 256x256 paintings (as the second stage was trained), and
+paintings at 128x128 (twice as much detail per pixel). The stream goes through the exported bundle and ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from record import machine, write_json
+
+from wfvae import WFVAE
+from wfvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME, save_half
+from wfvae.export.bundle import export_bundle
+from wfvae.export.svg_file import Panel, svg_file
+from wfvae.export.svg_plots import WIDE, line_plot
+from wfvae.procedural import ProceduralClip
+from wfvae.runtime import open_bundle
+from wfvae.train.data import Crops, FixedCrops, ProceduralClips, held_out
+from wfvae.train.loop import CONFIG_NAME as RUN_CONFIG
+from wfvae.train.loop import read_metrics
+from wfvae.train.validation import validate
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = ROOT / "wfvae" / "data" / "tiny"
+RESULTS = ROOT / "benchmarks" / "results"
+SEED = 20_000
+NOISE = 2.0
+STREAM_SEED, STREAM_FRAMES, SIDE, STREAM_SIDE = 7, 300, 128, 256
+CHUNK = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ship", nargs="+", type=Path, default=[], metavar="RUN")
+    parser.add_argument("--clips", type=int, default=64, help="held-out clips of each kind (default: %(default)s)")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if args.ship:
+        ship(args.ship)
+    model = WFVAE.from_pretrained(SHIPPED)
+    result = {
+        "machine": machine(torch.get_num_threads(), "wfvae", "torch", "onnxruntime"),
+        "model": {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "weights_bytes": (SHIPPED / WEIGHTS_NAME).stat().st_size,
+            "weights_sha256": hashlib.sha256((SHIPPED / WEIGHTS_NAME).read_bytes()).hexdigest(),
+        },
+        "held_out": {"windows_of_256x256": score(model, args.clips, 2 * SIDE), "paintings_at_128x128": score(model, args.clips, SIDE)},
+        "stream": stream(model),
+    }
+    write_json(RESULTS / "tiny-model.json", result)
+    print(json.dumps(result, indent=2) if args.json else summary(result))
+
+
+def ship(runs: list[Path]) -> None:
+    """Writes the package's checkpoint from the last run, and the curve of all."""
+    save_half(WFVAE.from_pretrained(runs[-1]), SHIPPED)
+    assert (SHIPPED / CONFIG_NAME).is_file()
+    for number, run in enumerate(runs, 1):
+        shutil.copyfile(run / RUN_CONFIG, SHIPPED / f"stage{number}.toml")
+    per_stage = [[line["reconstruction"] for line in read_metrics(run, "train")] for run in runs]
+    pixels = 3 * 64 * 64
+    curve = [loss / pixels * 127.5 for losses in per_stage for loss in losses]
+    steps = [int(read_metrics(run, "train")[-1]["step"]) for run in runs]
+    notes = [f"L1 of every 50th batch in levels of 255, over {' + '.join(map(str, steps))} steps of {len(runs)} stages."]
+    plot = line_plot(curve, "logged step (every 50th)", "L1", "levels", WIDE, from_zero=True)
+    (SHIPPED / "training-curve.svg").write_text(
+        svg_file("Training of the tiny model", notes, [Panel("Reconstruction loss", plot)]), encoding="utf-8"
+    )
+
+
+def score(model: WFVAE, clips: int, side: int) -> dict[str, Any]:
+    """Means, and the spread over clips."""
+    source = FixedCrops(ProceduralClips(SEED, clips, 17, (side, side), split="held-out", max_noise=NOISE), Crops(SIDE, SIDE))
+    each = [validate(model, [batch]) for batch in held_out(source, clips)]
+    psnr, ssim = [s.psnr_db for s in each], [s.ssim for s in each]
+    return {
+        "clips": clips,
+        "psnr_db": statistics.mean(psnr),
+        "ssim": statistics.mean(ssim),
+        "psnr_db_quartiles": statistics.quantiles(psnr, n=4),
+        "ssim_quartiles": statistics.quantiles(ssim, n=4),
+        "psnr_db_lowest": min(psnr),
+    }
+
+
+def stream(model: WFVAE) -> dict[str, Any]:
+    """300 frames through the exported bundle: quality per frame, and whether the seams of chunks are visible."""
+    frames = ProceduralClip(STREAM_SEED, STREAM_SIDE, STREAM_SIDE).frames(0, STREAM_FRAMES)
+    with tempfile.TemporaryDirectory() as folder:
+        export_bundle(model, Path(folder) / "bundle")
+        with open_bundle(Path(folder) / "bundle") as bundle:
+            latents = bundle.encode(frames, chunk=CHUNK)
+            pixels = bundle.decode(latents, frames=STREAM_FRAMES, chunk=CHUNK)
+    before, after = frames.astype(np.float32), pixels.astype(np.float32)
+    psnr = 10 * np.log10(255.0**2 / np.maximum(((before - after) ** 2).mean(axis=(1, 2, 3)), 1e-3))
+    # What moves in the error from frame to frame is what would be seen as flicker; a seam would make it larger where steps meet.
+    flicker = np.abs(np.diff(after - before, axis=0)).mean(axis=(1, 2, 3))
+    step = 4 * CHUNK
+    seams = np.array([index % step == 0 for index in range(1, STREAM_FRAMES)])
+    phases = [float(flicker[np.arange(1, STREAM_FRAMES) % 4 == phase].mean()) for phase in range(4)]
+    picks = [0, 1, 75, 150, 225, 299]
+    sheet = np.concatenate([np.concatenate([frames[i], pixels[i]], axis=0) for i in picks], axis=1)
+    Image.fromarray(sheet).save(RESULTS / "tiny-model-stream.png", optimize=True)
+    curve = line_plot([float(v) for v in psnr], "frame", "PSNR", "dB", WIDE, least_span=5.0)
+    moving = line_plot([float(v) for v in flicker], "frame", "change of the error", "levels", WIDE, from_zero=True)
+    notes = [
+        f"Procedural clip, seed {STREAM_SEED}, {STREAM_FRAMES} frames of {STREAM_SIDE}x{STREAM_SIDE}, streamed in steps of {CHUNK} latents."
+    ]
+    drawing = svg_file("A stream through the tiny model", notes, [Panel("Quality per frame", curve), Panel("Flicker", moving)])
+    (RESULTS / "tiny-model-stream.svg").write_text(drawing, encoding="utf-8")
+    return {
+        "frames": STREAM_FRAMES,
+        "latents_per_step": CHUNK,
+        "psnr_db": float(psnr.mean()),
+        "psnr_db_lowest": float(psnr.min()),
+        "error_change_levels": float(flicker.mean()),
+        "error_change_at_seams_over_elsewhere": float(flicker[seams].mean() / flicker[~seams].mean()),
+        "error_change_by_phase_of_4": phases,
+        "video_change_levels": float(np.abs(np.diff(before, axis=0)).mean()),
+    }
+
+
+def summary(result: dict[str, Any]) -> str:
+    """For people."""
+    lines = []
+    for name, scores in result["held_out"].items():
+        lines.append(f"{name}: PSNR {scores['psnr_db']:.2f} dB, SSIM {scores['ssim']:.4f} over {scores['clips']} clips")
+    told = result["stream"]
+    lines.append(
+        f"stream of {told['frames']} frames: PSNR {told['psnr_db']:.2f} dB; the error changes {told['error_change_levels']:.2f} levels "
+        f"per frame, at seams {told['error_change_at_seams_over_elsewhere']:.2f} x as much as elsewhere"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
