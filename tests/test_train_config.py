@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from fixtures.program import Program
+from wfvae.cli import main
 from wfvae.config import WFVAEConfig
 from wfvae.errors import ConfigError
 from wfvae.train.config import TrainingConfig, ready_configs
@@ -42,6 +44,14 @@ def test_every_ready_config_loads_and_is_listed(program: Program) -> None:
     assert len(listed) == 11
     for name in ready_configs():
         TrainingConfig.load(name, FOLDER)
+
+
+def test_the_help_names_ready_configs(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    named = set(re.findall(r"wfvae train (\S+) --(?:out|set)", capsys.readouterr().out))
+    assert len(named) > 2
+    assert named <= set(ready_configs())
 
 
 def test_a_folder_is_asked_for(program: Program) -> None:

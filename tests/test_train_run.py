@@ -363,12 +363,14 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_learning_rate_follows_its_schedule() -> None:
-    settings = TrainingConfig.load(
-        "tiny", ["optimizer.learning_rate=1.0", "optimizer.warmup_steps=10", "optimizer.final_rate=0.2"]
-    ).optimizer
+    shape = ["optimizer.learning_rate=1.0", "optimizer.warmup_steps=10", "optimizer.final_rate=0.2"]
+    settings = TrainingConfig.load("tiny-stage1", [*shape, "optimizer.schedule_steps=0"]).optimizer
     assert [learning_rate(settings, step, 110) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
     # The half cosine: its middle lies half way between 1 and 0.2, its end at 0.2.
     assert [learning_rate(settings, step, 110) for step in (10, 60, 110, 500)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
+    # Of a run that ends half way down: its length changes nothing.
+    fixed = TrainingConfig.load("tiny-stage1", [*shape, "optimizer.schedule_steps=110"]).optimizer
+    assert [learning_rate(fixed, step, 60) for step in (10, 60)] == pytest.approx([1.0, 0.6])
     constant = TrainingConfig.load("S-stage1", ["data.folder=x"]).optimizer
     assert {learning_rate(constant, step, 800_000) for step in (0, 400_000, 799_999)} == {1e-5}
 

@@ -21,7 +21,7 @@ SUMMARY = "videos to a checkpoint: one stage of training"
 DESCRIPTION = """\
 Trains a model by a configuration: a TOML file, or the name of a ready one (--list). Every key can be set on the command line.
 
-  wfvae train tiny --out runs/tiny                                        procedural video, one CPU, about an hour
+  wfvae train tiny-stage1 --out runs/tiny1                                procedural video, one CPU
   wfvae train S-stage1 --set data.folder=videos/ --out runs/S1            the paper's stage I
   torchrun --nproc-per-node 8 -m wfvae train S-stage1 --set data.folder=videos/ --out runs/S1
   wfvae train S-stage2 --set data.folder=videos/ --set run.initial=runs/S1 --out runs/S2
