@@ -25,7 +25,7 @@ from wfvae.train.checkpoints import write_checkpoint
 from wfvae.train.config import TrainingConfig
 from wfvae.train.loop import Watcher, read_metrics, train
 from wfvae.train.state import TrainingState
-from wfvae.train.step import learning_rate
+from wfvae.train.step import Trainer, learning_rate
 from wfvae.train.world import World
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -268,6 +268,22 @@ def test_nan_stops_the_run_and_names_step_batch_and_checkpoint(finished_run: Pat
     with pytest.raises(TrainingError, match=r"step 7: total is nan.*the batch held procedural.*last good checkpoint is .*step-00000006"):
         train(small(loss__adversarial=True, run__steps=8), run, CPU, resume=True)
     assert max(p.name for p in (run / "checkpoints").iterdir()) == "step-00000006"
+
+
+def test_a_broken_gradient_of_the_discriminator_changes_no_weight() -> None:
+    # Its loss is finite, so that only the gradient tells; written into a checkpoint it would break every resumption.
+    config = small(loss__adversarial=True)
+    state = TrainingState.fresh(config, CPU.device)
+    assert state.discriminator is not None
+    head = state.discriminator.head.weight
+    before = {name: tensor.clone() for name, tensor in state.tensors().items() if "running" not in name and "tracked" not in name}
+    trainer = Trainer(config, state, CPU, None)
+    head.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingError, match=r"step 1: discriminator_gradient_norm is nan"):
+        trainer.step([torch.randint(0, 256, (2, 3, 5, 32, 32), dtype=torch.uint8)])
+    assert state.step == 0
+    after = state.tensors()
+    assert_same_bits(before, {name: after[name] for name in before})
 
 
 def test_a_damaged_checkpoint_says_how_to_go_on(finished_run: Path, tmp_path: Path) -> None:
