@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,9 +25,10 @@ from wfvae.model import WFVAE
 from wfvae.train.checkpoints import write_checkpoint
 from wfvae.train.config import TrainingConfig
 from wfvae.train.loop import Watcher, read_metrics, train
+from wfvae.train.sources import training_source
 from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer, learning_rate
-from wfvae.train.world import World
+from wfvae.train.world import World, processes_here
 
 CPU = World(0, 1, torch.device("cpu"))
 SMALL = {
@@ -217,15 +219,29 @@ def test_two_processes_train_with_accumulation_against_a_discriminator(tmp_path:
     assert all(torch.isfinite(tensor).all() for tensor in last_state(tmp_path / "two").values())
 
 
+def test_the_fault_of_one_process_is_told_as_one_fault(tmp_path: Path) -> None:
+    done = run_two_processes(small(data__kind="folder", data__folder=str(tmp_path / "nowhere")), tmp_path)
+    assert done.returncode != 0
+    # torchrun has a lot to say as well; the other process has one line, or is ended before it comes to it.
+    told = [line for line in done.stderr.decode().splitlines() if line.startswith("wfvae train:")]
+    assert sum("no such folder of videos" in line for line in told) == 1
+    assert all(any(known in line for known in ("no such folder", "another process of this run has ended", "interrupted")) for line in told)
+
+
 def two_processes(config: TrainingConfig, tmp_path: Path) -> int:
     """The step that a run of two processes came to; it is in `tmp_path / "two"`."""
-    path = written(config, tmp_path / "small.toml")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d"]
-    launcher += ["--rdzv-endpoint", "localhost:0", "-m", "wfvae", "train", str(path), "--out", str(tmp_path / "two"), "--json"]
-    done = subprocess.run(launcher, capture_output=True, timeout=120, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = run_two_processes(config, tmp_path)
     assert done.returncode == 0, done.stderr.decode()
     step: int = json.loads(done.stdout)["step"]  # one report, of the first process
     return step
+
+
+def run_two_processes(config: TrainingConfig, tmp_path: Path) -> subprocess.CompletedProcess[bytes]:
+    """`wfvae train` by torchrun."""
+    path = written(config, tmp_path / "small.toml")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d"]
+    launcher += ["--rdzv-endpoint", "localhost:0", "-m", "wfvae", "train", str(path), "--out", str(tmp_path / "two"), "--json"]
+    return subprocess.run(launcher, capture_output=True, timeout=120, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def _assert_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -378,6 +394,47 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     assert recorded == pytest.approx([line["total"] for line in read_metrics(tmp_path, "train")], rel=1e-5)
 
 
+def test_frames_per_second_counts_the_steps_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A clock that goes on by a second per step: 2 clips of 5 frames. The last line covers one step, the one before two.
+    seconds = [0.0]
+
+    def a_step_passes() -> bool:
+        seconds[0] += 1.0
+        return False
+
+    monkeypatch.setattr("wfvae.train.loop.time", SimpleNamespace(perf_counter=lambda: seconds[0]))
+    told: list[dict[str, float]] = []
+    watcher = Watcher(lambda done, total, values: told.append(values), stopping=a_step_passes)
+    train(small(run__steps=3, run__log_every=2, validation__every=0), tmp_path, CPU, watcher=watcher)
+    assert [line["frames_per_second"] for line in read_metrics(tmp_path, "train")] == [10.0, 10.0]
+    assert [values.get("frames_per_second") for values in told] == [None, 10.0, 10.0]
+
+
+def test_too_little_memory_names_what_helps(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore lines")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(TrainingError, match=r"step 7: out of memory on cpu; try run.activation_.*step-00000006"),
+    ):
+        patch.setattr(Trainer, "step", full)
+        train(small(loss__adversarial=True, run__steps=7), run, CPU, resume=True)
+    # What it advises may be changed in a run that is resumed.
+    frugal = small(loss__adversarial=True, run__steps=7, run__activation_checkpointing=True, loss__perceptual_frames=1)
+    assert train(frugal, run, CPU, resume=True).step == 7
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert processes_here() == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert processes_here() == 8
+
+
 def test_learning_rate_follows_its_schedule() -> None:
     shape = ["optimizer.learning_rate=1.0", "optimizer.warmup_steps=10", "optimizer.final_rate=0.2"]
     settings = TrainingConfig.load("tiny-stage1", [*shape, "optimizer.schedule_steps=0"]).optimizer
@@ -404,6 +461,10 @@ def test_a_folder_of_videos_trains_and_bad_files_are_told_once(tmp_path: Path, p
     assert outcome.report["validation"] is None
     assert outcome.err.count("broken.mp4") == 1
     assert (tmp_path / "run" / "index.json").is_file()
+    looked_at: list[tuple[int, int]] = []
+    source = training_source(TrainingConfig.load(config), tmp_path / "third", lambda *counts: looked_at.append(counts))
+    assert looked_at == [(1, 3), (2, 3), (3, 3)]
+    assert len(source) == 2
     outcome = program("train", config, "--out", tmp_path / "other", "--set", "data.bad_files=0")
     assert outcome.code == 2
     told, complaint = outcome.err.splitlines()
