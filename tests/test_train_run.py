@@ -146,6 +146,22 @@ def test_a_stopped_run_goes_on_to_the_same_bits(finished_run: Path, tmp_path: Pa
     assert records[0] == records[1]
 
 
+def test_a_discriminator_that_starts_later_is_resumed_before_and_after(tmp_path: Path) -> None:
+    config = small(
+        loss__adversarial=True, loss__adversarial_start=2, run__steps=4, run__checkpoint_every=1, run__keep=9, validation__every=0
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(config, whole, CPU)
+    lines = read_metrics(whole, "train")
+    assert [line["adversarial_weight"] > 0 for line in lines] == [False, False, True, True]
+    assert ["discriminator" in line for line in lines] == [False, False, True, True]
+    asked = iter([False, True, False, False, True])  # after the first step, and after two more
+    for stop in (1, 3):
+        assert train(config, cut, CPU, resume=True, watcher=Watcher(stopping=lambda: next(asked))).step == stop
+    assert train(config, cut, CPU, resume=True).finished
+    assert_same_bits(last_state(whole), last_state(cut))
+
+
 @pytest.mark.parametrize("moment", [1, 2, 3])
 def test_a_killed_run_goes_on_to_the_same_bits(moment: int, finished_run: Path, tmp_path: Path, program: Program) -> None:
     run, config = tmp_path / "run", written(small(loss__adversarial=True), tmp_path / "small.toml")
