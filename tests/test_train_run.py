@@ -369,10 +369,14 @@ def test_a_run_exports_its_averaged_weights(finished_run: Path, tmp_path: Path, 
     assert made["parameters"] > 0
     model, state = WFVAE.from_pretrained(finished_run), last_state(finished_run)
     assert all(torch.equal(tensor, state[f"average.{name}"]) for name, tensor in model.state_dict().items())
+    inspected = program.done("inspect", finished_run)
+    assert (inspected["kind"], inspected["tensors"]) == ("training run", len(model.state_dict()))
+    assert Path(inspected["checkpoint"]) == finished_run / "checkpoints" / "step-00000006" / "checkpoint"
     older = WFVAE.from_pretrained(finished_run / "checkpoints" / "step-00000002")
     assert not torch.equal(older.decoder.conv_out.weight, model.decoder.conv_out.weight)
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     assert "has no checkpoint yet" in program.refused("export", tmp_path / "empty", tmp_path / "none")
+    assert "has no checkpoint yet" in program.refused("inspect", tmp_path / "empty")
 
 
 def test_lpips_takes_part(tmp_path: Path) -> None:
