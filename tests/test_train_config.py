@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from fixtures.program import Program
+from wfvae.cli import main
 from wfvae.config import WFVAEConfig
 from wfvae.errors import ConfigError
-from wfvae.train.config import TrainingConfig, ready_configs
+from wfvae.train.config import DataSettings, TrainingConfig, ready_configs
 
 
 @pytest.fixture
@@ -42,6 +46,14 @@ def test_every_ready_config_loads_and_is_listed(program: Program) -> None:
     assert len(listed) == 11
     for name in ready_configs():
         TrainingConfig.load(name, FOLDER)
+
+
+def test_the_help_names_ready_configs(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    named = set(re.findall(r"wfvae train (\S+) --(?:out|set)", capsys.readouterr().out))
+    assert len(named) > 2
+    assert named <= set(ready_configs())
 
 
 def test_a_folder_is_asked_for(program: Program) -> None:
@@ -101,6 +113,12 @@ def test_wrong_settings_are_refused_in_one_line(program: Program, override: str,
     assert said in program.refused("train", "tiny-stage1", "--set", override)
 
 
+def test_several_crops_need_a_size(program: Program) -> None:
+    overrides = ["data.crop_height=0", "data.crop_width=0", "data.crops_per_clip=4"]
+    said = program.refused("train", "tiny-stage1", *(word for override in overrides for word in ("--set", override)))
+    assert "data.crops_per_clip is 4 without a size of crops" in said
+
+
 def test_wrong_files_are_refused(program: Program, tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text("[run]\nsteps = \n", encoding="utf-8")
@@ -130,3 +148,14 @@ def test_every_key_is_documented() -> None:
         part = text.partition(f"### [{name}]")[2].partition("\n### ")[0]
         missing = [key for key in section if f"| `{key}` |" not in part]
         assert not missing, f"[{name}] of docs/training.md lacks {missing}"
+
+
+def test_documented_defaults_are_those_of_the_program() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    settings = TrainingConfig(data=DataSettings(folder="videos"))
+    for section in fields(settings):
+        part = text.partition(f"### [{section.name}]")[2].partition("\n### ")[0]
+        rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", part, re.MULTILINE))
+        kind = type(getattr(settings, section.name))
+        expected = {f.name: "the preset's" if f.default is None else json.dumps(f.default) for f in fields(kind)}
+        assert rows == expected

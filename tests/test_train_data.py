@@ -203,6 +203,15 @@ def test_what_a_source_left_out_is_told_too() -> None:
         BatchStream(InspectedClips(3), 1, 0, ledger=BadClipLedger(0))
 
 
+def test_what_all_ranks_know_is_told_by_the_first_and_what_one_meets_by_that_one() -> None:
+    lines: list[str] = []
+    ledger = BadClipLedger(2, lines.append)
+    BatchStream(InspectedClips(3), 1, 0, rank=1, world=2, ledger=ledger).close()
+    assert (lines, len(ledger)) == ([], 1)
+    ledger.note([BadClip("met", "cut short")])
+    assert lines == ["skipped 'met': cut short"]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_of_a_source_stay_one_line(workers: int) -> None:
     for source, message in (

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,9 +25,10 @@ from wfvae.model import WFVAE
 from wfvae.train.checkpoints import write_checkpoint
 from wfvae.train.config import TrainingConfig
 from wfvae.train.loop import Watcher, read_metrics, train
+from wfvae.train.sources import training_source
 from wfvae.train.state import TrainingState
-from wfvae.train.step import learning_rate
-from wfvae.train.world import World
+from wfvae.train.step import Trainer, learning_rate
+from wfvae.train.world import World, processes_here
 
 CPU = World(0, 1, torch.device("cpu"))
 SMALL = {
@@ -144,6 +146,22 @@ def test_a_stopped_run_goes_on_to_the_same_bits(finished_run: Path, tmp_path: Pa
     assert records[0] == records[1]
 
 
+def test_a_discriminator_that_starts_later_is_resumed_before_and_after(tmp_path: Path) -> None:
+    config = small(
+        loss__adversarial=True, loss__adversarial_start=2, run__steps=4, run__checkpoint_every=1, run__keep=9, validation__every=0
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(config, whole, CPU)
+    lines = read_metrics(whole, "train")
+    assert [line["adversarial_weight"] > 0 for line in lines] == [False, False, True, True]
+    assert ["discriminator" in line for line in lines] == [False, False, True, True]
+    asked = iter([False, True, False, False, True])  # after the first step, and after two more
+    for stop in (1, 3):
+        assert train(config, cut, CPU, resume=True, watcher=Watcher(stopping=lambda: next(asked))).step == stop
+    assert train(config, cut, CPU, resume=True).finished
+    assert_same_bits(last_state(whole), last_state(cut))
+
+
 @pytest.mark.parametrize("moment", [1, 2, 3])
 def test_a_killed_run_goes_on_to_the_same_bits(moment: int, finished_run: Path, tmp_path: Path, program: Program) -> None:
     run, config = tmp_path / "run", written(small(loss__adversarial=True), tmp_path / "small.toml")
@@ -217,15 +235,29 @@ def test_two_processes_train_with_accumulation_against_a_discriminator(tmp_path:
     assert all(torch.isfinite(tensor).all() for tensor in last_state(tmp_path / "two").values())
 
 
+def test_the_fault_of_one_process_is_told_as_one_fault(tmp_path: Path) -> None:
+    done = run_two_processes(small(data__kind="folder", data__folder=str(tmp_path / "nowhere")), tmp_path)
+    assert done.returncode != 0
+    # torchrun has a lot to say as well; the other process has one line, or is ended before it comes to it.
+    told = [line for line in done.stderr.decode().splitlines() if line.startswith("wfvae train:")]
+    assert sum("no such folder of videos" in line for line in told) == 1
+    assert all(any(known in line for known in ("no such folder", "another process of this run has ended", "interrupted")) for line in told)
+
+
 def two_processes(config: TrainingConfig, tmp_path: Path) -> int:
     """The step that a run of two processes came to; it is in `tmp_path / "two"`."""
-    path = written(config, tmp_path / "small.toml")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d"]
-    launcher += ["--rdzv-endpoint", "localhost:0", "-m", "wfvae", "train", str(path), "--out", str(tmp_path / "two"), "--json"]
-    done = subprocess.run(launcher, capture_output=True, timeout=120, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = run_two_processes(config, tmp_path)
     assert done.returncode == 0, done.stderr.decode()
     step: int = json.loads(done.stdout)["step"]  # one report, of the first process
     return step
+
+
+def run_two_processes(config: TrainingConfig, tmp_path: Path) -> subprocess.CompletedProcess[bytes]:
+    """`wfvae train` by torchrun."""
+    path = written(config, tmp_path / "small.toml")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d"]
+    launcher += ["--rdzv-endpoint", "localhost:0", "-m", "wfvae", "train", str(path), "--out", str(tmp_path / "two"), "--json"]
+    return subprocess.run(launcher, capture_output=True, timeout=120, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def _assert_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -268,6 +300,22 @@ def test_nan_stops_the_run_and_names_step_batch_and_checkpoint(finished_run: Pat
     with pytest.raises(TrainingError, match=r"step 7: total is nan.*the batch held procedural.*last good checkpoint is .*step-00000006"):
         train(small(loss__adversarial=True, run__steps=8), run, CPU, resume=True)
     assert max(p.name for p in (run / "checkpoints").iterdir()) == "step-00000006"
+
+
+def test_a_broken_gradient_of_the_discriminator_changes_no_weight() -> None:
+    # Its loss is finite, so that only the gradient tells; written into a checkpoint it would break every resumption.
+    config = small(loss__adversarial=True)
+    state = TrainingState.fresh(config, CPU.device)
+    assert state.discriminator is not None
+    head = state.discriminator.head.weight
+    before = {name: tensor.clone() for name, tensor in state.tensors().items() if "running" not in name and "tracked" not in name}
+    trainer = Trainer(config, state, CPU, None)
+    head.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingError, match=r"step 1: discriminator_gradient_norm is nan"):
+        trainer.step([torch.randint(0, 256, (2, 3, 5, 32, 32), dtype=torch.uint8)])
+    assert state.step == 0
+    after = state.tensors()
+    assert_same_bits(before, {name: after[name] for name in before})
 
 
 def test_a_damaged_checkpoint_says_how_to_go_on(finished_run: Path, tmp_path: Path) -> None:
@@ -321,10 +369,14 @@ def test_a_run_exports_its_averaged_weights(finished_run: Path, tmp_path: Path, 
     assert made["parameters"] > 0
     model, state = WFVAE.from_pretrained(finished_run), last_state(finished_run)
     assert all(torch.equal(tensor, state[f"average.{name}"]) for name, tensor in model.state_dict().items())
+    inspected = program.done("inspect", finished_run)
+    assert (inspected["kind"], inspected["tensors"]) == ("training run", len(model.state_dict()))
+    assert Path(inspected["checkpoint"]) == finished_run / "checkpoints" / "step-00000006" / "checkpoint"
     older = WFVAE.from_pretrained(finished_run / "checkpoints" / "step-00000002")
     assert not torch.equal(older.decoder.conv_out.weight, model.decoder.conv_out.weight)
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     assert "has no checkpoint yet" in program.refused("export", tmp_path / "empty", tmp_path / "none")
+    assert "has no checkpoint yet" in program.refused("inspect", tmp_path / "empty")
 
 
 def test_lpips_takes_part(tmp_path: Path) -> None:
@@ -362,13 +414,56 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     assert recorded == pytest.approx([line["total"] for line in read_metrics(tmp_path, "train")], rel=1e-5)
 
 
+def test_frames_per_second_counts_the_steps_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A clock that goes on by a second per step: 2 clips of 5 frames. The last line covers one step, the one before two.
+    seconds = [0.0]
+
+    def a_step_passes() -> bool:
+        seconds[0] += 1.0
+        return False
+
+    monkeypatch.setattr("wfvae.train.loop.time", SimpleNamespace(perf_counter=lambda: seconds[0]))
+    told: list[dict[str, float]] = []
+    watcher = Watcher(lambda done, total, values: told.append(values), stopping=a_step_passes)
+    train(small(run__steps=3, run__log_every=2, validation__every=0), tmp_path, CPU, watcher=watcher)
+    assert [line["frames_per_second"] for line in read_metrics(tmp_path, "train")] == [10.0, 10.0]
+    assert [values.get("frames_per_second") for values in told] == [None, 10.0, 10.0]
+
+
+def test_too_little_memory_names_what_helps(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore lines")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(TrainingError, match=r"step 7: out of memory on cpu; try run.activation_.*step-00000006"),
+    ):
+        patch.setattr(Trainer, "step", full)
+        train(small(loss__adversarial=True, run__steps=7), run, CPU, resume=True)
+    # What it advises may be changed in a run that is resumed.
+    frugal = small(loss__adversarial=True, run__steps=7, run__activation_checkpointing=True, loss__perceptual_frames=1)
+    assert train(frugal, run, CPU, resume=True).step == 7
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert processes_here() == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert processes_here() == 8
+
+
 def test_learning_rate_follows_its_schedule() -> None:
-    settings = TrainingConfig.load(
-        "tiny", ["optimizer.learning_rate=1.0", "optimizer.warmup_steps=10", "optimizer.final_rate=0.2"]
-    ).optimizer
+    shape = ["optimizer.learning_rate=1.0", "optimizer.warmup_steps=10", "optimizer.final_rate=0.2"]
+    settings = TrainingConfig.load("tiny-stage1", [*shape, "optimizer.schedule_steps=0"]).optimizer
     assert [learning_rate(settings, step, 110) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
     # The half cosine: its middle lies half way between 1 and 0.2, its end at 0.2.
     assert [learning_rate(settings, step, 110) for step in (10, 60, 110, 500)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
+    # Of a run that ends half way down: its length changes nothing.
+    fixed = TrainingConfig.load("tiny-stage1", [*shape, "optimizer.schedule_steps=110"]).optimizer
+    assert [learning_rate(fixed, step, 60) for step in (10, 60)] == pytest.approx([1.0, 0.6])
     constant = TrainingConfig.load("S-stage1", ["data.folder=x"]).optimizer
     assert {learning_rate(constant, step, 800_000) for step in (0, 400_000, 799_999)} == {1e-5}
 
@@ -386,6 +481,10 @@ def test_a_folder_of_videos_trains_and_bad_files_are_told_once(tmp_path: Path, p
     assert outcome.report["validation"] is None
     assert outcome.err.count("broken.mp4") == 1
     assert (tmp_path / "run" / "index.json").is_file()
+    looked_at: list[tuple[int, int]] = []
+    source = training_source(TrainingConfig.load(config), tmp_path / "third", lambda *counts: looked_at.append(counts))
+    assert looked_at == [(1, 3), (2, 3), (3, 3)]
+    assert len(source) == 2
     outcome = program("train", config, "--out", tmp_path / "other", "--set", "data.bad_files=0")
     assert outcome.code == 2
     told, complaint = outcome.err.splitlines()

@@ -88,8 +88,9 @@ _FREE = frozenset(
     f"{section}.{key}"
     for section, keys in {
         "data": "workers bad_files",
-        "run": "steps threads checkpoint_every keep log_every tensorboard initial",
-        "validation": "every clips folder frames height width pictures",
+        "loss": "perceptual_frames",
+        "run": "steps threads activation_checkpointing checkpoint_every keep log_every tensorboard initial",
+        "validation": "every clips folder frames height width crop_height crop_width pictures",
     }.items()
     for key in keys.split()
 )

@@ -171,7 +171,7 @@ class RunSettings:
     activation_checkpointing: bool = False
     """Recompute the activations of blocks in the backward pass: less memory, about a third more time."""
     threads: int = 0
-    """CPU threads of the model; 0 takes all cores."""
+    """CPU threads of the model, per process; 0 shares all cores among the processes of a machine."""
     initial: str = ""
     """Checkpoint or run directory whose weights a new run starts from. The discriminator starts anew, as at each stage of the paper."""
     checkpoint_every: int = 1000
@@ -370,6 +370,10 @@ class _Checks:
         self._pictures("validation", height, width, shown.crop_height, shown.crop_width)
         for key in _AT_LEAST_ONE.split():
             self._at_least(key, 1)
+        if config.data.crops_per_clip > 1 and not config.data.crop_height:
+            raise ConfigError(
+                f"data.crops_per_clip is {config.data.crops_per_clip} without a size of crops; give data.crop_height and data.crop_width"
+            )
         for key in _AT_LEAST_ZERO.split():
             self._at_least(key, 0)
         for key, value in (("optimizer.ema_decay", config.optimizer.ema_decay), *(("optimizer.betas", b) for b in config.optimizer.betas)):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from wfvae.checkpoint import RUN_CHECKPOINTS, newest_of_run
@@ -38,9 +39,11 @@ class Watcher:
     progress: Callable[[int, int, dict[str, float]], None] = lambda done, total, values: None
     """Given (steps made, steps in all, latest values) after every step."""
     notice: Callable[[str], None] = lambda line: None
-    """Given one line for each file that is skipped, and for what takes a while."""
+    """Given one line for each file that is skipped. A process that is not the first leaves those out that the index names."""
     stopping: Callable[[], bool] = lambda: False
     """Asked between steps; True ends the run after a checkpoint."""
+    indexing: Callable[[int, int], None] | None = None
+    """Given (files looked at, files in all) while the folder of videos is indexed."""
 
 
 @dataclass
@@ -83,7 +86,7 @@ class _Run:
         self._config, self._directory, self._world, self._watcher = config, directory, world, watcher
         self._share = _share(config, world)
         self._clock = _Clock()
-        self._ledger = BadClipLedger(config.data.bad_files, watcher.notice if world.is_first else None)
+        self._ledger = BadClipLedger(config.data.bad_files, watcher.notice)
         self._scores: Scores | None = None
         self._validation: ClipSource | None = None
         self._perceptual: PerceptualLoss | None = None
@@ -97,7 +100,7 @@ class _Run:
         # The first process writes the index, which the others then find.
         if not world.is_first:
             world.wait()
-        source = training_source(config, directory)
+        source = training_source(config, directory, self._watcher.indexing)
         if world.is_first:
             self._validation = validation_source(config, directory)
             world.wait()
@@ -122,6 +125,7 @@ class _Run:
     def _steps(self, trainer: Trainer, stream: BatchStream, metrics: Metrics | _NoMetrics) -> bool:
         config, state, clock = self._config, trainer.state, self._clock
         steps, every = config.run.steps, config.run.checkpoint_every
+        rates: dict[str, float] = {}
         while state.step < steps:
             if self._world.any(self._watcher.stopping()):
                 self._save(state)
@@ -131,10 +135,11 @@ class _Run:
             with clock.measure("compute"):
                 values = self._step(trainer, batch)
             done = state.step
+            clock.count(config.optimizer.batch * batch.frames.shape[2])
             if done % config.run.log_every == 0 or done == steps:
-                values |= clock.since_last(config.optimizer.batch * batch.frames.shape[2] * config.run.log_every)
-                metrics.write("train", done, values)
-            self._watcher.progress(done, steps, values | clock.shares())
+                rates = clock.since_last()
+                metrics.write("train", done, values | rates)
+            self._watcher.progress(done, steps, values | rates | clock.shares())
             due = config.validation.every and done % config.validation.every == 0
             if self._validation is not None and (due or done == steps):
                 with clock.measure("validation"):
@@ -147,9 +152,19 @@ class _Run:
         try:
             return trainer.step(_parts(batch.frames, self._config.optimizer.accumulate))
         except TrainingError as error:
-            last = newest_of_run(self._directory)
-            kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"
-            raise TrainingError(f"{error}; the batch held {', '.join(batch.names)}; {kept}") from error
+            raise TrainingError(f"{error}; the batch held {', '.join(batch.names)}; {self._kept()}") from error
+        except RuntimeError as error:
+            # On a CPU torch has no kind of its own for it.
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            raise TrainingError(
+                f"step {trainer.state.step + 1}: out of memory on {self._world.device}; try run.activation_checkpointing=true, a larger "
+                f"optimizer.accumulate, a small loss.perceptual_frames, or smaller or shorter clips; {self._kept()}"
+            ) from error
+
+    def _kept(self) -> str:
+        last = newest_of_run(self._directory)
+        return f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"
 
     def _save(self, state: TrainingState) -> None:
         if self._world.is_first:
@@ -222,6 +237,7 @@ class _Clock:
         self._spent: dict[str, float] = {"data_wait": 0.0, "compute": 0.0, "validation": 0.0}
         self._began = self._marked = time.perf_counter()
         self._at_mark: dict[str, float] = dict(self._spent)
+        self._frames = 0
 
     def start(self) -> None:
         self._began = self._marked = time.perf_counter()
@@ -229,12 +245,17 @@ class _Clock:
     def measure(self, what: str) -> _Measure:
         return _Measure(self._spent, what)
 
-    def since_last(self, frames: int) -> dict[str, float]:
+    def count(self, frames: int) -> None:
+        """Takes in that so many frames have been trained on."""
+        self._frames += frames
+
+    def since_last(self) -> dict[str, float]:
         """Rates since the last call, without validations."""
         now = time.perf_counter()
         delta = {name: self._spent[name] - self._at_mark[name] for name in self._spent}
         elapsed = max(now - self._marked - delta["validation"], 1e-9)
-        self._marked, self._at_mark = now, dict(self._spent)
+        frames = self._frames
+        self._marked, self._at_mark, self._frames = now, dict(self._spent), 0
         return {
             "frames_per_second": frames / elapsed,
             "data_wait": delta["data_wait"] / elapsed,

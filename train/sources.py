@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import ClipSource, Crops, FixedCrops, ProceduralClips, VideoFolder
 
 
-def training_source(config: TrainingConfig, run: Path) -> ClipSource:
-    """The clips to train on. Raises `DataError` naming what is wrong with the folder."""
+def training_source(config: TrainingConfig, run: Path, indexing: Callable[[int, int], None] | None = None) -> ClipSource:
+    """The clips to train on; `indexing` is given (files looked at, files in all).
+
+    Raises `DataError` naming what is wrong with the folder.
+    """
     data, size = config.data, (config.data.height, config.data.width)
     if data.kind == "procedural":
         return ProceduralClips(config.run.seed, data.clips, data.frames, size, data.stride, max_noise=data.noise)
-    return VideoFolder(data.folder, data.frames, size, data.stride, index_path=run / "index.json")
+    return VideoFolder(data.folder, data.frames, size, data.stride, index_path=run / "index.json", progress=indexing)
 
 
 def training_crops(config: TrainingConfig) -> Crops | None:

@@ -68,10 +68,10 @@ class Trainer:
             parts: this process's share of the batch, uint8 (b, 3, T, H, W) each, on any device.
 
         Returns:
-            The loss terms, unweighted and averaged over all processes, the learning rate and the gradient's norm.
+            The loss terms, unweighted and averaged over all processes, the learning rate and the norms of the gradients.
 
         Raises:
-            TrainingError: a loss or gradient is NaN or infinite; the state is that after the previous step.
+            TrainingError: a loss or gradient is NaN or infinite; the weights are those after the previous step.
         """
         state, settings = self.state, self.config.optimizer
         rate = learning_rate(settings, state.step, self.config.run.steps)
@@ -95,9 +95,13 @@ class Trainer:
         result = {name: float(self.world.mean(value)) for name, value in terms.items()}
         result["gradient_norm"] = float(norm)
         self._require_finite(result)
-        _apply(state.optimizer, rate)
         if pairs:
-            result["discriminator"] = self._discriminator_step(pairs, rate)
+            result |= self._discriminator_gradients(pairs)
+            self._require_finite(result)
+        # Nothing has changed so far: a step that went wrong leaves no trace in a checkpoint.
+        _apply(state.optimizer, rate)
+        if pairs and state.discriminator_optimizer is not None:
+            _apply(state.discriminator_optimizer, rate)
         state.step += 1
         state.update_average(settings.ema_decay)
         return {**result, "learning_rate": rate}
@@ -135,7 +139,8 @@ class Trainer:
         )
         return terms, decoded.sample
 
-    def _discriminator_step(self, pairs: Sequence[tuple[Tensor, Tensor]], rate: float) -> float:
+    def _discriminator_gradients(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """Fills the discriminator's gradients; its loss over all processes, and the norm of its gradient."""
         optimizer, judge = self.state.discriminator_optimizer, self._judge
         assert optimizer is not None and judge is not None
         optimizer.zero_grad(set_to_none=True)
@@ -146,10 +151,8 @@ class Trainer:
                 loss = hinge_discriminator_loss(judge(real), judge(fake.float())) / len(pairs)
             torch.autograd.backward(loss)
             total += loss.detach()
-        value = float(self.world.mean(total))
-        self._require_finite({"discriminator": value})
-        _apply(optimizer, rate)
-        return value
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in judge.parameters() if parameter.grad is not None])
+        return {"discriminator": float(self.world.mean(total)), "discriminator_gradient_norm": float(norm)}
 
     def _forward(self, video: Tensor, noise: Tensor) -> tuple[EncoderOutput, DecoderOutput]:
         with self._precision():
@@ -211,7 +214,7 @@ def _wide(distribution: DiagonalGaussian) -> DiagonalGaussian:
 
 
 def _mix(seed: int, step: int, salt: int) -> int:
-    """A seed that differs for any other seed, step or salt (a multiplicative hash; torch's generator scrambles it further)."""
+    """A seed for each seed, step and salt (a multiplicative hash, so that neighbours get unlike ones)."""
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xC2B2AE3D27D4EB4F + salt * 0x165667B19E3779F9) & ((1 << 64) - 1)
     mixed ^= mixed >> 29
     return mixed * 0xBF58476D1CE4E5B9 % _SEED_RANGE

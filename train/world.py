@@ -56,6 +56,12 @@ class World:
             dist.barrier()
 
 
+def processes_here() -> int:
+    """Processes that torchrun started on this machine, this one included; 1 without torchrun."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(int(text), 1) if text.isdecimal() else 1
+
+
 @contextmanager
 def join_world(threads: int) -> Iterator[World]:
     """Joins the processes that torchrun started (NCCL on GPUs, gloo on CPUs); alone without torchrun.
@@ -64,7 +70,7 @@ def join_world(threads: int) -> Iterator[World]:
         threads: CPU threads of torch, in each process.
 
     Raises:
-        TrainingError: torchrun's environment is incomplete, or its processes do not find each other.
+        TrainingError: torchrun's environment is incomplete, its processes do not find each other, or, later, another one has ended.
     """
     torch.set_num_threads(threads)
     gpu = torch.cuda.is_available()
@@ -81,5 +87,16 @@ def join_world(threads: int) -> Iterator[World]:
         raise TrainingError(f"the processes of this run cannot be joined: {reason}; start them by: torchrun --nproc-per-node N") from error
     try:
         yield World(dist.get_rank(), dist.get_world_size(), torch.device("cuda", local) if gpu else torch.device("cpu"))
+    except RuntimeError as error:
+        if not _tells_of_lost_peer(error):
+            raise
+        raise TrainingError(
+            "another process of this run has ended; its own message says why, and --resume goes on from the last checkpoint"
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _tells_of_lost_peer(error: RuntimeError) -> bool:
+    # gloo's errors have no kind of their own.
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

@@ -59,7 +59,7 @@ def load(
         path = Path(str(files("wfvae") / "data" / str(source)))
     if not path.is_dir():
         path = _download(str(source), revision)
-    path = _model_of_run(path)
+    path = model_of_run(path)
     _require_config(path, source)
     return _build(WFVAEConfig.from_json(path / CONFIG_NAME), _read_weights(path / WEIGHTS_NAME), path, device, dtype)
 
@@ -71,8 +71,11 @@ def newest_of_run(run: Path) -> Path | None:
     return max(steps, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
-def _model_of_run(directory: Path) -> Path:
-    """The averaged weights in a run or in one of its checkpoints; the directory itself if it is neither."""
+def model_of_run(directory: Path) -> Path:
+    """The averaged weights in a run or in one of its checkpoints; the directory itself if it is neither.
+
+    Raises `CheckpointError` if the run has no checkpoint yet.
+    """
     if (directory / RUN_CHECKPOINTS).is_dir() and not (directory / CONFIG_NAME).is_file():
         newest = newest_of_run(directory)
         if newest is None:

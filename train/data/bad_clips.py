@@ -40,11 +40,15 @@ class BadClipLedger:
         """Different bad files so far."""
         return len(self.reasons)
 
-    def note(self, bad: Iterable[BadClip]) -> None:
+    def note(self, bad: Iterable[BadClip], tell: bool = True) -> None:
         """Take in what was met; files known already change nothing.
 
+        Args:
+            bad: files that cannot be used.
+            tell: whether new ones are reported, or only counted.
+
         Raises:
-            DataError: more than `limit` different files are bad. All of `bad` has been reported and counted then.
+            DataError: more than `limit` different files are bad. All of `bad` has been counted, and reported, then.
         """
         last = None
         for clip in bad:
@@ -52,7 +56,7 @@ class BadClipLedger:
                 continue
             self.reasons[clip.name] = clip.reason
             last = clip
-            if self._report is not None:
+            if tell and self._report is not None:
                 self._report(f"skipped {clip}")
         if last is not None and len(self.reasons) > self.limit:
             raise DataError(

@@ -144,7 +144,7 @@ class BatchStream:
         self.step = start_step
         self.ledger = BadClipLedger() if ledger is None else ledger
         if isinstance(source, InspectedSource):
-            self.ledger.note(source.unusable)
+            self.ledger.note(source.unusable, tell=rank == 0)  # every rank knows these; what a rank meets later, it alone knows
         sampling = Sampling(seed, len(source), batch_size, rank, world, crops.per_clip if crops is not None else 1)
         steps = _Steps(source, sampling, self.ledger.limit, crops)
         self._workers: list[BaseProcess] = []

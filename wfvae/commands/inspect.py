@@ -10,13 +10,13 @@ from typing import Any
 
 from wfvae.commands.common import add_json_argument, mebibytes, show
 from wfvae.commands.subbands import check_plot_name, measure_subbands, plot_subbands, subband_table
-from wfvae.errors import CheckpointError, InputError, WFVAEError
+from wfvae.errors import CheckpointError, InputError, MissingExtraError, WFVAEError
 
 SUMMARY = "what a bundle, latents, a checkpoint or a video is"
 DESCRIPTION = """\
 Says what something is, and checks it as far as that is cheap: a bundle's hashes, a checkpoint's names and shapes.
 
-  wfvae inspect bundle/ · wfvae inspect latents.zarr · wfvae inspect checkpoint/ · wfvae inspect in.mp4
+  wfvae inspect bundle/ · wfvae inspect latents.zarr · wfvae inspect checkpoint/ · wfvae inspect runs/S1 · wfvae inspect in.mp4
 
 With --subbands, the energy and entropy of each of a video's eight Haar sub-bands, from all its frames:
 
@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
         facts = _bundle(path)
     elif (path / "config.json").is_file():
         facts = _checkpoint(path)
+    elif (path / "checkpoints").is_dir() or (path / "checkpoint").is_dir():
+        facts = _run(path)
     elif path.suffix.lower() in _LATENTS_SUFFIXES:
         facts = _latents(path)
     elif path.suffix == ".ckpt":
@@ -136,6 +138,16 @@ def _latents(path: Path) -> dict[str, Any]:
             "complete": reader.complete,
         }
         return {**facts, **{key: value for key, value in reader.info.to_json().items() if key != "kind"}, "values": reader.info.kind}
+
+
+def _run(path: Path) -> dict[str, Any]:
+    """The newest averaged weights of a training run, or those of one of its checkpoints."""
+    try:
+        from wfvae.checkpoint import model_of_run
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("a training run", str(error.name), "train") from error
+    model = model_of_run(path)
+    return {**_checkpoint(model), "kind": "training run", "checkpoint": str(model)}
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

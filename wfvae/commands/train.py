@@ -21,7 +21,7 @@ SUMMARY = "videos to a checkpoint: one stage of training"
 DESCRIPTION = """\
 Trains a model by a configuration: a TOML file, or the name of a ready one (--list). Every key can be set on the command line.
 
-  wfvae train tiny --out runs/tiny                                        procedural video, one CPU, about an hour
+  wfvae train tiny-stage1 --out runs/tiny1                                procedural video, one CPU
   wfvae train S-stage1 --set data.folder=videos/ --out runs/S1            the paper's stage I
   torchrun --nproc-per-node 8 -m wfvae train S-stage1 --set data.folder=videos/ --out runs/S1
   wfvae train S-stage2 --set data.folder=videos/ --set run.initial=runs/S1 --out runs/S2
@@ -56,15 +56,15 @@ def run(args: argparse.Namespace) -> int:
         return 0
     try:
         from wfvae.train.loop import Watcher, train
-        from wfvae.train.world import join_world
+        from wfvae.train.world import join_world, processes_here
     except ModuleNotFoundError as error:
         raise MissingExtraError("training", str(error.name), "train") from error
     from wfvae.machine import processor_count
 
     directory = args.out or Path("runs") / Path(args.config).stem
-    threads = config.run.threads or processor_count()
-    with join_world(threads) as world, _polite_stop() as stopping, _progress(world.is_first) as (progress, notice):
-        watcher = Watcher(progress, notice, stopping)
+    threads = config.run.threads or max(processor_count() // processes_here(), 1)
+    with join_world(threads) as world, _polite_stop() as stopping, _progress(world.is_first) as (progress, notice, indexing):
+        watcher = Watcher(progress, notice, stopping, indexing)
         result = train(config, directory, world, resume=args.resume, watcher=watcher)
     if world.is_first:
         _report(args, result, config.run.steps)
@@ -109,7 +109,9 @@ def _polite_stop() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _progress(shown: bool) -> Iterator[tuple[Callable[[int, int, dict[str, float]], None], Callable[[str], None]]]:
+def _progress(
+    shown: bool,
+) -> Iterator[tuple[Callable[[int, int, dict[str, float]], None], Callable[[str], None], Callable[[int, int], None]]]:
     """A bar with the losses on a terminal; skipped files are told anywhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -117,14 +119,15 @@ def _progress(shown: bool) -> Iterator[tuple[Callable[[int, int, dict[str, float
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     on_terminal = shown and sys.stderr is not None and sys.stderr.isatty()
     columns = (
-        TextColumn("training"),
+        TextColumn("{task.description}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not on_terminal, transient=True) as bar:
-        task = bar.add_task("", total=None, text="")
+        index = bar.add_task("indexing", total=None, text="", visible=False)
+        task = bar.add_task("training", total=None, text="")
 
         def progress(done: int, total: int, values: dict[str, float]) -> None:
             parts = [f"{name} {values[name]:.4g}" for name in ("reconstruction", "wavelet", "adversarial") if values.get(name)]
@@ -133,7 +136,10 @@ def _progress(shown: bool) -> Iterator[tuple[Callable[[int, int, dict[str, float
             bar.update(task, completed=done, total=total, text="  ".join(parts))
 
         def notice(line: str) -> None:
-            if shown and sys.stderr is not None:
+            if sys.stderr is not None:
                 bar.console.print(line) if on_terminal else sys.stderr.write(f"wfvae train: {line}\n")
 
-        yield progress, notice
+        def indexing(done: int, total: int) -> None:
+            bar.update(index, completed=done, total=total, visible=done < total)
+
+        yield progress, notice, indexing
