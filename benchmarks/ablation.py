@@ -90,13 +90,15 @@ def _model(config: TrainingConfig) -> torch.nn.Module:
 def table(result: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
-        f"{result['steps']} steps of stage 1 of the tiny model on crops of 64x64, one run per row; scores on 32 held-out clips of 128x128, 17 frames.",
+        f"{result['steps']} steps of the tiny model's first stage, crops of 64x64, one run per row; scored on 32 held-out clips of 17 frames, "
+        "128x128.",
         "",
         "| variant | seed | parameters | PSNR (dB) | SSIM | WL term at the end |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {row['variant']} | {row['seed']} | {row['parameters']:,} | {row['psnr_db']:.2f} | {row['ssim']:.4f} | {row['wavelet_term']:.0f} |"
+        f"| {row['variant']} | {row['seed']} | {row['parameters']:,} | {row['psnr_db']:.2f} | {row['ssim']:.4f} "
+        f"| {row['wavelet_term']:.0f} |"
         for row in result["rows"]
     ]
     return "\n".join(lines) + "\n"

@@ -1,0 +1,141 @@
+"""What a training step costs: memory with and without activation checkpointing, and where the time of a run goes.
+
+    python benchmarks/training.py --json benchmarks/results/training-cpu.json
+    python benchmarks/training.py --only memory --frames 25 --size 256        the clips of the paper's stage I
+
+Memory: one step of preset S (L1, KL and wavelet losses, AdamW, moving average), in a fresh process each, after a step on a small clip.
+Time: a run of the tiny model's first stage, its own account of what it waited for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from isolated import NotMeasured, answer, run_isolated
+from process_memory import peak_mb, resident_mb, restart_peak
+from record import load_average, machine, write_json
+
+from wfvae.train.config import TrainingConfig
+from wfvae.train.loop import train
+from wfvae.train.state import TrainingState
+from wfvae.train.step import Trainer
+from wfvae.train.world import World
+
+SECTIONS = ("memory", "time")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--preset", default="S")
+    parser.add_argument("--frames", type=int, default=9)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=100, help="steps of the timed run (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    result: dict[str, Any] = {"machine": machine(args.threads, "wfvae", "torch"), "load_average": load_average()}
+    if "memory" in args.only:
+        result["memory"] = memory(args)
+    if "time" in args.only:
+        result["time"] = shares(args.steps, args.threads)
+    if args.json is not None:
+        write_json(args.json, result)
+    print(summary(result))
+
+
+def memory(args: argparse.Namespace) -> dict[str, Any]:
+    """Peaks of a step, without and with checkpointing."""
+    job = {"preset": args.preset, "frames": args.frames, "size": args.size}
+    found: dict[str, Any] = {**job, "batch": 1}
+    for name, recompute in (("plain", False), ("checkpointing", True)):
+        try:
+            found[name] = run_isolated(Path(__file__), {**job, "recompute": recompute, "threads": args.threads}, args.threads)
+        except NotMeasured as reason:
+            found[name] = {"not_measured": str(reason)}
+    if "peak_mb" in found["plain"] and "peak_mb" in found["checkpointing"]:
+        for key in ("peak_mb", "activations_mb", "seconds"):
+            found[f"{key}_ratio"] = found["checkpointing"][key] / found["plain"][key]
+    return found
+
+
+def step(job: dict[str, Any]) -> dict[str, Any]:
+    """Two steps in this process; the second is measured, when the optimiser's moments are there."""
+    torch.set_num_threads(job["threads"])
+    settings = [
+        f"model.preset={job['preset']}",
+        "data.kind=procedural",
+        f"data.frames={job['frames']}",
+        f"data.height={job['size']}",
+        f"data.width={job['size']}",
+        "loss.perceptual=none",
+        "loss.adversarial=false",
+        "optimizer.batch=1",
+        "run.precision=fp32",
+        f"run.activation_checkpointing={str(job['recompute']).lower()}",
+    ]
+    config = TrainingConfig.load("S-stage1", settings)
+    cpu = torch.device("cpu")
+    trainer = Trainer(config, TrainingState.fresh(config, cpu), World(0, 1, cpu), None)
+    small = torch.randint(0, 256, (1, 3, 1 + 4, 64, 64), dtype=torch.uint8)
+    trainer.step([small])
+    clip = torch.randint(0, 256, (1, 3, job["frames"], job["size"], job["size"]), dtype=torch.uint8)
+    restart_peak()
+    before = resident_mb() or 0.0
+    began = time.perf_counter()
+    trainer.step([clip])
+    seconds = time.perf_counter() - began
+    return {"peak_mb": peak_mb(), "activations_mb": peak_mb() - before, "seconds": seconds}
+
+
+def shares(steps: int, threads: int) -> dict[str, Any]:
+    """A run's own account of its time, in three runs."""
+    torch.set_num_threads(threads)
+    settings = [
+        f"run.steps={steps}",
+        "optimizer.schedule_steps=0",
+        f"run.checkpoint_every={steps}",
+        "validation.every=0",
+        "validation.clips=1",
+    ]
+    runs = []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as folder:
+            result = train(TrainingConfig.load("tiny-stage1", settings), Path(folder), World(0, 1, torch.device("cpu")))
+        runs.append(result.shares)
+    return {"config": "tiny-stage1", "steps": steps, **{name: statistics.median(run[name] for run in runs) for name in runs[0]}}
+
+
+def summary(result: dict[str, Any]) -> str:
+    """For people."""
+    lines = []
+    if "memory" in result:
+        found = result["memory"]
+        for name in ("plain", "checkpointing"):
+            told = found[name]
+            text = (
+                told.get("not_measured")
+                or f"peak {told['peak_mb']:,.0f} MB, of which the step {told['activations_mb']:,.0f} MB, {told['seconds']:.1f} s"
+            )
+            lines.append(f"{found['preset']}, {found['frames']} frames of {found['size']}x{found['size']}, {name}: {text}")
+        if "peak_mb_ratio" in found:
+            lines.append(f"checkpointing by plain: peak {found['peak_mb_ratio']:.2f}, time {found['seconds_ratio']:.2f}")
+    if "time" in result:
+        parts = ", ".join(f"{name} {share:.1%}" for name, share in result["time"].items() if isinstance(share, float))
+        lines.append(f"{result['time']['config']}: {parts}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    import sys
+
+    if len(sys.argv) == 2 and sys.argv[1].startswith("{"):
+        answer(step)
+    else:
+        main()

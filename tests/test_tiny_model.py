@@ -1,0 +1,67 @@
+"""The trained model that comes with the package: what it is, that it loads by name, that it reconstructs, and that the demo uses it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import wfvae
+from fixtures.program import Program, clip, save
+from wfvae.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+from wfvae.model import WFVAE
+from wfvae.train.data import Crops, FixedCrops, ProceduralClips, held_out
+from wfvae.train.validation import validate
+
+FOLDER = Path(wfvae.__file__).parent / "data" / "tiny"
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "tiny-model.json"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> WFVAE:
+    return WFVAE.from_pretrained("tiny")
+
+
+def test_it_is_small_and_of_the_promised_shape(tiny: WFVAE) -> None:
+    assert sum(p.numel() for p in tiny.parameters()) <= 3_000_000
+    assert (FOLDER / WEIGHTS_NAME).stat().st_size <= 6_000_000
+    assert (tiny.config.latent_dim, tiny.config.temporal_compression) == (16, 4)
+    assert tiny.dtype == torch.float32
+
+
+def test_the_name_gives_way_to_a_directory(tiny: WFVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = WFVAE.random(tiny.config.with_changes(latent_dim=4))
+    other.save_pretrained(tmp_path / "tiny")
+    assert WFVAE.from_pretrained("tiny").config.latent_dim == 4
+    (tmp_path / "tiny" / CONFIG_NAME).unlink()
+    with pytest.raises(wfvae.errors.CheckpointError, match=r"tiny has no config\.json"):
+        WFVAE.from_pretrained("tiny")
+
+
+def test_it_reconstructs_what_it_has_not_seen(tiny: WFVAE) -> None:
+    """Near the committed figure, on other clips than that was taken on; random weights reach about 10 dB."""
+    committed = json.loads(RESULTS.read_text(encoding="utf-8"))["held_out"]["windows_of_256x256"]
+    source = FixedCrops(ProceduralClips(77, 6, 9, (256, 256), split="held-out", max_noise=2.0), Crops(128, 128))
+    scores = validate(tiny, held_out(source, 6))
+    assert scores.psnr_db > committed["psnr_db"] - 5.0
+    assert scores.ssim > committed["ssim"] - 0.15
+
+
+def test_the_committed_figures_are_of_this_model() -> None:
+    import hashlib
+
+    measured = json.loads(RESULTS.read_text(encoding="utf-8"))["model"]["weights_sha256"]
+    assert hashlib.sha256((FOLDER / WEIGHTS_NAME).read_bytes()).hexdigest() == measured
+
+
+def test_the_demo_uses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = save(tmp_path / "in.mp4", clip(30, 64, 64))
+    result = Program(capsys).done("demo", video, "--out", tmp_path / "demo", "--threads", "1")
+    assert result["passed"]
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert "checkpoint tiny (trained, comes with the package)" in page
+    given, made = (WFVAE.from_pretrained(source).state_dict() for source in ("tiny", tmp_path / "demo" / "checkpoint"))
+    assert all(torch.equal(given[name], made[name]) for name in given)
