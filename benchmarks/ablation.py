@@ -90,8 +90,8 @@ def _model(config: TrainingConfig) -> torch.nn.Module:
 def table(result: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
-        f"{result['steps']} steps of the tiny model's first stage, crops of 64x64, one run per row; scored on 32 held-out clips of 17 frames, "
-        "128x128.",
+        f"{result['steps']} steps of the tiny model's first stage on crops of 64x64, one run per row; scored on 32 held-out clips "
+        "of 17 frames of 128x128.",
         "",
         "| variant | seed | parameters | PSNR (dB) | SSIM | WL term at the end |",
         "| --- | --- | --- | --- | --- | --- |",
