@@ -11,7 +11,7 @@ PYTHONS := python3.11 python3.12 python3.13 python3.14 python3 python
 PROBE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help env test demo lint format wheel clean
+.PHONY: help env test slow demo lint format wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +30,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 test: env ## run the test suite; options for pytest in PYTEST_ARGS='-k haar'
-	$(PY) -m pytest -q $(PYTEST_ARGS)
+	$(PY) -m pytest -q -m 'not slow' $(PYTEST_ARGS)
+
+slow: env ## run the few tests that take long each (peers from diffusers, the largest preset, processes under torchrun)
+	$(PY) -m pytest -q -m slow $(PYTEST_ARGS)
 
 demo: env ## make a clip, a tiny model and a bundle, and show in demo/ that streaming gives what direct inference gives
 	.venv/bin/wfvae demo --out demo

@@ -123,6 +123,7 @@ def test_the_layer_with_another_weight_is_named(
     assert "is allowed, in step 1 of 4+2 from equal states" in found
 
 
+@pytest.mark.slow
 def test_openvino_is_searched_with_a_runner_of_its_own(
     exported: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -328,6 +328,7 @@ def results(path: Path) -> Any:
     return found
 
 
+@pytest.mark.slow
 def test_peers(tmp_path: Path) -> None:
     names = ["wfvae-tiny/torch", "wfvae-tiny/onnxruntime", "wfvae-tiny/openvino", "cv-vae"]
     small = ["--reduced", "--sizes", "32", "--frames", "9", "--runs", "1", "--threads", "1"]
@@ -407,6 +408,7 @@ def test_checkouts_by_name() -> None:
     assert jobs["cv-vae"]["entry"] == "m:f" and "checkout" not in jobs["open-sora"]
 
 
+@pytest.mark.slow
 def test_scale(tmp_path: Path) -> None:
     sizes = ["--lengths", "tiny=5,9", "--direct-length", "5", "--size", "16", "--sizes", "16", "--predicted-sizes", "64", "--frames", "5"]
     small = ["--preset", "tiny", *sizes, "--rows", "2", "--runs", "1", "--threads", "1", "--limit", "1"]

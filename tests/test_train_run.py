@@ -229,12 +229,14 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
     assert [line["total"] for line in one] == pytest.approx([line["total"] for line in two], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_train_with_accumulation_against_a_discriminator(tmp_path: Path) -> None:
     config = small(run__steps=2, optimizer__batch=4, optimizer__accumulate=2, loss__adversarial=True)
     assert two_processes(config, tmp_path) == 2
     assert all(torch.isfinite(tensor).all() for tensor in last_state(tmp_path / "two").values())
 
 
+@pytest.mark.slow
 def test_the_fault_of_one_process_is_told_as_one_fault(tmp_path: Path) -> None:
     done = run_two_processes(small(data__kind="folder", data__folder=str(tmp_path / "nowhere")), tmp_path)
     assert done.returncode != 0
