@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shutil
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from wfvae.export.svg_file import Panel, svg_file
 from wfvae.export.svg_plots import WIDE, line_plot
 from wfvae.procedural import ProceduralClip
 from wfvae.runtime import open_bundle
+from wfvae.train.config import TrainingConfig
 from wfvae.train.data import Crops, FixedCrops, ProceduralClips, held_out
 from wfvae.train.loop import CONFIG_NAME as RUN_CONFIG
 from wfvae.train.loop import read_metrics
@@ -73,7 +74,7 @@ def ship(runs: list[Path]) -> None:
     save_half(WFVAE.from_pretrained(runs[-1]), SHIPPED)
     assert (SHIPPED / CONFIG_NAME).is_file()
     for number, run in enumerate(runs, 1):
-        shutil.copyfile(run / RUN_CONFIG, SHIPPED / f"stage{number}.toml")
+        (SHIPPED / f"stage{number}.toml").write_text(told(TrainingConfig.load(run / RUN_CONFIG)), encoding="utf-8")
     per_stage = [[line["reconstruction"] for line in read_metrics(run, "train")] for run in runs]
     pixels = 3 * 64 * 64
     curve = [loss / pixels * 127.5 for losses in per_stage for loss in losses]
@@ -83,6 +84,12 @@ def ship(runs: list[Path]) -> None:
     (SHIPPED / "training-curve.svg").write_text(
         svg_file("Training of the tiny model", notes, [Panel("Reconstruction loss", plot)]), encoding="utf-8"
     )
+
+
+def told(config: TrainingConfig) -> str:
+    """The settings of a run, which name the run that it started from, not where that was."""
+    start = replace(config.run, initial=Path(config.run.initial).name)
+    return replace(config, run=start).to_toml()
 
 
 def score(model: WFVAE, clips: int, side: int) -> dict[str, Any]:

@@ -65,3 +65,15 @@ def test_the_demo_uses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "checkpoint tiny (trained, comes with the package)" in page
     given, made = (WFVAE.from_pretrained(source).state_dict() for source in ("tiny", tmp_path / "demo" / "checkpoint"))
     assert all(torch.equal(given[name], made[name]) for name in given)
+
+
+def test_its_runs_are_those_of_the_ready_configurations() -> None:
+    """But for threads, validation and where a run began, which do not change what is trained."""
+    from wfvae.train.config import TrainingConfig
+
+    free = {"run.threads", "run.initial", "run.checkpoint_every"}
+    for number in (1, 2):
+        shipped, ready = TrainingConfig.load(FOLDER / f"stage{number}.toml"), TrainingConfig.load(f"tiny-stage{number}")
+        changed = [key for key in ready.differences(shipped) if key not in free and not key.startswith("validation.")]
+        assert changed in ([], ["optimizer.schedule_steps", "run.steps"])  # stage 1 was stopped, see docs/training.md
+        assert "/" not in shipped.run.initial
