@@ -19,7 +19,8 @@ import torch
 from record import load_average, machine, write_json
 
 from wfvae.train.config import TrainingConfig
-from wfvae.train.loop import read_metrics, train
+from wfvae.train.loop import train
+from wfvae.train.metrics import read_metrics
 from wfvae.train.world import World
 
 RESULTS = Path(__file__).parent / "results"

@@ -34,7 +34,7 @@ from wfvae.runtime import open_bundle
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import Crops, FixedCrops, ProceduralClips, held_out
 from wfvae.train.loop import CONFIG_NAME as RUN_CONFIG
-from wfvae.train.loop import read_metrics
+from wfvae.train.metrics import read_metrics
 from wfvae.train.validation import validate
 
 ROOT = Path(__file__).parent.parent

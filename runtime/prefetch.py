@@ -139,7 +139,8 @@ class BackgroundSink(Generic[T]):
         sink.put(frames)
 
     A failed write ends the sink: later items are dropped, and the exception is raised by the next `put`, or at the latest by `close`.
-    Leaving the `with` block normally waits until all is written; leaving it by an exception drops what is waiting.
+    Leaving the `with` block waits until all is written, so that an error elsewhere loses nothing that was finished; when an exception
+    leaves it, at most 5 seconds, and without raising a failure of its own.
     """
 
     def __init__(self, write: Callable[[T], object], depth: int = 2) -> None:
@@ -157,6 +158,8 @@ class BackgroundSink(Generic[T]):
         if kind is None:
             self.close()
         else:
+            self._channel.end()
+            self._thread.join(JOIN_SECONDS)
             self.abort()
 
     def put(self, item: T) -> None:

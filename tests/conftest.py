@@ -14,6 +14,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     import torch
 
+    from fixtures.program import Program
     from wfvae.model import WFVAE
     from wfvae.runtime import Bundle
 
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("wfvae", deadline=None, max_examples=40)
 settings.load_profile("wfvae")
+
+
+@pytest.fixture
+def program(capsys: pytest.CaptureFixture[str]) -> Program:
+    """`program("encode", bundle, ...)`: the command line, run in this process."""
+    from fixtures.program import Program
+
+    return Program(capsys)
 
 
 @pytest.fixture(scope="session")

@@ -27,11 +27,6 @@ SIZE = ("--size", "14x20", "--runs", "2")
 
 
 @pytest.fixture
-def program(capsys: pytest.CaptureFixture[str]) -> Program:
-    return Program(capsys)
-
-
-@pytest.fixture
 def copy(exported: Callable[..., Path], tmp_path: Path) -> Path:
     """A bundle of this test alone."""
     return Path(shutil.copytree(exported("small"), tmp_path / "bundle"))

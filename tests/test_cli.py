@@ -23,11 +23,6 @@ from wfvae.runtime.transcode import Report
 REPORT_KEYS = {field.name for field in dataclasses.fields(Report)} | {"frames_per_second"}
 
 
-@pytest.fixture
-def program(capsys: pytest.CaptureFixture[str]) -> Program:
-    return Program(capsys)
-
-
 @pytest.fixture(scope="module")
 def bundle(exported: Callable[..., Path]) -> Path:
     return exported("4x8x8-trilinear")

@@ -27,22 +27,17 @@ if missing := [name for name in ("skimage", "scipy", "lpips") if find_spec(name)
 from fixtures.program import Program, clip, load, save  # noqa: E402
 from wfvae.errors import InputError  # noqa: E402
 from wfvae.evaluation.evaluation import Evaluation, SetScore, VideoScore, compare  # noqa: E402
-from wfvae.evaluation.frame_metrics import score_frames  # noqa: E402
 from wfvae.evaluation.frechet import FeatureMoments, frechet_distance  # noqa: E402
 from wfvae.evaluation.interval import mean_interval  # noqa: E402
 from wfvae.evaluation.lpips_choice import LPIPSChoice  # noqa: E402
 from wfvae.evaluation.protocol import Protocol, open_prepared, resized, square  # noqa: E402
 from wfvae.evaluation.sources import reconstruct  # noqa: E402
 from wfvae.evaluation.video_files import find_videos, match_videos  # noqa: E402
+from wfvae.frame_metrics import score_frames  # noqa: E402
 from wfvae.runtime import Bundle  # noqa: E402
 from wfvae.torchvision_operators import make_torchvision_importable  # noqa: E402
 
 LOSSLESS = {"codec": "ffv1", "pixel_format": "bgr0"}
-
-
-@pytest.fixture
-def program(capsys: pytest.CaptureFixture[str]) -> Program:
-    return Program(capsys)
 
 
 def damaged(frames: np.ndarray, amount: int, seed: int = 0) -> np.ndarray:

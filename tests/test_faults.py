@@ -23,11 +23,6 @@ from wfvae.runtime.latents.latent_files import open_latents
 NAME = "4x8x8-trilinear"
 
 
-@pytest.fixture
-def program(capsys: pytest.CaptureFixture[str]) -> Program:
-    return Program(capsys)
-
-
 @pytest.fixture(scope="module")
 def bundle(exported: Callable[..., Path]) -> Path:
     return exported(NAME)

@@ -18,11 +18,6 @@ from wfvae.runtime.subbands import BAND_NAMES, SubbandStatistics
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-@pytest.fixture
-def program(capsys: pytest.CaptureFixture[str]) -> Program:
-    return Program(capsys)
-
-
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("video") / "in.mp4", clip(9, 34, 48))

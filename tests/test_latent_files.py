@@ -22,26 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from fixtures.latents_info import INFO
 from wfvae.errors import LatentsError, WFVAEError
 from wfvae.runtime.latents.latent_files import SUFFIXES, LatentsInfo, open_latents, open_latents_writer
-
-INFO = LatentsInfo(
-    frames=None,
-    height=30,
-    width=41,
-    padded_height=32,
-    padded_width=48,
-    fps=Fraction(30000, 1001),
-    kind="mean",
-    temporal_ratio=4,
-    scale=(0.5, 1.25, 3.0),
-    shift=(0.0, -0.1, 1e-9),
-    bundle_hash="sha256:12ab",
-    model="WF-VAE-S",
-    time_base=Fraction(1, 90000),
-    color_range="tv",
-    color_space="bt709",
-)
 
 
 def latents(count: int, dtype: Any = np.float32, seed: int = 0) -> Any:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import struct
-from fractions import Fraction
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,11 @@ import pytest
 import safetensors
 import zarr
 
+from fixtures.latents_info import INFO as COMPLETE
 from wfvae.runtime.latents.latent_files import LatentsInfo, open_latents, open_latents_writer
 
 TEXT = (Path(__file__).parent.parent / "docs" / "latents-format.md").read_text(encoding="utf-8")
-INFO = LatentsInfo(
-    frames=None,
-    height=30,
-    width=41,
-    padded_height=32,
-    padded_width=48,
-    fps=Fraction(30000, 1001),
-    kind="mean",
-    temporal_ratio=4,
-    scale=(0.5, 1.25, 3.0),
-    shift=(0.0, -0.1, 1e-9),
-    bundle_hash="12ab",
-    model="WF-VAE-S",
-    time_base=Fraction(1, 90000),
-    color_range="tv",
-)
+INFO = replace(COMPLETE, bundle_hash="12ab", color_space=None)
 EXPECTED = {
     "version": "wfvae-latents/1",
     "frames": 19,

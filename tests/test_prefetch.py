@@ -149,7 +149,27 @@ def test_close_raises_the_failure_of_the_last_write() -> None:
         sink.put(1)
 
 
-def test_an_error_in_the_block_drops_what_waits_and_wins_over_the_sinks_own() -> None:
+def test_an_error_in_the_block_loses_nothing_that_was_put_and_wins_over_the_sinks_own() -> None:
+    started, release = threading.Event(), threading.Event()
+    written: list[int] = []
+
+    def write(item: int) -> None:
+        started.set()
+        release.wait(10)
+        written.append(item)
+        if item == 4:
+            raise Boom
+
+    with pytest.raises(KeyError), BackgroundSink(write, 8) as sink:
+        for item in range(5):
+            sink.put(item)
+        assert started.wait(10)
+        threading.Timer(0.05, release.set).start()
+        raise KeyError("the block")
+    assert written == [0, 1, 2, 3, 4]
+
+
+def test_abort_drops_what_waits() -> None:
     started, release = threading.Event(), threading.Event()
     written: list[int] = []
 
@@ -158,12 +178,12 @@ def test_an_error_in_the_block_drops_what_waits_and_wins_over_the_sinks_own() ->
         release.wait(10)
         written.append(item)
 
-    with pytest.raises(KeyError), BackgroundSink(write, 8) as sink:
-        for item in range(5):
-            sink.put(item)
-        assert started.wait(10)
-        threading.Timer(0.05, release.set).start()
-        raise KeyError("the block")
+    sink = BackgroundSink(write, 8)
+    for item in range(5):
+        sink.put(item)
+    assert started.wait(10)
+    threading.Timer(0.05, release.set).start()
+    sink.abort()
     assert written == [0]
 
 

@@ -22,11 +22,6 @@ SLOWLY = ("--chunk", 1, "--checkpoint-every", 0, "--threads", 1)
 LONG, SHORT = 490, 30
 
 
-@pytest.fixture
-def program(capsys: pytest.CaptureFixture[str]) -> Program:
-    return Program(capsys)
-
-
 @pytest.fixture(scope="module")
 def bundle(exported: Callable[..., Path]) -> Path:
     return exported("4x8x8-trilinear")

@@ -57,9 +57,9 @@ def test_the_committed_figures_are_of_this_model() -> None:
     assert hashlib.sha256((FOLDER / WEIGHTS_NAME).read_bytes()).hexdigest() == measured
 
 
-def test_the_demo_uses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_uses_it(tmp_path: Path, program: Program) -> None:
     video = save(tmp_path / "in.mp4", clip(30, 64, 64))
-    result = Program(capsys).done("demo", video, "--out", tmp_path / "demo", "--threads", "1")
+    result = program.done("demo", video, "--out", tmp_path / "demo", "--threads", "1")
     assert result["passed"]
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert "checkpoint tiny (trained, comes with the package)" in page

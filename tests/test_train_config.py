@@ -15,12 +15,6 @@ from wfvae.config import WFVAEConfig
 from wfvae.errors import ConfigError
 from wfvae.train.config import DataSettings, TrainingConfig, ready_configs
 
-
-@pytest.fixture
-def program(capsys: pytest.CaptureFixture[str]) -> Program:
-    return Program(capsys)
-
-
 FOLDER = ["data.folder=videos"]
 
 

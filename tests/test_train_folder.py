@@ -334,7 +334,7 @@ def test_files_left_out_count_against_the_limit(videos: Path, open_folder: OpenF
 
 
 def test_a_folder_that_gives_nothing_is_one_clear_line(videos: Path, open_folder: OpenFolder, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^no videos below '.*videos'; expected files ending in \.avi, .*\.mp4.*\.wmv$"):
+    with pytest.raises(DataError, match=r"^no videos below '.*videos'; expected files ending in \.avi, .*\.mp4.*\.y4m$"):
         open_folder()
     (videos / "text.mp4").write_text("no video")
     write_numbered(videos / "short.mp4", 2)

@@ -24,7 +24,8 @@ from wfvae.errors import CheckpointError, ConfigError, TrainingError
 from wfvae.model import WFVAE
 from wfvae.train.checkpoints import write_checkpoint
 from wfvae.train.config import TrainingConfig
-from wfvae.train.loop import Watcher, read_metrics, train
+from wfvae.train.loop import Watcher, train
+from wfvae.train.metrics import read_metrics
 from wfvae.train.sources import training_source
 from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer, learning_rate
@@ -48,11 +49,6 @@ SMALL = {
     "run": {"steps": 6, "precision": "fp32", "threads": 1, "checkpoint_every": 2, "log_every": 1},
     "validation": {"every": 3, "clips": 2, "frames": 5, "pictures": 1},
 }
-
-
-@pytest.fixture
-def program(capsys: pytest.CaptureFixture[str]) -> Program:
-    return Program(capsys)
 
 
 def small(**changes: object) -> TrainingConfig:

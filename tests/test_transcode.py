@@ -38,11 +38,6 @@ NTSC = Fraction(30000, 1001)
 NAME = "4x8x8-trilinear"
 
 
-@pytest.fixture
-def program(capsys: pytest.CaptureFixture[str]) -> Program:
-    return Program(capsys)
-
-
 @pytest.fixture(scope="module")
 def bundle(exported: Callable[..., Path]) -> Path:
     return exported(NAME)

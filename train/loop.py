@@ -5,7 +5,6 @@ RUN/config.toml  metrics.jsonl  index.json  checkpoints/step-N/  validation/step
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -278,16 +277,6 @@ class _Measure:
 
     def __exit__(self, *_: object) -> None:
         self._spent[self._what] += time.perf_counter() - self._began
-
-
-def read_metrics(directory: Path, kind: str) -> list[dict[str, float]]:
-    """The lines of one kind of a run's record, in order. Raises `TrainingError` if there is none."""
-    path = directory / METRICS_NAME
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"cannot read {path}: {error}") from error
-    return [line for line in lines if line.pop("kind") == kind]
 
 
 def _share(config: TrainingConfig, world: World) -> int:

@@ -69,6 +69,16 @@ class Metrics:
         os.replace(temporary, self._path)
 
 
+def read_metrics(directory: Path, kind: str) -> list[dict[str, float]]:
+    """The lines of one kind of a run's record, in order. Raises `TrainingError` if there is none."""
+    path = directory / METRICS_NAME
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"cannot read {path}: {error}") from error
+    return [line for line in lines if line.pop("kind") == kind]
+
+
 def _short(value: float) -> float:
     """Six digits are more than anyone compares."""
     return float(f"{value:.6g}")

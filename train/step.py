@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from wfvae.distribution import DiagonalGaussian
 from wfvae.errors import TrainingError
 from wfvae.model import WFVAE, DecoderOutput, EncoderOutput
+from wfvae.plan import SPATIAL_RATIO, latent_frames
 from wfvae.train.config import OptimizerSettings, TrainingConfig
 from wfvae.train.data import to_model_range
 from wfvae.train.losses import (
@@ -169,7 +170,8 @@ class Trainer:
     def _noise(self, video: Tensor, first_row: int) -> Tensor:
         """Noise of the posterior samples. It depends on seed, step and the clip's place in the whole batch, not on the processes."""
         architecture, (batch, _, frames, height, width) = self.state.model.config, video.shape
-        shape = (architecture.latent_dim, 1 + (frames - 1) // architecture.temporal_compression, height // 8, width // 8)
+        latents = latent_frames(frames, architecture.temporal_compression)
+        shape = (architecture.latent_dim, latents, height // SPATIAL_RATIO, width // SPATIAL_RATIO)
         share = self.config.optimizer.batch // self.world.size
         rows = []
         for row in range(batch):

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from wfvae.errors import MissingExtraError, TrainingError
+from wfvae.frame_metrics import Frames, score_frames
 from wfvae.model import WFVAE
-from wfvae.torchvision_operators import make_torchvision_importable
 from wfvae.train.data import Batch, to_model_range
 from wfvae.train.perceptual import PerceptualLoss
 
-_WORST_MSE = 1e-10
+_PERFECT_DB = 100.0
 _SHOWN = 5
 
 
@@ -26,7 +26,7 @@ class Scores(NamedTuple):
     psnr_db: float
     """On [0, 1], in dB; a perfect frame counts as 100 dB."""
     ssim: float
-    """11x11 Gaussian window, sigma 1.5, on [0, 1]."""
+    """As `wfvae evaluate` has it, see `score_frames`."""
     lpips: float | None
     """None without a perceptual network."""
 
@@ -46,7 +46,7 @@ def validate(
 
     Raises:
         TrainingError: no clips, or the pictures cannot be written.
-        MissingExtraError: torchmetrics or pillow is not installed.
+        MissingExtraError: scikit-image or pillow is not installed.
     """
     psnr: list[float] = []
     ssim: list[float] = []
@@ -56,43 +56,38 @@ def validate(
         for clip in batch.frames.unbind():
             video = to_model_range(clip[None].to(device))
             restored = model.decode(model.encode(video).latent_dist.mode()).sample.clamp(-1.0, 1.0)
-            # Scored as people see it: rounded to 8 bits.
             restored = ((restored + 1.0) * 127.5).round() / 127.5 - 1.0
-            a, b = ((x[0].movedim(1, 0) + 1.0) / 2.0 for x in (video, restored))
-            mse = (a - b).square().mean(dim=(1, 2, 3)).clamp_min(_WORST_MSE)
-            psnr.append(float((-10.0 * mse.log10()).mean()))
-            ssim.append(_ssim(a, b))
+            original, shown_as = (_pixels(x) for x in (video, restored))
+            scores = score_frames(original, shown_as, extra="train")
+            psnr.append(float(np.minimum(scores.psnr, _PERFECT_DB).mean()))
+            ssim.append(float(scores.ssim.mean()))
             if perceptual is not None:
                 lpips.append(float(perceptual(video, restored, 1).mean()))
             if pictures is not None and len(psnr) <= shown:
-                _save_picture(pictures / f"clip-{len(psnr) - 1}.png", a, b)
+                _save_picture(pictures / f"clip-{len(psnr) - 1}.png", original, shown_as)
     if not psnr:
         raise TrainingError("there are no held-out clips to validate on; set validation.clips")
     return Scores(float(np.mean(psnr)), float(np.mean(ssim)), float(np.mean(lpips)) if lpips else None)
 
 
-def _ssim(a: Tensor, b: Tensor) -> float:
-    make_torchvision_importable("validation", "train")  # torchmetrics imports it where it is installed
-    try:
-        from torchmetrics.functional.image import structural_similarity_index_measure
-    except ImportError as error:
-        raise MissingExtraError("validation", "torchmetrics", "train") from error
-    value = structural_similarity_index_measure(b, a, sigma=1.5, kernel_size=11, data_range=1.0)
-    return float(value)  # type: ignore[arg-type]  # a tensor, as long as the full image is not asked for
+def _pixels(video: Tensor) -> Frames:
+    """One clip (1, 3, T, H, W) in [-1, 1] as people see it: (T, H, W, 3) uint8."""
+    pixels: Frames = ((video[0] + 1.0) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+    return pixels
 
 
-def _save_picture(path: Path, original: Tensor, restored: Tensor) -> None:
-    """A few frames, (T, 3, H, W) in [0, 1] each."""
+def _save_picture(path: Path, original: Frames, restored: Frames) -> None:
+    """A few of the frames (T, H, W, 3)."""
     try:
         from PIL import Image
     except ImportError as error:
         raise MissingExtraError("pictures of a validation", "pillow", "train") from error
-    picks = np.unique(np.linspace(0, len(original) - 1, _SHOWN).round().astype(int)).tolist()
-    rows = [original[picks], restored[picks], ((restored - original)[picks] * 2.0 + 0.5).clamp(0.0, 1.0)]
-    strips = [torch.cat(list(row), dim=2) for row in rows]
-    pixels = (torch.cat(strips, dim=1) * 255.0).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    picks = np.unique(np.linspace(0, len(original) - 1, _SHOWN).round().astype(int))
+    before, after = original[picks].astype(np.int16), restored[picks].astype(np.int16)
+    difference = np.clip(2 * (after - before) + 128, 0, 255)
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in (before, after, difference)]).astype(np.uint8)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
+        Image.fromarray(sheet).save(path)
     except OSError as error:
         raise TrainingError(f"cannot write {path}: {error}") from error

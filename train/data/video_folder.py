@@ -14,8 +14,9 @@ from wfvae.train.data.clip_source import BadClip, Clip
 from wfvae.train.data.frame_pixels import PixelReader
 from wfvae.train.data.video_container import UnusableError, refused
 from wfvae.train.data.video_frames import frames_from
-from wfvae.train.data.video_index import VIDEO_ENDINGS, index_folder
+from wfvae.train.data.video_index import index_folder
 from wfvae.train.data.video_probe import VideoFacts
+from wfvae.video_suffixes import VIDEO_SUFFIXES
 
 __all__ = ["VideoFolder"]
 
@@ -59,7 +60,7 @@ class VideoFolder:
         self.root, self.frames, self.size, self.stride = Path(root), frames, (size[0], size[1]), stride
         files = index_folder(self.root, Path(index_path), progress)
         if not files:
-            raise DataError(f"no videos below '{root}'; expected files ending in {', '.join(sorted(VIDEO_ENDINGS))}")
+            raise DataError(f"no videos below '{root}'; expected files ending in {', '.join(sorted(VIDEO_SUFFIXES))}")
         self._videos: list[tuple[str, VideoFacts]] = []
         unusable = []
         for file in files:

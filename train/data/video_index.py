@@ -13,12 +13,9 @@ from typing import Any
 from wfvae.errors import DataError
 from wfvae.train.data.clip_source import BadClip
 from wfvae.train.data.video_probe import VideoFacts, probe
+from wfvae.video_suffixes import VIDEO_SUFFIXES
 
-__all__ = ["VIDEO_ENDINGS", "IndexedFile", "index_folder"]
-
-VIDEO_ENDINGS = frozenset(
-    {".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".nut", ".ogv", ".ts", ".webm", ".wmv"}
-)
+__all__ = ["IndexedFile", "index_folder"]
 
 _FORMAT = "wfvae video index"
 _VERSION = 1
@@ -98,7 +95,7 @@ def _video_paths(root: Path) -> Iterator[str]:
         entered.add(place)
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_ENDINGS:
+            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES:
                 yield (Path(folder) / name).relative_to(root).as_posix()
 
 

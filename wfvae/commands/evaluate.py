@@ -71,9 +71,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates, prints the scores, and returns 1 if videos were skipped."""
     _check_usage(args)
-    from wfvae.evaluation.frame_metrics import require_libraries, use_threads
     from wfvae.evaluation.lpips_choice import choose_lpips
     from wfvae.evaluation.protocol import PAPER_FRAMES, PAPER_SIZE, Protocol
+    from wfvae.evaluation.requirements import require_libraries, use_threads
     from wfvae.evaluation.video_features import VideoFeatures
 
     require_libraries()

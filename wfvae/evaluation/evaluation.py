@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from wfvae.errors import InputError, MediaError
-from wfvae.evaluation.frame_metrics import FrameScores, score_frames
 from wfvae.evaluation.interval import Mean, mean_interval
 from wfvae.evaluation.lpips_choice import LPIPSChoice
 from wfvae.evaluation.protocol import PAPER_FRAMES, Protocol
 from wfvae.evaluation.sources import Source
 from wfvae.evaluation.video_features import ClipCollector, VideoFeatures
+from wfvae.frame_metrics import FrameScores, score_frames
 
 Progress = Callable[[int, int | None], None]
 
@@ -211,7 +210,7 @@ class PairedDifference:
 
 
 def compare(first: Evaluation, second: Evaluation) -> list[PairedDifference]:
-    """The second minus the first, over the videos that both have, for each metric that both measured.
+    """The second minus the first, over the videos that both have. A metric that one of them did not measure has no mean.
 
     Raises:
         InputError: no video was scored in both.
@@ -223,8 +222,7 @@ def compare(first: Evaluation, second: Evaluation) -> list[PairedDifference]:
     for metric in METRICS:
         both = [(a.get(metric), b.get(metric)) for a, b in pairs]
         differences = [b - a for a, b in both if a is not None and b is not None]
-        if all(math.isfinite(value) for value in differences):
-            found.append(PairedDifference(metric, mean_interval(differences) if differences else None, len(both) - len(differences)))
+        found.append(PairedDifference(metric, mean_interval(differences) if differences else None, len(both) - len(differences)))
     return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from wfvae.errors import CheckpointError, InputError, MissingExtraError, ResourceError
-from wfvae.evaluation.frame_metrics import LPIPS
+from wfvae.frame_metrics import LPIPS
 
 if TYPE_CHECKING:
     import torch

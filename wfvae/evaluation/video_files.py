@@ -10,28 +10,7 @@ from pathlib import Path
 from wfvae.errors import InputError
 from wfvae.runtime.media.image_folder import SUFFIXES as IMAGE_SUFFIXES
 from wfvae.runtime.media.image_folder import natural_key
-
-VIDEO_SUFFIXES = frozenset(
-    {
-        ".avi",
-        ".flv",
-        ".gif",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mxf",
-        ".nut",
-        ".ogv",
-        ".ts",
-        ".webm",
-        ".wmv",
-        ".y4m",
-    }
-)
+from wfvae.video_suffixes import VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)

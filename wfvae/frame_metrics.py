@@ -35,11 +35,15 @@ class FrameScores:
     """None where LPIPS is not measured."""
 
 
-def score_frames(real: Frames, reconstruction: Frames, lpips: LPIPS | None = None) -> FrameScores:
+def score_frames(real: Frames, reconstruction: Frames, lpips: LPIPS | None = None, *, extra: str = "eval") -> FrameScores:
     """Scores frames against their originals, both (T, H, W, 3) uint8, T >= 1.
 
     PSNR with peak 255. SSIM as its authors define it, on [0, 1]: 11 x 11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03,
     population covariance, averaged over the windows that lie wholly inside the frame and over R, G and B.
+
+    Args:
+        lpips: gives the distances, or None.
+        extra: which of this package's extras brings scikit-image for the caller, named if it is not installed.
 
     Raises:
         InputError: the shapes differ, or frames are smaller than the window.
@@ -50,7 +54,8 @@ def score_frames(real: Frames, reconstruction: Frames, lpips: LPIPS | None = Non
     if min(real.shape[1:3]) < SSIM_WINDOW:
         raise InputError(f"frames are {real.shape[1]}x{real.shape[2]}; expected at least {SSIM_WINDOW}x{SSIM_WINDOW}, the window of SSIM")
     batch = max(1, _BATCH_PIXELS // (real.shape[1] * real.shape[2]))
-    parts = [_score(real[k : k + batch], reconstruction[k : k + batch], lpips) for k in range(0, len(real), batch)]
+    psnr, ssim = scikit_image(extra)
+    parts = [_score(real[k : k + batch], reconstruction[k : k + batch], psnr, ssim, lpips) for k in range(0, len(real), batch)]
     return FrameScores(
         np.concatenate([part.psnr for part in parts]),
         np.concatenate([part.ssim for part in parts]),
@@ -58,8 +63,7 @@ def score_frames(real: Frames, reconstruction: Frames, lpips: LPIPS | None = Non
     )
 
 
-def _score(real: Frames, reconstruction: Frames, lpips: LPIPS | None) -> FrameScores:
-    psnr, ssim = _scikit_image()
+def _score(real: Frames, reconstruction: Frames, psnr: Any, ssim: Any, lpips: LPIPS | None) -> FrameScores:
     decibels, similarity = np.empty(len(real)), np.empty(len(real))
     for index, (before, after) in enumerate(zip(real, reconstruction, strict=True)):
         decibels[index] = np.inf if np.array_equal(before, after) else psnr(before, after, data_range=255)
@@ -84,26 +88,10 @@ def _distances(real: Frames, reconstruction: Frames, lpips: LPIPS) -> Values:
         return result
 
 
-def use_threads(count: int) -> None:
-    """How many CPU threads LPIPS and FVD may use in this process."""
-    import torch
-
-    torch.set_num_threads(count)
-
-
-def require_libraries() -> None:
-    """Raises `MissingExtraError` if a package of the extra is not installed: now, and not after the first video."""
-    try:
-        import scipy  # noqa: F401
-        import torch  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("evaluation", str(error.name), "eval") from error
-    _scikit_image()
-
-
-def _scikit_image() -> tuple[Any, Any]:
+def scikit_image(extra: str) -> tuple[Any, Any]:
+    """Its PSNR and SSIM. Raises `MissingExtraError` naming the extra that brings it."""
     try:
         from skimage.metrics import peak_signal_noise_ratio, structural_similarity
     except ModuleNotFoundError as error:
-        raise MissingExtraError("evaluation", str(error.name), "eval") from error
+        raise MissingExtraError("scoring reconstructions", str(error.name), extra) from error
     return peak_signal_noise_ratio, structural_similarity

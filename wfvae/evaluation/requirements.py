@@ -1,0 +1,23 @@
+"""What evaluation needs of its environment."""
+
+from __future__ import annotations
+
+from wfvae.errors import MissingExtraError
+from wfvae.frame_metrics import scikit_image
+
+
+def use_threads(count: int) -> None:
+    """How many CPU threads LPIPS and FVD may use in this process."""
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def require_libraries() -> None:
+    """Raises `MissingExtraError` if a package of the extra is not installed: now, and not after the first video."""
+    try:
+        import scipy  # noqa: F401
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("evaluation", str(error.name), "eval") from error
+    scikit_image("eval")
