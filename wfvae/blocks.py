@@ -168,10 +168,12 @@ class Upsample3D(nn.Module):
         self.conv = CausalConv3d(channels, channels, spatial // 2)
 
     def forward(self, frames: Tensor, clip: Clip) -> Tensor:
-        batch = frames.shape[0]
-        frames = self.time(frames, clip)
-        large = F.interpolate(frames.flatten(0, 1), scale_factor=2, mode="bilinear", align_corners=False)
-        result: Tensor = self.conv(large.reshape(batch, -1, *large.shape[1:]), clip)
+        def doubled() -> Tensor:
+            more = self.time(frames, clip)
+            large = F.interpolate(more.flatten(0, 1), scale_factor=2, mode="bilinear", align_corners=False)
+            return large.reshape(frames.shape[0], -1, *large.shape[1:])
+
+        result: Tensor = self.conv(doubled, clip)
         return result
 
 

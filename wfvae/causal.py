@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from wfvae.errors import StateError
 from wfvae.streamspec import StateSpec
+from wfvae.tap_sum import repeat_head, sum_of_taps
 
 LERP_WEIGHT = 0.25
 """Half-pixel-centred linear interpolation by two: each output is 3/4 of the nearer and 1/4 of the farther frame."""
@@ -93,6 +94,8 @@ class OfflineClip:
     """A whole clip of T = 1 + r n frames with its head frame single (paper, sections 3.2 and 3.3)."""
 
     def with_history(self, name: str, frames: Tensor, kernel: int, stride: int) -> Tensor:
+        if kernel > 1 and torch.is_grad_enabled() and isinstance(frames, Tensor):
+            return repeat_head(frames, kernel - 1)
         return cat_frames([frames[:, :1]] * (kernel - 1) + [frames]) if kernel > 1 else frames
 
     def pair_up(self, frames: Tensor) -> Tensor:
@@ -254,6 +257,8 @@ class CausalConv3d(TemporalModule):
         frames = clip.with_history(self.path, frames() if callable(frames) else frames, self.kernel, self.stride)
         if not isinstance(frames, Tensor):
             return frames.causal_convolution(self)  # a graph is being recorded, which may have a form of its own
+        if torch.is_grad_enabled() and self.stride == self.stride_spatial == 1:
+            return sum_of_taps(frames, self.conv.weight, self.conv.bias)
         return self.sum_of_taps(frames)
 
     def sum_of_taps(self, frames: Tensor) -> Tensor:

@@ -100,12 +100,13 @@ class Camera:
 
 def _hill_texture(dice: Dice, side: int) -> Texture:
     """Lit relief: ground, rock, skin, cloth."""
-    roughness = dice.uniform(0.6, 0.78)
+    roughness = dice.uniform(0.56, 0.76)
     height = warped_field(dice, side, roughness, dice.uniform(0.05, 0.25)) if dice.chance(0.6) else fractal_field(dice, side, roughness)
     if dice.chance(0.3):
         height = ridged(height)
     level = (height + fractal_field(dice, side, 0.7)) >> 1 if dice.chance(0.5) else height
-    return Texture.of(paint(dice, level, hill_shade(height, dice.uniform(0.2, 0.65))))
+    shade = hill_shade(soften(height), dice.uniform(0.2, 0.65))
+    return Texture.of(soften(paint(dice, level, shade)))
 
 
 def _leaf_texture(dice: Dice, side: int) -> Texture:
@@ -125,8 +126,8 @@ def _woven_texture(dice: Dice, side: int) -> Texture:
     mortar = ((position[:, None] % cell) < gap) | (((position[None, :] + shift) % cell) < gap)
     brick = (position[:, None] // cell * 7 + (position[None, :] + shift) // cell * 13) % 5 * 260
     level = np.clip(brick + noise * 2 // 3, 0, FIELD_MAX)
-    shade = np.where(mortar, 130, 256).astype(np.int32) * hill_shade(noise, 0.35) >> 8
-    return Texture.of(paint(dice, level, shade))
+    shade = np.where(mortar, 130, 256).astype(np.int32) * hill_shade(soften(noise), 0.35) >> 8
+    return Texture.of(soften(paint(dice, level, shade)))
 
 
 _TEXTURES: tuple[Callable[[Dice, int], Texture], ...] = (_hill_texture, _hill_texture, _leaf_texture, _woven_texture)
@@ -192,7 +193,7 @@ class Caption:
         self._stage = stage
         words = text if text is not None else dice.choice(_WORDS)
         room = 0.9 * stage.width / (len(words) * 6)
-        self._dot = min(dice.uniform(0.007, 0.02) * stage.unit, max(room, 0.5))
+        self._dot = min(dice.uniform(0.009, 0.022) * stage.unit, max(room, 0.5))
         scale = min(max(math.ceil(self._dot), 1), 16)
         self._mask = np.pad(text_mask(words, scale) * np.uint8(255), 2)
         self._scale = scale
@@ -377,7 +378,7 @@ class Titles(Scene):
         self._camera = Camera(dice, stage, 64, speed=0.5)
         self._captions = [Caption(dice, stage, row) for row in (-0.3, 0.0, 0.28)]
         lines = "\n".join(dice.choice(_WORDS) for _ in range(12))
-        self._dot = max(stage.unit * dice.uniform(0.006, 0.012), 0.75)
+        self._dot = max(stage.unit * dice.uniform(0.009, 0.016), 1.0)
         self._scale = max(math.ceil(self._dot), 1)
         self._credits = np.pad(text_mask(lines, self._scale) * np.uint8(200), 2) if dice.chance(0.6) else None
         self._scroll = dice.uniform(0.06, 0.2)
