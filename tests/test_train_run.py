@@ -280,6 +280,46 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(finished_r
     assert "another optimizer.batch, run.seed" in said
 
 
+def test_one_process_at_a_time_trains_in_a_directory(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def intrude(*_: object) -> None:
+        train(small(), run, CPU)
+
+    with pytest.raises(TrainingError, match=r"another process trains in .*run; wait for it or stop it, or choose another --out"):
+        train(small(), run, CPU, watcher=Watcher(progress=intrude))
+    assert train(small(), run, CPU, resume=True).finished
+
+
+def folder_settings(folder: Path, **changes: object) -> TrainingConfig:
+    return small(data__kind="folder", data__folder=str(folder), data__noise=0.0, run__steps=2, **changes)
+
+
+def test_a_folder_that_changed_before_a_run_is_resumed_is_told(tmp_path: Path) -> None:
+    videos, run = tmp_path / "videos", tmp_path / "run"
+    videos.mkdir()
+    save(videos / "a.mp4", clip(6))
+    train(folder_settings(videos), run, CPU)
+    lines: list[str] = []
+    (videos / "a.mp4").touch()
+    train(folder_settings(videos), run, CPU, resume=True, watcher=Watcher(notice=lines.append))
+    assert lines == []
+    save(videos / "b.mp4", clip(7))
+    train(folder_settings(videos), run, CPU, resume=True, watcher=Watcher(notice=lines.append))
+    assert len(lines) == 1 and "are not those of before; the run goes on, but not as it would have without" in lines[0]
+
+
+@pytest.mark.parametrize("inner", ["data", "validation"])
+def test_validation_in_the_training_folder_is_refused(tmp_path: Path, program: Program, inner: str) -> None:
+    outer = tmp_path / "videos"
+    (outer / "in").mkdir(parents=True)
+    for name in ("a.mp4", "in/b.mp4"):
+        save(outer / name, clip(6))
+    folders = {"data": outer, "validation": outer} | {inner: outer / "in"}
+    config = written(folder_settings(folders["data"], validation__folder=str(folders["validation"])), tmp_path / "x.toml")
+    assert "so videos would be in both; keep them in folders apart" in program.refused("train", config, "--out", tmp_path / "run")
+
+
 def test_longer_runs_may_be_resumed(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)

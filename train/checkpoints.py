@@ -30,8 +30,10 @@ _FORMAT = 1
 _LEFTOVER = re.compile(r"step-\d+\.tmp")
 
 
-def write_checkpoint(run: Path, state: TrainingState, config: TrainingConfig) -> Path:
+def write_checkpoint(run: Path, state: TrainingState, config: TrainingConfig, data: str = "") -> Path:
     """Writes a checkpoint under a temporary name, syncs it, renames it, and removes what is older than the newest `config.run.keep`.
+
+    `data` is the fingerprint of the clips, if they have one.
 
     Raises:
         TrainingError: the disk refuses; older checkpoints stay.
@@ -46,7 +48,7 @@ def write_checkpoint(run: Path, state: TrainingState, config: TrainingConfig) ->
         state.average.save_pretrained(temporary / RUN_MODEL)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
         save_file(tensors, temporary / _STATE)
-        (temporary / _FACTS).write_text(json.dumps(_facts(state, config), indent=2) + "\n", encoding="utf-8")
+        (temporary / _FACTS).write_text(json.dumps(_facts(state, config) | {"data": data}, indent=2) + "\n", encoding="utf-8")
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
         os.replace(temporary, final)
@@ -82,6 +84,11 @@ def check_same_run(checkpoint: Path, config: TrainingConfig) -> None:
             f"the run was made with another {', '.join(changed)}, so it cannot be resumed exactly; resume with the same configuration, "
             "or start a new run from it with run.initial"
         )
+
+
+def data_of(checkpoint: Path) -> str:
+    """The fingerprint of the clips that a checkpoint was trained on; empty if there is none."""
+    return str(_read_facts(checkpoint).get("data", ""))
 
 
 _FREE = frozenset(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from torch import Tensor
 from wfvae.checkpoint import RUN_CHECKPOINTS, newest_of_run
 from wfvae.errors import ConfigError, TrainingError
 from wfvae.model import WFVAE
-from wfvae.train.checkpoints import check_same_run, read_checkpoint, write_checkpoint
+from wfvae.train.checkpoints import check_same_run, data_of, read_checkpoint, write_checkpoint
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import BadClipLedger, Batch, BatchStream, ClipSource, held_out
+from wfvae.train.data import BadClipLedger, Batch, BatchStream, ClipSource, FiniteSource, held_out
 from wfvae.train.metrics import METRICS_NAME, Metrics
 from wfvae.train.perceptual import PerceptualLoss
+from wfvae.train.run_lock import locked
 from wfvae.train.sources import training_crops, training_source, validation_source
 from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer
@@ -89,10 +91,16 @@ class _Run:
         self._scores: Scores | None = None
         self._validation: ClipSource | None = None
         self._perceptual: PerceptualLoss | None = None
+        self._fingerprint = ""
 
     def go(self, resume: bool) -> RunResult:
+        self._open_directory()
+        with locked(self._directory) if self._world.is_first else nullcontext():
+            return self._run(resume)
+
+    def _run(self, resume: bool) -> RunResult:
         config, world, directory = self._config, self._world, self._directory
-        checkpoint = self._open_directory(resume)
+        checkpoint = self._enter(resume)
         state = self._state(checkpoint)
         perceptual = None if config.loss.perceptual == "none" else PerceptualLoss(config.loss.perceptual).to(world.device)
         self._perceptual = perceptual
@@ -100,6 +108,7 @@ class _Run:
         if not world.is_first:
             world.wait()
         source = training_source(config, directory, self._watcher.indexing)
+        self._note_changes(source, checkpoint)
         if world.is_first:
             self._validation = validation_source(config, directory)
             world.wait()
@@ -167,7 +176,7 @@ class _Run:
 
     def _save(self, state: TrainingState) -> None:
         if self._world.is_first:
-            write_checkpoint(self._directory, state, self._config)
+            write_checkpoint(self._directory, state, self._config, self._fingerprint)
         self._world.wait()
 
     def _validate(self, model: WFVAE, step: int, metrics: Metrics | _NoMetrics) -> None:
@@ -178,8 +187,26 @@ class _Run:
         self._scores = validate(model, batches, self._perceptual, pictures, settings.pictures)
         metrics.write("validation", step, {name: value for name, value in self._scores._asdict().items() if value is not None})
 
-    def _open_directory(self, resume: bool) -> Path | None:
-        """Makes the run's directory and gives the checkpoint to go on from. Only the first process writes; the others wait for it."""
+    def _note_changes(self, source: ClipSource, checkpoint: Path | None) -> None:
+        """Tells if the clips are others than before: a seed then draws others, and the run is not what it would have been."""
+        self._fingerprint = source.fingerprint if isinstance(source, FiniteSource) else ""
+        before = "" if checkpoint is None else data_of(checkpoint)
+        if before and before != self._fingerprint and self._world.is_first:
+            self._watcher.notice(
+                f"the videos below {self._config.data.folder} are not those of before; the run goes on, but not as it would have without "
+                "the interruption"
+            )
+
+    def _open_directory(self) -> None:
+        """Makes the run's directory. Only the first process writes; the others wait for it."""
+        if self._world.is_first:
+            try:
+                (self._directory / RUN_CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise TrainingError(f"cannot write the run directory {self._directory}: {error.strerror}") from error
+
+    def _enter(self, resume: bool) -> Path | None:
+        """Notes the configuration and gives the checkpoint to go on from."""
         directory, config = self._directory, self._config
         newest = newest_of_run(directory)
         if newest is not None and not resume:
@@ -189,7 +216,6 @@ class _Run:
         self._world.wait()
         if self._world.is_first:
             try:
-                (directory / RUN_CHECKPOINTS).mkdir(parents=True, exist_ok=True)
                 temporary = directory / (CONFIG_NAME + ".tmp")
                 temporary.write_text(config.to_toml(), encoding="utf-8")
                 os.replace(temporary, directory / CONFIG_NAME)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from wfvae.errors import ConfigError
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import ClipSource, Crops, FixedCrops, ProceduralClips, VideoFolder
 
@@ -32,9 +33,21 @@ def validation_source(config: TrainingConfig, run: Path) -> ClipSource | None:
     size = (validation.height or data.height, validation.width or data.width)
     source: ClipSource
     if validation.folder:
+        _require_apart(data.folder, validation.folder)
         source = VideoFolder(validation.folder, validation.frames, size, data.stride, index_path=run / "validation-index.json")
     elif data.kind == "procedural":
         source = ProceduralClips(0, validation.clips, validation.frames, size, data.stride, split="held-out", max_noise=data.noise)
     else:
         return None
     return FixedCrops(source, Crops(validation.crop_height, validation.crop_width)) if validation.crop_height else source
+
+
+def _require_apart(training: str, validation: str) -> None:
+    """Raises `ConfigError` if one folder lies in the other: what is trained on proves nothing."""
+    if not training:
+        return
+    one, other = Path(training).resolve(), Path(validation).resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise ConfigError(
+            f"validation.folder is '{validation}' and data.folder is '{training}', so videos would be in both; keep them in folders apart"
+        )

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from wfvae.errors import DataError
 
-__all__ = ["BadClip", "Clip", "ClipSource", "InspectedSource"]
+__all__ = ["BadClip", "Clip", "ClipSource", "FiniteSource", "InspectedSource"]
 
 Clip = npt.NDArray[np.uint8]
 """(T, H, W, 3) uint8 RGB, full range 0..255."""
@@ -58,3 +58,12 @@ class InspectedSource(Protocol):
     @property
     def unusable(self) -> tuple[BadClip, ...]:
         """The items left out, with the reasons."""
+
+
+@runtime_checkable
+class FiniteSource(Protocol):
+    """A source whose items may change between a run and its resumption, and with them what a seed draws."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two sources if they hold the same items in the same order."""

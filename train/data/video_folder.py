@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
@@ -81,6 +82,12 @@ class VideoFolder:
 
     def __len__(self) -> int:
         return len(self._videos)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the paths and lengths of the usable videos."""
+        listed = "\n".join(f"{path}\t{facts.frames}" for path, facts in self._videos)
+        return hashlib.sha256(listed.encode()).hexdigest()
 
     def name(self, index: int) -> str:
         """The path relative to the folder."""
