@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fixtures.program import Program, clip, names, save
 from wfvae.errors import BundleError, InputError, ResourceError
+from wfvae.evaluation.sources import reconstruct
 from wfvae.manifest import Manifest
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.runtime.chunk_speed import ChunkSpeed, choose, measure_direction
@@ -125,6 +126,9 @@ def test_steps_are_as_long_as_was_chosen(copy: Path, tmp_path: Path) -> None:
     lengths.clear()
     bundle.decode_video(tmp_path / "z.npy", tmp_path / "out.mkv")
     assert lengths[:4] == [2, 2, 2, 1]
+    lengths.clear()
+    made = [after for _, after in reconstruct(bundle, iter(frames), 16, 24, None)]
+    assert lengths[:3] == [3, 2, 1] and sum(map(len, made)) == 25
 
 
 def test_what_it_refuses(program: Program, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

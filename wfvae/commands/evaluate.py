@@ -132,11 +132,10 @@ class _Run:
     def _score_bundle(self) -> None:
         from wfvae.evaluation.sources import BundleSource
         from wfvae.evaluation.video_files import find_videos
-        from wfvae.runtime.stream import DEFAULT_CHUNK
 
         videos = find_videos(self._args.data)
         with open_from(self._args) as bundle:
-            source = BundleSource(bundle, videos, self._args.chunk or DEFAULT_CHUNK)
+            source = BundleSource(bundle, videos, self._args.chunk)
             facts = {"channels": bundle.manifest.model["latent_dim"], "ratio": (bundle.ratio, 8, 8)}
             self._score(source, self._args.name or self._args.bundle.resolve().name, **facts)
 

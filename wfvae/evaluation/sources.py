@@ -15,7 +15,6 @@ from wfvae.errors import InputError
 from wfvae.evaluation.protocol import Frame, Prepared, Protocol, open_prepared
 from wfvae.evaluation.video_files import Pair
 from wfvae.runtime.bundle import Bundle
-from wfvae.runtime.stream import DEFAULT_CHUNK
 
 Frames = npt.NDArray[np.uint8]
 _FRAMES_AT_ONCE = 8
@@ -81,7 +80,8 @@ class BundleSource:
 
     bundle: Bundle
     videos: dict[str, Path]
-    chunk: int = DEFAULT_CHUNK
+    chunk: int | None = None
+    """Latents per step; None takes what `wfvae bench --tune` chose, else 4."""
 
     @property
     def names(self) -> list[str]:
@@ -93,15 +93,16 @@ class BundleSource:
             yield from reconstruct(self.bundle, itertools.chain([first], real.frames), first.shape[0], first.shape[1], self.chunk)
 
 
-def reconstruct(bundle: Bundle, frames: Iterator[Frame], height: int, width: int, chunk: int) -> Iterator[tuple[Frames, Frames]]:
+def reconstruct(bundle: Bundle, frames: Iterator[Frame], height: int, width: int, chunk: int | None) -> Iterator[tuple[Frames, Frames]]:
     """Streams frames (H, W, 3) uint8 through encoder and decoder; gives each piece of the video with its reconstruction."""
     waiting: list[Frame] = []
+    taken = chunk or bundle.default_chunk("encoder", height=height, width=width)
     with (
-        bundle.encoder(height=height, width=width, chunk=chunk) as encoder,
+        bundle.encoder(height=height, width=width, chunk=taken) as encoder,
         bundle.decoder(height=height, width=width, chunk=chunk) as decoder,
     ):
         channels = int(decoder.session.graph.inputs[0].shape[2])  # an encoder of moments gives the mean first
-        while piece := list(itertools.islice(frames, bundle.ratio * chunk)):
+        while piece := list(itertools.islice(frames, bundle.ratio * taken)):
             waiting += piece
             part = decoder.push(encoder.push(np.stack(piece))[:, :channels])
             if len(part):
