@@ -14,8 +14,9 @@ from av.stream import Discard, Disposition
 from wfvae.errors import MediaError
 from wfvae.runtime.media.cut_short import missing_bytes
 from wfvae.runtime.media.media_failures import Failure, describe, reason
-from wfvae.runtime.media.video_color import PRIMARIES, RANGES, SPACES, TRANSFERS, RGBArray, RGBConverter, name_of, orientation_of
+from wfvae.runtime.media.video_color import PRIMARIES, RANGES, SPACES, TRANSFERS, RGBConverter, name_of
 from wfvae.runtime.media.video_info import SourceKind, VideoInfo
+from wfvae.stored_pixels import RGBArray, orientation_of
 
 # Demuxers that turn any text or binary file into a "video" of characters.
 CHARACTER_ART = frozenset({"tty", "bin", "xbin", "adf", "idf"})

@@ -9,9 +9,9 @@ import av
 import numpy as np
 from av.filter import Graph
 
-from wfvae.runtime.media.video_color import RGBArray
 from wfvae.runtime.media.video_encoder import GIF_TICK
 from wfvae.runtime.media.video_info import OutputVideo
+from wfvae.stored_pixels import RGBArray
 
 
 class GIFEncoder:

@@ -16,8 +16,9 @@ from av.codec import CodecContext
 
 from wfvae.errors import MediaError
 from wfvae.runtime.media.media_failures import Failure, describe, reason, reported
-from wfvae.runtime.media.video_color import RANGES, SPACES, RGBArray, RGBConverter, name_of, orientation_of
+from wfvae.runtime.media.video_color import RANGES, SPACES, RGBConverter, name_of
 from wfvae.runtime.media.video_info import VideoInfo
+from wfvae.stored_pixels import RGBArray, orientation_of
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 DEFAULT_PATTERN = "frame-%06d.png"

@@ -10,8 +10,8 @@ import numpy as np
 
 from wfvae.errors import MediaError
 from wfvae.runtime.media.media_failures import reported
-from wfvae.runtime.media.video_color import RGBArray
 from wfvae.runtime.media.video_info import RawVideo, VideoInfo
+from wfvae.stored_pixels import RGBArray
 
 
 class RawSource:

@@ -22,11 +22,11 @@ from wfvae.runtime.media.video_color import (
     SWS_MATRIX,
     TAGS_OF_SPACE,
     TRANSFERS,
-    RGBArray,
     YUVConverter,
     number_of,
 )
 from wfvae.runtime.media.video_info import ColorRange, OutputVideo
+from wfvae.stored_pixels import RGBArray
 
 GENERAL_ENCODERS = ("libx264", "libopenh264", "mpeg4")
 WEBM_ENCODERS = ("libvpx-vp9", "libsvtav1", "libvpx")

@@ -23,8 +23,8 @@ from wfvae.errors import MediaError
 from wfvae.runtime.media.container_source import ContainerSource
 from wfvae.runtime.media.image_folder import ImageSource
 from wfvae.runtime.media.raw_source import RawSource
-from wfvae.runtime.media.video_color import RGBArray
 from wfvae.runtime.media.video_info import RawVideo, VideoInfo
+from wfvae.stored_pixels import RGBArray
 
 PIPE = "-"
 IMAGES_FPS = Fraction(24)

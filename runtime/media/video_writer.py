@@ -27,7 +27,6 @@ from wfvae.runtime.media.audio_copy import AudioCopy
 from wfvae.runtime.media.gif_encoder import GIFEncoder
 from wfvae.runtime.media.image_folder import DEFAULT_PATTERN, PNGFolder
 from wfvae.runtime.media.media_failures import Failure, reported
-from wfvae.runtime.media.video_color import RGBArray
 from wfvae.runtime.media.video_encoder import (
     Clock,
     EncoderPlan,
@@ -39,6 +38,7 @@ from wfvae.runtime.media.video_encoder import (
     open_output,
 )
 from wfvae.runtime.media.video_info import OutputVideo
+from wfvae.stored_pixels import RGBArray
 
 PIPE = "-"
 RAW = "rawvideo"
