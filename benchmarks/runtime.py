@@ -1,13 +1,11 @@
-"""Speed, memory and overhead of the runtime on a CPU, with ONNX Runtime and OpenVINO.
+"""Speed and memory of the runtime on a CPU, with ONNX Runtime and OpenVINO.
 
-    python benchmarks/runtime.py [--only speed memory overhead chunks] [--threads 2] [--runs 5] [--json FILE]
+    python benchmarks/runtime.py [--only speed memory] [--threads 2] [--runs 5] [--json FILE]
     python benchmarks/runtime.py --only quality --checkpoint DIR [--videos FILE ...] [--json FILE]
 
     speed      preset S, 128x128: ONNX Runtime direct and streamed, against the published code's form and our model in PyTorch, and
                OpenVINO in fp32 and bf16 where it is installed. --preset and --size choose others
     memory     peak of the program `wfvae encode` and `decode`, short and long videos
-    overhead   preset S, 256x256: share of time outside the engine, from a video file to a video file
-    chunks     preset S, 256x256: time per frame and memory by the number of latents per step
     quality    a trained checkpoint: reconstruction on OpenVINO in fp32 and bf16 against ONNX Runtime in fp32, in dB. Exit code 1 if bf16
                loses more than 0.05 dB
 
@@ -29,14 +27,7 @@ from typing import Any, TypeVar, get_args
 
 import torch
 from record import load_average, machine, write_json
-from runtime_memory import make_video, measure_memory, print_memory
-from runtime_overhead import (
-    measure_chunks,
-    measure_overhead,
-    pixel_seconds_per_frame,
-    print_chunk,
-    print_overhead,
-)
+from runtime_memory import measure_memory, print_memory
 from runtime_quality import BAR_DB, largest_loss, measure_quality, print_quality
 from runtime_speed import measure_speed, print_clip, print_steady, steady_ratios
 
@@ -55,12 +46,7 @@ SPEED_LENGTHS = [17, 33, 65]
 MEMORY_SIZE = 128
 MEMORY_JOBS: dict[str, tuple[int, ...]] = {"tiny": (100, 2000)}
 MEMORY_RUNS = 3
-FILE_SIZE = 256
-FILE_FRAMES = 25
-FILE_RUNS = 3
-CHUNK_FRAMES = 29
-CHUNK_RUNS = 1
-SECTIONS = ("speed", "memory", "overhead", "chunks", "quality")
+SECTIONS = ("speed", "memory", "quality")
 HINTS = ("fp32", "bf16")
 
 
@@ -125,21 +111,6 @@ class Benchmark:
         paths: dict[str, Path] = {preset: self.path(preset) for preset in presets}
         results = printed(print_memory, measure_memory(paths, MEMORY_JOBS, MEMORY_SIZE, self.threads, MEMORY_RUNS, self.folder))
         return {"size": MEMORY_SIZE, "runs": MEMORY_RUNS, "jobs": [asdict(result) for result in results]}
-
-    def overhead(self) -> dict[str, Any]:
-        video = make_video(self.folder / "overhead.mp4", FILE_FRAMES, FILE_SIZE)
-        with self.open("S") as bundle:
-            results = printed(print_overhead, measure_overhead(bundle, video, self.folder, FILE_RUNS))
-        pixels = pixel_seconds_per_frame(FILE_SIZE)
-        print(", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in pixels.items()) + " per frame")
-        job = {"preset": "S", "size": FILE_SIZE, "frames": FILE_FRAMES, "runs": FILE_RUNS}
-        return {**job, "jobs": [asdict(result) for result in results], "pixel_seconds_per_frame": pixels}
-
-    def chunks(self) -> dict[str, Any]:
-        video = make_video(self.folder / "chunks-source.mp4", CHUNK_FRAMES, FILE_SIZE)
-        results = printed(print_chunk, measure_chunks(self.path("S"), video, self.folder, self.threads, CHUNK_RUNS))
-        job = {"preset": "S", "size": FILE_SIZE, "frames": CHUNK_FRAMES, "runs": CHUNK_RUNS}
-        return {**job, "chunks": [asdict(result) for result in results]}
 
 
 def printed(show: Callable[[T], None], results: Iterable[T]) -> list[T]:
