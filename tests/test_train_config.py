@@ -11,6 +11,7 @@ import pytest
 
 from fixtures.program import Program
 from wfvae.cli import main
+from wfvae.commands.train import _default_directory
 from wfvae.config import WFVAEConfig
 from wfvae.errors import ConfigError
 from wfvae.train.config import DataSettings, TrainingConfig, ready_configs
@@ -37,7 +38,7 @@ def test_the_stages_are_those_of_the_paper(preset: str, stage: int, frames: int,
 def test_every_ready_config_loads_and_is_listed(program: Program) -> None:
     listed = program.done("train", "--list")
     assert listed == ready_configs()
-    assert len(listed) == 11
+    assert len(listed) == 12
     for name in ready_configs():
         TrainingConfig.load(name, FOLDER)
 
@@ -48,6 +49,27 @@ def test_the_help_names_ready_configs(program: Program, capsys: pytest.CaptureFi
     named = set(re.findall(r"wfvae train (\S+) --(?:out|set)", capsys.readouterr().out))
     assert len(named) > 2
     assert named <= set(ready_configs())
+
+
+def test_each_stage_starts_from_the_one_before() -> None:
+    for name in ready_configs():
+        preset, stage = name.rsplit("-stage", 1)
+        expected = "" if stage == "1" else f"./runs/{preset}-stage{int(stage) - 1}"
+        assert TrainingConfig.load(name, FOLDER).run.initial == expected
+
+
+def test_a_stage_without_the_one_before_is_refused(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    complaint = program.refused("train", "tiny-stage2", "--set", "data.workers=0")
+    assert "./runs/tiny-stage1 does not exist; expected a checkpoint directory" in complaint
+
+
+def test_a_runs_own_configuration_goes_on_with_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "checkpoints").mkdir(parents=True)
+    assert _default_directory(Path("here/config.toml")) == Path("here")
+    assert _default_directory(Path("other/config.toml")) == Path("runs/config")
+    assert _default_directory(Path("S-stage1")) == Path("runs/S-stage1")
 
 
 def test_a_folder_is_asked_for(program: Program) -> None:

@@ -194,6 +194,7 @@ def test_ctrl_c_keeps_the_work(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"go on with --resume" in err
+    assert b"stopping after this step and its checkpoint; again to stop at once" in err
     assert b"Traceback" not in err
     [checkpoint] = (run / "checkpoints").iterdir()
     assert int(checkpoint.name.removeprefix("step-")) >= 2

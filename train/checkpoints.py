@@ -94,14 +94,15 @@ def data_of(checkpoint: Path) -> str:
 _FREE = frozenset(
     f"{section}.{key}"
     for section, keys in {
-        "data": "workers bad_files",
+        "data": "folder workers bad_files",
         "loss": "perceptual_frames",
         "run": "steps threads activation_checkpointing checkpoint_every keep log_every tensorboard initial",
         "validation": "every clips folder frames height width crop_height crop_width pictures",
     }.items()
     for key in keys.split()
 )
-"""Keys that a resumed run may change. (`run.steps` moves the end of a cosine, unless `optimizer.schedule_steps` holds it.)"""
+"""Keys that a resumed run may change. (Whether `data.folder` holds the videos of before is told by their fingerprint;
+`run.steps` moves the end of a cosine, unless `optimizer.schedule_steps` holds it.)"""
 
 
 def _facts(state: TrainingState, config: TrainingConfig) -> dict[str, Any]:

@@ -106,7 +106,10 @@ class Decoder(nn.Module):
         return hidden[:, :, : self.main_channels], low2, w3
 
     def _outflow_l1(self, hidden: Tensor, low2: Tensor | None, clip: Clip) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Estimates W(2), adds what W(3) gave to its low band (eq. 2) and synthesises it: 3 channels at H/2."""
+        """Estimates W(2), adds what W(3) gave to its low band (eq. 2) and synthesises it: 3 channels at H/2.
+
+        Without the path there is no estimate to be compared with W(2), only the low band that W(3) gave.
+        """
         w2: Tensor | None = None
         if self.energy_flow_l2:
             w2 = _add_low(self.connect_l1(hidden[:, :, self.main_channels :], clip), low2)
@@ -122,7 +125,7 @@ class Decoder(nn.Module):
             low1 = clip.trim_pairs(low1)
             if self.linear:
                 low1 = self.delay_l1(low1, clip)
-        return hidden, low1, w2
+        return hidden, low1, w2 if self.energy_flow_l2 else None
 
 
 def _add_low(bands: Tensor, low: Tensor | None) -> Tensor:

@@ -17,22 +17,25 @@ from wfvae.errors import MissingExtraError
 if TYPE_CHECKING:
     from wfvae.train.loop import RunResult
 
+_ETA_SECONDS = 600.0
+"""Time over which the speed is taken that the remaining time is computed from; rich's half a minute may not hold one step."""
+
 SUMMARY = "videos to a checkpoint: one stage of training"
 DESCRIPTION = """\
 Trains a model by a configuration: a TOML file, or the name of a ready one (--list). Every key can be set on the command line.
 
   wfvae train tiny-stage1 --out runs/tiny1                                procedural video, one CPU
-  wfvae train S-stage1 --set data.folder=videos/ --out runs/S1            the paper's stage I
-  torchrun --nproc-per-node 8 -m wfvae train S-stage1 --set data.folder=videos/ --out runs/S1
-  wfvae train S-stage2 --set data.folder=videos/ --set run.initial=runs/S1 --out runs/S2
-  wfvae train S-stage1 --set data.folder=videos/ --out runs/S1 --resume   after a kill, with the same result as without
-  wfvae export runs/S2 bundle/                                            the averaged weights of the newest checkpoint"""
+  wfvae train S-stage1 --set data.folder=videos/                          the paper's stage I, into runs/S-stage1
+  torchrun --nproc-per-node 8 -m wfvae train S-stage1 --set data.folder=videos/
+  wfvae train S-stage1 --set data.folder=videos/ --resume                 after a kill, with the same result as without
+  wfvae train S-stage2 --set data.folder=videos/                          from runs/S-stage1; --set run.initial=RUN for another
+  wfvae export runs/S-stage2 bundle/                                      the averaged weights of the newest checkpoint"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="TOML file, or the name of a ready configuration")
-    parser.add_argument("--out", type=Path, metavar="RUN", help="directory of the run (default: runs/ and the configuration's name)")
+    parser.add_argument("--out", type=Path, metavar="RUN", help="directory of the run (default: CONFIG's own, else runs/ and its name)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set section.key of the configuration; repeatable")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
     parser.add_argument("--list", action="store_true", help="list the ready configurations")
@@ -61,16 +64,31 @@ def run(args: argparse.Namespace) -> int:
         raise MissingExtraError("training", str(error.name), "train") from error
     from wfvae.machine import processor_count
 
-    directory = args.out or Path("runs") / Path(args.config).stem
+    directory = args.out or _default_directory(Path(args.config))
     threads = config.run.threads or max(processor_count() // processes_here(), 1)
-    with join_world(threads) as world, _polite_stop() as stopping, _progress(world.is_first) as (progress, notice, indexing):
-        watcher = Watcher(progress, notice, stopping, indexing)
+    with join_world(threads) as world, _polite_stop() as stop, _progress(world.is_first) as (progress, notice, indexing):
+
+        def stepped(done: int, total: int, values: dict[str, float]) -> None:
+            stop.may_wait = True
+            progress(done, total, values)
+
+        watcher = Watcher(stepped, notice, stop.asked, indexing)
         result = train(config, directory, world, resume=args.resume, watcher=watcher)
     if world.is_first:
         _report(args, result, config.run.steps)
     if not result.finished:
         raise KeyboardInterrupt
     return 0
+
+
+def _default_directory(config: Path) -> Path:
+    """The run that a configuration belongs to, if it lies in one; else a new place."""
+    from wfvae.checkpoint import RUN_CHECKPOINTS
+    from wfvae.train.loop import CONFIG_NAME
+
+    if config.name == CONFIG_NAME and (config.parent / RUN_CHECKPOINTS).is_dir():
+        return config.parent
+    return Path("runs") / config.stem
 
 
 def _report(args: argparse.Namespace, result: RunResult, steps: int) -> None:
@@ -90,19 +108,34 @@ def _report(args: argparse.Namespace, result: RunResult, steps: int) -> None:
     show(args, data, f"{result.directory}: step {result.step} of {steps}{quality}{skipped}{waiting}")
 
 
-@contextmanager
-def _polite_stop() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C (or SIGTERM) ends the run after the step in progress, with a checkpoint; a second one at once."""
-    asked = threading.Event()
+class _Stop:
+    """Whether the run was asked to end."""
 
-    def ask(number: int, frame: object) -> None:
-        if asked.is_set():
+    def __init__(self) -> None:
+        self.may_wait = False
+        """Whether steps are being made, after each of which the run looks here."""
+        self._asked = threading.Event()
+
+    def asked(self) -> bool:
+        """Whether it was."""
+        return self._asked.is_set()
+
+    def ask(self, number: int, frame: object) -> None:
+        """A signal handler: the first call during training waits for the step in progress, all others end the program."""
+        if self._asked.is_set() or not self.may_wait:
             raise KeyboardInterrupt
-        asked.set()
+        self._asked.set()
+        if sys.stderr is not None:
+            sys.stderr.write("wfvae train: stopping after this step and its checkpoint; again to stop at once\n")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+
+@contextmanager
+def _polite_stop() -> Iterator[_Stop]:
+    """The first Ctrl-C (or SIGTERM) ends the run after the step in progress, with a checkpoint; a second one at once."""
+    stop = _Stop()
+    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -125,7 +158,7 @@ def _progress(
         TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not on_terminal, transient=True) as bar:
+    with Progress(*columns, console=console, disable=not on_terminal, transient=True, speed_estimate_period=_ETA_SECONDS) as bar:
         index = bar.add_task("indexing", total=None, text="", visible=False)
         task = bar.add_task("training", total=None, text="")
 
