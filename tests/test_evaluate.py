@@ -511,6 +511,78 @@ def test_clips_of_a_video_that_is_skipped_do_not_count(program: Program, tmp_pat
     assert (outcome.code, outcome.report["reconstructions"][0]["metrics"]["fvd"]["clips"]) == (1, 2)
 
 
+class Unfit(torch.nn.Module):
+    """A feature network that fails, in one of several ways, for clips brighter than all others."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = x.mean(dim=(2, 3, 4))[:, :2]
+        if bool(x.mean() > 0.9):
+            if self.way == "raises":
+                raise ValueError("much too bright")
+            if self.way == "reads beyond":
+                features = x.select(1, 99).mean(dim=(2, 3))
+            if self.way == "gives NaN":
+                features = features * float("nan")
+            if self.way == "gives less":
+                features = features[:, :1]
+            if self.way == "gives no batch":
+                features = features[0]
+        return features
+
+
+@pytest.mark.parametrize(
+    ("way", "says"),
+    [
+        ("raises", "much too bright"),
+        ("reads beyond", "out of range"),
+        ("gives NaN", "NaN or infinite features"),
+        ("gives less", "different lengths, 1 and 2"),
+        ("gives no batch", "expected a tensor (1, d)"),
+    ],
+)
+@pytest.mark.parametrize("bright", [0, 1])
+def test_a_video_that_the_feature_network_fails_on_is_skipped_and_the_others_are_scored(
+    program: Program, tmp_path: Path, way: str, says: str, bright: int
+) -> None:
+    """The network fails on the reconstruction only, so that the original's features are there already."""
+    for name in ("real", "other"):
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            frames = damaged(clip(3, 16, 16, seed=index), 3 if name == "real" else 9)
+            save(tmp_path / name / f"{index}.mkv", np.full_like(frames, 255) if (name, index) == ("other", bright) else frames, **LOSSLESS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(Unfit(way)).save(str(tmp_path / "net.pt"))
+    arguments = ["--frames", 3, "--size", 16, "--lpips-weights", "none", "--i3d", tmp_path / "net.pt", "--json"]
+    outcome = program("evaluate", tmp_path / "real", tmp_path / "other", *arguments)
+    assert (outcome.code, outcome.err) == (1, "")
+    [entry] = outcome.report["reconstructions"]
+    assert [video["name"] for video in entry["videos"]] == [str(index) for index in range(4) if index != bright]
+    [skipped] = entry["skipped"]
+    assert (skipped["name"], says in skipped["reason"]) == (str(bright), True), skipped
+    assert (entry["metrics"]["fvd"]["clips"], entry["metrics"]["fvd"]["features"]) == (3, 2)
+    assert entry["metrics"]["fvd"]["value"] > 0
+
+
+def test_scores_stand_where_the_distance_of_features_cannot_be_computed(
+    program: Program, real: Path, poor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wfvae.evaluation import video_features
+
+    def unlucky(*moments: object) -> float:
+        raise np.linalg.LinAlgError("eigenvalues did not converge")
+
+    monkeypatch.setattr(video_features, "frechet_distance", unlucky)
+    arguments = ["--frames", 4, "--size", 32, "--lpips-weights", "none", "--i3d", feature_network(tmp_path / "net.pt")]
+    metrics = program.done("evaluate", real, poor, *arguments)["reconstructions"][0]["metrics"]
+    assert (metrics["fvd"]["value"], metrics["psnr"]["videos"]) == (None, 3)
+    assert "did not converge" in metrics["fvd"]["not measured"]
+
+
 def test_backbone_that_cannot_be_had_is_not_measured_and_the_rest_is(
     program: Program, real: Path, poor: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

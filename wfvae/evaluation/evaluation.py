@@ -154,7 +154,11 @@ class Evaluator:
         clips, frames = self._clips.clips, self._protocol.frames or PAPER_FRAMES
         if clips < 2:
             return SetScore(None, clips, frames, None, f"{clips} clips of {frames} frames have no covariance; at least 2 are needed")
-        return SetScore(self._clips.distance(), clips, frames, len(self._clips.real.mean))
+        features = len(self._clips.real.mean)
+        try:
+            return SetScore(self._clips.distance(), clips, frames, features)
+        except ValueError as error:  # numpy's LinAlgError is one; the other scores stand
+            return SetScore(None, clips, frames, features, f"the distance of the features cannot be computed: {error}")
 
 
 class _Totals:
