@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ if missing := [name for name in ("skimage", "scipy", "lpips") if find_spec(name)
 
 from fixtures.program import Program, clip, load, save  # noqa: E402
 from wfvae.errors import InputError  # noqa: E402
-from wfvae.evaluation.evaluation import Evaluation, SetScore, VideoScore, compare  # noqa: E402
+from wfvae.evaluation.evaluation import Evaluation, Evaluator, SetScore, VideoScore, compare  # noqa: E402
 from wfvae.evaluation.frechet import FeatureMoments, frechet_distance  # noqa: E402
 from wfvae.evaluation.interval import mean_interval  # noqa: E402
 from wfvae.evaluation.lpips_choice import LPIPSChoice  # noqa: E402
@@ -258,8 +259,14 @@ def test_two_files_are_a_pair_whatever_their_names(tmp_path: Path) -> None:
 # Comparison -----------------------------------------------------------------------------------------------------------------
 
 
+ROUNDING = 20 * math.log10(255 * math.sqrt(12))  # dB: errors spread evenly over one level have a deviation of 1 / sqrt(12)
+
+
 def evaluation(scores: dict[str, float | None]) -> Evaluation:
-    videos = tuple(VideoScore(name, 5, 16, 16, 5 if psnr is None else 0, psnr, 0.5, None) for name, psnr in scores.items())
+    videos = tuple(
+        VideoScore(name, 5, 16, 16, 5 if psnr is None else 0, psnr, ROUNDING if psnr is None else psnr, 0.5, None)
+        for name, psnr in scores.items()
+    )
     return Evaluation(Protocol(), videos, (), LPIPSChoice("none", None, "-"), SetScore(None, 0, 33, None, "-"), True)
 
 
@@ -267,13 +274,55 @@ def test_paired_differences_are_of_the_same_video() -> None:
     first = evaluation({"a": 30.0, "b": 20.0, "c": 40.0, "d": None, "only": 1.0})
     second = evaluation({"d": 30.0, "c": 42.0, "b": 23.0, "a": 31.0})
     psnr, ssim, lpips = compare(first, second)
-    expected = mean_interval([1.0, 3.0, 2.0])
-    assert (psnr.mean, psnr.left_out, psnr.significant) == (expected, 1, expected.low is not None and expected.low > 0)
+    assert psnr.mean is not None
+    assert (psnr.mean.value, psnr.mean.count, psnr.left_out) == (pytest.approx((1 + 3 + 2 + 30 - ROUNDING) / 4), 4, 0)
+    assert not psnr.significant
     assert ssim.mean is not None
     assert (ssim.mean.value, ssim.significant) == (0.0, False)
     assert lpips.mean is None
     with pytest.raises(InputError, match="both"):
         compare(first, evaluation({"z": 1.0}))
+
+
+@dataclass(frozen=True)
+class Errors:
+    """A source of one video whose reconstruction is off by a number of levels in each frame."""
+
+    levels: list[int]
+    names = ["video"]  # noqa: RUF012
+
+    def frames(self, name: str, protocol: Protocol) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        real = np.zeros((len(self.levels), 11, 11, 3), np.uint8)
+        yield real, real + np.array(self.levels, np.uint8)[:, None, None, None]
+
+
+def scored(levels: list[int]) -> Evaluation:
+    return Evaluator(Errors(levels), Protocol(None, None), LPIPSChoice("none", None, "-"), None).run(lambda done, total: None)
+
+
+def psnr_difference(first: list[int], second: list[int]) -> float:
+    mean = compare(scored(first), scored(second))[0].mean
+    assert mean is not None
+    return mean.value
+
+
+def test_perfect_frames_on_one_side_only_do_not_turn_the_verdict() -> None:
+    """Of the frames with a finite PSNR alone the second would be 5 dB and more better, though it is worse in all frames but one."""
+    first, second = [0] * 32 + [8], [4] * 33
+    one, other = 20 * math.log10(255 / 8), 20 * math.log10(255 / 4)
+    assert scored(first).videos[0].psnr == pytest.approx(one)
+    assert psnr_difference(first, second) == pytest.approx(other - (32 * ROUNDING + one) / 33)
+    assert psnr_difference([0, 0], [4, 4]) == pytest.approx(other - ROUNDING), "a video that is perfect as a whole counts as well"
+    assert psnr_difference([0, 8], [0, 4]) == pytest.approx((other - one) / 2), "no difference where both are perfect"
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=4))
+def test_what_is_better_in_every_frame_is_better(frames: list[tuple[int, int]]) -> None:
+    better, worse = [a for a, _ in frames], [a + more for a, more in frames]
+    difference = psnr_difference(worse, better)
+    assert difference >= 0
+    assert (difference > 0) == (better != worse)
+    assert psnr_difference(better, worse) == -difference
 
 
 # The command ----------------------------------------------------------------------------------------------------------------
@@ -458,6 +507,37 @@ def test_comparison_end_to_end(program: Program, real: Path, poor: Path, better:
     assert "## better minus poor, video by video" in (tmp_path / "evaluation.md").read_text()
     text = program("evaluate", real, poor, "--compare", better, *arguments).out
     assert f"{expected.value:+.2f} ± " in text
+
+
+def test_the_comparison_says_where_frames_were_identical(program: Program, tmp_path: Path) -> None:
+    real = clip(4, 16, 16)
+    for name, frames in {"real": real, "spotty": np.concatenate([real[:3], damaged(real[3:], 60)]), "even": damaged(real, 30)}.items():
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / "v.mkv", frames, **LOSSLESS)
+    arguments = ["evaluate", tmp_path / "real", tmp_path / "spotty", "--compare", tmp_path / "even", "--whole", "--lpips-weights", "none"]
+    report = program.done(*arguments, "--out", tmp_path / "out")
+    spotty, even = (entry["videos"][0] for entry in report["reconstructions"])
+    assert spotty["psnr"] < even["psnr"] == even["psnr_limited"]
+    assert spotty["psnr_limited"] == pytest.approx((3 * ROUNDING + spotty["psnr"]) / 4)
+    found = report["difference"]["psnr"]
+    assert (found["mean"], found["frame_limit"]) == pytest.approx((even["psnr"] - spotty["psnr_limited"], ROUNDING))
+    assert found["mean"] < 0
+    assert "as identical ones are, counts as 58.9 dB" in program(*arguments).out
+    assert "as identical ones are, counts as 58.9 dB" in (tmp_path / "out" / "evaluation.md").read_text()
+
+
+def test_fvd_of_other_videos_is_not_subtracted(program: Program, real: Path, poor: Path, better: Path, tmp_path: Path) -> None:
+    arguments = ["--frames", 4, "--size", 32, "--lpips-weights", "none", "--i3d", feature_network(tmp_path / "net.pt")]
+    report = program.done("evaluate", real, poor, "--compare", better, *arguments)
+    first, second = (entry["metrics"]["fvd"]["value"] for entry in report["reconstructions"])
+    assert report["difference"]["fvd"] == {"value": pytest.approx(second - first)}
+    fewer = Path(shutil.copytree(better, tmp_path / "fewer"))
+    (fewer / "c.mkv").unlink()
+    report = program.done("evaluate", real, poor, "--compare", fewer, "--matched", *arguments)
+    assert all(entry["metrics"]["fvd"]["value"] is not None for entry in report["reconstructions"])
+    assert report["difference"]["psnr"]["videos"] == 2
+    assert report["difference"]["fvd"]["value"] is None
+    assert "1 were scored in only one of the two, first 'c'" in report["difference"]["fvd"]["not measured"]
 
 
 def test_identical_frames_are_counted_and_never_averaged(program: Program, real: Path, tmp_path: Path) -> None:

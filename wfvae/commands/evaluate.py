@@ -176,15 +176,16 @@ def _text(entries: list[Labelled], differences: list[PairedDifference], worst: i
     from rich.text import Text
 
     from wfvae.evaluation.evaluation import METRICS
-    from wfvae.evaluation.results import cells, headings, remarks, score_text
+    from wfvae.evaluation.results import cells, headings, limit_remark, remarks, score_text
 
     table = Table("", *headings())
     for entry in entries:
         table.add_row(Text(entry.label), *cells(entry))
-    if len(entries) == 2:
+    if differences:
         texts = {one.metric.key: score_text(one.metric, one.mean, sign=True) + (" *" if one.significant else "") for one in differences}
         table.add_row("second - first, paired", *(texts.get(metric.key, "–") for metric in METRICS), "")
     lines = ["± is half of the 95 % interval (Student's t over videos)" + ("; * the interval excludes zero" if differences else "")]
+    lines += limit_remark(entries) if differences else []
     for entry in entries:
         lines += [f"{entry.label}: {line}" for line in remarks(entry)]
         for metric in METRICS:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wfvae.errors import ResourceError
-from wfvae.evaluation.evaluation import FVD, LPIPS, METRICS, PSNR, Evaluation, Metric, PairedDifference
+from wfvae.evaluation.evaluation import FVD, LPIPS, METRICS, PSNR, PSNR_LIMIT, Evaluation, Metric, PairedDifference
 from wfvae.evaluation.interval import METHOD, Mean
 
 JSON_NAME, MARKDOWN_NAME = "evaluation.json", "evaluation.md"
@@ -32,14 +32,15 @@ class Labelled:
 
 
 def to_json(entries: Sequence[Labelled], differences: Sequence[PairedDifference], worst: int) -> dict[str, Any]:
-    """The result as data: an entry per set of reconstructions, and the second minus the first where there are two."""
+    """The result as data: an entry per set of reconstructions, and the second minus the first where there are `differences` of two."""
     result: dict[str, Any] = {"method": METHOD, "reconstructions": [_entry(entry, worst) for entry in entries]}
-    if len(entries) == 2:
+    if differences:
         result["difference"] = {
             "of": f"{entries[1].label} - {entries[0].label}",
             **{one.metric.key: {**_mean(one.mean), "videos_left_out": one.left_out, "significant": one.significant} for one in differences},
             "fvd": _fvd_difference(entries),
         }
+        result["difference"][PSNR.key]["frame_limit"] = PSNR_LIMIT
     return result
 
 
@@ -83,7 +84,13 @@ def _mean(mean: Mean | None) -> dict[str, Any]:
 
 def _fvd_difference(entries: Sequence[Labelled]) -> dict[str, Any]:
     first, second = (entry.evaluation.fvd.value for entry in entries)
-    return {"value": None if first is None or second is None else second - first}
+    if first is None or second is None:
+        return {"value": None, NOT_MEASURED: "FVD was not measured for both"}
+    one, other = ({video.name for video in entry.evaluation.videos} for entry in entries)
+    if one != other:
+        reason = f"FVD depends on which videos it is of, and {len(one ^ other)} were scored in only one of the two, first '{min(one ^ other)}'"
+        return {"value": None, NOT_MEASURED: reason}
+    return {"value": second - first}
 
 
 def score_text(metric: Metric, mean: Mean | None, *, sign: bool = False) -> str:
@@ -146,6 +153,14 @@ def remarks(entry: Labelled) -> list[str]:
     return lines
 
 
+def limit_remark(entries: Sequence[Labelled]) -> list[str]:
+    """Says where the paired difference of PSNR is not that of the two means shown."""
+    videos = [video for entry in entries for video in entry.evaluation.videos]
+    if all(video.psnr_limited == video.psnr for video in videos):
+        return []
+    return [f"paired difference of PSNR: over all frames; any above {PSNR_LIMIT:.1f} dB, as identical ones are, counts as {PSNR_LIMIT:.1f} dB"]
+
+
 def to_markdown(entries: Sequence[Labelled], differences: Sequence[PairedDifference], worst: int) -> str:
     """The result for people: a row per set of reconstructions with the columns of Table 1 (and SSIM), then what stands behind it."""
     parts = [
@@ -155,13 +170,14 @@ def to_markdown(entries: Sequence[Labelled], differences: Sequence[PairedDiffere
         ),
         f"{METHOD}. FVD is of the whole set and has no interval.",
     ]
-    if len(entries) == 2:
+    if differences:
         rows = [
             [one.metric.title, score_text(one.metric, one.mean, sign=True), str(one.mean.count if one.mean else 0), _verdict(one)]
             for one in differences
         ]
         title = f"## {_plain(entries[1].label)} minus {_plain(entries[0].label)}, video by video"
         parts += [title, _table(["Metric", "mean of paired differences", "videos", ""], rows)]
+        parts += [f"{line}." for line in limit_remark(entries)]
     for entry in entries:
         found = entry.evaluation
         parts += [f"## {_plain(entry.label)}", "\n".join(f"- {_plain(line)}" for line in remarks(entry))]
