@@ -11,7 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ if missing := [name for name in ("skimage", "scipy", "lpips") if find_spec(name)
     pytest.skip(f"needs the extra eval: {missing[0]} is not installed", allow_module_level=True)
 
 from fixtures.program import Program, clip, load, save  # noqa: E402
+from wfvae import frame_metrics  # noqa: E402
 from wfvae.errors import InputError  # noqa: E402
 from wfvae.evaluation.evaluation import Evaluation, Evaluator, SetScore, VideoScore, compare  # noqa: E402
 from wfvae.evaluation.frechet import FeatureMoments, frechet_distance  # noqa: E402
@@ -36,6 +37,7 @@ from wfvae.evaluation.sources import reconstruct  # noqa: E402
 from wfvae.evaluation.video_files import find_videos, match_videos  # noqa: E402
 from wfvae.frame_metrics import score_frames  # noqa: E402
 from wfvae.runtime import Bundle  # noqa: E402
+from wfvae.runtime.media.image_folder import PNGFolder  # noqa: E402
 from wfvae.torchvision_operators import make_torchvision_importable  # noqa: E402
 
 LOSSLESS = {"codec": "ffv1", "pixel_format": "bgr0"}
@@ -85,6 +87,28 @@ def test_frames_are_scored_alone_and_in_order() -> None:
     alone = [score_frames(real[k : k + 1], other[k : k + 1]) for k in range(20)]
     assert together.psnr.tolist() == [one.psnr[0] for one in alone]
     assert together.ssim == pytest.approx([one.ssim[0] for one in alone], abs=1e-6)
+
+
+def test_lpips_agrees_with_the_package_frame_by_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_torchvision_importable("the test", "eval")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torchvision, about how lpips calls it
+        import lpips
+
+        torch.manual_seed(5)
+        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+    real = clip(5, 40, 48)
+    other = damaged(real, 60)
+    monkeypatch.setattr(frame_metrics, "_BATCH_PIXELS", 2 * 40 * 48)  # 2, 2 and 1 frames
+    found = score_frames(real, other, lambda a, b: network(a, b)).lpips
+    with torch.no_grad():
+        pairs = [[lpips.im2tensor(frame) for frame in pair] for pair in zip(real, other, strict=True)]  # the package's own [-1, 1]
+        expected = [float(network(*pair)) for pair in pairs]
+        narrow = [float(network(*((tensor + 1) / 2 for tensor in pair))) for pair in pairs]
+    assert not np.isclose(expected, narrow, rtol=0.05).any(), "the frames must tell [-1, 1] from [0, 1]"
+    assert len({round(value, 4) for value in expected}) == 5
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert score_frames(real, real, lambda a, b: network(a, b)).lpips == pytest.approx(np.zeros(5), abs=1e-7)
 
 
 def test_wrong_frames_are_refused() -> None:
@@ -578,6 +602,58 @@ def test_what_cannot_be_scored_is_skipped_and_said(program: Program, real: Path,
     save(short / "a.mkv", load(poor / "a.mkv")[0][:8])
     entry = program("evaluate", real, short, "--whole", "--lpips-weights", "none", "--json").report["reconstructions"][0]
     assert "one ends after 8" in entry["skipped"][0]["reason"]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", ""])
+@pytest.mark.parametrize("window", ["first", "centre"])
+def test_a_reconstruction_of_other_length_is_not_scored_in_silence(program: Program, tmp_path: Path, suffix: str, window: str) -> None:
+    """Though the frames of the window are all there."""
+    frames = clip(12, 16, 16)
+    real, other = tmp_path / "real", tmp_path / "other"
+    counts = {"cut": 9, "longer": 13, "prepared": 5, "whole": 12}
+    for name, count in counts.items():
+        for folder in (real, other):
+            folder.mkdir(exist_ok=True)
+        save(real / f"{name}.mp4", frames)
+        made = damaged(np.concatenate([frames, frames])[:count], 20)
+        save_as(other / name, suffix, made)
+    arguments = ["evaluate", real, other, "--frames", 5, "--size", 16, "--window", window, "--lpips-weights", "none", "--json"]
+    outcome = program(*arguments)
+    assert (outcome.code, outcome.err) == (1, "")
+    [entry] = outcome.report["reconstructions"]
+    assert [video["name"] for video in entry["videos"]] == ["prepared", "whole"]
+    reasons = {one["name"]: one["reason"] for one in entry["skipped"]}
+    assert set(reasons) == {"cut", "longer"}
+    assert all(f"has 12 frames and '{other / name}" in reason for name, reason in reasons.items())
+    assert "' 9;" in reasons["cut"] and "' 13;" in reasons["longer"]
+
+
+def save_as(path: Path, suffix: str, frames: np.ndarray) -> None:
+    """A video file, or for no suffix a folder of images."""
+    if suffix:
+        save(path.with_name(f"{path.name}.{suffix}"), frames)
+        return
+    folder = PNGFolder(path, "%d.png", frames.shape[2], frames.shape[1], overwrite=False)
+    for frame in frames:
+        folder.write(frame)
+
+
+def test_a_wrong_statement_of_the_number_of_frames_is_no_difference(
+    program: Program, real: Path, poor: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a file that was cut without encoding it again: what the container counts and does not show."""
+    from wfvae.evaluation import protocol as module
+    from wfvae.runtime.media.video_reader import VideoReader
+
+    class Overstating(VideoReader):
+        @property
+        def info(self) -> Any:
+            found = super().info
+            return replace(found, frames=12) if self._name.endswith(".mp4") else found
+
+    monkeypatch.setattr(module, "open_video", lambda path: Overstating(path, str(path), None, None, keep_damaged=False))
+    report = program.done("evaluate", real, poor, "--frames", 4, "--size", 32, "--lpips-weights", "none")
+    assert report["reconstructions"][0]["metrics"]["psnr"]["videos"] == 3
 
 
 def test_clips_of_a_video_that_is_skipped_do_not_count(program: Program, tmp_path: Path) -> None:
