@@ -481,7 +481,7 @@ def test_a_bundle_is_scored_as_its_lossless_reconstructions(
 
 def same_scores(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
     """Equal but for rounding: frames are scored in pieces of other lengths."""
-    keys = ("psnr", "ssim")
+    keys = ("psnr", "psnr_limited", "ssim")
     return all(
         {**a, **dict.fromkeys(keys)} == {**b, **dict.fromkeys(keys)}
         and [a[k] for k in keys] == pytest.approx([b[k] for k in keys], rel=1e-12)
@@ -769,10 +769,106 @@ def test_interrupted_work_is_kept(program: Program, real: Path, poor: Path, tmp_
 
     monkeypatch.setattr(module, "score_frames", interrupting)
     arguments = ["--frames", 9, "--size", 48, "--lpips-weights", "none", "--out", tmp_path]
-    assert program("evaluate", real, poor, *arguments).code == 130
+    outcome = program("evaluate", real, poor, *arguments)
+    assert outcome.code == 130
+    assert "interrupted: not all videos were scored" in outcome.out
     [entry] = json.loads((tmp_path / "evaluation.json").read_text())["reconstructions"]
     assert (entry["complete"], len(entry["videos"])) == (False, 1)
     assert "interrupted" in (tmp_path / "evaluation.md").read_text()
+
+
+def test_the_first_set_is_written_before_the_second_and_outlives_an_interruption(
+    program: Program, real: Path, poor: Path, better: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wfvae.evaluation import evaluation as module
+
+    written: list[Any] = []
+    counted = 0
+
+    def interrupting(*arguments: Any) -> Any:
+        nonlocal counted
+        counted += 1
+        if counted > 3 * 2:  # three videos in two pieces each
+            written.append(json.loads((tmp_path / "evaluation.json").read_text()))
+            raise KeyboardInterrupt
+        return score_frames(*arguments)
+
+    monkeypatch.setattr(module, "score_frames", interrupting)
+    arguments = ["--compare", better, "--frames", 9, "--size", 48, "--lpips-weights", "none", "--out", tmp_path]
+    outcome = program("evaluate", real, poor, *arguments, "--json")
+    assert outcome.code == 130
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [stored] == written == [outcome.report]
+    [entry] = stored["reconstructions"]
+    assert (entry["label"], entry["complete"], len(entry["videos"])) == ("poor", True, 3)
+    assert "difference" not in stored
+
+
+def with_only(folder: Path, target: Path, names: set[str]) -> Path:
+    """A copy in which only these videos can be read."""
+    shutil.copytree(folder, target)
+    for path in target.rglob("*.mkv"):
+        if path.stem not in names:
+            path.write_bytes(b"no video")
+    return target
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "says", "labels"),
+    [
+        ({"a", "b", "c"}, set(), "none of 3 videos could be scored", ["first"]),
+        ({"a", "b"}, {"c"}, "no video was scored in both", ["first", "second"]),
+        (set(), {"a"}, "none of 3 videos could be scored", None),
+    ],
+)
+def test_what_was_scored_outlives_a_comparison_that_fails(
+    program: Program, real: Path, poor: Path, tmp_path: Path, first: set[str], second: set[str], says: str, labels: list[str] | None
+) -> None:
+    folders = with_only(poor, tmp_path / "first", first), with_only(poor, tmp_path / "second", second)
+    out = tmp_path / "out"
+    arguments = ["--frames", 9, "--size", 48, "--lpips-weights", "none", "--out", out, "--json"]
+    outcome = program("evaluate", real, folders[0], "--compare", folders[1], *arguments)
+    assert outcome.code == 2
+    assert says in outcome.err and len(outcome.err.splitlines()) == 1
+    if labels is None:
+        assert outcome.out == "" and list(out.iterdir()) == []
+        return
+    assert outcome.report == json.loads((out / "evaluation.json").read_text())
+    assert [entry["label"] for entry in outcome.report["reconstructions"]] == labels
+    assert all(entry["complete"] for entry in outcome.report["reconstructions"])
+    assert "difference" not in outcome.report
+
+
+@pytest.mark.parametrize("place", ["is a file", "below a file", "read-only"])
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_scored(
+    program: Program, real: Path, poor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    from wfvae.evaluation import evaluation as module
+
+    def read_only(*arguments: object, **options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(module, "score_frames", lambda *arguments: pytest.fail("it began to score"))
+    (tmp_path / "file").touch()
+    out = tmp_path / {"is a file": "file", "below a file": "file/out", "read-only": "out"}[place]
+    if place == "read-only":
+        monkeypatch.setattr(Path, "touch", read_only)
+    line = program.refused("evaluate", real, poor, "--frames", 9, "--lpips-weights", "none", "--out", out)
+    assert f"cannot write the evaluation to {out}: " in line and "--out" in line
+
+
+def test_scores_that_cannot_be_written_are_shown(
+    program: Program, real: Path, poor: Path, better: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, target: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    arguments = ["--frames", 9, "--size", 48, "--lpips-weights", "none", "--out", tmp_path, "--json"]
+    outcome = program("evaluate", real, poor, "--compare", better, *arguments)
+    assert outcome.code == 2
+    assert "No space left on device" in outcome.err and len(outcome.err.splitlines()) == 1
+    assert outcome.report["difference"]["psnr"]["videos"] == 3
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,9 @@ def _fvd_difference(entries: Sequence[Labelled]) -> dict[str, Any]:
         return {"value": None, NOT_MEASURED: "FVD was not measured for both"}
     one, other = ({video.name for video in entry.evaluation.videos} for entry in entries)
     if one != other:
-        reason = f"FVD depends on which videos it is of, and {len(one ^ other)} were scored in only one of the two, first '{min(one ^ other)}'"
+        reason = (
+            f"FVD depends on which videos it is of, and {len(one ^ other)} were scored in only one of the two, first '{min(one ^ other)}'"
+        )
         return {"value": None, NOT_MEASURED: reason}
     return {"value": second - first}
 
@@ -158,7 +160,9 @@ def limit_remark(entries: Sequence[Labelled]) -> list[str]:
     videos = [video for entry in entries for video in entry.evaluation.videos]
     if all(video.psnr_limited == video.psnr for video in videos):
         return []
-    return [f"paired difference of PSNR: over all frames; any above {PSNR_LIMIT:.1f} dB, as identical ones are, counts as {PSNR_LIMIT:.1f} dB"]
+    return [
+        f"paired difference of PSNR: over all frames; any above {PSNR_LIMIT:.1f} dB, as identical ones are, counts as {PSNR_LIMIT:.1f} dB"
+    ]
 
 
 def to_markdown(entries: Sequence[Labelled], differences: Sequence[PairedDifference], worst: int) -> str:
@@ -220,8 +224,29 @@ def _plain(text: str) -> str:
     return escaped.encode("utf-8", "backslashreplace").decode()
 
 
+def prepare_folder(folder: Path) -> None:
+    """Makes the folder of the results and tries whether it can be written, which is better known before the work than after it.
+
+    Raises:
+        ResourceError: it cannot.
+    """
+    probe = folder / f".{JSON_NAME}.probe"
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ResourceError(f"cannot write the evaluation to {folder}: it is a file; choose a directory with --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _not_written(folder, error) from error
+
+
 def write_results(folder: Path, data: dict[str, Any], markdown: str) -> None:
-    """Writes evaluation.json and evaluation.md; what was there before stays until they are complete."""
+    """Writes evaluation.json and evaluation.md; what was there before stays until they are complete.
+
+    Raises:
+        ResourceError: the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in ((JSON_NAME, json.dumps(data, indent=2) + "\n"), (MARKDOWN_NAME, markdown)):
@@ -229,4 +254,8 @@ def write_results(folder: Path, data: dict[str, Any], markdown: str) -> None:
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(folder / name)
     except OSError as error:
-        raise ResourceError(f"cannot write the evaluation to {folder}: {error.strerror}; choose another directory with --out") from error
+        raise _not_written(folder, error) from error
+
+
+def _not_written(folder: Path, error: OSError) -> ResourceError:
+    return ResourceError(f"cannot write the evaluation to {folder}: {error.strerror or error}; choose another directory with --out")
