@@ -5,6 +5,7 @@ They change how fast a stream runs, never what it gives, and so are no part of t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -128,6 +129,17 @@ class Tuning:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _damaged(path, error) from error
 
+    @staticmethod
+    def require_writable(folder: Path) -> None:
+        """Raises `ResourceError` if choices cannot be stored in a bundle's folder, which is better known before measuring than after."""
+        path = folder / TUNING_NAME
+        probe = partial_name(path, "probe")
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise _not_written(path, error) from error
+
     def write(self, folder: Path) -> None:
         """Writes the file under a temporary name, then renames it. Raises `ResourceError` if the folder cannot be written."""
         path = folder / TUNING_NAME
@@ -138,14 +150,22 @@ class Tuning:
             temporary.write_text(json.dumps({**data, "sha256": _sha256(data)}, indent=1) + "\n", encoding="utf-8")
             temporary.replace(path)
         except OSError as error:
-            raise ResourceError(f"cannot write {path}: {error.strerror or error}; the chunk lengths were not stored") from error
+            raise _not_written(path, error) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a read-only file system refuses even what is not there
+                temporary.unlink(missing_ok=True)
 
 
 def _sha256(data: Mapping[str, Any]) -> str:
     content = {key: value for key, value in data.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _not_written(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"cannot write {path}: {error.strerror or error}; the chunk lengths were not stored; "
+        "make the bundle's folder writable, or measure without --tune and give --chunk"
+    )
 
 
 def _damaged(path: Path, error: Exception) -> BundleError:

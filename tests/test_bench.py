@@ -150,6 +150,33 @@ def test_what_it_refuses(program: Program, copy: Path, monkeypatch: pytest.Monke
     assert names(copy) == before
 
 
+def test_a_bundle_that_cannot_be_written_is_told_before_measuring(program: Program, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*arguments: object, **options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("wfvae.runtime.chunk_speed.measure_direction", lambda *arguments: pytest.fail("it began to measure"))
+    monkeypatch.setattr(Path, "touch", read_only)
+    line = program.refused("bench", copy, *CPU, *SIZE, "--tune")
+    assert f"cannot write {copy / TUNING_NAME}: Read-only file system" in line and "without --tune" in line
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_measurements_that_cannot_be_stored_are_shown(program: Program, copy: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool) -> None:
+    def read_only(*arguments: object, **options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Tuning, "require_writable", lambda folder: None)
+    for name in ("write_text", "unlink"):  # such a file system refuses to remove what is not there, too
+        monkeypatch.setattr(Path, name, read_only)
+    outcome = program("bench", copy, *CPU, *SIZE, "--chunks", 1, "--direction", "decode", "--tune", *(["--json"] if as_json else []))
+    assert outcome.code == 2
+    assert "Read-only file system; the chunk lengths were not stored" in outcome.err and len(outcome.err.splitlines()) == 1
+    if as_json:
+        assert [row["chunk"] for row in outcome.report["results"]] == [1] and outcome.report["tuned"] is None
+    else:
+        assert "decoder" in outcome.out and "stored" not in outcome.out
+
+
 def test_progress_reaches_the_end(copy: Path) -> None:
     calls: list[tuple[int, int | None]] = []
     measure_direction(open_here(copy), "decoder", (8, 8), [1, 2], 1, lambda done, total: calls.append((done, total)))

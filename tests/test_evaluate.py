@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ if missing := [name for name in ("skimage", "scipy", "lpips") if find_spec(name)
     pytest.skip(f"needs the extra eval: {missing[0]} is not installed", allow_module_level=True)
 
 from fixtures.program import Program, clip, load, save  # noqa: E402
+from wfvae import frame_metrics  # noqa: E402
 from wfvae.errors import InputError  # noqa: E402
-from wfvae.evaluation.evaluation import Evaluation, SetScore, VideoScore, compare  # noqa: E402
+from wfvae.evaluation.evaluation import Evaluation, Evaluator, SetScore, VideoScore, compare  # noqa: E402
 from wfvae.evaluation.frechet import FeatureMoments, frechet_distance  # noqa: E402
 from wfvae.evaluation.interval import mean_interval  # noqa: E402
 from wfvae.evaluation.lpips_choice import LPIPSChoice  # noqa: E402
@@ -35,6 +37,7 @@ from wfvae.evaluation.sources import reconstruct  # noqa: E402
 from wfvae.evaluation.video_files import find_videos, match_videos  # noqa: E402
 from wfvae.frame_metrics import score_frames  # noqa: E402
 from wfvae.runtime import Bundle  # noqa: E402
+from wfvae.runtime.media.image_folder import PNGFolder  # noqa: E402
 from wfvae.torchvision_operators import make_torchvision_importable  # noqa: E402
 
 LOSSLESS = {"codec": "ffv1", "pixel_format": "bgr0"}
@@ -84,6 +87,28 @@ def test_frames_are_scored_alone_and_in_order() -> None:
     alone = [score_frames(real[k : k + 1], other[k : k + 1]) for k in range(20)]
     assert together.psnr.tolist() == [one.psnr[0] for one in alone]
     assert together.ssim == pytest.approx([one.ssim[0] for one in alone], abs=1e-6)
+
+
+def test_lpips_agrees_with_the_package_frame_by_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_torchvision_importable("the test", "eval")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torchvision, about how lpips calls it
+        import lpips
+
+        torch.manual_seed(5)
+        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+    real = clip(5, 40, 48)
+    other = damaged(real, 60)
+    monkeypatch.setattr(frame_metrics, "_BATCH_PIXELS", 2 * 40 * 48)  # 2, 2 and 1 frames
+    found = score_frames(real, other, lambda a, b: network(a, b)).lpips
+    with torch.no_grad():
+        pairs = [[lpips.im2tensor(frame) for frame in pair] for pair in zip(real, other, strict=True)]  # the package's own [-1, 1]
+        expected = [float(network(*pair)) for pair in pairs]
+        narrow = [float(network(*((tensor + 1) / 2 for tensor in pair))) for pair in pairs]
+    assert not np.isclose(expected, narrow, rtol=0.05).any(), "the frames must tell [-1, 1] from [0, 1]"
+    assert len({round(value, 4) for value in expected}) == 5
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert score_frames(real, real, lambda a, b: network(a, b)).lpips == pytest.approx(np.zeros(5), abs=1e-7)
 
 
 def test_wrong_frames_are_refused() -> None:
@@ -258,8 +283,14 @@ def test_two_files_are_a_pair_whatever_their_names(tmp_path: Path) -> None:
 # Comparison -----------------------------------------------------------------------------------------------------------------
 
 
+ROUNDING = 20 * math.log10(255 * math.sqrt(12))  # dB: errors spread evenly over one level have a deviation of 1 / sqrt(12)
+
+
 def evaluation(scores: dict[str, float | None]) -> Evaluation:
-    videos = tuple(VideoScore(name, 5, 16, 16, 5 if psnr is None else 0, psnr, 0.5, None) for name, psnr in scores.items())
+    videos = tuple(
+        VideoScore(name, 5, 16, 16, 5 if psnr is None else 0, psnr, ROUNDING if psnr is None else psnr, 0.5, None)
+        for name, psnr in scores.items()
+    )
     return Evaluation(Protocol(), videos, (), LPIPSChoice("none", None, "-"), SetScore(None, 0, 33, None, "-"), True)
 
 
@@ -267,13 +298,55 @@ def test_paired_differences_are_of_the_same_video() -> None:
     first = evaluation({"a": 30.0, "b": 20.0, "c": 40.0, "d": None, "only": 1.0})
     second = evaluation({"d": 30.0, "c": 42.0, "b": 23.0, "a": 31.0})
     psnr, ssim, lpips = compare(first, second)
-    expected = mean_interval([1.0, 3.0, 2.0])
-    assert (psnr.mean, psnr.left_out, psnr.significant) == (expected, 1, expected.low is not None and expected.low > 0)
+    assert psnr.mean is not None
+    assert (psnr.mean.value, psnr.mean.count, psnr.left_out) == (pytest.approx((1 + 3 + 2 + 30 - ROUNDING) / 4), 4, 0)
+    assert not psnr.significant
     assert ssim.mean is not None
     assert (ssim.mean.value, ssim.significant) == (0.0, False)
     assert lpips.mean is None
     with pytest.raises(InputError, match="both"):
         compare(first, evaluation({"z": 1.0}))
+
+
+@dataclass(frozen=True)
+class Errors:
+    """A source of one video whose reconstruction is off by a number of levels in each frame."""
+
+    levels: list[int]
+    names = ["video"]  # noqa: RUF012
+
+    def frames(self, name: str, protocol: Protocol) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        real = np.zeros((len(self.levels), 11, 11, 3), np.uint8)
+        yield real, real + np.array(self.levels, np.uint8)[:, None, None, None]
+
+
+def scored(levels: list[int]) -> Evaluation:
+    return Evaluator(Errors(levels), Protocol(None, None), LPIPSChoice("none", None, "-"), None).run(lambda done, total: None)
+
+
+def psnr_difference(first: list[int], second: list[int]) -> float:
+    mean = compare(scored(first), scored(second))[0].mean
+    assert mean is not None
+    return mean.value
+
+
+def test_perfect_frames_on_one_side_only_do_not_turn_the_verdict() -> None:
+    """Of the frames with a finite PSNR alone the second would be 5 dB and more better, though it is worse in all frames but one."""
+    first, second = [0] * 32 + [8], [4] * 33
+    one, other = 20 * math.log10(255 / 8), 20 * math.log10(255 / 4)
+    assert scored(first).videos[0].psnr == pytest.approx(one)
+    assert psnr_difference(first, second) == pytest.approx(other - (32 * ROUNDING + one) / 33)
+    assert psnr_difference([0, 0], [4, 4]) == pytest.approx(other - ROUNDING), "a video that is perfect as a whole counts as well"
+    assert psnr_difference([0, 8], [0, 4]) == pytest.approx((other - one) / 2), "no difference where both are perfect"
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=4))
+def test_what_is_better_in_every_frame_is_better(frames: list[tuple[int, int]]) -> None:
+    better, worse = [a for a, _ in frames], [a + more for a, more in frames]
+    difference = psnr_difference(worse, better)
+    assert difference >= 0
+    assert (difference > 0) == (better != worse)
+    assert psnr_difference(better, worse) == -difference
 
 
 # The command ----------------------------------------------------------------------------------------------------------------
@@ -408,7 +481,7 @@ def test_a_bundle_is_scored_as_its_lossless_reconstructions(
 
 def same_scores(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
     """Equal but for rounding: frames are scored in pieces of other lengths."""
-    keys = ("psnr", "ssim")
+    keys = ("psnr", "psnr_limited", "ssim")
     return all(
         {**a, **dict.fromkeys(keys)} == {**b, **dict.fromkeys(keys)}
         and [a[k] for k in keys] == pytest.approx([b[k] for k in keys], rel=1e-12)
@@ -460,6 +533,37 @@ def test_comparison_end_to_end(program: Program, real: Path, poor: Path, better:
     assert f"{expected.value:+.2f} ± " in text
 
 
+def test_the_comparison_says_where_frames_were_identical(program: Program, tmp_path: Path) -> None:
+    real = clip(4, 16, 16)
+    for name, frames in {"real": real, "spotty": np.concatenate([real[:3], damaged(real[3:], 60)]), "even": damaged(real, 30)}.items():
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / "v.mkv", frames, **LOSSLESS)
+    arguments = ["evaluate", tmp_path / "real", tmp_path / "spotty", "--compare", tmp_path / "even", "--whole", "--lpips-weights", "none"]
+    report = program.done(*arguments, "--out", tmp_path / "out")
+    spotty, even = (entry["videos"][0] for entry in report["reconstructions"])
+    assert spotty["psnr"] < even["psnr"] == even["psnr_limited"]
+    assert spotty["psnr_limited"] == pytest.approx((3 * ROUNDING + spotty["psnr"]) / 4)
+    found = report["difference"]["psnr"]
+    assert (found["mean"], found["frame_limit"]) == pytest.approx((even["psnr"] - spotty["psnr_limited"], ROUNDING))
+    assert found["mean"] < 0
+    assert "as identical ones are, counts as 58.9 dB" in program(*arguments).out
+    assert "as identical ones are, counts as 58.9 dB" in (tmp_path / "out" / "evaluation.md").read_text()
+
+
+def test_fvd_of_other_videos_is_not_subtracted(program: Program, real: Path, poor: Path, better: Path, tmp_path: Path) -> None:
+    arguments = ["--frames", 4, "--size", 32, "--lpips-weights", "none", "--i3d", feature_network(tmp_path / "net.pt")]
+    report = program.done("evaluate", real, poor, "--compare", better, *arguments)
+    first, second = (entry["metrics"]["fvd"]["value"] for entry in report["reconstructions"])
+    assert report["difference"]["fvd"] == {"value": pytest.approx(second - first)}
+    fewer = Path(shutil.copytree(better, tmp_path / "fewer"))
+    (fewer / "c.mkv").unlink()
+    report = program.done("evaluate", real, poor, "--compare", fewer, "--matched", *arguments)
+    assert all(entry["metrics"]["fvd"]["value"] is not None for entry in report["reconstructions"])
+    assert report["difference"]["psnr"]["videos"] == 2
+    assert report["difference"]["fvd"]["value"] is None
+    assert "1 were scored in only one of the two, first 'c'" in report["difference"]["fvd"]["not measured"]
+
+
 def test_identical_frames_are_counted_and_never_averaged(program: Program, real: Path, tmp_path: Path) -> None:
     shutil.copytree(real, tmp_path / "same")
     arguments = ["--frames", 9, "--size", 48, "--lpips-weights", "none"]
@@ -500,6 +604,58 @@ def test_what_cannot_be_scored_is_skipped_and_said(program: Program, real: Path,
     assert "one ends after 8" in entry["skipped"][0]["reason"]
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", ""])
+@pytest.mark.parametrize("window", ["first", "centre"])
+def test_a_reconstruction_of_other_length_is_not_scored_in_silence(program: Program, tmp_path: Path, suffix: str, window: str) -> None:
+    """Though the frames of the window are all there."""
+    frames = clip(12, 16, 16)
+    real, other = tmp_path / "real", tmp_path / "other"
+    counts = {"cut": 9, "longer": 13, "prepared": 5, "whole": 12}
+    for name, count in counts.items():
+        for folder in (real, other):
+            folder.mkdir(exist_ok=True)
+        save(real / f"{name}.mp4", frames)
+        made = damaged(np.concatenate([frames, frames])[:count], 20)
+        save_as(other / name, suffix, made)
+    arguments = ["evaluate", real, other, "--frames", 5, "--size", 16, "--window", window, "--lpips-weights", "none", "--json"]
+    outcome = program(*arguments)
+    assert (outcome.code, outcome.err) == (1, "")
+    [entry] = outcome.report["reconstructions"]
+    assert [video["name"] for video in entry["videos"]] == ["prepared", "whole"]
+    reasons = {one["name"]: one["reason"] for one in entry["skipped"]}
+    assert set(reasons) == {"cut", "longer"}
+    assert all(f"has 12 frames and '{other / name}" in reason for name, reason in reasons.items())
+    assert "' 9;" in reasons["cut"] and "' 13;" in reasons["longer"]
+
+
+def save_as(path: Path, suffix: str, frames: np.ndarray) -> None:
+    """A video file, or for no suffix a folder of images."""
+    if suffix:
+        save(path.with_name(f"{path.name}.{suffix}"), frames)
+        return
+    folder = PNGFolder(path, "%d.png", frames.shape[2], frames.shape[1], overwrite=False)
+    for frame in frames:
+        folder.write(frame)
+
+
+def test_a_wrong_statement_of_the_number_of_frames_is_no_difference(
+    program: Program, real: Path, poor: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a file that was cut without encoding it again: what the container counts and does not show."""
+    from wfvae.evaluation import protocol as module
+    from wfvae.runtime.media.video_reader import VideoReader
+
+    class Overstating(VideoReader):
+        @property
+        def info(self) -> Any:
+            found = super().info
+            return replace(found, frames=12) if self._name.endswith(".mp4") else found
+
+    monkeypatch.setattr(module, "open_video", lambda path: Overstating(path, str(path), None, None, keep_damaged=False))
+    report = program.done("evaluate", real, poor, "--frames", 4, "--size", 32, "--lpips-weights", "none")
+    assert report["reconstructions"][0]["metrics"]["psnr"]["videos"] == 3
+
+
 def test_clips_of_a_video_that_is_skipped_do_not_count(program: Program, tmp_path: Path) -> None:
     for name in ("real", "other"):
         (tmp_path / name).mkdir()
@@ -509,6 +665,78 @@ def test_clips_of_a_video_that_is_skipped_do_not_count(program: Program, tmp_pat
     arguments = ["--whole", "--lpips-weights", "none", "--i3d", feature_network(tmp_path / "n.pt"), "--json"]
     outcome = program("evaluate", tmp_path / "real", tmp_path / "other", *arguments)
     assert (outcome.code, outcome.report["reconstructions"][0]["metrics"]["fvd"]["clips"]) == (1, 2)
+
+
+class Unfit(torch.nn.Module):
+    """A feature network that fails, in one of several ways, for clips brighter than all others."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = x.mean(dim=(2, 3, 4))[:, :2]
+        if bool(x.mean() > 0.9):
+            if self.way == "raises":
+                raise ValueError("much too bright")
+            if self.way == "reads beyond":
+                features = x.select(1, 99).mean(dim=(2, 3))
+            if self.way == "gives NaN":
+                features = features * float("nan")
+            if self.way == "gives less":
+                features = features[:, :1]
+            if self.way == "gives no batch":
+                features = features[0]
+        return features
+
+
+@pytest.mark.parametrize(
+    ("way", "says"),
+    [
+        ("raises", "much too bright"),
+        ("reads beyond", "out of range"),
+        ("gives NaN", "NaN or infinite features"),
+        ("gives less", "different lengths, 1 and 2"),
+        ("gives no batch", "expected a tensor (1, d)"),
+    ],
+)
+@pytest.mark.parametrize("bright", [0, 1])
+def test_a_video_that_the_feature_network_fails_on_is_skipped_and_the_others_are_scored(
+    program: Program, tmp_path: Path, way: str, says: str, bright: int
+) -> None:
+    """The network fails on the reconstruction only, so that the original's features are there already."""
+    for name in ("real", "other"):
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            frames = damaged(clip(3, 16, 16, seed=index), 3 if name == "real" else 9)
+            save(tmp_path / name / f"{index}.mkv", np.full_like(frames, 255) if (name, index) == ("other", bright) else frames, **LOSSLESS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(Unfit(way)).save(str(tmp_path / "net.pt"))
+    arguments = ["--frames", 3, "--size", 16, "--lpips-weights", "none", "--i3d", tmp_path / "net.pt", "--json"]
+    outcome = program("evaluate", tmp_path / "real", tmp_path / "other", *arguments)
+    assert (outcome.code, outcome.err) == (1, "")
+    [entry] = outcome.report["reconstructions"]
+    assert [video["name"] for video in entry["videos"]] == [str(index) for index in range(4) if index != bright]
+    [skipped] = entry["skipped"]
+    assert (skipped["name"], says in skipped["reason"]) == (str(bright), True), skipped
+    assert (entry["metrics"]["fvd"]["clips"], entry["metrics"]["fvd"]["features"]) == (3, 2)
+    assert entry["metrics"]["fvd"]["value"] > 0
+
+
+def test_scores_stand_where_the_distance_of_features_cannot_be_computed(
+    program: Program, real: Path, poor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wfvae.evaluation import video_features
+
+    def unlucky(*moments: object) -> float:
+        raise np.linalg.LinAlgError("eigenvalues did not converge")
+
+    monkeypatch.setattr(video_features, "frechet_distance", unlucky)
+    arguments = ["--frames", 4, "--size", 32, "--lpips-weights", "none", "--i3d", feature_network(tmp_path / "net.pt")]
+    metrics = program.done("evaluate", real, poor, *arguments)["reconstructions"][0]["metrics"]
+    assert (metrics["fvd"]["value"], metrics["psnr"]["videos"]) == (None, 3)
+    assert "did not converge" in metrics["fvd"]["not measured"]
 
 
 def test_backbone_that_cannot_be_had_is_not_measured_and_the_rest_is(
@@ -541,10 +769,106 @@ def test_interrupted_work_is_kept(program: Program, real: Path, poor: Path, tmp_
 
     monkeypatch.setattr(module, "score_frames", interrupting)
     arguments = ["--frames", 9, "--size", 48, "--lpips-weights", "none", "--out", tmp_path]
-    assert program("evaluate", real, poor, *arguments).code == 130
+    outcome = program("evaluate", real, poor, *arguments)
+    assert outcome.code == 130
+    assert "interrupted: not all videos were scored" in outcome.out
     [entry] = json.loads((tmp_path / "evaluation.json").read_text())["reconstructions"]
     assert (entry["complete"], len(entry["videos"])) == (False, 1)
     assert "interrupted" in (tmp_path / "evaluation.md").read_text()
+
+
+def test_the_first_set_is_written_before_the_second_and_outlives_an_interruption(
+    program: Program, real: Path, poor: Path, better: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wfvae.evaluation import evaluation as module
+
+    written: list[Any] = []
+    counted = 0
+
+    def interrupting(*arguments: Any) -> Any:
+        nonlocal counted
+        counted += 1
+        if counted > 3 * 2:  # three videos in two pieces each
+            written.append(json.loads((tmp_path / "evaluation.json").read_text()))
+            raise KeyboardInterrupt
+        return score_frames(*arguments)
+
+    monkeypatch.setattr(module, "score_frames", interrupting)
+    arguments = ["--compare", better, "--frames", 9, "--size", 48, "--lpips-weights", "none", "--out", tmp_path]
+    outcome = program("evaluate", real, poor, *arguments, "--json")
+    assert outcome.code == 130
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [stored] == written == [outcome.report]
+    [entry] = stored["reconstructions"]
+    assert (entry["label"], entry["complete"], len(entry["videos"])) == ("poor", True, 3)
+    assert "difference" not in stored
+
+
+def with_only(folder: Path, target: Path, names: set[str]) -> Path:
+    """A copy in which only these videos can be read."""
+    shutil.copytree(folder, target)
+    for path in target.rglob("*.mkv"):
+        if path.stem not in names:
+            path.write_bytes(b"no video")
+    return target
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "says", "labels"),
+    [
+        ({"a", "b", "c"}, set(), "none of 3 videos could be scored", ["first"]),
+        ({"a", "b"}, {"c"}, "no video was scored in both", ["first", "second"]),
+        (set(), {"a"}, "none of 3 videos could be scored", None),
+    ],
+)
+def test_what_was_scored_outlives_a_comparison_that_fails(
+    program: Program, real: Path, poor: Path, tmp_path: Path, first: set[str], second: set[str], says: str, labels: list[str] | None
+) -> None:
+    folders = with_only(poor, tmp_path / "first", first), with_only(poor, tmp_path / "second", second)
+    out = tmp_path / "out"
+    arguments = ["--frames", 9, "--size", 48, "--lpips-weights", "none", "--out", out, "--json"]
+    outcome = program("evaluate", real, folders[0], "--compare", folders[1], *arguments)
+    assert outcome.code == 2
+    assert says in outcome.err and len(outcome.err.splitlines()) == 1
+    if labels is None:
+        assert outcome.out == "" and list(out.iterdir()) == []
+        return
+    assert outcome.report == json.loads((out / "evaluation.json").read_text())
+    assert [entry["label"] for entry in outcome.report["reconstructions"]] == labels
+    assert all(entry["complete"] for entry in outcome.report["reconstructions"])
+    assert "difference" not in outcome.report
+
+
+@pytest.mark.parametrize("place", ["is a file", "below a file", "read-only"])
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_scored(
+    program: Program, real: Path, poor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    from wfvae.evaluation import evaluation as module
+
+    def read_only(*arguments: object, **options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(module, "score_frames", lambda *arguments: pytest.fail("it began to score"))
+    (tmp_path / "file").touch()
+    out = tmp_path / {"is a file": "file", "below a file": "file/out", "read-only": "out"}[place]
+    if place == "read-only":
+        monkeypatch.setattr(Path, "touch", read_only)
+    line = program.refused("evaluate", real, poor, "--frames", 9, "--lpips-weights", "none", "--out", out)
+    assert f"cannot write the evaluation to {out}: " in line and "--out" in line
+
+
+def test_scores_that_cannot_be_written_are_shown(
+    program: Program, real: Path, poor: Path, better: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, target: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    arguments = ["--frames", 9, "--size", 48, "--lpips-weights", "none", "--out", tmp_path, "--json"]
+    outcome = program("evaluate", real, poor, "--compare", better, *arguments)
+    assert outcome.code == 2
+    assert "No space left on device" in outcome.err and len(outcome.err.splitlines()) == 1
+    assert outcome.report["difference"]["psnr"]["videos"] == 3
 
 
 @pytest.mark.parametrize(

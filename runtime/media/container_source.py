@@ -217,6 +217,20 @@ def open_container(source: Path | BinaryIO, name: str) -> Any:
     return container
 
 
+def packet_count(path: Path) -> int:
+    """Packets of the video stream that `ContainerSource` reads, counted without decoding: mostly one per frame, but that is no promise.
+
+    Raises `MediaError` if the file is no video, or damaged.
+    """
+    container = open_container(path, str(path))
+    try:
+        return sum(1 for packet in container.demux(_video_stream(container, str(path))) if packet.size)
+    except Failure as error:
+        raise describe(error, f"reading '{path}'") from error
+    finally:
+        container.close()
+
+
 def _check_file(path: Path) -> None:
     if not path.exists():
         raise MediaError(f"no such file: '{path}'; check the path")

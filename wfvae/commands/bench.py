@@ -15,7 +15,7 @@ from wfvae.commands.common import (
     progress_bar,
     show,
 )
-from wfvae.errors import InputError
+from wfvae.errors import InputError, ResourceError
 from wfvae.machine import describe_machine
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, and stores the choice if it was asked for."""
     from wfvae.runtime.chunk_speed import choose, measure_direction
-    from wfvae.runtime.tuning import Setting
+    from wfvae.runtime.tuning import Setting, Tuning
 
     directions: dict[str, Direction] = {"encode": "encoder", "decode": "decoder"}
     wanted = [direction for verb, direction in directions.items() if args.direction in ("both", verb)]
@@ -69,13 +69,18 @@ def run(args: argparse.Namespace) -> int:
         setting = Setting.here(described)
         if args.tune:
             setting.require_named_device()
+            Tuning.require_writable(bundle.path)
         speeds: dict[Direction, list[ChunkSpeed]] = {}
         for direction in wanted:
             with progress_bar(f"measuring the {direction}") as advance:
                 speeds[direction] = measure_direction(bundle, direction, size, args.chunks, args.runs, advance)
         chosen = {direction: choose(found) for direction, found in speeds.items()} if args.tune else {}
+        failure: ResourceError | None = None
         if args.tune:
-            _store(bundle, size, setting, speeds, chosen)
+            try:
+                _store(bundle, size, setting, speeds, chosen)
+            except ResourceError as error:
+                chosen, failure = {}, error  # raised when the measurements are shown
         data = {
             "bundle": bundle.identity,
             "backend": described,
@@ -86,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
             "tuned": {direction: speed.chunk for direction, speed in chosen.items()} or None,
         }
     show(args, data, _table(described, size, speeds, chosen))
+    if failure is not None:
+        raise failure
     return 0
 
 

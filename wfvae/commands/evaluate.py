@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wfvae.commands.common import add_execution_arguments, add_json_argument, open_from, parse_positive, progress_bar, show
-from wfvae.errors import InputError
+from wfvae.errors import InputError, ResourceError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from wfvae.evaluation.evaluation import Evaluation, Evaluator, PairedDifference
+    from wfvae.evaluation.evaluation import PairedDifference
     from wfvae.evaluation.lpips_choice import LPIPSChoice
     from wfvae.evaluation.protocol import Protocol
     from wfvae.evaluation.results import Labelled
@@ -107,6 +108,17 @@ class _Run:
         self._entries: list[Labelled] = []
 
     def run(self) -> int:
+        """Scores, then shows and writes; what was scored before a failure or an interruption too."""
+        try:
+            differences = self._score_all()
+        except (KeyboardInterrupt, Exception):
+            if self._entries:
+                self._give_out([])
+            raise
+        self._give_out(differences)
+        return 1 if any(entry.evaluation.skipped for entry in self._entries) else 0
+
+    def _score_all(self) -> list[PairedDifference]:
         from wfvae.evaluation.evaluation import compare
 
         args = self._args
@@ -115,13 +127,12 @@ class _Run:
             self._score_bundle()
         else:
             self._score(self._files(args.real, args.reconstruction), args.name or args.reconstruction.resolve().name)
-        differences: list[PairedDifference] = []
-        if second is not None:
-            self._score(second, args.compare.resolve().name)
-            differences = compare(self._entries[0].evaluation, self._entries[1].evaluation)
-        data = self._write(differences)
-        show(args, data, _text(self._entries, differences, args.worst))
-        return 1 if any(entry.evaluation.skipped for entry in self._entries) else 0
+        if second is None:
+            return []
+        with contextlib.suppress(ResourceError):  # said at the end, when all is shown
+            self._write([])  # not even a kill shall cost the first set
+        self._score(second, args.compare.resolve().name)
+        return compare(self._entries[0].evaluation, self._entries[1].evaluation)
 
     def _files(self, real: Path, reconstruction: Path) -> Source:
         from wfvae.evaluation.sources import FileSource
@@ -141,32 +152,38 @@ class _Run:
 
     def _score(self, source: Source, label: str, **facts: Any) -> None:
         from wfvae.evaluation.evaluation import Evaluator
-        from wfvae.evaluation.results import Labelled
+        from wfvae.evaluation.results import Labelled, prepare_folder
 
+        if self._args.out is not None:
+            prepare_folder(self._args.out)
         evaluator = Evaluator(source, self._protocol, self._lpips, self._network)
         try:
             with progress_bar(f"evaluate {label}") as progress:
-                self._entries.append(Labelled(label, evaluator.run(progress), **facts))
+                evaluation = evaluator.run(progress)
         except (KeyboardInterrupt, Exception):
-            self._keep(evaluator, label, facts)
+            found = evaluator.result(complete=False)
+            if found.videos:
+                self._entries.append(Labelled(label, found, **facts))
             raise
+        self._entries.append(Labelled(label, evaluation, **facts))
 
-    def _keep(self, evaluator: Evaluator, label: str, facts: dict[str, Any]) -> None:
-        """Writes what was found before an interruption."""
-        from wfvae.evaluation.results import Labelled
+    def _give_out(self, differences: list[PairedDifference]) -> None:
+        """Shows and writes the results; each is tried whatever becomes of the other."""
+        try:
+            show(self._args, self._data(differences), _text(self._entries, differences, self._args.worst))
+        finally:
+            self._write(differences)
 
-        found: Evaluation = evaluator.result(complete=False)
-        if found.videos and self._args.out is not None:
-            self._entries.append(Labelled(label, found, **facts))
-            self._write([])
+    def _write(self, differences: list[PairedDifference]) -> None:
+        from wfvae.evaluation.results import to_markdown, write_results
 
-    def _write(self, differences: list[PairedDifference]) -> dict[str, Any]:
-        from wfvae.evaluation.results import to_json, to_markdown, write_results
-
-        data = to_json(self._entries, differences, self._args.worst)
         if self._args.out is not None:
-            write_results(self._args.out, data, to_markdown(self._entries, differences, self._args.worst))
-        return data
+            write_results(self._args.out, self._data(differences), to_markdown(self._entries, differences, self._args.worst))
+
+    def _data(self, differences: list[PairedDifference]) -> dict[str, Any]:
+        from wfvae.evaluation.results import to_json
+
+        return to_json(self._entries, differences, self._args.worst)
 
 
 def _text(entries: list[Labelled], differences: list[PairedDifference], worst: int) -> RenderableType:
@@ -176,15 +193,16 @@ def _text(entries: list[Labelled], differences: list[PairedDifference], worst: i
     from rich.text import Text
 
     from wfvae.evaluation.evaluation import METRICS
-    from wfvae.evaluation.results import cells, headings, remarks, score_text
+    from wfvae.evaluation.results import cells, headings, limit_remark, remarks, score_text
 
     table = Table("", *headings())
     for entry in entries:
         table.add_row(Text(entry.label), *cells(entry))
-    if len(entries) == 2:
+    if differences:
         texts = {one.metric.key: score_text(one.metric, one.mean, sign=True) + (" *" if one.significant else "") for one in differences}
         table.add_row("second - first, paired", *(texts.get(metric.key, "–") for metric in METRICS), "")
     lines = ["± is half of the 95 % interval (Student's t over videos)" + ("; * the interval excludes zero" if differences else "")]
+    lines += limit_remark(entries) if differences else []
     for entry in entries:
         lines += [f"{entry.label}: {line}" for line in remarks(entry)]
         for metric in METRICS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,9 @@ PSNR, SSIM, LPIPS = Metric("psnr", "PSNR", "dB", True), Metric("ssim", "SSIM", "
 METRICS = (PSNR, SSIM, LPIPS)
 FVD = Metric("fvd", "FVD", "", False)
 """Of the whole set, not of a video."""
+PSNR_LIMIT = 10 * math.log10(12 * 255**2)
+"""dB (58.92): the PSNR of rounding to 8 bits alone, whose error has a variance of 1/12 of a level squared. What lies above it tells how
+values were rounded, not how well they were reconstructed; a frame is taken to have no more where two reconstructions are compared."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ class VideoScore:
     identical_frames: int
     """Frames equal to their original bit by bit, whose PSNR is infinite; they are left out of the mean PSNR."""
     psnr: float | None
-    """dB; None where every frame is identical."""
+    """dB, over the frames that are not identical; None where every frame is."""
+    psnr_limited: float
+    """dB, over all frames, each limited to PSNR_LIMIT. Equal to `psnr` where no frame is beyond the limit."""
     ssim: float
     lpips: float | None
 
@@ -154,7 +160,11 @@ class Evaluator:
         clips, frames = self._clips.clips, self._protocol.frames or PAPER_FRAMES
         if clips < 2:
             return SetScore(None, clips, frames, None, f"{clips} clips of {frames} frames have no covariance; at least 2 are needed")
-        return SetScore(self._clips.distance(), clips, frames, len(self._clips.real.mean))
+        features = len(self._clips.real.mean)
+        try:
+            return SetScore(self._clips.distance(), clips, frames, features)
+        except ValueError as error:  # numpy's LinAlgError is one; the other scores stand
+            return SetScore(None, clips, frames, features, f"the distance of the features cannot be computed: {error}")
 
 
 class _Totals:
@@ -164,7 +174,7 @@ class _Totals:
         self._name = name
         self._size = (0, 0)
         self._frames = self._identical = 0
-        self._psnr = self._ssim = self._lpips = 0.0
+        self._psnr = self._psnr_limited = self._ssim = self._lpips = 0.0
         self._has_lpips = False
 
     def add(self, size: Sequence[int], scores: FrameScores) -> None:
@@ -173,6 +183,7 @@ class _Totals:
         self._frames += len(finite)
         self._identical += int((~finite).sum())
         self._psnr += float(scores.psnr[finite].sum())
+        self._psnr_limited += float(np.minimum(scores.psnr, PSNR_LIMIT).sum())
         self._ssim += float(scores.ssim.sum())
         if scores.lpips is not None:
             self._has_lpips = True
@@ -186,6 +197,7 @@ class _Totals:
             *self._size,
             identical_frames=self._identical,
             psnr=self._psnr / different if different else None,
+            psnr_limited=self._psnr_limited / self._frames,
             ssim=self._ssim / self._frames,
             lpips=self._lpips / self._frames if self._has_lpips else None,
         )
@@ -199,7 +211,7 @@ class PairedDifference:
     mean: Mean | None
     """Mean of the differences; None where there is nothing to compare."""
     left_out: int
-    """Videos for which one of the two has no finite score."""
+    """Videos for which one of the two has no score."""
 
     @property
     def significant(self) -> bool:
@@ -212,6 +224,10 @@ class PairedDifference:
 def compare(first: Evaluation, second: Evaluation) -> list[PairedDifference]:
     """The second minus the first, over the videos that both have. A metric that one of them did not measure has no mean.
 
+    Of PSNR, the means over all frames are subtracted, each frame limited to PSNR_LIMIT. Without the frames that are identical to their
+    original, which have no finite PSNR, the two would be means over different frames, and a reconstruction that is perfect but for its
+    hardest frame would be the worse one. So, where every frame of one is at least as good as that of the other, its mean is not lower.
+
     Raises:
         InputError: no video was scored in both.
     """
@@ -220,7 +236,7 @@ def compare(first: Evaluation, second: Evaluation) -> list[PairedDifference]:
         raise InputError("no video was scored in both sets of reconstructions; give two reconstructions of the same videos")
     found = []
     for metric in METRICS:
-        both = [(a.get(metric), b.get(metric)) for a, b in pairs]
+        both = [(a.psnr_limited, b.psnr_limited) if metric is PSNR else (a.get(metric), b.get(metric)) for a, b in pairs]
         differences = [b - a for a, b in both if a is not None and b is not None]
         found.append(PairedDifference(metric, mean_interval(differences) if differences else None, len(both) - len(differences)))
     return found

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import InputError
+from wfvae.evaluation.frame_counts import decoded_frames
 from wfvae.runtime.media.video_reader import open_video
 
 Frame = npt.NDArray[np.uint8]
@@ -59,6 +60,8 @@ class Prepared:
     """(height, width) of the video before preparation."""
     count: int | None
     """Frames in the video, where they had to be counted."""
+    stated: int | None
+    """Frames that the container states, which may be wrong; None where it states none."""
 
 
 @contextmanager
@@ -73,8 +76,7 @@ def open_prepared(path: Path, protocol: Protocol) -> Iterator[Prepared]:
     """
     count, start = None, 0
     if protocol.window == "centre" and protocol.frames is not None:
-        with open_video(path) as reader:
-            count = sum(1 for _ in reader)
+        count = decoded_frames(path)
         if count < protocol.frames:
             raise _too_short(path, count, protocol.frames)
         start = (count - protocol.frames) // 2
@@ -82,7 +84,7 @@ def open_prepared(path: Path, protocol: Protocol) -> Iterator[Prepared]:
         size = (reader.info.height, reader.info.width)
         if start:
             reader.seek_frames(start)
-        yield Prepared(_window(path, iter(reader), protocol), size, count)
+        yield Prepared(_window(path, iter(reader), protocol), size, count, reader.info.frames)
 
 
 def _window(path: Path, frames: Iterator[Frame], protocol: Protocol) -> Iterator[Frame]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wfvae.errors import ResourceError
-from wfvae.evaluation.evaluation import FVD, LPIPS, METRICS, PSNR, Evaluation, Metric, PairedDifference
+from wfvae.evaluation.evaluation import FVD, LPIPS, METRICS, PSNR, PSNR_LIMIT, Evaluation, Metric, PairedDifference
 from wfvae.evaluation.interval import METHOD, Mean
 
 JSON_NAME, MARKDOWN_NAME = "evaluation.json", "evaluation.md"
@@ -32,14 +32,15 @@ class Labelled:
 
 
 def to_json(entries: Sequence[Labelled], differences: Sequence[PairedDifference], worst: int) -> dict[str, Any]:
-    """The result as data: an entry per set of reconstructions, and the second minus the first where there are two."""
+    """The result as data: an entry per set of reconstructions, and the second minus the first where there are `differences` of two."""
     result: dict[str, Any] = {"method": METHOD, "reconstructions": [_entry(entry, worst) for entry in entries]}
-    if len(entries) == 2:
+    if differences:
         result["difference"] = {
             "of": f"{entries[1].label} - {entries[0].label}",
             **{one.metric.key: {**_mean(one.mean), "videos_left_out": one.left_out, "significant": one.significant} for one in differences},
             "fvd": _fvd_difference(entries),
         }
+        result["difference"][PSNR.key]["frame_limit"] = PSNR_LIMIT
     return result
 
 
@@ -83,7 +84,15 @@ def _mean(mean: Mean | None) -> dict[str, Any]:
 
 def _fvd_difference(entries: Sequence[Labelled]) -> dict[str, Any]:
     first, second = (entry.evaluation.fvd.value for entry in entries)
-    return {"value": None if first is None or second is None else second - first}
+    if first is None or second is None:
+        return {"value": None, NOT_MEASURED: "FVD was not measured for both"}
+    one, other = ({video.name for video in entry.evaluation.videos} for entry in entries)
+    if one != other:
+        reason = (
+            f"FVD depends on which videos it is of, and {len(one ^ other)} were scored in only one of the two, first '{min(one ^ other)}'"
+        )
+        return {"value": None, NOT_MEASURED: reason}
+    return {"value": second - first}
 
 
 def score_text(metric: Metric, mean: Mean | None, *, sign: bool = False) -> str:
@@ -146,6 +155,16 @@ def remarks(entry: Labelled) -> list[str]:
     return lines
 
 
+def limit_remark(entries: Sequence[Labelled]) -> list[str]:
+    """Says where the paired difference of PSNR is not that of the two means shown."""
+    videos = [video for entry in entries for video in entry.evaluation.videos]
+    if all(video.psnr_limited == video.psnr for video in videos):
+        return []
+    return [
+        f"paired difference of PSNR: over all frames; any above {PSNR_LIMIT:.1f} dB, as identical ones are, counts as {PSNR_LIMIT:.1f} dB"
+    ]
+
+
 def to_markdown(entries: Sequence[Labelled], differences: Sequence[PairedDifference], worst: int) -> str:
     """The result for people: a row per set of reconstructions with the columns of Table 1 (and SSIM), then what stands behind it."""
     parts = [
@@ -155,13 +174,14 @@ def to_markdown(entries: Sequence[Labelled], differences: Sequence[PairedDiffere
         ),
         f"{METHOD}. FVD is of the whole set and has no interval.",
     ]
-    if len(entries) == 2:
+    if differences:
         rows = [
             [one.metric.title, score_text(one.metric, one.mean, sign=True), str(one.mean.count if one.mean else 0), _verdict(one)]
             for one in differences
         ]
         title = f"## {_plain(entries[1].label)} minus {_plain(entries[0].label)}, video by video"
         parts += [title, _table(["Metric", "mean of paired differences", "videos", ""], rows)]
+        parts += [f"{line}." for line in limit_remark(entries)]
     for entry in entries:
         found = entry.evaluation
         parts += [f"## {_plain(entry.label)}", "\n".join(f"- {_plain(line)}" for line in remarks(entry))]
@@ -204,8 +224,29 @@ def _plain(text: str) -> str:
     return escaped.encode("utf-8", "backslashreplace").decode()
 
 
+def prepare_folder(folder: Path) -> None:
+    """Makes the folder of the results and tries whether it can be written, which is better known before the work than after it.
+
+    Raises:
+        ResourceError: it cannot.
+    """
+    probe = folder / f".{JSON_NAME}.probe"
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ResourceError(f"cannot write the evaluation to {folder}: it is a file; choose a directory with --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _not_written(folder, error) from error
+
+
 def write_results(folder: Path, data: dict[str, Any], markdown: str) -> None:
-    """Writes evaluation.json and evaluation.md; what was there before stays until they are complete."""
+    """Writes evaluation.json and evaluation.md; what was there before stays until they are complete.
+
+    Raises:
+        ResourceError: the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in ((JSON_NAME, json.dumps(data, indent=2) + "\n"), (MARKDOWN_NAME, markdown)):
@@ -213,4 +254,8 @@ def write_results(folder: Path, data: dict[str, Any], markdown: str) -> None:
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(folder / name)
     except OSError as error:
-        raise ResourceError(f"cannot write the evaluation to {folder}: {error.strerror}; choose another directory with --out") from error
+        raise _not_written(folder, error) from error
+
+
+def _not_written(folder: Path, error: OSError) -> ResourceError:
+    return ResourceError(f"cannot write the evaluation to {folder}: {error.strerror or error}; choose another directory with --out")

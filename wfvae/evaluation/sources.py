@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import InputError
+from wfvae.evaluation.frame_counts import announced_frames, decoded_frames
 from wfvae.evaluation.protocol import Frame, Prepared, Protocol, open_prepared
 from wfvae.evaluation.video_files import Pair
 from wfvae.runtime.bundle import Bundle
@@ -47,6 +48,7 @@ class FileSource:
         pair = next(pair for pair in self.pairs if pair.name == name)
         with open_prepared(pair.real, protocol) as real, open_prepared(pair.reconstruction, protocol) as reconstruction:
             self._require_same_picture(pair, real, reconstruction, protocol)
+            self._require_same_length(pair, real, reconstruction, protocol)
             both = itertools.zip_longest(real.frames, reconstruction.frames)
             count = 0
             while pieces := list(itertools.islice(both, _FRAMES_AT_ONCE)):
@@ -67,10 +69,26 @@ class FileSource:
             shapes = ["x".join(map(str, one.stored_size)) for one in (real, reconstruction)]
             also = "" if protocol.size is None else f" or {protocol.size}x{protocol.size}, as the protocol prepares it"
             raise InputError(f"'{pair.real}' is {shapes[0]} and '{pair.reconstruction}' {shapes[1]}; expected the same size{also}")
-        if real.count != reconstruction.count and reconstruction.count != protocol.frames:
+
+    @staticmethod
+    def _require_same_length(pair: Pair, real: Prepared, reconstruction: Prepared, protocol: Protocol) -> None:
+        """A reconstruction that ends too early, or has frames too many, must not pass because the window lies before that.
+
+        Whole videos are read to their ends together, and tell it then. For a centre window the frames have been counted. For the first
+        frames, all others are decoded only if what the containers announce differs, which may have harmless reasons.
+        """
+        if protocol.frames is None:
+            return
+        before, after = real.count, reconstruction.count
+        if before is None or after is None:
+            announced = announced_frames(pair.reconstruction, reconstruction.stated)
+            if announced == protocol.frames or announced == announced_frames(pair.real, real.stated):
+                return
+            before, after = decoded_frames(pair.real), decoded_frames(pair.reconstruction)
+        if before != after and after != protocol.frames:
             raise InputError(
-                f"'{pair.real}' has {real.count} frames and '{pair.reconstruction}' {reconstruction.count}, so their middle is not "
-                f"the same; expected the same number, or the {protocol.frames} that are scored"
+                f"'{pair.real}' has {before} frames and '{pair.reconstruction}' {after}; a reconstruction must have every frame of its "
+                f"original, or just the {protocol.frames} that are scored"
             )
 
 

@@ -55,7 +55,7 @@ class VideoFeatures:
         """Features (1, d) of one clip of frames (H, W, 3) uint8; the short side is resized to 224 and the centre cropped.
 
         Raises:
-            InputError: the network fails on this clip, or gives another shape.
+            InputError: the network fails on this clip, or gives another shape, or values that are not finite.
         """
         import torch
 
@@ -63,12 +63,16 @@ class VideoFeatures:
         try:
             with torch.inference_mode():
                 features: torch.Tensor = self._network(clip / 127.5 - 1, **self._switches)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
+        except (RuntimeError, torch.jit.Error) as error:  # the second is what the network itself raises, and no RuntimeError
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise InputError(f"{self._path} fails on a clip of {len(frames)} frames of {self._side}x{self._side}: {reason}") from error
         if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != 1:
-            raise InputError(f"{self._path} gives {getattr(features, 'shape', type(features))} for one clip; expected (1, d)")
-        return features.double().numpy()
+            given = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+            raise InputError(f"{self._path} gives {given} for one clip; expected a tensor (1, d)")
+        result: Features = features.double().numpy()
+        if not np.isfinite(result).all():
+            raise InputError(f"{self._path} gives NaN or infinite features for a clip of {len(frames)} frames; it does not fit this video")
+        return result
 
 
 class ClipCollector:
@@ -84,12 +88,19 @@ class ClipCollector:
         self._features: list[tuple[Features, Features]] = []
 
     def add(self, real: npt.NDArray[np.uint8], reconstruction: npt.NDArray[np.uint8]) -> None:
-        """Takes frames (T, H, W, 3) of both."""
+        """Takes frames (T, H, W, 3) of both.
+
+        Raises:
+            InputError: the network fails on one of the two, or gives other than the (1, d) finite features of the clips before. Nothing of
+                this clip is counted then.
+        """
         for pair in zip(real, reconstruction, strict=True):
             self._waiting.append(pair)
             if len(self._waiting) == self._frames:
                 originals, results = zip(*self._waiting, strict=True)
-                self._features.append((self._network.of(originals), self._network.of(results)))
+                features = self._network.of(originals), self._network.of(results)
+                self._require_one_width(*features)
+                self._features.append(features)
                 self._waiting = []
 
     def end_video(self, *, scored: bool) -> None:
@@ -99,6 +110,15 @@ class ClipCollector:
                 self.real.add(real)
                 self.reconstruction.add(reconstruction)
         self._waiting, self._features = [], []
+
+    def _require_one_width(self, *features: Features) -> None:
+        """What does not fit must not be found out when half of a video is counted."""
+        seen = [*(pair[0] for pair in self._features[:1]), *features]
+        widths = {one.shape[1] for one in seen} | ({len(self.real.mean)} if self.real.count else set())
+        if len(widths) > 1:
+            raise InputError(
+                f"the feature network gives features of different lengths, {' and '.join(map(str, sorted(widths)))}; expected one length"
+            )
 
     @property
     def clips(self) -> int:
