@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import subprocess
@@ -9,7 +10,8 @@ import sys
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +33,7 @@ BENCHMARKS = ROOT / "benchmarks"
 # Scripts import their neighbours by bare names, as Python lets a script do.
 sys.path.insert(0, str(BENCHMARKS))
 try:
+    import bundle_engines
     import charts
     import isolated
     import onnx_work
@@ -43,6 +46,10 @@ try:
     import stage_clocks
 finally:
     sys.path.remove(str(BENCHMARKS))
+
+HAS_OPENVINO = find_spec("openvino") is not None
+needs_openvino = pytest.mark.skipif(not HAS_OPENVINO, reason="openvino is not installed")
+ENGINES = ["onnxruntime", pytest.param("openvino", marks=needs_openvino)]
 
 
 # Operations of a graph ----------------------------------------------------------------------------------------------------------
@@ -441,14 +448,16 @@ def test_jobs_of_scale() -> None:
             scale.parse_arguments(words)
 
 
-def test_roofline(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_roofline(tmp_path: Path, engine: str) -> None:
     small = ["--preset", "tiny", "--size", "16", "--frames", "5", "--chunk", "1", "--convolutions", "2", "--runs", "1", "--threads", "1"]
-    small += ["--gemm-side", "128"]
-    run("roofline.py", *small, "--engines", "onnxruntime", "--json", tmp_path / "roofline.json")
+    small += ["--gemm-side", "128", "--seconds", "0.01"]
+    run("roofline.py", *small, "--engines", engine, "--json", tmp_path / "roofline.json")
     found = results(tmp_path / "roofline.json")
     graphs = {row["what"]: row for row in found["rows"] if row["kind"] == "graph"}
     assert set(graphs) == {"encoder", "encoder.direct", "decoder", "decoder.direct"}
-    roofs = found["roofs"]["onnxruntime"]
+    assert {row["engine"] for row in found["rows"]} == {engine, "torch"} and found["not_measured"] == {}
+    roofs = found["roofs"][engine]
     assert math.isclose(
         roofs["convolution"]["gflop_per_second"], max(r["gflop_per_second"] for r in found["rows"] if r["kind"] == "convolution")
     )
@@ -456,7 +465,41 @@ def test_roofline(tmp_path: Path) -> None:
         operators = found["operators"][key]
         assert row["flop"] == sum(one["flop"] for one in operators.values()) and operators["Conv"]["flop"] > 0.9 * row["flop"]
         assert row["of_gemm"] == pytest.approx(row["gflop_per_second"] / roofs["gemm"]["gflop_per_second"], rel=1e-2)
-    assert found["roofs"]["gb_per_second"] > 0 and found["not_measured"] == {}
+    assert found["roofs"]["gb_per_second"] > 0
+
+
+def test_a_graph_above_its_roofs_is_marked() -> None:
+    """Roofs of 100 and 120: 110 beats one of them and is no wonder, 130 beats both."""
+    measured = {"seconds": 1.0, "bytes": 10, "gb_per_second": 1.0}
+    kinds = {("gemm", "x"): 100.0, ("convolution", "y"): 120.0, ("graph", "encoder"): 110.0, ("graph", "decoder"): 130.0}
+    rows = [
+        {"engine": "onnxruntime", "kind": kind, "what": what, "flop": 10, "gflop_per_second": rate, **measured}
+        for (kind, what), rate in kinds.items()
+    ]
+    rows += [{"engine": "torch", "kind": kind, "what": "z", "flop": 10, "gflop_per_second": 50.0, **measured} for kind in ("gemm", "copy")]
+    roofs = roofline.add_shares(rows)
+    assert [row["above_roofs"] for row in rows if row["kind"] == "graph"] == [False, True]
+    text = roofline.tables(rows, roofs, {}, {})
+    assert "| onnxruntime encoder |" in text and f"| onnxruntime decoder {roofline.ABOVE} |" in text and "too low to be a roof" in text
+    text = roofline.tables(rows[:3] + rows[4:], roofs, {}, {})
+    assert roofline.ABOVE not in text and "too low" not in text
+
+
+def test_one_session_at_a_time_and_a_median_of_warm_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of 9 (not counted), 2, 4 and 3 seconds, until 8 s have passed: the median is 3."""
+    clock, opened = [0.0], []
+    durations = iter([9.0, 2.0, 4.0, 3.0, 100.0])
+
+    @contextlib.contextmanager
+    def opener() -> Iterator[Callable[[], None]]:
+        opened.append(True)
+        yield lambda: clock.__setitem__(0, clock[0] + next(durations))
+        opened.append(False)
+
+    monkeypatch.setattr(roofline.time, "perf_counter", lambda: clock[0])
+    measure = roofline.measurement(opener, 8.0)
+    assert opened == [] and measure() == 3.0 and opened == [True, False]
+    assert next(durations) == 100.0
 
 
 def test_single_convolutions_compute_what_they_are_named_after() -> None:
@@ -466,6 +509,46 @@ def test_single_convolutions_compute_what_they_are_named_after() -> None:
     (found,) = roofline.compile_model(roofline.convolution_model(convolution, weight), "onnxruntime", 1)({"x": x})
     expected = torch.nn.functional.conv2d(torch.from_numpy(x), torch.from_numpy(weight), stride=2, padding=1).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_single_operators_are_set_up_as_graphs_are(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the runtime sets in an engine is what a roof is measured with."""
+    import onnxruntime as ort
+
+    from wfvae.runtime import onnxruntime_backend
+
+    plain = ort.SessionOptions()
+    names = [name for name in dir(plain) if not name.startswith("_") and not callable(getattr(plain, name))]
+    given = []
+    original = ort.InferenceSession
+
+    def session(model: Any, options: Any, **settings: Any) -> Any:
+        given.append({name: getattr(options, name) for name in names})
+        return original(model, options, **settings)
+
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    assert onnxruntime_backend.ort is ort
+    with bundle_engines.open_on("onnxruntime", exported("small"), 1) as bundle:
+        bundle.direct_session("encoder")
+    roofline.compile_model(roofline.gemm_model(8), "onnxruntime", 1)
+    of_runtime, of_roof = given
+    assert of_runtime == of_roof != {name: getattr(plain, name) for name in names}
+
+
+def test_single_operators_are_set_up_as_graphs_are_in_openvino(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    ov = pytest.importorskip("openvino", reason="openvino is not installed")
+    given = []
+    original = ov.Core.compile_model
+
+    def compile_model(core: Any, model: Any, device: str, settings: dict[str, Any]) -> Any:
+        given.append((device, settings))
+        return original(core, model, device, settings)
+
+    monkeypatch.setattr(ov.Core, "compile_model", compile_model)
+    with bundle_engines.open_on("openvino", exported("small"), 1) as bundle:
+        bundle.direct_session("encoder")
+    roofline.compile_model(roofline.gemm_model(8), "openvino", 1)
+    assert given[0] == given[1] and given[0][1]["INFERENCE_NUM_THREADS"] == 1
 
 
 def test_overhead(tmp_path: Path) -> None:
