@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import platform
 import subprocess
 import sys
 import threading
@@ -200,6 +201,36 @@ def test_a_job_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Monkey
         isolated.run_isolated(script(tmp_path / "hangs.py", "import time\ntime.sleep(60)"), {}, 1)
 
 
+FRAGMENTS = """
+import sys
+sys.path.insert(0, {folder!r})
+import ctypes
+from isolated import answer
+from process_memory import resident_mb, trim_heap
+
+def work(job):
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+    blocks = [libc.malloc(100_000) for _ in range(1001)]  # small enough to be of the heap
+    for block in blocks:
+        ctypes.memset(block, 1, 100_000)
+    for block in blocks[:-1]:  # the last one stays and holds up the heap's end
+        libc.free(block)
+    before = resident_mb()
+    return {{"before": before, "trimmed": trim_heap(), "after": resident_mb()}}
+
+answer(work)
+"""
+
+
+def test_what_is_freed_is_not_resident_once_the_heap_is_trimmed(tmp_path: Path) -> None:
+    found = isolated.run_isolated(script(tmp_path / "fragments.py", FRAGMENTS), {}, 1)
+    if found["trimmed"] and found["before"] is not None:
+        assert 95 < found["before"] - found["after"] < 110
+    else:
+        assert not platform.libc_ver()[0].startswith("glibc")
+
+
 def test_peak_of_this_process() -> None:
     resident = process_memory.resident_mb()
     assert resident is None or 0 < resident <= process_memory.peak_mb()
@@ -222,12 +253,26 @@ def test_memory_of_a_clip_in_one_piece() -> None:
 def test_memory_fitted_to_a_measurement() -> None:
     graph = graph_of(((10**6, "latents"),))
     stated = scale.stated_bytes(graph, 9, 8)  # 3 MB of activations, 1 kB of weights, and the arrays
-    row = {"frames": 9, "size": 8, "loaded_mb": 50.0, "peak_mb": 50 + 2 * (stated - 1000) / 1e6}
+    grown = 2 * (stated - 1000) / 1e6
+    row = {"frames": 9, "size": 8, "loaded_mb": 50.0, "grown_mb": grown}
     memory = scale.MemoryModel.fitted(graph, row)
     assert memory is not None and memory.base == 50e6 and memory.factor == pytest.approx(2)
-    assert memory.peak(graph, 9, 8) == pytest.approx(row["peak_mb"] * 1e6)
+    assert memory.peak(graph, 9, 8) == pytest.approx((50 + grown) * 1e6)
     assert scale.MemoryModel.stated(graph).peak(graph, 9, 8) == stated
-    assert scale.MemoryModel.fitted(graph, {**row, "peak_mb": 49.0}) is None
+    assert scale.MemoryModel.fitted(graph, {**row, "grown_mb": -1.0}) is None
+    assert scale.MemoryModel.fitted(graph, {**row, "loaded_mb": None, "grown_mb": None}) is None
+
+
+def test_growth_is_of_one_process() -> None:
+    """Three processes that hold 100, 300 and 200 MB grow by 10, 30 and 50: by 30, whatever the median peak (250) and the first one say."""
+    job = scale.Job("length", {"preset": "tiny", "direction": "encoder", "way": "direct", "frames": 5, "size": 16})
+    for loaded, peak in ((100.0, 110.0), (300.0, 330.0), (200.0, 250.0)):
+        job.runs.append({"seconds": 1.0, "peak_mb": peak, "loaded_mb": loaded})
+    row = job.summary()
+    assert (row["grown_mb"], row["loaded_mb"], row["peak_mb"]) == (30.0, 200.0, 250.0)
+    assert (row["all_peak_mb"], row["all_loaded_mb"]) == ([110.0, 330.0, 250.0], [100.0, 300.0, 200.0])
+    job.runs[1]["loaded_mb"] = None
+    assert (job.summary()["grown_mb"], job.summary()["loaded_mb"]) == (None, None)
 
 
 @given(limit=st.integers(0, 10**9), size=st.sampled_from([8, 64, 256]), factor=st.floats(0.5, 4))
@@ -435,6 +480,18 @@ def test_scale(tmp_path: Path) -> None:
         assert 0 < one["longest_by_graph"] < scale.LONGEST
         if one["measured_by_stated"] is not None:  # so short a clip may need no more than the process has already
             assert 0 < one["longest_by_measurement"] < scale.LONGEST
+
+
+@needs_openvino
+@pytest.mark.slow
+def test_scale_on_openvino(tmp_path: Path) -> None:
+    small = ["--only", "length", "--lengths", "tiny=5", "--direct-length", "5", "--size", "16", "--predicted-sizes", "64", "--runs", "1"]
+    run("scale.py", *small, "--threads", "1", "--engine", "openvino", "--json", tmp_path / "scale.json")
+    found = results(tmp_path / "scale.json")
+    rows = {(row["direction"], row["way"]): row for row in found["sections"]["length"]}
+    assert set(rows) == {(direction, way) for direction in ("encoder", "decoder") for way in ("stream", "direct")}
+    assert found["engine"] == "openvino"
+    assert all(row["measured"] and row["ms_per_frame"] > 0 and row["all_peak_mb"] == [row["peak_mb"]] for row in rows.values())
 
 
 def test_jobs_of_scale() -> None:
