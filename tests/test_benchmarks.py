@@ -390,7 +390,7 @@ def test_peers(tmp_path: Path) -> None:
     assert list(rows) == names and found["job"]["reduced"] is True
     assert "--checkout" in rows["cv-vae"]["not_measured"]
     parameters = set()
-    for name in names[:2]:
+    for name in names[: 3 if HAS_OPENVINO else 2]:
         row = rows[name]
         (case,) = row["sizes"]
         parameters.add(row["parameters"])
@@ -401,10 +401,9 @@ def test_peers(tmp_path: Path) -> None:
             assert part["ms_per_frame"] == pytest.approx(part["seconds"] / 9e-3, rel=1e-3)
             assert part["peak_mb"] > 20 and part["gflop_per_second"] == pytest.approx(part["gflop"] / part["seconds"], rel=1e-2)
     assert len(parameters) == 1
-    # Whether the runtime has this backend or not: a row with numbers, or with the reason.
-    assert ("not_measured" in rows["wfvae-tiny/openvino"]) != ("sizes" in rows["wfvae-tiny/openvino"])
+    assert HAS_OPENVINO or "openvino" in rows["wfvae-tiny/openvino"]["not_measured"]
     text = (tmp_path / "peers.md").read_text()
-    assert "not measured: its code is in no library" in text and "mean nothing" in text
+    assert "not measured: its code is in no library" in text and "mean nothing" in text and peers_speed.GFLOP_NOTE in text
 
 
 @pytest.mark.slow
@@ -420,25 +419,28 @@ def test_peers_of_diffusers(tmp_path: Path) -> None:
 
 
 def test_medians_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four turns, of which a model that has used its time gets two; another fails in its second one and keeps the first."""
-    seconds = iter([3.0, 1.0, 9.0])
+    """Four turns, of which models that have used their time get two, or three where two differ (by 1.25 they do not); one fails in its
+    second turn and keeps the first."""
+    seconds = {"sd-vae": iter([4.0, 5.0]), "svd": iter([4.0, 5.1, 4.2]), "wan": iter([1.0]), "ltx": iter([0.1, 0.3, 0.2, 0.3])}
 
     def measured(script: Path, job: dict[str, Any], threads: int) -> dict[str, Any]:
-        if job["contender"] == "wan" and next(counts) > 1:
+        if (one := next(seconds[job["contender"]], None)) is None:
             raise isolated.NotMeasured("no memory")
-        part = {"seconds": next(seconds), "peak_mb": 100.0}
-        cases = [{"size": 64, "frames": 17, "encode": part, "decode": {"seconds": 1.0, "peak_mb": 200.0}}]
+        part = {"seconds": one, "peak_mb": 100.0}
+        cases = [{"size": 64, "frames": 17, "encode": part, "decode": {"seconds": 0.1, "peak_mb": 200.0}}]
         gflop = {"gflop": {"64": {"encode": 10.0, "decode": 20.0}}} if job["count"] else {}
         return {"parameters": 5, "loaded_mb": 50.0, "peaks_apart": True, "cases": cases, **gflop}
 
-    counts = iter(range(1, 9))
     monkeypatch.setattr(peers_speed, "run_isolated", measured)
-    options = peers_speed.parse_arguments(["--only", "sd-vae", "wan", "--runs", "4", "--seconds", "3", "--sizes", "64"])
-    slow, failing = (one.summary() for one in peers_speed.run(options, Path("folder")))
-    (case,) = slow["sizes"]
-    assert slow["runs"] == 2 and case["encode"]["all_seconds"] == [3.0, 9.0] and case["encode"]["seconds"] == 6.0
-    assert case["encode"]["gflop_per_second"] == pytest.approx(10 / 6) and case["decode"]["peak_mb"] == 200
-    assert failing["runs"] == 1 and failing["sizes"][0]["encode"]["seconds"] == 1.0
+    options = peers_speed.parse_arguments(["--only", *seconds, "--runs", "4", "--seconds", "3", "--sizes", "64"])
+    found = {one.name: one.summary() for one in peers_speed.run(options, Path("folder"))}
+    (case,) = found["sd-vae"]["sizes"]
+    assert found["sd-vae"]["runs"] == 2 and case["encode"]["all_seconds"] == [4.0, 5.0] and case["encode"]["seconds"] == 4.5
+    assert case["encode"]["gflop_per_second"] == pytest.approx(10 / 4.5) and case["decode"]["peak_mb"] == 200
+    (case,) = found["svd"]["sizes"]
+    assert found["svd"]["runs"] == 3 and case["encode"]["seconds"] == 4.2
+    assert found["wan"]["runs"] == 1 and found["wan"]["sizes"][0]["encode"]["seconds"] == 1.0
+    assert found["ltx"]["runs"] == 4
 
 
 def test_peers_that_nobody_knows(tmp_path: Path) -> None:
