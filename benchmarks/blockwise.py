@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from blockwise_error import Error, Totals, picture_of
 from peers import CHECKOUTS, DIRECT, PEERS
-from record import load_average, machine, write_json
+from record import load_average, machine, write_json, write_text
 
 from wfvae import WFVAE, WFVAEConfig
 from wfvae.errors import InputError, WFVAEError
@@ -45,6 +45,8 @@ Video = npt.NDArray[np.float32]
 SEED, CLIP_SEED = 0, 7
 FRAMES, SIZE, TILE_SCALE = 41, 160, 4
 NOT_MEASURED = "not measured"
+FAILURES = (WFVAEError, RuntimeError, MemoryError)
+"""What a model may raise that is a row of the table: PyTorch says `RuntimeError` where it has no memory, or cannot do a shape."""
 RANDOM_NOTE = "random weights: these figures show that and where the result differs, not by how much a trained model suffers"
 
 
@@ -191,11 +193,16 @@ def measure_model(benchmark: Benchmark, model: Any, weights: str, fit: Callable[
             for clip, (latents, whole) in zip(clips, direct, strict=True):
                 blocks_latents, blocks = reconstruct(model, clip)
                 runs.append((to_video(clip), Error.of(to_video(clip), whole, blocks, latents, blocks_latents)))
-        except (WFVAEError, RuntimeError) as error:
-            benchmark.missing.append(Missing(peer.title, mode.name, " ".join(str(error).split())[:200]))
+        except FAILURES as error:
+            benchmark.missing.append(Missing(peer.title, mode.name, reason_of(error)))
             continue
         what = mode.what + (" (the library's default)" if mode.on_by_default else "")
         benchmark.measure(peer.title, mode.name, what, weights, model.parameters, runs, tuple(clips[0].shape[2:]))
+
+
+def reason_of(error: BaseException) -> str:
+    """In one line; an error without words says what it is."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
 def reconstruct(model: Any, clip: torch.Tensor) -> tuple[Any, Video]:
@@ -203,30 +210,39 @@ def reconstruct(model: Any, clip: torch.Tensor) -> tuple[Any, Video]:
     return latents.numpy(), to_video(model.decode(latents, clip.shape[2]))
 
 
-def measure_peers(benchmark: Benchmark, options: argparse.Namespace) -> None:
-    for name in [name for name in options.only if name in PEERS]:
-        peer = PEERS[name]
-        folder = options.weights.get(name)
-        try:
-            model = peer.build(full=options.full, seed=SEED, weights=folder, tile_scale=options.tile_scale)
-            width = "published width" if options.full else "reduced width"
-            label = f"random, seed {SEED}, {width}" if folder is None else "/".join(Path(folder).parts[-2:])
-            measure_model(benchmark, model, label, partial(peer.fit, tile_scale=options.tile_scale))
-        except WFVAEError as error:
-            benchmark.missing.append(Missing(peer.title, "all", str(error)))
+def measure_peers(benchmark: Benchmark, options: argparse.Namespace, done: Callable[[], None]) -> None:
+    """All peers that were asked for; `done` is called after each."""
+    for name in [name for name in options.only if name in PEERS or name in CHECKOUTS]:
+        # A function of its own each: one model must be gone before the next is built.
+        (measure_peer if name in PEERS else measure_checkout)(benchmark, options, name)
         gc.collect()
-    for name in [name for name in options.only if name in CHECKOUTS]:
-        checkout = CHECKOUTS[name]
-        given = options.checkout.get(name)
-        if given is None:
-            benchmark.missing.append(Missing(checkout.title, "all", f"needs a local checkout, --checkout {name}=CODE,WEIGHTS"))
-            continue
-        try:
-            model = checkout.build(Path(given[0]), Path(given[1]), given[2] if len(given) > 2 else None)
-            ratio = checkout.compression[0]
-            measure_model(benchmark, model, Path(given[1]).name, lambda clip, r=ratio: clip[:, :, : 1 + (clip.shape[2] - 1) // r * r])
-        except (WFVAEError, RuntimeError) as error:
-            benchmark.missing.append(Missing(checkout.title, "all", " ".join(str(error).split())[:300]))
+        done()
+
+
+def measure_peer(benchmark: Benchmark, options: argparse.Namespace, name: str) -> None:
+    """A model of diffusers."""
+    peer, folder = PEERS[name], options.weights.get(name)
+    try:
+        model = peer.build(full=options.full, seed=SEED, weights=folder, tile_scale=options.tile_scale)
+        width = "published width" if options.full else "reduced width"
+        label = f"random, seed {SEED}, {width}" if folder is None else "/".join(Path(folder).parts[-2:])
+        measure_model(benchmark, model, label, partial(peer.fit, tile_scale=options.tile_scale))
+    except FAILURES as error:
+        benchmark.missing.append(Missing(peer.title, "all", reason_of(error)))
+
+
+def measure_checkout(benchmark: Benchmark, options: argparse.Namespace, name: str) -> None:
+    """A model of a local checkout."""
+    checkout, given = CHECKOUTS[name], options.checkout.get(name)
+    if given is None:
+        benchmark.missing.append(Missing(checkout.title, "all", f"needs a local checkout, --checkout {name}=CODE,WEIGHTS"))
+        return
+    try:
+        model = checkout.build(Path(given[0]), Path(given[1]), given[2] if len(given) > 2 else None)
+        ratio = checkout.compression[0]
+        measure_model(benchmark, model, Path(given[1]).name, lambda clip: clip[:, :, : 1 + (clip.shape[2] - 1) // ratio * ratio])
+    except FAILURES as error:
+        benchmark.missing.append(Missing(checkout.title, "all", reason_of(error)))
 
 
 # Results ------------------------------------------------------------------------------------------------------------------------
@@ -324,23 +340,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out is not None:
             options.out.mkdir(parents=True, exist_ok=True)
         benchmark = Benchmark(clips, options.out, [], [])
+        save = partial(write, options, benchmark, source)
         if "wfvae" in options.only:
             with wfvae_bundle(options.bundle, options.preset, options.threads) as (bundle, weights):
                 measure_wfvae(benchmark, bundle, weights)
-        measure_peers(benchmark, options)
+            save()
+        measure_peers(benchmark, options, save)
     except (InputError, WFVAEError) as error:
         sys.stderr.write(f"blockwise: {error}\n")
         return 2
     for one in benchmark.missing:
         print(f"{one.model}, {one.mode}: {NOT_MEASURED}: {one.reason}")
-    if options.out is not None:
-        write(options, benchmark, source)
     # Equal bits are the claim of this project's rows, and only of them.
     return 0 if all(result.equal_bits for result in benchmark.results if result.model == "WF-VAE") else 1
 
 
 def write(options: argparse.Namespace, benchmark: Benchmark, source: str) -> None:
-    """Writes the results beside the pictures."""
+    """Writes what there is so far beside the pictures, if a folder was given."""
+    if options.out is None:
+        return
     packages = ["torch", "onnxruntime", "numpy"] + ["diffusers"] * any(result.model != "WF-VAE" for result in benchmark.results)
     about = about_text(source, options.frames, options.size, options.tile_scale)
     write_json(
@@ -357,7 +375,7 @@ def write(options: argparse.Namespace, benchmark: Benchmark, source: str) -> Non
             NOT_MEASURED.replace(" ", "_"): [asdict(one) for one in benchmark.missing],
         },
     )
-    (options.out / "blockwise.md").write_text(to_markdown(benchmark.results, benchmark.missing, about), encoding="utf-8")
+    write_text(options.out / "blockwise.md", to_markdown(benchmark.results, benchmark.missing, about))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@
     python benchmarks/peers_speed.py --reduced                          small models of the same structure: tests the program only
 
 Every measurement is a fresh process; all models take turns, so that a busy moment does not hit one alone; figures are medians over the
-turns. A model that has used up `--seconds` is left out of the turns after the second, and the number of its runs is stated. The models of
-others are diffusers', in their published width. Weights are random: speed and memory do not depend on them. `--mode direct` runs whole
-clips; `--mode blocks` the way that each library offers for long ones (streams for WF-VAE).
+turns. A model that has used up `--seconds` is left out of the turns after the second if its two runs agree within a factor of 1.25 in every
+case, and after the third if not; the number of its runs is stated. The models of others are diffusers', in their published width. Weights
+are random: speed and memory do not depend on them. `--mode direct` runs whole clips; `--mode blocks` the way that each library offers for
+long ones (streams for WF-VAE).
 
 Beside FILE.json a table (.md) and a drawing (.svg) are written.
 """
@@ -50,6 +51,12 @@ CHECKOUTS = ("cv-vae", "od-vae", "open-sora")
 DIRECTIONS = ("encode", "decode")
 MODES = ("direct", "blocks")
 LEAST_RUNS = 2
+AGREEMENT = 1.25
+"""Factor between two runs of a case above which their mean says too little."""
+GFLOP_NOTE = """GFLOP are those of the network, its convolutions as they are written, for every engine and model. The exported graphs
+need fewer multiplications for the same result, so that GFLOP/s of ONNX Runtime and OpenVINO are not what the processor does, and cannot be
+compared with `roofline.py`, which counts the graphs as they run.
+"""
 PACKAGES = ("torch", "diffusers", "onnxruntime", "openvino", "numpy")
 
 
@@ -68,6 +75,22 @@ class Contender:
     def spent(self) -> float:
         """Seconds measured so far."""
         return sum(case.get(d, {}).get("seconds", 0.0) for run in self.runs for case in run["cases"] for d in DIRECTIONS)
+
+    @property
+    def scatters(self) -> bool:
+        """Whether two runs of any case differ by more than `AGREEMENT`."""
+        for case in zip(*(run["cases"] for run in self.runs), strict=True):
+            for direction in DIRECTIONS:
+                seconds = [run[direction]["seconds"] for run in case if direction in run]
+                if seconds and max(seconds) > AGREEMENT * min(seconds):
+                    return True
+        return False
+
+    def wants_another(self, limit: float) -> bool:
+        """Whether it takes part in the next turn, of a measured time limited to `limit` seconds."""
+        if self.problem is not None:
+            return False
+        return len(self.runs) < LEAST_RUNS or self.spent <= limit or (len(self.runs) == LEAST_RUNS and self.scatters)
 
     def summary(self) -> dict[str, Any]:
         """Medians by size, or the reason why there are none."""
@@ -128,7 +151,7 @@ def run(options: argparse.Namespace, folder: Path) -> list[Contender]:
     _prepare(field_of, options.threads)
     for turn in range(options.runs):
         for one in field_of:
-            if one.problem is not None or (turn >= LEAST_RUNS and one.spent > options.seconds):
+            if not one.wants_another(options.seconds):
                 continue
             try:
                 found = run_isolated(WORKER, {**one.job, "count": not one.gflop}, options.threads)
@@ -257,7 +280,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--frames", type=int, default=17, help="1 + 8 n suits all models but Allegro, which takes one less")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3, help="turns")
-    parser.add_argument("--seconds", type=float, default=15.0, help="measured time after which a model has two runs only")
+    parser.add_argument("--seconds", type=float, default=15.0, help="measured time after which a model has no third run, if two agree")
     parser.add_argument("--checkout", nargs="+", default=[], metavar="NAME=CODE,WEIGHTS[,module:attribute]")
     parser.add_argument("--reduced", action="store_true", help="small models: tests the program, measures nothing")
     parser.add_argument("--json", type=Path, help="write the results to this file, and .md and .svg beside it")
@@ -291,6 +314,7 @@ def main() -> int:
     text += "Random weights. Peaks are of a process that holds one model.\n"
     for size in sorted(options.sizes, reverse=True):
         text += f"\n## {size}x{size}\n\n{table(rows, size)}"
+    text += f"\n{GFLOP_NOTE}"
     if options.reduced:
         text += "\nReduced models: these numbers mean nothing.\n"
     print(f"\n{text}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
@@ -22,6 +24,17 @@ def peak_mb() -> float:
 def resident_mb() -> float | None:
     """Resident memory now; None where the system does not tell."""
     return _status_mb("VmRSS") if _STATUS.exists() else None
+
+
+def trim_heap() -> bool:
+    """Gives memory that is no longer used back to the system, so that what is resident is in use. False where the C library cannot."""
+    gc.collect()
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # glibc only; Windows opens no library without a name
+        return False
+    trim(0)
+    return True
 
 
 def restart_peak() -> bool:

@@ -48,7 +48,14 @@ def rounded(value: Any) -> Any:
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rounded(result), indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(rounded(result), indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Under another name first, so that an earlier result stays if this one is cut short."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def write_report(path: Path, result: dict[str, Any], text: str, figure: str | None) -> None:
@@ -56,9 +63,9 @@ def write_report(path: Path, result: dict[str, Any], text: str, figure: str | No
     write_json(path, result)
     picture = path.with_suffix(".svg")
     if figure is not None:
-        picture.write_text(figure, encoding="utf-8")
+        write_text(picture, figure)
         text += f"\n![{path.stem}]({picture.name})\n"
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    write_text(path.with_suffix(".md"), text)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

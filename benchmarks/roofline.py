@@ -5,19 +5,24 @@
 
 Operations and bytes are counted from each graph, see `onnx_work.py`. The roofs: a large matrix product in each engine and in PyTorch, the
 best of the graphs' own convolutions run by itself in each engine (convolutions may beat the matrix product where different libraries
-compute them), and memory bandwidth by copying. Graphs, products and convolutions take turns; figures are medians. Bytes of a graph count
-every operator as if it read its inputs from memory and wrote its outputs there, in the graph's precision; fused operators move less, and
-so does an engine that computes in bf16.
+compute them), and memory bandwidth by copying. Bytes of a graph count every operator as if it read its inputs from memory and wrote its
+outputs there, in the graph's precision; fused operators move less, and so does an engine that computes in bf16.
+
+Graphs, products and convolutions take turns. Only one session is open at a time: the idle threads of another one go on spinning for a
+while, on the cores that are measured. A measurement opens its session, calls it once uncounted, goes on for at least `--seconds` and is the
+median of these calls; figures are medians of the turns. A graph that beats its engine's roofs is marked: they are too low to be roofs.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -36,16 +41,18 @@ from turns import take_turns
 from wfvae import WFVAE, WFVAEConfig
 from wfvae.config import Preset
 from wfvae.export.bundle import ExportOptions, export_bundle
-from wfvae.runtime import Bundle
 
 TORCH = "torch"
 DIRECTIONS = ("encoder", "decoder")
 COPY_BYTES = 256 * 10**6
-LEAST_SECONDS = 0.02
-"""A short job is repeated within a turn until it has taken so long."""
+ABOVE = "\\*"
+"""Marks a graph that is faster than its engine's roofs."""
 _OPSET = 20
 
 Arrays = Mapping[str, Any]
+Work = Callable[[], Any]
+Opener = Callable[[], AbstractContextManager[Work]]
+"""Holds what a job needs open while it is measured."""
 
 
 def gemm_model(side: int) -> onnx.ModelProto:
@@ -69,35 +76,43 @@ def _one_node(node: onnx.NodeProto, inputs: Mapping[str, list[int]], constants: 
 
 
 def compile_model(model: onnx.ModelProto, engine: str, threads: int) -> Callable[[Arrays], Any]:
-    """The model as a function, in an engine set up as the runtime sets it up."""
+    """The model as a function, in an engine set up by the runtime's own settings."""
     if engine == "onnxruntime":
         import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return partial(session.run, None)
-    import openvino as ov
+        from wfvae.runtime.onnxruntime_backend import OnnxRuntimeOptions, session_options
 
-    core = ov.Core()
-    hint = "bf16" if engine.endswith("bf16") else "f32"
-    settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
-    request = core.compile_model(core.read_model(model.SerializeToString(), b""), "CPU", settings).create_infer_request()
+        settings = session_options(OnnxRuntimeOptions(provider="cpu", threads=threads))
+        return partial(ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"]).run, None)
+    from wfvae.runtime.openvino_backend import OpenVinoOptions, compile_settings, load_openvino
+
+    core = load_openvino().Core()
+    options = OpenVinoOptions(precision_hint=engine.partition("-")[2] or "fp32", threads=threads)
+    compiled = core.compile_model(core.read_model(model.SerializeToString(), b""), "CPU", compile_settings(options))
+    request = compiled.create_infer_request()
     return lambda feeds: request.infer(dict(feeds), share_inputs=True, share_outputs=True)
 
 
-def timed(job: Callable[[], Any]) -> Callable[[], float]:
-    """Seconds of one call, from as many as make `LEAST_SECONDS`."""
+def seconds_of(work: Work, least: float) -> float:
+    """The median of the seconds of calls that take `least` in all, at least one, after one that is not counted."""
+    work()
+    calls: list[float] = []
+    while sum(calls) < least or not calls:
+        begin = time.perf_counter()
+        work()
+        calls.append(time.perf_counter() - begin)
+    return statistics.median(calls)
+
+
+def measurement(opener: Opener, least: float) -> Callable[[], float]:
+    """Opens, measures and closes; nothing of it stays open."""
 
     def run() -> float:
-        calls, begin = 0, time.perf_counter()
-        while True:
-            job()
-            calls += 1
-            elapsed = time.perf_counter() - begin
-            if elapsed >= LEAST_SECONDS:
-                return elapsed / calls
+        with opener() as work:
+            seconds = seconds_of(work, least)
+        del work
+        gc.collect()
+        return seconds
 
     return run
 
@@ -111,13 +126,12 @@ class Roofline:
         self.facts: dict[str, dict[str, Any]] = {}
         self.missing: dict[str, str] = {}
         self.work: dict[str, GraphWork] = {}
-        self._bundles: list[Bundle] = []
 
     def prepare(self) -> None:
-        """Exports, counts and opens everything."""
+        """Exports and counts everything."""
         options = self._options
         model = WFVAE.random(WFVAEConfig.preset(options.preset), 0).eval()
-        ratio, channels = model.config.temporal_compression, model.config.latent_dim
+        ratio = model.config.temporal_compression
         export_bundle(model, self._path, ExportOptions(direct=True))
         for direction in DIRECTIONS:
             for key, sizes in (
@@ -127,66 +141,75 @@ class Roofline:
                 self.work[key] = count_file(self._path / f"{key}.onnx", sizes)
         for engine in options.engines:
             try:
-                self._add_graphs(engine, channels)
-                self._add_roofs(engine)
+                open_on(engine, self._path, options.threads).close()
             except NotMeasured as reason:
                 self.missing[engine] = str(reason)
+                continue
+            for key, work in self.work.items():
+                self._add("graph", engine, key, partial(self._graph, engine, key), work.flop, work.bytes)
+            self._add_roofs(engine)
         side = options.gemm_side
         a, b = torch.randn(side, side), torch.randn(side, side)
-        self._add("gemm", TORCH, f"{side}^3", lambda: torch.mm(a, b), 2 * side**3, 3 * 4 * side**2)
+        self._add("gemm", TORCH, f"{side}^3", lambda: nullcontext(partial(torch.mm, a, b)), 2 * side**3, 3 * 4 * side**2)
         source = torch.ones(COPY_BYTES // 8)
-        target = torch.empty_like(source)
-        self._add("copy", TORCH, f"{COPY_BYTES // 10**6} MB read and written", lambda: target.copy_(source), 0, COPY_BYTES)
+        copy = partial(torch.empty_like(source).copy_, source)
+        self._add("copy", TORCH, f"{COPY_BYTES // 10**6} MB read and written", lambda: nullcontext(copy), 0, COPY_BYTES)
 
     def measure(self) -> list[dict[str, Any]]:
         """A row per job, in order."""
-        seconds = take_turns(self.jobs, self._options.runs)
+        seconds = take_turns(self.jobs, self._options.runs, warm_up=False)
         rows = []
         for name, values in seconds.items():
             facts, middle = self.facts[name], statistics.median(values)
             rates = {"gflop_per_second": facts["flop"] / middle / 1e9, "gb_per_second": facts["bytes"] / middle / 1e9}
             rows.append({"name": name, **facts, "seconds": middle, "all_seconds": values, **rates})
-        for bundle in self._bundles:
-            bundle.close()
         return rows
 
-    def _add(self, kind: str, engine: str, what: str, job: Callable[[], Any], flop: int, moved: int) -> None:
+    def _add(self, kind: str, engine: str, what: str, opener: Opener, flop: int, moved: int) -> None:
         name = f"{kind} {engine} {what}"
-        self.jobs[name] = timed(job)
+        self.jobs[name] = measurement(opener, self._options.seconds)
         self.facts[name] = {"kind": kind, "engine": engine, "what": what, "flop": flop, "bytes": moved}
 
-    def _add_graphs(self, engine: str, channels: int) -> None:
-        options = self._options
-        bundle = open_on(engine, self._path, options.threads)
-        self._bundles.append(bundle)
-        rng, size = np.random.default_rng(0), options.size
-        no, yes = np.array([False]), np.array([True])
-        for direction in DIRECTIONS:
-            for key in (direction, f"{direction}.direct"):
-                count = bundle.ratio * options.chunk if key == direction else options.frames
-                if direction == "decoder":
-                    count = options.chunk if key == direction else 1 + (options.frames - 1) // bundle.ratio
-                shape = (1, count, 3, size, size) if direction == "encoder" else (1, count, channels, size // 8, size // 8)
-                x = rng.standard_normal(shape, np.float32)
-                if key == direction:
-                    session = bundle.step_session(key)
-                    state = session.new_state(1, size, size)
-                    session.step(state, x, yes, no)  # what is measured is a step amid a stream
-                    job: Callable[[], Any] = partial(session.step, state, x, no, no)
-                else:
-                    job = partial(bundle.direct_session(direction).run, x)
-                self._add("graph", engine, key, job, self.work[key].flop, self.work[key].bytes)
+    @contextmanager
+    def _graph(self, engine: str, key: str) -> Iterator[Work]:
+        """A whole clip through a direct graph, or a step amid a stream."""
+        options, size = self._options, self._options.size
+        direction, _, direct = key.partition(".")
+        with open_on(engine, self._path, options.threads) as bundle:
+            latents = 1 + (options.frames - 1) // bundle.ratio if direct else options.chunk
+            frames = options.frames if direct else bundle.ratio * options.chunk
+            channels = int(bundle.manifest.model["latent_dim"])
+            shape = (1, frames, 3, size, size) if direction == "encoder" else (1, latents, channels, size // 8, size // 8)
+            x = np.random.default_rng(0).standard_normal(shape, np.float32)
+            if direct:
+                yield partial(bundle.direct_session(direction).run, x)
+                return
+            no, yes = np.array([False]), np.array([True])
+            session = bundle.step_session(direction)
+            state = session.new_state(1, size, size)
+            session.step(state, x, yes, no)
+            yield partial(session.step, state, x, no, no)
 
     def _add_roofs(self, engine: str) -> None:
-        options, rng, side = self._options, np.random.default_rng(0), self._options.gemm_side
-        square = {name: rng.standard_normal((side, side), np.float32) for name in ("x", "w")}
-        product = compile_model(gemm_model(side), engine, options.threads)
-        self._add("gemm", engine, f"{side}^3", partial(product, square), 2 * side**3, 3 * 4 * side**2)
+        side = self._options.gemm_side
+        opener = partial(self._single, engine, lambda rng: gemm_model(side), {"x": (side, side), "w": (side, side)})
+        self._add("gemm", engine, f"{side}^3", opener, 2 * side**3, 3 * 4 * side**2)
         for convolution in self._convolutions():
-            weight = rng.standard_normal(convolution.weight, np.float32)
-            run = compile_model(convolution_model(convolution, weight), engine, options.threads)
-            x = rng.standard_normal(convolution.x, np.float32)
-            self._add("convolution", engine, convolution.name, partial(run, {"x": x}), convolution.flop, convolution.bytes)
+
+            def model(rng: np.random.Generator, convolution: Convolution = convolution) -> onnx.ModelProto:
+                return convolution_model(convolution, rng.standard_normal(convolution.weight, np.float32))
+
+            opener = partial(self._single, engine, model, {"x": convolution.x})
+            self._add("convolution", engine, convolution.name, opener, convolution.flop, convolution.bytes)
+
+    @contextmanager
+    def _single(
+        self, engine: str, model: Callable[[np.random.Generator], onnx.ModelProto], shapes: Mapping[str, tuple[int, ...]]
+    ) -> Iterator[Work]:
+        """A model of one operator, on noise."""
+        rng = np.random.default_rng(0)
+        feeds = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+        yield partial(compile_model(model(rng), engine, self._options.threads), feeds)
 
     def _convolutions(self) -> list[Convolution]:
         """The ones that most operations go into, over the direct graphs."""
@@ -198,7 +221,7 @@ class Roofline:
 
 
 def add_shares(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Writes into every graph's row what it reaches of its engine's roofs. Returns the roofs."""
+    """Writes into every graph's row what it reaches of its engine's roofs, and whether it beats them all. Returns the roofs."""
     roofs: dict[str, Any] = {"gb_per_second": max((row["gb_per_second"] for row in rows if row["kind"] == "copy"), default=None)}
     engines = {row["engine"] for row in rows}
     for engine in sorted(engines):
@@ -212,6 +235,7 @@ def add_shares(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             row["of_gemm"] = row["gflop_per_second"] / roofs[row["engine"]]["gemm"]["gflop_per_second"]
             row["of_best_convolution"] = row["gflop_per_second"] / roofs[row["engine"]]["convolution"]["gflop_per_second"]
             row["of_torch_gemm"] = row["gflop_per_second"] / roofs[TORCH]["gemm"]["gflop_per_second"]
+            row["above_roofs"] = min(row["of_gemm"], row["of_best_convolution"]) > 1
     return roofs
 
 
@@ -223,9 +247,13 @@ def tables(rows: Sequence[dict[str, Any]], roofs: dict[str, Any], work: Mapping[
         if row["kind"] == "graph":
             shares = [f"{100 * row[key]:.0f}" for key in ("of_gemm", "of_best_convolution", "of_torch_gemm")]
             counted = [f"{row['flop'] / 1e9:.4g}", f"{row['bytes'] / 1e9:.3g}", f"{row['flop'] / row['bytes']:.0f}"]
-            lines.append([f"{row['engine']} {row['what']}", *counted, f"{row['seconds']:.3g}", f"{row['gflop_per_second']:.3g}", *shares])
+            name = f"{row['engine']} {row['what']}" + (f" {ABOVE}" if row["above_roofs"] else "")
+            lines.append([name, *counted, f"{row['seconds']:.3g}", f"{row['gflop_per_second']:.3g}", *shares])
     lines += [[f"{engine}: not measured: {reason}", *[""] * (len(header) - 1)] for engine, reason in missing.items()]
     text = markdown_table(header, lines)
+    text += "\nOf an engine's two roofs the higher one counts. PyTorch's GEMM compares engines with one another; it is no roof of theirs.\n"
+    if any(row.get("above_roofs") for row in rows):
+        text += f"\n{ABOVE} Faster than both roofs of its engine, so that what was measured there is too low to be a roof.\n"
     lines = [
         [engine, kind, one["what"], f"{one['gflop_per_second']:.3g}"]
         for engine, kinds in roofs.items()
@@ -277,7 +305,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--convolutions", type=int, default=8, help="how many different ones are tried as roofs")
     parser.add_argument("--gemm-side", type=int, default=2048, help="rows and columns of the matrix product")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=3, help="turns")
+    parser.add_argument("--seconds", type=float, default=0.5, help="for which a measurement goes on calling, at least")
     parser.add_argument("--json", type=Path, help="write the results to this file, and .md and .svg beside it")
     options = parser.parse_args()
     if options.size < 8 or options.size % 8 or options.frames < 1 or options.frames % 4 != 1:
@@ -297,7 +326,7 @@ def main() -> int:
         rows = roofline.measure()
     roofs = add_shares(rows)
     facts = machine(options.threads, "torch", "onnxruntime", "openvino", "onnx", "numpy")
-    job = {key: getattr(options, key) for key in ("preset", "size", "frames", "chunk", "runs")}
+    job = {key: getattr(options, key) for key in ("preset", "size", "frames", "chunk", "runs", "seconds")}
     text = (
         f"# Roofline: preset {options.preset}, {options.size}x{options.size}, steps of {options.chunk} latents, {options.frames} frames\n\n"
     )

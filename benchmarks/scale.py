@@ -1,16 +1,16 @@
 """Time per frame and peak memory as clips get longer, frames larger and streams more; whole clips against streams.
 
     python benchmarks/scale.py [--json benchmarks/results/scale-cpu.json] [--only length size streams]
-    python benchmarks/scale.py --preset tiny --only length --lengths 33 5000
+    python benchmarks/scale.py --only length --lengths tiny=33,5001
 
-    length     one clip from 33 frames on: streamed, and in one piece as far as `--direct-lengths` goes
+    length     one clip from 33 frames on: streamed, and in one piece as far as `--direct-length` goes
     size       one clip at several frame sizes, both ways
     streams    a pool of 1, 2, 4 ... streams, time per frame of all of them
 
 Every measurement is a fresh process; all take turns; figures are medians, and jobs of more than `--long` frames run once. Where a clip in
 one piece no longer fits `--limit` is predicted, twice: from the weights and activations that the bundle's manifest states as a formula, and
-from the same formula scaled to the largest clip that was measured, over the memory of the process with the graph loaded. The tables say
-what is measured and what is predicted.
+from the same formula scaled to the largest clip that was measured: to what each process grew by over its own memory with the graph loaded,
+the median of that. The tables say what is measured and what is predicted.
 """
 
 from __future__ import annotations
@@ -65,6 +65,9 @@ class Job:
             return {**row, "not_measured": self.problem or "left out"}
         seconds = [run["seconds"] for run in self.runs]
         middle = statistics.median(seconds)
+        peaks, loaded = ([run[key] for run in self.runs] for key in ("peak_mb", "loaded_mb"))
+        # Of one process each: processes differ by more than a short clip needs.
+        grown = None if None in loaded else [peak - before for peak, before in zip(peaks, loaded, strict=True)]
         return {
             **row,
             "measured": True,
@@ -72,8 +75,11 @@ class Job:
             "seconds": middle,
             "all_seconds": seconds,
             "ms_per_frame": middle / self.frames * 1e3,
-            "peak_mb": statistics.median(run["peak_mb"] for run in self.runs),
-            "loaded_mb": self.runs[0]["loaded_mb"],
+            "peak_mb": statistics.median(peaks),
+            "all_peak_mb": peaks,
+            "loaded_mb": None if grown is None else statistics.median(loaded),
+            "all_loaded_mb": loaded,
+            "grown_mb": None if grown is None else statistics.median(grown),
         }
 
 
@@ -165,9 +171,9 @@ class MemoryModel:
     def fitted(cls, graph: GraphSpec, row: Mapping[str, Any]) -> MemoryModel | None:
         """As one measurement has it: `base` is the process with the graph loaded. None where the clip was too short to tell."""
         beyond = stated_bytes(graph, row["frames"], row["size"]) - graph.weights_bytes
-        if row["loaded_mb"] is None or row["peak_mb"] <= row["loaded_mb"]:
+        if row["grown_mb"] is None or row["grown_mb"] <= 0:
             return None
-        return cls(row["loaded_mb"] * 1e6, (row["peak_mb"] - row["loaded_mb"]) * 1e6 / beyond)
+        return cls(row["loaded_mb"] * 1e6, row["grown_mb"] * 1e6 / beyond)
 
     def peak(self, graph: GraphSpec, frames: int, size: int) -> float:
         """Bytes for a clip."""

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 Seconds = Sequence[float]
 
 
-def take_turns(jobs: Mapping[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
-    """Seconds of each job, which measures itself; a first turn warms up and is not counted."""
+def take_turns(jobs: Mapping[str, Callable[[], float]], runs: int, warm_up: bool = True) -> dict[str, list[float]]:
+    """Seconds of each job, which measures itself. With `warm_up` a first turn is not counted; without it, jobs warm up by themselves."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for turn in range(runs + 1):
+    for turn in range(runs + warm_up):
         for name, job in jobs.items():
             elapsed = job()
-            if turn:
+            if turn >= warm_up:
                 seconds[name].append(elapsed)
     return seconds
 

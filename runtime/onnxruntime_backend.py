@@ -169,17 +169,7 @@ class OnnxRuntimeBackend:
         return OnnxRuntimeDirect(graph, self._session(graph))
 
     def _session(self, graph: GraphSpec) -> Any:
-        options = ort.SessionOptions()
-        options.log_severity_level = _SEVERITY_ERROR
-        # Chunks of several lengths share a session; a memory pattern would be planned anew for each and kept.
-        options.enable_mem_pattern = False
-        # The default order runs what only the next step needs, the cuts of the new state, last of all, and so keeps every layer's
-        # activations alive until then: 2.6 times the memory in a decoder.
-        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        if self._options.threads is not None:
-            options.intra_op_num_threads = self._options.threads
-        if not self._options.optimized:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options = session_options(self._options)
         try:
             # Without fallback: it would print to standard output, and go on with the CPU and state on the GPU.
             session = ort.InferenceSession(str(self._bundle / graph.file), options, providers=self._providers(), enable_fallback=0)
@@ -195,6 +185,22 @@ class OnnxRuntimeBackend:
         # A fixed algorithm choice: an exhaustive search is slow at first and may choose differently in each process.
         settings = {"device_id": self._options.device_id, "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": int(self._options.tf32)}
         return [(self._provider, settings), "CPUExecutionProvider"]
+
+
+def session_options(options: OnnxRuntimeOptions) -> Any:
+    """ONNX Runtime's own options for a session of the runtime, whatever its graph."""
+    found = ort.SessionOptions()
+    found.log_severity_level = _SEVERITY_ERROR
+    # Chunks of several lengths share a session; a memory pattern would be planned anew for each and kept.
+    found.enable_mem_pattern = False
+    # The default order runs what only the next step needs, the cuts of the new state, last of all, and so keeps every layer's
+    # activations alive until then: 2.6 times the memory in a decoder.
+    found.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    if options.threads is not None:
+        found.intra_op_num_threads = options.threads
+    if not options.optimized:
+        found.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return found
 
 
 def _choose_provider(wanted: str, device_id: int) -> str:

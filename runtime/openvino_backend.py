@@ -151,22 +151,26 @@ class OpenVinoBackend:
         return OpenVinoDirect(graph, self._compile(graph))
 
     def _compile(self, graph: GraphSpec) -> Any:
-        settings = {
-            # Never left to OpenVINO: on a CPU that has bf16 its default is bf16.
-            "INFERENCE_PRECISION_HINT": _OV_HINTS[self._options.precision_hint],
-            # One step at a time with all threads. Each further stream of OpenVINO's would hold activations of its own.
-            "NUM_STREAMS": 1,
-            # Pinned to the first cores, programs that run side by side would share these and leave the others idle.
-            "ENABLE_CPU_PINNING": False,
-            **({} if self._options.threads is None else {"INFERENCE_NUM_THREADS": self._options.threads}),
-        }
         try:
             model = self._core.read_model(str(self._bundle / graph.file))
             if self._options.precision_hint == "bf16":
                 model = _with_bfloat16_state(model, graph)
-            return self._core.compile_model(model, _DEVICE, settings)
+            return self._core.compile_model(model, _DEVICE, compile_settings(self._options))
         except (RuntimeError, MemoryError) as error:
             raise BundleError(f"OpenVINO {self._version} cannot load {graph.file}: {_one_line(error)}") from error
+
+
+def compile_settings(options: OpenVinoOptions) -> dict[str, Any]:
+    """OpenVINO's own settings for a model of the runtime, whatever its graph."""
+    return {
+        # Never left to OpenVINO: on a CPU that has bf16 its default is bf16.
+        "INFERENCE_PRECISION_HINT": _OV_HINTS[options.precision_hint],
+        # One step at a time with all threads. Each further stream of OpenVINO's would hold activations of its own.
+        "NUM_STREAMS": 1,
+        # Pinned to the first cores, programs that run side by side would share these and leave the others idle.
+        "ENABLE_CPU_PINNING": False,
+        **({} if options.threads is None else {"INFERENCE_NUM_THREADS": options.threads}),
+    }
 
 
 def load_openvino() -> Any:

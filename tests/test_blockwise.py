@@ -252,6 +252,30 @@ def test_a_checkout_is_measured_on_given_videos(blockwise: Any, checkout: Path, 
 
 
 @needs_diffusers
+def test_a_model_out_of_memory_is_a_row_and_results_are_written_at_once(
+    blockwise: Any, peers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SVD has no memory even for direct inference; when it begins, the files hold SD-VAE; and Wan is measured all the same."""
+    before = []
+
+    def encode(model: Any, clip: torch.Tensor) -> torch.Tensor:
+        data = json.loads((tmp_path / "blockwise.json").read_text())
+        before.append(([one["model"] for one in data["methods"]], (tmp_path / "blockwise.md").read_text().count("SD-VAE, tiling")))
+        raise RuntimeError("DefaultCPUAllocator:\n can't allocate memory")
+
+    monkeypatch.setattr(peers.SVDModel, "encode", encode)
+    arguments = ["--only", "sd-vae", "svd", "wan", "--frames", "5", "--size", "48", "--tile-scale", "8", "--threads", "1"]
+    assert blockwise.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert before == [(["SD-VAE"], 1)]
+    data = json.loads((tmp_path / "blockwise.json").read_text())
+    assert {one["model"] for one in data["methods"]} == {"SD-VAE", "Wan 2.1"}
+    reason = "DefaultCPUAllocator: can't allocate memory"
+    assert data["not_measured"] == [{"model": "SVD", "mode": "all", "reason": reason}]
+    assert f"| SVD, all | – | – | not measured: {reason} |" in (tmp_path / "blockwise.md").read_text()
+    assert not list(tmp_path.glob("*.part"))
+
+
+@needs_diffusers
 def test_peers_are_measured_and_what_fails_is_said(blockwise: Any, tmp_path: Path) -> None:
     arguments = ["--only", "sd-vae", "allegro", "--frames", "4", "--size", "48", "--tile-scale", "8", "--threads", "1"]
     assert blockwise.main([*arguments, "--out", str(tmp_path)]) == 0
