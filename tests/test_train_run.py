@@ -328,14 +328,18 @@ def test_longer_runs_may_be_resumed(finished_run: Path, tmp_path: Path) -> None:
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000007"]
 
 
-def test_nan_stops_the_run_and_names_step_batch_and_checkpoint(finished_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("weight", "found"),
+    [("decoder.conv_out.bias", "total is nan"), ("encoder.conv_out.conv.bias", r"in the autoencoder, z has \d+ values that are NaN")],
+)
+def test_nan_stops_the_run_and_names_step_batch_and_checkpoint(finished_run: Path, tmp_path: Path, weight: str, found: str) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     path = run / "checkpoints" / "step-00000006" / "training.safetensors"
     tensors = load_file(path)
-    tensors["model.decoder.conv_out.bias"][:] = float("nan")
+    tensors[f"model.{weight}"][:] = float("nan")
     save_file(tensors, path)
-    with pytest.raises(TrainingError, match=r"step 7: total is nan.*the batch held procedural.*last good checkpoint is .*step-00000006"):
+    with pytest.raises(TrainingError, match=rf"^step 7: {found}.*; the batch held procedural.*last good checkpoint is .*step-00000006$"):
         train(small(loss__adversarial=True, run__steps=8), run, CPU, resume=True)
     assert max(p.name for p in (run / "checkpoints").iterdir()) == "step-00000006"
 
@@ -386,6 +390,18 @@ def test_a_full_disk_keeps_the_checkpoints_before(tmp_path: Path, monkeypatch: p
     with pytest.raises(TrainingError, match="No space left on device; step-00000000 is whole: make room and go on with --resume"):
         write_checkpoint(tmp_path, state, config)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000000"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no /dev/full")
+def test_a_full_disk_at_the_record_is_told_and_keeps_the_work(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    record = run / "metrics.jsonl"
+    record.unlink()
+    record.symlink_to("/dev/full")
+    longer = small(loss__adversarial=True, run__steps=8, run__checkpoint_every=100, validation__every=0)
+    with pytest.raises(TrainingError, match=r"^cannot write .*metrics.jsonl: No space left on device; make room and go on with --resume$"):
+        train(longer, run, CPU, resume=True)
 
 
 def test_a_stage_starts_from_the_one_before(finished_run: Path, tmp_path: Path) -> None:
