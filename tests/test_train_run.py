@@ -320,6 +320,21 @@ def test_validation_in_the_training_folder_is_refused(tmp_path: Path, program: P
     assert "so videos would be in both; keep them in folders apart" in program.refused("train", config, "--out", tmp_path / "run")
 
 
+@pytest.mark.parametrize("key", ["data", "validation"])
+def test_a_run_in_a_folder_of_videos_is_refused_before_anything_is_made(tmp_path: Path, program: Program, key: str) -> None:
+    folders = {"data": tmp_path / "data", "validation": tmp_path / "validation"}
+    for folder in folders.values():
+        folder.mkdir()
+        save(folder / "a.mp4", clip(6))
+    config = written(folder_settings(folders["data"], validation__folder=str(folders["validation"])), tmp_path / "x.toml")
+    (tmp_path / "link").symlink_to(folders[key])
+    for out in (folders[key], folders[key] / "runs" / "1", tmp_path / "link" / "run"):
+        said = program.refused("train", config, "--out", out)
+        assert f"directory '{out}' lies in {key}.folder, '{folders[key]}'" in said
+        assert said.endswith(f"choose an --out outside {key}.folder")
+    assert [path.name for path in folders[key].rglob("*")] == ["a.mp4"]
+
+
 def test_longer_runs_may_be_resumed(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)

@@ -24,7 +24,7 @@ from wfvae.train.data import BadClipLedger, Batch, BatchStream, ClipSource, Fini
 from wfvae.train.metrics import METRICS_NAME, Metrics
 from wfvae.train.perceptual import PerceptualLoss
 from wfvae.train.run_lock import locked
-from wfvae.train.sources import training_crops, training_source, validation_source
+from wfvae.train.sources import require_outside, training_crops, training_source, validation_source
 from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer
 from wfvae.train.validation import Scores, validate
@@ -94,6 +94,7 @@ class _Run:
         self._fingerprint = ""
 
     def go(self, resume: bool) -> RunResult:
+        require_outside(self._config, self._directory)
         self._open_directory()
         with locked(self._directory) if self._world.is_first else nullcontext():
             return self._run(resume)
@@ -107,7 +108,7 @@ class _Run:
         # The first process writes the index, which the others then find.
         if not world.is_first:
             world.wait()
-        source = training_source(config, directory, self._watcher.indexing)
+        source = training_source(config, directory, self._watcher.indexing, retry_bad=world.is_first)
         self._note_changes(source, checkpoint)
         if world.is_first:
             self._validation = validation_source(config, directory)
