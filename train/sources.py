@@ -33,9 +33,7 @@ def training_source(
     data, size = config.data, (config.data.height, config.data.width)
     if data.kind == "procedural":
         return ProceduralClips(config.run.seed, data.clips, data.frames, size, data.stride, max_noise=data.noise)
-    return VideoFolder(
-        data.folder, data.frames, size, data.stride, index_path=run / "index.json", progress=indexing, retry_bad=retry_bad
-    )
+    return VideoFolder(data.folder, data.frames, size, data.stride, index_path=run / "index.json", progress=indexing, retry_bad=retry_bad)
 
 
 def training_crops(config: TrainingConfig) -> Crops | None:
@@ -44,18 +42,23 @@ def training_crops(config: TrainingConfig) -> Crops | None:
     return Crops(data.crop_height, data.crop_width, data.crops_per_clip) if data.crop_height else None
 
 
+def has_validation(config: TrainingConfig) -> bool:
+    """Whether there are clips to validate on: folder data needs a folder of its own for that."""
+    return bool(config.validation.folder) or config.data.kind == "procedural"
+
+
 def validation_source(config: TrainingConfig, run: Path) -> ClipSource | None:
     """Clips that training never sees; None for folder data without a validation folder."""
+    if not has_validation(config):
+        return None
     data, validation = config.data, config.validation
     size = (validation.height or data.height, validation.width or data.width)
     source: ClipSource
     if validation.folder:
         _require_apart(data.folder, validation.folder)
         source = VideoFolder(validation.folder, validation.frames, size, data.stride, index_path=run / "validation-index.json")
-    elif data.kind == "procedural":
-        source = ProceduralClips(0, validation.clips, validation.frames, size, data.stride, split="held-out", max_noise=data.noise)
     else:
-        return None
+        source = ProceduralClips(0, validation.clips, validation.frames, size, data.stride, split="held-out", max_noise=data.noise)
     return FixedCrops(source, Crops(validation.crop_height, validation.crop_width)) if validation.crop_height else source
 
 
