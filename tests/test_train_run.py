@@ -658,8 +658,8 @@ def test_scale_and_shift_of_the_initial_model_stay_through_a_run(tmp_path: Path,
         first, run = tmp_path / name, tmp_path / f"{name}-run"
         WFVAE.random(wanted.with_changes(scale=scale, shift=shift, dropout=0.0), 7).save_pretrained(first)
         train(small(**config, run__initial=str(first), optimizer__learning_rate=0.0), run, CPU)
-        for path, tensor in load_file(first / "diffusion_pytorch_model.safetensors").items():
-            assert torch.equal(last_state(run)[f"model.{path}"], tensor), path
+        state, given = last_state(run), load_file(first / "diffusion_pytorch_model.safetensors")
+        assert all(torch.equal(state[f"model.{path}"], tensor) for path, tensor in given.items())
         train(small(**config | {"run__steps": 2}, run__initial=str(first), optimizer__learning_rate=0.0), run, CPU, resume=True)
         assert newest(run) == 2
         for step in (1, 2):
