@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from fixtures.clip_sources import SHAPE, DeadlyClips, InspectedClips, OddClips, ToldClips, UninstalledClips
 from wfvae.errors import DataError, InputError, TrainingError
 from wfvae.procedural import ProceduralClip
-from wfvae.train.data import BadClip, BadClipLedger, Batch, BatchStream, ProceduralClips, held_out, to_model_range
+from wfvae.train.data import BadClip, BadClipLedger, Batch, BatchStream, Crops, FixedCrops, ProceduralClips, held_out, to_model_range
 from wfvae.train.data.batch_stream import StartMethod
 from wfvae.train.data.procedural_clips import HELD_OUT_SEEDS, TRAINING_SEEDS
 
@@ -394,5 +394,20 @@ def test_held_out_clips_are_fixed_spread_and_of_different_items() -> None:
         assert_same(one, other)
     with pytest.raises(DataError, match=r"21 held-out clips were asked of a source of 20; expected 1\.\.20"):
         held_out(ToldClips(20), 21)
-    with pytest.raises(DataError, match="can be used"):
-        list(held_out(ToldClips(3, bad={0, 1}), 2))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_held_out_clips_become_fewer_when_too_many_are_bad(batch_size: int) -> None:
+    lines: list[str] = []
+    ledger = BadClipLedger(None, lines.append)
+    for _ in range(2):
+        batches = list(held_out(ToldClips(4, bad={0, 1, 3}), 4, batch_size, ledger=ledger))
+        assert [(items(batch), batch.names) for batch in batches] == [([2], ("clip2",))]
+    assert lines == [f"skipped 'clip{bad}': reason {bad}" for bad in (0, 1, 3)]
+    with pytest.raises(DataError, match=r"^of 3 clips none of them can be used, the last is 'clip1': reason 1; "):
+        list(held_out(ToldClips(3, bad=range(3)), 2, batch_size))
+
+
+def test_a_fixed_crop_does_not_hide_what_its_source_left_out() -> None:
+    assert [str(bad) for bad in FixedCrops(InspectedClips(3), Crops(2, 2)).unusable] == ["'left out': known before"]
+    assert FixedCrops(ToldClips(3), Crops(2, 2)).unusable == ()

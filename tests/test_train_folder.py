@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -379,11 +380,12 @@ def test_the_index_is_kept_used_and_brought_up_to_date(
 
     looked_at.clear()
     again = open_folder()
-    assert looked_at == []
+    assert looked_at == ["c.mp4"]  # what was bad may be good now
     assert [again.name(index) for index in range(2)] == [first.name(index) for index in range(2)] == ["a.MP4", "deep/er/b.mkv"]
     assert np.array_equal(first.clip(1, np.random.default_rng(0)), again.clip(1, np.random.default_rng(0)))
     assert str(again.unusable[0]) == str(first.unusable[0])
 
+    looked_at.clear()
     write_numbered(videos / "c.mp4", 7)
     (videos / "a.MP4").unlink()
     write_numbered(videos / "d.mp4", 6)
@@ -395,6 +397,71 @@ def test_the_index_is_kept_used_and_brought_up_to_date(
     (tmp_path / "run" / "index.json").write_text('{"format": "wfvae video index", "ver')
     open_folder()
     assert looked_at == ["c.mp4", "d.mp4", "deep/er/b.mkv"]
+
+
+def test_a_file_that_was_bad_for_the_moment_is_taken_up_at_the_next_start(
+    videos: Path, open_folder: OpenFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wfvae.train.data import video_index
+
+    for name in ("a.mp4", "b.mp4"):
+        write_numbered(videos / name, 8)
+    real, looked_at = video_index.probe, list[str]()
+
+    def fails(path: Path, name: str) -> Any:
+        looked_at.append(name)
+        if name == "b.mp4":
+            raise BadClip(name, "Input/output error")
+        return real(path, name)
+
+    monkeypatch.setattr(video_index, "probe", fails)
+    [bad] = open_folder().unusable
+    assert str(bad) == "'b.mp4': Input/output error"
+    index = tmp_path / "run" / "index.json"
+    written = index.stat().st_mtime_ns
+    open_folder()
+    assert looked_at == ["a.mp4", "b.mp4", "b.mp4"]
+    assert index.stat().st_mtime_ns == written  # found as before: there is nothing to write
+    monkeypatch.setattr(video_index, "probe", real)
+    # Other processes of a run take what the first one found, or they would train on other files.
+    assert [len(open_folder(retry_bad=False)), len(open_folder()), len(open_folder(retry_bad=False))] == [1, 2, 2]
+
+
+def test_the_index_is_saved_by_time_and_a_scan_goes_on_where_it_was(
+    videos: Path, open_folder: OpenFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wfvae.train.data import video_index
+
+    names = [f"{number}.mp4" for number in range(8)]
+    for name in names:
+        write_numbered(videos / name, 5)
+    real, real_save = video_index.probe, video_index._save
+    seconds, looked_at, saved = [0.0], list[str](), list[int]()
+
+    def slow(path: Path, name: str) -> Any:
+        if name == stop_at:
+            raise KeyboardInterrupt
+        looked_at.append(name)
+        seconds[0] += 10.0
+        return real(path, name)
+
+    def watched(index_path: Path, root: Path, files: Any) -> None:
+        saved.append(len(files))
+        seconds[0] += 100.0  # writing does not count
+        real_save(index_path, root, files)
+
+    monkeypatch.setattr(video_index, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    monkeypatch.setattr(video_index, "probe", slow)
+    monkeypatch.setattr(video_index, "_save", watched)
+    stop_at = "7.mp4"
+    with pytest.raises(KeyboardInterrupt):
+        open_folder()
+    assert saved == [3, 6]
+    assert looked_at == names[:7]
+    stop_at = ""
+    open_folder()
+    assert looked_at == [*names[:7], "6.mp4", "7.mp4"]
+    assert saved == [3, 6, 8]
 
 
 def test_the_index_does_not_go_into_the_data(videos: Path, tmp_path: Path) -> None:

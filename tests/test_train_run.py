@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,13 +22,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from fixtures.numbered_videos import write_numbered
 from fixtures.program import Program, clip, save, start_process
-from wfvae.errors import CheckpointError, ConfigError, TrainingError
+from wfvae.causal import CausalConv3d
+from wfvae.config import WFVAEConfig
+from wfvae.errors import CheckpointError, ConfigError, DataError, MissingExtraError, TrainingError
 from wfvae.model import WFVAE
 from wfvae.train.checkpoints import write_checkpoint
 from wfvae.train.config import TrainingConfig
+from wfvae.train.data import BadClipLedger, Batch, BatchStream
 from wfvae.train.loop import Watcher, train
-from wfvae.train.metrics import read_metrics
+from wfvae.train.metrics import Metrics, read_metrics
 from wfvae.train.sources import training_source
 from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer, learning_rate
@@ -65,6 +72,11 @@ def written(config: TrainingConfig, path: Path) -> Path:
     return path
 
 
+def newest(run: Path) -> int:
+    """The step of the newest checkpoint."""
+    return max(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
+
+
 def last_state(run: Path) -> dict[str, torch.Tensor]:
     newest = max((run / "checkpoints").iterdir())
     return load_file(newest / "training.safetensors")
@@ -87,7 +99,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_checkpoints_a_record_scores_and_pictures(finished_run: Path) -> None:
     steps = sorted(path.name for path in (finished_run / "checkpoints").iterdir())
-    assert steps == ["step-00000002", "step-00000004", "step-00000006"]
+    assert steps == ["step-00000003", "step-00000004", "step-00000006"]  # the newest three: of every second step, and of validations
     assert TrainingConfig.load(finished_run / "config.toml") == small(loss__adversarial=True)
     lines = read_metrics(finished_run, "train")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
@@ -234,6 +246,32 @@ def test_two_processes_train_with_accumulation_against_a_discriminator(tmp_path:
 
 
 @pytest.mark.slow
+def test_a_fault_of_the_second_process_between_steps_costs_no_step(tmp_path: Path) -> None:
+    # A video that ends early: its header tells of more frames than there are, so that some of its clips can be had and others not.
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    cut = write_numbered(videos / "cut.mp4", 60, muxing={"movflags": "faststart"})
+    os.truncate(cut, cut.stat().st_size * 3 // 4)
+    save(videos / "good.mp4", clip(12))
+    config = small(data__kind="folder", data__folder=str(videos), data__bad_files=0, data__noise=0.0, run__steps=50, validation__every=0)
+    source = training_source(config, tmp_path)
+
+    def good_steps(seed: int, rank: int) -> int:
+        with BatchStream(source, 1, seed, rank, 2, ledger=BadClipLedger(0)) as stream, suppress(DataError):
+            for _ in range(20):
+                next(stream)
+        return stream.step
+
+    seed, good = next((seed, good_steps(seed, 1)) for seed in range(100) if 1 < good_steps(seed, 1) < good_steps(seed, 0))
+    done = run_two_processes(replace(config, run=replace(config.run, seed=seed, checkpoint_every=100)), tmp_path)
+    assert done.returncode != 0
+    told = [line for line in done.stderr.decode().splitlines() if line.startswith("wfvae train:") and "skipped" not in line]
+    assert sum("more than the limit of 0; the last is 'cut.mp4'" in line for line in told) == 1
+    assert all("limit of 0" in line or "another process of this run has ended" in line or "interrupted" in line for line in told)
+    assert newest(tmp_path / "two") == good
+
+
+@pytest.mark.slow
 def test_the_fault_of_one_process_is_told_as_one_fault(tmp_path: Path) -> None:
     done = run_two_processes(small(data__kind="folder", data__folder=str(tmp_path / "nowhere")), tmp_path)
     assert done.returncode != 0
@@ -272,6 +310,18 @@ def _assert_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> Non
 def test_batches_that_do_not_divide_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="use a multiple of 3"):
         train(small(optimizer__batch=4, optimizer__accumulate=3), tmp_path, CPU)
+
+
+def test_resuming_where_there_is_nothing_is_told(tmp_path: Path) -> None:
+    lines: list[str] = []
+    train(
+        small(run__steps=1, validation__every=0, validation__clips=1),
+        tmp_path / "new",
+        CPU,
+        resume=True,
+        watcher=Watcher(notice=lines.append),
+    )
+    assert len(lines) == 1 and "there is no checkpoint in" in lines[0] and "new to go on from; training begins at step 0" in lines[0]
 
 
 def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(finished_run: Path, tmp_path: Path, program: Program) -> None:
@@ -321,6 +371,21 @@ def test_validation_in_the_training_folder_is_refused(tmp_path: Path, program: P
     assert "so videos would be in both; keep them in folders apart" in program.refused("train", config, "--out", tmp_path / "run")
 
 
+@pytest.mark.parametrize("key", ["data", "validation"])
+def test_a_run_in_a_folder_of_videos_is_refused_before_anything_is_made(tmp_path: Path, program: Program, key: str) -> None:
+    folders = {"data": tmp_path / "data", "validation": tmp_path / "validation"}
+    for folder in folders.values():
+        folder.mkdir()
+        save(folder / "a.mp4", clip(6))
+    config = written(folder_settings(folders["data"], validation__folder=str(folders["validation"])), tmp_path / "x.toml")
+    (tmp_path / "link").symlink_to(folders[key])
+    for out in (folders[key], folders[key] / "runs" / "1", tmp_path / "link" / "run"):
+        said = program.refused("train", config, "--out", out)
+        assert f"directory '{out}' lies in {key}.folder, '{folders[key]}'" in said
+        assert said.endswith(f"choose an --out outside {key}.folder")
+    assert [path.name for path in folders[key].rglob("*")] == ["a.mp4"]
+
+
 def test_longer_runs_may_be_resumed(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
@@ -329,14 +394,18 @@ def test_longer_runs_may_be_resumed(finished_run: Path, tmp_path: Path) -> None:
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000007"]
 
 
-def test_nan_stops_the_run_and_names_step_batch_and_checkpoint(finished_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("weight", "found"),
+    [("decoder.conv_out.bias", "total is nan"), ("encoder.conv_out.conv.bias", r"in the autoencoder, z has \d+ values that are NaN")],
+)
+def test_nan_stops_the_run_and_names_step_batch_and_checkpoint(finished_run: Path, tmp_path: Path, weight: str, found: str) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     path = run / "checkpoints" / "step-00000006" / "training.safetensors"
     tensors = load_file(path)
-    tensors["model.decoder.conv_out.bias"][:] = float("nan")
+    tensors[f"model.{weight}"][:] = float("nan")
     save_file(tensors, path)
-    with pytest.raises(TrainingError, match=r"step 7: total is nan.*the batch held procedural.*last good checkpoint is .*step-00000006"):
+    with pytest.raises(TrainingError, match=rf"^step 7: {found}.*; the batch held procedural.*last good checkpoint is .*step-00000006$"):
         train(small(loss__adversarial=True, run__steps=8), run, CPU, resume=True)
     assert max(p.name for p in (run / "checkpoints").iterdir()) == "step-00000006"
 
@@ -389,6 +458,194 @@ def test_a_full_disk_keeps_the_checkpoints_before(tmp_path: Path, monkeypatch: p
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000000"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no /dev/full")
+def test_a_full_disk_at_the_record_is_told_and_keeps_the_work(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    record = run / "metrics.jsonl"
+    record.unlink()
+    record.symlink_to("/dev/full")
+    longer = small(loss__adversarial=True, run__steps=8, run__checkpoint_every=100, validation__every=0)
+    with pytest.raises(TrainingError, match=r"^cannot write .*metrics.jsonl: No space left on device; make room and go on with --resume$"):
+        train(longer, run, CPU, resume=True)
+    assert newest(run) == 7
+    record.unlink()
+    assert train(longer, run, CPU, resume=True).finished
+
+
+def test_closing_a_record_that_the_disk_refuses_is_told_unless_something_else_is(tmp_path: Path) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    def record() -> Metrics:
+        metrics = Metrics(tmp_path, 0)
+        metrics._file.close()
+        metrics._file = SimpleNamespace(close=full)  # type: ignore[assignment]
+        return metrics
+
+    with pytest.raises(TrainingError, match=r"cannot write .*metrics.jsonl: No space left"), record():
+        pass
+    with pytest.raises(KeyError), record():
+        raise KeyError
+
+
+def test_a_lost_worker_costs_no_step(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = small(loss__adversarial=True, data__workers=1, run__checkpoint_every=100, validation__every=0)
+    before = set(multiprocessing.active_children())
+
+    def lose(done: int, *_: object) -> None:
+        if done == 3:
+            [worker] = set(multiprocessing.active_children()) - before
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.join(10)
+
+    with pytest.raises(TrainingError, match=r"^data worker 0 .* was killed by SIGKILL before step 3; .*resume the run from its last check"):
+        train(config, run, CPU, watcher=Watcher(lose))
+    assert newest(run) == 3
+    assert train(config, run, CPU, resume=True).finished
+    assert_same_bits(last_state(finished_run), last_state(run))
+
+
+def test_too_many_bad_files_cost_no_step(tmp_path: Path, program: Program) -> None:
+    videos, run = tmp_path / "videos", tmp_path / "run"
+    videos.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        save(videos / name, clip(6))
+    whole = (videos / "a.mp4").read_bytes()
+    config = small(
+        data__kind="folder", data__folder=str(videos), data__bad_files=0, data__noise=0.0, run__steps=4, run__checkpoint_every=100
+    )
+
+    def spoil(*_: object) -> None:
+        (videos / "a.mp4").write_bytes(b"no video")
+
+    # In the first step there is nothing to save; later there is.
+    with pytest.raises(DataError, match="1 files cannot be used, more than the limit of 0"):
+        train(config, run, CPU, watcher=Watcher(indexing=lambda done, total: spoil() if done == total else None))
+    assert list((run / "checkpoints").iterdir()) == []
+    (videos / "a.mp4").write_bytes(whole)
+    with pytest.raises(DataError, match=r"1 files cannot be used, more than the limit of 0; the last is 'a.mp4'"):
+        train(config, run, CPU, watcher=Watcher(lambda done, *_: spoil() if done == 2 else None))
+    assert newest(run) == 2
+    (videos / "a.mp4").write_bytes(whole)
+    assert program.done("train", written(config, tmp_path / "x.toml"), "--out", run, "--resume")["step"] == 4
+
+
+def test_a_fault_between_steps_and_a_full_disk_are_both_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise TrainingError("cannot write the checkpoint")
+
+    def lost(stream: BatchStream) -> Batch:
+        if stream.step == 1:
+            raise TrainingError("a worker was lost")
+        return next_batch(stream)
+
+    next_batch = BatchStream.__next__
+    monkeypatch.setattr(BatchStream, "__next__", lost)
+    monkeypatch.setattr("wfvae.train.loop.write_checkpoint", full)
+    with pytest.raises(TrainingError, match=r"^a worker was lost; cannot write the checkpoint$"):
+        train(small(), tmp_path, CPU)
+
+
+def test_a_validation_that_fails_costs_no_step_and_does_not_come_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = small(run__checkpoint_every=100)
+    run.mkdir()
+    (run / "validation").write_text("in the way of the pictures", encoding="utf-8")
+    with pytest.raises(TrainingError, match=r"cannot write .*step-00000003.clip-0\.png"):
+        train(config, run, CPU)
+    assert newest(run) == 3
+    with pytest.raises(TrainingError, match=r"cannot write .*step-00000006.clip-0\.png"):
+        train(config, run, CPU, resume=True)
+    assert newest(run) == 6
+    # The last one is made up for, once.
+    (run / "validation").unlink()
+    scores = train(config, run, CPU, resume=True).scores
+    assert scores is not None
+    assert [line["psnr_db"] for line in read_metrics(run, "validation")] == [pytest.approx(scores.psnr_db, rel=1e-5)]
+    assert train(config, run, CPU, resume=True).scores is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"data__height": 8},
+            r"clips to validate on are 8x32 pixels, and SSIM needs at least 11x11; set validation\.height .* at least 16",
+        ),
+        ({"validation__crop_height": 16, "validation__crop_width": 8}, "clips to validate on are 16x8 pixels"),
+        ({"validation__width": 8, "loss__perceptual": "random"}, "clips to validate on are 32x8 pixels, and LPIPS needs at least 16x16"),
+    ],
+)
+def test_clips_too_small_to_be_scored_are_refused_at_the_start(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(small(**changes), tmp_path / "run", CPU)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("missing", "package"), [("skimage.metrics", "skimage.metrics"), ("PIL", "pillow")])
+def test_packages_of_the_validation_are_asked_for_at_the_start(
+    missing: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(
+        MissingExtraError, match=rf"needs the package '{package}', which is not installed; run: pip install 'wfvae\[train\]'"
+    ):
+        train(small(), tmp_path / "run", CPU)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_validation_files_are_told_once_and_the_rest_is_scored(tmp_path: Path) -> None:
+    videos, held_out, run = tmp_path / "videos", tmp_path / "held-out", tmp_path / "run"
+    for folder in (videos, held_out):
+        folder.mkdir()
+        save(folder / "a.mp4", clip(6))
+    save(held_out / "b.mp4", clip(6, seed=2))
+    (held_out / "broken.mp4").write_text("no video", encoding="utf-8")
+    config = folder_settings(
+        videos,
+        validation__folder=str(held_out),
+        validation__every=1,
+        validation__clips=9,
+        validation__height=32,
+        validation__width=48,
+        validation__crop_height=16,
+        validation__crop_width=24,
+        validation__pictures=9,
+    )
+    lines: list[str] = []
+
+    def spoil(*_: object) -> None:
+        (held_out / "a.mp4").write_bytes(b"no video")
+
+    result = train(config, run, CPU, watcher=Watcher(spoil, lines.append))
+    assert (result.finished, result.bad_files) == (True, 0)
+    assert len(lines) == 2
+    assert lines[0].startswith("validation: skipped 'broken.mp4': ")
+    assert lines[1].startswith("validation: skipped 'a.mp4': ")
+    assert [line["step"] for line in read_metrics(run, "validation")] == [1, 2]
+    [picture] = (run / "validation" / "step-00000002").iterdir()
+    with Image.open(picture) as opened:
+        assert opened.size == (5 * 24, 3 * 16)
+
+
+def test_a_validation_without_any_usable_file_is_one_clear_line(tmp_path: Path) -> None:
+    videos, held_out, run = tmp_path / "videos", tmp_path / "held-out", tmp_path / "run"
+    for folder in (videos, held_out):
+        folder.mkdir()
+        save(folder / "a.mp4", clip(6))
+    config = folder_settings(videos, validation__folder=str(held_out), validation__every=1)
+
+    def spoil(*_: object) -> None:
+        (held_out / "a.mp4").write_bytes(b"no video")
+
+    with pytest.raises(TrainingError, match=r"^the validation of step 1: of 1 clips none of them can be used, the last is 'a.mp4': "):
+        train(config, run, CPU, watcher=Watcher(spoil))
+    assert newest(run) == 1
+
+
 def test_a_stage_starts_from_the_one_before(finished_run: Path, tmp_path: Path) -> None:
     # With a learning rate of zero and no decay the weights stay those of the run it starts from.
     frozen = {"optimizer__learning_rate": 0.0, "optimizer__weight_decay": 0.0, "optimizer__warmup_steps": 0, "run__steps": 1}
@@ -403,6 +660,26 @@ def test_a_stage_starts_from_the_one_before(finished_run: Path, tmp_path: Path) 
         train(small(run__initial=str(finished_run), model__latent_dim=8), tmp_path / "other", CPU)
 
 
+def test_scale_and_shift_of_the_initial_model_stay_through_a_run(tmp_path: Path, reference_dir: Path) -> None:
+    # The published 16-channel model lists four values; another may list one for each channel. Neither is a setting of training.
+    released = WFVAEConfig.from_json(reference_dir / "released-L-16ch" / "config.json")
+    assert len(released.scale) == 4
+    per_channel = tuple(1.0 + k / 8 for k in range(16)), tuple(k / 4 for k in range(16))
+    config = {"model__latent_dim": 16, "run__steps": 1, "run__checkpoint_every": 1, "validation__every": 0}
+    wanted = small(**config).model.architecture()
+    for name, (scale, shift) in {"released": (released.scale, released.shift), "each": per_channel}.items():
+        first, run = tmp_path / name, tmp_path / f"{name}-run"
+        WFVAE.random(wanted.with_changes(scale=scale, shift=shift, dropout=0.0), 7).save_pretrained(first)
+        train(small(**config, run__initial=str(first), optimizer__learning_rate=0.0), run, CPU)
+        state, given = last_state(run), load_file(first / "diffusion_pytorch_model.safetensors")
+        assert all(torch.equal(state[f"model.{path}"], tensor) for path, tensor in given.items())
+        train(small(**config | {"run__steps": 2}, run__initial=str(first), optimizer__learning_rate=0.0), run, CPU, resume=True)
+        assert newest(run) == 2
+        for step in (1, 2):
+            made = WFVAE.from_pretrained(run / "checkpoints" / f"step-{step:08d}").config
+            assert (made.scale, made.shift, made.dropout) == (scale, shift, 0.1)
+
+
 def test_a_run_exports_its_averaged_weights(finished_run: Path, tmp_path: Path, program: Program) -> None:
     made = program.done("export", finished_run, tmp_path / "bundle")
     assert made["parameters"] > 0
@@ -411,7 +688,7 @@ def test_a_run_exports_its_averaged_weights(finished_run: Path, tmp_path: Path, 
     inspected = program.done("inspect", finished_run)
     assert (inspected["kind"], inspected["tensors"]) == ("training run", len(model.state_dict()))
     assert Path(inspected["checkpoint"]) == finished_run / "checkpoints" / "step-00000006" / "checkpoint"
-    older = WFVAE.from_pretrained(finished_run / "checkpoints" / "step-00000002")
+    older = WFVAE.from_pretrained(finished_run / "checkpoints" / "step-00000003")
     assert not torch.equal(older.decoder.conv_out.weight, model.decoder.conv_out.weight)
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     assert "has no checkpoint yet" in program.refused("export", tmp_path / "empty", tmp_path / "none")
@@ -428,6 +705,64 @@ def test_lpips_takes_part(tmp_path: Path) -> None:
     train(small(run__steps=1), tmp_path / "without", CPU)
     [with_lpips], [without] = (read_metrics(r, "train") for r in (run, tmp_path / "without"))
     assert with_lpips["reconstruction"] > without["reconstruction"]
+
+
+def one_step(config: TrainingConfig) -> tuple[TrainingState, dict[str, float]]:
+    """The state after the first step on clips that are always the same, gradients included, and what the step told."""
+    state = TrainingState.fresh(config, CPU.device)
+    clips = torch.randint(0, 256, (2, 3, 5, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return state, Trainer(config, state, CPU, None).step([clips])
+
+
+def test_a_clipped_gradient_is_what_the_optimiser_gets() -> None:
+    # AdamW's first moment is 0.1 of its first gradient. Its steps themselves hardly depend on the gradient's length.
+    limit = 1e-3
+    (plain, told), (clipped, told_too) = (one_step(small(optimizer__clip_norm=norm)) for norm in (0.0, limit))
+    assert told == told_too
+    assert told["gradient_norm"] > 100 * limit  # of before clipping
+    moments = [
+        torch.cat([state.optimizer.state[parameter]["exp_avg"].flatten() for parameter in state.model.parameters()])
+        for state in (plain, clipped)
+    ]
+    assert float(moments[0].norm()) == pytest.approx(0.1 * told["gradient_norm"], rel=1e-4)
+    assert float(moments[1].norm()) == pytest.approx(0.1 * limit, rel=1e-4)
+    assert torch.allclose(moments[1] * (told["gradient_norm"] / limit), moments[0], rtol=1e-3, atol=1e-4)
+
+
+def test_recomputed_activations_give_the_same_gradients_against_a_discriminator() -> None:
+    # Eq. 7 differentiates through the model's last layer before the backward pass does; what is recomputed must serve both.
+    plain, frugal = (one_step(small(loss__adversarial=True, run__activation_checkpointing=on)) for on in (False, True))
+    assert any("_checkpoint_wrapped_module" in name for name, _ in frugal[0].model.named_parameters())
+    assert plain[1] == pytest.approx(frugal[1], rel=1e-5)
+    assert plain[1]["adversarial_weight"] > 0
+    for one, other in ((plain[0].model, frugal[0].model), (plain[0].discriminator, frugal[0].discriminator)):
+        assert one is not None and other is not None
+        pairs = list(zip(one.parameters(), other.parameters(), strict=True))
+        gradients = [(a.grad, b.grad) for a, b in pairs if a.grad is not None and b.grad is not None]
+        assert len(gradients) == len(pairs) > 5
+        largest = max(float(a.norm()) for a, _ in gradients)
+        assert all(float((a - b).norm()) <= 1e-5 * (float(a.norm()) + 1e-3 * largest) for a, b in gradients)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_model_computes_in_its_precision_and_the_discriminator_in_fp32_on_a_cpu(precision: str, dtype: torch.dtype) -> None:
+    config = small(run__precision=precision, loss__adversarial=True)
+    state = TrainingState.fresh(config, CPU.device)
+    assert state.discriminator is not None
+    kinds: dict[str, set[torch.dtype]] = {}
+
+    def watch(name: str, layer: torch.nn.Module) -> None:
+        layer.register_forward_hook(lambda module, given, made: kinds.setdefault(name, set()).add(made.dtype))
+
+    for part in ("encoder", "decoder"):
+        for name, layer in getattr(state.model, part).named_modules():
+            if isinstance(layer, torch.nn.Conv2d | torch.nn.Conv3d | CausalConv3d):
+                watch(f"{part}.{name}", layer)
+    watch("judge", state.discriminator.head)
+    Trainer(config, state, CPU, None).step([torch.randint(0, 256, (2, 3, 5, 32, 32), dtype=torch.uint8)])
+    assert kinds.pop("judge") == {torch.float32}
+    assert len(kinds) > 10
+    assert set().union(*kinds.values()) == {dtype}
 
 
 def test_bf16_trains(tmp_path: Path) -> None:
@@ -478,7 +813,7 @@ def test_too_little_memory_names_what_helps(finished_run: Path, tmp_path: Path, 
 
     with (
         monkeypatch.context() as patch,
-        pytest.raises(TrainingError, match=r"step 7: out of memory on cpu; try run.activation_.*step-00000006"),
+        pytest.raises(TrainingError, match=r"step 7: out of memory on cpu; .*step-00000006; resume it with run.activation_"),
     ):
         patch.setattr(Trainer, "step", full)
         train(small(loss__adversarial=True, run__steps=7), run, CPU, resume=True)

@@ -16,18 +16,19 @@ import torch
 from torch import Tensor
 
 from wfvae.checkpoint import RUN_CHECKPOINTS, newest_of_run
-from wfvae.errors import ConfigError, TrainingError
+from wfvae.errors import ConfigError, DataError, InputError, TrainingError
 from wfvae.model import WFVAE
 from wfvae.train.checkpoints import check_same_run, data_of, read_checkpoint, write_checkpoint
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import BadClipLedger, Batch, BatchStream, ClipSource, FiniteSource, held_out
-from wfvae.train.metrics import METRICS_NAME, Metrics
+from wfvae.train.data import BadClipLedger, Batch, BatchStream, ClipSource, FiniteSource, InspectedSource, held_out
+from wfvae.train.initial import initial_model
+from wfvae.train.metrics import METRICS_NAME, Metrics, read_metrics
 from wfvae.train.perceptual import PerceptualLoss
 from wfvae.train.run_lock import locked
-from wfvae.train.sources import training_crops, training_source, validation_source
+from wfvae.train.sources import has_validation, require_outside, training_crops, training_source, validation_source
 from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer
-from wfvae.train.validation import Scores, validate
+from wfvae.train.validation import Scores, check_needs, validate
 from wfvae.train.world import World
 
 CONFIG_NAME = "config.toml"
@@ -40,7 +41,8 @@ class Watcher:
     progress: Callable[[int, int, dict[str, float]], None] = lambda done, total, values: None
     """Given (steps made, steps in all, latest values) after every step."""
     notice: Callable[[str], None] = lambda line: None
-    """Given one line for each file that is skipped. A process that is not the first leaves those out that the index names."""
+    """Given one line for each file that is skipped, in training or in validation. A process that is not the first leaves those out that
+    the index names."""
     stopping: Callable[[], bool] = lambda: False
     """Asked between steps; True ends the run after a checkpoint."""
     indexing: Callable[[int, int], None] | None = None
@@ -58,6 +60,7 @@ class RunResult:
     scores: Scores | None
     """Of the last validation of this process, if any."""
     bad_files: int
+    """Of the data trained on."""
     shares: dict[str, float] = field(default_factory=dict)
     """Shares of this process's time: `data_wait`, `compute` (forward, backward, optimiser), `validation`, `bookkeeping`."""
 
@@ -88,12 +91,19 @@ class _Run:
         self._share = _share(config, world)
         self._clock = _Clock()
         self._ledger = BadClipLedger(config.data.bad_files, watcher.notice)
+        # Without a limit: whatever is left is scored.
+        self._held_out_ledger = BadClipLedger(None, lambda line: watcher.notice(f"validation: {line}"))
         self._scores: Scores | None = None
         self._validation: ClipSource | None = None
         self._perceptual: PerceptualLoss | None = None
         self._fingerprint = ""
+        self._saved = 0
+        """The step of the newest checkpoint, or that from which the run started."""
 
     def go(self, resume: bool) -> RunResult:
+        require_outside(self._config, self._directory)
+        if has_validation(self._config):
+            check_needs(self._config)
         self._open_directory()
         with locked(self._directory) if self._world.is_first else nullcontext():
             return self._run(resume)
@@ -102,15 +112,18 @@ class _Run:
         config, world, directory = self._config, self._world, self._directory
         checkpoint = self._enter(resume)
         state = self._state(checkpoint)
+        self._saved = state.step
         perceptual = None if config.loss.perceptual == "none" else PerceptualLoss(config.loss.perceptual).to(world.device)
         self._perceptual = perceptual
         # The first process writes the index, which the others then find.
         if not world.is_first:
             world.wait()
-        source = training_source(config, directory, self._watcher.indexing)
+        source = training_source(config, directory, self._watcher.indexing, retry_bad=world.is_first)
         self._note_changes(source, checkpoint)
         if world.is_first:
             self._validation = validation_source(config, directory)
+            if isinstance(self._validation, InspectedSource):
+                self._held_out_ledger.note(self._validation.unusable)
             world.wait()
         trainer = Trainer(config, state, world, perceptual)
         stream = BatchStream(
@@ -132,29 +145,67 @@ class _Run:
 
     def _steps(self, trainer: Trainer, stream: BatchStream, metrics: Metrics | _NoMetrics) -> bool:
         config, state, clock = self._config, trainer.state, self._clock
-        steps, every = config.run.steps, config.run.checkpoint_every
+        steps, validate_every = config.run.steps, config.validation.every if has_validation(config) else 0
         rates: dict[str, float] = {}
         while state.step < steps:
-            if self._world.any(self._watcher.stopping()):
-                self._save(state)
+            batch = self._next_batch(stream, state)
+            if batch is None:
                 return False
-            with clock.measure("data_wait"):
-                batch = next(stream)
             with clock.measure("compute"):
                 values = self._step(trainer, batch)
             done = state.step
             clock.count(config.optimizer.batch * batch.frames.shape[2])
             if done % config.run.log_every == 0 or done == steps:
                 rates = clock.since_last()
-                metrics.write("train", done, values | rates)
+                self._record(metrics, state, values | rates)
             self._watcher.progress(done, steps, values | rates | clock.shares())
-            due = config.validation.every and done % config.validation.every == 0
-            if self._validation is not None and (due or done == steps):
-                with clock.measure("validation"):
-                    self._validate(state.average, done, metrics)
-            if done % every == 0 or done == steps:
+            due = validate_every > 0 and done % validate_every == 0
+            # Before the validation: one that fails must neither lose these steps nor come again at every resumption.
+            if due or done % config.run.checkpoint_every == 0 or done == steps:
                 self._save(state)
+            if due and done < steps:
+                self._validate(state.average, done, metrics)
+        if state.step == steps:
+            self._validate_end(state.average, steps, metrics)
         return True
+
+    def _next_batch(self, stream: BatchStream, state: TrainingState) -> Batch | None:
+        """The batch of the next step; None if the run was asked to stop. Then, and before it raises, the steps made are saved."""
+        batch: Batch | None = None
+        fault: Exception | None = None
+        with self._clock.measure("data_wait"):
+            try:
+                batch = next(stream)
+            except Exception as error:
+                fault = error  # raised below, by all processes at the same place
+        if not self._world.any(fault is not None or self._watcher.stopping()):
+            return batch
+        if not self._world.any(fault is not None):
+            self._save(state)
+            return None
+        self._rescue(state, fault)
+        self._world.wait()  # the end of one process is the end of all
+        if fault is not None:
+            raise fault
+        raise TrainingError(
+            "another process of this run has ended; its own message says why, and --resume goes on from the last checkpoint"
+        )
+
+    def _record(self, metrics: Metrics | _NoMetrics, state: TrainingState, values: dict[str, float]) -> None:
+        try:
+            metrics.write("train", state.step, values)
+        except TrainingError as error:
+            self._rescue(state, error)
+            raise
+
+    def _rescue(self, state: TrainingState, fault: Exception | None) -> None:
+        """Saves what was done since the last checkpoint, if anything, before `fault` ends the run."""
+        if not self._world.is_first or state.step == self._saved:
+            return
+        try:
+            write_checkpoint(self._directory, state, self._config, self._fingerprint)
+        except TrainingError as error:
+            raise TrainingError(f"{fault}; {error}" if fault else str(error)) from (fault or error)
 
     def _step(self, trainer: Trainer, batch: Batch) -> dict[str, float]:
         try:
@@ -166,8 +217,9 @@ class _Run:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
             raise TrainingError(
-                f"step {trainer.state.step + 1}: out of memory on {self._world.device}; try run.activation_checkpointing=true, a larger "
-                f"optimizer.accumulate, a small loss.perceptual_frames, or smaller or shorter clips; {self._kept()}"
+                f"step {trainer.state.step + 1}: out of memory on {self._world.device}; {self._kept()}; resume it with "
+                "run.activation_checkpointing=true or a small loss.perceptual_frames, or begin a new run with a larger "
+                "optimizer.accumulate or smaller or shorter clips"
             ) from error
 
     def _kept(self) -> str:
@@ -177,14 +229,26 @@ class _Run:
     def _save(self, state: TrainingState) -> None:
         if self._world.is_first:
             write_checkpoint(self._directory, state, self._config, self._fingerprint)
+        self._saved = state.step
+        self._world.wait()
+
+    def _validate_end(self, model: WFVAE, step: int, metrics: Metrics | _NoMetrics) -> None:
+        """The last validation; also that of a run which was interrupted in it. The other processes wait, so as not to end before."""
+        if self._validation is not None and not any(line["step"] == step for line in read_metrics(self._directory, "validation")):
+            self._validate(model, step, metrics)
         self._world.wait()
 
     def _validate(self, model: WFVAE, step: int, metrics: Metrics | _NoMetrics) -> None:
-        assert self._validation is not None
+        if self._validation is None:
+            return
         settings = self._config.validation
-        batches = held_out(self._validation, min(settings.clips, len(self._validation)))
+        batches = held_out(self._validation, min(settings.clips, len(self._validation)), ledger=self._held_out_ledger)
         pictures = self._directory / "validation" / f"step-{step:08d}"
-        self._scores = validate(model, batches, self._perceptual, pictures, settings.pictures)
+        with self._clock.measure("validation"):
+            try:
+                self._scores = validate(model, batches, self._perceptual, pictures, settings.pictures)
+            except (DataError, InputError) as error:
+                raise TrainingError(f"the validation of step {step}: {error}") from error
         metrics.write("validation", step, {name: value for name, value in self._scores._asdict().items() if value is not None})
 
     def _note_changes(self, source: ClipSource, checkpoint: Path | None) -> None:
@@ -213,6 +277,8 @@ class _Run:
             raise ConfigError(f"{directory} holds a training run up to {newest.name}; go on with --resume, or choose another --out")
         if newest is not None:
             check_same_run(newest, config)
+        elif resume and self._world.is_first:
+            self._watcher.notice(f"there is no checkpoint in {directory} to go on from; training begins at step 0")
         self._world.wait()
         if self._world.is_first:
             try:
@@ -227,16 +293,7 @@ class _Run:
         return newest
 
     def _state(self, checkpoint: Path | None) -> TrainingState:
-        config, device = self._config, self._world.device
-        initial = None
-        if checkpoint is None and config.run.initial:
-            initial = WFVAE.from_pretrained(config.run.initial)
-            wanted = config.model.architecture()
-            if initial.config != wanted:
-                mine, theirs = wanted.to_dict(), initial.config.to_dict()
-                differing = [key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
-                raise ConfigError(f"run.initial {config.run.initial} is of another architecture; it differs in {', '.join(differing)}")
-        state = TrainingState.fresh(config, device, initial)
+        state = TrainingState.fresh(self._config, self._world.device, initial_model(self._config, checkpoint))
         if checkpoint is not None:
             read_checkpoint(checkpoint, state)
         return state

@@ -39,9 +39,16 @@ class Metrics:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
-        if self._events is not None:
-            self._events.close()
+        try:
+            try:
+                self._file.close()
+            finally:
+                if self._events is not None:
+                    self._events.close()
+        except OSError as fault:
+            # Closing writes once more what could not be written before; the first error says what happened, and what to do.
+            if error is None:
+                raise self._refused(fault) from fault
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Adds a line. Raises `TrainingError` if the disk refuses."""
@@ -49,10 +56,13 @@ class Metrics:
             self._file.write(json.dumps({"kind": kind, "step": step, **{name: _short(value) for name, value in values.items()}}) + "\n")
             self._file.flush()
         except OSError as error:
-            raise TrainingError(f"cannot write {self._path}: {error.strerror}; make room and go on with --resume") from error
+            raise self._refused(error) from error
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def _refused(self, error: OSError) -> TrainingError:
+        return TrainingError(f"cannot write {self._path}: {error.strerror}; make room and go on with --resume")
 
     def _forget_after(self, step: int) -> None:
         if not self._path.is_file():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wfvae.distribution import DiagonalGaussian
-from wfvae.errors import TrainingError
+from wfvae.errors import InputError, TrainingError
 from wfvae.model import WFVAE, DecoderOutput, EncoderOutput
 from wfvae.plan import SPATIAL_RATIO, latent_frames
 from wfvae.train.config import OptimizerSettings, TrainingConfig
@@ -72,7 +72,7 @@ class Trainer:
             The loss terms, unweighted and averaged over all processes, the learning rate and the norms of the gradients.
 
         Raises:
-            TrainingError: a loss or gradient is NaN or infinite; the weights are those after the previous step.
+            TrainingError: the latents, a loss or a gradient are NaN or infinite; the weights are those after the previous step.
         """
         state, settings = self.state, self.config.optimizer
         rate = learning_rate(settings, state.step, self.config.run.steps)
@@ -156,8 +156,12 @@ class Trainer:
         return {"discriminator": float(self.world.mean(total)), "discriminator_gradient_norm": float(norm)}
 
     def _forward(self, video: Tensor, noise: Tensor) -> tuple[EncoderOutput, DecoderOutput]:
-        with self._precision():
-            outputs: tuple[EncoderOutput, DecoderOutput] = self._autoencoding(video, noise)
+        try:
+            with self._precision():
+                outputs: tuple[EncoderOutput, DecoderOutput] = self._autoencoding(video, noise)
+        except InputError as error:
+            # The decoder takes no latents that are NaN or infinite, so that such a step does not come as far as its losses.
+            raise TrainingError(f"step {self.state.step + 1}: in the autoencoder, {error}") from error
         return outputs
 
     def _precision(self) -> AbstractContextManager[object]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wfvae.errors import MissingExtraError, TrainingError
-from wfvae.frame_metrics import Frames, score_frames
+from wfvae.errors import ConfigError, MissingExtraError, TrainingError
+from wfvae.frame_metrics import SSIM_WINDOW, Frames, scikit_image, score_frames
 from wfvae.model import WFVAE
+from wfvae.plan import SPATIAL_RATIO
+from wfvae.train.config import TrainingConfig
 from wfvae.train.data import Batch, to_model_range
-from wfvae.train.perceptual import PerceptualLoss
+from wfvae.train.perceptual import MINIMUM_SIDE, PerceptualLoss
 
 _PERFECT_DB = 100.0
 _SHOWN = 5
@@ -29,6 +31,28 @@ class Scores(NamedTuple):
     """As `wfvae evaluate` has it, see `score_frames`."""
     lpips: float | None
     """None without a perceptual network."""
+
+
+def check_needs(config: TrainingConfig) -> None:
+    """Raises at the start of a run what would otherwise end it at its first validation, after hours.
+
+    Raises:
+        ConfigError: the clips are smaller than SSIM or LPIPS can score.
+        MissingExtraError: scikit-image or, for pictures, pillow is not installed.
+    """
+    data, settings = config.data, config.validation
+    height = settings.crop_height or settings.height or data.height
+    width = settings.crop_width or settings.width or data.width
+    score, least = ("SSIM", SSIM_WINDOW) if config.loss.perceptual == "none" else ("LPIPS", MINIMUM_SIDE)
+    if min(height, width) < least:
+        enough = -(-least // SPATIAL_RATIO) * SPATIAL_RATIO
+        raise ConfigError(
+            f"clips to validate on are {height}x{width} pixels, and {score} needs at least {least}x{least}; set validation.height and "
+            f"validation.width, and validation.crop_height and validation.crop_width if they are given, to at least {enough}"
+        )
+    scikit_image("train")
+    if settings.pictures:
+        _pillow()
 
 
 @torch.no_grad()
@@ -78,16 +102,22 @@ def _pixels(video: Tensor) -> Frames:
 
 def _save_picture(path: Path, original: Frames, restored: Frames) -> None:
     """A few of the frames (T, H, W, 3)."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("pictures of a validation", "pillow", "train") from error
+    image = _pillow()
     picks = np.unique(np.linspace(0, len(original) - 1, _SHOWN).round().astype(int))
     before, after = original[picks].astype(np.int16), restored[picks].astype(np.int16)
     difference = np.clip(2 * (after - before) + 128, 0, 255)
     sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in (before, after, difference)]).astype(np.uint8)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(sheet).save(path)
+        image.fromarray(sheet).save(path)
     except OSError as error:
         raise TrainingError(f"cannot write {path}: {error}") from error
+
+
+def _pillow() -> Any:
+    """Its module `Image`. Raises `MissingExtraError` if it is not installed."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError("pictures of a validation", "pillow", "train") from error
+    return Image

@@ -16,22 +16,22 @@ class BadClipLedger:
     """Reports each bad file once, counts them, and stops the run when they are too many.
 
     Attributes:
-        limit: how many different files may be bad.
+        limit: how many different files may be bad; None for any number.
         reasons: the first reason of every bad file, by name.
     """
 
-    def __init__(self, limit: int = DEFAULT_LIMIT, report: Callable[[str], None] | None = None) -> None:
+    def __init__(self, limit: int | None = DEFAULT_LIMIT, report: Callable[[str], None] | None = None) -> None:
         """Start an empty account.
 
         Args:
-            limit: different files that may be bad, >= 0.
+            limit: different files that may be bad, >= 0; None for any number.
             report: is given one line for each bad file; None for silence.
 
         Raises:
             DataError: limit is negative.
         """
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-            raise DataError(f"the limit on bad files is {limit!r}; expected an integer of at least 0")
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+            raise DataError(f"the limit on bad files is {limit!r}; expected an integer of at least 0, or None")
         self.limit = limit
         self.reasons: dict[str, str] = {}
         self._report = report
@@ -58,7 +58,7 @@ class BadClipLedger:
             last = clip
             if tell and self._report is not None:
                 self._report(f"skipped {clip}")
-        if last is not None and len(self.reasons) > self.limit:
+        if last is not None and self.limit is not None and len(self.reasons) > self.limit:
             raise DataError(
                 f"{len(self.reasons)} files cannot be used, more than the limit of {self.limit}; the last is {last}; "
                 "repair or remove them, or raise the limit"

@@ -146,7 +146,7 @@ class BatchStream:
         if isinstance(source, InspectedSource):
             self.ledger.note(source.unusable, tell=rank == 0)  # every rank knows these; what a rank meets later, it alone knows
         sampling = Sampling(seed, len(source), batch_size, rank, world, crops.per_clip if crops is not None else 1)
-        steps = _Steps(source, sampling, self.ledger.limit, crops)
+        steps = _Steps(source, sampling, len(source) if self.ledger.limit is None else self.ledger.limit, crops)
         self._workers: list[BaseProcess] = []
         self._at_exit = partial(_close, weakref.ref(self))
         self._batches: Iterator[Batch | _Failure] | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wfvae.errors import DataError
-from wfvae.train.data.clip_source import Clip, ClipSource
+from wfvae.train.data.clip_source import BadClip, Clip, ClipSource, InspectedSource
 
 __all__ = ["Crops", "FixedCrops"]
 
@@ -45,6 +45,11 @@ class FixedCrops:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @property
+    def unusable(self) -> tuple[BadClip, ...]:
+        """What the source has left out."""
+        return self.source.unusable if isinstance(self.source, InspectedSource) else ()
 
     def name(self, index: int) -> str:
         """The name of the source's clip."""

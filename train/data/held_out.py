@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from wfvae.errors import DataError
+from wfvae.train.data.bad_clips import BadClipLedger
 from wfvae.train.data.batch import Batch, stack_clips
 from wfvae.train.data.clip_source import BadClip, Clip, ClipSource
 from wfvae.train.data.sampling import NoneUsableError, check_clip, item_rng
@@ -12,41 +13,46 @@ from wfvae.train.data.sampling import NoneUsableError, check_clip, item_rng
 __all__ = ["held_out"]
 
 
-def held_out(source: ClipSource, count: int, batch_size: int = 1) -> Iterator[Batch]:
+def held_out(source: ClipSource, count: int, batch_size: int = 1, *, ledger: BadClipLedger | None = None) -> Iterator[Batch]:
     """`count` clips of different items, spread evenly over the source, as batches of (B, 3, T, H, W) uint8; the last may be smaller.
 
-    A clip depends on the source and on `count` alone. A bad item is replaced by the next usable one, and told in `Batch.bad`.
+    A clip depends on the source and on `count` alone. A bad item is replaced by the next usable one; when none is left there are fewer
+    clips. It is told to `ledger`, and in `Batch.bad` of the batch that was being made, if that one came about.
 
     Raises:
-        DataError: the source has fewer than `count` items, or batch_size is below 1.
-        NoneUsableError: too many items are bad to find `count`.
+        DataError: the source has fewer than `count` items, batch_size is below 1, or more items are bad than `ledger` allows.
+        NoneUsableError: no item can be used.
     """
     if not 1 <= count <= len(source):
         raise DataError(f"{count} held-out clips were asked of a source of {len(source)}; expected 1..{len(source)}")
     if batch_size < 1:
         raise DataError(f"batch_size of held-out clips is {batch_size}; expected at least 1")
-    return _batches(source, count, batch_size)
+    return _batches(source, count, batch_size, BadClipLedger(None) if ledger is None else ledger)
 
 
-def _batches(source: ClipSource, count: int, batch_size: int) -> Iterator[Batch]:
+def _batches(source: ClipSource, count: int, batch_size: int, ledger: BadClipLedger) -> Iterator[Batch]:
     wanted = [place * len(source) // count for place in range(count)]
     spare = iter(sorted(set(range(len(source))).difference(wanted)))
     tried: list[BadClip] = []
-    for step, first in enumerate(range(0, count, batch_size)):
-        clips: list[Clip] = []
-        names: list[str] = []
-        bad: list[BadClip] = []
-        for index in wanted[first : first + batch_size]:
-            choice: int | None = index
-            while choice is not None:
-                try:
-                    clips.append(check_clip(source, choice, source.clip(choice, item_rng(0, 0, choice, 0))))
-                    names.append(source.name(choice))
-                    break
-                except BadClip as error:
-                    bad.append(error)
-                    tried.append(error)
-                    choice = next(spare, None)
-            else:
-                raise NoneUsableError(tuple(tried), len(source))
-        yield Batch(stack_clips(clips), tuple(names), tuple(bad), step, 0, first)
+    clips: list[Clip] = []
+    names: list[str] = []
+    bad: list[BadClip] = []
+    step = position = 0
+    for number, index in enumerate(wanted, 1):
+        choice: int | None = index
+        while choice is not None:
+            try:
+                clips.append(check_clip(source, choice, source.clip(choice, item_rng(0, 0, choice, 0))))
+                names.append(source.name(choice))
+                break
+            except BadClip as error:
+                bad.append(error)
+                tried.append(error)
+                ledger.note([error])
+                choice = next(spare, None)
+        if clips and (len(clips) == batch_size or number == count):
+            yield Batch(stack_clips(clips), tuple(names), tuple(bad), step, 0, position)
+            step, position = step + 1, position + len(clips)
+            clips, names, bad = [], [], []
+    if not position:
+        raise NoneUsableError(tuple(tried), len(source))

@@ -41,8 +41,9 @@ class VideoFolder:
         *,
         index_path: Path | str,
         progress: Callable[[int, int], None] | None = None,
+        retry_bad: bool = True,
     ) -> None:
-        """Index the folder, see `video_index.index_folder`. With an index of before only what changed is opened.
+        """Index the folder, see `video_index.index_folder`. With an index of before only what changed or was bad is opened.
 
         Args:
             root: the folder, searched with all folders below it.
@@ -51,6 +52,7 @@ class VideoFolder:
             stride: every stride-th frame is taken, >= 1; 2 halves the frame rate.
             index_path: JSON file of the index, outside of `root`, such as in the run's folder.
             progress: is given (files looked at, files in all) while the folder is indexed.
+            retry_bad: open files again that the index says are bad.
 
         Raises:
             DataError: an argument is outside its range, there are no videos, none can be used, or the index cannot be written.
@@ -59,7 +61,7 @@ class VideoFolder:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise DataError(f"{what} of the clips is {value!r}; expected an integer of at least 1")
         self.root, self.frames, self.size, self.stride = Path(root), frames, (size[0], size[1]), stride
-        files = index_folder(self.root, Path(index_path), progress)
+        files = index_folder(self.root, Path(index_path), progress, retry_bad=retry_bad)
         if not files:
             raise DataError(f"no videos below '{root}'; expected files ending in {', '.join(sorted(VIDEO_SUFFIXES))}")
         self._videos: list[tuple[str, VideoFacts]] = []

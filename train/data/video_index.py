@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,7 +20,8 @@ __all__ = ["IndexedFile", "index_folder"]
 
 _FORMAT = "wfvae video index"
 _VERSION = 1
-_SAVED_EVERY = 200
+_SAVED_EVERY = 30.0
+"""Seconds of indexing between two savings: the whole index is written each time, so a number of files would cost their square."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ class IndexedFile:
     """Why the file is bad, empty if it is not."""
 
 
-def index_folder(root: Path, index_path: Path, progress: Callable[[int, int], None] | None = None) -> list[IndexedFile]:
-    """Every video file below `root`, sorted by path; only new and changed files are opened.
+def index_folder(
+    root: Path, index_path: Path, progress: Callable[[int, int], None] | None = None, *, retry_bad: bool = True
+) -> list[IndexedFile]:
+    """Every video file below `root`, sorted by path; only new and changed files are opened, and those that were bad before.
 
     The index is rewritten when something changed, and now and then meanwhile, so that a scan that is interrupted goes on where it was.
     Several processes may do this at once: each writes a file of its own and renames it.
@@ -46,6 +50,8 @@ def index_folder(root: Path, index_path: Path, progress: Callable[[int, int], No
         root: the folder; hidden files and folders are left out, links are followed.
         index_path: the JSON file, outside of `root`.
         progress: is given (files looked at, files in all).
+        retry_bad: open files again that were bad, since a permission or a disk may be better now. False for the processes that must
+            find the same files as the one that has just done it.
 
     Raises:
         DataError: root is no readable folder, index_path lies in it or cannot be written.
@@ -54,17 +60,19 @@ def index_folder(root: Path, index_path: Path, progress: Callable[[int, int], No
     known = _load(index_path, root)
     paths = sorted(_video_paths(root))
     files: list[IndexedFile] = []
-    opened = 0
+    unsaved = False
+    saved_at = time.monotonic()
     for number, path in enumerate(paths):
-        entry, is_new = _entry(root, path, known.get(path))
+        entry = _entry(root, path, known.get(path), retry_bad)
         files.append(entry)
-        opened += is_new
-        if is_new and opened % _SAVED_EVERY == 0:
+        unsaved |= entry != known.get(path)
+        if unsaved and time.monotonic() - saved_at >= _SAVED_EVERY:
             looked_at = {file.path for file in files}
             _save(index_path, root, files + [file for file in known.values() if file.path not in looked_at])
+            unsaved, saved_at = False, time.monotonic()
         if progress is not None:
             progress(number + 1, len(paths))
-    if opened or list(known) != paths:
+    if unsaved or list(known) != paths:
         _save(index_path, root, files)
     return files
 
@@ -75,9 +83,7 @@ def _check_places(root: Path, index_path: Path) -> None:
     if not root.is_dir():
         raise DataError(f"'{root}' is not a folder; expected a folder of videos")
     if index_path.resolve().is_relative_to(root.resolve()):
-        raise DataError(
-            f"the index '{index_path}' would lie in the data folder '{root}'; expected a place outside, such as the run's folder"
-        )
+        raise DataError(f"the index '{index_path}' would lie in the data folder '{root}', where nothing is written; choose a place outside")
 
 
 def _video_paths(root: Path) -> Iterator[str]:
@@ -99,20 +105,21 @@ def _video_paths(root: Path) -> Iterator[str]:
                 yield (Path(folder) / name).relative_to(root).as_posix()
 
 
-def _entry(root: Path, path: str, known: IndexedFile | None) -> tuple[IndexedFile, bool]:
-    """The file's entry, and whether the file had to be opened for it."""
+def _entry(root: Path, path: str, known: IndexedFile | None, retry_bad: bool) -> IndexedFile:
+    """The file's entry: the known one, if the file was good and has not changed."""
     try:
         status = (root / path).stat()
     except OSError as error:
-        return IndexedFile(path, -1, -1, None, str(error.strerror)), True
-    if known is not None and (known.bytes, known.mtime_ns) == (status.st_size, status.st_mtime_ns):
-        return known, False
+        return IndexedFile(path, -1, -1, None, str(error.strerror))
+    unchanged = known is not None and (known.bytes, known.mtime_ns) == (status.st_size, status.st_mtime_ns)
+    if known is not None and unchanged and (known.facts is not None or not retry_bad):
+        return known
     facts, reason = None, ""
     try:
         facts = probe(root / path, path)
     except BadClip as error:
         reason = error.reason
-    return IndexedFile(path, status.st_size, status.st_mtime_ns, facts, reason), True
+    return IndexedFile(path, status.st_size, status.st_mtime_ns, facts, reason)
 
 
 def _load(index_path: Path, root: Path) -> dict[str, IndexedFile]:

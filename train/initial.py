@@ -1,0 +1,58 @@
+"""The model that a run starts, or goes on, with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wfvae.checkpoint import CONFIG_NAME, RUN_MODEL
+from wfvae.config import WFVAEConfig
+from wfvae.errors import CheckpointError, ConfigError
+from wfvae.model import WFVAE
+from wfvae.train.config import TrainingConfig
+
+_NOT_COMPARED = frozenset({"scale", "shift", "dropout"})
+"""Keys of a model's configuration that its weights and reconstructions do not depend on. (Dropout is a setting of each stage.)"""
+
+
+def initial_model(config: TrainingConfig, checkpoint: Path | None) -> WFVAE:
+    """The model before its weights are trained, or read from `checkpoint`.
+
+    Scale and shift of the latents are no settings of a run: they are those of `run.initial`, and afterwards of the run's checkpoints.
+
+    Args:
+        config: of the run.
+        checkpoint: of the run, `step-N`, if it is resumed; only the architecture is read here.
+
+    Returns:
+        The model of `run.initial` with the run's dropout, or one with random weights from the run's seed.
+
+    Raises:
+        ConfigError: `run.initial` is of another architecture.
+        CheckpointError: what is to be read is damaged or missing.
+    """
+    wanted = config.model.architecture()
+    if checkpoint is not None:
+        return WFVAE.random(_scaled_as(wanted, _config_of(checkpoint)), config.run.seed)
+    if not config.run.initial:
+        return WFVAE.random(wanted, config.run.seed)
+    initial = WFVAE.from_pretrained(config.run.initial)
+    mine, theirs = wanted.to_dict(), initial.config.to_dict()
+    differing = [key for key in sorted({*mine, *theirs} - _NOT_COMPARED) if mine.get(key) != theirs.get(key)]
+    if differing:
+        raise ConfigError(f"run.initial {config.run.initial} is of another architecture; it differs in {', '.join(differing)}")
+    if initial.config.dropout == wanted.dropout:
+        return initial
+    model = WFVAE.random(_scaled_as(wanted, initial.config), config.run.seed)
+    model.load_state_dict(initial.state_dict())
+    return model
+
+
+def _scaled_as(architecture: WFVAEConfig, other: WFVAEConfig) -> WFVAEConfig:
+    return architecture.with_changes(scale=other.scale, shift=other.shift)
+
+
+def _config_of(checkpoint: Path) -> WFVAEConfig:
+    try:
+        return WFVAEConfig.from_json(checkpoint / RUN_MODEL / CONFIG_NAME)
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; remove {checkpoint} to resume from the one before") from error
