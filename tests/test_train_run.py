@@ -183,8 +183,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(moment: int, finished_run: Path, 
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    report = program.done("train", config, "--out", run, "--resume")
-    assert (report["step"], report["finished"]) == (6, True)
+    resumed = program("train", config, "--out", run, "--resume", "--json")  # tells if there is no checkpoint yet
+    assert (resumed.code, resumed.report["step"], resumed.report["finished"]) == (0, 6, True), resumed
     assert_same_bits(last_state(finished_run), last_state(run))
     assert not [path for path in (run / "checkpoints").iterdir() if path.suffix == ".tmp"]
 
