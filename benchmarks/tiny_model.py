@@ -3,9 +3,11 @@
     python benchmarks/tiny_model.py                       scores, a 300-frame stream, pictures: benchmarks/results/tiny-model.*
     python benchmarks/tiny_model.py --ship RUN [RUN ...]  first makes the package's checkpoint from the last of these runs (in fp16),
                                                           and draws the training curve of all of them
+    python benchmarks/tiny_model.py --videos FOLDER       also scores videos of your own, file by file
 
-Scores are means over held-out clips of 17 frames of 128x128 pixels: windows of 256x256 paintings (as the second stage was trained), and
-paintings at 128x128 (twice as much detail per pixel). The stream goes through the exported bundle and ONNX Runtime.
+Scores are means over held-out clips of 17 frames of 128x128 pixels: windows of 256x256 paintings (as the later stages were trained), and
+paintings at 128x128 (twice as much detail per pixel). Your own videos are resized to cover 256x256, and windows of that are scored. The
+stream goes through the exported bundle and ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from wfvae.export.svg_plots import WIDE, line_plot
 from wfvae.procedural import ProceduralClip
 from wfvae.runtime import open_bundle
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import Crops, FixedCrops, ProceduralClips, held_out
+from wfvae.train.data import Crops, FixedCrops, ProceduralClips, VideoFolder, held_out
+from wfvae.train.data.batch import Batch, stack_clips
 from wfvae.train.loop import CONFIG_NAME as RUN_CONFIG
 from wfvae.train.metrics import read_metrics
 from wfvae.train.validation import validate
@@ -44,12 +47,14 @@ SEED = 20_000
 NOISE = 2.0
 STREAM_SEED, STREAM_FRAMES, SIDE, STREAM_SIDE = 7, 300, 128, 256
 CHUNK = 2
+FRAMES, CLIPS_PER_VIDEO = 17, 8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ship", nargs="+", type=Path, default=[], metavar="RUN")
     parser.add_argument("--clips", type=int, default=64, help="held-out clips of each kind (default: %(default)s)")
+    parser.add_argument("--videos", type=Path, metavar="FOLDER", help="videos to score, too")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.ship:
@@ -65,6 +70,8 @@ def main() -> None:
         "held_out": {"windows_of_256x256": score(model, args.clips, 2 * SIDE), "paintings_at_128x128": score(model, args.clips, SIDE)},
         "stream": stream(model),
     }
+    if args.videos is not None:
+        result["videos"] = score_videos(model, args.videos)
     write_json(RESULTS / "tiny-model.json", result)
     print(json.dumps(result, indent=2) if args.json else summary(result))
 
@@ -94,7 +101,7 @@ def told(config: TrainingConfig) -> str:
 
 def score(model: WFVAE, clips: int, side: int) -> dict[str, Any]:
     """Means, and the spread over clips."""
-    source = FixedCrops(ProceduralClips(SEED, clips, 17, (side, side), split="held-out", max_noise=NOISE), Crops(SIDE, SIDE))
+    source = FixedCrops(ProceduralClips(SEED, clips, FRAMES, (side, side), split="held-out", max_noise=NOISE), Crops(SIDE, SIDE))
     each = [validate(model, [batch]) for batch in held_out(source, clips)]
     psnr, ssim = [s.psnr_db for s in each], [s.ssim for s in each]
     return {
@@ -105,6 +112,22 @@ def score(model: WFVAE, clips: int, side: int) -> dict[str, Any]:
         "ssim_quartiles": statistics.quantiles(ssim, n=4),
         "psnr_db_lowest": min(psnr),
     }
+
+
+def score_videos(model: WFVAE, folder: Path) -> dict[str, Any]:
+    """Means per file, of windows at places drawn by a fixed seed."""
+    found = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        source = VideoFolder(folder, FRAMES, (2 * SIDE, 2 * SIDE), index_path=Path(temporary) / "index.json")
+        for item in range(len(source)):
+            batches = []
+            for place in range(CLIPS_PER_VIDEO):
+                rng = np.random.default_rng([item, place])
+                clip = Crops(SIDE, SIDE).cut(source.clip(item, rng), rng)
+                batches.append(Batch(stack_clips([clip]), (source.name(item),), (), place, 0, place))
+            scores = validate(model, batches)
+            found[source.name(item)] = {"windows": CLIPS_PER_VIDEO, "psnr_db": scores.psnr_db, "ssim": scores.ssim}
+    return found
 
 
 def stream(model: WFVAE) -> dict[str, Any]:
@@ -149,6 +172,8 @@ def summary(result: dict[str, Any]) -> str:
     lines = []
     for name, scores in result["held_out"].items():
         lines.append(f"{name}: PSNR {scores['psnr_db']:.2f} dB, SSIM {scores['ssim']:.4f} over {scores['clips']} clips")
+    for name, scores in result.get("videos", {}).items():
+        lines.append(f"{name}: PSNR {scores['psnr_db']:.2f} dB, SSIM {scores['ssim']:.4f} over {scores['windows']} windows")
     told = result["stream"]
     lines.append(
         f"stream of {told['frames']} frames: PSNR {told['psnr_db']:.2f} dB; the error changes {told['error_change_levels']:.2f} levels "
