@@ -80,6 +80,10 @@ def test_a_loaded_model_computes_with_its_own_haar_taps(reference_dir: Path, sma
     assert small_model().encoder.wavelet_transform_in.gain == pytest.approx(8**-0.5, abs=1e-15)
 
 
+def test_what_is_saved_can_be_read_by_others(saved: Path) -> None:
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in saved.iterdir())
+
+
 def test_device_and_dtype_are_as_asked(saved: Path) -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         model = WFVAE.from_pretrained(saved, device="cpu", dtype=dtype)

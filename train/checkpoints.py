@@ -48,6 +48,7 @@ def write_checkpoint(run: Path, state: TrainingState, config: TrainingConfig, da
         state.average.save_pretrained(temporary / RUN_MODEL)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
         save_file(tensors, temporary / _STATE)
+        (temporary / _STATE).chmod(0o644)  # safetensors makes files for the owner's eyes only
         (temporary / _FACTS).write_text(json.dumps(_facts(state, config) | {"data": data}, indent=2) + "\n", encoding="utf-8")
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)

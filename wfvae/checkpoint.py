@@ -99,6 +99,7 @@ def _write(tensors: Mapping[str, Tensor], config: WFVAEConfig, directory: Path) 
         directory.mkdir(parents=True, exist_ok=True)
         temporary = directory / (WEIGHTS_NAME + ".tmp")
         save_file(dict(tensors), temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors makes files for the owner's eyes only
         os.replace(temporary, directory / WEIGHTS_NAME)
         temporary = directory / (CONFIG_NAME + ".tmp")
         temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
