@@ -507,6 +507,7 @@ def test_jobs_of_scale() -> None:
             scale.parse_arguments(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_roofline(tmp_path: Path, engine: str) -> None:
     small = ["--preset", "tiny", "--size", "16", "--frames", "5", "--chunk", "1", "--convolutions", "2", "--runs", "1", "--threads", "1"]

@@ -229,6 +229,7 @@ def test_recomputed_activations_give_the_same_weights(tmp_path: Path) -> None:
     assert WFVAE.from_pretrained(frugal).config == WFVAE.from_pretrained(plain).config
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
     config = small(model__dropout=0.0, run__steps=3, optimizer__batch=4)
     train(config, tmp_path / "one", CPU)
