@@ -149,42 +149,43 @@ def test_close_raises_the_failure_of_the_last_write() -> None:
         sink.put(1)
 
 
-def test_an_error_in_the_block_loses_nothing_that_was_put_and_wins_over_the_sinks_own() -> None:
-    started, release = threading.Event(), threading.Event()
-    written: list[int] = []
+class Held:
+    """A slow writer: it begins with the first item, and goes on when it is told to."""
 
-    def write(item: int) -> None:
-        started.set()
-        release.wait(10)
-        written.append(item)
-        if item == 4:
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.written: list[int] = []
+        self._started, self._release, self._fails_at = threading.Event(), threading.Event(), fails_at
+
+    def write(self, item: int) -> None:
+        self._started.set()
+        self._release.wait(10)
+        self.written.append(item)
+        if item == self._fails_at:
             raise Boom
 
-    with pytest.raises(KeyError), BackgroundSink(write, 8) as sink:
+    def release_soon(self) -> None:
+        assert self._started.wait(10)
+        threading.Timer(0.05, self._release.set).start()
+
+
+def test_an_error_in_the_block_loses_nothing_that_was_put_and_wins_over_the_sinks_own() -> None:
+    slow = Held(fails_at=4)
+    with pytest.raises(KeyError), BackgroundSink(slow.write, 8) as sink:
         for item in range(5):
             sink.put(item)
-        assert started.wait(10)
-        threading.Timer(0.05, release.set).start()
+        slow.release_soon()
         raise KeyError("the block")
-    assert written == [0, 1, 2, 3, 4]
+    assert slow.written == [0, 1, 2, 3, 4]
 
 
 def test_abort_drops_what_waits() -> None:
-    started, release = threading.Event(), threading.Event()
-    written: list[int] = []
-
-    def write(item: int) -> None:
-        started.set()
-        release.wait(10)
-        written.append(item)
-
-    sink = BackgroundSink(write, 8)
+    slow = Held()
+    sink = BackgroundSink(slow.write, 8)
     for item in range(5):
         sink.put(item)
-    assert started.wait(10)
-    threading.Timer(0.05, release.set).start()
+    slow.release_soon()
     sink.abort()
-    assert written == [0]
+    assert slow.written == [0]
 
 
 def test_reader_to_sink_chain_with_failing_sink_stops_the_reader() -> None:

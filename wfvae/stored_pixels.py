@@ -19,25 +19,28 @@ from av.video.reformatter import ColorRange
 RGBArray = npt.NDArray[np.uint8]
 
 SWS_MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
-"""Matrices by their number in ITU-T H.273, to swscale's own numbers; swscale cannot compute the others."""
+"""Colour matrices by their number in ITU-T H.273, to swscale's own numbers; swscale cannot compute the others."""
 
 FULL_RANGE_CODECS = frozenset(
     {"png", "apng", "bmp", "tiff", "mjpeg", "gif", "rawvideo", "ffv1", "huffyuv", "ffvhuff", "utvideo", "jpeg2000", "pgm", "ppm"}
 )
 """Codecs whose untagged grey or YUV frames hold full range, as images and intermediate files do."""
 
-BT709, SMPTE170M = 1, 6
+_BT709, _SMPTE170M = 1, 6
 _UNNAMED = frozenset({0, 2, 3})
 """RGB, unspecified and reserved: what video that says nothing of its matrix has."""
 _HD_WIDTH, _HD_HEIGHT = 1280, 576
 
 
-def matrix_number(colorspace: int, width: int, height: int) -> int:
-    """The H.273 number of the matrix to read with. Untagged video counts as BT.709 from 1280 wide or above 576 high, as BT.601 below, as
-    players do."""
-    if colorspace in _UNNAMED:
-        return BT709 if width >= _HD_WIDTH or height > _HD_HEIGHT else SMPTE170M
-    return colorspace
+def sws_matrix(frame: av.VideoFrame) -> int | None:
+    """swscale's number of the matrix to read a frame with; None if swscale cannot compute it (YCgCo, constant-luminance BT.2020).
+
+    Untagged video counts as BT.709 from 1280 wide or above 576 high, as BT.601 below, as players do.
+    """
+    if frame.colorspace in _UNNAMED:
+        is_hd = frame.width >= _HD_WIDTH or frame.height > _HD_HEIGHT
+        return SWS_MATRICES[_BT709 if is_hd else _SMPTE170M]
+    return SWS_MATRICES.get(frame.colorspace)
 
 
 def range_of(frame: av.VideoFrame, codec: str) -> ColorRange:

@@ -16,10 +16,10 @@ from wfvae.stored_pixels import (
     SWS_MATRICES,
     RGBArray,
     is_limited_grey,
-    matrix_number,
     may_be_transparent,
     over_black,
     range_of,
+    sws_matrix,
 )
 
 # FFmpeg's enums AVColorSpace, AVColorPrimaries and AVColorTransferCharacteristic (ITU-T H.273), by FFmpeg's names.
@@ -67,15 +67,12 @@ def number_of(names: dict[int, str], name: str, what: str) -> int:
 
 
 def matrix_of(frame: av.VideoFrame) -> int:
-    """swscale's number of the matrix to read a frame with, see `matrix_number`.
-
-    Raises `MediaError` for matrices that swscale cannot compute (YCgCo, constant-luminance BT.2020).
-    """
-    number = matrix_number(frame.colorspace, frame.width, frame.height)
-    if number not in SWS_MATRICES:
-        space = SPACES.get(number, number)
+    """swscale's number of the matrix to read a frame with. Raises `MediaError` for matrices that it cannot compute."""
+    matrix = sws_matrix(frame)
+    if matrix is None:
+        space = SPACES.get(frame.colorspace, frame.colorspace)
         raise MediaError(f"colour matrix '{space}' is not supported; convert the video to one of {', '.join(SWS_MATRIX)} first")
-    return SWS_MATRICES[number]
+    return matrix
 
 
 class RGBConverter:

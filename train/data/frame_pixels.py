@@ -14,14 +14,13 @@ from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from wfvae.stored_pixels import (
     LIMITED_TO_FULL,
-    SWS_MATRICES,
     RGBArray,
     is_limited_grey,
-    matrix_number,
     may_be_transparent,
     orientation_of,
     over_black,
     range_of,
+    sws_matrix,
 )
 from wfvae.train.data.video_container import UnusableError
 
@@ -87,8 +86,7 @@ class PixelReader:
 
 
 def _matrix(frame: av.VideoFrame) -> int:
-    """swscale's number of the frame's matrix."""
-    number = matrix_number(frame.colorspace, frame.width, frame.height)
-    if number not in SWS_MATRICES:
-        raise UnusableError(f"its colour matrix (number {number} of H.273) is not supported")
-    return SWS_MATRICES[number]
+    matrix = sws_matrix(frame)
+    if matrix is None:
+        raise UnusableError(f"its colour matrix (number {int(frame.colorspace)} of H.273) is not supported")
+    return matrix
