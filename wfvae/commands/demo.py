@@ -32,8 +32,8 @@ DESCRIPTION = """\
 Makes a 10 s clip (or takes yours), exports the tiny model, streams it through encode and decode, verifies that the stream equals
 direct inference, and writes reconstruction.mp4, side_by_side.mp4 and report.html.
 
-The tiny model was trained for an hour and a half on procedural video only (docs/training.md): expect a soft picture of anything
-else.
+The tiny model was trained for two and a half hours on procedural video only (docs/training.md): expect a soft picture of
+anything else.
 
   wfvae demo
   wfvae demo my.mp4 --out demo/"""
