@@ -39,6 +39,25 @@ def test_values_and_gradients_are_those_of_conv3d(
     torch.testing.assert_close(torch.autograd.grad(found, inputs, outer), torch.autograd.grad(expected, inputs, outer), rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("piece", [1, 700, 1 << 20])
+def test_the_gradient_of_large_clips_is_computed_in_pieces(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = torch.Generator().manual_seed(0)
+    source, weight = torch.randn(2, 7, 3, 5, 5, generator=noise, requires_grad=True), torch.randn(4, 3, 3, 3, 3, generator=noise)
+    whole = torch.autograd.grad(sum_of_taps(source, weight, None).square().sum(), source)[0]
+    monkeypatch.setattr("wfvae.tap_sum._PIECE_BYTES", piece)
+    sizes = []
+    found = torch.ops.aten.convolution_backward
+
+    def counted(of_result: torch.Tensor, *rest: object) -> object:
+        sizes.append(of_result.shape[0])
+        return found(of_result, *rest)
+
+    monkeypatch.setattr("torch.ops.aten.convolution_backward", counted)
+    pieces = torch.autograd.grad(sum_of_taps(source, weight, None).square().sum(), source)[0]
+    torch.testing.assert_close(pieces, whole, rtol=1e-6, atol=1e-4)
+    assert max(sizes) == {1: 1, 700: 2, 1 << 20: 10}[piece]
+
+
 @settings(max_examples=20, deadline=None)
 @given(batch=st.integers(1, 3), frames=st.integers(1, 4), count=st.integers(0, 3))
 def test_the_repeated_head_gathers_the_gradients_of_its_copies(batch: int, frames: int, count: int) -> None:

@@ -11,17 +11,20 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fixtures.numbered_videos import write_numbered
 from fixtures.program import Program, clip, save, start_process
@@ -753,6 +756,47 @@ def test_recomputed_activations_give_the_same_gradients_against_a_discriminator(
         assert len(gradients) == len(pairs) > 5
         largest = max(float(a.norm()) for a, _ in gradients)
         assert all(float((a - b).norm()) <= 1e-5 * (float(a.norm()) + 1e-3 * largest) for a, b in gradients)
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations have made and that are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._counted: set[int] = set()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        if (key := storage._cdata) in self._counted:
+            return
+        self._counted.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key: int, count: int) -> None:
+        self._counted.discard(key)
+        self.now -= count
+
+
+def test_recomputation_more_than_halves_what_a_step_holds() -> None:
+    peaks = []
+    for recompute in (False, True):
+        config = TrainingConfig.load("tiny-stage1", [f"run.activation_checkpointing={str(recompute).lower()}", "run.precision=fp32"])
+        trainer = Trainer(config, TrainingState.fresh(config, CPU.device), CPU, None)
+        clips = torch.randint(0, 256, (1, 3, 9, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        trainer.step([clips[..., :32, :32]])  # the optimiser's moments are there from now on
+        with _Live() as live:
+            trainer.step([clips])
+        peaks.append(live.peak)
+    assert peaks[1] < 0.45 * peaks[0]
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

@@ -234,15 +234,13 @@ def _distributed(module: nn.Module, world: World) -> DistributedDataParallel:
 
 
 def _recompute_blocks(model: WFVAE) -> None:
-    """Each causal convolution, with the norm and SiLU or the upsampling before it, and each 2-D block and attention keep their input only;
-    the rest is computed again in the backward pass. Larger pieces keep less, but need more while they are computed again."""
+    """Blocks keep their input only and are computed again in the backward pass, where their norms, in turn, keep theirs only."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
-    from wfvae.blocks import Downsample2D, FrameAttention, Res2D, Upsample2D
-    from wfvae.causal import CausalConv3d
+    from wfvae.blocks import Downsample2D, Downsample3D, FrameAttention, Norm, Res2D, Res3D, Upsample2D, Upsample3D
 
-    blocks = [module for module in model.modules() if isinstance(module, Downsample2D | FrameAttention | Res2D | Upsample2D)]
-    inside = {inner for block in blocks for inner in block.modules()}
-    convolutions = {m for m in model.modules() if isinstance(m, CausalConv3d) and m.kernel > 1 and m not in inside}
-    recomputed = convolutions.union(blocks)
-    apply_activation_checkpointing(model, check_fn=recomputed.__contains__)
+    for module in model.modules():
+        if isinstance(module, Norm):
+            module.recomputed = True
+    blocks = Downsample2D | Downsample3D | FrameAttention | Res2D | Res3D | Upsample2D | Upsample3D
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, blocks))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wfvae.causal import CausalConv3d, Clip, TimeUpsample, add_fresh
 from wfvae.config import GROUPNORM_GROUPS, NormType
@@ -26,6 +27,8 @@ class Norm(nn.Module):
 
     def __init__(self, channels: int, kind: NormType) -> None:
         super().__init__()
+        self.recomputed = False
+        """Whether a backward pass computes the normed values again instead of keeping them. Set once by training, before its first step."""
         self.norm: nn.LayerNorm | nn.GroupNorm
         if kind == "layernorm":
             self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
@@ -42,6 +45,9 @@ class Norm(nn.Module):
 
 def norm_silu(norm: Norm, frames: Tensor) -> Tensor:
     """Norm, then SiLU: in place where autograd does not need the normed values."""
+    if norm.recomputed and torch.is_grad_enabled():
+        result: Tensor = checkpoint(lambda kept: F.silu(norm(kept)), frames, use_reentrant=False, preserve_rng_state=False)
+        return result
     return F.silu(norm(frames), inplace=not torch.is_grad_enabled())
 
 

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_PIECE_BYTES = 16 << 20
+"""What is added to a large clip is computed in pieces of this size, so that no second one of the whole size is needed."""
+
 
 def sum_of_taps(frames: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution over time and space, of stride 1, that keeps height and width.
@@ -55,12 +58,13 @@ class _TapSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, frames: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ordered = _time_first(frames)
-        taps = weight.shape[2]
-        total = F.conv2d(_shifted(ordered, 0, taps), weight[:, :, 0], bias, padding=weight.shape[3] // 2)
+        taps, padding = weight.shape[2], weight.shape[3] // 2
+        total = F.conv2d(_shifted(ordered, 0, taps), weight[:, :, 0], bias, padding=padding)
         for tap in range(1, taps):
-            total += F.conv2d(_shifted(ordered, tap, taps), weight[:, :, tap], padding=weight.shape[3] // 2)
+            source, kernel = _shifted(ordered, tap, taps), weight[:, :, tap]
+            for piece in _pieces(total):
+                total[piece].add_(F.conv2d(source[piece], kernel, padding=padding))
         ctx.save_for_backward(ordered, weight)
-        ctx.biased = bias is not None
         return _batch_first(total, frames.shape[0])
 
     @staticmethod
@@ -68,22 +72,22 @@ class _TapSum(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         ordered, weight = ctx.saved_tensors
         wants_frames, wants_weight, wants_bias = ctx.needs_input_grad
-        taps, padding = weight.shape[2], [weight.shape[3] // 2] * 2
+        taps = weight.shape[2]
         images = _time_first(gradient).flatten(0, 1)
         of_frames = torch.zeros_like(ordered) if wants_frames else None
         of_taps = []
         of_bias = None
         for tap in range(taps):
-            wanted = [wants_frames, wants_weight, wants_bias and tap == 0]
             source, kernel = _shifted(ordered, tap, taps), weight[:, :, tap]
-            sizes = [weight.shape[0]] if ctx.biased else None
-            of_source, of_kernel, found = torch.ops.aten.convolution_backward(
-                images, source, kernel, sizes, [1, 1], padding, [1, 1], False, [0, 0], 1, wanted
-            )
             if of_frames is not None:
-                _shifted(of_frames, tap, taps).add_(of_source)
-            of_taps.append(of_kernel)
-            of_bias = found if tap == 0 and wants_bias else of_bias
+                added = _shifted(of_frames, tap, taps)
+                for piece in _pieces(source):
+                    part, _, _ = _gradients(images[piece], source[piece], kernel, (True, False, False))
+                    added[piece].add_(part)
+            if wants_weight or (wants_bias and tap == 0):
+                _, of_kernel, found = _gradients(images, source, kernel, (False, wants_weight, wants_bias and tap == 0))
+                of_taps.append(of_kernel)
+                of_bias = found if tap == 0 and wants_bias else of_bias
         return (
             None if of_frames is None else of_frames.movedim(0, 1),
             torch.stack(of_taps, dim=2) if wants_weight else None,
@@ -100,6 +104,21 @@ def _batch_first(images: Tensor, batch: int) -> Tensor:
     """(T B, C, H, W), time first, as (B, T, C, H, W), channels last in memory."""
     frames = images.reshape(-1, batch, *images.shape[1:])
     return frames.permute(1, 0, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+
+
+def _gradients(of_result: Tensor, images: Tensor, kernel: Tensor, wanted: tuple[bool, bool, bool]) -> Any:
+    """Those of a 2-D convolution's images, kernel and bias; None where they are not wanted."""
+    padding = [kernel.shape[2] // 2] * 2
+    return torch.ops.aten.convolution_backward(
+        of_result, images, kernel, [kernel.shape[0]], [1, 1], padding, [1, 1], False, [0, 0], 1, list(wanted)
+    )
+
+
+def _pieces(images: Tensor) -> list[slice]:
+    """Runs of images of about `_PIECE_BYTES` each."""
+    count = images.shape[0]
+    each = max(_PIECE_BYTES // (images[0].numel() * images.element_size()), 1)
+    return [slice(first, first + each) for first in range(0, count, each)]
 
 
 def _shifted(ordered: Tensor, tap: int, taps: int) -> Tensor:
