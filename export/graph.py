@@ -69,6 +69,7 @@ def trace(
     states = {s.name: tracer.add_input(state_input(s.name), _resolve(s.shape, sizes), getattr(torch, s.dtype)) for s in graph.states}
     with tracer.recording():
         results = _run(model, graph, tracer, inputs, states, mean_only)
+    tracer.keep_only(results)
     expected: list[TensorSpec | StateSpec] = [*graph.outputs, *graph.states]
     names = [tensor.name for tensor in graph.outputs] + [state_output(state.name) for state in graph.states]
     for value, spec, name in zip(results, expected, names, strict=True):

@@ -56,6 +56,8 @@ class Traced:
         self.dtype = dtype
         self.device = torch.device("cpu")
         self.is_meta = False
+        self._reshaped: Traced | None = None
+        """What this is another shape of."""
 
     @classmethod
     def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -99,9 +101,15 @@ class Traced:
             known = product(size for size in target if size != -1)
             target[target.index(-1)] = product(self.shape).divide(known)
         target = [simplify(size) for size in target]
-        return self if tuple(target) == self.shape else self.tracer.emit("Reshape", [self, self.tracer.shape(target)], target, self.dtype)
+        origin = self._reshaped or self
+        if tuple(target) == origin.shape:
+            return origin
+        result = self.tracer.emit("Reshape", [origin, self.tracer.shape(target)], target, self.dtype)
+        result._reshaped = origin
+        return result
 
     def flatten(self, first: int, last: int) -> Traced:
+        last %= self.ndim
         return self.reshape(*self.shape[:first], product(self.shape[first : last + 1]), *self.shape[last + 1 :])
 
     def movedim(self, source: int, destination: int) -> Traced:
@@ -248,6 +256,16 @@ class Tracer(TorchFunctionMode):
             self._seen[key] = Traced(self, name, shape, dtype)
             self.bytes[name] = product(self._seen[key].shape) * dtype.itemsize
         return self._seen[key]
+
+    def keep_only(self, results: Sequence[Traced]) -> None:
+        """Drops the nodes on which no result depends."""
+        wanted = {value.name for value in results}
+        kept = []
+        for node in reversed(self.nodes):
+            if wanted.intersection(node.output):
+                kept.append(node)
+                wanted.update(node.input)
+        self.nodes = kept[::-1]
 
     def binary(self, operator: str, left: Any, right: Any, dtype: torch.dtype | None = None) -> Traced:
         """An element-wise operator; plain numbers take the other side's type."""

@@ -23,6 +23,7 @@ from wfvae.errors import BundleError, InputError, MissingExtraError, ResourceErr
 from wfvae.export.parity.rules import BOUNDS, EXACT, model_rule, stream_rule
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.runtime.bfloat16 import narrow, widen
+from wfvae.runtime.openvino_norms import norm_in_place
 
 ov = pytest.importorskip("openvino", reason="needs the extra openvino: pip install 'wfvae[openvino]'")
 FIXTURES = ("4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear")
@@ -87,6 +88,48 @@ def test_results_are_those_of_onnxruntime(opened_here: Opener, opened: Callable[
         error = float(np.abs(ours - theirs).max())
         assert error <= (1e-5 if hint == "fp32" else 0.05 * max(1.0, float(np.abs(theirs).max())))
         assert (error > 1e-3) == (hint == "bf16")  # so the hint is what it was computed in
+
+
+@pytest.mark.parametrize("graph", ["encoder", "decoder"])
+def test_norms_run_without_turning_frames(exported: Callable[..., Path], graph: str) -> None:
+    model = ov.Core().read_model(str(exported(NAME) / f"{graph}.onnx"))
+    kinds = [node.get_type_name() for node in model.get_ops()]
+    assert norm_in_place(model) == kinds.count("MVN") > 5
+    after = [node.get_type_name() for node in model.get_ordered_ops()]
+    assert "MVN" not in after
+    # What is left turns queries, keys, values, scores and the result of attention, which is block 1 of `mid`.
+    turned = [node.get_friendly_name() for node in model.get_ordered_ops() if node.get_type_name() == "Transpose"]
+    assert all(name.startswith(f"{graph}.mid.1/") for name in turned), turned
+    assert norm_in_place(model) == 0
+
+
+def test_a_norm_in_place_is_that_of_the_definition() -> None:
+    rng = np.random.default_rng(0)
+    scale, shift = rng.standard_normal((2, 6)).astype(np.float32)
+    images = rng.standard_normal((3, 6, 4, 5)).astype(np.float32) + 100
+    model = turned_norm(scale, shift, [0, 2, 3, 1])
+    assert norm_in_place(model) == 1
+    found = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)[0]
+    wide = images.astype(np.float64)
+    centred = wide - wide.mean(axis=1, keepdims=True)
+    unit = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(found, unit * scale[:, None, None] + shift[:, None, None], rtol=0, atol=1e-4)
+
+
+def test_a_norm_over_another_axis_stays() -> None:
+    assert norm_in_place(turned_norm(np.ones(6, np.float32), np.zeros(6, np.float32), [0, 3, 2, 1])) == 0
+
+
+def turned_norm(scale: Any, shift: Any, order: list[int]) -> Any:
+    """A graph as ONNX's LayerNormalization between two transposes becomes in OpenVINO."""
+    from openvino import opset13 as op
+
+    images = op.parameter([-1, 6, -1, -1], np.float32)
+    turned = op.transpose(images, op.constant(np.array(order)))
+    unit = op.mvn(turned, op.constant(np.array([3])), True, 1e-6, "inside_sqrt")
+    result = op.add(op.multiply(unit, op.constant(scale)), op.constant(shift))
+    back = op.transpose(result, op.constant(np.argsort(order)))
+    return ov.Model([back], [images])
 
 
 @pytest.mark.parametrize("hint", HINTS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from wfvae.config import GROUPNORM_GROUPS, NormType
 NORM_EPS = 1e-6
 
 
-def per_frame(operator: nn.Module, frames: Tensor) -> Tensor:
-    """Applies a 2-D operator to every frame by itself."""
+def per_frame(operator: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
+    """Applies an operator on images (N, C, H, W) to every frame by itself."""
     images = operator(frames.flatten(0, 1))
     result: Tensor = images.reshape(frames.shape[0], -1, *images.shape[1:])
     return result
@@ -37,18 +37,26 @@ class Norm(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         if isinstance(self.norm, nn.LayerNorm):
-            normed: Tensor = self.norm(frames.movedim(2, -1))
-            return normed.movedim(-1, 2)
+            return per_frame(self._by_channel, frames)
         result: Tensor = self.norm(frames.movedim(2, 1))
         return result.movedim(1, 2)
 
+    def silu(self, frames: Tensor) -> Tensor:
+        """Norm, then SiLU: in place where autograd does not need the normed values."""
+        # Image by image, too, so that a graph has no change of shape between a convolution, its norm, SiLU and the next convolution.
+        return per_frame(lambda images: F.silu(images, inplace=not torch.is_grad_enabled()), self(frames))
+
+    def _by_channel(self, images: Tensor) -> Tensor:
+        normed: Tensor = self.norm(images.movedim(1, -1))
+        return normed.movedim(-1, 1)
+
 
 def norm_silu(norm: Norm, frames: Tensor) -> Tensor:
-    """Norm, then SiLU: in place where autograd does not need the normed values."""
+    """Norm, then SiLU, recomputed in the backward pass if the norm says so."""
     if norm.recomputed and torch.is_grad_enabled():
-        result: Tensor = checkpoint(lambda kept: F.silu(norm(kept)), frames, use_reentrant=False, preserve_rng_state=False)
+        result: Tensor = checkpoint(norm.silu, frames, use_reentrant=False, preserve_rng_state=False)
         return result
-    return F.silu(norm(frames), inplace=not torch.is_grad_enabled())
+    return norm.silu(frames)
 
 
 class _ResBlock(nn.Module):
@@ -131,7 +139,7 @@ class Downsample2D(nn.Module):
 
     def forward(self, frames: Tensor, clip: Clip) -> Tensor:
         # Padded at the right and bottom only, as the published model does.
-        return per_frame(self.conv, F.pad(frames, (0, 1, 0, 1)))
+        return per_frame(lambda images: self.conv(F.pad(images, (0, 1, 0, 1))), frames)
 
 
 class Downsample3D(nn.Module):

@@ -63,9 +63,9 @@ def cat_frames(parts: Sequence[Tensor]) -> Tensor:
 
 def add_fresh(fresh: Tensor, other: Tensor) -> Tensor:
     """fresh + other, where nobody else holds `fresh`: in place, unless autograd needs it or a graph is being recorded."""
-    if torch.is_grad_enabled() or not isinstance(fresh, Tensor):
-        return fresh + other
-    return fresh.add_(other)
+    if not isinstance(fresh, Tensor):
+        return (fresh.flatten(0, -4) + other.flatten(0, -4)).reshape(fresh.shape)  # image by image, as the convolutions around it
+    return fresh + other if torch.is_grad_enabled() else fresh.add_(other)
 
 
 def _interleave(first: Tensor, second: Tensor) -> Tensor:
