@@ -1,6 +1,6 @@
 """What block-by-block inference costs in quality (Table 5 of the paper): each method against its own direct inference of the same clip.
 
-    python benchmarks/blockwise.py                                         # tiny WF-VAE and small peers, random weights
+    python benchmarks/blockwise.py                                         # the WF-VAE that ships, and small peers with random weights
     python benchmarks/blockwise.py --bundle bundle/ --data videos/ --weights cogvideox=CogVideoX-2b/vae --tile-scale 1 --size 512
     python benchmarks/blockwise.py --out results/                          # blockwise.json, blockwise.md and a picture per method
 
@@ -140,13 +140,16 @@ def to_video(tensor: torch.Tensor) -> Video:
 
 @contextlib.contextmanager
 def wfvae_bundle(path: Path | None, preset: Any, threads: int) -> Iterator[tuple[Bundle, str]]:
-    """The bundle given, or a preset with random weights."""
+    """The bundle given, the trained model that ships, or a preset with random weights."""
     with tempfile.TemporaryDirectory(prefix="wfvae-blockwise-") as folder:
         weights = "as in the bundle"
         if path is None:
-            path, weights = Path(folder) / "bundle", f"random, seed {SEED}, preset {preset}"
-            torch.manual_seed(SEED)
-            export_bundle(WFVAE.random(WFVAEConfig.preset(preset)), path, ExportOptions(direct=True))
+            path = Path(folder) / "bundle"
+            if preset == "tiny":
+                model, weights = WFVAE.from_pretrained("tiny"), "trained, preset tiny as it ships"
+            else:
+                model, weights = WFVAE.random(WFVAEConfig.preset(preset), SEED), f"random, seed {SEED}, preset {preset}"
+            export_bundle(model, path, ExportOptions(direct=True))
         with open_bundle(path, provider="cpu", threads=threads) as bundle:
             yield bundle, weights
 
@@ -297,8 +300,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     names = ("wfvae", *PEERS, *CHECKOUTS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {', '.join(names)}")
-    parser.add_argument("--bundle", type=Path, help="bundle of WF-VAE, exported with --direct (default: a preset with random weights)")
-    parser.add_argument("--preset", default="tiny", choices=("tiny", "S", "M", "L"), help="preset of WF-VAE (default: %(default)s)")
+    parser.add_argument("--bundle", type=Path, help="bundle of WF-VAE, exported with --direct (default: a preset)")
+    parser.add_argument("--preset", default="tiny", choices=("tiny", "S", "M", "L"), help="WF-VAE: tiny as it ships (default: %(default)s)")
     parser.add_argument("--data", type=Path, help="video or folder of videos (default: a generated clip)")
     parser.add_argument("--frames", type=int, default=FRAMES, help="first frames of each video (default: %(default)s)")
     parser.add_argument("--size", type=int, default=SIZE, help="side of the square that is cropped (default: %(default)s)")

@@ -253,6 +253,18 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_processes_resumed_end_with_the_bits_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    config = small(run__steps=4, run__checkpoint_every=2, optimizer__batch=4, loss__adversarial=True)
+    assert two_processes(config, tmp_path) == 4
+    whole = last_state(tmp_path / "two")
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-00000004")
+    assert 0 < newest(tmp_path / "two") < 4
+    done = run_two_processes(config, tmp_path, "--resume")
+    assert json.loads(done.stdout)["step"] == 4, done.stderr.decode()
+    assert_same_bits(last_state(tmp_path / "two"), whole)
+
+
+@pytest.mark.slow
 def test_two_processes_train_with_accumulation_against_a_discriminator(tmp_path: Path) -> None:
     config = small(run__steps=2, optimizer__batch=4, optimizer__accumulate=2, loss__adversarial=True)
     assert two_processes(config, tmp_path) == 2
@@ -303,11 +315,11 @@ def two_processes(config: TrainingConfig, tmp_path: Path) -> int:
     return step
 
 
-def run_two_processes(config: TrainingConfig, tmp_path: Path) -> subprocess.CompletedProcess[bytes]:
+def run_two_processes(config: TrainingConfig, tmp_path: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
     """`wfvae train` by torchrun."""
     path = written(config, tmp_path / "small.toml")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d"]
-    launcher += ["--rdzv-endpoint", "localhost:0", "-m", "wfvae", "train", str(path), "--out", str(tmp_path / "two"), "--json"]
+    launcher += ["--rdzv-endpoint", "localhost:0", "-m", "wfvae", "train", str(path), "--out", str(tmp_path / "two"), "--json", *options]
     return subprocess.run(launcher, capture_output=True, timeout=120, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
