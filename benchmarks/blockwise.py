@@ -267,6 +267,10 @@ def about_text(source: str, frames: int, size: int, tile_scale: int) -> str:
     return text
 
 
+def is_random(result: Result) -> bool:
+    return result.weights.startswith("random")
+
+
 def to_markdown(results: Sequence[Result], missing: Sequence[Missing], about: str) -> str:
     rows = [
         "# Block-wise inference against direct inference",
@@ -281,7 +285,8 @@ def to_markdown(results: Sequence[Result], missing: Sequence[Missing], about: st
         to_direct = "equal bits" if one.equal_bits else f"{one.psnr_to_direct_db:.2f} dB"
         name = f"{one.model}, {one.mode}"
         linked = f"[{name}]({one.picture})" if one.picture else name
-        difference = "0.00 dB" if one.equal_bits else f"{one.difference_db:+.2f} dB"
+        # What a random network gives has no quality that could suffer.
+        difference = "0.00 dB" if one.equal_bits else "–" if is_random(one) else f"{one.difference_db:+.2f} dB"
         error = "0" if one.equal_bits else f"{100 * one.relative_error:.3g} %"
         rows.append(f"| {linked} | {one.what} | {one.weights} | {to_direct} | {one.max_abs:.3g} | {error} | {difference} |")
     rows += [f"| {one.model}, {one.mode} | – | – | {NOT_MEASURED}: {one.reason} | – | – | – |" for one in missing]
@@ -291,7 +296,7 @@ def to_markdown(results: Sequence[Result], missing: Sequence[Missing], about: st
         "result.",
         "Behind each name is a picture of where the difference sits: over height and width, and per frame.",
     ]
-    if any(one.weights.startswith("random") for one in results):
+    if any(map(is_random, results)):
         rows += ["", f"Rows with {RANDOM_NOTE}."]
     return "\n".join(rows) + "\n"
 
@@ -300,8 +305,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     names = ("wfvae", *PEERS, *CHECKOUTS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {', '.join(names)}")
-    parser.add_argument("--bundle", type=Path, help="bundle of WF-VAE, exported with --direct (default: a preset)")
-    parser.add_argument("--preset", default="tiny", choices=("tiny", "S", "M", "L"), help="WF-VAE: tiny as it ships (default: %(default)s)")
+    parser.add_argument("--bundle", type=Path, help="bundle of WF-VAE, exported with --direct (default: --preset)")
+    parser.add_argument(
+        "--preset", default="tiny", choices=("tiny", "S", "M", "L"), help="tiny is the model that ships, others get random weights"
+    )
     parser.add_argument("--data", type=Path, help="video or folder of videos (default: a generated clip)")
     parser.add_argument("--frames", type=int, default=FRAMES, help="first frames of each video (default: %(default)s)")
     parser.add_argument("--size", type=int, default=SIZE, help="side of the square that is cropped (default: %(default)s)")
@@ -373,7 +380,7 @@ def write(options: argparse.Namespace, benchmark: Benchmark, source: str) -> Non
             "frames": options.frames,
             "size": options.size,
             "tile_scale": options.tile_scale,
-            "note": RANDOM_NOTE,
+            "note": RANDOM_NOTE if any(is_random(result) for result in benchmark.results) else "",
             "methods": json.loads(json.dumps([asdict(result) for result in benchmark.results])),
             NOT_MEASURED.replace(" ", "_"): [asdict(one) for one in benchmark.missing],
         },

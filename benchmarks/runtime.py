@@ -10,7 +10,8 @@
                loses more than 0.05 dB
 
 But for quality, weights are random: speed and memory do not depend on them. What is compared runs turn by turn, and ratios are medians
-over the turns, so that a busy machine slows all alike. A result file keeps the sections that are not measured again.
+over the turns, so that a busy machine slows all alike. A result file keeps the sections that are not measured again, and has the speed at
+another size as a section of its own.
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ def main() -> int:
             print(f"{name} (load average {before:.2f})")
             found = section()
             facts = machine(options.threads, "torch", "onnxruntime", *installed("openvino"), "numpy", "av")
-            result[name] = {"machine": facts, "load_average_before": before, "load_average_after": load_average(), **found}
+            key = f"speed {options.size}x{options.size}" if name == "speed" and options.size != SPEED_SIZE else name
+            result[key] = {"machine": facts, "load_average_before": before, "load_average_after": load_average(), **found}
             print()
             if options.json is not None:
                 write_json(options.json, result)

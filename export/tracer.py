@@ -109,7 +109,6 @@ class Traced:
         return result
 
     def flatten(self, first: int, last: int) -> Traced:
-        last %= self.ndim
         return self.reshape(*self.shape[:first], product(self.shape[first : last + 1]), *self.shape[last + 1 :])
 
     def movedim(self, source: int, destination: int) -> Traced:
@@ -258,7 +257,7 @@ class Tracer(TorchFunctionMode):
         return self._seen[key]
 
     def keep_only(self, results: Sequence[Traced]) -> None:
-        """Drops the nodes on which no result depends."""
+        """Drops the nodes and constants on which no result depends. Nothing may be recorded afterwards."""
         wanted = {value.name for value in results}
         kept = []
         for node in reversed(self.nodes):
@@ -266,6 +265,7 @@ class Tracer(TorchFunctionMode):
                 kept.append(node)
                 wanted.update(node.input)
         self.nodes = kept[::-1]
+        self.constants = {name: tensor for name, tensor in self.constants.items() if name in wanted}
 
     def binary(self, operator: str, left: Any, right: Any, dtype: torch.dtype | None = None) -> Traced:
         """An element-wise operator; plain numbers take the other side's type."""

@@ -13,7 +13,7 @@ from wfvae.errors import BundleError, InputError, MissingExtraError, ResourceErr
 from wfvae.manifest import GraphSpec, state_input, state_output
 from wfvae.runtime.backend import Array, BoolArray, FloatArray, StreamState, output_shape
 from wfvae.runtime.bfloat16 import narrow, widen
-from wfvae.runtime.openvino_norms import norm_in_place
+from wfvae.runtime.openvino_norms import norm_without_turning
 from wfvae.streamspec import StateSpec
 
 PRECISION_HINTS = ("fp32", "bf16")
@@ -154,7 +154,7 @@ class OpenVinoBackend:
     def _compile(self, graph: GraphSpec) -> Any:
         try:
             model = self._core.read_model(str(self._bundle / graph.file))
-            norm_in_place(model)
+            norm_without_turning(model, coarse=self._options.precision_hint == "bf16")
             if self._options.precision_hint == "bf16":
                 model = _with_bfloat16_state(model, graph)
             return self._core.compile_model(model, _DEVICE, compile_settings(self._options))

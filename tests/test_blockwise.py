@@ -224,7 +224,9 @@ def test_our_streams_have_equal_bits_and_files_say_so(blockwise: Any, tmp_path: 
     text = (tmp_path / "blockwise.md").read_text()
     assert text.count("equal bits") == 3
     assert "0.00 dB" in text
-    assert "not by how much a trained model suffers" in text
+    assert {method["weights"] for method in data["methods"]} == {"trained, preset tiny as it ships"}
+    assert data["note"] == ""
+    assert "random" not in text
     assert "not measured" in capsys.readouterr().out
 
 
@@ -283,5 +285,8 @@ def test_peers_are_measured_and_what_fails_is_said(blockwise: Any, tmp_path: Pat
     [method] = data["methods"]
     assert (method["model"], method["equal_bits"]) == ("SD-VAE", False)
     assert method["weights"].startswith("random")
+    assert "not by how much a trained model suffers" in data["note"]
+    [row] = [line for line in (tmp_path / "blockwise.md").read_text().splitlines() if line.startswith("| [SD-VAE")]
+    assert row.endswith("| – |"), "a random network has no quality that could suffer"
     [missing] = data["not_measured"]
     assert "smaller than one tile of Allegro" in missing["reason"]

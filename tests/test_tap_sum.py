@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,23 +41,37 @@ def test_values_and_gradients_are_those_of_conv3d(
     torch.testing.assert_close(torch.autograd.grad(found, inputs, outer), torch.autograd.grad(expected, inputs, outer), rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("piece", [1, 700, 1 << 20])
-def test_the_gradient_of_large_clips_is_computed_in_pieces(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("piece", "images"), [(1, 1), (700, 2), (1 << 20, 10)])
+def test_sums_and_gradients_of_large_clips_are_computed_in_pieces(piece: int, images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = torch.Generator().manual_seed(0)
-    source, weight = torch.randn(2, 7, 3, 5, 5, generator=noise, requires_grad=True), torch.randn(4, 3, 3, 3, 3, generator=noise)
-    whole = torch.autograd.grad(sum_of_taps(source, weight, None).square().sum(), source)[0]
+    inputs = [torch.randn(*shape, generator=noise).requires_grad_() for shape in ((2, 7, 3, 5, 5), (4, 3, 3, 3, 3), (4,))]
+
+    def computed() -> tuple[torch.Tensor, ...]:
+        result = sum_of_taps(*inputs)
+        return result, *torch.autograd.grad(result.square().sum(), inputs)
+
+    whole = computed()
     monkeypatch.setattr("wfvae.tap_sum._PIECE_BYTES", piece)
-    sizes = []
-    found = torch.ops.aten.convolution_backward
+    forward, backward = torch.nn.functional.conv2d, torch.ops.aten.convolution_backward
+    sums, gradients = [], []
 
-    def counted(of_result: torch.Tensor, *rest: object) -> object:
-        sizes.append(of_result.shape[0])
-        return found(of_result, *rest)
+    def counted(source: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        sums.append(source.shape[0])
+        return forward(source, *rest, **options)
 
-    monkeypatch.setattr("torch.ops.aten.convolution_backward", counted)
-    pieces = torch.autograd.grad(sum_of_taps(source, weight, None).square().sum(), source)[0]
-    torch.testing.assert_close(pieces, whole, rtol=1e-6, atol=1e-4)
-    assert max(sizes) == {1: 1, 700: 2, 1 << 20: 10}[piece]
+    def counted_back(of_result: torch.Tensor, *rest: Any) -> Any:
+        if rest[-1] == [True, False, False]:
+            gradients.append(of_result.shape[0])
+        return backward(of_result, *rest)
+
+    monkeypatch.setattr("torch.nn.functional.conv2d", counted)
+    monkeypatch.setattr("torch.ops.aten.convolution_backward", counted_back)
+    for found, expected in zip(computed(), whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert max(gradients) == images
+    # The first tap makes the sum; all others add to it. A piece is measured in what is added, here of 4 channels instead of 3.
+    assert sums[0] == 10
+    assert max(sums[1:]) == min(images, max(piece // 400, 1), 10)
 
 
 @settings(max_examples=20, deadline=None)

@@ -9,7 +9,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -274,6 +276,31 @@ def test_a_lost_worker_is_one_clear_line_between_batches_and_its_step_can_be_res
 def test_a_worker_lost_while_it_is_waited_for_is_the_same_line() -> None:
     with BatchStream(DeadlyClips(2), 2, 0, workers=1) as stream, pytest.raises(TrainingError, match="was killed by SIGKILL before step 0"):
         next(stream)
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_workers_end_with_a_main_process_that_is_killed(method: StartMethod, tmp_path: Path) -> None:
+    program = tmp_path / "main.py"  # a file, which workers that are spawned can import again
+    program.write_text(
+        "import multiprocessing, time\n"
+        "from wfvae.train.data import BatchStream, ProceduralClips\n"
+        "if __name__ == '__main__':\n"
+        f"    stream = BatchStream(ProceduralClips(0, 4, 1, (16, 16)), 1, 0, workers=2, start_method='{method}')\n"
+        "    next(stream)\n"
+        "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    main = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE)
+    assert main.stdout is not None
+    workers = [int(pid) for pid in main.stdout.readline().split()]
+    assert len(workers) == 2
+    main.kill()
+    main.wait()
+    end = time.monotonic() + 20
+    while left := [pid for pid in workers if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]:
+        assert time.monotonic() < end, left
+        time.sleep(0.02)
+    main.stdout.close()
 
 
 def test_workers_leave_interruptions_to_the_main_process() -> None:

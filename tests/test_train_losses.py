@@ -332,6 +332,10 @@ def test_total_is_the_weighted_sum_and_its_gradient_that_of_the_parts() -> None:
         "adversarial_weight": 0.25,
     }
     assert not any(value.requires_grad for value in named.values())
+    told = total_loss(
+        reconstruction=parts[0], kl=parts[1], wavelet=parts[2], kl_weight=0.0, wavelet_weight=0.0, perceptual=torch.tensor([0.25, 0.75])
+    )
+    assert (told.named()["lpips"].item(), told.total.item()) == (0.5, 7.0)
     with pytest.raises(FrozenInstanceError):
         terms.kl = terms.wavelet  # type: ignore[misc]
 

@@ -185,7 +185,19 @@ def test_a_discriminator_that_starts_later_is_resumed_before_and_after(tmp_path:
 
 @pytest.mark.parametrize("moment", [1, 2, 3])
 def test_a_killed_run_goes_on_to_the_same_bits(moment: int, finished_run: Path, tmp_path: Path, program: Program) -> None:
-    run, config = tmp_path / "run", written(small(loss__adversarial=True), tmp_path / "small.toml")
+    _kill_and_resume(small(loss__adversarial=True), moment, finished_run, tmp_path, program)
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_a_worker_that_cuts_many_crops_goes_on_to_the_same_bits(tmp_path: Path, program: Program) -> None:
+    size = {"data__height": 48, "data__width": 48, "data__crop_height": 32, "data__crop_width": 32, "validation__height": 32}
+    config = small(**size, validation__width=32, data__workers=1, data__crops_per_clip=3)
+    train(config, tmp_path / "whole", CPU)
+    _kill_and_resume(config, 2, tmp_path / "whole", tmp_path, program)
+
+
+def _kill_and_resume(training: TrainingConfig, moment: int, finished_run: Path, tmp_path: Path, program: Program) -> None:
+    run, config = tmp_path / "run", written(training, tmp_path / "small.toml")
     process = start_process("train", config, "--out", run)
     end = time.monotonic() + 60
     # Killed wherever it is once it has logged a step; with luck in the middle of writing a checkpoint.
@@ -194,7 +206,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(moment: int, finished_run: Path, 
         assert process.poll() is None, process.communicate()
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=60)  # until its workers have ended, too
     assert process.returncode == -signal.SIGKILL
     resumed = program("train", config, "--out", run, "--resume", "--json")  # tells if there is no checkpoint yet
     assert (resumed.code, resumed.report["step"], resumed.report["finished"]) == (0, 6, True), resumed
@@ -257,10 +269,13 @@ def test_two_processes_resumed_end_with_the_bits_of_an_uninterrupted_run(tmp_pat
     config = small(run__steps=4, run__checkpoint_every=2, optimizer__batch=4, loss__adversarial=True)
     assert two_processes(config, tmp_path) == 4
     whole = last_state(tmp_path / "two")
+    logged = read_metrics(tmp_path / "two", "train")
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-00000004")
     assert 0 < newest(tmp_path / "two") < 4
     done = run_two_processes(config, tmp_path, "--resume")
     assert json.loads(done.stdout)["step"] == 4, done.stderr.decode()
+    again = read_metrics(tmp_path / "two", "train")[len(logged) :]
+    assert [line["step"] for line in again] in ([], [4]), "it went on, and did not begin anew"
     assert_same_bits(last_state(tmp_path / "two"), whole)
 
 
@@ -730,7 +745,9 @@ def test_lpips_takes_part(tmp_path: Path) -> None:
     assert result.scores.lpips > 0
     train(small(run__steps=1), tmp_path / "without", CPU)
     [with_lpips], [without] = (read_metrics(r, "train") for r in (run, tmp_path / "without"))
-    assert with_lpips["reconstruction"] > without["reconstruction"]
+    assert with_lpips["reconstruction"] == pytest.approx(without["reconstruction"] + 3 * 32 * 32 * with_lpips["lpips"], rel=1e-4)
+    assert with_lpips["lpips"] > 0
+    assert "lpips" not in without
 
 
 def one_step(config: TrainingConfig) -> tuple[TrainingState, dict[str, float]]:

@@ -6,7 +6,7 @@
     folder = "videos/"
 
 Every field has a default, which is the paper's value where the paper gives one (arXiv 2411.17459, Tables 6 and 7); ready files for
-the three stages of each preset lie in `train/configs`. Unknown keys are refused, with the nearest known one.
+the stages of each preset lie in `train/configs`. Unknown keys are refused, with the nearest known one.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class RunSettings:
     precision: Literal["fp32", "bf16"] = "bf16"
     """`bf16` computes under autocast; weights and optimiser stay fp32."""
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a fifth more time."""
+    """Recompute activations in the backward pass: less memory, about a tenth more time."""
     threads: int = 0
     """CPU threads of the model, per process; 0 shares all cores among the processes of a machine."""
     initial: str = ""

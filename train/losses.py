@@ -148,6 +148,8 @@ class LossTerms:
     """Zero before the adversarial loss has started."""
     adversarial_weight: Tensor
     """The weight of `adversarial` in the total, detached."""
+    lpips: Tensor | None
+    """Mean of what LPIPS has found, which is part of `reconstruction`; detached, unweighted. None without LPIPS."""
 
     def named(self) -> dict[str, Tensor]:
         """All terms by name, detached, for logging. Reading their values waits for the device; this does not."""
@@ -158,6 +160,7 @@ class LossTerms:
             "wavelet": self.wavelet,
             "adversarial": self.adversarial,
             "adversarial_weight": self.adversarial_weight,
+            **({} if self.lpips is None else {"lpips": self.lpips}),
         }
 
 
@@ -170,6 +173,7 @@ def total_loss(
     wavelet_weight: float,
     adversarial: Tensor | None = None,
     adversarial_weight: Tensor | float = 0.0,
+    perceptual: Tensor | None = None,
 ) -> LossTerms:
     """The autoencoder's loss, eq. 6: reconstruction + kl_weight * kl + wavelet_weight * wavelet + adversarial_weight * adversarial.
 
@@ -178,6 +182,7 @@ def total_loss(
         kl_weight, wavelet_weight: 1e-6 and 0.1 in the paper's Table 7.
         adversarial: what `generator_loss` returns, or None before the adversarial loss has started.
         adversarial_weight: what `adaptive_weight` returns, or a constant. Treated as a constant by the backward pass.
+        perceptual: LPIPS of each frame, if it is part of `reconstruction`: only to be told of.
     """
     total = reconstruction + kl_weight * kl + wavelet_weight * wavelet
     zero = torch.zeros_like(total.detach())
@@ -192,6 +197,7 @@ def total_loss(
         wavelet=wavelet.detach(),
         adversarial=zero if adversarial is None else adversarial.detach(),
         adversarial_weight=weight,
+        lpips=None if perceptual is None else _wide(perceptual.detach()).mean(),
     )
 
 

@@ -137,6 +137,7 @@ class Trainer:
             wavelet_weight=loss.wavelet_weight,
             adversarial=adversarial,
             adversarial_weight=weight,
+            perceptual=perceptual,
         )
         return terms, decoded.sample
 
@@ -234,7 +235,9 @@ def _distributed(module: nn.Module, world: World) -> DistributedDataParallel:
 
 
 def _recompute_blocks(model: WFVAE) -> None:
-    """Blocks keep their input only and are computed again in the backward pass, where their norms, in turn, keep theirs only."""
+    """Blocks keep their input only and are computed again in the backward pass. So are norms with their SiLU within a block that is
+    computed again, where memory is scarcest, and before the last convolutions, which are in no block. Convolutions outside of blocks keep
+    their inputs."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
     from wfvae.blocks import Downsample2D, Downsample3D, FrameAttention, Norm, Res2D, Res3D, Upsample2D, Upsample3D

@@ -28,7 +28,8 @@ class Norm(nn.Module):
     def __init__(self, channels: int, kind: NormType) -> None:
         super().__init__()
         self.recomputed = False
-        """Whether a backward pass computes the normed values again instead of keeping them. Set once by training, before its first step."""
+        """Whether `norm_silu` is computed again in a backward pass instead of keeping the normed values. Set once by training, before its
+        first step."""
         self.norm: nn.LayerNorm | nn.GroupNorm
         if kind == "layernorm":
             self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
@@ -41,22 +42,22 @@ class Norm(nn.Module):
         result: Tensor = self.norm(frames.movedim(2, 1))
         return result.movedim(1, 2)
 
-    def silu(self, frames: Tensor) -> Tensor:
-        """Norm, then SiLU: in place where autograd does not need the normed values."""
-        # Image by image, too, so that a graph has no change of shape between a convolution, its norm, SiLU and the next convolution.
-        return per_frame(lambda images: F.silu(images, inplace=not torch.is_grad_enabled()), self(frames))
-
     def _by_channel(self, images: Tensor) -> Tensor:
         normed: Tensor = self.norm(images.movedim(1, -1))
         return normed.movedim(-1, 1)
 
 
 def norm_silu(norm: Norm, frames: Tensor) -> Tensor:
-    """Norm, then SiLU, recomputed in the backward pass if the norm says so."""
+    """Norm, then SiLU: in place where autograd does not need the normed values, recomputed in the backward pass if the norm says so."""
     if norm.recomputed and torch.is_grad_enabled():
-        result: Tensor = checkpoint(norm.silu, frames, use_reentrant=False, preserve_rng_state=False)
+        result: Tensor = checkpoint(_norm_silu, norm, frames, use_reentrant=False, preserve_rng_state=False)
         return result
-    return norm.silu(frames)
+    return _norm_silu(norm, frames)
+
+
+def _norm_silu(norm: Norm, frames: Tensor) -> Tensor:
+    # Image by image, so that a graph has no change of shape between a convolution, its norm, SiLU and the next convolution.
+    return per_frame(lambda images: F.silu(images, inplace=not torch.is_grad_enabled()), norm(frames))
 
 
 class _ResBlock(nn.Module):

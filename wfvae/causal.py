@@ -27,6 +27,8 @@ from wfvae.errors import StateError
 from wfvae.streamspec import StateSpec
 from wfvae.tap_sum import repeat_head, sum_of_taps
 
+_IMAGE_AXES = 3
+"""(C, H, W) at the end of every shape."""
 LERP_WEIGHT = 0.25
 """Half-pixel-centred linear interpolation by two: each output is 3/4 of the nearer and 1/4 of the farther frame."""
 
@@ -64,7 +66,8 @@ def cat_frames(parts: Sequence[Tensor]) -> Tensor:
 def add_fresh(fresh: Tensor, other: Tensor) -> Tensor:
     """fresh + other, where nobody else holds `fresh`: in place, unless autograd needs it or a graph is being recorded."""
     if not isinstance(fresh, Tensor):
-        return (fresh.flatten(0, -4) + other.flatten(0, -4)).reshape(fresh.shape)  # image by image, as the convolutions around it
+        as_images = fresh.shape[-_IMAGE_AXES:]  # as the convolutions around it have them, whether those are of frames or of images
+        return (fresh.reshape(-1, *as_images) + other.reshape(-1, *as_images)).reshape(fresh.shape)
     return fresh + other if torch.is_grad_enabled() else fresh.add_(other)
 
 

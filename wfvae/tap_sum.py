@@ -6,6 +6,7 @@ frames. Here the frames are kept once, and the taps' gradients are added where t
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -117,7 +118,7 @@ def _gradients(of_result: Tensor, images: Tensor, kernel: Tensor, wanted: tuple[
 def _pieces(images: Tensor) -> list[slice]:
     """Runs of images of about `_PIECE_BYTES` each."""
     count = images.shape[0]
-    each = max(_PIECE_BYTES // (images[0].numel() * images.element_size()), 1)
+    each = max(_PIECE_BYTES // max(math.prod(images.shape[1:]) * images.element_size(), 1), 1)
     return [slice(first, first + each) for first in range(0, count, each)]
 
 

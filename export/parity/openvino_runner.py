@@ -1,4 +1,7 @@
-"""OpenVINO for Polygraphy's Comparator: a model with inner tensors exposed, run as the backend runs a bundle's graphs."""
+"""OpenVINO for Polygraphy's Comparator: a model with inner tensors exposed, run as the backend runs a bundle's graphs.
+
+Norms whose inner tensors are exposed, too, are OpenVINO's own.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ class OpenVinoRunner(BaseRunner):  # type: ignore[misc]  # Polygraphy has no typ
     def activate_impl(self) -> None:
         """Compiles the model."""
         from wfvae.runtime.openvino_backend import load_openvino
+        from wfvae.runtime.openvino_norms import norm_without_turning
 
         load_external_data_for_model(self._proto, str(self._folder))
         core = load_openvino().Core()
@@ -37,7 +41,9 @@ class OpenVinoRunner(BaseRunner):  # type: ignore[misc]  # Polygraphy has no typ
         settings = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
         if self._described["threads"] != "all":
             settings["INFERENCE_NUM_THREADS"] = int(self._described["threads"])
-        self._compiled = core.compile_model(core.read_model(self._proto.SerializeToString()), "CPU", settings)
+        model = core.read_model(self._proto.SerializeToString())
+        norm_without_turning(model, coarse=hint == "bf16")
+        self._compiled = core.compile_model(model, "CPU", settings)
 
     def deactivate_impl(self) -> None:
         """Gives it back."""

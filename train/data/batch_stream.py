@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import multiprocessing
+import os
 import signal
 import threading
 import warnings
@@ -264,9 +265,19 @@ def _close(stream: weakref.ref[BatchStream]) -> None:
 
 
 def _settle(worker: int) -> None:
-    """In a worker: leave interruptions to the main process, which may want to finish its step and save before it ends the workers."""
+    """In a worker: leave interruptions to the main process, which may want to finish its step and save before it ends the workers; but
+    do not outlive it, whatever it dies of."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_main, daemon=True).start()
+
+
+def _end_with_main() -> None:
+    """The loader's own watch is for its parent's end, and the parent of a worker is the fork server, which waits for its workers."""
+    main = multiprocessing.parent_process()
+    assert main is not None
+    main.join()
+    os._exit(1)
 
 
 def _as_it_is(made: Any) -> Any:
