@@ -53,8 +53,11 @@ def test_it_reconstructs_what_it_has_not_seen(tiny: WFVAE) -> None:
 def test_the_committed_figures_are_of_this_model() -> None:
     import hashlib
 
-    measured = json.loads(RESULTS.read_text(encoding="utf-8"))["model"]["weights_sha256"]
-    assert hashlib.sha256((FOLDER / WEIGHTS_NAME).read_bytes()).hexdigest() == measured
+    measured = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert hashlib.sha256((FOLDER / WEIGHTS_NAME).read_bytes()).hexdigest() == measured["model"]["weights_sha256"]
+    for scores in measured["held_out"].values():
+        assert scores["psnr_db"] >= 30
+        assert scores["ssim"] >= 0.9
 
 
 def test_the_demo_uses_it(tmp_path: Path, program: Program) -> None:
@@ -72,7 +75,9 @@ def test_its_runs_are_those_of_the_ready_configurations() -> None:
     from wfvae.train.config import TrainingConfig
 
     free = {"run.threads", "run.initial", "run.checkpoint_every"}
-    for number in (1, 2, 3):
+    stages = sorted(path.stem.removeprefix("stage") for path in FOLDER.glob("stage*.toml"))
+    assert stages == ["1", "2", "3", "4"]
+    for number in stages:
         shipped, ready = TrainingConfig.load(FOLDER / f"stage{number}.toml"), TrainingConfig.load(f"tiny-stage{number}")
         changed = [key for key in ready.differences(shipped) if key not in free and not key.startswith("validation.")]
         assert changed in ([], ["optimizer.schedule_steps", "run.steps"])  # stage 1 was stopped, see docs/training.md

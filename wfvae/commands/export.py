@@ -15,7 +15,8 @@ symbolic in batch and length, with weights in one shared file and a manifest tha
 
   wfvae export checkpoint/ bundle/                         fp32, any size
   wfvae export checkpoint/ bundle/ --precision fp16 --size 480x832
-  wfvae export run/model.ckpt bundle/ --direct             with whole-clip graphs, for 'wfvae verify'"""
+  wfvae export run/model.ckpt bundle/ --direct             with whole-clip graphs, for 'wfvae verify'
+  wfvae export runs/S-stage3 bundle/                       the averaged weights of a training run"""
 
 
 def _size(text: str) -> tuple[int, int] | None:
@@ -27,7 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="directory with config.json and safetensors weights, a training .ckpt, or owner/name on Hugging Face",
+        help="directory with config.json and safetensors weights, run directory of 'wfvae train', training .ckpt, tiny (the trained model "
+        "that ships), or owner/name on Hugging Face",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory to make")
     parser.add_argument(
