@@ -47,6 +47,8 @@ SEED = 20_000
 NOISE = 2.0
 STREAM_SEED, STREAM_FRAMES, SIDE, STREAM_SIDE = 7, 300, 128, 256
 CHUNK = 2
+STILL_LEVELS = 1
+"""Of 255: a pixel that changes by no more from one frame to the next stands still."""
 FRAMES, CLIPS_PER_VIDEO = 17, 8
 
 
@@ -143,6 +145,9 @@ def stream(model: WFVAE) -> dict[str, Any]:
     psnr = 10 * np.log10(255.0**2 / np.maximum(((before - after) ** 2).mean(axis=(1, 2, 3)), 1e-3))
     # What moves in the error from frame to frame is what would be seen as flicker.
     flicker = np.abs(np.diff(after - before, axis=0)).mean(axis=(1, 2, 3))
+    # Worst where nothing moves: there nothing hides it.
+    still = np.abs(np.diff(before, axis=0)).max(axis=-1) <= STILL_LEVELS
+    trembling = np.abs(np.diff(after, axis=0)).mean(axis=-1)[still]
     index = np.arange(1, STREAM_FRAMES)
     phases = [float(flicker[index % ratio == phase].mean()) for phase in range(ratio)]
     # A seam would make it larger where steps meet than at the same place among the frames of a latent within a step. Encoding, a step
@@ -170,6 +175,9 @@ def stream(model: WFVAE) -> dict[str, Any]:
         "error_change_at_seams_over_within_steps": seams,
         "error_change_by_phase_of_4": phases,
         "video_change_levels": float(np.abs(np.diff(before, axis=0)).mean()),
+        "still_share": float(still.mean()),
+        "still_change_levels": float(trembling.mean()),
+        "still_change_levels_99th_percentile": float(np.percentile(trembling, 99)),
     }
 
 
@@ -184,7 +192,8 @@ def summary(result: dict[str, Any]) -> str:
     seams = ", ".join(f"{name} {ratio:.2f} x" for name, ratio in told["error_change_at_seams_over_within_steps"].items())
     lines.append(
         f"stream of {told['frames']} frames: PSNR {told['psnr_db']:.2f} dB; the error changes {told['error_change_levels']:.2f} levels "
-        f"per frame, where steps meet by within them: {seams}"
+        f"per frame, where steps meet by within them: {seams}; where nothing moves ({told['still_share']:.0%} of the pixels) pictures "
+        f"change {told['still_change_levels']:.2f} levels"
     )
     return "\n".join(lines)
 

@@ -56,8 +56,10 @@ class Traced:
         self.dtype = dtype
         self.device = torch.device("cpu")
         self.is_meta = False
-        self._reshaped: Traced | None = None
+        self.reshaped: Traced | None = None
         """What this is another shape of."""
+        self.unpadded: tuple[Traced, tuple[int, int, int, int]] | None = None
+        """What this is with zeros around it: left, right, top and bottom."""
 
     @classmethod
     def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -101,11 +103,11 @@ class Traced:
             known = product(size for size in target if size != -1)
             target[target.index(-1)] = product(self.shape).divide(known)
         target = [simplify(size) for size in target]
-        origin = self._reshaped or self
+        origin = self.reshaped or self
         if tuple(target) == origin.shape:
             return origin
         result = self.tracer.emit("Reshape", [origin, self.tracer.shape(target)], target, self.dtype)
-        result._reshaped = origin
+        result.reshaped = origin
         return result
 
     def flatten(self, first: int, last: int) -> Traced:
@@ -416,13 +418,14 @@ def _conv2d(
 ) -> Traced:
     strides, pads = ([pair] * 2 if isinstance(pair, int) else list(pair) for pair in (stride, padding))
     kernel = list(weight.shape[2:])
-    inputs = [x, tracer.constant(weight)] + ([] if bias is None else [tracer.constant(bias)])
     height, width = ((x.shape[axis + 2] + (2 * pads[axis] - kernel[axis])) // strides[axis] + 1 for axis in (0, 1))
     shape = (x.shape[0], weight.shape[0], height, width)
+    # A convolution pads by itself, at each side as much as it is told to: nothing need be copied for it.
+    source, (left, right, top, bottom) = x.unpadded or (x, (0, 0, 0, 0))
+    around = [pads[0] + top, pads[1] + left, pads[0] + bottom, pads[1] + right]
+    inputs = [source, tracer.constant(weight)] + ([] if bias is None else [tracer.constant(bias)])
     # Attributes are stated even where they equal the default: some parsers want them.
-    return tracer.emit(
-        "Conv", inputs, shape, x.dtype, kernel_shape=kernel, strides=strides, pads=[*pads, *pads], dilations=[1, 1], group=groups
-    )
+    return tracer.emit("Conv", inputs, shape, x.dtype, kernel_shape=kernel, strides=strides, pads=around, dilations=[1, 1], group=groups)
 
 
 def _layer_norm(tracer: Tracer, x: Traced, normalized_shape: Any, weight: Tensor, bias: Tensor, eps: float) -> Traced:
@@ -463,7 +466,9 @@ def _pad(tracer: Tracer, x: Traced, pad: tuple[int, int, int, int], **_: Any) ->
     leading = [0] * (x.ndim - 2)
     amounts = tracer.integers([*leading, top, left, *leading, bottom, right])
     shape = (*x.shape[:-2], x.shape[-2] + (top + bottom), x.shape[-1] + (left + right))
-    return tracer.emit("Pad", [x, amounts], shape, x.dtype, mode="constant")
+    result = tracer.emit("Pad", [x, amounts], shape, x.dtype, mode="constant")
+    result.unpadded = (x, pad)
+    return result
 
 
 def _pixel_shuffle(tracer: Tracer, x: Traced, factor: int) -> Traced:

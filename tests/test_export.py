@@ -450,6 +450,20 @@ def test_shapes_that_are_taken_back_leave_no_node() -> None:
     assert whole.shape == (Size.symbol("batch") * Size.symbol("n"), 32)
 
 
+def test_a_convolution_pads_by_itself() -> None:
+    conv, images = nn.Conv2d(2, 3, 3, stride=2, padding=1), torch.randn(2, 2, 5, 6, generator=torch.Generator().manual_seed(0))
+    around = (0, 1, 2, 3)
+    tracer = Tracer(conv)
+    traced: Any = tracer.add_input("images", images.shape, torch.float32)
+    with tracer.recording():
+        result: Any = conv(torch.nn.functional.pad(traced, around))
+    tracer.keep_only([result])
+    [node] = tracer.nodes
+    assert (node.op_type, list(node.attribute[[a.name for a in node.attribute].index("pads")].ints)) == ("Conv", [3, 1, 4, 2])
+    expected = conv(torch.nn.functional.pad(images, around))
+    assert tuple(result.shape) == tuple(expected.shape)
+
+
 @pytest.mark.parametrize("options", [{}, {"precision": "fp16"}, {"size": (16, 24)}])
 @pytest.mark.parametrize("graph", ["encoder", "decoder", "encoder.direct", "decoder.direct"])
 def test_every_node_and_constant_serves_an_output(exported: Callable[..., Path], graph: str, options: dict[str, Any]) -> None:
