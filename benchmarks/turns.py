@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 Seconds = Sequence[float]
+
+
+_REST = 0.3
+"""Seconds between two jobs: the threads of an engine that has just finished spin for a while, on the cores of the next one."""
 
 
 def take_turns(jobs: Mapping[str, Callable[[], float]], runs: int, warm_up: bool = True) -> dict[str, list[float]]:
@@ -13,6 +18,7 @@ def take_turns(jobs: Mapping[str, Callable[[], float]], runs: int, warm_up: bool
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(runs + warm_up):
         for name, job in jobs.items():
+            time.sleep(_REST)
             elapsed = job()
             if turn >= warm_up:
                 seconds[name].append(elapsed)
