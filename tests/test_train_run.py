@@ -772,9 +772,18 @@ def test_a_clipped_gradient_is_what_the_optimiser_gets() -> None:
     assert torch.allclose(moments[1] * (told["gradient_norm"] / limit), moments[0], rtol=1e-3, atol=1e-4)
 
 
-def test_recomputed_activations_give_the_same_gradients_against_a_discriminator() -> None:
+GROUPNORM = {
+    "model__norm_type": "groupnorm",
+    "model__base_channels": 32,
+    "model__encoder_energy_flow_hidden_size": 32,
+    "model__decoder_energy_flow_hidden_size": 32,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, {"run__precision": "bf16"}, GROUPNORM], ids=["fp32", "bf16", "groupnorm"])
+def test_recomputed_activations_give_the_same_gradients_against_a_discriminator(changes: dict[str, object]) -> None:
     # Eq. 7 differentiates through the model's last layer before the backward pass does; what is recomputed must serve both.
-    plain, frugal = (one_step(small(loss__adversarial=True, run__activation_checkpointing=on)) for on in (False, True))
+    plain, frugal = (one_step(small(loss__adversarial=True, run__activation_checkpointing=on, **changes)) for on in (False, True))
     assert any("_checkpoint_wrapped_module" in name for name, _ in frugal[0].model.named_parameters())
     assert plain[1] == pytest.approx(frugal[1], rel=1e-5)
     assert plain[1]["adversarial_weight"] > 0
