@@ -35,7 +35,7 @@ def norm_without_turning(model: Any, *, coarse: bool) -> int:
     Args:
         model: changed in place.
         coarse: the model will be computed in bfloat16, where a mean is too coarse to be subtracted once: what is left of it is
-            subtracted, too. Results are then as close as those of OpenVINO's own norm.
+            subtracted, too. Results are then about as close to the definition as those of OpenVINO's own norm (docs/openvino.md).
 
     Returns:
         How many were rewritten.
