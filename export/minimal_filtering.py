@@ -6,7 +6,8 @@ taps g0 g1 g2 and the outputs y0 = d0 g0 + d1 g1 + d2 g2, y1 = d1 g0 + d2 g1 + d
     p0 = (d0 - d2) g0       p1 = (d1 + d2) (g0 + g1 + g2) / 2       p2 = (d2 - d1) (g0 - g1 + g2) / 2       p3 = (d3 - d1) g2
     y0 = (p1 + p2) + p0     y1 = (p1 - p2) + p3
 
-Here d are frames, or rows of frames, and a product with a tap is a 2-D convolution over channels and the axes that are left.
+Here d are frames, or rows of frames, and a product with a tap is a 2-D convolution over channels and the axes that are left. At one frame
+per latent these do not come in pairs; there wide convolutions are computed in pairs of rows alone.
 
 Frames are taken in pairs, aligned to the latents, so the bits of a frame do not depend on the chunk that it comes in. Frames that are all
 alike, such as a stream's head and its history, give p1 alone, exactly: y0 and y1 then have the same bits, as all later code presumes.
@@ -29,6 +30,9 @@ TAPS = 3
 ROWS_FROM_CHANNELS = 96
 """Below, the passes over transformed rows take longer than the products that they save (docs/performance.md)."""
 
+ROWS_ALONE_FROM_CHANNELS = 256
+"""The same where frames do not come in pairs, one per latent."""
+
 LoneFrame = Literal["first", "last"]
 
 
@@ -41,9 +45,14 @@ class MinimalFiltering:
     upsampling delays by one frame more; so pairs end with the head ("first"), or begin with it ("last")."""
 
     def fits(self, conv: CausalConv3d, frames: Tensor) -> bool:
-        """Whether `conv` can be computed so for `frames`, which include the history."""
+        """Whether `conv` can be computed so for `frames`, which include the history: in pairs, or by rows alone."""
         taps, strides = (conv.kernel, conv.kernel_spatial), (conv.stride, conv.stride_spatial)
-        return taps == (TAPS, TAPS) and strides == (1, 1) and parity(frames.shape[1]) is not None
+        wide = min(conv.conv.weight.shape[:2]) >= ROWS_ALONE_FROM_CHANNELS
+        return taps == (TAPS, TAPS) and strides == (1, 1) and (wide or self.in_pairs(frames))
+
+    def in_pairs(self, frames: Tensor) -> bool:
+        """Whether frames come in pairs for every length of a clip and every chunk."""
+        return parity(frames.shape[1]) is not None
 
     def __call__(self, frames: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
         """The convolution of (B, T + 2, C, H, W), history first, to (B, T, C', H, W)."""
@@ -117,6 +126,46 @@ def convolve_pairs(frames: Tensor, filters: Filters, bias: Tensor | None) -> Ten
     images = [_combine(parts) for parts in zip(*(_synthesise(parts) for parts in zip(*products, strict=True)), strict=True)]
     pairs = torch.stack(images, dim=1)
     return pairs.reshape(batch, -1, *pairs.shape[2:])
+
+
+def row_filters_of(weight: Tensor) -> dict[str, Tensor]:
+    """Filters (C', C, 1, 3) of a weight (C', C, 3, 3, 3), transformed in height alone, by name: `tap0.rows0` to `tap2.rows3`.
+
+    Computed in float64 and rounded once, to the weight's precision.
+    """
+    wide = weight.detach().to(torch.float64)
+    return {
+        f"tap{tap}.rows{index}": part[:, :, None].to(weight.dtype).contiguous()
+        for tap in range(TAPS)
+        for index, part in enumerate(_transform(wide[:, :, tap].unbind(2)))
+    }
+
+
+def convolve_rows(frames: Tensor, filters: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    """A causal 3x3x3 convolution, spatial zero padding 1, with two frames of history: the sum of three taps in time, in pairs of rows.
+
+    Args:
+        frames: (B, T + 2, C, H, W), of any T and H. An odd H has a row of zeros more, which is cut off again.
+        filters: the twelve of `row_filters_of`, in its order.
+        bias: (C',).
+
+    Returns:
+        (B, T, C', H, W).
+    """
+    batch, count, _, height, _ = frames.shape
+    padded = F.pad(frames.flatten(0, 1), (0, 0, 1, 2))
+    products = []
+    for index, window in enumerate(_analyse([padded[:, :, start : start - 3 or None : 2] for start in range(4)])):
+        clips = window.reshape(batch, count, *window.shape[1:])
+        total: Tensor | None = None
+        for tap in range(TAPS):
+            images = clips[:, tap : (tap - 2) or None].flatten(0, 1)
+            part = F.conv2d(images, filters[4 * tap + index], bias if tap == 0 and index == 1 else None, padding=(0, 1))
+            total = part if total is None else total + part
+        assert total is not None
+        products.append(total)
+    rows = torch.stack(_synthesise(products), dim=3).flatten(2, 3)
+    return rows.narrow(2, 0, height).reshape(batch, -1, rows.shape[1], height, rows.shape[3])
 
 
 def _products(images: Tensor, filters: Sequence[Tensor], bias: Tensor | None) -> list[Tensor]:

@@ -15,6 +15,10 @@ from wfvae.errors import StreamingError
 Monomial = tuple[str, ...]
 """Symbols of a product, sorted; () is the constant term."""
 
+_HALF = "half of "
+_MAY_BE_HALVED = ("height/8", "width/8")
+"""Symbols of space. Half of a clip's length would depend on how it is cut into chunks."""
+
 
 class Size:
     """A polynomial with integer coefficients in symbols that are all at least 1. Immutable; plain integers mix with it."""
@@ -31,6 +35,31 @@ class Size:
     @classmethod
     def of(cls, value: int | Size) -> Size:
         return value if isinstance(value, Size) else cls({(): int(value)})
+
+    @staticmethod
+    def halved(symbol: str) -> str | None:
+        """What a symbol is half of, rounded up; None for most."""
+        return symbol.removeprefix(_HALF) if symbol.startswith(_HALF) else None
+
+    @property
+    def half(self) -> Size:
+        """Half of it, rounded up. Where that depends on a symbol, a symbol of its own. Raises `StreamingError` for lengths."""
+        for symbol in _MAY_BE_HALVED:
+            if self.terms == {(symbol,): 1}:
+                return Size.symbol(f"{_HALF}{symbol}")
+        return (self + 1) // 2
+
+    @property
+    def bound(self) -> Size:
+        """What it is at most, without symbols that are half of others; for even factors, none of them negative."""
+        total = Size.of(0)
+        for monomial, factor in self.terms.items():
+            term = Size.of(factor)
+            for symbol in monomial:
+                whole = Size.halved(symbol)
+                term = term * Size.symbol(symbol) if whole is None else (term // 2) * (Size.symbol(whole) + 1)
+            total = total + term
+        return total
 
     @property
     def constant(self) -> int | None:
@@ -171,7 +200,7 @@ def slice_length(length: Length, start: int | None, stop: int | None, step: int)
         return len(range(length)[start:stop:step])
     begin = Size.of(start or 0) + (length if (start or 0) < 0 else 0)
     end = length if stop is None else Size.of(stop) + (length if stop < 0 else 0)
-    return simplify((end - begin + (step - 1)) // step)
+    return simplify((end - begin).half if step == 2 else (end - begin + (step - 1)) // step)
 
 
 def broadcast(shapes: Iterable[tuple[Length, ...]]) -> tuple[Length, ...]:

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from wfvae.blocks import Upsample2D
 from wfvae.causal import CausalConv3d
 from wfvae.errors import StreamingError
-from wfvae.export.minimal_filtering import MinimalFiltering, arrange, filters_of, rows_pay
+from wfvae.export.minimal_filtering import MinimalFiltering, arrange, convolve_rows, filters_of, row_filters_of, rows_pay
 from wfvae.export.subpixel import convolve_doubled, phase_filters
 from wfvae.export.symbolic import Length, Size, broadcast, product, simplify, slice_length
 
@@ -112,6 +112,14 @@ class Traced:
 
     def flatten(self, first: int, last: int) -> Traced:
         return self.reshape(*self.shape[:first], product(self.shape[first : last + 1]), *self.shape[last + 1 :])
+
+    def narrow(self, axis: int, start: int, length: Length) -> Traced:
+        """The only slice whose end may change with the clip: in space, where a rounded-up half was doubled again."""
+        shape = (*self.shape[:axis], length, *self.shape[axis + 1 :])
+        if shape == self.shape:
+            return self
+        bounds = [self.tracer.integers([start]), self.tracer.shape_vector([start + length]), self.tracer.integers([axis])]
+        return self.tracer.emit("Slice", [self, *bounds], shape, self.dtype)
 
     def movedim(self, source: int, destination: int) -> Traced:
         order = list(range(self.ndim))
@@ -255,7 +263,7 @@ class Tracer(TorchFunctionMode):
             name = f"{stem}_{count}"
             self.nodes.append(helper.make_node(operator, [value.name for value in inputs], [name], name=name, **attributes))
             self._seen[key] = Traced(self, name, shape, dtype)
-            self.bytes[name] = product(self._seen[key].shape) * dtype.itemsize
+            self.bytes[name] = (product(self._seen[key].shape) * dtype.itemsize).bound
         return self._seen[key]
 
     def keep_only(self, results: Sequence[Traced]) -> None:
@@ -288,6 +296,8 @@ class Tracer(TorchFunctionMode):
         """A causal convolution of frames with their history."""
         if self._form is None or not self._form.fits(conv, frames):
             return cast(Traced, conv.sum_of_taps(frames))
+        if not self._form.in_pairs(frames):
+            return cast(Traced, convolve_rows(frames, self._derived(conv.conv.weight, row_filters_of), conv.conv.bias))
         rows = rows_pay(conv.conv.weight)
         filters = self._derived(conv.conv.weight, lambda weight: filters_of(weight, rows))
         return cast(Traced, self._form(frames, arrange(filters), conv.conv.bias))
@@ -373,6 +383,10 @@ class Tracer(TorchFunctionMode):
         if symbol in self._sources:
             return self._sources[symbol]
         scopes, self._scopes = self._scopes, [""]
+        if (whole := Size.halved(symbol)) is not None:
+            more = self.emit("Add", [self._source(whole), self.integers([1])], [1], torch.int64)
+            self._sources[symbol], self._scopes = self.emit("Div", [more, self.integers([2])], [1], torch.int64), scopes
+            return self._sources[symbol]
         for value in self.inputs:
             for axis, size in enumerate(value.shape):
                 if isinstance(size, Size) and set(size.terms) <= {(symbol,), ()} and (symbol,) in size.terms:

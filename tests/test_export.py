@@ -567,9 +567,9 @@ def test_the_largest_preset_is_exported_in_little_memory(tmp_path: Path) -> None
     run = subprocess.run([sys.executable, "-c", PRESET_SCRIPT, "L", str(tmp_path / "bundle")], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     parameters, peak = map(int, run.stdout.split())
-    # Transformed filters are 16/9 of the weights that they stand for, which are a third of all.
-    assert 4 * parameters < (tmp_path / "bundle/weights.bin").stat().st_size < 1.3 * 4 * parameters
-    assert peak < 1.7 * 4 * parameters + 1e9 < 6e9  # the weights once, and the transformed filters
+    # Transformed filters are 4/3 or 16/9 of the weights that they stand for, which are nearly all.
+    assert 4 * parameters < (tmp_path / "bundle/weights.bin").stat().st_size < 1.5 * 4 * parameters
+    assert peak < 3 * 4 * parameters + 1e9 < 6e9  # the weights once, the transformed filters, and what makes them
 
 
 @pytest.mark.parametrize("preset", ["S", "M"])

@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 
 from wfvae.causal import CausalConv3d
 from wfvae.export.bundle import ExportOptions, export_bundle
-from wfvae.export.minimal_filtering import ROWS_FROM_CHANNELS, MinimalFiltering, arrange, convolve_pairs, filters_of, parity, rows_pay
+from wfvae.export.minimal_filtering import (
+    ROWS_ALONE_FROM_CHANNELS,
+    ROWS_FROM_CHANNELS,
+    MinimalFiltering,
+    arrange,
+    convolve_pairs,
+    convolve_rows,
+    filters_of,
+    parity,
+    row_filters_of,
+    rows_pay,
+)
 from wfvae.export.parity.verifier import verify
 from wfvae.export.symbolic import Size
 from wfvae.procedural import ProceduralClip
@@ -70,6 +81,17 @@ def test_equal_frames_give_equal_bits(case: tuple[CausalConv3d, torch.Tensor, bo
     assert torch.equal(later[:, 0], result[:, 0])
 
 
+@given(st.tuples(*(st.integers(1, top) for top in (3, 5, 5, 5, 7, 5))), st.integers(0, 2**31))
+def test_rows_alone_equal_the_sum_of_taps(sizes: tuple[int, ...], seed: int) -> None:
+    """Of any number of frames and rows, odd ones too."""
+    batch, count, channels, outputs, height, width = sizes
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randn(batch, count + 2, channels, height, width, generator=generator, dtype=torch.float64)
+    conv = convolution(seed, channels, outputs)
+    result = convolve_rows(frames, list(row_filters_of(conv.conv.weight).values()), conv.conv.bias)
+    torch.testing.assert_close(result, conv.sum_of_taps(frames), rtol=0, atol=1e-12)
+
+
 def test_filters_are_those_of_the_paper() -> None:
     """Worked by hand for the taps 1, 10, 100 in time and 2, 4, 8 in height."""
     weight = torch.tensor([1.0, 10.0, 100.0])[:, None, None] * torch.tensor([2.0, 4.0, 8.0])[None, :, None] * torch.ones(3)
@@ -78,6 +100,9 @@ def test_filters_are_those_of_the_paper() -> None:
     rows = filters_of(weight[None, None], rows=True)
     assert [float(rows[f"pair1.rows{index}"][0, 0, 0, 2]) for index in range(4)] == [55.5 * 2, 55.5 * 7, 55.5 * 3, 55.5 * 8]
     assert {tuple(part.shape) for part in rows.values()} == {(1, 1, 1, 3)} and len(rows) == 16
+    alone = row_filters_of(weight[None, None])
+    assert list(alone) == [f"tap{tap}.rows{index}" for tap in range(3) for index in range(4)]
+    assert [float(part[0, 0, 0, 1]) for part in alone.values()] == [t * r for t in (1, 10, 100) for r in (2, 7, 3, 8)]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +123,7 @@ def test_parity_is_known_or_not(length: Any, expected: int | None) -> None:
 @pytest.mark.parametrize("options", [{"stride": (2, 2)}, {"kernel": 1}, {"kernel_spatial": 1}, {"stride": (2, 1)}])
 def test_other_convolutions_do_not_fit(options: dict[str, Any]) -> None:
     frames = torch.zeros(1, 4, 2, 4, 4)
-    assert MinimalFiltering("first").fits(convolution(0, 2, 2), frames)
+    assert MinimalFiltering("first").fits(convolution(0, 2, 2), frames) and MinimalFiltering("first").in_pairs(frames)
     assert not MinimalFiltering("first").fits(convolution(0, 2, 2, **options), frames)
 
 
@@ -109,6 +134,10 @@ def kernels(bundle: Path, file: str) -> set[tuple[int, ...]]:
     graph = onnx.load(str(bundle / file), load_external_data=False).graph
     attributes = [attribute for node in graph.node if node.op_type == "Conv" for attribute in node.attribute]
     return {tuple(attribute.ints) for attribute in attributes if attribute.name == "kernel_shape"}
+
+
+def constants(bundle: Path, file: str) -> set[str]:
+    return {tensor.name for tensor in onnx.load(str(bundle / file), load_external_data=False).graph.initializer}
 
 
 @pytest.mark.parametrize("interpolation", ["trilinear", "nearest"])
@@ -127,6 +156,25 @@ def test_streams_have_the_bits_of_direct_inference(interpolation: str, ratio: in
     assert verification.passed, [check for check in verification.checks if not check.passed]
     assert all(check.equal_bits for check in verification.checks if check.rule == "equal bits")
     assert max(check.max_abs for check in verification.checks) < 2e-5
+
+
+@pytest.mark.parametrize(("backend", "heights"), [("onnxruntime", (24, 16)), ("openvino", (24,))])
+def test_one_frame_per_latent_is_computed_by_rows(backend: Any, heights: tuple[int, ...], small_model: SmallModel, tmp_path: Path) -> None:
+    """In the middle of a wide network, for sizes with an even and an odd number of latent rows from one bundle."""
+    from wfvae.runtime import open_bundle
+
+    model = small_model(base_channels=ROWS_ALONE_FROM_CHANNELS // 4, encoder_num_resblocks=1, decoder_num_resblocks=1)
+    export_bundle(model, tmp_path / "bundle", ExportOptions(direct=True))
+    filters = {name for graph in ("encoder", "decoder") for name in constants(tmp_path / "bundle", f"{graph}.onnx")}
+    assert {"encoder.mid.0.conv2.conv.weight.tap2.rows3", "decoder.mid.2.conv2.conv.weight.tap0.rows0"} <= filters
+    assert not any(name.startswith(("encoder.conv_out", "decoder.conv_in")) and ".rows" in name for name in filters)
+    for height in heights:
+        frames = ProceduralClip(5, height, 8).frames(0, 10)
+        options = {"provider": "cpu"} if backend == "onnxruntime" else {}
+        verification = verify(open_bundle(tmp_path / "bundle", backend=backend, threads=1, **options), frames, against=model)
+        assert verification.passed, [check for check in verification.checks if not check.passed]
+        assert all(check.equal_bits for check in verification.checks if check.rule == "equal bits")
+        assert max(check.max_abs for check in verification.checks) < 2e-5
 
 
 def test_plain_and_minimal_bundles_differ_in_rounding_alone(small_model: SmallModel, tmp_path: Path) -> None:

@@ -108,6 +108,25 @@ def test_slices_of_symbols(start: int, behind: int | None, step: int, value: int
     assert Size.of(counted).at({"n": value}) == len(range(length.at({"n": value}))[start:stop:step])
 
 
+@given(st.integers(1, 99), st.sampled_from([0, 1, 2]), st.integers(1, 9))
+def test_half_of_a_symbol_of_space_is_rounded_up(value: int, start: int, other: int) -> None:
+    rows = Size.symbol("height/8")
+    half = slice_length(rows + 3, start, start - 3, 2)
+    assert half == rows.half == Size.symbol("half of height/8") and Size.halved("half of height/8") == "height/8"
+    assert len(range(value + 3)[start : start - 3 : 2]) == (value + 1) // 2
+    size = 4 * half * Size.symbol("batch") + 6
+    symbols = {"height/8": value, "batch": other}
+    exact = size.at(symbols | {"half of height/8": (value + 1) // 2})
+    assert exact <= size.bound.at(symbols) <= exact + 2 * other
+
+
+@pytest.mark.parametrize("size", [Size.symbol("latents"), Size.symbol("height/8") + 2, 3 * Size.symbol("width/8")])
+def test_half_of_other_sizes_is_exact_or_refused(size: Size) -> None:
+    assert (2 * size).half == size and (2 * size + 1).half == size + 1
+    with pytest.raises(StreamingError, match="divided by 2"):
+        size.half  # noqa: B018
+
+
 def test_plain_where_no_symbol_is_left() -> None:
     assert type(simplify(n - n + 3)) is int and simplify(n) is n and simplify(7) == 7
     assert math.prod((2, 3)) == product((2, 3)).constant
