@@ -87,10 +87,10 @@ def filters_of(weight: Tensor, rows: bool) -> dict[str, Tensor]:
     Computed in float64 and rounded once, to the weight's precision.
     """
     wide = weight.detach().to(torch.float64)
-    pairs = {f"pair{index}": part for index, part in enumerate(_transform(wide.unbind(2)))}
+    pairs = {f"pair{index}": part for index, part in enumerate(transform(wide.unbind(2)))}
     if rows:
         pairs = {
-            f"{name}.rows{index}": part[:, :, None] for name, pair in pairs.items() for index, part in enumerate(_transform(pair.unbind(2)))
+            f"{name}.rows{index}": part[:, :, None] for name, pair in pairs.items() for index, part in enumerate(transform(pair.unbind(2)))
         }
     return {name: part.to(weight.dtype).contiguous() for name, part in pairs.items()}
 
@@ -101,7 +101,8 @@ def arrange(filters: Sequence[Tensor]) -> Filters:
     return [filters[start : start + each] for start in range(0, len(filters), each)]
 
 
-def _transform(taps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def transform(taps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """g0 to g2 as the factors of p0 to p3."""
     first, middle, last = taps
     return first, (first + middle + last) / 2, (first - middle + last) / 2, last
 
@@ -118,12 +119,12 @@ def convolve_pairs(frames: Tensor, filters: Filters, bias: Tensor | None) -> Ten
         (B, T, C', H, W).
     """
     batch = frames.shape[0]
-    windows = _analyse([frames[:, start : start - TAPS or None : 2] for start in range(4)])
+    windows = analyse([frames[:, start : start - TAPS or None : 2] for start in range(4)])
     products = [
         _products(window.flatten(0, 1), pair, bias if index == 1 else None)
         for index, (window, pair) in enumerate(zip(windows, filters, strict=True))
     ]
-    images = [_combine(parts) for parts in zip(*(_synthesise(parts) for parts in zip(*products, strict=True)), strict=True)]
+    images = [_combine(parts) for parts in zip(*(synthesise(parts) for parts in zip(*products, strict=True)), strict=True)]
     pairs = torch.stack(images, dim=1)
     return pairs.reshape(batch, -1, *pairs.shape[2:])
 
@@ -137,7 +138,7 @@ def row_filters_of(weight: Tensor) -> dict[str, Tensor]:
     return {
         f"tap{tap}.rows{index}": part[:, :, None].to(weight.dtype).contiguous()
         for tap in range(TAPS)
-        for index, part in enumerate(_transform(wide[:, :, tap].unbind(2)))
+        for index, part in enumerate(transform(wide[:, :, tap].unbind(2)))
     }
 
 
@@ -155,7 +156,7 @@ def convolve_rows(frames: Tensor, filters: Sequence[Tensor], bias: Tensor | None
     batch, count, _, height, _ = frames.shape
     padded = F.pad(frames.flatten(0, 1), (0, 0, 1, 2))
     products = []
-    for index, window in enumerate(_analyse([padded[:, :, start : start - 3 or None : 2] for start in range(4)])):
+    for index, window in enumerate(analyse([padded[:, :, start : start - 3 or None : 2] for start in range(4)])):
         clips = window.reshape(batch, count, *window.shape[1:])
         total: Tensor | None = None
         for tap in range(TAPS):
@@ -164,7 +165,7 @@ def convolve_rows(frames: Tensor, filters: Sequence[Tensor], bias: Tensor | None
             total = part if total is None else total + part
         assert total is not None
         products.append(total)
-    rows = torch.stack(_synthesise(products), dim=3).flatten(2, 3)
+    rows = torch.stack(synthesise(products), dim=3).flatten(2, 3)
     return rows.narrow(2, 0, height).reshape(batch, -1, rows.shape[1], height, rows.shape[3])
 
 
@@ -173,7 +174,7 @@ def _products(images: Tensor, filters: Sequence[Tensor], bias: Tensor | None) ->
     if len(filters) == 1:
         return [F.conv2d(images, filters[0], bias, padding=1)]
     padded = F.pad(images, (0, 0, 1, 1))
-    windows = _analyse([padded[:, :, start : start - TAPS or None : 2] for start in range(4)])
+    windows = analyse([padded[:, :, start : start - TAPS or None : 2] for start in range(4)])
     return [
         F.conv2d(window, part, bias if index == 1 else None, padding=(0, 1))
         for index, (window, part) in enumerate(zip(windows, filters, strict=True))
@@ -184,15 +185,17 @@ def _combine(parts: Sequence[Tensor]) -> Tensor:
     """Whole images from what `_products` gave, after the synthesis in time."""
     if len(parts) == 1:
         return parts[0]
-    rows = torch.stack(_synthesise(parts), dim=3)
+    rows = torch.stack(synthesise(parts), dim=3)
     return rows.flatten(2, 3)
 
 
-def _analyse(window: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def analyse(window: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """d0 to d3 as the other factors."""
     d0, d1, d2, d3 = window
     return d0 - d2, d1 + d2, d2 - d1, d3 - d1
 
 
-def _synthesise(products: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def synthesise(products: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """y0 and y1 from p0 to p3."""
     p0, p1, p2, p3 = products
     return (p1 + p2) + p0, (p1 - p2) + p3

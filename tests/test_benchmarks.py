@@ -36,6 +36,7 @@ sys.path.insert(0, str(BENCHMARKS))
 try:
     import bundle_engines
     import charts
+    import forms
     import isolated
     import onnx_work
     import overhead
@@ -526,6 +527,31 @@ def test_roofline(tmp_path: Path, engine: str) -> None:
         assert row["flop"] == sum(one["flop"] for one in operators.values()) and operators["Conv"]["flop"] > 0.9 * row["flop"]
         assert row["of_gemm"] == pytest.approx(row["gflop_per_second"] / roofs["gemm"]["gflop_per_second"], rel=1e-2)
     assert found["roofs"]["gb_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_forms(tmp_path: Path) -> None:
+    """Every layer whose size is small, on one engine; each form's result is compared with the network's there."""
+    run("forms.py", "--layers", "attention", "norm", "--engines", "onnxruntime", "--runs", 1, "--threads", 1, "--json", tmp_path / "f.json")
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert found["machine"]["onnxruntime"] and found["runs"] == 1
+    by_layer = {(row["layer"], str(row["shapes"])): [] for row in found["rows"]}
+    for row in found["rows"]:
+        by_layer[row["layer"], str(row["shapes"])].append(row)
+    assert {layer for layer, _ in by_layer} == {"attention", "norm and SiLU"}
+    for own, *others in by_layer.values():
+        assert (own["speed_by_networks_form"], own["largest_difference"]) == (1.0, 0.0) and others
+        assert all(row["milliseconds"] > 0 and 0 <= row["largest_difference"] < 1e-4 for row in others)
+    assert "| attention | 5x512x16x16 | one projection | onnxruntime |" in (tmp_path / "f.md").read_text()
+
+
+def test_forms_must_agree() -> None:
+    shape = (1, 1, 2, 4, 4)
+    right, wrong = (forms.Form(lambda x, factor=factor: x * factor) for factor in (2.0, 2.001))
+    rows = list(forms.measure(forms.Layer("product", (shape,), {"a": right, "b": right}), "onnxruntime", 1, 1))
+    assert [row["form"] for row in rows] == ["a", "b"] and rows[0]["shapes"] == [list(shape)]
+    with pytest.raises(AssertionError, match="product, wrong: 5.0e-04"):
+        list(forms.measure(forms.Layer("product", (shape,), {"a": right, "wrong": wrong}), "onnxruntime", 1, 1))
 
 
 def test_a_graph_above_its_roofs_is_marked() -> None:

@@ -1,0 +1,356 @@
+"""Ways to compute single layers of the exported graphs: those that the export chooses, and those that were tried and dropped.
+
+    python benchmarks/forms.py [--json benchmarks/results/forms-cpu.json]
+    python benchmarks/forms.py --layers attention norm --engines onnxruntime --runs 9
+
+Layers have the sizes of preset S at 128x128. Each has the network's own form first; the others are measured against it, in turns, in each
+engine by itself. All forms of a layer must give the same, up to rounding. Weights are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import helper, numpy_helper
+from record import load_average, machine, machine_line, markdown_table, write_json, write_text
+from roofline import compile_model
+from torch import Tensor, nn
+from turns import ratio, take_turns
+
+from wfvae.blocks import FrameAttention, Norm, Upsample2D
+from wfvae.causal import CausalConv3d, OfflineClip, cat_frames
+from wfvae.export.minimal_filtering import (
+    analyse,
+    arrange,
+    convolve_pairs,
+    convolve_rows,
+    filters_of,
+    row_filters_of,
+    synthesise,
+    transform,
+)
+from wfvae.export.subpixel import convolve_doubled, phase_filters
+from wfvae.export.tracer import ONNX_TYPES, Tracer
+
+ENGINES = ("onnxruntime", "openvino-fp32", "openvino-bf16")
+TOLERANCE = 1e-4
+"""How far forms may be apart in fp32, by the largest value."""
+_OPSET = 20
+
+Shape = tuple[int, ...]
+
+
+class Form(nn.Module):
+    """A computation with tensors of its own, on one or more inputs."""
+
+    def __init__(
+        self, compute: Callable[..., Tensor], module: nn.Module | None = None, tensors: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.compute, self.module = compute, module
+        for name, tensor in (tensors or {}).items():
+            self.register_buffer(name.replace(".", "_"), tensor)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.compute(*inputs, *self.buffers(recurse=False))
+
+
+@dataclass(frozen=True)
+class Layer:
+    name: str
+    inputs: tuple[Shape, ...]
+    """(B, T, C, H, W) each."""
+    forms: Mapping[str, Form]
+    """By name; the first is the network's own."""
+
+
+def layers() -> dict[str, Callable[[], list[Layer]]]:
+    """What can be measured, by the names of the command line."""
+    return {
+        "pairs": lambda: [_pairs(8, channels, side) for channels, side in ((512, 16), (128, 64), (32, 64))],
+        "rows": lambda: [_rows(5, channels, side) for channels, side in ((512, 16), (256, 16), (128, 16))],
+        "doubling": lambda: [_doubling(8, 512, 16)],
+        "nearest": lambda: [_nearest(4, 512, 32)],
+        "attention": lambda: [_attention(5, 512, 16)],
+        "norm": lambda: [_norm(17, 128, 64)],
+        "history": lambda: [_history(4, 512, 16)],
+    }
+
+
+def _convolution(channels: int) -> CausalConv3d:
+    return CausalConv3d(channels, channels, 8)
+
+
+def _filtered(convolve: Callable[..., Tensor], filters: Mapping[str, Tensor], bias: Tensor | None) -> Form:
+    assert bias is not None
+    return Form(lambda x, *tensors: convolve(x, tensors[:-1], tensors[-1]), tensors={**filters, "bias": bias})
+
+
+def _in_pairs(x: Tensor, filters: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    return convolve_pairs(x, arrange(filters), bias)
+
+
+def _pairs(count: int, channels: int, side: int) -> Layer:
+    conv = _convolution(channels)
+    weight, bias = conv.conv.weight, conv.conv.bias
+    forms = {
+        "sum of taps": Form(conv.sum_of_taps, conv),
+        "in pairs of frames": _filtered(_in_pairs, filters_of(weight, rows=False), bias),
+        "in pairs of frames and of rows": _filtered(_in_pairs, filters_of(weight, rows=True), bias),
+    }
+    return Layer("3x3x3 convolution, frames in pairs", ((1, count + 2, channels, side, side),), forms)
+
+
+def _rows(count: int, channels: int, side: int) -> Layer:
+    conv = _convolution(channels)
+    weight, bias = conv.conv.weight, conv.conv.bias
+    forms = {
+        "sum of taps": Form(conv.sum_of_taps, conv),
+        "in pairs of rows": _filtered(convolve_rows, row_filters_of(weight), bias),
+        "in pairs of rows and of columns": _filtered(_rows_and_columns, _tile_filters(weight), bias),
+    }
+    return Layer("3x3x3 convolution, frames one by one", ((1, count + 2, channels, side, side),), forms)
+
+
+def _tile_filters(weight: Tensor) -> dict[str, Tensor]:
+    """Filters (C', C, 1, 1), transformed in height and width: three taps of four rows of four columns."""
+    return {
+        f"tap{tap}.{row}{column}": part[:, :, None, None].contiguous()
+        for tap in range(3)
+        for row, line in enumerate(transform(weight.detach()[:, :, tap].unbind(2)))
+        for column, part in enumerate(transform(line.unbind(2)))
+    }
+
+
+def _rows_and_columns(frames: Tensor, filters: Sequence[Tensor], bias: Tensor) -> Tensor:
+    """For even heights and widths."""
+    padded = F.pad(frames.flatten(0, 1), (1, 1, 1, 1))
+    products: list[list[Tensor]] = []
+    for row, window in enumerate(analyse([padded[:, :, start : start - 3 or None : 2] for start in range(4)])):
+        products.append([])
+        for column, tile in enumerate(analyse([window[:, :, :, start : start - 3 or None : 2] for start in range(4)])):
+            parts = [
+                F.conv2d(
+                    tile[tap : (tap - 2) or None], filters[16 * tap + 4 * row + column], bias if (tap, row, column) == (0, 1, 1) else None
+                )
+                for tap in range(3)
+            ]
+            products[-1].append(parts[0] + parts[1] + parts[2])
+    columns = [synthesise(column) for column in zip(*products, strict=True)]
+    lines = [torch.stack(synthesise([column[line] for column in columns]), dim=4).flatten(3, 4) for line in range(2)]
+    result = torch.stack(lines, dim=3).flatten(2, 3)
+    return result.reshape(1, -1, *result.shape[1:])
+
+
+def _doubling(count: int, channels: int, side: int) -> Layer:
+    upsample = Upsample2D(channels)
+    filters = phase_filters(upsample.conv.weight)
+    forms = {
+        "repetition, then 3x3": Form(lambda x: upsample.convolve_doubled(x.flatten(0, 1)), upsample),
+        "four 2x2": _filtered(lambda x, parts, bias: convolve_doubled(x.flatten(0, 1), parts, bias), filters, upsample.conv.bias),
+    }
+    return Layer("height and width doubled, 3x3 convolution", ((1, count, channels, side, side),), forms)
+
+
+def _nearest(count: int, channels: int, side: int) -> Layer:
+    """Frames repeated in time, with one of history."""
+    conv = _convolution(channels)
+    weight, bias = conv.conv.weight, conv.conv.bias
+
+    def repeated(x: Tensor) -> Tensor:
+        return torch.stack([x, x], dim=2).flatten(1, 2)
+
+    def three_products(x: Tensor, taps: Sequence[Tensor], bias: Tensor) -> Tensor:
+        # Outputs see x[i-1] x[i-1] x[i] and x[i-1] x[i] x[i]: the middle tap's product is the same for both, a frame apart.
+        frames = x.shape[1]
+        first, middle, last = (F.conv2d(x.flatten(0, 1), tap, bias if index == 1 else None, padding=1) for index, tap in enumerate(taps))
+        common = first[: frames - 1] + last[1:]
+        pairs = torch.stack([common + middle[: frames - 1], common + middle[1:]], dim=1).flatten(0, 1)
+        return pairs.reshape(1, -1, *pairs.shape[1:])
+
+    forms = {
+        "repetition, then the sum of taps": Form(lambda x: conv.sum_of_taps(repeated(x)), conv),
+        "repetition, then in pairs of frames": _filtered(lambda x, *more: _in_pairs(repeated(x), *more), filters_of(weight, False), bias),
+        "repetition, then in pairs of frames and of rows": _filtered(
+            lambda x, *more: _in_pairs(repeated(x), *more), filters_of(weight, True), bias
+        ),
+        "three products": _filtered(three_products, {f"tap{t}": tap.clone() for t, tap in enumerate(weight.unbind(2))}, bias),
+    }
+    return Layer("frame rate doubled by repetition, 3x3x3 convolution", ((1, count + 1, channels, side, side),), forms)
+
+
+def _attention(count: int, channels: int, side: int) -> Layer:
+    block = FrameAttention(channels, 8, "layernorm")
+    weights = torch.cat([getattr(block, name).conv.weight[:, :, 0] for name in "qkv"])
+    biases = torch.cat([getattr(block, name).conv.bias for name in "qkv"])
+
+    def fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        images = F.conv2d(block.norm(x).flatten(0, 1), weight, bias)
+        parts = [images[:, start : start + channels] for start in (0, channels, 2 * channels)]
+        query, key, value = (part.reshape(-1, 1, channels, side * side).transpose(2, 3) for part in parts)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(2, 3)
+        return cast(Tensor, block.proj_out(attended.reshape(1, -1, channels, side, side), OfflineClip())) + x
+
+    forms = {
+        "three projections": Form(lambda x: block(x, OfflineClip()), block),
+        "one projection": Form(fused, block, {"weight": weights, "bias": biases}),
+    }
+    return Layer("attention", ((1, count, channels, side, side),), forms)
+
+
+def _norm(count: int, channels: int, side: int) -> Layer:
+    norm = Norm(channels, "layernorm")
+    scale, shift = (tensor.detach().reshape(-1, 1, 1).clone() for tensor in (norm.norm.weight, norm.norm.bias))
+
+    def over_channels(x: Any, scale: Any, shift: Any) -> Any:
+        images = x.reshape(count, channels, side, side)
+        axis = x.tracer.integers([1])
+
+        def mean(values: Any) -> Any:
+            return x.tracer.emit("ReduceMean", [values, axis], (count, 1, side, side), values.dtype, keepdims=1)
+
+        centred = images - mean(images)
+        deviation = x.tracer.emit("Sqrt", [mean(centred * centred) + norm.norm.eps], (count, 1, side, side), x.dtype)
+        normed = x.tracer.binary("Div", centred, deviation) * scale + shift
+        return F.silu(normed).reshape(1, count, channels, side, side)
+
+    forms = {
+        "transposes around the norm": Form(lambda x: F.silu(norm(x)), norm),
+        "means over channels": Form(over_channels, norm, {"scale": scale, "shift": shift}),
+    }
+    return Layer("norm and SiLU", ((1, count, channels, side, side),), forms)
+
+
+def _history(count: int, channels: int, side: int) -> Layer:
+    conv = _convolution(channels)
+    shapes = tuple((1, frames, channels, side, side) for frames in (2, count))
+    forms = {
+        "cache and frames concatenated": Form(lambda history, x: conv.sum_of_taps(cat_frames([history, x])), conv),
+        "concatenated for each tap": _tap_by_tap(conv),
+    }
+    return Layer("3x3x3 convolution with its causal cache", shapes, forms)
+
+
+def _tap_by_tap(conv: CausalConv3d) -> Form:
+    """No slices; the last tap needs no copy."""
+
+    def compute(history: Tensor, x: Tensor) -> Tensor:
+        count = x.shape[1]
+        taken = [cat_frames([history, x[:, : count - 2]]), cat_frames([history[:, 1:], x[:, : count - 1]]), x]
+        weight, bias = conv.conv.weight, conv.conv.bias
+        parts = [
+            F.conv2d(frames.flatten(0, 1), weight[:, :, tap], bias if tap == 0 else None, padding=1) for tap, frames in enumerate(taken)
+        ]
+        total = parts[0] + parts[1] + parts[2]
+        return total.reshape(1, count, *total.shape[1:])
+
+    return Form(compute, conv)
+
+
+def record(form: Form, shapes: Sequence[Shape]) -> onnx.ModelProto:
+    """The form as the export would write it."""
+    tracer = Tracer(form)
+    inputs = [tracer.add_input(f"x{index}", shape, torch.float32) for index, shape in enumerate(shapes)]
+    with tracer.recording():
+        result: Any = form(*cast("list[Tensor]", inputs))
+    tracer.keep_only([result])
+    values = [
+        helper.make_tensor_value_info(value.name, ONNX_TYPES[torch.float32], shape) for value, shape in zip(inputs, shapes, strict=True)
+    ]
+    output = helper.make_tensor_value_info(result.name, ONNX_TYPES[torch.float32], None)
+    constants = [numpy_helper.from_array(tensor.numpy(), name) for name, tensor in tracer.constants.items()]
+    graph = helper.make_graph(tracer.nodes, "form", values, [output], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=9)
+
+
+def measure(layer: Layer, engine: str, threads: int, runs: int) -> Iterator[dict[str, Any]]:
+    """A row per form."""
+    rng = np.random.default_rng(0)
+    feeds = {f"x{index}": rng.standard_normal(shape).astype(np.float32) for index, shape in enumerate(layer.inputs)}
+    calls = {name: compile_model(record(form, layer.inputs), engine, threads) for name, form in layer.forms.items()}
+    results: dict[str, Any] = {}
+
+    def job(name: str) -> Callable[[], float]:
+        def call() -> float:
+            begin = time.perf_counter()
+            found = calls[name](feeds)
+            elapsed = time.perf_counter() - begin
+            results[name] = np.array(found[0])
+            return elapsed
+
+        return call
+
+    seconds = take_turns({name: job(name) for name in calls}, runs)
+    own = next(iter(layer.forms))
+    for name in layer.forms:
+        apart = float(np.abs(results[name].reshape(-1) - results[own].reshape(-1)).max() / np.abs(results[own]).max())
+        if engine != "openvino-bf16" and apart > TOLERANCE:
+            raise AssertionError(f"{layer.name}, {name}: {apart:.1e} of the largest value apart from the network's form")
+        yield {
+            "layer": layer.name,
+            "shapes": [list(shape) for shape in layer.inputs],
+            "form": name,
+            "engine": engine,
+            "milliseconds": 1000 * float(np.median(seconds[name])),
+            "speed_by_networks_form": ratio(seconds[own], seconds[name]),
+            "largest_difference": apart,
+        }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown."""
+    rows = [
+        (
+            row["layer"],
+            " + ".join("x".join(map(str, shape[1:])) for shape in row["shapes"]),
+            row["form"],
+            row["engine"],
+            f"{row['milliseconds']:.2f}",
+            f"{row['speed_by_networks_form']:.2f} x",
+        )
+        for row in result["rows"]
+    ]
+    header = ("layer", "frames, channels, height, width", "form", "engine", "ms", "speed by the network's form")
+    return f"# Forms of layers\n\n{machine_line(result['machine'])}\n\n{markdown_table(header, rows)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", nargs="+", choices=layers(), default=list(layers()))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--runs", type=int, default=5, help="turns (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    before = load_average()
+    with torch.no_grad():
+        rows = [
+            row
+            for name in args.layers
+            for layer in layers()[name]()
+            for engine in args.engines
+            for row in measure(layer, engine, args.threads, args.runs)
+        ]
+    facts = machine(args.threads, "wfvae", "torch", "onnxruntime", "openvino")
+    result = {"machine": facts, "load_average_before": before, "runs": args.runs, "rows": rows}
+    if args.json is None:
+        print(json.dumps(result, indent=2))
+        return
+    write_json(args.json, result)
+    write_text(args.json.with_suffix(".md"), table(result))
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()
