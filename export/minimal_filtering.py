@@ -36,26 +36,32 @@ ROWS_ALONE_FROM_CHANNELS = 256
 LoneFrame = Literal["first", "last"]
 
 
+Way = Literal["pairs", "pairs and rows", "rows"]
+"""Outputs that are computed two at a time: frames; frames and rows; or rows alone."""
+
+
 @dataclass(frozen=True)
 class MinimalFiltering:
-    """How a graph's causal convolutions are computed, where their frames come in pairs."""
+    """How a graph's causal convolutions are computed."""
 
     lone: LoneFrame
     """The frame of a whole clip without a partner. In a stream the head has as many copies as fill its pairs, and a linear time
     upsampling delays by one frame more; so pairs end with the head ("first"), or begin with it ("last")."""
 
-    def fits(self, conv: CausalConv3d, frames: Tensor) -> bool:
-        """Whether `conv` can be computed so for `frames`, which include the history: in pairs, or by rows alone."""
+    def way(self, conv: CausalConv3d, frames: Tensor) -> Way | None:
+        """How to compute `conv` for `frames`, which include the history; None: tap by tap."""
         taps, strides = (conv.kernel, conv.kernel_spatial), (conv.stride, conv.stride_spatial)
-        wide = min(conv.conv.weight.shape[:2]) >= ROWS_ALONE_FROM_CHANNELS
-        return taps == (TAPS, TAPS) and strides == (1, 1) and (wide or self.in_pairs(frames))
+        if taps != (TAPS, TAPS) or strides != (1, 1):
+            return None
+        channels = min(conv.conv.weight.shape[:2])
+        if parity(frames.shape[1]) is None:
+            return "rows" if channels >= ROWS_ALONE_FROM_CHANNELS else None
+        return "pairs and rows" if channels >= ROWS_FROM_CHANNELS else "pairs"
 
-    def in_pairs(self, frames: Tensor) -> bool:
-        """Whether frames come in pairs for every length of a clip and every chunk."""
-        return parity(frames.shape[1]) is not None
-
-    def __call__(self, frames: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
-        """The convolution of (B, T + 2, C, H, W), history first, to (B, T, C', H, W)."""
+    def __call__(self, way: Way, frames: Tensor, filters: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+        """The convolution of (B, T + 2, C, H, W), history first, to (B, T, C', H, W). `filters`: those of `filters_of`, in its order."""
+        if way == "rows":
+            return convolve_rows(frames, filters, bias)
         if parity(frames.shape[1]) == 0:
             return convolve_pairs(frames, filters, bias)
         if self.lone == "first":
@@ -72,33 +78,19 @@ def parity(length: Length) -> int | None:
     return length % 2
 
 
-Filters = Sequence[Sequence[Tensor]]
-"""Four transformed filters in time, each as one (C', C, 3, 3), or again as four in height, (C', C, 1, 3)."""
+def filters_of(weight: Tensor, way: Way) -> dict[str, Tensor]:
+    """Transformed filters of a weight (C', C, 3, 3, 3), by name.
 
-
-def rows_pay(weight: Tensor) -> bool:
-    """Whether transforming in height, too, saves time for a weight (C', C, 3, 3, 3)."""
-    return min(weight.shape[:2]) >= ROWS_FROM_CHANNELS
-
-
-def filters_of(weight: Tensor, rows: bool) -> dict[str, Tensor]:
-    """Transformed filters of a weight (C', C, 3, 3, 3), by name: `pair0` to `pair3`; with `rows`, `pair0.rows0` to `pair3.rows3`.
-
-    Computed in float64 and rounded once, to the weight's precision.
+    pairs: `pair0` to `pair3`, (C', C, 3, 3). pairs and rows: `pair0.rows0` to `pair3.rows3`, (C', C, 1, 3). rows: `tap0.rows0` to
+    `tap2.rows3`, (C', C, 1, 3). Computed in float64 and rounded once, to the weight's precision.
     """
-    wide = weight.detach().to(torch.float64)
-    pairs = {f"pair{index}": part for index, part in enumerate(transform(wide.unbind(2)))}
-    if rows:
-        pairs = {
-            f"{name}.rows{index}": part[:, :, None] for name, pair in pairs.items() for index, part in enumerate(transform(pair.unbind(2)))
+    taps = weight.detach().to(torch.float64).unbind(2)
+    parts = {f"tap{i}": part for i, part in enumerate(taps)} if way == "rows" else {f"pair{i}": p for i, p in enumerate(transform(taps))}
+    if way != "pairs":
+        parts = {
+            f"{name}.rows{index}": row[:, :, None] for name, part in parts.items() for index, row in enumerate(transform(part.unbind(2)))
         }
-    return {name: part.to(weight.dtype).contiguous() for name, part in pairs.items()}
-
-
-def arrange(filters: Sequence[Tensor]) -> Filters:
-    """What `filters_of` gives, in its order, as `Filters`."""
-    each = len(filters) // 4
-    return [filters[start : start + each] for start in range(0, len(filters), each)]
+    return {name: part.to(weight.dtype).contiguous() for name, part in parts.items()}
 
 
 def transform(taps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -107,39 +99,27 @@ def transform(taps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return first, (first + middle + last) / 2, (first - middle + last) / 2, last
 
 
-def convolve_pairs(frames: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
+def convolve_pairs(frames: Tensor, filters: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """A causal 3x3x3 convolution, spatial zero padding 1, with two frames of history and an even number of frames.
 
     Args:
         frames: (B, T + 2, C, H, W), T even; H even where the filters are transformed in height.
-        filters: see `filters_of`.
+        filters: four, or with rows sixteen, of `filters_of`.
         bias: (C',).
 
     Returns:
         (B, T, C', H, W).
     """
+    each = len(filters) // 4
     batch = frames.shape[0]
     windows = analyse([frames[:, start : start - TAPS or None : 2] for start in range(4)])
     products = [
-        _products(window.flatten(0, 1), pair, bias if index == 1 else None)
-        for index, (window, pair) in enumerate(zip(windows, filters, strict=True))
+        _products(window.flatten(0, 1), filters[index * each : (index + 1) * each], bias if index == 1 else None)
+        for index, window in enumerate(windows)
     ]
     images = [_combine(parts) for parts in zip(*(synthesise(parts) for parts in zip(*products, strict=True)), strict=True)]
     pairs = torch.stack(images, dim=1)
     return pairs.reshape(batch, -1, *pairs.shape[2:])
-
-
-def row_filters_of(weight: Tensor) -> dict[str, Tensor]:
-    """Filters (C', C, 1, 3) of a weight (C', C, 3, 3, 3), transformed in height alone, by name: `tap0.rows0` to `tap2.rows3`.
-
-    Computed in float64 and rounded once, to the weight's precision.
-    """
-    wide = weight.detach().to(torch.float64)
-    return {
-        f"tap{tap}.rows{index}": part[:, :, None].to(weight.dtype).contiguous()
-        for tap in range(TAPS)
-        for index, part in enumerate(transform(wide[:, :, tap].unbind(2)))
-    }
 
 
 def convolve_rows(frames: Tensor, filters: Sequence[Tensor], bias: Tensor | None) -> Tensor:
@@ -147,7 +127,7 @@ def convolve_rows(frames: Tensor, filters: Sequence[Tensor], bias: Tensor | None
 
     Args:
         frames: (B, T + 2, C, H, W), of any T and H. An odd H has a row of zeros more, which is cut off again.
-        filters: the twelve of `row_filters_of`, in its order.
+        filters: the twelve of `filters_of`.
         bias: (C',).
 
     Returns:

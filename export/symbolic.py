@@ -16,8 +16,8 @@ Monomial = tuple[str, ...]
 """Symbols of a product, sorted; () is the constant term."""
 
 _HALF = "half of "
-_MAY_BE_HALVED = ("height/8", "width/8")
-"""Symbols of space. Half of a clip's length would depend on how it is cut into chunks."""
+_MAY_BE_HALVED = "height/8"
+"""Half of a clip's length would depend on how it is cut into chunks."""
 
 
 class Size:
@@ -43,22 +43,22 @@ class Size:
 
     @property
     def half(self) -> Size:
-        """Half of it, rounded up. Where that depends on a symbol, a symbol of its own. Raises `StreamingError` for lengths."""
-        for symbol in _MAY_BE_HALVED:
-            if self.terms == {(symbol,): 1}:
-                return Size.symbol(f"{_HALF}{symbol}")
+        """Half of it, rounded up; for the number of latent rows a symbol of its own. Raises `StreamingError` for what else may be odd."""
+        if self.terms == {(_MAY_BE_HALVED,): 1}:
+            return Size.symbol(f"{_HALF}{_MAY_BE_HALVED}")
         return (self + 1) // 2
 
     @property
     def bound(self) -> Size:
-        """What it is at most, without symbols that are half of others; for even factors, none of them negative."""
+        """What it is at most, without symbols that are half of others. Terms with such a symbol must not be negative."""
         total = Size.of(0)
         for monomial, factor in self.terms.items():
-            term = Size.of(factor)
-            for symbol in monomial:
-                whole = Size.halved(symbol)
-                term = term * Size.symbol(symbol) if whole is None else (term // 2) * (Size.symbol(whole) + 1)
-            total = total + term
+            halves = [whole for symbol in monomial if (whole := Size.halved(symbol)) is not None]
+            assert factor > 0 or not halves
+            for _ in halves:
+                factor = (factor + 1) // 2
+            others = (Size.symbol(symbol) for symbol in monomial if Size.halved(symbol) is None)
+            total = total + factor * product((*others, *(Size.symbol(whole) + 1 for whole in halves)))
         return total
 
     @property

@@ -25,13 +25,13 @@ from torch.overrides import TorchFunctionMode
 from wfvae.blocks import Upsample2D
 from wfvae.causal import CausalConv3d
 from wfvae.errors import StreamingError
-from wfvae.export.minimal_filtering import MinimalFiltering, arrange, convolve_rows, filters_of, row_filters_of, rows_pay
+from wfvae.export.minimal_filtering import MinimalFiltering, filters_of
 from wfvae.export.subpixel import convolve_doubled, phase_filters
 from wfvae.export.symbolic import Length, Size, broadcast, product, simplify, slice_length
 
 Shape = tuple[Length, ...]
-FilterStore = dict[str, dict[str, Tensor]]
-"""Transformed filters of convolutions, by the weight's name and their own."""
+FilterStore = dict[tuple[str, str], dict[str, Tensor]]
+"""Transformed filters of convolutions, by the weight's name and the way of the convolution, and by their own names."""
 
 ONNX_TYPES: dict[torch.dtype, int] = {
     torch.float32: TensorProto.FLOAT,
@@ -114,11 +114,15 @@ class Traced:
         return self.reshape(*self.shape[:first], product(self.shape[first : last + 1]), *self.shape[last + 1 :])
 
     def narrow(self, axis: int, start: int, length: Length) -> Traced:
-        """The only slice whose end may change with the clip: in space, where a rounded-up half was doubled again."""
+        """The only slice whose end may change with the clip: rows of images, where a rounded-up half was doubled again."""
+        if self.ndim != 4 or axis != 2 or start != 0:
+            raise StreamingError(
+                f"a graph's slices have constant bounds, but for an image's first rows; asked for {length} from axis {axis}"
+            )
         shape = (*self.shape[:axis], length, *self.shape[axis + 1 :])
         if shape == self.shape:
             return self
-        bounds = [self.tracer.integers([start]), self.tracer.shape_vector([start + length]), self.tracer.integers([axis])]
+        bounds = [self.tracer.integers([start]), self.tracer.shape_vector([length]), self.tracer.integers([axis])]
         return self.tracer.emit("Slice", [self, *bounds], shape, self.dtype)
 
     def movedim(self, source: int, destination: int) -> Traced:
@@ -294,29 +298,27 @@ class Tracer(TorchFunctionMode):
 
     def convolve(self, frames: Any, conv: CausalConv3d) -> Traced:
         """A causal convolution of frames with their history."""
-        if self._form is None or not self._form.fits(conv, frames):
+        way = None if self._form is None else self._form.way(conv, frames)
+        if self._form is None or way is None:
             return cast(Traced, conv.sum_of_taps(frames))
-        if not self._form.in_pairs(frames):
-            return cast(Traced, convolve_rows(frames, self._derived(conv.conv.weight, row_filters_of), conv.conv.bias))
-        rows = rows_pay(conv.conv.weight)
-        filters = self._derived(conv.conv.weight, lambda weight: filters_of(weight, rows))
-        return cast(Traced, self._form(frames, arrange(filters), conv.conv.bias))
+        filters = self._derived(conv.conv.weight, way, lambda weight: filters_of(weight, way))
+        return cast(Traced, self._form(way, frames, filters, conv.conv.bias))
 
     def convolve_doubled(self, images: Any, upsample: Upsample2D) -> Traced:
         """A convolution of images that are doubled by repetition."""
         if self._form is None:
             return cast(Traced, upsample.convolve_doubled(images))
-        filters = self._derived(upsample.conv.weight, phase_filters)
+        filters = self._derived(upsample.conv.weight, "phases", phase_filters)
         return cast(Traced, convolve_doubled(images, filters, upsample.conv.bias))
 
-    def _derived(self, weight: Tensor, make: Callable[[Tensor], Mapping[str, Tensor]]) -> list[Tensor]:
+    def _derived(self, weight: Tensor, way: str, make: Callable[[Tensor], Mapping[str, Tensor]]) -> list[Tensor]:
         """What `make` gives for one of the module's weights, made once for all graphs and named after the weight."""
         path = self._weights[id(weight)]
-        if path not in self._filters:
-            self._filters[path] = {f"{path}.{name}": part for name, part in make(weight).items()}
+        if (path, way) not in self._filters:
+            self._filters[path, way] = {f"{path}.{name}": part for name, part in make(weight).items()}
         # The store keeps these tensors, so their identity stands for the name.
-        self._weights |= {id(part): name for name, part in self._filters[path].items()}
-        return list(self._filters[path].values())
+        self._weights |= {id(part): name for name, part in self._filters[path, way].items()}
+        return list(self._filters[path, way].values())
 
     def constant(self, tensor: Tensor) -> Traced:
         """A constant: one of the module's weights, a time tap of one, or a small value."""
@@ -379,7 +381,7 @@ class Tracer(TorchFunctionMode):
         return total
 
     def _source(self, symbol: str) -> Traced:
-        """The value of a symbol, from the first input with a size that is a multiple of it."""
+        """The value of a symbol, from the first input with a size that is a multiple of it, or from what it is half of."""
         if symbol in self._sources:
             return self._sources[symbol]
         scopes, self._scopes = self._scopes, [""]

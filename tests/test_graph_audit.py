@@ -65,12 +65,15 @@ def traced(preset: Literal["S", "M", "L"], direction: Literal["encoder", "decode
 
 @cache
 def sized(preset: Any, direction: Any, kind: str, precision: str, latents: int) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Type and shape of every tensor, for a batch of two of 64x96. What the graph computes from shapes is folded here."""
+    """Type and shape of every tensor, for a batch of two of 72x96, with an odd number of latent rows.
+
+    What the graph computes from shapes is folded here.
+    """
     audited = traced(preset, direction, kind, precision)
     model = onnx.ModelProto()
     model.CopyFrom(audited.model)
     graph = model.graph
-    shapes = input_shapes(audited.spec, 2, latents, 64, 96)
+    shapes = input_shapes(audited.spec, 2, latents, 72, 96)
     for value in graph.input:
         del value.type.tensor_type.shape.dim[:]
         for size in shapes[value.name]:

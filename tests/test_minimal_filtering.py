@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -18,13 +19,11 @@ from wfvae.export.minimal_filtering import (
     ROWS_ALONE_FROM_CHANNELS,
     ROWS_FROM_CHANNELS,
     MinimalFiltering,
-    arrange,
+    Way,
     convolve_pairs,
     convolve_rows,
     filters_of,
     parity,
-    row_filters_of,
-    rows_pay,
 )
 from wfvae.export.parity.verifier import verify
 from wfvae.export.symbolic import Size
@@ -40,7 +39,11 @@ def convolution(seed: int, channels: int, outputs: int, dtype: torch.dtype = tor
 
 
 def filtered(conv: CausalConv3d, frames: torch.Tensor, rows: bool) -> torch.Tensor:
-    return convolve_pairs(frames, arrange(list(filters_of(conv.conv.weight, rows).values())), conv.conv.bias)
+    return convolve_pairs(frames, list(filters_of(conv.conv.weight, way_of(rows)).values()), conv.conv.bias)
+
+
+def way_of(rows: bool) -> Way:
+    return "pairs and rows" if rows else "pairs"
 
 
 @st.composite
@@ -66,7 +69,8 @@ def test_a_whole_clip_equals_the_sum_of_taps(case: tuple[CausalConv3d, torch.Ten
     conv, frames, rows = case
     # An odd clip, and as history copies of its first frame, as an offline clip has them.
     clip = torch.cat([frames[:, :1], frames[:, :1], frames[:, :-1]], dim=1)
-    result = MinimalFiltering(lone)(clip, arrange(list(filters_of(conv.conv.weight, rows).values())), conv.conv.bias)
+    filters = list(filters_of(conv.conv.weight, way_of(rows)).values())
+    result = MinimalFiltering(lone)(way_of(rows), clip, filters, conv.conv.bias)
     torch.testing.assert_close(result, conv.sum_of_taps(clip), rtol=0, atol=1e-12)
 
 
@@ -88,19 +92,19 @@ def test_rows_alone_equal_the_sum_of_taps(sizes: tuple[int, ...], seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
     frames = torch.randn(batch, count + 2, channels, height, width, generator=generator, dtype=torch.float64)
     conv = convolution(seed, channels, outputs)
-    result = convolve_rows(frames, list(row_filters_of(conv.conv.weight).values()), conv.conv.bias)
+    result = convolve_rows(frames, list(filters_of(conv.conv.weight, "rows").values()), conv.conv.bias)
     torch.testing.assert_close(result, conv.sum_of_taps(frames), rtol=0, atol=1e-12)
 
 
 def test_filters_are_those_of_the_paper() -> None:
     """Worked by hand for the taps 1, 10, 100 in time and 2, 4, 8 in height."""
     weight = torch.tensor([1.0, 10.0, 100.0])[:, None, None] * torch.tensor([2.0, 4.0, 8.0])[None, :, None] * torch.ones(3)
-    pairs = filters_of(weight[None, None], rows=False)
+    pairs = filters_of(weight[None, None], "pairs")
     assert [float(part[0, 0, 0, 0]) for part in pairs.values()] == [2.0, 111.0, 91.0, 200.0]
-    rows = filters_of(weight[None, None], rows=True)
+    rows = filters_of(weight[None, None], "pairs and rows")
     assert [float(rows[f"pair1.rows{index}"][0, 0, 0, 2]) for index in range(4)] == [55.5 * 2, 55.5 * 7, 55.5 * 3, 55.5 * 8]
     assert {tuple(part.shape) for part in rows.values()} == {(1, 1, 1, 3)} and len(rows) == 16
-    alone = row_filters_of(weight[None, None])
+    alone = filters_of(weight[None, None], "rows")
     assert list(alone) == [f"tap{tap}.rows{index}" for tap in range(3) for index in range(4)]
     assert [float(part[0, 0, 0, 1]) for part in alone.values()] == [t * r for t in (1, 10, 100) for r in (2, 7, 3, 8)]
 
@@ -123,8 +127,8 @@ def test_parity_is_known_or_not(length: Any, expected: int | None) -> None:
 @pytest.mark.parametrize("options", [{"stride": (2, 2)}, {"kernel": 1}, {"kernel_spatial": 1}, {"stride": (2, 1)}])
 def test_other_convolutions_do_not_fit(options: dict[str, Any]) -> None:
     frames = torch.zeros(1, 4, 2, 4, 4)
-    assert MinimalFiltering("first").fits(convolution(0, 2, 2), frames) and MinimalFiltering("first").in_pairs(frames)
-    assert not MinimalFiltering("first").fits(convolution(0, 2, 2, **options), frames)
+    assert MinimalFiltering("first").way(convolution(0, 2, 2), frames) == "pairs"
+    assert MinimalFiltering("first").way(convolution(0, 2, 2, **options), frames) is None
 
 
 # Graphs ----------------------------------------------------------------------------------------------------------------------------
@@ -158,13 +162,17 @@ def test_streams_have_the_bits_of_direct_inference(interpolation: str, ratio: in
     assert max(check.max_abs for check in verification.checks) < 2e-5
 
 
-@pytest.mark.parametrize(("backend", "heights"), [("onnxruntime", (24, 16)), ("openvino", (24,))])
-def test_one_frame_per_latent_is_computed_by_rows(backend: Any, heights: tuple[int, ...], small_model: SmallModel, tmp_path: Path) -> None:
-    """In the middle of a wide network, for sizes with an even and an odd number of latent rows from one bundle."""
+@pytest.mark.parametrize(
+    ("backend", "size", "heights"), [("onnxruntime", None, (24, 16)), ("onnxruntime", (24, 8), (24,)), ("openvino", None, (24,))]
+)
+def test_one_frame_per_latent_is_computed_by_rows(
+    backend: Any, size: tuple[int, int] | None, heights: tuple[int, ...], small_model: SmallModel, tmp_path: Path
+) -> None:
+    """In the middle of a wide network, for sizes with an even and an odd number of latent rows."""
     from wfvae.runtime import open_bundle
 
     model = small_model(base_channels=ROWS_ALONE_FROM_CHANNELS // 4, encoder_num_resblocks=1, decoder_num_resblocks=1)
-    export_bundle(model, tmp_path / "bundle", ExportOptions(direct=True))
+    export_bundle(model, tmp_path / "bundle", ExportOptions(direct=True, size=size))
     filters = {name for graph in ("encoder", "decoder") for name in constants(tmp_path / "bundle", f"{graph}.onnx")}
     assert {"encoder.mid.0.conv2.conv.weight.tap2.rows3", "decoder.mid.2.conv2.conv.weight.tap0.rows0"} <= filters
     assert not any(name.startswith(("encoder.conv_out", "decoder.conv_in")) and ".rows" in name for name in filters)
@@ -173,7 +181,8 @@ def test_one_frame_per_latent_is_computed_by_rows(backend: Any, heights: tuple[i
         options = {"provider": "cpu"} if backend == "onnxruntime" else {}
         verification = verify(open_bundle(tmp_path / "bundle", backend=backend, threads=1, **options), frames, against=model)
         assert verification.passed, [check for check in verification.checks if not check.passed]
-        assert all(check.equal_bits for check in verification.checks if check.rule == "equal bits")
+        exact = [check for check in verification.checks if check.rule == "equal bits"]
+        assert len(exact) >= 20 and all(check.equal_bits for check in exact)
         assert max(check.max_abs for check in verification.checks) < 2e-5
 
 
@@ -197,6 +206,18 @@ def test_half_precision_is_plain() -> None:
     assert not ExportOptions(precision="fp16").minimal and not ExportOptions(precision="bf16").minimal
 
 
-def test_rows_are_transformed_in_wide_convolutions() -> None:
-    narrow, wide = (torch.zeros(side, ROWS_FROM_CHANNELS, 3, 3, 3, device="meta") for side in (ROWS_FROM_CHANNELS - 1, ROWS_FROM_CHANNELS))
-    assert rows_pay(wide) and not rows_pay(narrow)
+@pytest.mark.parametrize(
+    ("channels", "length", "way"),
+    [
+        (ROWS_FROM_CHANNELS - 1, 4, "pairs"),
+        (ROWS_FROM_CHANNELS, 4, "pairs and rows"),
+        (ROWS_FROM_CHANNELS, 2 * Size.symbol("latents") + 3, "pairs and rows"),
+        (ROWS_ALONE_FROM_CHANNELS - 1, Size.symbol("latents") + 2, None),
+        (ROWS_ALONE_FROM_CHANNELS, Size.symbol("latents") + 2, "rows"),
+    ],
+)
+def test_the_way_depends_on_channels_and_on_whether_frames_come_in_pairs(channels: int, length: Any, way: Way | None) -> None:
+    with torch.device("meta"):
+        narrower, same = CausalConv3d(channels, channels + 1, 1), CausalConv3d(channels + 1, channels, 1)
+    frames: Any = SimpleNamespace(shape=(1, length, channels, 4, 4))
+    assert [MinimalFiltering("first").way(conv, frames) for conv in (narrower, same)] == [way, way]
