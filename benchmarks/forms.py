@@ -31,7 +31,16 @@ from turns import take_turns
 
 from wfvae.blocks import FrameAttention, Norm, Upsample2D
 from wfvae.causal import CausalConv3d, OfflineClip, cat_frames
-from wfvae.export.minimal_filtering import analyse, convolve_pairs, convolve_rows, filters_of, synthesise, transform
+from wfvae.export.minimal_filtering import (
+    Way,
+    analyse,
+    convolve_pairs,
+    convolve_repeated,
+    convolve_rows,
+    filters_of,
+    synthesise,
+    transform,
+)
 from wfvae.export.subpixel import convolve_doubled, phase_filters
 from wfvae.export.tracer import ONNX_TYPES, Tracer
 
@@ -74,7 +83,7 @@ def layers() -> dict[str, Callable[[], list[Layer]]]:
         "pairs": lambda: [in_pairs(8, 512, 512, 32), in_pairs(16, 128, 128, 64)],
         "rows": lambda: [one_by_one(5, 512, 512, 16), one_by_one(5, 256, 512, 16), one_by_one(5, 128, 128, 16)],
         "doubling": lambda: [doubling(9, 256, 32)],
-        "nearest": lambda: [nearest(4, 512, 32)],
+        "nearest": lambda: [nearest(4, 512, 32), nearest(8, 256, 64)],
         "attention": lambda: [attention(5, 512, 16)],
         "norm": lambda: [norm(9, 128, 64)],
         "history": lambda: [history(4, 512, 16)],
@@ -160,43 +169,17 @@ def nearest(count: int, channels: int, side: int) -> Layer:
     def repeated(x: Tensor) -> Tensor:
         return torch.stack([x, x], dim=2).flatten(1, 2)
 
-    def after_repetition(x: Tensor, filters: Sequence[Tensor], bias: Tensor) -> Tensor:
-        return convolve_pairs(repeated(x), filters, bias)
+    def after_repetition(convolve: Callable[..., Tensor], way: Way) -> Form:
+        return _filtered(lambda x, filters, bias: convolve(repeated(x), filters, bias), filters_of(weight, way), bias)
 
     forms = {
-        "repetition, then the sum of taps": Form(lambda x: conv.sum_of_taps(repeated(x)), conv),
-        "repetition, then in pairs of frames": _filtered(after_repetition, filters_of(weight, "pairs"), bias),
-        "repetition, then in pairs of frames and of rows": _filtered(after_repetition, filters_of(weight, "pairs and rows"), bias),
-        "three products": _filtered(_three_products, {f"tap{t}": tap.clone() for t, tap in enumerate(weight.unbind(2))}, bias),
-        "three products in pairs of rows": _filtered(_three_products_in_rows, filters_of(weight, "rows"), bias),
+        "sum of taps": Form(lambda x: conv.sum_of_taps(repeated(x)), conv),
+        "in pairs of frames": after_repetition(convolve_pairs, "pairs"),
+        "in pairs of frames and of rows": after_repetition(convolve_pairs, "pairs and rows"),
+        "three products": after_repetition(convolve_repeated, "repeats"),
+        "three products in pairs of rows": after_repetition(convolve_repeated, "repeats and rows"),
     }
     return Layer("frame rate doubled by repetition, 3x3x3 convolution", ((1, count + 1, channels, side, side),), forms)
-
-
-def _three_products(x: Tensor, taps: Sequence[Tensor], bias: Tensor) -> Tensor:
-    return _in_order(_two_outputs(x.flatten(0, 1), taps, bias, (1, 1)))
-
-
-def _three_products_in_rows(x: Tensor, filters: Sequence[Tensor], bias: Tensor) -> Tensor:
-    """For even heights."""
-    padded = F.pad(x.flatten(0, 1), (0, 0, 1, 1))
-    windows = analyse([padded[:, :, start : start - 3 or None : 2] for start in range(4)])
-    products = [_two_outputs(window, filters[row::4], bias if row == 1 else None, (0, 1)) for row, window in enumerate(windows)]
-    return _in_order([torch.stack(synthesise(rows), dim=3).flatten(2, 3) for rows in zip(*products, strict=True)])
-
-
-def _two_outputs(images: Tensor, taps: Sequence[Tensor], bias: Tensor | None, padding: tuple[int, int]) -> list[Tensor]:
-    """Outputs see x[i-1] x[i-1] x[i] and x[i-1] x[i] x[i]: the middle tap's product is the same for both, a frame apart."""
-    before, last = images.shape[0] - 1, images.shape[0]
-    first = F.conv2d(images[:before], taps[0], None, padding=padding)
-    middle = F.conv2d(images, taps[1], bias, padding=padding)
-    common = first + F.conv2d(images[1:last], taps[2], None, padding=padding)
-    return [common + middle[:before], common + middle[1:last]]
-
-
-def _in_order(pair: Sequence[Tensor]) -> Tensor:
-    frames = torch.stack(list(pair), dim=1).flatten(0, 1)
-    return frames.reshape(1, *frames.shape)
 
 
 def attention(count: int, channels: int, side: int) -> Layer:

@@ -7,7 +7,8 @@ taps g0 g1 g2 and the outputs y0 = d0 g0 + d1 g1 + d2 g2, y1 = d1 g0 + d2 g1 + d
     y0 = (p1 + p2) + p0     y1 = (p1 - p2) + p3
 
 Here d are frames, or rows of frames, and a product with a tap is a 2-D convolution over channels and the axes that are left. At one frame
-per latent these do not come in pairs; there wide convolutions are computed in pairs of rows alone.
+per latent these do not come in pairs; there wide convolutions are computed in pairs of rows alone. Frames that were repeated need no
+transform in time: see `convolve_repeated`.
 
 Frames are taken in pairs, aligned to the latents, so the bits of a frame do not depend on the chunk that it comes in. Frames that are all
 alike, such as a stream's head and its history, give p1 alone, exactly: y0 and y1 then have the same bits, as all later code presumes.
@@ -35,9 +36,8 @@ ROWS_ALONE_FROM_CHANNELS = 256
 
 LoneFrame = Literal["first", "last"]
 
-
-Way = Literal["pairs", "pairs and rows", "rows"]
-"""Outputs that are computed two at a time: frames; frames and rows; or rows alone."""
+Way = Literal["pairs", "pairs and rows", "rows", "repeats", "repeats and rows"]
+"""What is taken two at a time: frames; frames and rows; rows alone; frames that are equal; these and rows."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,20 @@ class MinimalFiltering:
         channels = min(conv.conv.weight.shape[:2])
         if parity(frames.shape[1]) is None:
             return "rows" if channels >= ROWS_ALONE_FROM_CHANNELS else None
+        if conv.repeated:
+            return "repeats and rows" if channels >= ROWS_FROM_CHANNELS else "repeats"
         return "pairs and rows" if channels >= ROWS_FROM_CHANNELS else "pairs"
 
     def __call__(self, way: Way, frames: Tensor, filters: Sequence[Tensor], bias: Tensor | None) -> Tensor:
         """The convolution of (B, T + 2, C, H, W), history first, to (B, T, C', H, W). `filters`: those of `filters_of`, in its order."""
         if way == "rows":
             return convolve_rows(frames, filters, bias)
+        convolve = convolve_pairs if way in ("pairs", "pairs and rows") else convolve_repeated
         if parity(frames.shape[1]) == 0:
-            return convolve_pairs(frames, filters, bias)
+            return convolve(frames, filters, bias)
         if self.lone == "first":
-            return convolve_pairs(cat_frames([frames[:, :1], frames]), filters, bias)[:, 1:]
-        return convolve_pairs(cat_frames([frames, frames[:, -1:]]), filters, bias)[:, :-1]
+            return convolve(cat_frames([frames[:, :1], frames]), filters, bias)[:, 1:]
+        return convolve(cat_frames([frames, frames[:, -1:]]), filters, bias)[:, :-1]
 
 
 def parity(length: Length) -> int | None:
@@ -81,12 +84,16 @@ def parity(length: Length) -> int | None:
 def filters_of(weight: Tensor, way: Way) -> dict[str, Tensor]:
     """Transformed filters of a weight (C', C, 3, 3, 3), by name.
 
-    pairs: `pair0` to `pair3`, (C', C, 3, 3). pairs and rows: `pair0.rows0` to `pair3.rows3`, (C', C, 1, 3). rows: `tap0.rows0` to
-    `tap2.rows3`, (C', C, 1, 3). Computed in float64 and rounded once, to the weight's precision.
+    pairs: `pair0` to `pair3`, (C', C, 3, 3). pairs and rows: `pair0.rows0` to `pair3.rows3`, (C', C, 1, 3). repeats: `tap0` to `tap2`,
+    (C', C, 3, 3). rows, repeats and rows: `tap0.rows0` to `tap2.rows3`, (C', C, 1, 3). Computed in float64 and rounded once, to the
+    weight's precision.
     """
     taps = weight.detach().to(torch.float64).unbind(2)
-    parts = {f"tap{i}": part for i, part in enumerate(taps)} if way == "rows" else {f"pair{i}": p for i, p in enumerate(transform(taps))}
-    if way != "pairs":
+    if way in ("pairs", "pairs and rows"):
+        parts = {f"pair{index}": part for index, part in enumerate(transform(taps))}
+    else:
+        parts = {f"tap{index}": part for index, part in enumerate(taps)}
+    if "rows" in way:
         parts = {
             f"{name}.rows{index}": row[:, :, None] for name, part in parts.items() for index, row in enumerate(transform(part.unbind(2)))
         }
@@ -122,6 +129,42 @@ def convolve_pairs(frames: Tensor, filters: Sequence[Tensor], bias: Tensor | Non
     return pairs.reshape(batch, -1, *pairs.shape[2:])
 
 
+def convolve_repeated(frames: Tensor, filters: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    """A causal 3x3x3 convolution, spatial zero padding 1, of equal pairs of frames, the first of which is history.
+
+    Two outputs see x[i-1] x[i-1] x[i] and x[i-1] x[i] x[i]. So the outer taps' products are common to both, and the middle tap's serve
+    the second output of one pair and the first of the next: three products for two outputs.
+
+    Args:
+        frames: (B, T + 2, C, H, W), T even; H even where the filters are transformed in height.
+        filters: three, or with rows twelve, of `filters_of`.
+        bias: (C',).
+
+    Returns:
+        (B, T, C', H, W).
+    """
+    batch, each = frames.shape[0], len(filters) // TAPS
+    single = frames[:, 1::2]
+    windows, padding = ([single.flatten(0, 1)], (1, 1)) if each == 1 else (_row_windows(single.flatten(0, 1), 1), (0, 1))
+    outputs = []
+    for index, window in enumerate(windows):
+        clips = window.reshape(batch, single.shape[1], *window.shape[1:])
+        first, middle, last = (
+            F.conv2d(taken.flatten(0, 1), filters[each * tap + index], bias if tap == 1 and index == each // 4 else None, padding=padding)
+            for tap, taken in enumerate((clips[:, :-1], clips, clips[:, 1:]))
+        )
+        common, middles = first + last, middle.reshape(batch, single.shape[1], *middle.shape[1:])
+        outputs.append((common + middles[:, :-1].flatten(0, 1), common + middles[:, 1:].flatten(0, 1)))
+    pairs = torch.stack([_combine(parts) for parts in zip(*outputs, strict=True)], dim=1)
+    return pairs.reshape(batch, -1, *pairs.shape[2:])
+
+
+def _row_windows(images: Tensor, below: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pairs of rows of (N, C, H, W), analysed. `below`: rows of zeros at the bottom, 1 for an even H, 2 for any."""
+    padded = F.pad(images, (0, 0, 1, below))
+    return analyse([padded[:, :, start : start - TAPS or None : 2] for start in range(4)])
+
+
 def convolve_rows(frames: Tensor, filters: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """A causal 3x3x3 convolution, spatial zero padding 1, with two frames of history: the sum of three taps in time, in pairs of rows.
 
@@ -134,9 +177,8 @@ def convolve_rows(frames: Tensor, filters: Sequence[Tensor], bias: Tensor | None
         (B, T, C', H, W).
     """
     batch, count, _, height, _ = frames.shape
-    padded = F.pad(frames.flatten(0, 1), (0, 0, 1, 2))
     products = []
-    for index, window in enumerate(analyse([padded[:, :, start : start - 3 or None : 2] for start in range(4)])):
+    for index, window in enumerate(_row_windows(frames.flatten(0, 1), 2)):
         clips = window.reshape(batch, count, *window.shape[1:])
         total: Tensor | None = None
         for tap in range(TAPS):
@@ -153,11 +195,9 @@ def _products(images: Tensor, filters: Sequence[Tensor], bias: Tensor | None) ->
     """One product in time: its convolution, or the four products in height that it is made of."""
     if len(filters) == 1:
         return [F.conv2d(images, filters[0], bias, padding=1)]
-    padded = F.pad(images, (0, 0, 1, 1))
-    windows = analyse([padded[:, :, start : start - TAPS or None : 2] for start in range(4)])
     return [
         F.conv2d(window, part, bias if index == 1 else None, padding=(0, 1))
-        for index, (window, part) in enumerate(zip(windows, filters, strict=True))
+        for index, (window, part) in enumerate(zip(_row_windows(images, 1), filters, strict=True))
     ]
 
 

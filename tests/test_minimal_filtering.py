@@ -21,6 +21,7 @@ from wfvae.export.minimal_filtering import (
     MinimalFiltering,
     Way,
     convolve_pairs,
+    convolve_repeated,
     convolve_rows,
     filters_of,
     parity,
@@ -96,6 +97,21 @@ def test_rows_alone_equal_the_sum_of_taps(sizes: tuple[int, ...], seed: int) -> 
     torch.testing.assert_close(result, conv.sum_of_taps(frames), rtol=0, atol=1e-12)
 
 
+@given(cases())
+def test_repeated_frames_need_three_products(case: tuple[CausalConv3d, torch.Tensor, bool]) -> None:
+    """In a step, and in a whole clip, whose first frame was not repeated."""
+    conv, frames, rows = case
+    way: Way = "repeats and rows" if rows else "repeats"
+    filters = list(filters_of(conv.conv.weight, way).values())
+    step = frames[:, ::2].repeat_interleave(2, dim=1)
+    clip = torch.cat([step[:, :1], step], dim=1)  # the first frame, and two copies of it as history
+    for given_frames in (step, clip):
+        result = MinimalFiltering("first")(way, given_frames, filters, conv.conv.bias)
+        torch.testing.assert_close(result, conv.sum_of_taps(given_frames), rtol=0, atol=1e-12)
+    head = convolve_repeated(step[:, :1].expand_as(step).float(), [part.float() for part in filters], conv.float().conv.bias)
+    assert torch.equal(head, head[:, :1].expand_as(head))
+
+
 def test_filters_are_those_of_the_paper() -> None:
     """Worked by hand for the taps 1, 10, 100 in time and 2, 4, 8 in height."""
     weight = torch.tensor([1.0, 10.0, 100.0])[:, None, None] * torch.tensor([2.0, 4.0, 8.0])[None, :, None] * torch.ones(3)
@@ -107,6 +123,11 @@ def test_filters_are_those_of_the_paper() -> None:
     alone = filters_of(weight[None, None], "rows")
     assert list(alone) == [f"tap{tap}.rows{index}" for tap in range(3) for index in range(4)]
     assert [float(part[0, 0, 0, 1]) for part in alone.values()] == [t * r for t in (1, 10, 100) for r in (2, 7, 3, 8)]
+    assert {name: part.tolist() for name, part in filters_of(weight[None, None], "repeats and rows").items()} == {
+        name: part.tolist() for name, part in alone.items()
+    }
+    repeats = filters_of(weight[None, None], "repeats")
+    assert {name: float(part[0, 0, 1, 1]) for name, part in repeats.items()} == {"tap0": 4.0, "tap1": 40.0, "tap2": 400.0}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +168,7 @@ def constants(bundle: Path, file: str) -> set[str]:
 @pytest.mark.parametrize("interpolation", ["trilinear", "nearest"])
 @pytest.mark.parametrize("ratio", [4, 8])
 def test_streams_have_the_bits_of_direct_inference(interpolation: str, ratio: int, small_model: SmallModel, tmp_path: Path) -> None:
-    """With channels from which on rows are transformed: 4 C, and both flows."""
+    """With channels from which on rows are transformed: 4 C, and both flows. Frames repeated in time have a form of their own."""
     from wfvae.runtime import open_bundle
 
     wide = {"encoder_energy_flow_hidden_size": 8, "decoder_energy_flow_hidden_size": 8}
@@ -155,6 +176,9 @@ def test_streams_have_the_bits_of_direct_inference(interpolation: str, ratio: in
     model = small_model(base_channels=24, temporal_compression=ratio, t_interpolation=interpolation, **wide, **blocks)
     export_bundle(model, tmp_path / "bundle", ExportOptions(direct=True))
     assert (1, 3) in kernels(tmp_path / "bundle", "decoder.onnx") & kernels(tmp_path / "bundle", "decoder.direct.onnx")
+    for file in ("decoder.onnx", "decoder.direct.onnx"):
+        upsampling = [name for name in constants(tmp_path / "bundle", file) if name.startswith("decoder.up2.1.conv.conv.weight.")]
+        assert upsampling and all((".tap" in name) == (interpolation == "nearest") for name in upsampling)
     frames = ProceduralClip(5, 20, 28).frames(0, 2 * ratio + 3)
     verification = verify(open_bundle(tmp_path / "bundle", provider="cpu", threads=1), frames, against=model)
     assert verification.passed, [check for check in verification.checks if not check.passed]
@@ -219,5 +243,8 @@ def test_half_precision_is_plain() -> None:
 def test_the_way_depends_on_channels_and_on_whether_frames_come_in_pairs(channels: int, length: Any, way: Way | None) -> None:
     with torch.device("meta"):
         narrower, same = CausalConv3d(channels, channels + 1, 1), CausalConv3d(channels + 1, channels, 1)
+        repeated = CausalConv3d(channels, channels, 1, repeated=True)
     frames: Any = SimpleNamespace(shape=(1, length, channels, 4, 4))
     assert [MinimalFiltering("first").way(conv, frames) for conv in (narrower, same)] == [way, way]
+    repeats: dict[Way | None, Way | None] = {"pairs": "repeats", "pairs and rows": "repeats and rows"}
+    assert MinimalFiltering("first").way(repeated, frames) == repeats.get(way, way)

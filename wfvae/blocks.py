@@ -180,7 +180,7 @@ class Upsample3D(nn.Module):
     def __init__(self, channels: int, spatial: int, linear: bool, head: int, lag: int) -> None:
         super().__init__()
         self.time = TimeUpsample(channels, spatial, linear, head, lag)
-        self.conv = CausalConv3d(channels, channels, spatial // 2)
+        self.conv = CausalConv3d(channels, channels, spatial // 2, repeated=not linear)
 
     def forward(self, frames: Tensor, clip: Clip) -> Tensor:
         def doubled() -> Tensor:

@@ -240,9 +240,12 @@ class CausalConv3d(TemporalModule):
         kernel: int = 3,
         stride: tuple[int, int] = (1, 1),
         kernel_spatial: int | None = None,
+        repeated: bool = False,
     ) -> None:
         super().__init__(in_channels, spatial)
         self.kernel = kernel
+        self.repeated = repeated
+        """Whether frames come as pairs of equal ones (but for a whole clip's first, which stands for two); a graph may make use of it."""
         self.stride, self.stride_spatial = stride
         self.kernel_spatial = kernel if kernel_spatial is None else kernel_spatial
         # Holds weight and bias under their published name, and initialises them; its own forward pass is not used.
