@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wfvae import WFVAE, WFVAEConfig
 from wfvae.causal import CausalConv3d
-from wfvae.export.bundle import ExportOptions, export_bundle
+from wfvae.export.bundle import ExportOptions, export_bundle, graph_spec
+from wfvae.export.graph import trace
 from wfvae.export.minimal_filtering import (
     ROWS_ALONE_FROM_CHANNELS,
     ROWS_FROM_CHANNELS,
@@ -208,6 +211,21 @@ def test_one_frame_per_latent_is_computed_by_rows(
         exact = [check for check in verification.checks if check.rule == "equal bits"]
         assert len(exact) >= 20 and all(check.equal_bits for check in exact)
         assert max(check.max_abs for check in verification.checks) < 2e-5
+
+
+@pytest.mark.parametrize("direction", ["encoder", "decoder"])
+def test_planned_memory_covers_an_odd_number_of_rows(direction: Any) -> None:
+    """The formula for any size, whose halves are bounds, against the sums for one size."""
+    with torch.device("meta"):
+        model = WFVAE(WFVAEConfig.preset("S")).eval()
+    spec = graph_spec(model, direction, "step", "mean")
+    values = {"batch": 2, "latents": 3, "height/8": 3, "width/8": 2}
+
+    def most(size: tuple[int, int] | None) -> int:
+        peaks = trace(model, spec, True, size, 20, minimal=True).scratch
+        return max(sum(math.prod(values.get(str(part), part) for part in term) for term in peak) for peak in peaks)  # type: ignore[misc]
+
+    assert most((24, 16)) <= most(None) <= 1.2 * most((24, 16))
 
 
 def test_plain_and_minimal_bundles_differ_in_rounding_alone(small_model: SmallModel, tmp_path: Path) -> None:

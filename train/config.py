@@ -79,7 +79,7 @@ class DataSettings:
     folder: str = ""
     """Directory of videos, searched recursively. For `kind = "folder"`."""
     frames: int = 25
-    """Frames per clip, 1 + r n. The paper: 25 in stage I, 49 in stages II and III."""
+    """Frames per clip, 1 + r n. The paper: 25 in stage I, 49 in stages II and III. Shorter clips make models that are bad at long ones."""
     height: int = 256
     """Pixels, a multiple of 8."""
     width: int = 256
