@@ -49,6 +49,8 @@ SEED = 20_000
 NOISE = 2.0
 STREAM_SEED, STREAM_FRAMES, SIDE, STREAM_SIDE = 7, 300, 128, 256
 CHUNK = 2
+CONSECUTIVE, WINDOW = range(17, 25), slice(64, 192)
+"""Two latents of the stream, and rows and columns of them, as a picture: what moves there moves fast."""
 STILL_LEVELS = 1
 """Of 255: a pixel that changes by no more from one frame to the next stands still."""
 AFAR = (4, 8, 8)
@@ -174,6 +176,8 @@ def stream(model: WFVAE) -> dict[str, Any]:
     trembling, trembling_afar = change[still], change[far_from(~still)]
     index = np.arange(1, STREAM_FRAMES)
     phases = [float(flicker[index % ratio == phase].mean()) for phase in range(ratio)]
+    # Frame 0 is a latent's by itself; then frames 1 to 4 are one's, 5 to 8 the next one's.
+    in_latent = [float(psnr[1 + place :: ratio].mean()) for place in range(ratio)]
     # A seam would make it larger where steps meet than at the same place among the frames of a latent within a step. Encoding, a step
     # begins with as many copies of the first frame as complete a latent; decoding, it comes `drop` frames late.
     seams = {}
@@ -183,6 +187,8 @@ def stream(model: WFVAE) -> dict[str, Any]:
     picks = [0, 75, 150, 299]
     sheet = np.concatenate([np.concatenate([frames[i], pixels[i]], axis=0) for i in picks], axis=1)
     Image.fromarray(sheet).save(RESULTS / "tiny-model-stream.png", optimize=True)
+    follow = np.concatenate([np.concatenate([video[i, WINDOW, WINDOW] for i in CONSECUTIVE], axis=1) for video in (frames, pixels)], axis=0)
+    Image.fromarray(follow).save(RESULTS / "tiny-model-consecutive.png", optimize=True)
     curve = line_plot([float(v) for v in psnr], "frame", "PSNR", "dB", WIDE, least_span=5.0)
     moving = line_plot([float(v) for v in flicker], "frame", "change of the error", "levels", WIDE, from_zero=True)
     notes = [
@@ -198,6 +204,7 @@ def stream(model: WFVAE) -> dict[str, Any]:
         "error_change_levels": float(flicker.mean()),
         "error_change_at_seams_over_within_steps": seams,
         "error_change_by_phase_of_4": phases,
+        "psnr_db_by_place_in_latent": in_latent,
         "video_change_levels": float(np.abs(np.diff(before, axis=0)).mean()),
         "still_share": float(still.mean()),
         "still_change_levels": float(trembling.mean()),

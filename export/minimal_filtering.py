@@ -56,7 +56,7 @@ class MinimalFiltering:
         channels = min(conv.conv.weight.shape[:2])
         if parity(frames.shape[1]) is None:
             return "rows" if channels >= ROWS_ALONE_FROM_CHANNELS else None
-        if conv.repeated:
+        if conv.repeated and self.lone == "first":
             return "repeats and rows" if channels >= ROWS_FROM_CHANNELS else "repeats"
         return "pairs and rows" if channels >= ROWS_FROM_CHANNELS else "pairs"
 
@@ -64,7 +64,7 @@ class MinimalFiltering:
         """The convolution of (B, T + 2, C, H, W), history first, to (B, T, C', H, W). `filters`: those of `filters_of`, in its order."""
         if way == "rows":
             return convolve_rows(frames, filters, bias)
-        convolve = convolve_pairs if way in ("pairs", "pairs and rows") else convolve_repeated
+        convolve = convolve_pairs if way.startswith("pairs") else convolve_repeated
         if parity(frames.shape[1]) == 0:
             return convolve(frames, filters, bias)
         if self.lone == "first":
@@ -89,7 +89,7 @@ def filters_of(weight: Tensor, way: Way) -> dict[str, Tensor]:
     weight's precision.
     """
     taps = weight.detach().to(torch.float64).unbind(2)
-    if way in ("pairs", "pairs and rows"):
+    if way.startswith("pairs"):
         parts = {f"pair{index}": part for index, part in enumerate(transform(taps))}
     else:
         parts = {f"tap{index}": part for index, part in enumerate(taps)}
@@ -133,7 +133,7 @@ def convolve_repeated(frames: Tensor, filters: Sequence[Tensor], bias: Tensor | 
     """A causal 3x3x3 convolution, spatial zero padding 1, of equal pairs of frames, the first of which is history.
 
     Two outputs see x[i-1] x[i-1] x[i] and x[i-1] x[i] x[i]. So the outer taps' products are common to both, and the middle tap's serve
-    the second output of one pair and the first of the next: three products for two outputs.
+    the second output of one pair and the first of the next: 3 t + 1 products for 2 t outputs.
 
     Args:
         frames: (B, T + 2, C, H, W), T even; H even where the filters are transformed in height.
@@ -146,11 +146,12 @@ def convolve_repeated(frames: Tensor, filters: Sequence[Tensor], bias: Tensor | 
     batch, each = frames.shape[0], len(filters) // TAPS
     single = frames[:, 1::2]
     windows, padding = ([single.flatten(0, 1)], (1, 1)) if each == 1 else (_row_windows(single.flatten(0, 1), 1), (0, 1))
+    biased = 0 if each == 1 else 1  # p1 of rows is in both of them
     outputs = []
     for index, window in enumerate(windows):
         clips = window.reshape(batch, single.shape[1], *window.shape[1:])
         first, middle, last = (
-            F.conv2d(taken.flatten(0, 1), filters[each * tap + index], bias if tap == 1 and index == each // 4 else None, padding=padding)
+            F.conv2d(taken.flatten(0, 1), filters[each * tap + index], bias if (tap, index) == (1, biased) else None, padding=padding)
             for tap, taken in enumerate((clips[:, :-1], clips, clips[:, 1:]))
         )
         common, middles = first + last, middle.reshape(batch, single.shape[1], *middle.shape[1:])

@@ -1,4 +1,4 @@
-"""`benchmarks/`: what is counted and how it is measured, and every command run as people run it, at toy size."""
+"""`benchmarks/`: what is counted and how it is measured, and most commands, run as people run them, at toy size."""
 
 from __future__ import annotations
 
@@ -537,7 +537,7 @@ def test_forms(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "f.json").read_text())
     assert found["machine"]["onnxruntime"] and found["runs"] == 1
     own, other = [row for row in found["rows"] if row["layer"] == "attention"]
-    assert (own["speed_by_networks_form"], own["slowest_and_fastest_turn"], own["largest_difference"]) == (1.0, [1.0, 1.0], 0.0)
+    assert (own["speed_by_networks_form"], own["lowest_and_highest_speed"], own["largest_difference"]) == (1.0, [1.0, 1.0], 0.0)
     assert other["milliseconds"] > 0 and other["shapes"] == [[1, 5, 512, 16, 16]]
     assert "| attention | 5x512x16x16 | one projection | onnxruntime |" in (tmp_path / "f.md").read_text()
 

@@ -61,8 +61,8 @@ def test_the_committed_figures_are_of_this_model() -> None:
     assert min(measured["psnr_db_after_frames"].values()) > max(measured["psnr_db_after_frames"].values()) - 1
 
 
-def test_long_clips_are_no_worse_than_short_ones(tiny: WFVAE) -> None:
-    """The last frames of clips that begin 8 and 24 frames before the last. A model trained on 9 frames lost 3 dB from 16 frames on."""
+def test_long_clips_are_about_as_good_as_short_ones(tiny: WFVAE) -> None:
+    """The last frames of clips that begin 8 and 24 frames before the last. A model trained on 9 frames lost 5 dB."""
     psnr: dict[int, list[float]] = {8: [], 24: []}
     for batch in held_out(ProceduralClips(78, 3, 25, (96, 96), split="held-out"), 3):
         video = to_model_range(batch.frames)

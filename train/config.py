@@ -89,7 +89,7 @@ class DataSettings:
     crop_width: int = 0
     """Width of that window."""
     crops_per_clip: int = 1
-    """Windows that are cut out of each clip, spread over a few batches. More save reading; they are less varied."""
+    """Windows that are cut out of each clip, spread over a few batches. More save reading (by each worker for itself), but vary less."""
     stride: int = 1
     """Every stride-th frame of a video. 2 halves the frame rate, as stage II does."""
     workers: int = 2
