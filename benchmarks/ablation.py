@@ -1,6 +1,6 @@
 """Do the energy paths and the wavelet loss help at the tiny size? Short trainings that differ in nothing else (paper: Table 4, Fig. 7).
 
-    python benchmarks/ablation.py                 about 20 minutes on one core: benchmarks/results/ablation.json and .md
+    python benchmarks/ablation.py --threads 2 --seeds 0 1        25 minutes on two cores: benchmarks/results/ablation.json and .md
     python benchmarks/ablation.py --steps 4000 --seeds 0 1 2
 
 Every variant has the same data in the same order, the same number of steps, and initial weights of the same seed.
