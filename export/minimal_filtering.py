@@ -29,7 +29,8 @@ from wfvae.export.symbolic import Length
 
 TAPS = 3
 ROWS_FROM_CHANNELS = 96
-"""Below, the passes over transformed rows take longer than the products that they save (docs/performance.md)."""
+"""Below, the passes over transformed rows take longer than the products that they save; not much above, it depends on the engine
+(docs/performance.md)."""
 
 ROWS_ALONE_FROM_CHANNELS = 256
 """The same where frames do not come in pairs, one per latent."""
