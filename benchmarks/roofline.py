@@ -84,9 +84,9 @@ def compile_model(model: onnx.ModelProto, engine: str, threads: int) -> Callable
 
         settings = session_options(OnnxRuntimeOptions(provider="cpu", threads=threads))
         return partial(ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"]).run, None)
-    from wfvae.runtime.openvino_backend import OpenVinoOptions, compile_settings, load_openvino
+    from wfvae.runtime.openvino_backend import OpenVinoOptions, compile_settings, open_core
 
-    core = load_openvino().Core()
+    core = open_core()
     options = OpenVinoOptions(precision_hint=engine.partition("-")[2] or "fp32", threads=threads)
     compiled = core.compile_model(core.read_model(model.SerializeToString(), b""), "CPU", compile_settings(options))
     request = compiled.create_infer_request()

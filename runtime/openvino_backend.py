@@ -14,6 +14,7 @@ from wfvae.manifest import GraphSpec, state_input, state_output
 from wfvae.runtime.backend import Array, BoolArray, FloatArray, StreamState, output_shape
 from wfvae.runtime.bfloat16 import narrow, widen
 from wfvae.runtime.openvino_norms import norm_without_turning
+from wfvae.runtime.signal_stack import kept_signal_stack
 from wfvae.streamspec import StateSpec
 
 PRECISION_HINTS = ("fp32", "bf16")
@@ -130,9 +131,8 @@ class OpenVinoBackend:
         """Raises `InputError` if there is no such precision hint, and `BundleError` if this CPU does not compute in it."""
         self._bundle = bundle
         self._options = options
-        ov = load_openvino()
-        self._core = ov.Core()
-        self._version = str(ov.get_version()).partition("-")[0]
+        self._core = open_core()
+        self._version = str(load_openvino().get_version()).partition("-")[0]
         self._device = str(self._core.get_property(_DEVICE, "FULL_DEVICE_NAME"))
         require_precision(options.precision_hint, self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"), self._device)
 
@@ -173,6 +173,14 @@ def compile_settings(options: OpenVinoOptions) -> dict[str, Any]:
         "ENABLE_CPU_PINNING": False,
         **({} if options.threads is None else {"INFERENCE_NUM_THREADS": options.threads}),
     }
+
+
+def open_core() -> Any:
+    """OpenVINO with its CPU plugin loaded, and signals handled as before. Raises `MissingExtraError` if it is not installed."""
+    core = load_openvino().Core()
+    with kept_signal_stack():
+        core.get_property(_DEVICE, "FULL_DEVICE_NAME")  # the first question loads the plugin
+    return core
 
 
 def load_openvino() -> Any:

@@ -23,6 +23,7 @@ from wfvae.errors import BundleError, InputError, MissingExtraError, ResourceErr
 from wfvae.export.parity.rules import BOUNDS, EXACT, model_rule, stream_rule
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.runtime.bfloat16 import narrow, widen
+from wfvae.runtime.openvino_backend import open_core
 from wfvae.runtime.openvino_norms import norm_without_turning
 
 ov = pytest.importorskip("openvino", reason="needs the extra openvino: pip install 'wfvae[openvino]'")
@@ -47,7 +48,7 @@ def opened_here(exported: Callable[..., Path]) -> Opener:
 
 
 def computes_in_bf16() -> bool:
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in open_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def video(frames: int = FRAMES, seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> npt.NDArray[np.uint8]:
@@ -117,7 +118,7 @@ def test_a_norm_without_turning_is_that_of_the_definition(mean: float, hint: str
     exact = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-6) * NORM_SCALE[:, None, None] + NORM_SHIFT[:, None, None]
 
     def error(model: Any) -> float:
-        found = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[hint]})(images)[0]
+        found = open_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[hint]})(images)[0]
         return float(np.sqrt(((found - exact) ** 2).mean()))
 
     own, ours = turned_norm(), turned_norm()
@@ -353,10 +354,27 @@ def test_the_hint_is_set_and_told(opened_here: Opener, hint: str) -> None:
     assert described == {
         "name": "openvino",
         "version": ov.__version__.partition("-")[0],
-        "device": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
+        "device": open_core().get_property("CPU", "FULL_DEVICE_NAME"),
         "precision_hint": hint,
         "threads": "1",
     }
+
+
+def test_signals_are_handled_after_bundles_were_closed(exported: Callable[..., Path]) -> None:
+    """OpenVINO alone leaves a signal stack without memory behind if what was opened first is closed first: the next signal kills."""
+    program = """
+import gc, os, signal, sys
+from wfvae.runtime import open_bundle
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+bundles = [open_bundle(sys.argv[1], "openvino", threads=1) for _ in range(2)]
+for _ in range(3):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    if bundles:
+        bundles.pop(0).close()
+    gc.collect()
+"""
+    ended = subprocess.run([sys.executable, "-c", program, exported(NAME)], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "handled\n" * 3), ended.stderr
 
 
 def test_fp32_is_the_default(exported: Callable[..., Path]) -> None:

@@ -32,11 +32,11 @@ class OpenVinoRunner(BaseRunner):  # type: ignore[misc]  # Polygraphy has no typ
 
     def activate_impl(self) -> None:
         """Compiles the model."""
-        from wfvae.runtime.openvino_backend import load_openvino
+        from wfvae.runtime.openvino_backend import open_core
         from wfvae.runtime.openvino_norms import norm_without_turning
 
         load_external_data_for_model(self._proto, str(self._folder))
-        core = load_openvino().Core()
+        core = open_core()
         hint = {"fp32": "f32", "bf16": "bf16"}[self._described["precision_hint"]]
         settings = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
         if self._described["threads"] != "all":
