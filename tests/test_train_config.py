@@ -77,14 +77,17 @@ def test_a_folder_is_asked_for(program: Program) -> None:
 
 
 def test_toml_and_dict_read_back_equal(tmp_path: Path) -> None:
-    config = TrainingConfig.load("tiny-stage1", ["model.latent_dim=8", "optimizer.betas=[0.5, 0.9]", "run.initial=some dir"])
+    changes = ["model.latent_dim=8", "optimizer.betas=[0.5, 0.9]", "run.initial=some dir", "loss.frame_weights=[2, 1, 1, 1]"]
+    config = TrainingConfig.load("tiny-stage1", changes)
     (tmp_path / "again.toml").write_text(config.to_toml(), encoding="utf-8")
     assert TrainingConfig.load(tmp_path / "again.toml") == config
     assert TrainingConfig.from_dict(config.to_dict()) == config
     assert config.model.latent_dim == 8
     assert config.optimizer.betas == (0.5, 0.9)
     assert config.run.initial == "some dir"
-    assert config.differences(TrainingConfig.load("tiny-stage1")) == ["model.latent_dim", "optimizer.betas", "run.initial"]
+    assert config.loss.frame_weights == (2.0, 1.0, 1.0, 1.0)
+    changed = ["model.latent_dim", "loss.frame_weights", "optimizer.betas", "run.initial"]
+    assert config.differences(TrainingConfig.load("tiny-stage1")) == changed
 
 
 def test_ablations_reach_the_architecture() -> None:
@@ -116,6 +119,13 @@ def test_ablations_reach_the_architecture() -> None:
         ("optimizer.learning_rate=inf", "optimizer.learning_rate is inf"),
         ("optimizer.ema_decay=1.0", "optimizer.ema_decay is 1.0; expected 0 <= value < 1"),
         ("optimizer.betas=[0.9]", "expected a list of 2 values"),
+        ("loss.frame_weights=2", "loss.frame_weights is 2; expected a list of values"),
+        (
+            "loss.frame_weights=[1, 1, 1]",
+            "loss.frame_weights is [1.0, 1.0, 1.0]; expected 4 positive numbers, one for each frame of a latent",
+        ),
+        ("loss.frame_weights=[1, 1, 0, 1]", "expected 4 positive numbers"),
+        ("loss.frame_weights=[1, 1, nan, 1]", "expected 4 positive numbers"),
         ("model.preset=XL", "model.preset is 'XL'; expected one of 'S', 'M', 'L', 'tiny'"),
         ("model.temporal_compression=2", "expected one of 4, 8"),
         ("model.norm_type=groupnorm", "divisible by 32"),

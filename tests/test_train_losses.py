@@ -77,6 +77,14 @@ def test_reconstruction_by_hand() -> None:
     assert loss("l1", perceptual, 1.0) == pytest.approx((6 * 0.6 + 6 * 2.3) / 2)
     assert loss("l1", perceptual, 0.1) == pytest.approx((6 * 0.51 + 6 * 2.03) / 2)
 
+    def weighted(values: Tensor | None) -> float:
+        weights = torch.tensor([1.0, 0.25])
+        terms = {"perceptual": values, "perceptual_weight": 0.1, "frame_weights": weights}
+        return reconstruction_loss(video, reconstruction, kind="l1", **terms).item()  # type: ignore[arg-type]
+
+    assert weighted(None) == pytest.approx((6 * 0.5 + 6 * 0.25 * 2) / 2)
+    assert weighted(perceptual) == pytest.approx((6 * 0.51 + 6 * 0.25 * 2.03) / 2)
+
 
 @pytest.mark.parametrize("kind", ["l1", "l2"])
 def test_reconstruction_gradients(kind: Any) -> None:

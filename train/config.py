@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -108,6 +109,9 @@ class LossSettings:
 
     reconstruction: Literal["l1", "l2"] = "l1"
     """Distance of pixels (ablation: L2)."""
+    frame_weights: tuple[float, ...] = ()
+    """Weights of a latent's frames, in order, in the reconstruction loss, scaled to a mean of 1; none weighs all alike. A clip's
+    first frame has 1. Not the paper's: against frames of a latent that differ in quality, which pulses."""
     perceptual: str = "vgg"
     """LPIPS backbone: `vgg` (downloaded by torchvision), a local file of its weights, `random` (for tests), or `none`."""
     perceptual_weight: float = 1.0
@@ -330,6 +334,10 @@ def _value(hint: Any, value: object, where: str) -> Any:
         if value not in arguments or type(value) not in {type(a) for a in arguments}:
             raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(repr, arguments))}")
         return value
+    if origin is tuple and arguments[1:] == (...,):
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where} is {value!r}; expected a list of values")
+        return tuple(_value(arguments[0], v, where) for v in value)
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
             raise ConfigError(f"{where} is {value!r}; expected a list of {len(arguments)} values")
@@ -379,6 +387,9 @@ class _Checks:
         for key, value in (("optimizer.ema_decay", config.optimizer.ema_decay), *(("optimizer.betas", b) for b in config.optimizer.betas)):
             if not 0.0 <= value < 1.0:
                 raise ConfigError(f"{key} is {value}; expected 0 <= value < 1")
+        weights = config.loss.frame_weights
+        if weights and (len(weights) != ratio or not all(0.0 < weight < math.inf for weight in weights)):
+            raise ConfigError(f"loss.frame_weights is {list(weights)}; expected {ratio} positive numbers, one for each frame of a latent")
         if config.data.kind == "folder" and not config.data.folder:
             raise ConfigError(
                 'data.folder is not set; give the directory of your videos: --set data.folder=DIR (or data.kind="procedural")'

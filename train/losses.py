@@ -23,7 +23,13 @@ ReconstructionKind = Literal["l1", "l2"]
 
 
 def reconstruction_loss(
-    video: Tensor, reconstruction: Tensor, *, kind: ReconstructionKind, perceptual: Tensor | None, perceptual_weight: float
+    video: Tensor,
+    reconstruction: Tensor,
+    *,
+    kind: ReconstructionKind,
+    perceptual: Tensor | None,
+    perceptual_weight: float,
+    frame_weights: Tensor | None = None,
 ) -> Tensor:
     """Distance in pixels plus distance in features, per frame.
 
@@ -33,13 +39,15 @@ def reconstruction_loss(
         sum over b, c, t, y, x of (d[b, c, t, y, x] + perceptual_weight * p[b, t]) / (B T)
 
     So LPIPS weighs C H W times as much as a mere sum over frames would give it, which keeps its balance with the pixels' sum the
-    same at every resolution. In the published form the whole is scaled by exp(-logvar), whose logvar stays 0: no scaling.
+    same at every resolution. With `frame_weights` each frame's share of the sum is multiplied by its weight, which is not the
+    paper's. In the published form the whole is scaled by exp(-logvar), whose logvar stays 0: no scaling.
 
     Args:
         video, reconstruction: (B, C, T, H, W) floating point, about [-1, 1].
         kind: "l1" (the paper's) or "l2".
         perceptual: LPIPS of each frame, (B, T) or (B*T,) with time running fastest; None leaves it out.
         perceptual_weight: of `perceptual`; the paper's is 1, and 0.1 in stage III.
+        frame_weights: (T,); None weighs all frames alike.
 
     Returns:
         A scalar, differentiable in `reconstruction` and `perceptual`.
@@ -54,13 +62,20 @@ def reconstruction_loss(
     _require_same_shape("reconstruction", reconstruction, "video", video)
     batch, channels, frames, height, width = video.shape
     difference = _wide(video) - _wide(reconstruction)
-    total = (difference.abs() if kind == "l1" else difference.square()).sum()
+    distance = difference.abs() if kind == "l1" else difference.square()
+    if frame_weights is not None:
+        if tuple(frame_weights.shape) != (frames,):
+            raise InputError(f"frame_weights has shape {tuple(frame_weights.shape)}; expected {(frames,)}, one weight per frame")
+        distance = distance * frame_weights.view(1, 1, frames, 1, 1)
+    total = distance.sum()
     if perceptual is not None:
         if tuple(perceptual.shape) not in {(batch, frames), (batch * frames,)}:
             raise InputError(
                 f"perceptual has shape {tuple(perceptual.shape)}; expected one value per frame, {(batch, frames)} or {(batch * frames,)}"
             )
-        total = total + perceptual_weight * channels * height * width * _wide(perceptual).sum()
+        per_frame = _wide(perceptual).view(batch, frames)
+        per_frame = per_frame if frame_weights is None else per_frame * frame_weights
+        total = total + perceptual_weight * channels * height * width * per_frame.sum()
     return total / (batch * frames)
 
 

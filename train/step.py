@@ -119,7 +119,12 @@ class Trainer:
             with self._precision():
                 perceptual = self._perceptual(video, decoded.sample, loss.perceptual_frames or None)
         reconstruction = reconstruction_loss(
-            video, decoded.sample, kind=loss.reconstruction, perceptual=perceptual, perceptual_weight=loss.perceptual_weight
+            video,
+            decoded.sample,
+            kind=loss.reconstruction,
+            perceptual=perceptual,
+            perceptual_weight=loss.perceptual_weight,
+            frame_weights=self._frame_weights(video.shape[2]),
         )
         adversarial: Tensor | None = None
         weight: Tensor | float = 0.0
@@ -171,6 +176,14 @@ class Trainer:
     def _judging_precision(self) -> AbstractContextManager[object]:
         """The discriminator's: fp32 on a CPU, where gradients of small 3-D convolutions in bf16 came out as NaN (torch 2.13)."""
         return self._precision() if self.world.device.type != "cpu" else torch.autocast("cpu", enabled=False)
+
+    def _frame_weights(self, frames: int) -> Tensor | None:
+        """Of a clip's first frame, 1, and then those of the settings latent by latent, with a mean of 1."""
+        if not self.config.loss.frame_weights:
+            return None
+        of_a_latent = torch.tensor(self.config.loss.frame_weights, device=self.world.device)
+        latents = (frames - 1) // len(of_a_latent)
+        return torch.cat([of_a_latent.new_ones(1), (of_a_latent / of_a_latent.mean()).repeat(latents)])
 
     def _noise(self, video: Tensor, first_row: int) -> Tensor:
         """Noise of the posterior samples. It depends on seed, step and the clip's place in the whole batch, not on the processes."""
