@@ -95,6 +95,8 @@ class Benchmark:
     out: Path | None
     results: list[Result]
     missing: list[Missing]
+    checkpoint_sha256: str | None = None
+    """Of our model, once it has been measured."""
 
     def measure(
         self, model: str, mode: str, what: str, weights: str, parameters: int, runs: Sequence[tuple[Video, Error]], pixels: tuple[int, ...]
@@ -353,6 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         save = partial(write, options, benchmark, source)
         if "wfvae" in options.only:
             with wfvae_bundle(options.bundle, options.preset, options.threads) as (bundle, weights):
+                benchmark.checkpoint_sha256 = bundle.manifest.checkpoint_sha256
                 measure_wfvae(benchmark, bundle, weights)
             save()
         measure_peers(benchmark, options, save)
@@ -380,6 +383,7 @@ def write(options: argparse.Namespace, benchmark: Benchmark, source: str) -> Non
             "frames": options.frames,
             "size": options.size,
             "tile_scale": options.tile_scale,
+            "wfvae_checkpoint_sha256": benchmark.checkpoint_sha256,
             "note": RANDOM_NOTE if any(is_random(result) for result in benchmark.results) else "",
             "methods": json.loads(json.dumps([asdict(result) for result in benchmark.results])),
             NOT_MEASURED.replace(" ", "_"): [asdict(one) for one in benchmark.missing],

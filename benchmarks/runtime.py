@@ -11,7 +11,7 @@
 
 But for quality, weights are random: speed and memory do not depend on them. What is compared runs turn by turn, and ratios are medians
 over the turns, so that a busy machine slows all alike. A result file keeps the sections that are not measured again, and has the speed at
-another size as a section of its own.
+another size or of another preset, and the memory of another preset, as sections of their own.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ SPEED_PRESET: Preset = "S"
 SPEED_SIZE = 128
 SPEED_LENGTHS = [17, 33, 65]
 MEMORY_SIZE = 128
-MEMORY_JOBS: dict[str, tuple[int, ...]] = {"tiny": (100, 2000)}
+MEMORY_PRESET: Preset = "tiny"
+MEMORY_FRAMES = [100, 2000]
 MEMORY_RUNS = 3
 SECTIONS = ("speed", "memory", "quality")
 HINTS = ("fp32", "bf16")
@@ -108,10 +109,11 @@ class Benchmark:
         return {"checkpoint_sha256": checkpoint, "bar_db": BAR_DB, "largest_loss_db": losses, "clips": [asdict(clip) for clip in clips]}
 
     def memory(self) -> dict[str, Any]:
-        presets: tuple[Preset, ...] = ("tiny", "S")
-        paths: dict[str, Path] = {preset: self.path(preset) for preset in presets}
-        results = printed(print_memory, measure_memory(paths, MEMORY_JOBS, MEMORY_SIZE, self.threads, MEMORY_RUNS, self.folder))
-        return {"size": MEMORY_SIZE, "runs": MEMORY_RUNS, "jobs": [asdict(result) for result in results]}
+        options, runs = self.options, self.options.memory_runs
+        bundle = self.path(options.memory_preset)
+        measured = measure_memory(bundle, options.memory_preset, options.memory_frames, MEMORY_SIZE, self.threads, runs, self.folder)
+        results = printed(print_memory, measured)
+        return {"size": MEMORY_SIZE, "runs": runs, "jobs": [asdict(result) for result in results]}
 
 
 def printed(show: Callable[[T], None], results: Iterable[T]) -> list[T]:
@@ -138,12 +140,27 @@ def main() -> int:
             print(f"{name} (load average {before:.2f})")
             found = section()
             facts = machine(options.threads, "torch", "onnxruntime", *installed("openvino"), "numpy", "av")
-            key = f"speed {options.size}x{options.size}" if name == "speed" and options.size != SPEED_SIZE else name
-            result[key] = {"machine": facts, "load_average_before": before, "load_average_after": load_average(), **found}
+            result[section_name(name, options)] = {
+                "machine": facts,
+                "load_average_before": before,
+                "load_average_after": load_average(),
+                **found,
+            }
             print()
             if options.json is not None:
                 write_json(options.json, result)
     return int(benchmark.failed)
+
+
+def section_name(name: str, options: argparse.Namespace) -> str:
+    """What a result file calls a section: what differs from the defaults belongs to its name."""
+    words = [name]
+    if name == "speed":
+        words += [options.preset] * (options.preset != SPEED_PRESET)
+        words += [f"{options.size}x{options.size}"] * (options.size != SPEED_SIZE)
+    if name == "memory":
+        words += [options.memory_preset] * (options.memory_preset != MEMORY_PRESET)
+    return " ".join(words)
 
 
 def installed(*packages: str) -> list[str]:
@@ -163,6 +180,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=MINIMUM_RUNS, help=f"turns of the speed section, at least {MINIMUM_RUNS}")
     parser.add_argument("--lengths", type=int, nargs="+", default=SPEED_LENGTHS, help="frames of the speed section's clips")
+    parser.add_argument("--memory-preset", default=MEMORY_PRESET, choices=get_args(Preset), help="of memory (default: %(default)s)")
+    parser.add_argument("--memory-frames", type=int, nargs="+", default=MEMORY_FRAMES, help="frames of its videos (default: %(default)s)")
+    parser.add_argument("--memory-runs", type=int, default=MEMORY_RUNS, help="of each of its jobs (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
     if options.runs < MINIMUM_RUNS:

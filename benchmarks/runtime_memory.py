@@ -6,7 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import cycle, islice
@@ -62,22 +62,21 @@ def make_video(path: Path, frames: int, size: int) -> Path:
 
 
 def measure_memory(
-    bundles: dict[str, Path], jobs: dict[str, tuple[int, ...]], size: int, threads: int, runs: int, folder: Path
+    bundle: Path, preset: str, lengths: Sequence[int], size: int, threads: int, runs: int, folder: Path
 ) -> Iterator[PeakMemory]:
-    """`jobs`: numbers of frames by preset."""
-    for preset, lengths in jobs.items():
-        peaks: dict[str, dict[str, list[float]]] = {"encode": {}, "decode": {}}
-        for frames in lengths:
-            video = make_video(folder / f"{frames}.mp4", frames, size)
-            latents, out = folder / f"{preset}-{frames}.zarr", folder / f"{preset}-{frames}.mp4"
-            for _ in range(runs):
-                for name, source, destination in (("encode", video, latents), ("decode", latents, out)):
-                    peak, report = run_program(name, str(bundles[preset]), str(source), str(destination), "--threads", str(threads))
-                    assert report["frames"] == frames
-                    peaks[name].setdefault(str(frames), []).append(peak)
-        for name, by_frames in peaks.items():
-            medians = {frames: statistics.median(values) for frames, values in by_frames.items()}
-            yield PeakMemory(preset, name, medians, medians[str(lengths[-1])] / medians[str(lengths[0])])
+    """`lengths`: numbers of frames."""
+    peaks: dict[str, dict[str, list[float]]] = {"encode": {}, "decode": {}}
+    for frames in lengths:
+        video = make_video(folder / f"{frames}.mp4", frames, size)
+        latents, out = folder / f"{frames}.zarr", folder / f"{frames}-decoded.mp4"
+        for _ in range(runs):
+            for name, source, destination in (("encode", video, latents), ("decode", latents, out)):
+                peak, report = run_program(name, str(bundle), str(source), str(destination), "--threads", str(threads))
+                assert report["frames"] == frames
+                peaks[name].setdefault(str(frames), []).append(peak)
+    for name, by_frames in peaks.items():
+        medians = {frames: statistics.median(values) for frames, values in by_frames.items()}
+        yield PeakMemory(preset, name, medians, medians[str(lengths[-1])] / medians[str(lengths[0])])
 
 
 def print_memory(result: PeakMemory) -> None:

@@ -65,10 +65,13 @@ def main() -> None:
     parser.add_argument("--ship", nargs="+", type=Path, default=[], metavar="RUN")
     parser.add_argument("--clips", type=int, default=64, help="held-out clips of each kind (default: %(default)s)")
     parser.add_argument("--videos", type=Path, metavar="FOLDER", help="videos to score, too")
+    parser.add_argument("--frames", type=int, default=STREAM_FRAMES, help="of the stream (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="where the results go (default: the committed ones')")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.ship:
         ship(args.ship)
+    args.out.mkdir(parents=True, exist_ok=True)
     model = WFVAE.from_pretrained(SHIPPED)
     result = {
         "machine": machine(torch.get_num_threads(), "wfvae", "torch", "onnxruntime"),
@@ -79,11 +82,11 @@ def main() -> None:
         },
         "held_out": {"windows_of_256x256": score(model, args.clips, 2 * SIDE), "paintings_at_128x128": score(model, args.clips, SIDE)},
         "psnr_db_after_frames": histories(model, args.clips),
-        "stream": stream(model),
+        "stream": stream(model, args.frames, args.out),
     }
     if args.videos is not None:
         result["videos"] = score_videos(model, args.videos)
-    write_json(RESULTS / "tiny-model.json", result)
+    write_json(args.out / "tiny-model.json", result)
     print(json.dumps(result, indent=2) if args.json else summary(result))
 
 
@@ -157,15 +160,15 @@ def score_videos(model: WFVAE, folder: Path) -> dict[str, Any]:
     return found
 
 
-def stream(model: WFVAE) -> dict[str, Any]:
-    """300 frames through the exported bundle: quality per frame, and whether the seams of chunks are visible."""
-    frames = ProceduralClip(STREAM_SEED, STREAM_SIDE, STREAM_SIDE).frames(0, STREAM_FRAMES)
+def stream(model: WFVAE, count: int, out: Path) -> dict[str, Any]:
+    """So many frames through the exported bundle: quality per frame, and whether the seams of chunks are visible. Draws into `out`."""
+    frames = ProceduralClip(STREAM_SEED, STREAM_SIDE, STREAM_SIDE).frames(0, count)
     with tempfile.TemporaryDirectory() as folder:
         export_bundle(model, Path(folder) / "bundle")
         with open_bundle(Path(folder) / "bundle") as bundle:
             ratio, drop = bundle.ratio, bundle.manifest.graphs["decoder"].stream.drop
             latents = bundle.encode(frames, chunk=CHUNK)
-            pixels = bundle.decode(latents, frames=STREAM_FRAMES, chunk=CHUNK)
+            pixels = bundle.decode(latents, frames=count, chunk=CHUNK)
     before, after = frames.astype(np.float32), pixels.astype(np.float32)
     psnr = 10 * np.log10(255.0**2 / np.maximum(((before - after) ** 2).mean(axis=(1, 2, 3)), 1e-3))
     # What moves in the error from frame to frame is what would be seen as flicker.
@@ -174,7 +177,7 @@ def stream(model: WFVAE) -> dict[str, Any]:
     still = np.abs(np.diff(before, axis=0)).max(axis=-1) <= STILL_LEVELS
     change = np.abs(np.diff(after, axis=0)).mean(axis=-1)
     trembling, trembling_afar = change[still], change[far_from(~still)]
-    index = np.arange(1, STREAM_FRAMES)
+    index = np.arange(1, count)
     phases = [float(flicker[index % ratio == phase].mean()) for phase in range(ratio)]
     # Frame 0 is a latent's by itself; then frames 1 to 4 are one's, 5 to 8 the next one's.
     in_latent = [float(psnr[1 + place :: ratio].mean()) for place in range(ratio)]
@@ -184,20 +187,18 @@ def stream(model: WFVAE) -> dict[str, Any]:
     for direction, ahead in (("encode", ratio - 1), ("decode", drop)):
         meets, alike = ((index + ahead) % frames_per == 0 for frames_per in (CHUNK * ratio, ratio))
         seams[direction] = float(flicker[meets].mean() / flicker[alike & ~meets].mean())
-    picks = [0, 75, 150, 299]
+    picks = [0, count // 4, count // 2, count - 1]
     sheet = np.concatenate([np.concatenate([frames[i], pixels[i]], axis=0) for i in picks], axis=1)
-    Image.fromarray(sheet).save(RESULTS / "tiny-model-stream.png", optimize=True)
+    Image.fromarray(sheet).save(out / "tiny-model-stream.png", optimize=True)
     follow = np.concatenate([np.concatenate([video[i, WINDOW, WINDOW] for i in CONSECUTIVE], axis=1) for video in (frames, pixels)], axis=0)
-    Image.fromarray(follow).save(RESULTS / "tiny-model-consecutive.png", optimize=True)
+    Image.fromarray(follow).save(out / "tiny-model-consecutive.png", optimize=True)
     curve = line_plot([float(v) for v in psnr], "frame", "PSNR", "dB", WIDE, least_span=5.0)
     moving = line_plot([float(v) for v in flicker], "frame", "change of the error", "levels", WIDE, from_zero=True)
-    notes = [
-        f"Procedural clip, seed {STREAM_SEED}, {STREAM_FRAMES} frames of {STREAM_SIDE}x{STREAM_SIDE}, streamed in steps of {CHUNK} latents."
-    ]
+    notes = [f"Procedural clip, seed {STREAM_SEED}, {count} frames of {STREAM_SIDE}x{STREAM_SIDE}, streamed in steps of {CHUNK} latents."]
     drawing = svg_file("A stream through the tiny model", notes, [Panel("Quality per frame", curve), Panel("Flicker", moving)])
-    (RESULTS / "tiny-model-stream.svg").write_text(drawing, encoding="utf-8")
+    (out / "tiny-model-stream.svg").write_text(drawing, encoding="utf-8")
     return {
-        "frames": STREAM_FRAMES,
+        "frames": count,
         "latents_per_step": CHUNK,
         "psnr_db": float(psnr.mean()),
         "psnr_db_lowest": float(psnr.min()),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -15,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fixtures.program import Program, clip, command, names, run_process, save, stored
+from fixtures.program import Program, clip, command, names, on_terminal, run_process, save, stored
 from wfvae import cli
 from wfvae.runtime import Bundle
 from wfvae.runtime.transcode import Report
@@ -313,31 +311,9 @@ def test_odd_names(program: Program, bundle: Path, tmp_path: Path, monkeypatch: 
 # Progress -------------------------------------------------------------------------------------------------------------------
 
 
-def on_terminal(*arguments: object) -> tuple[int, str]:
-    """Exit code and what appeared on a terminal."""
-    leader, follower = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    process = subprocess.Popen(command(*arguments), stderr=follower, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment)
-    os.close(follower)
-    seen = b""
-    while True:
-        try:
-            piece = os.read(leader, 65536)
-        except OSError:  # Linux's way to say that the other side has closed
-            break
-        if not piece:
-            break
-        seen += piece
-    os.close(leader)
-    out, _ = process.communicate(timeout=60)
-    json.loads(out)
-    return process.returncode, seen.decode()
-
-
 def test_progress_shows_on_a_terminal_and_nowhere_else(bundle: Path, video: Path, tmp_path: Path) -> None:
-    code, seen = on_terminal("encode", bundle, video, tmp_path / "z.zarr", "--chunk", 1, "--json")
+    code, text = on_terminal("encode", bundle, video, tmp_path / "z.zarr", "--chunk", 1, "--json")
     assert code == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen)
     assert re.search(r"encode .*\d+/13 frames .* \d:\d\d:\d\d", text), text
     code, out, err = run_process("encode", bundle, video, tmp_path / "z.zarr", env={**os.environ, "FORCE_COLOR": "1"})
     assert (code, err) == (0, "")

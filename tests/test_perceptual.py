@@ -115,6 +115,32 @@ def test_a_file_gives_what_the_package_gives_with_the_same_weights(alexnet_weigh
         assert not any(p.requires_grad for p in network.parameters())
 
 
+def test_a_distance_worked_out_from_the_definition(alexnet_weights: dict[str, Tensor], tmp_path: Path) -> None:
+    """Zhang et al. 2018, eq. 1, on AlexNet as Krizhevsky 2014 has it; only the linear weights are taken from the package."""
+    from torch.nn.functional import conv2d, max_pool2d
+
+    save_file(alexnet_weights, tmp_path / "alexnet.safetensors")
+    video, reconstruction = clips(batch=1, frames=1, side=64)
+    network = load_lpips(tmp_path / "alexnet.safetensors", "alex")
+    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))  # ImageNet's
+    layers = {0: (4, 2), 3: (1, 2), 6: (1, 1), 8: (1, 1), 10: (1, 1)}  # stride and padding
+    images = torch.cat([video[:, :, 0], reconstruction[:, :, 0]])
+    hidden = ((images + 1) / 2 - mean) / deviation
+    expected = 0.0
+    for number, (index, (stride, padding)) in enumerate(layers.items()):
+        if index in (3, 6):
+            hidden = max_pool2d(hidden, 3, 2)
+        weight, bias = (alexnet_weights[f"features.{index}.{name}"] for name in ("weight", "bias"))
+        hidden = conv2d(hidden, weight, bias, stride, padding).clamp(min=0)
+        one, other = hidden / hidden.square().sum(1, keepdim=True).sqrt()
+        linear = network.get_submodule("lins")[number].model[1].weight.flatten()  # type: ignore[index]
+        assert linear.shape == (len(weight),) and bool((linear >= 0).all())
+        expected += float(((one - other).square() * linear[:, None, None]).sum(0).mean())
+    found = network(video[:, :, 0], reconstruction[:, :, 0])
+    assert expected > 1e-4
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
 def test_random_weights_are_the_seeds(perceptual: PerceptualLoss) -> None:
     video, reconstruction = clips(batch=1, frames=1)
     before = torch.get_rng_state()

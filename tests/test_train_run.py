@@ -6,13 +6,14 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fixtures.numbered_videos import write_numbered
-from fixtures.program import Program, clip, save, start_process
+from fixtures.program import Program, clip, on_terminal, run_process, save, start_process
 from wfvae.causal import CausalConv3d
 from wfvae.config import WFVAEConfig
 from wfvae.errors import CheckpointError, ConfigError, DataError, MissingExtraError, TrainingError
@@ -196,6 +198,17 @@ def test_a_killed_run_with_a_worker_that_cuts_many_crops_goes_on_to_the_same_bit
     _kill_and_resume(config, 2, tmp_path / "whole", tmp_path, program)
 
 
+@pytest.mark.slow
+def test_a_killed_run_on_videos_goes_on_to_the_same_bits(tmp_path: Path, program: Program) -> None:
+    """Places, pieces and flips of files are drawn, and a worker reads ahead."""
+    (tmp_path / "videos").mkdir()
+    for number in range(3):
+        save(tmp_path / "videos" / f"{number}.mp4", clip(20 + number, 48, 64, seed=number))
+    config = small(data__kind="folder", data__folder=str(tmp_path / "videos"), data__noise=0.0, data__workers=1, validation__every=0)
+    train(config, tmp_path / "whole", CPU)
+    _kill_and_resume(config, 2, tmp_path / "whole", tmp_path, program)
+
+
 def _kill_and_resume(training: TrainingConfig, moment: int, finished_run: Path, tmp_path: Path, program: Program) -> None:
     run, config = tmp_path / "run", written(training, tmp_path / "small.toml")
     process = start_process("train", config, "--out", run)
@@ -238,6 +251,16 @@ def test_ctrl_c_keeps_the_work(tmp_path: Path) -> None:
     assert b"of 100000" in out
 
 
+def test_the_progress_of_a_run_shows_on_a_terminal_and_nowhere_else(tmp_path: Path) -> None:
+    config = written(small(validation__every=0), tmp_path / "small.toml")
+    code, text = on_terminal("train", config, "--out", tmp_path / "one", "--json")
+    assert code == 0
+    pattern = r"training .*[1-6]/6 reconstruction \d\S*  kl \d\S*  wavelet \d\S*  \d+\.\d frames/s  data wait \d+% \d:\d\d:\d\d"
+    assert re.search(pattern, text), text
+    code, _, err = run_process("train", config, "--out", tmp_path / "other", env={**os.environ, "FORCE_COLOR": "1"})
+    assert (code, err) == (0, "")
+
+
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     plain = {"model__dropout": 0.0, "run__steps": 3, "optimizer__batch": 4}
@@ -255,9 +278,12 @@ def test_recomputed_activations_give_the_same_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_two_processes_equal_one_with_the_whole_batch(recompute: bool, tmp_path: Path) -> None:
+    """That one keeps its activations, as recomputing them changes nothing but memory."""
     config = small(model__dropout=0.0, run__steps=3, optimizer__batch=4)
     train(config, tmp_path / "one", CPU)
+    config = replace(config, run=replace(config.run, activation_checkpointing=recompute))
     assert two_processes(config, tmp_path) == 3
     _assert_close(last_state(tmp_path / "one"), last_state(tmp_path / "two"))
     one, two = (read_metrics(tmp_path / name, "train") for name in ("one", "two"))
@@ -280,8 +306,10 @@ def test_two_processes_resumed_end_with_the_bits_of_an_uninterrupted_run(tmp_pat
 
 
 @pytest.mark.slow
-def test_two_processes_train_with_accumulation_against_a_discriminator(tmp_path: Path) -> None:
-    config = small(run__steps=2, optimizer__batch=4, optimizer__accumulate=2, loss__adversarial=True)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_two_processes_train_with_accumulation_against_a_discriminator(recompute: bool, tmp_path: Path) -> None:
+    plain = small(run__steps=2, optimizer__batch=4, optimizer__accumulate=2, loss__adversarial=True)
+    config = replace(plain, run=replace(plain.run, activation_checkpointing=recompute))
     assert two_processes(config, tmp_path) == 2
     assert all(torch.isfinite(tensor).all() for tensor in last_state(tmp_path / "two").values())
 
@@ -755,6 +783,23 @@ def one_step(config: TrainingConfig) -> tuple[TrainingState, dict[str, float]]:
     state = TrainingState.fresh(config, CPU.device)
     clips = torch.randint(0, 256, (2, 3, 5, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return state, Trainer(config, state, CPU, None).step([clips])
+
+
+@pytest.mark.parametrize(("kind", "distance"), [("l1", Tensor.abs), ("l2", Tensor.square)])
+def test_the_reconstruction_loss_of_a_step_is_the_one_asked_for(kind: str, distance: Callable[[Tensor], Tensor]) -> None:
+    config = small(loss__reconstruction=kind)
+    state = TrainingState.fresh(config, CPU.device)
+    seen: list[Tensor] = []
+    state.model.decoder.register_forward_hook(lambda module, inputs, output: seen.append(output.video.detach().transpose(1, 2)))
+    clips = torch.randint(0, 256, (2, 3, 5, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    told = Trainer(config, state, CPU, None).step([clips])
+    [reconstruction] = seen
+    apart = distance(clips / 127.5 - 1 - reconstruction)
+    assert told["reconstruction"] == pytest.approx(float(apart.sum() / (2 * 5)), rel=1e-5)
+    # The same weights, noise and dropout as before: the first step of that seed.
+    _, told = one_step(small(loss__reconstruction=kind, loss__frame_weights=[3, 3, 1, 1]))
+    weights = torch.tensor([1.0, 1.5, 1.5, 0.5, 0.5]).view(1, 1, 5, 1, 1)
+    assert told["reconstruction"] == pytest.approx(float((apart * weights).sum() / (2 * 5)), rel=1e-5)
 
 
 def test_a_clipped_gradient_is_what_the_optimiser_gets() -> None:
