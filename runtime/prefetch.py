@@ -74,14 +74,18 @@ class _Channel(Generic[T]):
 
 
 class Prefetch(Iterator[T]):
-    """Made by `prefetch`. Close it, or use it in a `with` block, if it may be left before its end."""
+    """Made by `prefetch`. Close it, or use it in a `with` block, if it may be left before its end.
+
+    The thread starts with the first item asked for: inside the block, which an interrupt cannot leave without waiting for the thread. A
+    thread that went on would read from a video that is being closed.
+    """
 
     def __init__(self, iterable: Iterable[T], depth: int) -> None:
         self._channel: _Channel[T] = _Channel(depth)
-        # The thread must not hold on to this object: dropping it unfinished has to end the thread.
-        self._thread = threading.Thread(target=_produce, args=(iterable, self._channel), name="wfvae-prefetch", daemon=True)
+        self._iterable: Iterable[T] | None = iterable
+        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
         self._finalizer = weakref.finalize(self, self._channel.close)
-        self._thread.start()
 
     def __enter__(self) -> Prefetch[T]:
         return self
@@ -90,6 +94,8 @@ class Prefetch(Iterator[T]):
         self.close()
 
     def __next__(self) -> T:
+        if self._iterable is not None:
+            self._start(self._iterable)
         try:
             return self._channel.get()
         except _Closed:
@@ -98,12 +104,25 @@ class Prefetch(Iterator[T]):
     def close(self) -> None:
         """Stop the thread and close the iterator it runs. Waits for the item in the making, at most 5 seconds: a read from a silent
         pipe cannot be interrupted, and its thread, a daemon, is then left behind. Safe to call twice."""
+        self._iterable = None
         self._finalizer()
-        if self._thread is not threading.current_thread():
-            self._thread.join(JOIN_SECONDS)
+        # Not by joining, which fails if an interrupt came before the thread had said that it runs.
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._ended.wait(JOIN_SECONDS)
+
+    def _start(self, iterable: Iterable[T]) -> None:
+        self._iterable = None
+        # The thread must not hold on to this object: dropping it unfinished has to end the thread.
+        thread = threading.Thread(target=_produce, args=(iterable, self._channel, self._ended), name="wfvae-prefetch", daemon=True)
+        self._thread = thread
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more threads
+            self._thread = None
+            raise
 
 
-def _produce(iterable: Iterable[T], channel: _Channel[T]) -> None:
+def _produce(iterable: Iterable[T], channel: _Channel[T], ended: threading.Event) -> None:
     iterator: Iterator[T] | None = None
     error: BaseException | None = None
     try:
@@ -121,6 +140,7 @@ def _produce(iterable: Iterable[T], channel: _Channel[T]) -> None:
     except BaseException as raised:
         error = error or raised
     channel.end(error)
+    ended.set()
 
 
 def prefetch(iterable: Iterable[T], depth: int = 2) -> Prefetch[T]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -94,6 +95,48 @@ def test_leaving_early_stops_the_iterable_and_runs_its_cleanup_in_its_own_thread
     assert list(ahead) == []
 
 
+def test_an_interrupt_while_the_thread_starts_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting a thread waits for its sign of life. What a `with` block around this one closes next must not be in use any more."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    open_ = True
+    read_while_open: list[bool] = []
+
+    def items() -> Iterator[int]:
+        while True:
+            time.sleep(0.01)
+            read_while_open.append(open_)
+            yield 0
+
+    with pytest.raises(KeyboardInterrupt), prefetch(items(), 1000) as ahead:
+        next(ahead)
+    open_ = False
+    time.sleep(0.05)
+    assert read_while_open and all(read_while_open)
+
+
+def test_nothing_is_read_before_it_is_asked_for_or_after_closing() -> None:
+    read: list[int] = []
+    with prefetch((read.append(index) for index in range(3)), 2) as ahead:
+        pass
+    assert list(ahead) == [] and read == []
+
+
+def test_no_thread_to_be_had_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(RuntimeError, match="new thread"), prefetch([1], 2) as ahead:
+        next(ahead)
+    assert ahead._thread is None, "there is none to wait for"
+
+
 def test_a_consumer_that_fails_does_not_deadlock() -> None:
     with pytest.raises(Boom), prefetch(iter(int, 1), 1) as ahead:
         for _ in ahead:
@@ -116,8 +159,9 @@ def test_an_error_while_the_queue_is_full_is_not_lost() -> None:
         raise Boom
 
     ahead = prefetch(items(), 2)
+    assert next(ahead) == 1
     assert ready.wait(10)
-    assert [next(ahead), next(ahead)] == [1, 2]
+    assert next(ahead) == 2
     with pytest.raises(Boom):
         next(ahead)
     ahead.close()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -130,7 +130,7 @@ class _Decoding:
 
             sink = stack.enter_context(BackgroundSink(write, DEPTH))
             done = position
-            for part in self._parts(stream, pending):
+            for part in stack.enter_context(closing(self._parts(stream, pending))):
                 before, done = done, done + len(part)
                 saved = None
                 due = time.perf_counter() - checkpoint >= checkpoint_seconds
@@ -154,7 +154,7 @@ class _Decoding:
             stream = stack.enter_context(self._stream())
             began = time.perf_counter()
             sink = stack.enter_context(BackgroundSink(writer.write, DEPTH))
-            for part in self._parts(stream, stream.feed.empty()):
+            for part in stack.enter_context(closing(self._parts(stream, stream.feed.empty()))):
                 sink.put(part)
                 self.progress(stream.feed.frames_given, self.frames)
             sink.close()
@@ -174,7 +174,7 @@ class _Decoding:
         stream.session = TimedSession(stream.session)
         return stream
 
-    def _parts(self, stream: DecoderStream, pending: Array) -> Iterator[Array]:
+    def _parts(self, stream: DecoderStream, pending: Array) -> Generator[Array, None, None]:
         """The video from where `stream` stands, after what it had given out but not written."""
         if len(pending):
             yield pending
