@@ -291,11 +291,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--preset", choices=get_args(Preset), default="S", help="of the sections size and streams")
     parser.add_argument(
-        "--lengths", nargs="+", default=["S=33,129", "tiny=33,129,1001,5001"], metavar="PRESET=N,N", help="frames of the section length"
+        "--lengths", nargs="+", default=["S=33,129,1001", "tiny=33,129,1001,5001"], metavar="PRESET=N,N", help="frames of the section length"
     )
     parser.add_argument("--direct-length", type=int, default=129, help="frames up to which clips also run in one piece")
     parser.add_argument("--size", type=int, default=64, help="height and width of the sections length and streams")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 96, 128], help="of the section size")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 96, 128, 256], help="of the section size")
     parser.add_argument("--predicted-sizes", type=int, nargs="+", default=[256, 512, 1024], help="for which crossovers are predicted, too")
     parser.add_argument("--frames", type=int, default=17, help="of the sections size and streams, 1 + 4 n")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8], help="streams in a pool")

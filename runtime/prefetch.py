@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from wfvae.errors import InputError
+from wfvae.errors import InputError, ResourceError
 
 T = TypeVar("T")
 
@@ -76,8 +76,8 @@ class _Channel(Generic[T]):
 class Prefetch(Iterator[T]):
     """Made by `prefetch`. Close it, or use it in a `with` block, if it may be left before its end.
 
-    The thread starts with the first item asked for: inside the block, which an interrupt cannot leave without waiting for the thread. A
-    thread that went on would read from a video that is being closed.
+    The thread starts with the first item asked for: inside the block, which an interrupt cannot leave without waiting for the thread, as
+    it could between a start here and the block.
     """
 
     def __init__(self, iterable: Iterable[T], depth: int) -> None:
@@ -117,9 +117,10 @@ class Prefetch(Iterator[T]):
         self._thread = thread
         try:
             thread.start()
-        except RuntimeError:  # the system has no more threads
-            self._thread = None
-            raise
+        except RuntimeError as error:  # the system has no more threads
+            self._channel.end()
+            self._ended.set()
+            raise ResourceError(f"no thread to read ahead with ({error}); end other programs or raise the limit of threads") from error
 
 
 def _produce(iterable: Iterable[T], channel: _Channel[T], ended: threading.Event) -> None:
@@ -146,8 +147,8 @@ def _produce(iterable: Iterable[T], channel: _Channel[T], ended: threading.Event
 def prefetch(iterable: Iterable[T], depth: int = 2) -> Prefetch[T]:
     """Run `iterable` in a background thread, at most `depth` items ahead.
 
-    Items come in order; an exception of the iterable is raised in the consumer after the items before it.
-    Raises `InputError` if depth < 1.
+    Nothing is read before the first item is asked for. Items come in order; an exception of the iterable is raised in the consumer after
+    the items before it. Raises `InputError` if depth < 1, and `ResourceError` with the first item if there is no thread to be had.
     """
     return Prefetch(iterable, depth)
 
@@ -178,9 +179,11 @@ class BackgroundSink(Generic[T]):
         if kind is None:
             self.close()
         else:
+            self._open = False
             self._channel.end()
             self._thread.join(JOIN_SECONDS)
-            self.abort()
+            self._finalizer()
+            self._failure.clear()
 
     def put(self, item: T) -> None:
         """Queue `item`, waiting for room. Raises the exception of an earlier write, once; `InputError` after the sink has ended."""

@@ -23,17 +23,18 @@ def kept_signal_stack() -> Iterator[None]:
 
     OpenVINO's CPU plugin registers one for the thread that loads it, and unmaps its memory when it is unloaded. The stack before is put
     back only if plugins go in the reverse of the order in which they came, and on the same threads; otherwise the thread is left with one
-    that no longer exists, and the next signal, handled or not, ends the process. Does nothing but on Linux, where that is so.
+    that no longer exists, and the next signal, handled or not, ends the process. Does nothing but on Linux, where that is so, and nothing if
+    the stack before cannot be told.
     """
     if sys.platform != "linux":
         yield
         return
     libc = ctypes.CDLL(None)
     before = _SignalStack()
-    libc.sigaltstack(None, ctypes.byref(before))
+    known = libc.sigaltstack(None, ctypes.byref(before)) == 0
     try:
         yield
     finally:
         # Refused if the processor's state has outgrown it meanwhile (a program that may use AMX): then none is safe, too.
-        if libc.sigaltstack(ctypes.byref(before), None) != 0:
+        if known and libc.sigaltstack(ctypes.byref(before), None) != 0:
             libc.sigaltstack(ctypes.byref(_SignalStack(None, _DISABLED, 0)), None)

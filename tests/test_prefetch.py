@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wfvae.errors import InputError
+from wfvae.errors import InputError, ResourceError
 from wfvae.runtime.prefetch import BackgroundSink, prefetch
 
 
@@ -132,9 +132,10 @@ def test_no_thread_to_be_had_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refused)
-    with pytest.raises(RuntimeError, match="new thread"), prefetch([1], 2) as ahead:
-        next(ahead)
-    assert ahead._thread is None, "there is none to wait for"
+    with prefetch([1], 2) as ahead:
+        with pytest.raises(ResourceError, match="can't start new thread"):
+            next(ahead)
+        assert list(ahead) == []
 
 
 def test_a_consumer_that_fails_does_not_deadlock() -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -263,6 +264,22 @@ def test_an_interrupt_while_a_pipe_is_silent(bundle: Path, tmp_path: Path) -> No
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, b"wfvae encode: interrupted; finished work is kept\n")
     assert names(tmp_path) == ["z.zarr"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [("--raw", "48x32"), ()], ids=["raw", "container"])
+def test_an_interrupt_while_a_pipe_stays_silent(bundle: Path, tmp_path: Path, layout: tuple[str, ...]) -> None:
+    """The thread that reads it cannot be ended; the program can."""
+    store, video = tmp_path / "z.zarr", clip(60)
+    with start_process("encode", bundle, "-", store, *layout, "--chunk", 1, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(bytes(video) if layout else save(tmp_path / "in.mkv", video).read_bytes()[:-200])
+        process.stdin.flush()
+        assert wait_for(lambda: stored(store) >= 2, process)
+        time.sleep(1.0)  # until it waits
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read() == b"wfvae encode: interrupted; finished work is kept\n"
 
 
 # What is not the same job -----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import dataclasses
 import heapq
 import json
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,6 +32,7 @@ import numpy.typing as npt
 from wfvae.errors import MediaError
 from wfvae.runtime.leftovers import discard_tree, partial_name, remove_leftovers
 from wfvae.runtime.media.audio_copy import AudioCopy
+from wfvae.runtime.media.in_use import turn_to_close
 from wfvae.runtime.media.media_failures import Failure, reported
 from wfvae.runtime.media.video_encoder import (
     Clock,
@@ -44,6 +46,7 @@ from wfvae.runtime.media.video_encoder import (
 )
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_writer import FASTSTART, RAW, check_destination, commit
+from wfvae.stored_pixels import RGBArray
 
 PLAN_FILE = "plan.json"
 PLAN_VERSION = "wfvae-segments/1"
@@ -73,6 +76,7 @@ class SegmentedVideoWriter:
         self._current: _SegmentEncoder | None = None
         self._clock = Clock(info.fps, plan.time_base)
         self._open = True
+        self._in_use = threading.Lock()
 
     @classmethod
     def open(
@@ -133,17 +137,21 @@ class SegmentedVideoWriter:
 
         Calls need not end at segment boundaries, and how the frames are split over calls does not change the file.
         """
-        if not self._open:
-            raise MediaError(f"'{self._path}' is closed; open it again with resume=True to write more")
+        self._require_open()
         checked_frames(frames, times, self._video)
         with reported(f"writing '{self._folder}'"):
             for index, frame in enumerate(frames):
-                tick = self._clock.advance(None if times is None else times[index])
-                if self._current is None:
-                    self._current = _SegmentEncoder(self._segment_path(len(self._segments)), self._video, self._plan)
-                self._current.write(frame, tick)
-                if self._current.frames == self._segment_frames:
-                    self._complete_segment()
+                with self._in_use:
+                    self._write(frame, None if times is None else times[index])
+
+    def _write(self, frame: RGBArray, time: Fraction | None) -> None:
+        self._require_open()
+        tick = self._clock.advance(time)
+        if self._current is None:
+            self._current = _SegmentEncoder(self._segment_path(len(self._segments)), self._video, self._plan)
+        self._current.write(frame, tick)
+        if self._current.frames == self._segment_frames:
+            self._complete_segment()
 
     def finish(self) -> None:
         """Join the segments, add the audio, give the video its name and remove the working directory.
@@ -162,11 +170,17 @@ class SegmentedVideoWriter:
             discard_tree(self._folder)
 
     def close(self) -> None:
-        """Drop the segment in progress, keep the complete ones. Does nothing after `finish`."""
+        """Drop the segment in progress, keep the complete ones. Does nothing after `finish`. Safe while another thread writes: after the
+        frame that it is writing."""
         self._open = False
-        if self._current is not None:
-            self._current.abort()
-            self._current = None
+        with turn_to_close(self._in_use) as safe:
+            if safe and self._current is not None:
+                self._current.abort()
+                self._current = None
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise MediaError(f"'{self._path}' is closed; open it again with resume=True to write more")
 
     def _complete_segment(self) -> None:
         assert self._current is not None

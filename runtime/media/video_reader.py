@@ -11,6 +11,7 @@ rate. `frames_with_times` gives each frame's presentation time, which a writer c
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -22,12 +23,15 @@ import numpy as np
 from wfvae.errors import MediaError
 from wfvae.runtime.media.container_source import ContainerSource
 from wfvae.runtime.media.image_folder import ImageSource
+from wfvae.runtime.media.in_use import PATIENCE, turn_to_close
 from wfvae.runtime.media.raw_source import RawSource
 from wfvae.runtime.media.video_info import RawVideo, VideoInfo
 from wfvae.stored_pixels import RGBArray
 
 PIPE = "-"
 IMAGES_FPS = Fraction(24)
+_PIPE_SECONDS = 0.5
+"""Closing a pipe waits no longer for a thread that reads: it may be silent for ever."""
 
 
 class FrameSource(Protocol):
@@ -51,6 +55,7 @@ class VideoReader:
         self._origin, self._name, self._raw, self._fps = source, name, raw, fps
         self._keep_damaged = keep_damaged
         self._closed = False
+        self._in_use = threading.Lock()
         self._position = 0
         self._source = self._open()
         self._frames = iter(self._source)
@@ -72,10 +77,12 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        """Release decoder and file. Safe to call twice."""
+        """Release decoder and file. Safe to call twice, and while another thread reads: after the frame that it is reading."""
         if not self._closed:
             self._closed = True
-            self._source.close()
+            with turn_to_close(self._in_use, _PIPE_SECONDS if self.info.kind == "pipe" else PATIENCE) as safe:
+                if safe:
+                    self._source.close()
 
     def __iter__(self) -> Iterator[RGBArray]:
         for frame, _ in self.frames_with_times():
@@ -88,8 +95,11 @@ class VideoReader:
         a video that begins 20 ms after its audio starts at 0.02, so that audio copied beside it stays in step. Where the file gives
         no time, or one that does not increase, the previous one + 1 / fps stands in.
         """
-        while not self._closed:
-            item = next(self._frames, None)
+        while True:
+            with self._in_use:
+                if self._closed:
+                    break
+                item = next(self._frames, None)
             if item is None:
                 return
             self._position += 1

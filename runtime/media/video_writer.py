@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +27,7 @@ from wfvae.runtime.leftovers import partial_name, remove_leftovers
 from wfvae.runtime.media.audio_copy import AudioCopy
 from wfvae.runtime.media.gif_encoder import GIFEncoder
 from wfvae.runtime.media.image_folder import DEFAULT_PATTERN, PNGFolder
+from wfvae.runtime.media.in_use import turn_to_close
 from wfvae.runtime.media.media_failures import Failure, reported
 from wfvae.runtime.media.video_encoder import (
     Clock,
@@ -63,6 +65,7 @@ class VideoWriter:
         self._sink, self._video, self._name = sink, video, name
         self._frames = 0
         self._open = True
+        self._in_use = threading.Lock()
 
     @property
     def frames_written(self) -> int:
@@ -87,12 +90,13 @@ class VideoWriter:
         Raises `InputError` for arrays of the wrong kind, `MediaError` for times that do not increase and for failures of the encoder,
         `ResourceError` for a full disk.
         """
-        if not self._open:
-            raise MediaError(f"'{self._name}' is closed; open a new writer to write more")
+        self._require_open()
         checked_frames(frames, times, self._video)
         with reported(f"writing '{self._name}'"):
             for index, frame in enumerate(frames):
-                self._sink.write(frame, None if times is None else times[index])
+                with self._in_use:
+                    self._require_open()
+                    self._sink.write(frame, None if times is None else times[index])
                 self._frames += 1
 
     def close(self) -> None:
@@ -111,10 +115,17 @@ class VideoWriter:
             raise
 
     def abort(self) -> None:
-        """Discard what was written. Safe to call twice, and after `close`, when it does nothing."""
+        """Discard what was written. Safe to call twice, after `close`, when it does nothing, and while another thread writes: after the
+        frame that it is writing."""
         if self._open:
             self._open = False
-            self._sink.abort()
+            with turn_to_close(self._in_use) as safe:
+                if safe:
+                    self._sink.abort()
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise MediaError(f"'{self._name}' is closed; open a new writer to write more")
 
 
 class ContainerSink:
