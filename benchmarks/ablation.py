@@ -12,6 +12,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +25,33 @@ from wfvae.train.metrics import read_metrics
 from wfvae.train.world import World
 
 RESULTS = Path(__file__).parent / "results"
+CLIPS = 32
 VARIANTS = {
     "both paths, lambda_WL 0.1": [],
     "both paths, lambda_WL 0": ["loss.wavelet_weight=0.0"],
     "no paths (so no WL loss)": ["model.energy_flow_l2=false", "model.energy_flow_l3=false"],
 }
-COMMON = [
-    "data.crops_per_clip=4",
-    "optimizer.schedule_steps=0",
-    "optimizer.warmup_steps=100",
-    "optimizer.ema_decay=0.99",
-    "validation.every=0",
-    "validation.pictures=0",
-]
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1200, help="optimiser steps of each training (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a training of every variant each (default: %(default)s)")
+    parser.add_argument(
+        "--clips", type=int, default=CLIPS, help="held-out clips that are scored; other than the default needs --out (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the results go (default: over the committed ones)")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    args = parser.parse_args(arguments)
+    if args.clips != CLIPS and args.out is None:
+        parser.error(f"--clips is not {CLIPS}: name a folder with --out, the committed results have that many")
+    args.out = args.out or RESULTS
+    return args
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1200, help="optimiser steps of each training (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--clips", type=int, default=32, help="held-out clips that are scored (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="where the results go (default: the committed ones')")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = parse_arguments()
     torch.set_num_threads(args.threads)
     began = time.perf_counter()
     rows = [measure(name, changes, seed, args.steps, args.clips) for seed in args.seeds for name, changes in VARIANTS.items()]
@@ -67,8 +71,8 @@ def main() -> None:
 
 def measure(name: str, changes: list[str], seed: int, steps: int, clips: int) -> dict[str, Any]:
     """Trains one variant and scores its averaged weights on held-out clips."""
-    settings = [*COMMON, f"run.steps={steps}", f"validation.clips={clips}", f"run.seed={seed}", f"run.checkpoint_every={steps}", *changes]
-    config = TrainingConfig.load("tiny-stage1", settings)
+    settings = [f"run.steps={steps}", f"validation.clips={clips}", f"run.seed={seed}", f"run.checkpoint_every={steps}", *changes]
+    config = TrainingConfig.load("tiny-quick", settings)
     with tempfile.TemporaryDirectory() as run:
         result = train(config, Path(run), World(0, 1, torch.device("cpu")))
         assert result.scores is not None
@@ -94,7 +98,7 @@ def _model(config: TrainingConfig) -> torch.nn.Module:
 def table(result: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
-        f"{result['steps']} steps of the tiny model's first stage on crops of 64x64, one run per row; scored on {result['clips']} held-out "
+        f"{result['steps']} steps of tiny-quick (crops of 64x64), one run per row; scored on {result['clips']} held-out "
         "clips of 17 frames of 128x128.",
         "",
         "| variant | seed | parameters | PSNR (dB) | SSIM | WL term at the end |",

@@ -47,6 +47,8 @@ FRAMES, SIZE, TILE_SCALE = 41, 160, 4
 NOT_MEASURED = "not measured"
 FAILURES = (WFVAEError, RuntimeError, MemoryError)
 """What a model may raise that is a row of the table: PyTorch says `RuntimeError` where it has no memory, or cannot do a shape."""
+TO_THE_VIDEO = ("direct_psnr_db", "blockwise_psnr_db", "difference_db")
+"""Fields of a result that say how good it is, not how far it is from the direct one."""
 RANDOM_NOTE = "random weights: these figures show that and where the result differs, not by how much a trained model suffers"
 
 
@@ -70,10 +72,11 @@ class Result:
     """Peak 2; None for equal results."""
     relative_error: float
     """RMS of the difference by the standard deviation of the direct result: random networks have outputs of any scale."""
-    direct_psnr_db: float
-    """Of the direct result to the video."""
-    blockwise_psnr_db: float
-    difference_db: float
+    direct_psnr_db: float | None
+    """Of the direct result to the video. This and the next two are None where weights are random and bits differ: what a random network
+    gives has no quality that could suffer."""
+    blockwise_psnr_db: float | None
+    difference_db: float | None
     """Block-wise minus direct."""
     picture: str | None
 
@@ -109,7 +112,10 @@ class Benchmark:
             (self.out / "blockwise").mkdir(parents=True, exist_ok=True)
             (self.out / picture).write_text(picture_of(runs[0][1], f"{model}, {mode}", f"{what}; {weights}"), encoding="utf-8")
         shape = (pixels[0], pixels[1], pixels[2])
-        result = Result(model, mode, what, weights, parameters, len(runs), shape, **totals.numbers(), picture=picture)
+        numbers = totals.numbers()
+        if is_random(weights) and not numbers["equal_bits"]:
+            numbers |= dict.fromkeys(TO_THE_VIDEO)
+        result = Result(model, mode, what, weights, parameters, len(runs), shape, **numbers, picture=picture)
         self.results.append(result)
         print(line(result), flush=True)
 
@@ -255,7 +261,14 @@ def measure_checkout(benchmark: Benchmark, options: argparse.Namespace, name: st
 
 def line(result: Result) -> str:
     to_direct = "equal bits" if result.equal_bits else f"{result.psnr_to_direct_db:.2f} dB to direct"
-    return f"{result.model}, {result.mode}: {to_direct}, max {result.max_abs:.3g}, {result.difference_db:+.2f} dB"
+    return f"{result.model}, {result.mode}: {to_direct}, max {result.max_abs:.3g}, {difference(result)}"
+
+
+def difference(result: Result) -> str:
+    """Of the PSNR to the video, in words."""
+    if result.equal_bits:
+        return "0.00 dB"
+    return "–" if result.difference_db is None else f"{result.difference_db:+.2f} dB"
 
 
 def about_text(source: str, frames: int, size: int, tile_scale: int) -> str:
@@ -269,8 +282,9 @@ def about_text(source: str, frames: int, size: int, tile_scale: int) -> str:
     return text
 
 
-def is_random(result: Result) -> bool:
-    return result.weights.startswith("random")
+def is_random(weights: str) -> bool:
+    """Whether these are weights that nobody trained."""
+    return weights.startswith("random")
 
 
 def to_markdown(results: Sequence[Result], missing: Sequence[Missing], about: str) -> str:
@@ -287,10 +301,8 @@ def to_markdown(results: Sequence[Result], missing: Sequence[Missing], about: st
         to_direct = "equal bits" if one.equal_bits else f"{one.psnr_to_direct_db:.2f} dB"
         name = f"{one.model}, {one.mode}"
         linked = f"[{name}]({one.picture})" if one.picture else name
-        # What a random network gives has no quality that could suffer.
-        difference = "0.00 dB" if one.equal_bits else "–" if is_random(one) else f"{one.difference_db:+.2f} dB"
         error = "0" if one.equal_bits else f"{100 * one.relative_error:.3g} %"
-        rows.append(f"| {linked} | {one.what} | {one.weights} | {to_direct} | {one.max_abs:.3g} | {error} | {difference} |")
+        rows.append(f"| {linked} | {one.what} | {one.weights} | {to_direct} | {one.max_abs:.3g} | {error} | {difference(one)} |")
     rows += [f"| {one.model}, {one.mode} | – | – | {NOT_MEASURED}: {one.reason} | – | – | – |" for one in missing]
     rows += [
         "",
@@ -298,7 +310,7 @@ def to_markdown(results: Sequence[Result], missing: Sequence[Missing], about: st
         "result.",
         "Behind each name is a picture of where the difference sits: over height and width, and per frame.",
     ]
-    if any(map(is_random, results)):
+    if any(is_random(one.weights) for one in results):
         rows += ["", f"Rows with {RANDOM_NOTE}."]
     return "\n".join(rows) + "\n"
 
@@ -384,7 +396,7 @@ def write(options: argparse.Namespace, benchmark: Benchmark, source: str) -> Non
             "size": options.size,
             "tile_scale": options.tile_scale,
             "wfvae_checkpoint_sha256": benchmark.checkpoint_sha256,
-            "note": RANDOM_NOTE if any(is_random(result) for result in benchmark.results) else "",
+            "note": RANDOM_NOTE if any(is_random(result.weights) for result in benchmark.results) else "",
             "methods": json.loads(json.dumps([asdict(result) for result in benchmark.results])),
             NOT_MEASURED.replace(" ", "_"): [asdict(one) for one in benchmark.missing],
         },

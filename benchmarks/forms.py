@@ -5,7 +5,7 @@
 
 Layers have sizes of the presets at 128x128. Each has the network's own form first; the others are measured against it, in turns, in each
 engine by itself: a turn is the median of calls that take `--seconds` in all. All forms of a layer must give the same, up to rounding.
-Weights are random.
+Weights are random. An engine that is not installed, or whose precision this CPU does not compute in, is left out, with the reason.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,8 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
+from bundle_engines import require_engine
+from isolated import NotMeasured
 from onnx import helper, numpy_helper
 from record import load_average, machine, machine_line, markdown_table, write_json, write_text
 from roofline import compile_model, seconds_of
@@ -307,31 +310,46 @@ def table(result: dict[str, Any]) -> str:
         for row in result["rows"]
     ]
     header = ("layer", "frames, channels, height, width", "form", "engine", "ms", "speed by the network's form", "of single turns")
-    return f"# Forms of layers\n\n{machine_line(result['machine'])}\n\n{markdown_table(header, rows)}"
+    text = f"# Forms of layers\n\n{machine_line(result['machine'])}\n\n{markdown_table(header, rows)}"
+    return text + "".join(f"\n{engine}: not measured: {reason}\n" for engine, reason in result["not_measured"].items())
 
 
-def main() -> None:
+def missing(engines: Sequence[str]) -> dict[str, str]:
+    """Those that cannot be measured here, with the reasons."""
+    found = {}
+    for engine in engines:
+        try:
+            require_engine(engine)
+        except NotMeasured as reason:
+            found[engine] = str(reason)
+            print(f"{engine}: not measured: {reason}", file=sys.stderr)  # standard output may be JSON
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", nargs="+", choices=layers(), default=list(layers()))
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--runs", type=int, default=5, help="turns (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=0.15, help="of a form in a turn, at least (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="write the results to this file, and .md beside it (default: print them as JSON)")
+    args = parser.parse_args(arguments)
     torch.manual_seed(0)
     before = load_average()
+    not_measured = missing(args.engines)
     with torch.no_grad():
         rows = [
             row
             for name in args.layers
             for layer in layers()[name]()
             for engine in args.engines
-            if engine in layer.engines
+            if engine in layer.engines and engine not in not_measured
             for row in measure(layer, engine, args.threads, args.runs, args.seconds)
         ]
     facts = machine(args.threads, "wfvae", "torch", "onnxruntime", "openvino")
-    result = {"machine": facts, "load_average_before": before, "runs": args.runs, "seconds": args.seconds, "rows": rows}
+    settings = {"runs": args.runs, "seconds": args.seconds}
+    result = {"machine": facts, "load_average_before": before, **settings, "rows": rows, "not_measured": not_measured}
     if args.json is None:
         print(json.dumps(result, indent=2))
         return

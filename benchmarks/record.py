@@ -12,16 +12,30 @@ from typing import Any
 
 from wfvae.machine import processor_count, processor_name
 
+CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
+"""Those that decide how fast engines compute, and in which precision."""
+CPUINFO = Path("/proc/cpuinfo")
+
 
 def machine(threads: int, *packages: str) -> dict[str, Any]:
-    """The processor, and versions of what ran on it."""
+    """The processor and its memory, and versions of what ran on it."""
     return {
         "cpu": processor_name(),
+        "cpu_features": cpu_features(),
         "cores": processor_count(),
+        "memory_gb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9,
         "threads": threads,
         "python": platform.python_version(),
         **{package: found for package in packages if (found := _version(package))},
     }
+
+
+def cpu_features() -> list[str]:
+    """Those of `CPU_FEATURES` that the processor has; none where there is no Linux to tell."""
+    text = CPUINFO.read_text(encoding="utf-8", errors="replace") if CPUINFO.is_file() else ""
+    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    flags = line.partition(":")[2].split()
+    return [feature for feature in CPU_FEATURES if feature in flags]
 
 
 def _version(package: str) -> str | None:
@@ -76,5 +90,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def machine_line(facts: dict[str, Any]) -> str:
     """The machine in one line of text."""
-    versions = ", ".join(f"{name} {value}" for name, value in facts.items() if name not in ("cpu", "cores", "threads"))
-    return f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads; {versions}."
+    told = ("cpu", "cpu_features", "cores", "memory_gb", "threads")
+    versions = ", ".join(f"{name} {value}" for name, value in facts.items() if name not in told)
+    cpu = facts["cpu"] + (f" ({' '.join(facts['cpu_features'])})" if facts["cpu_features"] else "")
+    return f"{cpu}, {facts['cores']} cores, {facts['memory_gb']:.3g} GB, {facts['threads']} threads; {versions}."

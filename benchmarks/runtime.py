@@ -4,14 +4,17 @@
     python benchmarks/runtime.py --only quality --checkpoint DIR [--videos FILE ...] [--json FILE]
 
     speed      preset S, 128x128: ONNX Runtime direct and streamed, against the published code's form and our model in PyTorch, and
-               OpenVINO in fp32 and bf16 where it is installed. --preset and --size choose others
+               OpenVINO in fp32 and bf16 where it is installed. --preset, --size and --lengths choose others
     memory     peak of the program `wfvae encode` and `decode`, short and long videos
     quality    a trained checkpoint: reconstruction on OpenVINO in fp32 and bf16 against ONNX Runtime in fp32, in dB. Exit code 1 if bf16
                loses more than 0.05 dB
 
 But for quality, weights are random: speed and memory do not depend on them. What is compared runs turn by turn, and ratios are medians
-over the turns, so that a busy machine slows all alike. A result file keeps the sections that are not measured again, and has the speed at
-another size or of another preset, and the memory of another preset, as sections of their own.
+over the turns, so that a busy machine slows all alike.
+
+A result file keeps the sections that are not measured again. What is measured otherwise than by default (preset, size, lengths, frames,
+videos) is a section of its own, whose name says so, such as "speed 256x256 17 frames". How often and with how many threads it is measured
+is not part of the name: each section tells them.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,7 +46,7 @@ T = TypeVar("T")
 MINIMUM_RUNS = 5
 SPEED_PRESET: Preset = "S"
 SPEED_SIZE = 128
-SPEED_LENGTHS = [17, 33, 65]
+SPEED_LENGTHS = [17, 65]
 MEMORY_SIZE = 128
 MEMORY_PRESET: Preset = "tiny"
 MEMORY_FRAMES = [100, 2000]
@@ -137,10 +140,11 @@ def main() -> int:
         for name in options.only:
             section: Callable[[], dict[str, Any]] = getattr(benchmark, name)
             before = load_average()
-            print(f"{name} (load average {before:.2f})")
+            title = section_name(name, options)
+            print(f"{title} (load average {before:.2f})")
             found = section()
             facts = machine(options.threads, "torch", "onnxruntime", *installed("openvino"), "numpy", "av")
-            result[section_name(name, options)] = {
+            result[title] = {
                 "machine": facts,
                 "load_average_before": before,
                 "load_average_after": load_average(),
@@ -153,14 +157,17 @@ def main() -> int:
 
 
 def section_name(name: str, options: argparse.Namespace) -> str:
-    """What a result file calls a section: what differs from the defaults belongs to its name."""
-    words = [name]
-    if name == "speed":
-        words += [options.preset] * (options.preset != SPEED_PRESET)
-        words += [f"{options.size}x{options.size}"] * (options.size != SPEED_SIZE)
-    if name == "memory":
-        words += [options.memory_preset] * (options.memory_preset != MEMORY_PRESET)
-    return " ".join(words)
+    """What a result file calls a section: what is measured otherwise than by default belongs to its name."""
+    size = [f"{options.size}x{options.size}"] * (options.size != SPEED_SIZE)
+    if name == "quality":
+        return " ".join([name, *(["of videos"] if options.videos else size)])
+    preset, usual, frames, usual_frames = (
+        (options.preset, SPEED_PRESET, options.lengths, SPEED_LENGTHS)
+        if name == "speed"
+        else (options.memory_preset, MEMORY_PRESET, options.memory_frames, MEMORY_FRAMES)
+    )
+    words = [name, *[preset] * (preset != usual), *(size if name == "speed" else [])]
+    return " ".join([*words, *[f"{'+'.join(map(str, frames))} frames"] * (frames != usual_frames)])
 
 
 def installed(*packages: str) -> list[str]:
@@ -168,27 +175,53 @@ def installed(*packages: str) -> list[str]:
     return [package for package in packages if find_spec(package) is not None]
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)} (default: all but quality)"
     )
-    parser.add_argument("--preset", default=SPEED_PRESET, choices=get_args(Preset), help="of the speed section (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=SPEED_SIZE, help="height and width, of speed and of quality without videos")
-    parser.add_argument("--checkpoint", type=Path, help="trained model, for the quality section")
+    parser.add_argument(
+        "--preset", default=SPEED_PRESET, choices=get_args(Preset), help="preset of the speed section (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=SPEED_SIZE,
+        help="height and width of clips, for speed and for quality without --videos (default: %(default)s)",
+    )
+    parser.add_argument("--checkpoint", type=Path, help="trained model of the quality section")
     parser.add_argument("--videos", type=Path, nargs="+", default=[], help="clips of the quality section (default: generated ones)")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="threads of every engine (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=MINIMUM_RUNS, help=f"turns of the speed section, at least {MINIMUM_RUNS}")
-    parser.add_argument("--lengths", type=int, nargs="+", default=SPEED_LENGTHS, help="frames of the speed section's clips")
-    parser.add_argument("--memory-preset", default=MEMORY_PRESET, choices=get_args(Preset), help="of memory (default: %(default)s)")
-    parser.add_argument("--memory-frames", type=int, nargs="+", default=MEMORY_FRAMES, help="frames of its videos (default: %(default)s)")
-    parser.add_argument("--memory-runs", type=int, default=MEMORY_RUNS, help="of each of its jobs (default: %(default)s)")
+    parser.add_argument(
+        "--lengths",
+        type=int,
+        nargs="+",
+        default=SPEED_LENGTHS,
+        help="lengths of the speed section's clips, in frames (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--memory-preset", default=MEMORY_PRESET, choices=get_args(Preset), help="preset of the memory section (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--memory-frames",
+        type=int,
+        nargs="+",
+        default=MEMORY_FRAMES,
+        help="lengths of the memory section's videos, in frames; the longest is compared with the shortest (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--memory-runs", type=int, default=MEMORY_RUNS, help="runs of each job of the memory section (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="write the results to this file")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    options.lengths, options.memory_frames = sorted(set(options.lengths)), sorted(set(options.memory_frames))
     if options.runs < MINIMUM_RUNS:
         parser.error(f"--runs is {options.runs}; expected at least {MINIMUM_RUNS}")
     if options.size < 8 or options.size % 8:
         parser.error(f"--size is {options.size}; expected a multiple of 8")
+    if len(options.memory_frames) < 2:
+        parser.error(f"--memory-frames are {options.memory_frames}; expected two lengths or more, to compare")
     options.only = options.only or [name for name in SECTIONS if name != "quality"]
     if "quality" in options.only and options.checkpoint is None:
         parser.error("the quality section needs --checkpoint: with random weights the figure would mean nothing")

@@ -64,7 +64,7 @@ def make_video(path: Path, frames: int, size: int) -> Path:
 def measure_memory(
     bundle: Path, preset: str, lengths: Sequence[int], size: int, threads: int, runs: int, folder: Path
 ) -> Iterator[PeakMemory]:
-    """`lengths`: numbers of frames."""
+    """`lengths`: numbers of frames, the shortest first."""
     peaks: dict[str, dict[str, list[float]]] = {"encode": {}, "decode": {}}
     for frames in lengths:
         video = make_video(folder / f"{frames}.mp4", frames, size)

@@ -53,7 +53,11 @@ class ClipSpeed:
     runs: int
     forms: dict[str, FormSpeed]
     stream_work: float
-    """Frames that a stream computes at half the video's rate, where most of the work is, by those of direct inference."""
+    """Frames that a stream computes at half the video's rate, where most of the work is, by those of direct inference, as the network has
+    them: the count for PyTorch, and for exports with plain convolutions."""
+    stream_work_in_pairs: float
+    """The same where direct inference, too, computes frames in pairs, one of them a copy (`wfvae.export.minimal_filtering`): the count for
+    graphs exported in fp32, as these are."""
 
 
 class StepClock:
@@ -147,7 +151,7 @@ def _measure(
         )
     steps = latents + bundle.manifest.graphs[direction].has_end
     counted = len(seconds[DIRECT])
-    return ClipSpeed(direction, frames, counted, forms, stream_work=2 * steps / (2 * latents - 1))
+    return ClipSpeed(direction, frames, counted, forms, 2 * steps / (2 * latents - 1), 2 * steps / (2 * latents))
 
 
 def _torch(model: WFVAE, direction: Direction, x: torch.Tensor) -> float:
@@ -199,7 +203,8 @@ def print_clip(clip: ClipSpeed) -> None:
         direct = "" if form.time_by_direct is None else f"{form.time_by_direct:.3f}"
         drain = "" if form.drain_share is None else f"{form.drain_share:.0%}"
         print(f"  {name:32}{form.seconds:>12.3f}{form.fastest_seconds:>12.3f}{reference:>17}{direct:>13}{drain:>8}")
-    print(f"  work of a stream by that of direct inference, in frames at half the video's rate: {clip.stream_work:.3f}")
+    counts = f"{clip.stream_work_in_pairs:.3f} in pairs, as these graphs compute them; {clip.stream_work:.3f} as the network has them"
+    print(f"  work of a stream by that of direct inference, in frames at half the video's rate: {counts}")
 
 
 def print_steady(steady: dict[str, dict[str, float]]) -> None:

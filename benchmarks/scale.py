@@ -291,7 +291,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--preset", choices=get_args(Preset), default="S", help="of the sections size and streams")
     parser.add_argument(
-        "--lengths", nargs="+", default=["S=33,129,1001", "tiny=33,129,1001,5001"], metavar="PRESET=N,N", help="frames of the section length"
+        "--lengths",
+        nargs="+",
+        default=["S=33,129,1001", "tiny=33,129,1001,5001"],
+        metavar="PRESET=N,N",
+        help="frames of the section length",
     )
     parser.add_argument("--direct-length", type=int, default=129, help="frames up to which clips also run in one piece")
     parser.add_argument("--size", type=int, default=64, help="height and width of the sections length and streams")

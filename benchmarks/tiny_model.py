@@ -18,6 +18,7 @@ import hashlib
 import json
 import statistics
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,19 +57,37 @@ STILL_LEVELS = 1
 AFAR = (4, 8, 8)
 """Frames, rows and columns from anything that moves."""
 FRAMES, CLIPS_PER_VIDEO = 17, 8
+MINIMUM_CLIPS = 2
 HISTORIES, SCORED = (8, 16, 32), 4
 """Frames before the last one, and how many of the last are scored."""
 
 
-def main() -> None:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ship", nargs="+", type=Path, default=[], metavar="RUN")
     parser.add_argument("--clips", type=int, default=64, help="held-out clips of each kind (default: %(default)s)")
     parser.add_argument("--videos", type=Path, metavar="FOLDER", help="videos to score, too")
-    parser.add_argument("--frames", type=int, default=STREAM_FRAMES, help="of the stream (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="where the results go (default: the committed ones')")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=STREAM_FRAMES,
+        help=f"frames of the stream, at least {CONSECUTIVE.stop}; other than the default needs --out (default: %(default)s)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the results go (default: over the committed ones)")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    args = parser.parse_args(arguments)
+    if args.clips < MINIMUM_CLIPS:
+        parser.error(f"--clips is {args.clips}; expected at least {MINIMUM_CLIPS}: quartiles are stated")
+    if args.frames < CONSECUTIVE.stop:
+        parser.error(f"--frames is {args.frames}; expected at least {CONSECUTIVE.stop}: a picture shows frames up to that")
+    if args.frames != STREAM_FRAMES and args.out is None:
+        parser.error(f"--frames is not {STREAM_FRAMES}: name a folder with --out, the committed results have a stream of that length")
+    args.out = args.out or RESULTS
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
     if args.ship:
         ship(args.ship)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -208,13 +227,16 @@ def stream(model: WFVAE, count: int, out: Path) -> dict[str, Any]:
         "psnr_db_by_place_in_latent": in_latent,
         "video_change_levels": float(np.abs(np.diff(before, axis=0)).mean()),
         "still_share": float(still.mean()),
-        "still_change_levels": float(trembling.mean()),
-        "still_change_levels_99th_percentile": float(np.percentile(trembling, 99)),
+        **levels("still", trembling),
         "afar_share": trembling_afar.size / change.size,
-        # The stream has such places, or these figures would be nan.
-        "afar_change_levels": float(trembling_afar.mean()),
-        "afar_change_levels_99th_percentile": float(np.quantile(trembling_afar, 0.99)),
+        **levels("afar", trembling_afar),
     }
+
+
+def levels(where: str, change: npt.NDArray[np.float32]) -> dict[str, float | None]:
+    """How pictures change where something holds; None where it holds nowhere."""
+    mean, percentile = (float(change.mean()), float(np.percentile(change, 99))) if change.size else (None, None)
+    return {f"{where}_change_levels": mean, f"{where}_change_levels_99th_percentile": percentile}
 
 
 def far_from(moving: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -237,10 +259,12 @@ def summary(result: dict[str, Any]) -> str:
     seams = ", ".join(f"{name} {ratio:.2f} x" for name, ratio in told["error_change_at_seams_over_within_steps"].items())
     lines.append(
         f"stream of {told['frames']} frames: PSNR {told['psnr_db']:.2f} dB; the error changes {told['error_change_levels']:.2f} levels "
-        f"per frame, where steps meet by within them: {seams}; where nothing moves ({told['still_share']:.0%} of the pixels) pictures "
-        f"change {told['still_change_levels']:.2f} levels, and far from all that moves ({told['afar_share']:.0%}) "
-        f"{told['afar_change_levels']:.2f}, the 99th percentile {told['afar_change_levels_99th_percentile']:.1f}"
+        f"per frame, where steps meet by within them: {seams}"
     )
+    for where, key in (("where nothing moves", "still"), ("far from all that moves", "afar")):
+        mean, percentile = told[f"{key}_change_levels"], told[f"{key}_change_levels_99th_percentile"]
+        change = "" if mean is None else f", where pictures change {mean:.2f} levels, the 99th percentile {percentile:.1f}"
+        lines.append(f"{where}: {told[f'{key}_share']:.0%} of the pixels{change}")
     return "\n".join(lines)
 
 

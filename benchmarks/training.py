@@ -2,11 +2,13 @@
 
     python benchmarks/training.py --frames 25 --size 256 --json benchmarks/results/training-cpu.json     the clips of the paper's stage I
     python benchmarks/training.py --only memory --frames 25 --size 256 --device cuda                     never run so far
+    python benchmarks/training.py --only time --folder videos/ --json FILE                               data from video files
 
 Memory: one step of preset S (L1, KL and wavelet losses, AdamW, moving average; LPIPS and the discriminator are left out, which activation
 checkpointing does not reach), in a fresh process each, after a step on a small clip. On a CPU the process's peak in fp32, on a GPU that of
-PyTorch's allocator in bf16 autocast. Time: a run of the tiny model's first stage, its own account of what it waited for. A result file
-keeps the section that is not measured again.
+PyTorch's allocator in bf16 autocast. Time: a run of the tiny model's first stage, its own account of what it waited for; with `--folder` on
+clips of videos, which as many workers read as a run has by default, and the section is called `time_folder`. A result file keeps the
+sections that are not measured again.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from isolated import NotMeasured, answer, run_isolated
 from process_memory import peak_mb, resident_mb, restart_peak
 from record import load_average, machine, write_json
 
-from wfvae.train.config import TrainingConfig
+from wfvae.train.config import DataSettings, TrainingConfig
 from wfvae.train.loop import train
+from wfvae.train.sources import training_source
 from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer
 from wfvae.train.world import World
@@ -40,10 +43,13 @@ def main() -> None:
     parser.add_argument("--preset", default="S")
     parser.add_argument("--frames", type=int, default=9)
     parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="videos to train on in the time section (default: procedural clips)")
     parser.add_argument("--steps", type=int, default=100, help="steps of the timed run (default: %(default)s)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of the memory section (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
+    if args.folder is not None and not args.folder.is_dir():
+        parser.error(f"--folder is {args.folder}; expected a directory of videos")
     result: dict[str, Any] = {}
     if args.json is not None and args.json.exists():
         result = json.loads(args.json.read_text(encoding="utf-8"))
@@ -51,7 +57,7 @@ def main() -> None:
     if "memory" in args.only:
         result["memory"] = memory(args)
     if "time" in args.only:
-        result["time"] = shares(args.steps, args.threads)
+        result["time" if args.folder is None else "time_folder"] = shares(args.steps, args.threads, args.folder)
     if args.json is not None:
         write_json(args.json, result)
     print(summary(result))
@@ -119,8 +125,8 @@ def step_on_gpu(trainer: Trainer, clip: torch.Tensor) -> dict[str, Any]:
     return {"peak_mb": peak, "activations_mb": peak - before, "seconds": statistics.median(seconds), "gpu": torch.cuda.get_device_name()}
 
 
-def shares(steps: int, threads: int) -> dict[str, Any]:
-    """A run's own account of its time, in three runs."""
+def shares(steps: int, threads: int, videos: Path | None) -> dict[str, Any]:
+    """A run's own account of its time, in three runs, on procedural clips or on those of videos. Indexing these is not part of it."""
     torch.set_num_threads(threads)
     settings = [
         f"run.steps={steps}",
@@ -129,12 +135,18 @@ def shares(steps: int, threads: int) -> dict[str, Any]:
         "validation.every=0",
         "validation.clips=1",
     ]
+    if videos is not None:
+        settings += ["data.kind=folder", f"data.folder={json.dumps(str(videos))}", f"data.workers={DataSettings().workers}"]
+    config = TrainingConfig.load("tiny-stage1", settings)
+    about: dict[str, Any] = {"config": "tiny-stage1", "steps": steps, "workers": config.data.workers}
     runs = []
     for _ in range(3):
         with tempfile.TemporaryDirectory() as folder:
-            result = train(TrainingConfig.load("tiny-stage1", settings), Path(folder), World(0, 1, torch.device("cpu")))
+            result = train(config, Path(folder), World(0, 1, torch.device("cpu")))
+            if videos is not None:
+                about["videos"] = len(training_source(config, Path(folder)))
         runs.append(result.shares)
-    return {"config": "tiny-stage1", "steps": steps, **{name: statistics.median(run[name] for run in runs) for name in runs[0]}}
+    return {**about, **{name: statistics.median(run[name] for run in runs) for name in runs[0]}}
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -151,9 +163,12 @@ def summary(result: dict[str, Any]) -> str:
             lines.append(f"{found['preset']}, {found['frames']} frames of {found['size']}x{found['size']}, {name}: {text}")
         if "peak_mb_ratio" in found:
             lines.append(f"checkpointing by plain: peak {found['peak_mb_ratio']:.2f}, time {found['seconds_ratio']:.2f}")
-    if "time" in result:
-        parts = ", ".join(f"{name} {share:.1%}" for name, share in result["time"].items() if isinstance(share, float))
-        lines.append(f"{result['time']['config']}: {parts}")
+    for section in ("time", "time_folder"):
+        if section in result:
+            told = result[section]
+            parts = ", ".join(f"{name} {share:.1%}" for name, share in told.items() if isinstance(share, float))
+            clips = f", clips of {told['videos']} videos" if "videos" in told else ""
+            lines.append(f"{told['config']}{clips}: {parts}")
     return "\n".join(lines)
 
 

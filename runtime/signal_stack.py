@@ -23,8 +23,8 @@ def kept_signal_stack() -> Iterator[None]:
 
     OpenVINO's CPU plugin registers one for the thread that loads it, and unmaps its memory when it is unloaded. The stack before is put
     back only if plugins go in the reverse of the order in which they came, and on the same threads; otherwise the thread is left with one
-    that no longer exists, and the next signal, handled or not, ends the process. Does nothing but on Linux, where that is so, and nothing if
-    the stack before cannot be told.
+    that no longer exists, and the next signal, handled or not, ends the process. Does nothing but on Linux, where that is so; and nothing
+    where the stack before is not told.
     """
     if sys.platform != "linux":
         yield

@@ -212,6 +212,9 @@ def test_a_local_checkout_is_driven_by_its_entry(peers: Any, checkout: Path, tmp
 
 def test_our_streams_have_equal_bits_and_files_say_so(blockwise: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--only", "wfvae", "cv-vae", "--frames", "14", "--size", "32", "--threads", "1", "--out", str(tmp_path)]
+    from wfvae.export.weights import state_dict_sha256
+    from wfvae.model import WFVAE
+
     assert blockwise.main(arguments) == 0
     data = json.loads((tmp_path / "blockwise.json").read_text())
     assert len(data["methods"]) == 3
@@ -226,8 +229,26 @@ def test_our_streams_have_equal_bits_and_files_say_so(blockwise: Any, tmp_path: 
     assert "0.00 dB" in text
     assert {method["weights"] for method in data["methods"]} == {"trained, preset tiny as it ships"}
     assert data["note"] == ""
+    assert data["wfvae_checkpoint_sha256"] == state_dict_sha256(WFVAE.from_pretrained("tiny").state_dict())
     assert "random" not in text
     assert "not measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("weights", "meant"), [("random, seed 0", False), ("checkpoint", True)])
+def test_a_random_network_has_no_quality_that_could_suffer(
+    blockwise: Any, errors: Any, weights: str, meant: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
+    benchmark = blockwise.Benchmark([], None, [], [])
+    for mode, blocks in (("equal", video / 2), ("other", video / 4)):
+        benchmark.measure("M", mode, "x", weights, 1, [(video, errors.Error.of(video, video / 2, blocks, video, video))], video.shape[:3])
+    equal, other = benchmark.results
+    assert (equal.difference_db, equal.direct_psnr_db) == (0.0, equal.blockwise_psnr_db)
+    assert all((getattr(other, name) is not None) == meant for name in blockwise.TO_THE_VIDEO)
+    told = f"{other.difference_db:+.2f} dB" if meant else "–"
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "M, equal: equal bits, max 0, 0.00 dB" and second.endswith(f" dB to direct, max {other.max_abs:.3g}, {told}")
+    assert blockwise.to_markdown(benchmark.results, [], "about").count(f" | {told} |\n") == 1
 
 
 def test_a_stream_that_differs_fails(blockwise: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,6 +268,8 @@ def test_a_checkout_is_measured_on_given_videos(blockwise: Any, checkout: Path, 
     arguments = ["--only", "od-vae", "--data", str(tmp_path / "videos"), "--frames", "5", "--size", "16", "--checkout", given]
     assert blockwise.main([*arguments, "--threads", "1", "--out", str(tmp_path / "out")]) == 0
     [method] = json.loads((tmp_path / "out" / "blockwise.json").read_text())["methods"]
+    assert method["difference_db"] == pytest.approx(method["blockwise_psnr_db"] - method["direct_psnr_db"], abs=1e-2)
+    assert f"max 0.125, {method['difference_db']:+.2f} dB" in capsys.readouterr().out
     assert (method["model"], method["clips"], method["max_abs"]) == ("OD-VAE", 2, pytest.approx(0.125, rel=1e-3))
     assert method["psnr_to_direct_db"] == pytest.approx(10 * math.log10(4 / 0.125**2), rel=1e-3)
     assert blockwise.main(["--only", "od-vae", "--data", str(tmp_path / "nowhere")]) == 2
@@ -284,6 +307,8 @@ def test_peers_are_measured_and_what_fails_is_said(blockwise: Any, tmp_path: Pat
     data = json.loads((tmp_path / "blockwise.json").read_text())
     [method] = data["methods"]
     assert (method["model"], method["equal_bits"]) == ("SD-VAE", False)
+    assert method["psnr_to_direct_db"] > 0
+    assert [method[name] for name in blockwise.TO_THE_VIDEO] == [None] * 3
     assert method["weights"].startswith("random")
     assert "not by how much a trained model suffers" in data["note"]
     [row] = [line for line in (tmp_path / "blockwise.md").read_text().splitlines() if line.startswith("| [SD-VAE")]

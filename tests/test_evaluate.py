@@ -28,11 +28,22 @@ if missing := [name for name in ("skimage", "scipy", "lpips") if find_spec(name)
 from fixtures.program import Program, clip, load, save  # noqa: E402
 from wfvae import frame_metrics  # noqa: E402
 from wfvae.errors import InputError  # noqa: E402
-from wfvae.evaluation.evaluation import Evaluation, Evaluator, SetScore, VideoScore, compare  # noqa: E402
+from wfvae.evaluation.evaluation import (  # noqa: E402
+    LPIPS,
+    PSNR,
+    SSIM,
+    Evaluation,
+    Evaluator,
+    PairedDifference,
+    SetScore,
+    VideoScore,
+    compare,
+)
 from wfvae.evaluation.frechet import FeatureMoments, frechet_distance  # noqa: E402
 from wfvae.evaluation.interval import mean_interval  # noqa: E402
 from wfvae.evaluation.lpips_choice import LPIPSChoice  # noqa: E402
 from wfvae.evaluation.protocol import Protocol, open_prepared, resized, square  # noqa: E402
+from wfvae.evaluation.results import Labelled, to_json, to_markdown  # noqa: E402
 from wfvae.evaluation.sources import reconstruct  # noqa: E402
 from wfvae.evaluation.video_files import find_videos, match_videos  # noqa: E402
 from wfvae.frame_metrics import score_frames  # noqa: E402
@@ -306,6 +317,48 @@ def test_paired_differences_are_of_the_same_video() -> None:
     assert lpips.mean is None
     with pytest.raises(InputError, match="both"):
         compare(first, evaluation({"z": 1.0}))
+
+
+def with_lpips(scores: dict[str, tuple[float, float | None]]) -> Evaluation:
+    """Of PSNR and LPIPS."""
+    found = evaluation({name: psnr for name, (psnr, _) in scores.items()})
+    videos = tuple(replace(video, lpips=scores[video.name][1]) for video in found.videos)
+    return replace(found, videos=videos, lpips=LPIPSChoice("made by hand", None))
+
+
+def test_the_worst_are_the_lowest_of_psnr_and_the_highest_of_lpips() -> None:
+    """The two disagree on every video, and one has no LPIPS; a distance of 0 is the best there is."""
+    found = with_lpips({"a": (20.0, 0.1), "b": (30.0, 0.3), "c": (40.0, 0.4), "d": (25.0, 0.0), "e": (10.0, None)})
+    assert [video.name for video in found.worst(PSNR, 3)] == ["e", "a", "d"]
+    assert [video.name for video in found.worst(LPIPS, 3)] == ["c", "b", "a"]
+    assert [video.name for video in found.worst(LPIPS, 9)] == ["c", "b", "a", "d"]
+    entry = Labelled("ours", found)
+    assert to_json([entry], [], 2)["reconstructions"][0]["worst"]["lpips"] == ["c", "b"]
+    assert "Worst LPIPS: c (0.4000), b (0.3000)\n" in to_markdown([entry], [], 2)
+
+
+def verdicts(differences: list[PairedDifference]) -> list[str]:
+    """The last column of the comparison, by metric: PSNR, SSIM, LPIPS."""
+    entries = [Labelled(name, evaluation({"a": 30.0})) for name in ("one", "other")]
+    lines = to_markdown(entries, differences, 0).splitlines()
+    return [next(line for line in lines if line.startswith(f"| {title} |")).split(" | ")[-1].strip(" |") for title in METRIC_TITLES]
+
+
+METRIC_TITLES = [metric.title for metric in (PSNR, SSIM, LPIPS)]
+
+
+def test_the_verdict_says_better_for_higher_psnr_and_for_lower_lpips() -> None:
+    low = with_lpips({"a": (20.0, 0.1), "b": (30.0, 0.3), "c": (40.0, 0.4)})
+    high = with_lpips({"a": (21.0, 0.2), "b": (31.1, 0.41), "c": (41.2, 0.5)})
+    even = with_lpips({"a": (21.0, 0.2), "b": (29.0, 0.2), "c": (40.0, 0.4)})
+    assert verdicts(compare(low, high)) == ["better", "no difference shown", "worse"]
+    assert verdicts(compare(high, low)) == ["worse", "no difference shown", "better"]
+    assert verdicts(compare(low, even)) == ["no difference shown"] * 3
+
+
+def test_there_is_no_verdict_on_one_video_nor_without_a_score() -> None:
+    alone = [with_lpips({"a": (psnr, None)}) for psnr in (20.0, 30.0)]
+    assert verdicts(compare(*alone)) == ["", "", ""]
 
 
 @dataclass(frozen=True)

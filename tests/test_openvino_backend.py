@@ -230,9 +230,16 @@ def test_other_precisions_and_sizes(opened_here: Opener, opened: Callable[..., B
     assert np.abs(latents - expected).max() <= 0.01 * max(1.0, np.abs(expected).max())
     # It computes in fp32 and rounds the state to fp16, so results depend on where steps end; the rule for it asks for no bits.
     assert not same_bits(half.encode(video(), chunk=1), latents)
-    brain = opened_here(NAME, precision="bf16")
+
+
+@pytest.mark.parametrize("hint", HINTS)
+def test_a_bundle_in_bf16_gives_the_same_bits_whatever_the_plan(opened_here: Opener, opened: Callable[..., Bundle], hint: str) -> None:
+    brain = opened_here(NAME, hint, precision="bf16")
     latents = brain.encode(video())
-    assert same_bits(brain.encode(video(), chunk=1), latents)
+    pictures = decode(brain, latents)
+    for chunk in (1, 3):
+        assert same_bits(brain.encode(video(), chunk=chunk), latents), chunk
+        assert same_bits(decode(brain, latents, chunk=chunk), pictures), chunk
     assert np.abs(latents - opened(NAME).encode(video())).max() <= 0.1 * max(1.0, np.abs(latents).max())
     with brain.encoder(height=HEIGHT, width=WIDTH) as stream:
         parts = [stream.push(video()[:11])]
@@ -373,7 +380,7 @@ for _ in range(3):
         bundles.pop(0).close()
     gc.collect()
 """
-    ended = subprocess.run([sys.executable, "-c", program, exported(NAME)], capture_output=True, text=True, check=False)
+    ended = subprocess.run([sys.executable, "-c", program, exported(NAME)], capture_output=True, text=True, check=False, timeout=60)
     assert (ended.returncode, ended.stdout) == (0, "handled\n" * 3), ended.stderr
 
 
@@ -452,6 +459,39 @@ def test_verify_proves_its_statements(program: Program, exported: Callable[..., 
     certificate = json.loads(paper.read_text())
     assert certificate["backend"]["name"] == "openvino" and certificate["backend"]["precision_hint"] == hint
     assert certificate["versions"]["openvino"] and certificate["passed"] is True
+
+
+@pytest.mark.slow
+def test_the_parity_benchmark(tmp_path: Path) -> None:
+    """As people run it, on a small clip: what equals what, per bundle, hint and model."""
+    root = Path(__file__).resolve().parents[1]
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(root / "tests" / "fixtures" / NAME, checkpoints / NAME)
+    (checkpoints / "no model").mkdir()
+    small = ("--frames", 9, "--size", "16x24", "--threads", 1, "--reference", checkpoints, "--json", tmp_path / "parity.json")
+    command = [sys.executable, root / "benchmarks" / "openvino_parity.py", *small]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "parity.json").read_text())
+    rows = {(row["model"], row["bundle"], row["hint"]): row for row in found["rows"]}
+    assert set(rows) == {(model, bundle, hint) for model in (NAME, "tiny") for bundle in ("fp32", "bf16", "fp16") for hint in HINTS}
+    for (model, bundle, hint), row in rows.items():
+        if hint == "bf16" and not computes_in_bf16():
+            assert "does not compute in bf16" in row["not_measured"]
+            continue
+        assert row["passed"], (model, bundle, hint, row["failed"])
+        for direction in ("encode", "decode"):
+            for statement in ("plan_invariance", "stream_direct"):
+                one = row[statement][direction]
+                assert one["checks"] >= 3 and (one["max_ulp"] == 0) == (one["max_abs"] == 0)
+                if bundle == "fp32":
+                    assert one["equal_bits"] and one["max_ulp"] == 0
+            for precision in ("float32", "float64"):
+                one = row[f"model_{precision}"][direction]
+                assert one["checks"] == 1 and 0 < one["max_abs"] <= one["allowed"]
+    text = (tmp_path / "parity.md").read_text()
+    assert text in done.stdout + "\n" and found["machine"]["openvino"] == ov.__version__.partition("-")[0]
+    assert all(f"| {model}, {bundle}, {hint} |" in text for model, bundle, hint in rows)
 
 
 def test_rules() -> None:
