@@ -42,30 +42,45 @@ def clips(batch: int = 2, frames: int = 3, side: int = 32) -> tuple[Tensor, Tens
 
 
 @contextmanager
-def own_backbone(weights: dict[str, Tensor]) -> Iterator[None]:
-    """While it lasts, torchvision's AlexNet is made with these weights, so that `lpips` can be called as its documentation shows."""
+def own_backbone(weights: dict[str, Tensor], name: str = "alexnet") -> Iterator[None]:
+    """While it lasts, torchvision's network of that name is made with these weights, so that `lpips` can be called as its documentation
+    shows."""
     make_torchvision_importable("this test", "train")
     from torchvision import models
 
-    original = models.alexnet
+    original = getattr(models, name)
 
-    def alexnet(pretrained: bool) -> nn.Module:
+    def made(pretrained: bool) -> nn.Module:
+        assert pretrained
         with torch.device("meta"):
             network: nn.Module = original()
         network.get_submodule("features").load_state_dict({n.removeprefix("features."): t for n, t in weights.items()}, assign=True)
         return network
 
-    models.alexnet = alexnet
+    setattr(models, name, made)
     try:
         yield
     finally:
-        models.alexnet = original
+        setattr(models, name, original)
 
 
 @pytest.fixture(scope="module")
 def alexnet_weights() -> dict[str, Tensor]:
     """A state dict as torchvision's AlexNet has it, its classifier left out."""
     shapes = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
+    return drawn(shapes)
+
+
+@pytest.fixture(scope="module")
+def vgg_weights() -> dict[str, Tensor]:
+    """A state dict as torchvision's VGG16 has it, its classifier left out."""
+    indices = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # the gaps are ReLUs and poolings
+    widths = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+    return drawn({index: (width, given, 3, 3) for index, given, width in zip(indices, widths, widths[1:], strict=False)})
+
+
+def drawn(shapes: dict[int, tuple[int, int, int, int]]) -> dict[str, Tensor]:
+    """Random convolutions at these places of torchvision's `features`."""
     generator = torch.Generator().manual_seed(1)
     weights = {}
     for index, shape in shapes.items():
@@ -113,6 +128,24 @@ def test_a_file_gives_what_the_package_gives_with_the_same_weights(alexnet_weigh
         torch.testing.assert_close(network(*pair), expected, rtol=0, atol=0)
         assert not network.training
         assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_a_file_of_vgg16_gives_what_the_package_gives_with_the_same_weights(vgg_weights: dict[str, Tensor], tmp_path: Path) -> None:
+    """As above, for the network that training uses."""
+    save_file({**vgg_weights, "classifier.6.bias": torch.zeros(1000)}, tmp_path / "vgg16.safetensors")
+    video, reconstruction = clips(batch=1)
+    pair = (video[0].movedim(1, 0), reconstruction[0].movedim(1, 0))
+    with own_backbone(vgg_weights, "vgg16"), warnings.catch_warnings():
+        import lpips
+
+        expected = lpips.LPIPS(net="vgg", verbose=False)(*pair).detach()
+    assert float(expected.min()) > 1e-4
+    network = load_lpips(tmp_path / "vgg16.safetensors", "vgg")
+    torch.testing.assert_close(network(*pair), expected, rtol=0, atol=0)
+    assert not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+    values = PerceptualLoss(tmp_path / "vgg16.safetensors")(video, reconstruction)
+    torch.testing.assert_close(values, expected.flatten(), rtol=0, atol=0)
 
 
 def test_a_distance_worked_out_from_the_definition(alexnet_weights: dict[str, Tensor], tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from wfvae.errors import InputError
-from wfvae.procedural import SCENES, ProceduralClip
+from wfvae.procedural import _CUT, SCENES, ProceduralClip
 from wfvae.procedural_noise import Dice, cosine, fractal_field, sine, smoothstep
+from wfvae.procedural_paint import Stage, to_pixels
+from wfvae.procedural_scenes import Camera, Ground
 
 PINNED = {
     "mixed": "769f946b7ea3f236",
@@ -96,6 +98,80 @@ def test_a_video_holds_cuts_and_still_moments() -> None:
     changes = np.abs(np.diff(frames, axis=0)).mean(axis=(1, 2, 3))
     assert 2 <= (changes > 25).sum() <= 12, "some cuts, not a slide show"
     assert np.median(changes) < 10
+
+
+def joined_by(low: float, high: float) -> ProceduralClip:
+    """A clip whose first two shots are joined in the manner of these dice."""
+    seed = next(seed for seed in range(100) if low <= Dice(seed, _CUT, 1, 1).unit() < high)
+    return ProceduralClip(seed, 32, 48, fps=25)
+
+
+def around_the_join(clip: ProceduralClip) -> tuple[range, np.ndarray, np.ndarray, np.ndarray]:
+    """Frames from the first of the second shot, what is shown there, and both shots alone at the same time: (T, H, W, 3)."""
+    start, places = clip._shot_start(1), range(-12, 13)
+    shown = clip.frames(start - 12, start + 13)
+    old = ProceduralClip(clip.seed, 32, 48, fps=25, cuts=False).frames(start - 12, start + 13)
+    second = clip._shot(1)
+    new = np.stack([to_pixels(second.render(place / 25), None) for place in places])
+    assert np.abs(old.astype(float) - new).mean() > 10, "shots that can be told apart"
+    return places, shown.astype(float), old.astype(float), new.astype(float)
+
+
+def test_a_cut_shows_one_shot_or_the_other() -> None:
+    places, shown, old, new = around_the_join(joined_by(0.0, 0.6))
+    for place, frame, before, after in zip(places, shown, old, new, strict=True):
+        assert np.array_equal(frame, before if place < 0 else after), place
+
+
+def test_a_fade_goes_through_black() -> None:
+    # It takes 0.6 s, 15 frames: 7 before the new shot's first one, which is black, and 7 behind it.
+    places, shown, old, new = around_the_join(joined_by(0.6, 0.8))
+    for place, frame, before, after in zip(places, shown, old, new, strict=True):
+        light = min(abs(place) / 7.5, 1.0)
+        assert np.abs(frame - light * (before if place < 0 else after)).max() < 2, place
+    means = shown.mean(axis=(1, 2, 3))
+    assert shown[12].max() <= 1
+    assert np.diff(means[4:13]).max() < 0 < np.diff(means[12:21]).min()
+
+
+def test_a_dissolve_blends_both_shots_which_go_on_moving() -> None:
+    places, shown, old, new = around_the_join(joined_by(0.8, 1.0))
+    for place, frame, before, after in zip(places, shown, old, new, strict=True):
+        share = min(max(0.5 + place / 15, 0.0), 1.0)
+        assert np.abs(frame - ((1 - share) * before + share * after)).max() < 2, place
+    assert np.abs(shown[12] - old[12]).mean() > 4 < np.abs(shown[12] - new[12]).mean()
+    assert np.array_equal(shown[4], old[4]) and np.array_equal(shown[20], new[20])
+
+
+def test_some_cameras_shake_and_it_moves_what_they_see() -> None:
+    stage = Stage(64, 96)
+    cameras = [Camera(Dice(seed), stage, stage.side) for seed in range(200)]
+    shaking = [camera for camera in cameras if camera._shake]
+    assert 50 < len(shaking) < 90, "35 % of them"
+    times = np.arange(0, 4, 0.04)
+    for camera, steady in zip(shaking, (Camera(Dice(seed), stage, stage.side) for seed in range(200) if cameras[seed]._shake), strict=True):
+        steady._shake = 0.0
+        assert {steady.shake(t) for t in times} == {(0.0, 0.0)}
+        moved = []
+        for t in times:
+            (centre, step, turn), (still, still_step, still_turn) = camera.placement(t), steady.placement(t)
+            assert (step, turn) == (still_step, still_turn)
+            moved.append(((centre[0] - still[0]) / step / 96, (centre[1] - still[1]) / step / 96))  # in shares of the longer side
+            assert moved[-1] == pytest.approx(camera.shake(t), abs=1e-9)
+        spread = np.ptp(moved, axis=0)
+        assert np.all(spread > 0.002) and np.abs(moved).max() <= 1.5 * 0.005
+
+
+def test_a_shaking_camera_shows_in_the_picture() -> None:
+    for seed in range(50):
+        clip = ProceduralClip(seed, 64, 64, scene="leaves", cuts=False)
+        ground = clip._shot(0)._background  # type: ignore[attr-defined]
+        assert isinstance(ground, Ground)
+        if ground._camera._shake > 0.003:
+            break
+    shaken = clip.frames(0, 8).astype(int)
+    ground._camera._shake = 0.0
+    assert np.abs(shaken - clip.frames(0, 8)).mean() > 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 200), (131, 9), (33, 57), (72, 128)])

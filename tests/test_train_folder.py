@@ -95,6 +95,31 @@ def test_exactly_the_asked_frames_come_back(videos: Path, open_folder: OpenFolde
             clip_at(folder, COUNT - span + 1)
 
 
+def test_only_the_frames_of_a_clip_are_converted(videos: Path, open_folder: OpenFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wfvae.train.data import frame_pixels
+
+    write_numbered(videos / "v.mp4", COUNT)
+    folder = open_folder(4, stride=3)
+    converted: list[float] = []
+
+    class Watched:
+        """swscale, which all conversions go through."""
+
+        def __init__(self) -> None:
+            self._real = av.video.reformatter.VideoReformatter()
+
+        def reformat(self, frame: Any, **options: Any) -> Any:
+            converted.append(round(frame.time * 24))
+            return self._real.reformat(frame, **options)
+
+    monkeypatch.setattr(frame_pixels, "VideoReformatter", Watched)
+    for start in (0, 11, 17, COUNT - 10):
+        converted.clear()
+        wanted = [start, start + 3, start + 6, start + 9]
+        assert numbers(clip_at(folder, start)) == wanted
+        assert converted == wanted
+
+
 def test_frames_of_varying_duration_are_counted_not_timed(videos: Path, open_folder: OpenFolder) -> None:
     ticks = [40 * number + (15 if number % 3 == 1 else 0) for number in range(COUNT)]
     write_numbered(videos / "v.mp4", COUNT, ticks=ticks)

@@ -31,17 +31,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fixtures.numbered_videos import write_numbered
 from fixtures.program import Program, clip, on_terminal, run_process, save, start_process
 from wfvae.causal import CausalConv3d
+from wfvae.checkpoint import newest_of_run
 from wfvae.config import WFVAEConfig
 from wfvae.errors import CheckpointError, ConfigError, DataError, MissingExtraError, TrainingError
 from wfvae.model import WFVAE
+from wfvae.perceptual import load_lpips
+from wfvae.train import checkpoints
 from wfvae.train.checkpoints import write_checkpoint
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import BadClipLedger, Batch, BatchStream
+from wfvae.train.data import BadClipLedger, Batch, BatchStream, held_out
+from wfvae.train.discriminator import PatchDiscriminator3D
 from wfvae.train.loop import Watcher, train
 from wfvae.train.metrics import Metrics, read_metrics
-from wfvae.train.sources import training_source
+from wfvae.train.perceptual import PerceptualLoss
+from wfvae.train.sources import training_source, validation_source
 from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer, learning_rate
+from wfvae.train.validation import Scores, validate
 from wfvae.train.world import World, processes_here
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -153,6 +159,28 @@ def test_the_average_is_that_of_its_definition(tmp_path: Path) -> None:
         for name in [n for n in after if n.startswith("average.") and n.endswith(".bias")]:
             expected = 0.9 * before[name].double() + 0.1 * after["model." + name.removeprefix("average.")].double()
             assert torch.allclose(after[name].double(), expected, atol=1e-7)
+
+
+def validated(model: WFVAE, config: TrainingConfig, run: Path, perceptual: PerceptualLoss | None = None) -> Scores:
+    """What a validation of that run gives for a model."""
+    source = validation_source(config, run)
+    assert source is not None
+    return validate(model, held_out(source, config.validation.clips), perceptual)
+
+
+def test_what_is_validated_are_the_averaged_weights(finished_run: Path) -> None:
+    lines = read_metrics(finished_run, "validation")
+    assert [line["step"] for line in lines] == [3, 6]
+    for line in lines:
+        checkpoint = finished_run / "checkpoints" / f"step-{line['step']:08d}"
+        state, model = load_file(checkpoint / "training.safetensors"), WFVAE.from_pretrained(checkpoint)
+        scores = {}
+        for prefix in ("average", "model"):
+            model.load_state_dict({name: state[f"{prefix}.{name}"] for name in model.state_dict()})
+            scores[prefix] = validated(model, small(loss__adversarial=True), finished_run)
+        assert line["psnr_db"] == pytest.approx(scores["average"].psnr_db, rel=1e-4)
+        assert line["ssim"] == pytest.approx(scores["average"].ssim, rel=1e-4)
+        assert abs(line["psnr_db"] - scores["model"].psnr_db) > 1e-2, "otherwise it could be either"
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(finished_run: Path, tmp_path: Path) -> None:
@@ -527,6 +555,87 @@ def test_a_full_disk_keeps_the_checkpoints_before(tmp_path: Path, monkeypatch: p
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000000"]
 
 
+def half_written(tensors: dict[str, Tensor], path: Path, **options: Any) -> None:
+    save_file(tensors, path, **options)
+    os.truncate(path, path.stat().st_size // 2)
+    raise KeyboardInterrupt
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [
+        ("wfvae.checkpoint.save_file", half_written),  # of the averaged weights
+        ("wfvae.train.checkpoints.save_file", half_written),  # of everything
+        ("wfvae.train.checkpoints._facts", interrupt),
+        ("wfvae.train.checkpoints._sync", interrupt),
+    ],
+)
+def test_an_interruption_in_the_middle_of_a_checkpoint_leaves_the_one_before(
+    place: str, what: Callable[..., None], finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = tmp_path / "run", small(loss__adversarial=True)
+    shutil.copytree(finished_run, run)
+    shutil.rmtree(run / "checkpoints" / "step-00000006")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(place, what)
+        train(config, run, CPU, resume=True)
+    assert_goes_on_from_step_four(run, config, finished_run)
+
+
+def test_a_process_that_dies_in_the_middle_of_a_checkpoint_leaves_the_one_before(finished_run: Path, tmp_path: Path) -> None:
+    code = """
+import os, sys
+from wfvae import cli
+from wfvae.train import checkpoints
+def die(tensors, path):
+    save_file(tensors, path)
+    os.truncate(path, path.stat().st_size // 2)
+    os._exit(9)
+save_file, checkpoints.save_file = checkpoints.save_file, die
+cli.main(["train", sys.argv[1], "--out", sys.argv[2], "--resume"])
+"""
+    run, config = tmp_path / "run", small(loss__adversarial=True)
+    shutil.copytree(finished_run, run)
+    shutil.rmtree(run / "checkpoints" / "step-00000006")
+    done = subprocess.run([sys.executable, "-c", code, written(config, tmp_path / "x.toml"), run], capture_output=True, check=False)
+    assert done.returncode == 9, done.stderr.decode()
+    assert_goes_on_from_step_four(run, config, finished_run)
+
+
+def assert_goes_on_from_step_four(run: Path, config: TrainingConfig, whole: Path) -> None:
+    """After something ended the run while the checkpoint of step 6 was written."""
+    folder = run / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000004", "step-00000006.tmp"]
+    assert newest_of_run(run) == folder / "step-00000004"
+    seen: list[int] = []
+    assert train(config, run, CPU, resume=True, watcher=Watcher(lambda done, *_: seen.append(done))).finished
+    assert seen == [5, 6]
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000004", "step-00000006"]
+    assert_same_bits(last_state(whole), last_state(run))
+
+
+def test_a_checkpoint_gets_its_name_when_all_of_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small()
+    final = tmp_path / "checkpoints" / "step-00000000"
+    synced: dict[bool, set[Path]] = {False: set(), True: set()}
+
+    def sync(path: Path) -> None:
+        synced[final.exists()].add(path)
+        real(path)
+
+    real = checkpoints._sync
+    monkeypatch.setattr(checkpoints, "_sync", sync)
+    write_checkpoint(tmp_path, TrainingState.fresh(config, CPU.device), config)
+    temporary = final.with_name("step-00000000.tmp")
+    parts = {temporary / path.relative_to(final) for path in [final, *final.rglob("*")]}
+    assert len(parts) == 6
+    assert synced == {False: parts, True: {final.parent}}
+
+
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no /dev/full")
 def test_a_full_disk_at_the_record_is_told_and_keeps_the_work(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -542,20 +651,61 @@ def test_a_full_disk_at_the_record_is_told_and_keeps_the_work(finished_run: Path
     assert train(longer, run, CPU, resume=True).finished
 
 
-def test_closing_a_record_that_the_disk_refuses_is_told_unless_something_else_is(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no /dev/full")
+def test_a_full_disk_at_the_file_for_tensorboard_is_told_in_one_line_and_keeps_the_work(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Program
+) -> None:
+    pytest.importorskip("tensorboard")
+    run, events = tmp_path / "run", tmp_path / "run" / "tensorboard"
+    shutil.copytree(finished_run, run)
+    events.mkdir()
+    (events / f"events.out.tfevents.7.000000.here.{os.getpid()}").symlink_to("/dev/full")
+    longer = small(loss__adversarial=True, run__steps=8, run__checkpoint_every=100, validation__every=0, run__tensorboard=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("wfvae.train.metrics.time", SimpleNamespace(time=lambda: 7.0))
+        patch.setattr("wfvae.train.metrics.socket", SimpleNamespace(gethostname=lambda: "here"))
+        said = program.refused("train", written(longer, tmp_path / "x.toml"), "--out", run, "--resume")
+    pattern = r"wfvae train: cannot write .*/tensorboard/events\S*: No space left on device; make room and go on with --resume"
+    assert re.fullmatch(pattern, said), said
+    assert newest(run) == 7
+    assert train(longer, run, CPU, resume=True).finished
+
+
+@pytest.mark.parametrize(("part", "name"), [("_file", "metrics.jsonl"), ("_events", "events.out.tfevents")])
+def test_closing_a_record_that_the_disk_refuses_is_told_unless_something_else_is(part: str, name: str, tmp_path: Path) -> None:
+    if part == "_events":
+        pytest.importorskip("tensorboard")
+
     def full() -> None:
         raise OSError(28, "No space left on device")
 
     def record() -> Metrics:
-        metrics = Metrics(tmp_path, 0)
-        metrics._file.close()
-        metrics._file = SimpleNamespace(close=full)  # type: ignore[assignment]
+        metrics = Metrics(tmp_path, 0, part == "_events")
+        holder = metrics._events if part == "_events" else metrics
+        assert holder is not None
+        holder._file.close()
+        holder._file = SimpleNamespace(close=full)  # type: ignore[assignment]
         return metrics
 
-    with pytest.raises(TrainingError, match=r"cannot write .*metrics.jsonl: No space left"), record():
+    with pytest.raises(TrainingError, match=rf"^cannot write .*{name}.*: No space left on device; make room and go on"), record():
         pass
     with pytest.raises(KeyError), record():
         raise KeyError
+
+
+def test_a_record_that_cannot_be_opened_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(TrainingError, match=r"^cannot write .*metrics\.jsonl: "):
+        Metrics(tmp_path, 0, tensorboard=True)
+    (tmp_path / "metrics.jsonl").rmdir()
+    shutil.rmtree(tmp_path / "tensorboard")
+    (tmp_path / "tensorboard").touch()
+    with pytest.raises(TrainingError, match=r"^cannot write .*tensorboard.events\S*: File exists$"):
+        Metrics(tmp_path, 0, tensorboard=True)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
+    with pytest.raises(MissingExtraError, match=r"^run.tensorboard needs the package 'tensorboard'.*'wfvae\[tensorboard\]'$"):
+        Metrics(tmp_path, 0, tensorboard=True)
 
 
 def test_a_lost_worker_costs_no_step(finished_run: Path, tmp_path: Path) -> None:
@@ -729,6 +879,39 @@ def test_a_stage_starts_from_the_one_before(finished_run: Path, tmp_path: Path) 
         train(small(run__initial=str(finished_run), model__latent_dim=8), tmp_path / "other", CPU)
 
 
+def test_the_discriminator_and_the_optimisers_of_a_stage_start_anew(finished_run: Path, tmp_path: Path) -> None:
+    # The first step leaves the discriminator alone, so that the checkpoint behind it shows how it began.
+    seed = 5
+    train(
+        small(
+            loss__adversarial=True,
+            loss__adversarial_start=1,
+            run__initial=str(finished_run),
+            run__seed=seed,
+            run__steps=2,
+            run__checkpoint_every=1,
+            validation__every=0,
+        ),
+        tmp_path,
+        CPU,
+    )
+    before = last_state(finished_run)
+    first, second = (load_file(path / "training.safetensors") for path in sorted((tmp_path / "checkpoints").iterdir()))
+    fresh = PatchDiscriminator3D(base=8, layers=3, seed=seed).state_dict()
+    assert {name for name in first if name.startswith("discriminator.")} == {f"discriminator.{name}" for name in fresh}
+    for name, tensor in fresh.items():
+        assert torch.equal(first[f"discriminator.{name}"], tensor), name
+        assert not torch.equal(before[f"discriminator.{name}"], tensor), name
+    assert not [name for name in first if name.startswith("discriminator_optimizer.")]
+    for state, optimizer in ((first, "optimizer"), (second, "discriminator_optimizer")):
+        names = [name.removesuffix(".step") for name in before if name.startswith(f"{optimizer}.") and name.endswith(".step")]
+        assert len(names) > 5
+        for name in names:
+            assert (float(before[f"{name}.step"]), float(state[f"{name}.step"])) == (6.0, 1.0)
+            # Of one gradient g: 0.1 g and 0.001 g^2.
+            assert torch.allclose(state[f"{name}.exp_avg"].square(), 10 * state[f"{name}.exp_avg_sq"], rtol=1e-4, atol=1e-30), name
+
+
 def test_scale_and_shift_of_the_initial_model_stay_through_a_run(tmp_path: Path, reference_dir: Path) -> None:
     # The published 16-channel model lists four values; another may list one for each channel. Neither is a setting of training.
     released = WFVAEConfig.from_json(reference_dir / "released-L-16ch" / "config.json")
@@ -778,6 +961,23 @@ def test_lpips_takes_part(tmp_path: Path) -> None:
     assert "lpips" not in without
 
 
+def test_lpips_of_a_local_file_takes_part(tmp_path: Path) -> None:
+    # LPIPS numbers VGG16's layers as torchvision does, within slices of its own.
+    backbone = load_lpips("random", "vgg", seed=1).get_submodule("net").state_dict()
+    file = tmp_path / "vgg16.safetensors"
+    save_file({f"features.{name.partition('.')[2]}": tensor for name, tensor in backbone.items()}, file)
+    config = small(loss__perceptual=str(file), run__steps=1, validation__clips=1)
+    result = train(config, tmp_path / "run", CPU)
+    assert result.scores is not None
+    model = WFVAE.from_pretrained(tmp_path / "run")
+    own, other = (validated(model, config, tmp_path, PerceptualLoss("random", seed=seed)) for seed in (1, 0))
+    assert result.scores.lpips == own.lpips != other.lpips
+    train(small(run__steps=1), tmp_path / "without", CPU)
+    [with_lpips], [without] = (read_metrics(tmp_path / name, "train") for name in ("run", "without"))
+    assert with_lpips["lpips"] > 0
+    assert with_lpips["reconstruction"] == pytest.approx(without["reconstruction"] + 3 * 32 * 32 * with_lpips["lpips"], rel=1e-4)
+
+
 def one_step(config: TrainingConfig) -> tuple[TrainingState, dict[str, float]]:
     """The state after the first step on clips that are always the same, gradients included, and what the step told."""
     state = TrainingState.fresh(config, CPU.device)
@@ -815,6 +1015,26 @@ def test_a_clipped_gradient_is_what_the_optimiser_gets() -> None:
     assert float(moments[0].norm()) == pytest.approx(0.1 * told["gradient_norm"], rel=1e-4)
     assert float(moments[1].norm()) == pytest.approx(0.1 * limit, rel=1e-4)
     assert torch.allclose(moments[1] * (told["gradient_norm"] / limit), moments[0], rtol=1e-3, atol=1e-4)
+
+
+def test_weights_decay_by_themselves_and_not_through_the_gradient() -> None:
+    # Decoupled: what a step does to a weight without decay, less the share rate * decay of the weight before it.
+    decay = 40.0
+    config = small(loss__adversarial=True)
+    begin = TrainingState.fresh(config, CPU.device)
+    (plain, told), (decayed, told_too) = (one_step(small(loss__adversarial=True, optimizer__weight_decay=d)) for d in (0.0, decay))
+    assert told == told_too
+    share = told["learning_rate"] * decay
+    assert share == pytest.approx(0.02)
+    for part in ("model", "discriminator"):
+        before, without, with_decay = (
+            {name: parameter.detach() for name, parameter in getattr(state, part).named_parameters()} for state in (begin, plain, decayed)
+        )
+        assert len(before) > 5
+        for name, weight in before.items():
+            expected = without[name] - share * weight
+            assert torch.allclose(with_decay[name], expected, rtol=0, atol=1e-6 * max(1.0, float(weight.abs().max()))), name
+        assert max(float((without[name] - with_decay[name]).abs().max()) for name in before) > 0.01
 
 
 GROUPNORM = {
@@ -920,10 +1140,20 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
 
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    train(small(run__steps=2, run__tensorboard=True), tmp_path, CPU)
+    config = small(run__steps=3, run__checkpoint_every=1, run__tensorboard=True)
+    train(config, tmp_path, CPU)
+    # Steps that are made again after an interruption are shown once.
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000003")
+    (tmp_path / "metrics.jsonl").write_bytes(b"")
+    train(config, tmp_path, CPU, resume=True)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    recorded = [event.value for event in events.Scalars("train/total")]
-    assert recorded == pytest.approx([line["total"] for line in read_metrics(tmp_path, "train")], rel=1e-5)
+    for kind, steps in (("train", [1, 2, 3]), ("validation", [3])):
+        [last] = read_metrics(tmp_path, kind)
+        for name in last.keys() - {"step"}:
+            scalars = events.Scalars(f"{kind}/{name}")
+            assert [event.step for event in scalars] == steps
+            assert scalars[-1].value == pytest.approx(last[name], rel=1e-5), name
 
 
 def test_frames_per_second_counts_the_steps_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,8 +110,8 @@ class LossSettings:
     reconstruction: Literal["l1", "l2"] = "l1"
     """Distance of pixels (ablation: L2)."""
     frame_weights: tuple[float, ...] = ()
-    """Weights of a latent's frames, in order, in the reconstruction loss, scaled to a mean of 1; none weighs all alike. A clip's
-    first frame has 1. Not the paper's: against frames of a latent that differ in quality, which pulses."""
+    """Weights of a latent's frames, in order, in the reconstruction loss (pixels and LPIPS), scaled to a mean of 1; empty: all alike.
+    A clip's first frame has 1. Not the paper's. More for frames that come out worse, so that quality does not pulse."""
     perceptual: str = "vgg"
     """LPIPS backbone: `vgg` (downloaded by torchvision), a local file of its weights, `random` (for tests), or `none`."""
     perceptual_weight: float = 1.0

@@ -47,7 +47,7 @@ def reconstruction_loss(
         kind: "l1" (the paper's) or "l2".
         perceptual: LPIPS of each frame, (B, T) or (B*T,) with time running fastest; None leaves it out.
         perceptual_weight: of `perceptual`; the paper's is 1, and 0.1 in stage III.
-        frame_weights: (T,); None weighs all frames alike.
+        frame_weights: (T,), with a mean of 1 if the sum is to keep its size; None weighs all frames alike.
 
     Returns:
         A scalar, differentiable in `reconstruction` and `perceptual`.
