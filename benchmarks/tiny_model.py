@@ -20,6 +20,7 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ NOISE = 2.0
 STREAM_SEED, STREAM_FRAMES, SIDE, STREAM_SIDE = 7, 300, 128, 256
 CHUNK = 2
 CONSECUTIVE, WINDOW = range(17, 25), slice(64, 192)
-"""Two latents of the stream, and rows and columns of them, as a picture: what moves there moves fast."""
+"""Two latents of the stream, and rows and columns of them, as a picture, above its last two whole ones: what moves there moves fast."""
 STILL_LEVELS = 1
 """Of 255: a pixel that changes by no more from one frame to the next stands still."""
 AFAR = (4, 8, 8)
@@ -181,7 +182,8 @@ def score_videos(model: WFVAE, folder: Path) -> dict[str, Any]:
 
 def stream(model: WFVAE, count: int, out: Path) -> dict[str, Any]:
     """So many frames through the exported bundle: quality per frame, and whether the seams of chunks are visible. Draws into `out`."""
-    frames = ProceduralClip(STREAM_SEED, STREAM_SIDE, STREAM_SIDE).frames(0, count)
+    clip = ProceduralClip(STREAM_SEED, STREAM_SIDE, STREAM_SIDE)
+    frames = clip.frames(0, count)
     with tempfile.TemporaryDirectory() as folder:
         export_bundle(model, Path(folder) / "bundle")
         with open_bundle(Path(folder) / "bundle") as bundle:
@@ -197,9 +199,12 @@ def stream(model: WFVAE, count: int, out: Path) -> dict[str, Any]:
     change = np.abs(np.diff(after, axis=0)).mean(axis=-1)
     trembling, trembling_afar = change[still], change[far_from(~still)]
     index = np.arange(1, count)
-    phases = [float(flicker[index % ratio == phase].mean()) for phase in range(ratio)]
-    # Frame 0 is a latent's by itself; then frames 1 to 4 are one's, 5 to 8 the next one's.
-    in_latent = [float(psnr[1 + place :: ratio].mean()) for place in range(ratio)]
+    starts = [*clip.shot_starts(count), count]
+    shots = [
+        {"frames": [start, stop - 1], **by_place(psnr, flicker, ratio, start, stop)}
+        for start, stop in pairwise(starts)
+        if stop - start > 2 * ratio
+    ]
     # A seam would make it larger where steps meet than at the same place among the frames of a latent within a step. Encoding, a step
     # begins with as many copies of the first frame as complete a latent; decoding, it comes `drop` frames late.
     seams = {}
@@ -209,8 +214,10 @@ def stream(model: WFVAE, count: int, out: Path) -> dict[str, Any]:
     picks = [0, count // 4, count // 2, count - 1]
     sheet = np.concatenate([np.concatenate([frames[i], pixels[i]], axis=0) for i in picks], axis=1)
     Image.fromarray(sheet).save(out / "tiny-model-stream.png", optimize=True)
-    follow = np.concatenate([np.concatenate([video[i, WINDOW, WINDOW] for i in CONSECUTIVE], axis=1) for video in (frames, pixels)], axis=0)
-    Image.fromarray(follow).save(out / "tiny-model-consecutive.png", optimize=True)
+    last = 1 + ratio * ((count - 1) // ratio - 2)
+    shown = (CONSECUTIVE, range(last, last + 2 * ratio))
+    rows = [np.concatenate([video[i, WINDOW, WINDOW] for i in those], axis=1) for those in shown for video in (frames, pixels)]
+    Image.fromarray(np.concatenate(rows, axis=0)).save(out / "tiny-model-consecutive.png", optimize=True)
     curve = line_plot([float(v) for v in psnr], "frame", "PSNR", "dB", WIDE, least_span=5.0)
     moving = line_plot([float(v) for v in flicker], "frame", "change of the error", "levels", WIDE, from_zero=True)
     notes = [f"Procedural clip, seed {STREAM_SEED}, {count} frames of {STREAM_SIDE}x{STREAM_SIDE}, streamed in steps of {CHUNK} latents."]
@@ -223,8 +230,8 @@ def stream(model: WFVAE, count: int, out: Path) -> dict[str, Any]:
         "psnr_db_lowest": float(psnr.min()),
         "error_change_levels": float(flicker.mean()),
         "error_change_at_seams_over_within_steps": seams,
-        "error_change_by_phase_of_4": phases,
-        "psnr_db_by_place_in_latent": in_latent,
+        **by_place(psnr, flicker, ratio, 0, count),
+        "shots": shots,
         "video_change_levels": float(np.abs(np.diff(before, axis=0)).mean()),
         "still_share": float(still.mean()),
         **levels("still", trembling),
@@ -237,6 +244,21 @@ def levels(where: str, change: npt.NDArray[np.float32]) -> dict[str, float | Non
     """How pictures change where something holds; None where it holds nowhere."""
     mean, percentile = (float(change.mean()), float(np.percentile(change, 99))) if change.size else (None, None)
     return {f"{where}_change_levels": mean, f"{where}_change_levels_99th_percentile": percentile}
+
+
+def by_place(psnr: npt.NDArray[Any], flicker: npt.NDArray[Any], ratio: int, start: int, stop: int) -> dict[str, list[float]]:
+    """Means over frames `start` to `stop`, by their place in a latent: frame 0 is one by itself, then come frames 1 to 4, 5 to 8 ...
+
+    `psnr` is of each frame, `flicker` of each but the first: how the error changes from the frame before. That of places 0 lies where
+    latents meet.
+    """
+    places: list[list[int]] = [[i for i in range(max(start, 1), stop) if (i - 1) % ratio == place] for place in range(ratio)]
+    # The change into a shot is no flicker.
+    changes = [[i - 1 for i in those if i != start] for those in places]
+    return {
+        "psnr_db_by_place_in_latent": [float(psnr[those].mean()) for those in places],
+        "error_change_by_place_in_latent": [float(flicker[those].mean()) for those in changes],
+    }
 
 
 def far_from(moving: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

@@ -656,6 +656,8 @@ def test_figures_of_the_model_that_ships(tmp_path: Path) -> None:
     assert all(20 < scores["psnr_db"] < 60 and 0.5 < scores["ssim"] < 1 for scores in found["held_out"].values())
     stream = found["stream"]
     assert stream["frames"] == 41 and stream["psnr_db"] > stream["psnr_db_lowest"] > 15 and len(stream["psnr_db_by_place_in_latent"]) == 4
+    [shot] = stream["shots"]
+    assert shot["frames"] == [0, 40] and shot["psnr_db_by_place_in_latent"] == stream["psnr_db_by_place_in_latent"]
     assert "stream of 41 frames" in said
     assert {path.name for path in tmp_path.iterdir()} == {
         "tiny-model.json",

@@ -117,6 +117,16 @@ def around_the_join(clip: ProceduralClip) -> tuple[range, np.ndarray, np.ndarray
     return places, shown.astype(float), old.astype(float), new.astype(float)
 
 
+def test_shots_start_where_pictures_change() -> None:
+    clip = ProceduralClip(7, 64, 64)
+    starts = clip.shot_starts(300)
+    assert starts[0] == 0 and starts == sorted(starts) and 2 <= len(starts) <= 5 and starts[-1] < 300
+    assert clip.shot_starts(starts[1]) == starts[:1] and clip.shot_starts(starts[1] + 1) == starts[:2]
+    assert ProceduralClip(7, 64, 64, cuts=False).shot_starts(10_000) == [0]
+    change = np.abs(np.diff(clip.frames(0, starts[1] + 20).astype(np.float32), axis=0)).mean(axis=(1, 2, 3))
+    assert abs(int(change.argmax()) + 1 - starts[1]) <= 15  # a cut there, or a fade around it
+
+
 def test_a_cut_shows_one_shot_or_the_other() -> None:
     places, shown, old, new = around_the_join(joined_by(0.0, 0.6))
     for place, frame, before, after in zip(places, shown, old, new, strict=True):

@@ -61,6 +61,22 @@ def test_the_committed_figures_are_of_this_model() -> None:
     assert min(measured["psnr_db_after_frames"].values()) > max(measured["psnr_db_after_frames"].values()) - 1
 
 
+def test_other_committed_figures_are_of_this_model(tiny: WFVAE) -> None:
+    """Block-wise inference and what bf16 costs; both state the hash that a bundle has of its checkpoint."""
+    from wfvae.export.weights import state_dict_sha256
+
+    checkpoint = state_dict_sha256(tiny.state_dict())
+    assert json.loads((RESULTS.parent / "blockwise.json").read_text(encoding="utf-8"))["wfvae_checkpoint_sha256"] == checkpoint
+    assert json.loads((RESULTS.parent / "runtime-cpu.json").read_text(encoding="utf-8"))["quality"]["checkpoint_sha256"] == checkpoint
+
+
+def test_the_figures_beside_it_are_the_measured_ones() -> None:
+    measured = json.loads(RESULTS.read_text(encoding="utf-8"))["held_out"]
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for name in ("paintings_at_128x128", "windows_of_256x256"):
+        assert f"{measured[name]['psnr_db']:.2f} dB, SSIM {measured[name]['ssim']:.3f}" in text, name
+
+
 def test_long_clips_are_about_as_good_as_short_ones(tiny: WFVAE) -> None:
     """The last frames of clips that begin 8 and 24 frames before the last. A model trained on 9 frames lost 5 dB."""
     psnr: dict[int, list[float]] = {8: [], 24: []}
@@ -90,7 +106,7 @@ def test_its_runs_are_those_of_the_ready_configurations() -> None:
 
     free = {"run.threads", "run.initial", "run.checkpoint_every"}
     stages = sorted(path.stem.removeprefix("stage") for path in FOLDER.glob("stage*.toml"))
-    assert stages == ["1", "2", "3", "4", "5"]
+    assert stages == ["1", "2", "3", "4", "5", "6"]
     for number in stages:
         shipped, ready = TrainingConfig.load(FOLDER / f"stage{number}.toml"), TrainingConfig.load(f"tiny-stage{number}")
         changed = [key for key in ready.differences(shipped) if key not in free and not key.startswith("validation.")]

@@ -172,6 +172,13 @@ class ProceduralClip:
         weight = np.uint64(int(256 * min(max(progress, 0.0), 1.0)))
         return blend(beside, picture, weight) if is_new else blend(picture, beside, weight)
 
+    def shot_starts(self, frames: int) -> list[int]:
+        """The first frames of the shots that begin within so many frames, in order; [0] without cuts."""
+        starts = [0]
+        while self.cuts and (start := self._shot_start(len(starts))) < frames:
+            starts.append(start)
+        return starts
+
     def _shot_start(self, shot: int) -> int:
         """The first frame of a shot: every shot has a slot of equal length and begins up to a quarter of it early or late."""
         if shot == 0:
