@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -101,6 +102,7 @@ def test_a_silent_pipe_is_left_to_the_thread_that_reads_it(monkeypatch: pytest.M
     source.close = stage.noted("closed", source.close)
     thread = threading.Thread(target=swallowed(lambda: list(reader)))
     thread.start()
+    monkeypatch.setattr(video_reader, "PATIENCE", math.nan)  # would raise
     reader.close()
     stage.leave()
     thread.join(10)

@@ -198,8 +198,8 @@ def test_streams_have_the_bits_of_direct_inference(interpolation: str, ratio: in
     [
         ("onnxruntime", None, None, (24, 16)),
         ("onnxruntime", None, (24, 8), (24,)),
-        pytest.param("openvino", "fp32", None, (24,), marks=needs_openvino),
-        pytest.param("openvino", "bf16", None, (24,), marks=needs_openvino),
+        pytest.param("openvino", "fp32", None, (24,), marks=[needs_openvino, pytest.mark.slow]),
+        pytest.param("openvino", "bf16", None, (24,), marks=[needs_openvino, pytest.mark.slow]),
     ],
 )
 def test_one_frame_per_latent_is_computed_by_rows(

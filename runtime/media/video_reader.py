@@ -80,7 +80,7 @@ class VideoReader:
         """Release decoder and file. Safe to call twice, and while another thread reads: after the frame that it is reading."""
         if not self._closed:
             self._closed = True
-            with turn_to_close(self._in_use, _PIPE_SECONDS if self.info.kind == "pipe" else PATIENCE) as safe:
+            with turn_to_close(self._in_use, PATIENCE if isinstance(self._origin, Path) else _PIPE_SECONDS) as safe:
                 if safe:
                     self._source.close()
 
