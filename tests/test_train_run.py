@@ -310,7 +310,7 @@ def test_recomputed_activations_give_the_same_weights(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 def test_two_processes_equal_one_with_the_whole_batch(recompute: bool, tmp_path: Path) -> None:
-    """That one keeps its activations, as recomputing them changes nothing but memory."""
+    """The single process keeps its activations, as recomputing them changes nothing but memory."""
     config = small(model__dropout=0.0, run__steps=3, optimizer__batch=4)
     train(config, tmp_path / "one", CPU)
     config = replace(config, run=replace(config.run, activation_checkpointing=recompute))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -32,7 +33,7 @@ from wfvae.runtime.latents.latent_files import open_latents
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_reader import open_video
-from wfvae.runtime.transcode import SEGMENT_FRAMES
+from wfvae.runtime.transcode import SEGMENT_FRAMES, decode_video, encode_video
 
 NTSC = Fraction(30000, 1001)
 NAME = "4x8x8-trilinear"
@@ -53,6 +54,27 @@ def through(model: Bundle, frames: Frames) -> tuple[Any, Frames]:
     count, height, width = frames.shape[:3]
     latents = model.encode(frames)
     return latents, model.decode(latents, frames=count, height=height, width=width)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("video", ["out.mp4", "out/%06d.png"])
+def test_an_interrupted_decode_stops_its_reading_thread_while_the_error_is_held(
+    bundle: Path, model: Bundle, tmp_path: Path, video: str
+) -> None:
+    """A thread that reads on would read latents that are closed by then."""
+    encode_video(model, save(tmp_path / "in.mp4", clip(61)), tmp_path / "z.zarr")
+
+    def interrupt(done: int, frames: int | None) -> None:
+        assert reading_threads()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as held:
+        decode_video(model, tmp_path / "z.zarr", tmp_path / video, chunk=1, progress=interrupt)
+    assert held.tb is not None
+    assert not reading_threads()
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "wfvae-prefetch"]
 
 
 # Latents ----------------------------------------------------------------------------------------------------------------------

@@ -32,18 +32,16 @@ class OpenVinoRunner(BaseRunner):  # type: ignore[misc]  # Polygraphy has no typ
 
     def activate_impl(self) -> None:
         """Compiles the model."""
-        from wfvae.runtime.openvino_backend import open_core
+        from wfvae.runtime.openvino_backend import OpenVinoOptions, compile_settings, open_core
         from wfvae.runtime.openvino_norms import norm_without_turning
 
         load_external_data_for_model(self._proto, str(self._folder))
+        hint, threads = self._described["precision_hint"], self._described["threads"]
         core = open_core()
-        hint = {"fp32": "f32", "bf16": "bf16"}[self._described["precision_hint"]]
-        settings = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
-        if self._described["threads"] != "all":
-            settings["INFERENCE_NUM_THREADS"] = int(self._described["threads"])
         model = core.read_model(self._proto.SerializeToString())
         norm_without_turning(model, coarse=hint == "bf16")
-        self._compiled = core.compile_model(model, "CPU", settings)
+        options = OpenVinoOptions(precision_hint=hint, threads=None if threads == "all" else int(threads))
+        self._compiled = core.compile_model(model, "CPU", compile_settings(options))
 
     def deactivate_impl(self) -> None:
         """Gives it back."""
