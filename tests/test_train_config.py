@@ -81,6 +81,7 @@ def test_a_folder_is_asked_for(program: Program) -> None:
 
 def test_toml_and_dict_read_back_equal(tmp_path: Path) -> None:
     changes = ["model.latent_dim=8", "optimizer.betas=[0.5, 0.9]", "run.initial=some dir", "loss.frame_weights=[2, 1, 1, 1]"]
+    changes.append('data.scenes=["mixed", "titles"]')
     config = TrainingConfig.load("tiny-stage1", changes)
     (tmp_path / "again.toml").write_text(config.to_toml(), encoding="utf-8")
     assert TrainingConfig.load(tmp_path / "again.toml") == config
@@ -89,7 +90,8 @@ def test_toml_and_dict_read_back_equal(tmp_path: Path) -> None:
     assert config.optimizer.betas == (0.5, 0.9)
     assert config.run.initial == "some dir"
     assert config.loss.frame_weights == (2.0, 1.0, 1.0, 1.0)
-    changed = ["model.latent_dim", "loss.frame_weights", "optimizer.betas", "run.initial"]
+    assert config.data.scenes == ("mixed", "titles")
+    changed = ["model.latent_dim", "data.scenes", "loss.frame_weights", "optimizer.betas", "run.initial"]
     assert config.differences(TrainingConfig.load("tiny-stage1")) == changed
 
 
@@ -122,6 +124,9 @@ def test_ablations_reach_the_architecture() -> None:
         ("optimizer.learning_rate=inf", "optimizer.learning_rate is inf"),
         ("optimizer.ema_decay=1.0", "optimizer.ema_decay is 1.0; expected 0 <= value < 1"),
         ("optimizer.betas=[0.9]", "expected a list of 2 values"),
+        ('data.scenes=["mixed", "sea"]', "data.scenes is 'sea'; expected one of 'mixed', 'terrain'"),
+        ("data.scenes=titles", "data.scenes is 'titles'; expected a list of values"),
+        ("data.scenes=[]", "data.scenes is []; expected one or more of mixed, terrain, leaves"),
         ("loss.frame_weights=2", "loss.frame_weights is 2; expected a list of values"),
         (
             "loss.frame_weights=[1, 1, 1]",

@@ -371,6 +371,31 @@ def test_training_and_held_out_seeds_are_disjoint(monkeypatch: pytest.MonkeyPatc
         assert all(seed in seeds for seed in used)
 
 
+def test_each_procedural_clip_draws_one_of_the_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wfvae.train.data import procedural_clips
+
+    shown: list[str] = []
+
+    def watched(seed: int, *arguments: int, scene: str, **options: object) -> ProceduralClip:
+        shown.append(scene)
+        return ProceduralClip(seed, *arguments, scene=scene, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(procedural_clips, "ProceduralClip", watched)
+    source = ProceduralClips(0, 100, 1, (8, 8), scenes=("mixed", "titles", "titles"))
+    shown.clear()
+    for index in range(100):
+        source.clip(index, np.random.default_rng(index))
+    assert set(shown) == {"mixed", "titles"}
+    assert 50 <= shown.count("titles") <= 80  # two of three, give or take
+
+
+def test_a_list_of_one_scene_changes_nothing_else_of_a_clip() -> None:
+    one, other = ProceduralClips(0, 2, 2, (16, 16)), ProceduralClips(0, 2, 2, (16, 16), scenes=["mixed"] * 2)
+    assert np.array_equal(one.clip(0, np.random.default_rng(1)), ProceduralClips(0, 2, 2, (16, 16)).clip(0, np.random.default_rng(1)))
+    assert one.scenes == ("mixed",)
+    assert other.scenes == ("mixed", "mixed")
+
+
 def test_training_clips_are_new_every_epoch_and_held_out_ones_never() -> None:
     train, fixed = ProceduralClips(0, 2, 2, (16, 16)), ProceduralClips(0, 2, 2, (16, 16), split="held-out")
     shown = [batch.frames for batch in taken(BatchStream(train, 2, 0), 3)]
@@ -399,7 +424,9 @@ def test_procedural_clips_move_and_differ() -> None:
         ({"frames": 0}, "frames of procedural clips is 0"),
         ({"size": (4, 64)}, r"size of procedural clips is \(4, 64\)"),
         ({"split": "test"}, "split of procedural clips is 'test'; expected one of train, held-out"),
-        ({"scene": "sea"}, "scene is 'sea'"),
+        ({"scenes": ["mixed", "sea"]}, "scene is 'sea'; expected"),
+        ({"scenes": []}, r"scenes is \[\]; expected a list of one or more of mixed, terrain"),
+        ({"scenes": "titles"}, "scenes is 'titles'; expected a list"),
         ({"max_noise": 65}, "max_noise is 65"),
     ],
 )

@@ -26,6 +26,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from wfvae.config import Preset, WFVAEConfig
 from wfvae.errors import ConfigError
 from wfvae.plan import SPATIAL_RATIO
+from wfvae.procedural import SceneName
 
 _LISTED = 12
 
@@ -101,6 +102,9 @@ class DataSettings:
     """Clips per epoch of procedural data. Every epoch has new ones."""
     noise: float = 0.0
     """Standard deviation of procedural film grain, in levels of 255, at most; each clip draws its own."""
+    scenes: tuple[SceneName, ...] = ("mixed",)
+    """What procedural clips show; each draws one of the list, so a name given twice comes twice as often. `mixed` changes with each shot;
+    it is what validation shows, whatever is trained on."""
 
 
 @dataclass(frozen=True)
@@ -334,14 +338,12 @@ def _value(hint: Any, value: object, where: str) -> Any:
         if value not in arguments or type(value) not in {type(a) for a in arguments}:
             raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(repr, arguments))}")
         return value
-    if origin is tuple and arguments[1:] == (...,):
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where} is {value!r}; expected a list of values")
-        return tuple(_value(arguments[0], v, where) for v in value)
     if origin is tuple:
-        if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
-            raise ConfigError(f"{where} is {value!r}; expected a list of {len(arguments)} values")
-        return tuple(_value(a, v, where) for a, v in zip(arguments, value, strict=True))
+        given = value if isinstance(value, (list, tuple)) else None
+        kinds = arguments[:1] * len(given or ()) if arguments[-1] is ... else arguments
+        if given is None or len(given) != len(kinds):
+            raise ConfigError(f"{where} is {value!r}; expected a list of {'' if arguments[-1] is ... else f'{len(kinds)} '}values")
+        return tuple(_value(kind, v, where) for kind, v in zip(kinds, given, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
@@ -390,6 +392,8 @@ class _Checks:
         weights = config.loss.frame_weights
         if weights and (len(weights) != ratio or not all(0.0 < weight < math.inf for weight in weights)):
             raise ConfigError(f"loss.frame_weights is {list(weights)}; expected {ratio} positive numbers, one for each frame of a latent")
+        if not config.data.scenes:
+            raise ConfigError(f"data.scenes is []; expected one or more of {', '.join(get_args(SceneName))}")
         if config.data.kind == "folder" and not config.data.folder:
             raise ConfigError(
                 'data.folder is not set; give the directory of your videos: --set data.folder=DIR (or data.kind="procedural")'

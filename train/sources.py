@@ -32,7 +32,7 @@ def training_source(
     """
     data, size = config.data, (config.data.height, config.data.width)
     if data.kind == "procedural":
-        return ProceduralClips(config.run.seed, data.clips, data.frames, size, data.stride, max_noise=data.noise)
+        return ProceduralClips(config.run.seed, data.clips, data.frames, size, data.stride, scenes=data.scenes, max_noise=data.noise)
     return VideoFolder(data.folder, data.frames, size, data.stride, index_path=run / "index.json", progress=indexing, retry_bad=retry_bad)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +24,9 @@ import numpy.typing as npt
 from wfvae.errors import InputError
 from wfvae.procedural_noise import Dice, Field
 from wfvae.procedural_paint import Packed, Stage, average, blend, dim, to_pixels
-from wfvae.procedural_scenes import SCENES, Scene, build_scene
+from wfvae.procedural_scenes import SCENES, Scene, SceneKind, build_scene
 
-__all__ = ["BLUR_SAMPLES", "MAX_NOISE", "MAX_SIDE", "MIN_SIDE", "SCENES", "SHUTTER", "ProceduralClip"]
+__all__ = ["BLUR_SAMPLES", "MAX_NOISE", "MAX_SIDE", "MIN_SIDE", "SCENES", "SHUTTER", "ProceduralClip", "SceneName"]
 
 MIN_SIDE = 8
 MAX_SIDE = 8192
@@ -33,6 +34,9 @@ MAX_NOISE = 64.0
 BLUR_SAMPLES = (1, 2, 4, 8, 16)
 SHUTTER = 0.5
 """Share of the frame time that the shutter of a blurred clip is open."""
+
+SceneName = Literal["mixed", SceneKind]
+"""What a clip shows: one of `SCENES` in every shot, or "mixed" for a kind per shot."""
 
 _SHOT_SECONDS = 4.0
 _JOIN_SECONDS = 0.6
@@ -89,7 +93,7 @@ class ProceduralClip:
             _check_integer("frames", frames, 1, None)
         if isinstance(fps, bool) or not isinstance(fps, int | float | Fraction) or not 0 < fps <= 10_000:
             raise InputError(f"fps is {fps!r}; expected frames per second above 0 and at most 10000")
-        if scene != "mixed" and scene not in SCENES:
+        if scene not in get_args(SceneName):
             raise InputError(f"scene is {scene!r}; expected 'mixed' or one of {', '.join(SCENES)}")
         if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise <= MAX_NOISE:
             raise InputError(f"noise is {noise!r}; expected a standard deviation of 0 to {MAX_NOISE:g} levels of 255")

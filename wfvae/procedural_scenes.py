@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -459,7 +460,8 @@ def _background(kind: str, dice: Dice, stage: Stage) -> Scene:
     return Ground(dice, stage, dice.choice((_hill_texture, _hill_texture, _woven_texture))(dice, stage.side))
 
 
-SCENES = ("terrain", "leaves", "clouds", "water", "landscape", "shapes", "titles")
+SceneKind = Literal["terrain", "leaves", "clouds", "water", "landscape", "shapes", "titles"]
+SCENES: tuple[SceneKind, ...] = get_args(SceneKind)
 """The scene kinds that can be asked for by name."""
 
 

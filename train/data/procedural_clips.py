@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
 
 from wfvae.errors import InputError
-from wfvae.procedural import MAX_NOISE, MAX_SIDE, MIN_SIDE, ProceduralClip
+from wfvae.procedural import MAX_NOISE, MAX_SIDE, MIN_SIDE, ProceduralClip, SceneName
 from wfvae.train.data.clip_source import Clip
 
 __all__ = ["HELD_OUT_SEEDS", "TRAINING_SEEDS", "ProceduralClips", "Split"]
@@ -43,7 +44,7 @@ class ProceduralClips:
         stride: int = 1,
         *,
         split: Split = "train",
-        scene: str = "mixed",
+        scenes: Sequence[str] = ("mixed",),
         max_noise: float = 8.0,
     ) -> None:
         """Describe the set; nothing is painted yet.
@@ -55,7 +56,7 @@ class ProceduralClips:
             size: (height, width) in pixels, each 8..8192.
             stride: every stride-th frame of a video of 25 frames per second is taken, >= 1.
             split: "train" or "held-out".
-            scene: one of `procedural.SCENES`, or "mixed".
+            scenes: names of `procedural.SceneName`, one or more; each clip draws one, so a name given twice comes twice as often.
             max_noise: film grain of the noisy clips goes up to this standard deviation, 0..64 levels of 255; 0 for none.
 
         Raises:
@@ -70,9 +71,12 @@ class ProceduralClips:
             raise InputError(f"split of procedural clips is {split!r}; expected one of {', '.join(get_args(Split))}")
         if not 0 <= max_noise <= MAX_NOISE:
             raise InputError(f"max_noise is {max_noise!r}; expected a standard deviation of 0 to {MAX_NOISE:g} levels of 255")
-        ProceduralClip(0, size[0], size[1], scene=scene)  # refuses an unknown scene here rather than in a worker
+        if not scenes or isinstance(scenes, str):
+            raise InputError(f"scenes is {scenes!r}; expected a list of one or more of {', '.join(get_args(SceneName))}")
+        for scene in scenes:
+            ProceduralClip(0, size[0], size[1], scene=scene)  # refuses an unknown scene here rather than in a worker
         self.seed, self.count, self.frames, self.size, self.stride = seed, count, frames, (size[0], size[1]), stride
-        self.split, self.scene, self.max_noise = split, scene, float(max_noise)
+        self.split, self.scenes, self.max_noise = split, tuple(scenes), float(max_noise)
 
     def __len__(self) -> int:
         return self.count
@@ -99,4 +103,5 @@ class ProceduralClips:
     def _video(self, seed: int, rng: np.random.Generator) -> ProceduralClip:
         noise = float(rng.uniform(0.0, self.max_noise)) if rng.random() < _NOISY else 0.0
         blur = _BLUR if rng.random() < _BLURRED else 1
-        return ProceduralClip(seed, self.size[0], self.size[1], fps=_FPS, scene=self.scene, noise=noise, motion_blur=blur)
+        scene = self.scenes[int(rng.integers(len(self.scenes)))]
+        return ProceduralClip(seed, self.size[0], self.size[1], fps=_FPS, scene=scene, noise=noise, motion_blur=blur)
