@@ -1,14 +1,16 @@
 """What a training step costs: memory with and without activation checkpointing, and where the time of a run goes.
 
     python benchmarks/training.py --frames 25 --size 256 --json benchmarks/results/training-cpu.json     the clips of the paper's stage I
+    python benchmarks/training.py --only memory --recipe --frames 25 --size 256 --json FILE              with LPIPS and the discriminator
     python benchmarks/training.py --only memory --frames 25 --size 256 --device cuda                     never run so far
     python benchmarks/training.py --only time --folder videos/ --json FILE                               data from video files
 
-Memory: one step of preset S (L1, KL and wavelet losses, AdamW, moving average; LPIPS and the discriminator are left out, which activation
-checkpointing does not reach), in a fresh process each, after a step on a small clip. On a CPU the process's peak in fp32, on a GPU that of
-PyTorch's allocator in bf16 autocast. Time: a run of the tiny model's first stage, its own account of what it waited for; with `--folder` on
-clips of videos, which as many workers read as a run has by default, and the section is called `time_folder`. A result file keeps the
-sections that are not measured again.
+Memory: one step of preset S (L1, KL and wavelet losses, AdamW, moving average), in a fresh process each, after a step on a small clip.
+LPIPS and the discriminator, which activation checkpointing does not reach, take part with `--recipe` only, in a section of its own: LPIPS
+with random weights, of all frames at once without checkpointing, of groups of `--perceptual-frames` with it. On a CPU the process's peak
+in fp32, on a GPU that of PyTorch's allocator in bf16 autocast. Time: a run of the tiny model's first stage, its own account of what it
+waited for; with `--folder` on clips of videos, which as many workers read as a run has by default, and the section is called
+`time_folder`. A result file keeps the sections that are not measured again.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from record import load_average, machine, write_json
 
 from wfvae.train.config import DataSettings, TrainingConfig
 from wfvae.train.loop import train
+from wfvae.train.perceptual import PerceptualLoss
 from wfvae.train.sources import training_source
 from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer
@@ -43,6 +46,10 @@ def main() -> None:
     parser.add_argument("--preset", default="S")
     parser.add_argument("--frames", type=int, default=9)
     parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--recipe", action="store_true", help="LPIPS and the discriminator take part in the memory section")
+    parser.add_argument(
+        "--perceptual-frames", type=int, default=5, help="frames that pass through LPIPS at once, with checkpointing (default: %(default)s)"
+    )
     parser.add_argument("--folder", type=Path, metavar="DIR", help="videos to train on in the time section (default: procedural clips)")
     parser.add_argument("--steps", type=int, default=100, help="steps of the timed run (default: %(default)s)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of the memory section (default: %(default)s)")
@@ -55,7 +62,7 @@ def main() -> None:
         result = json.loads(args.json.read_text(encoding="utf-8"))
     result |= {"machine": machine(args.threads, "wfvae", "torch"), "load_average": load_average()}
     if "memory" in args.only:
-        result["memory"] = memory(args)
+        result["memory_recipe" if args.recipe else "memory"] = memory(args)
     if "time" in args.only:
         result["time" if args.folder is None else "time_folder"] = shares(args.steps, args.threads, args.folder)
     if args.json is not None:
@@ -66,10 +73,11 @@ def main() -> None:
 def memory(args: argparse.Namespace) -> dict[str, Any]:
     """Peaks of a step, without and with checkpointing."""
     job = {"preset": args.preset, "frames": args.frames, "size": args.size, "device": args.device}
-    found: dict[str, Any] = {**job, "batch": 1}
+    found: dict[str, Any] = {**job, "batch": 1, **({"perceptual_frames": args.perceptual_frames} if args.recipe else {})}
     for name, recompute in (("plain", False), ("checkpointing", True)):
         try:
-            found[name] = run_isolated(Path(__file__), {**job, "recompute": recompute, "threads": args.threads}, args.threads)
+            details = {"recompute": recompute, "recipe": args.recipe, "perceptual_frames": args.perceptual_frames, "threads": args.threads}
+            found[name] = run_isolated(Path(__file__), {**job, **details}, args.threads)
         except NotMeasured as reason:
             found[name] = {"not_measured": str(reason)}
     if "peak_mb" in found["plain"] and "peak_mb" in found["checkpointing"]:
@@ -87,15 +95,17 @@ def step(job: dict[str, Any]) -> dict[str, Any]:
         f"data.frames={job['frames']}",
         f"data.height={job['size']}",
         f"data.width={job['size']}",
-        "loss.perceptual=none",
-        "loss.adversarial=false",
+        f"loss.perceptual={'random' if job['recipe'] else 'none'}",
+        f"loss.perceptual_frames={job['perceptual_frames'] if job['recompute'] else 0}",
+        f"loss.adversarial={str(job['recipe']).lower()}",
         "optimizer.batch=1",
         f"run.precision={'fp32' if job['device'] == 'cpu' else 'bf16'}",
         f"run.activation_checkpointing={str(job['recompute']).lower()}",
     ]
     config = TrainingConfig.load("S-stage1", settings)
     device = torch.device(job["device"])
-    trainer = Trainer(config, TrainingState.fresh(config, device), World(0, 1, device), None)
+    perceptual = PerceptualLoss("random").to(device) if job["recipe"] else None
+    trainer = Trainer(config, TrainingState.fresh(config, device), World(0, 1, device), perceptual)
     small = torch.randint(0, 256, (1, 3, 1 + 4, 64, 64), dtype=torch.uint8)
     trainer.step([small])
     clip = torch.randint(0, 256, (1, 3, job["frames"], job["size"], job["size"]), dtype=torch.uint8)
@@ -152,15 +162,17 @@ def shares(steps: int, threads: int, videos: Path | None) -> dict[str, Any]:
 def summary(result: dict[str, Any]) -> str:
     """For people."""
     lines = []
-    if "memory" in result:
-        found = result["memory"]
+    for section, recipe in (("memory", ""), ("memory_recipe", ", LPIPS and discriminator")):
+        if section not in result:
+            continue
+        found = result[section]
         for name in ("plain", "checkpointing"):
             told = found[name]
             text = (
                 told.get("not_measured")
                 or f"peak {told['peak_mb']:,.0f} MB, of which the step {told['activations_mb']:,.0f} MB, {told['seconds']:.1f} s"
             )
-            lines.append(f"{found['preset']}, {found['frames']} frames of {found['size']}x{found['size']}, {name}: {text}")
+            lines.append(f"{found['preset']}, {found['frames']} frames of {found['size']}x{found['size']}{recipe}, {name}: {text}")
         if "peak_mb_ratio" in found:
             lines.append(f"checkpointing by plain: peak {found['peak_mb_ratio']:.2f}, time {found['seconds_ratio']:.2f}")
     for section in ("time", "time_folder"):
