@@ -19,6 +19,9 @@ from wfvae.streamspec import Direction
 FORMAT = "wfvae-snapshot/1"
 _DIGEST = "sha256"
 _STATE, _INPUT, _ATTACHED = "state.", "input.", "attached."
+_ALIGNMENT = 8
+_KINDS = {"f": "F", "i": "I", "u": "U"}
+"""Letters of safetensors' types, by numpy's."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class Snapshot:
 
     def to_bytes(self) -> bytes:
         """The snapshot as a safetensors file's content."""
+        return b"".join(self._pieces())
+
+    def _pieces(self) -> list[bytes | memoryview]:
+        """The file's content, tensors as they lie in memory: a state can be large, and the library would copy all of it."""
         header = {
             "format": FORMAT,
             "bundle": self.bundle,
@@ -51,11 +58,13 @@ class Snapshot:
             "note": self.note,
         }
         tensors = {
-            prefix + name: np.ascontiguousarray(array)  # safetensors would write a view's memory as it lies
+            prefix + name: np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
             for prefix, group in ((_STATE, self.state), (_INPUT, self.waiting), (_ATTACHED, self.attached))
             for name, array in group.items()
         }
-        return safetensors.numpy.save(tensors, metadata={**header, _DIGEST: _digest(header, tensors)})
+        tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))  # so that each is aligned
+        layout = _layout({**header, _DIGEST: _digest(header, tensors)}, tensors)
+        return [layout, *(array.reshape(-1).view(np.uint8).data for array in tensors.values())]
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Snapshot:
@@ -101,11 +110,25 @@ class Snapshot:
         path = Path(path)
         temporary = path.with_name(path.name + ".tmp")
         try:
-            temporary.write_bytes(self.to_bytes())
+            with temporary.open("wb") as file:
+                file.writelines(self._pieces())
             temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise ResourceError(f"cannot write the snapshot {path}: {error.strerror}; check the disk's space and permissions") from error
+
+
+def _layout(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -> bytes:
+    """What stands before the tensors' bytes: a length, and types, shapes and places as JSON, filled up so that data is aligned."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, array in tensors.items():
+        begin, end = end, end + array.nbytes
+        kind = f"{_KINDS[array.dtype.kind]}{8 * array.itemsize}"
+        entries[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _digest(header: Mapping[str, str], tensors: Mapping[str, Array]) -> str:

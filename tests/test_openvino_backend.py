@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from fixtures.program import Program, clip, save
 from wfvae.errors import BundleError, InputError, MissingExtraError, ResourceError
-from wfvae.export.parity.rules import BOUNDS, EXACT, model_rule, stream_rule
+from wfvae.export.parity.rules import BOUNDS, EXACT, model_rule, plan_rule, stream_rule
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.runtime.bfloat16 import narrow, widen
 from wfvae.runtime.openvino_backend import open_core
@@ -484,8 +484,8 @@ def test_the_parity_benchmark(tmp_path: Path) -> None:
             for statement in ("plan_invariance", "stream_direct"):
                 one = row[statement][direction]
                 assert one["checks"] >= 3 and (one["max_ulp"] == 0) == (one["max_abs"] == 0)
-                if bundle == "fp32":
-                    assert one["equal_bits"] and one["max_ulp"] == 0
+                if bundle == "fp32" or (bundle == "bf16" and statement == "plan_invariance"):
+                    assert one["allowed"] == 0 and one["equal_bits"] and one["max_ulp"] == 0
             for precision in ("float32", "float64"):
                 one = row[f"model_{precision}"][direction]
                 assert one["checks"] == 1 and 0 < one["max_abs"] <= one["allowed"]
@@ -499,4 +499,7 @@ def test_rules() -> None:
     assert stream_rule(fp32, "fp32") is stream_rule(bf16, "fp32") is EXACT
     assert (model_rule(fp32, "fp32"), model_rule(bf16, "fp32")) == (BOUNDS["fp32"], BOUNDS["bf16"])
     assert stream_rule(fp32, "fp16") is BOUNDS["fp16"] and stream_rule(bf16, "fp16") is BOUNDS["bf16"]
-    assert stream_rule(fp32, "bf16") is BOUNDS["bf16"]
+    assert stream_rule(fp32, "bf16") is EXACT and stream_rule(bf16, "bf16") is BOUNDS["bf16"]
+    for precision in ("fp32", "bf16"):
+        assert plan_rule(fp32, precision) is plan_rule(bf16, precision) is EXACT
+    assert plan_rule(fp32, "fp16") is BOUNDS["fp16"] and plan_rule(bf16, "fp16") is BOUNDS["bf16"]

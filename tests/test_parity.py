@@ -31,7 +31,7 @@ from wfvae.errors import CheckpointError, InputError
 from wfvae.export.bundle import ExportOptions, export_bundle
 from wfvae.export.parity import Check, Verification, measure, render_table, ulp_distance, verify
 from wfvae.export.parity.plans import ragged_steps
-from wfvae.export.parity.rules import BOUNDS, EXACT, model_rule, stream_rule
+from wfvae.export.parity.rules import BOUNDS, EXACT, model_rule, plan_rule, stream_rule
 from wfvae.manifest import Manifest, record_file
 from wfvae.model import WFVAE
 from wfvae.procedural import ProceduralClip
@@ -357,6 +357,8 @@ def test_rules_ask_for_bits_only_where_they_can_be_had() -> None:
     assert stream_rule(cuda, "fp32") is BOUNDS["fp32"]
     assert model_rule({**cuda, "tf32": "true"}, "fp32") is BOUNDS["tf32"]
     assert stream_rule({"name": "tensorrt"}, "bf16") is BOUNDS["bf16"]
+    for backend in (cpu, cuda, {"name": "tensorrt"}):
+        assert all(plan_rule(backend, precision) is stream_rule(backend, precision) for precision in ("fp32", "fp16", "bf16"))
 
 
 @given(st.integers(1, 200))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -142,6 +143,27 @@ def test_files_that_cannot_be_read_or_written(opened: Opened, tmp_path: Path) ->
     with pytest.raises(ResourceError, match="cannot write the snapshot"):
         stream.save(tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_writing_takes_no_memory_for_a_second_state(tmp_path: Path) -> None:
+    state = {"a": np.ones((4, 250_000), np.float32), "b": np.ones(1_000_000, np.uint16)}
+    waiting = {"video": np.arange(60, dtype=np.uint8).reshape(3, 20), "none": np.empty((0, 7), np.float16)}
+    snapshot = Snapshot("bundle", "encoder", 8, 16, {"given": 3}, state, waiting, note="a note ☃")
+    tracemalloc.start()
+    try:
+        snapshot.write(tmp_path / "stream")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000  # the state has 6 MB
+    tensors = safetensors.numpy.load_file(tmp_path / "stream")
+    assert sorted(tensors) == ["input.none", "input.video", "state.a", "state.b"]
+    for name, array in (state | waiting).items():
+        found = tensors.get(f"state.{name}", tensors.get(f"input.{name}"))
+        assert found is not None and found.dtype == array.dtype and np.array_equal(found, array)
+    assert (tmp_path / "stream").read_bytes() == snapshot.to_bytes()
+    again = Snapshot.read(tmp_path / "stream")
+    assert (again.note, again.counters, again.height, again.width) == ("a note ☃", {"given": 3}, 8, 16)
 
 
 def test_snapshots_of_other_streams_are_refused(opened: Opened) -> None:

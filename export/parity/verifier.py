@@ -25,7 +25,7 @@ from wfvae.export.parity.plans import (
     stepped,
     suspended,
 )
-from wfvae.export.parity.rules import Rule, is_reference, model_rule, reference_rule, stream_rule
+from wfvae.export.parity.rules import Rule, is_reference, model_rule, plan_rule, reference_rule, stream_rule
 from wfvae.export.parity.verification import Check, NotAvailable, Verification
 from wfvae.plan import even_chunks
 from wfvae.runtime.bundle import Bundle, open_bundle
@@ -87,7 +87,9 @@ class _Verifier:
     def run(self) -> Verification:
         bundle, hashes = self.bundle, dict[str, tuple[str, ...]]()
         self.described = bundle.backend.describe()
-        self.stream_rule = stream_rule(self.described, bundle.manifest.precision)
+        precision = bundle.manifest.precision
+        self.rules = {name: plan_rule(self.described, precision) for name in (PLAN_INVARIANCE, STREAM_ONE_CALL)}
+        self.rules[STREAM_DIRECT] = stream_rule(self.described, precision)
         missing = []
         clips = self._clips()
         self.reference = self._open_reference()
@@ -212,7 +214,7 @@ class _Verifier:
             self.checks.append(self._searched_backend(check, job))
 
     def _stream_check(self, name: str, job: Job, plan: str, actual: Array, expected: Array, steps: tuple[int, ...] | None) -> None:
-        check = self._check(name, job, plan, actual, expected, self.stream_rule)
+        check = self._check(name, job, plan, actual, expected, self.rules[name])
         if self.described.get("name") != "onnxruntime":
             # There, plans are not compared tensor by tensor; but what goes wrong is as a rule wrong beside the reference, too.
             check = self._searched_backend(check, job)
@@ -272,7 +274,7 @@ class _Verifier:
     def _skip(self, direction: Direction, label: str, frames: int) -> None:
         problem = nothing("nothing was compared: the encoder's latents are not finite")
         name = STREAM_DIRECT if self._has_direct(direction) else STREAM_ONE_CALL
-        self.checks.append(self._make(name, direction, label, frames, problem, self.stream_rule, self.stream_rule.tolerance, None))
+        self.checks.append(self._make(name, direction, label, frames, problem, self.rules[name], self.rules[name].tolerance, None))
 
     def _has_direct(self, direction: Direction) -> bool:
         return f"{direction}.direct" in self.bundle.manifest.graphs
