@@ -356,6 +356,37 @@ def test_the_verdict_says_better_for_higher_psnr_and_for_lower_lpips() -> None:
     assert verdicts(compare(low, even)) == ["no difference shown"] * 3
 
 
+def test_differences_are_listed_by_video_and_the_worst_regressions_by_name() -> None:
+    """A video that lacks a score in either is null; what got better, or stayed but for rounding, is no regression."""
+    first = with_lpips({"a": (20.0, 0.1), "b_1": (30.0, 0.3), "c": (40.0, 0.4), "d": (25.0, 0.2), "only": (1.0, 0.9)})
+    second = with_lpips({"d": (25.0, 0.5), "c": (39.0, None), "b_1": (27.0, 0.2), "a": (22.0, 0.1 + 5e-7)})
+    entries = [Labelled("one", first), Labelled("other", second)]
+    differences = compare(first, second)
+    data = to_json(entries, differences, 1)["difference"]
+    assert data["videos"] == [
+        {"name": "a", "psnr": 2.0, "ssim": 0.0, "lpips": pytest.approx(5e-7)},
+        {"name": "b_1", "psnr": -3.0, "ssim": 0.0, "lpips": pytest.approx(-0.1)},
+        {"name": "c", "psnr": -1.0, "ssim": 0.0, "lpips": None},
+        {"name": "d", "psnr": 0.0, "ssim": 0.0, "lpips": pytest.approx(0.3)},
+    ]
+    assert data["regressions"] == {"psnr": ["b_1"], "ssim": [], "lpips": ["d"]}
+    assert to_json(entries, differences, 5)["difference"]["regressions"] == {"psnr": ["b_1", "c"], "ssim": [], "lpips": ["d"]}
+    markdown = to_markdown(entries, differences, 5)
+    assert "- the second is worse by PSNR in 2 of 4 videos: b\\_1 (-3), c (-1)\n" in markdown
+    assert "- the second is worse by SSIM in 0 of 4 videos\n" in markdown
+    assert "- the second is worse by LPIPS in 1 of 3 videos: d (+0.3)\n" in markdown
+    assert "- the second is worse by PSNR in 2 of 4 videos: b\\_1 (-3)\n" in to_markdown(entries, differences, 1)
+
+
+def test_the_difference_of_a_metric_that_was_not_measured_is_null_and_has_no_regressions() -> None:
+    sets = [evaluation({"a": psnr}) for psnr in (30.0, 29.0)]
+    entries = [Labelled("one", sets[0]), Labelled("other", sets[1])]
+    data = to_json(entries, compare(*sets), 5)["difference"]
+    assert data["videos"] == [{"name": "a", "psnr": -1.0, "ssim": 0.0, "lpips": None}]
+    assert data["regressions"] == {"psnr": ["a"], "ssim": []}
+    assert "worse by LPIPS" not in to_markdown(entries, compare(*sets), 5)
+
+
 def test_there_is_no_verdict_on_one_video_nor_without_a_score() -> None:
     alone = [with_lpips({"a": (psnr, None)}) for psnr in (20.0, 30.0)]
     assert verdicts(compare(*alone)) == ["", "", ""]
@@ -481,6 +512,41 @@ def test_folders_end_to_end(program: Program, real: Path, poor: Path, tmp_path: 
     assert f"{expected.value:.2f} ± " in markdown
 
 
+def test_by_default_the_protocol_is_the_papers(program: Program, tmp_path: Path) -> None:
+    """33 frames of 256x256 from the beginning, of videos that are longer, and smaller or larger, upright or not."""
+    real, other = tmp_path / "real", tmp_path / "other"
+    expected = {}
+    for index, (name, size) in enumerate({"small": (60, 88), "tall": (300, 272)}.items()):
+        before = clip(40, *size, seed=index)
+        after = damaged(before, 25)
+        after[33:] = 0  # whatever takes another window is far off
+        for folder, frames in ((real, before), (other, after)):
+            folder.mkdir(exist_ok=True)
+            save(folder / f"{name}.mkv", frames, **LOSSLESS)
+        pairs = [(papers_square(a), papers_square(b)) for a, b in zip(before[:33], after[:33], strict=True)]
+        expected[name] = np.mean([10 * math.log10(255**2 / np.mean((a - b) ** 2)) for a, b in pairs])
+    out = tmp_path / "out"
+    [entry] = program.done("evaluate", real, other, "--lpips-weights", "none", "--out", out)["reconstructions"]
+    assert entry["protocol"] == {"frames": 33, "size": 256, "window": "first"}
+    assert {video["name"]: (video["frames"], video["height"], video["width"]) for video in entry["videos"]} == {
+        "small": (33, 256, 256),
+        "tall": (33, 256, 256),
+    }
+    # Pillow rounds after each of its two passes.
+    assert {video["name"]: video["psnr"] for video in entry["videos"]} == pytest.approx(expected, abs=0.1)
+    assert all(0 < video["ssim"] < 1 for video in entry["videos"])
+    assert "2 videos; 33 frames, first window, 256x256 (short side resized, centre crop)" in (out / "evaluation.md").read_text()
+
+
+def papers_square(frame: np.ndarray) -> np.ndarray:
+    """A frame with its short side resized to 256 and cropped around the centre, by Pillow."""
+    image = pytest.importorskip("PIL.Image")
+    height, width = (256 * length // min(frame.shape[:2]) for length in frame.shape[:2])
+    made = np.asarray(image.fromarray(frame).resize((width, height), image.Resampling.BILINEAR)).astype(float)
+    top, left = (height - 256) // 2, (width - 256) // 2
+    return made[top : top + 256, left : left + 256]
+
+
 def square_features(path: Path, frames: int) -> np.ndarray:
     """What `feature_network` gives for a video, without it."""
     video = np.stack([square(square(frame, 48), 224) for frame in load(path)[0][:frames]])
@@ -584,6 +650,92 @@ def test_comparison_end_to_end(program: Program, real: Path, poor: Path, better:
     assert "## better minus poor, video by video" in (tmp_path / "evaluation.md").read_text()
     text = program("evaluate", real, poor, "--compare", better, *arguments).out
     assert f"{expected.value:+.2f} ± " in text
+    assert "the second is worse by PSNR in 0 of 3 videos\n" in text
+
+
+def test_tables_say_what_was_told_of_reconstructions_in_files(
+    program: Program, real: Path, poor: Path, better: Path, tmp_path: Path
+) -> None:
+    told = ["--name", "ours", "--channels", 8, "--compression", "4x8x8"]
+    told += ["--compare-name", "theirs", "--compare-channels", 16, "--compare-compression", "8X16x16"]
+    arguments = ["evaluate", real, poor, "--compare", better, "--frames", 2, "--size", 16, "--lpips-weights", "none", "--out", tmp_path]
+    report = program.done(*arguments, *told)
+    facts = [(entry["label"], entry["latent_channels"], entry["compression"]) for entry in report["reconstructions"]]
+    assert facts == [("ours", 8, [4, 8, 8]), ("theirs", 16, [8, 16, 16])]
+    assert report["difference"]["of"] == "theirs - ours"
+    rows = [line.split(" | ") for line in (tmp_path / "evaluation.md").read_text().splitlines() if line.startswith("| ")]
+    assert [row[:3] for row in rows[2:4]] == [["| 8", "ours", "256 (4×8×8)"], ["| 16", "theirs", "2048 (8×16×16)"]]
+    report = program.done(*arguments)
+    facts = [(entry["label"], entry["latent_channels"], entry["compression"]) for entry in report["reconstructions"]]
+    assert facts == [("poor", None, None), ("better", None, None)]
+
+
+def test_a_bundle_is_compared_with_another_and_with_files(program: Program, exported: Callable[..., Path], real: Path, poor: Path) -> None:
+    bundles = exported("4x8x8-trilinear"), exported("small")
+    protocol = ["--frames", 5, "--size", 32, "--lpips-weights", "none", "--threads", 1]
+    report = program.done("evaluate", "--bundle", bundles[0], "--data", real, *protocol, "--compare-bundle", bundles[1], "--chunk", 1)
+    assert report["difference"]["of"] == "small - 4x8x8-trilinear"
+    alone = program.done("evaluate", "--bundle", bundles[1], "--data", real, *protocol)["reconstructions"][0]
+    first, second = report["reconstructions"]
+    assert same_scores(second["videos"], alone["videos"])
+    assert (second["latent_channels"], second["compression"]) == (alone["latent_channels"], [4, 8, 8])
+    differences = [after["psnr"] - before["psnr"] for before, after in zip(first["videos"], second["videos"], strict=True)]
+    assert [video["psnr"] for video in report["difference"]["videos"]] == pytest.approx(differences)
+    report = program.done("evaluate", real, poor, *protocol, "--compare-bundle", bundles[1], "--compare-name", "it", "--chunk", 1)
+    assert [entry["label"] for entry in report["reconstructions"]] == ["poor", "it"]
+    assert same_scores(report["reconstructions"][1]["videos"], alone["videos"])
+
+
+OPENVINO_BF16 = ["--backend", "openvino", "--precision-hint", "bf16"]
+
+
+@pytest.mark.parametrize(
+    ("options", "opened", "label"),
+    [
+        (["--backend", "openvino", "--compare-precision-hint", "bf16"], [("openvino", None), ("openvino", "bf16")], "{} (bf16)"),
+        (["--compare-backend", "openvino"], [("auto", None), ("openvino", None)], "{} (openvino)"),
+        ([*OPENVINO_BF16, "--compare-backend", "onnxruntime"], [("openvino", "bf16"), ("onnxruntime", None)], "{} (onnxruntime)"),
+        (OPENVINO_BF16, [("openvino", "bf16"), ("openvino", "bf16")], "{}"),
+        (["--compare-backend", "openvino", "--compare-name", "fast"], [("auto", None), ("openvino", None)], "fast"),
+    ],
+)
+def test_a_bundle_is_compared_with_itself_run_otherwise(
+    program: Program,
+    exported: Callable[..., Path],
+    real: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    opened: list[tuple[str, str | None]],
+    label: str,
+) -> None:
+    """Which backend and hint each set is opened with; what those compute is for their own tests."""
+    from wfvae.runtime import bundle as module
+
+    seen = []
+    open_bundle = module.open_bundle
+
+    def noting(path: Path, backend: str, *, precision_hint: str | None, **others: Any) -> Bundle:
+        seen.append((backend, precision_hint))
+        return open_bundle(path, **others)
+
+    monkeypatch.setattr(module, "open_bundle", noting)
+    bundle = exported("4x8x8-trilinear")
+    arguments = ["--frames", 1, "--size", 16, "--lpips-weights", "none", "--threads", 1, *options]
+    report = program.done("evaluate", "--bundle", bundle, "--data", real, "--compare-bundle", bundle, *arguments)
+    assert seen == [opened[1], opened[0]], "the second is opened before the first"
+    assert [entry["label"] for entry in report["reconstructions"]] == [bundle.name, label.format(bundle.name)]
+    assert [video["psnr"] for video in report["difference"]["videos"]] == [0.0] * 3
+
+
+def test_a_second_bundle_that_cannot_be_opened_is_told_before_anything_is_scored(
+    program: Program, exported: Callable[..., Path], real: Path, poor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wfvae.evaluation import evaluation as module
+
+    monkeypatch.setattr(module, "score_frames", lambda *arguments: pytest.fail("it began to score"))
+    arguments = ["evaluate", real, poor, "--frames", 9, "--lpips-weights", "none", "--compare-bundle"]
+    assert "nowhere" in program.refused(*arguments, tmp_path / "nowhere")
+    assert "'steam'" in program.refused(*arguments, exported("4x8x8-trilinear"), "--compare-backend", "steam")
 
 
 def test_the_comparison_says_where_frames_were_identical(program: Program, tmp_path: Path) -> None:
@@ -938,6 +1090,21 @@ def test_scores_that_cannot_be_written_are_shown(
         (["REAL", "POOR", "--i3d", "REAL/a.mp4"], "TorchScript"),
         (["REAL", "POOR", "--lpips-weights", "nowhere.pth"], "nowhere.pth"),
         (["REAL", "POOR", "--lpips-weights", "REAL/a.mp4"], "a.mp4"),
+        (["REAL", "POOR", "--channels", "0"], "--channels"),
+        *(
+            (["REAL", "POOR", "--compression", wrong], f"'{wrong}' is not a compression")
+            for wrong in ("8x8", "4x8x8x8", "4x0x8", "4*8*8", "")
+        ),
+        (["REAL", "POOR", "--compare", "POOR", "--compare-compression", "256"], "'256' is not a compression"),
+        (["--bundle", "b", "--data", "d", "--channels", "8"], "--channels was given for the bundle b"),
+        (["--bundle", "b", "--data", "d", "--compression", "4x8x8"], "--compression was given for the bundle b"),
+        (["REAL", "POOR", "--compare-bundle", "b", "--compare-channels", "8"], "--compare-channels was given for the bundle b"),
+        (["REAL", "POOR", "--compare-name", "x"], "--compare-name is for a second set"),
+        (["REAL", "POOR", "--compare-channels", "8"], "--compare-channels is for a second set"),
+        (["REAL", "POOR", "--compare-compression", "4x8x8"], "--compare-compression is for a second set"),
+        (["REAL", "POOR", "--compare", "POOR", "--compare-bundle", "b"], "one of the two"),
+        (["REAL", "POOR", "--compare", "POOR", "--compare-backend", "openvino"], "--compare-backend is for --compare-bundle"),
+        (["REAL", "POOR", "--compare-precision-hint", "bf16"], "--compare-precision-hint is for --compare-bundle"),
     ],
 )
 def test_wrong_use_is_one_line(program: Program, real: Path, poor: Path, arguments: list[str], says: str) -> None:

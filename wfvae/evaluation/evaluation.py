@@ -41,6 +41,8 @@ FVD = Metric("fvd", "FVD", "", False)
 PSNR_LIMIT = 10 * math.log10(12 * 255**2)
 """dB (58.92): the PSNR of rounding to 8 bits alone, whose error has a variance of 1/12 of a level squared. What lies above it tells how
 values were rounded, not how well they were reconstructed; a frame is taken to have no more where two reconstructions are compared."""
+ROUNDING = 1e-6
+"""Equal frames have scores this close: sums depend on how many frames were scored at once, and LPIPS is computed in float32."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,8 @@ class PairedDifference:
     """A metric of one set of reconstructions minus that of another, video by video."""
 
     metric: Metric
+    by_video: dict[str, float]
+    """The differences by name, in the order of the first set; without the videos that are left out."""
     mean: Mean | None
     """Mean of the differences; None where there is nothing to compare."""
     left_out: int
@@ -219,6 +223,12 @@ class PairedDifference:
         return (
             self.mean is not None and self.mean.low is not None and self.mean.high is not None and not self.mean.low <= 0 <= self.mean.high
         )
+
+    def regressions(self) -> list[tuple[str, float]]:
+        """The videos in which the second is worse by more than rounding, and the difference; worst first."""
+        better = 1 if self.metric.higher_is_better else -1
+        worse = [(name, value) for name, value in self.by_video.items() if better * value < -ROUNDING]
+        return sorted(worse, key=lambda one: better * one[1])
 
 
 def compare(first: Evaluation, second: Evaluation) -> list[PairedDifference]:
@@ -236,9 +246,13 @@ def compare(first: Evaluation, second: Evaluation) -> list[PairedDifference]:
         raise InputError("no video was scored in both sets of reconstructions; give two reconstructions of the same videos")
     found = []
     for metric in METRICS:
-        both = [(a.psnr_limited, b.psnr_limited) if metric is PSNR else (a.get(metric), b.get(metric)) for a, b in pairs]
-        differences = [b - a for a, b in both if a is not None and b is not None]
-        found.append(PairedDifference(metric, mean_interval(differences) if differences else None, len(both) - len(differences)))
+        differences: dict[str, float] = {}
+        for a, b in pairs:
+            before, after = (a.psnr_limited, b.psnr_limited) if metric is PSNR else (a.get(metric), b.get(metric))
+            if before is not None and after is not None:
+                differences[a.name] = after - before
+        mean = mean_interval(list(differences.values())) if differences else None
+        found.append(PairedDifference(metric, differences, mean, len(pairs) - len(differences)))
     return found
 
 

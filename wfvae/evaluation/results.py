@@ -26,9 +26,9 @@ class Labelled:
     label: str
     evaluation: Evaluation
     channels: int | None = None
-    """Latent channels; None where only files were compared."""
+    """Latent channels; None where nobody said, as files do not."""
     ratio: tuple[int, int, int] | None = None
-    """Compression in time, height and width."""
+    """Compression in time, height and width; None as above."""
 
 
 def to_json(entries: Sequence[Labelled], differences: Sequence[PairedDifference], worst: int) -> dict[str, Any]:
@@ -39,6 +39,11 @@ def to_json(entries: Sequence[Labelled], differences: Sequence[PairedDifference]
             "of": f"{entries[1].label} - {entries[0].label}",
             **{one.metric.key: {**_mean(one.mean), "videos_left_out": one.left_out, "significant": one.significant} for one in differences},
             "fvd": _fvd_difference(entries),
+            "regressions": {one.metric.key: [name for name, _ in one.regressions()[:worst]] for one in differences if one.by_video},
+            "videos": [
+                {"name": name, **{one.metric.key: one.by_video.get(name) for one in differences}}
+                for name in dict.fromkeys(name for one in differences for name in one.by_video)
+            ],
         }
         result["difference"][PSNR.key]["frame_limit"] = PSNR_LIMIT
     return result
@@ -165,6 +170,19 @@ def limit_remark(entries: Sequence[Labelled]) -> list[str]:
     ]
 
 
+def regression_lines(differences: Sequence[PairedDifference], worst: int) -> list[str]:
+    """Per metric in how many videos the second is worse, and the `worst` of them by name."""
+    lines = []
+    for one in differences:
+        worse = one.regressions()
+        # Three significant digits: what is worse is never shown as zero.
+        named = ", ".join(f"{name} ({value:+.3g})" for name, value in worse[:worst])
+        if one.by_video:
+            line = f"the second is worse by {one.metric.title} in {len(worse)} of {len(one.by_video)} videos"
+            lines.append(f"{line}: {named}" if named else line)
+    return lines
+
+
 def to_markdown(entries: Sequence[Labelled], differences: Sequence[PairedDifference], worst: int) -> str:
     """The result for people: a row per set of reconstructions with the columns of Table 1 (and SSIM), then what stands behind it."""
     parts = [
@@ -182,6 +200,7 @@ def to_markdown(entries: Sequence[Labelled], differences: Sequence[PairedDiffere
         title = f"## {_plain(entries[1].label)} minus {_plain(entries[0].label)}, video by video"
         parts += [title, _table(["Metric", "mean of paired differences", "videos", ""], rows)]
         parts += [f"{line}." for line in limit_remark(entries)]
+        parts.append("\n".join(f"- {_plain(line)}" for line in regression_lines(differences, worst)))
     for entry in entries:
         found = entry.evaluation
         parts += [f"## {_plain(entry.label)}", "\n".join(f"- {_plain(line)}" for line in remarks(entry))]
