@@ -68,9 +68,9 @@ def verified(options: argparse.Namespace, frames: Frames) -> Iterator[Row]:
         for precision in options.bundles:
             with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
                 path = Path(folder) / "bundle"
-                export_bundle(copy.deepcopy(model), path, ExportOptions(precision=precision, direct=True))
+                checkpoint = export_bundle(copy.deepcopy(model), path, ExportOptions(precision=precision, direct=True)).checkpoint_sha256
                 for hint in options.hints:
-                    row = {"model": name, "bundle": precision, "hint": hint}
+                    row = {"model": name, "checkpoint_sha256": checkpoint, "bundle": precision, "hint": hint}
                     try:
                         yield row | measured(HINTS[hint], path, options.threads, frames, model)
                     except NotMeasured as reason:

@@ -7,9 +7,10 @@
 
 Every measurement is a fresh process; all models take turns, so that a busy moment does not hit one alone; figures are medians over the
 turns. A model that has used up `--seconds` is left out of the turns after the second if its two runs agree within a factor of 1.25 in every
-case, and after the third if not; the number of its runs is stated. The models of others are diffusers', in their published width. Weights
-are random: speed and memory do not depend on them. `--mode direct` runs whole clips; `--mode blocks` the way that each library offers for
-long ones (streams for WF-VAE).
+case, and after the third if not; the number of its runs is stated. The models of others are diffusers', in their published width. WF-VAE
+is measured with 16 latent channels, as CogVideoX, Wan and HunyuanVideo have; `--latent-channels 4` gives its presets' own. Weights are
+random: speed and memory do not depend on them. `--mode direct` runs whole clips; `--mode blocks` the way that each library offers for long
+ones (streams for WF-VAE).
 
 Beside FILE.json a table (.md) and a drawing (.svg) are written.
 """
@@ -50,6 +51,8 @@ PEER_TITLES = {
 CHECKOUTS = ("cv-vae", "od-vae", "open-sora")
 DIRECTIONS = ("encode", "decode")
 MODES = ("direct", "blocks")
+LATENT_CHANNELS = 16
+"""Of WF-VAE: those of CogVideoX, Wan and Hunyuan, and of the published WF-VAE-L-16Chn."""
 LEAST_RUNS = 2
 AGREEMENT = 1.25
 """Factor between two runs of a case above which their mean says too little."""
@@ -97,7 +100,8 @@ class Contender:
         row: dict[str, Any] = {"name": self.name, "title": self.title}
         if not self.runs:
             return {**row, "not_measured": self.problem or "left out"}
-        row |= {"runs": len(self.runs), "parameters": self.runs[0]["parameters"], "loaded_mb": self._median("loaded_mb")}
+        row |= {key: self.runs[0][key] for key in ("parameters", "latent_channels", "compression")}
+        row |= {"runs": len(self.runs), "loaded_mb": self._median("loaded_mb")}
         row["peaks_apart"] = all(run["peaks_apart"] for run in self.runs)
         row["sizes"] = [self._size(index) for index in range(len(self.runs[0]["cases"]))]
         return row
@@ -134,7 +138,7 @@ def contenders(options: argparse.Namespace, folder: Path) -> list[Contender]:
     found = []
     for preset in REDUCED_PRESETS if options.reduced else PRESETS:
         for engine, title in ENGINES.items():
-            job = {**common, "engine": engine, "preset": preset, "bundle": str(folder / preset)}
+            job = {**common, "engine": engine, "preset": preset, "latent_channels": options.latent_channels, "bundle": str(folder / preset)}
             found.append(Contender(f"wfvae-{preset}/{engine}", f"WF-VAE-{preset} {title}", job))
     for name, title in PEER_TITLES.items():
         job = {**common, "engine": "peer", "contender": name, "reduced": options.reduced}
@@ -190,7 +194,8 @@ def _progress(one: Contender) -> str:
 
 def table(rows: Sequence[dict[str, Any]], size: int) -> str:
     """Of one size, as Markdown."""
-    header = ["", "parameters, M", "GFLOP", "encode, ms/frame", "decode, ms/frame", "encode peak, MB", "decode peak, MB", "GFLOP/s", "runs"]
+    header = ["", "latent channels", "compression, TxHxW", "parameters, M", "GFLOP", "encode, ms/frame", "decode, ms/frame"]
+    header += ["encode peak, MB", "decode peak, MB", "GFLOP/s", "runs"]
     lines = []
     for row in rows:
         case = next((case for case in row.get("sizes", ()) if case["size"] == size), row)
@@ -204,6 +209,8 @@ def table(rows: Sequence[dict[str, Any]], size: int) -> str:
         lines.append(
             [
                 row["title"] + ("" if case["frames"] == rows_frames(rows, size) else f" ({case['frames']} frames)"),
+                str(row["latent_channels"]),
+                "x".join(map(str, row["compression"])),
                 f"{row['parameters'] / 1e6:.1f}",
                 "-" if gflop is None else f"{gflop:,.4g}",
                 *(f"{part['ms_per_frame']:.4g}" for part in both),
@@ -278,6 +285,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--mode", choices=MODES, default="direct")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="heights and widths, multiples of 32")
     parser.add_argument("--frames", type=int, default=17, help="1 + 8 n suits all models but Allegro, which takes one less")
+    parser.add_argument("--latent-channels", type=int, default=LATENT_CHANNELS, help="of WF-VAE (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3, help="turns")
     parser.add_argument("--seconds", type=float, default=15.0, help="measured time after which a model has no third run, if two agree")
@@ -287,8 +295,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     options = parser.parse_args(arguments)
     if any(size < 32 or size % 32 for size in options.sizes):
         parser.error(f"--sizes are {options.sizes}; expected multiples of 32")
-    if options.frames < 9 or options.runs < 1:
-        parser.error("--frames must be at least 9 and --runs at least 1")
+    if options.frames < 9 or options.runs < 1 or options.latent_channels < 1:
+        parser.error("--frames must be at least 9, --runs and --latent-channels at least 1")
     checkouts = {}
     for text in options.checkout:
         name, _, rest = text.partition("=")
@@ -319,7 +327,7 @@ def main() -> int:
         text += "\nReduced models: these numbers mean nothing.\n"
     print(f"\n{text}")
     if options.json is not None:
-        job = {key: getattr(options, key) for key in ("mode", "frames", "sizes", "runs", "seconds", "reduced")}
+        job = {key: getattr(options, key) for key in ("mode", "frames", "latent_channels", "sizes", "runs", "seconds", "reduced")}
         loads = {"load_average_before": before, "load_average_after": load_average()}
         write_report(options.json, {"machine": facts, **loads, "job": job, "rows": rows}, text, figure(rows, options.sizes))
     return 0

@@ -1,7 +1,7 @@
 """One autoencoder in a process of its own: time and peak memory of encoding and decoding clips. Started by `peers_speed.py`.
 
-Whatever the model, the clip is the same: uniform noise in [-1, 1] of a fixed seed, latents are standard normal. A short clip of the
-smallest size warms up; then each size is encoded and decoded once, in rising order.
+Whatever the model, the clip is the same: uniform noise in [-1, 1] of a fixed seed, latents are standard normal. Each size is encoded and
+decoded twice, in rising order, and the second time counts: engines prepare for a shape when they first see it, and take memory for it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from isolated import NotMeasured, answer
 from onnx_work import count_file, direct_sizes
 from process_memory import peak_mb, resident_mb, restart_peak
+
+from wfvae.plan import SPATIAL_RATIO
+
+if TYPE_CHECKING:
+    from wfvae import WFVAE
 
 DIRECT, BLOCKS = "direct", "blocks"
 CHUNK = 4
@@ -28,6 +33,10 @@ class Codec(Protocol):
     """What is measured: arrays in, arrays out, in the layout of its library."""
 
     parameters: int
+    channels: int
+    """Of the latents."""
+    compression: tuple[int, int, int]
+    """Video samples per latent in time, height and width."""
 
     def frames(self, wanted: int) -> int:
         """The longest clip of at most `wanted` frames that the model takes without padding."""
@@ -42,12 +51,11 @@ class Codec(Protocol):
 class TorchCodec:
     """WF-VAE in PyTorch."""
 
-    def __init__(self, preset: str, mode: str) -> None:
-        from wfvae import WFVAE, WFVAEConfig
-
-        self._model = WFVAE.random(WFVAEConfig.preset(preset), SEED).eval().requires_grad_(False)  # type: ignore[arg-type]
+    def __init__(self, job: dict[str, Any]) -> None:
+        self._model = ours(job).requires_grad_(False)
         self._ratio = self._model.config.temporal_compression
-        self._mode = mode
+        self._mode = job["mode"]
+        self.channels, self.compression = self._model.config.latent_dim, (self._ratio, SPATIAL_RATIO, SPATIAL_RATIO)
         self.parameters = sum(parameter.numel() for parameter in self._model.parameters())
 
     def frames(self, wanted: int) -> int:
@@ -60,7 +68,7 @@ class TorchCodec:
         return _inference(lambda: list(self._model.stream_encode(video.split(self._ratio * CHUNK, dim=2))))
 
     def decode(self, frames: int, size: int) -> Callable[[], Any]:
-        latents = _tensor((1, self._model.config.latent_dim, 1 + (frames - 1) // self._ratio, size // 8, size // 8))
+        latents = _tensor((1, self.channels, 1 + (frames - 1) // self._ratio, size // SPATIAL_RATIO, size // SPATIAL_RATIO))
         if self._mode == DIRECT:
             return _inference(lambda: self._model.decode(latents).sample)
         return _inference(lambda: list(self._model.stream_decode(latents.split(CHUNK, dim=2))))
@@ -79,6 +87,7 @@ class BundleCodec:
                 self._bundle.direct_session(direction)
             else:
                 self._bundle.step_session(direction)
+        self.channels, self.compression = self._bundle.manifest.model["latent_dim"], (self._bundle.ratio, SPATIAL_RATIO, SPATIAL_RATIO)
         self.parameters = self._bundle.manifest.parameters
 
     def frames(self, wanted: int) -> int:
@@ -93,8 +102,7 @@ class BundleCodec:
         return lambda: self._bundle.encode(pixels, chunk=CHUNK)
 
     def decode(self, frames: int, size: int) -> Callable[[], Any]:
-        channels = self._bundle.manifest.model["latent_dim"]
-        shape = (1, 1 + (frames - 1) // self._bundle.ratio, channels, size // 8, size // 8)
+        shape = (1, 1 + (frames - 1) // self._bundle.ratio, self.channels, size // SPATIAL_RATIO, size // SPATIAL_RATIO)
         latents = np.random.default_rng(SEED).standard_normal(shape, np.float32)
         if self._mode == DIRECT:
             session = self._bundle.direct_session("decoder")
@@ -118,10 +126,11 @@ class PeerCodec:
         if mode == BLOCKS:
             modes = self._peer.modes
             self._model.use(next((one.name for one in modes if one.on_by_default), modes[0].name))
+        self.channels, self.compression = self._peer.channels, self._peer.compression
         self.parameters = self._model.parameters
 
     def frames(self, wanted: int) -> int:
-        ratio = self._peer.compression[0]
+        ratio = self.compression[0]
         after_first = getattr(self._peer, "frames_after_first", True)
         count = 1 + (wanted - 1) // ratio * ratio if after_first else wanted // ratio * ratio
         if count < 1:
@@ -133,10 +142,10 @@ class PeerCodec:
         return lambda: self._model.encode(video)
 
     def decode(self, frames: int, size: int) -> Callable[[], Any]:
-        ratio, rows, columns = self._peer.compression
+        ratio, rows, columns = self.compression
         if size % rows or size % columns:
             raise NotMeasured(f"{size}x{size} is no multiple of its {rows}x{columns}")
-        latents = _tensor((1, self._peer.channels, -(-frames // ratio), size // rows, size // columns), device=self._device)
+        latents = _tensor((1, self.channels, -(-frames // ratio), size // rows, size // columns), device=self._device)
         return lambda: self._model.decode(latents, frames)
 
     @property
@@ -167,6 +176,14 @@ def _inference(job: Callable[[], Any]) -> Callable[[], Any]:
     return run
 
 
+def ours(job: dict[str, Any]) -> WFVAE:
+    """The preset with random weights; with other latent channels than its own where the job names them."""
+    from wfvae import WFVAE, WFVAEConfig
+
+    changes = {"latent_dim": job["latent_channels"]} if "latent_channels" in job else {}
+    return WFVAE.random(WFVAEConfig.preset(job["preset"], **changes), SEED).eval()
+
+
 def make(job: dict[str, Any]) -> Codec:
     """The codec that a job asks for."""
     if job["engine"] in ("peer", "torch"):
@@ -176,7 +193,7 @@ def make(job: dict[str, Any]) -> Codec:
     if job["engine"] == "peer":
         return PeerCodec(job)
     if job["engine"] == "torch":
-        return TorchCodec(job["preset"], job["mode"])
+        return TorchCodec(job)
     return BundleCodec(job["bundle"], job["engine"], job["threads"], job["mode"])
 
 
@@ -185,14 +202,13 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     codec = make(job)
     loaded, separate = resident_mb(), restart_peak()
     cases = []
-    for index, size in enumerate(sorted(job["sizes"])):
+    for size in sorted(job["sizes"]):
         case: dict[str, Any] = {"size": size}
         try:
             frames = case["frames"] = codec.frames(job["frames"])
             for name, prepare in (("encode", codec.encode), ("decode", codec.decode)):
-                if index == 0:
-                    prepare(codec.frames(min(frames, 9)), size)()  # 9: the shortest of LTX, 1 + 8, that is more than an image
                 work = prepare(frames, size)
+                work()  # not counted
                 restart_peak()
                 begin = time.perf_counter()
                 result = work()
@@ -201,7 +217,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         except NotMeasured as reason:
             case["not_measured"] = str(reason)
         cases.append(case)
-    found = {"parameters": codec.parameters, "loaded_mb": loaded, "peaks_apart": separate, "cases": cases}
+    latents = {"latent_channels": codec.channels, "compression": codec.compression}
+    found = {"parameters": codec.parameters, **latents, "loaded_mb": loaded, "peaks_apart": separate, "cases": cases}
     if job["count"] and isinstance(codec, PeerCodec):
         with contextlib.suppress(Exception):  # code of others that does not run on shapes; the times stand all the same
             found["gflop"] = count_peer(codec, job)
@@ -253,12 +270,10 @@ def count_peer(codec: PeerCodec, job: dict[str, Any]) -> dict[str, dict[str, flo
 
 def export(job: dict[str, Any]) -> dict[str, Any]:
     """Writes a bundle."""
-    from wfvae import WFVAE, WFVAEConfig
     from wfvae.export.bundle import ExportOptions, export_bundle
 
-    model = WFVAE.random(WFVAEConfig.preset(job["preset"]), SEED).eval()
     options = ExportOptions(direct=True, convolutions=job.get("convolutions", "minimal"))
-    export_bundle(model, job["bundle"], options, overwrite=True)
+    export_bundle(ours(job), job["bundle"], options, overwrite=True)
     return {}
 
 

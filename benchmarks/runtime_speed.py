@@ -27,8 +27,7 @@ LONG_CHUNKS = (2, 4)
 OTHER_CHUNK = 4
 """Of the streams of backends other than ONNX Runtime."""
 LONG = 65
-LONG_RUNS = 3
-"""Clips from this length on are only there to see what a stream's start and end cost: fewer turns, and no PyTorch."""
+"""Clips from this length on are only there to see what a stream's start and end cost: no PyTorch, and of ONNX Runtime fewer streams."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,8 @@ def measure_speed(
 
 
 def steady_ratios(clips: list[ClipSpeed]) -> dict[str, dict[str, float]]:
-    """Time of streaming by that of direct inference, for what the longest clip has more than the shortest: start and end cancel out.
+    """Time of streaming by that of direct inference on the same backend, for what the longest clip has more than the shortest: start and
+    end cancel out.
 
     From the fastest runs, since differences of medians would add up the noise of both.
     """
@@ -97,14 +97,20 @@ def steady_ratios(clips: list[ClipSpeed]) -> dict[str, dict[str, float]]:
         mine = sorted((clip for clip in clips if clip.direction == direction), key=lambda clip: clip.frames)
         if len(mine) > 1:
             first, last = mine[0].forms, mine[-1].forms
-            direct = last[DIRECT].fastest_seconds - first[DIRECT].fastest_seconds
-            streams = [stream_name(chunk) for chunk in LONG_CHUNKS]
-            found[direction] = {name: (last[name].fastest_seconds - first[name].fastest_seconds) / direct for name in streams}
+            more = {name: last[name].fastest_seconds - first[name].fastest_seconds for name in last if name in first}
+            streams = [name for name in more if last[name].time_by_direct is not None]
+            found[direction] = {name: more[name] / more[direct_of(name)] for name in streams}
     return found
 
 
-def stream_name(chunk: int) -> str:
-    return f"stream of {4 * chunk} frames"
+def stream_name(chunk: int, backend: str = DIRECT) -> str:
+    """The row of a stream, in steps of `chunk` latents; `direct_of` is its inverse."""
+    return ("" if backend == DIRECT else f"{backend}, ") + f"stream of {4 * chunk} frames"
+
+
+def direct_of(stream: str) -> str:
+    """The row of direct inference on a stream's backend."""
+    return stream.rpartition(", ")[0] or DIRECT
 
 
 def _measure(
@@ -126,18 +132,17 @@ def _measure(
         jobs[REFERENCE] = partial(_torch_reference, model, direction, tensor)
         jobs[WFVAE_TORCH] = partial(_torch, model, direction, tensor)
     jobs[DIRECT] = partial(_direct, bundle, direction, x)
-    directs: dict[str, str] = {}  # of each stream, its backend's row
 
-    def add_stream(name: str, direct: str, opened: Bundle, chunk: int) -> None:
-        drains[name], directs[name] = [], direct
+    def add_stream(name: str, opened: Bundle, chunk: int) -> None:
+        drains[name] = []
         jobs[name] = partial(_stream, opened, direction, data, size, chunk, drains[name])
 
     for chunk in CHUNKS if compared else LONG_CHUNKS:
-        add_stream(stream_name(chunk), DIRECT, bundle, chunk)
-    for name, other in others.items() if compared else ():
+        add_stream(stream_name(chunk), bundle, chunk)
+    for name, other in others.items():
         jobs[name] = partial(_direct, other, direction, x)
-        add_stream(f"{name}, {stream_name(OTHER_CHUNK)}", name, other, OTHER_CHUNK)
-    seconds = take_turns(jobs, runs if compared else LONG_RUNS)
+        add_stream(stream_name(OTHER_CHUNK, name), other, OTHER_CHUNK)
+    seconds = take_turns(jobs, runs)
     forms = {}
     for name, values in seconds.items():
         streamed = name in drains
@@ -146,12 +151,11 @@ def _measure(
             seconds=statistics.median(values),
             fastest_seconds=min(values),
             speed_by_reference=ratio(seconds[REFERENCE], values) if compared else None,
-            time_by_direct=ratio(values, seconds[directs[name]]) if streamed else None,
+            time_by_direct=ratio(values, seconds[direct_of(name)]) if streamed else None,
             drain_share=drained if direction == "decoder" else None,
         )
     steps = latents + bundle.manifest.graphs[direction].has_end
-    counted = len(seconds[DIRECT])
-    return ClipSpeed(direction, frames, counted, forms, 2 * steps / (2 * latents - 1), 2 * steps / (2 * latents))
+    return ClipSpeed(direction, frames, runs, forms, 2 * steps / (2 * latents - 1), 2 * steps / (2 * latents))
 
 
 def _torch(model: WFVAE, direction: Direction, x: torch.Tensor) -> float:
@@ -197,17 +201,17 @@ def _stream(bundle: Bundle, direction: Direction, data: Any, size: int, chunk: i
 
 def print_clip(clip: ClipSpeed) -> None:
     print(f"{clip.direction}, {clip.frames} frames, {clip.runs} runs")
-    print(f"{'':34}{'median s':>12}{'fastest s':>12}{'speed/reference':>17}{'time/direct':>13}{'drain':>8}")
+    print(f"{'':38}{'median s':>12}{'fastest s':>12}{'speed/reference':>17}{'time/direct':>13}{'drain':>8}")
     for name, form in clip.forms.items():
         reference = "" if form.speed_by_reference is None else f"{form.speed_by_reference:.2f}"
         direct = "" if form.time_by_direct is None else f"{form.time_by_direct:.3f}"
         drain = "" if form.drain_share is None else f"{form.drain_share:.0%}"
-        print(f"  {name:32}{form.seconds:>12.3f}{form.fastest_seconds:>12.3f}{reference:>17}{direct:>13}{drain:>8}")
+        print(f"  {name:36}{form.seconds:>12.3f}{form.fastest_seconds:>12.3f}{reference:>17}{direct:>13}{drain:>8}")
     counts = f"{clip.stream_work_in_pairs:.3f} in pairs, as these graphs compute them; {clip.stream_work:.3f} as the network has them"
     print(f"  work of a stream by that of direct inference, in frames at half the video's rate: {counts}")
 
 
 def print_steady(steady: dict[str, dict[str, float]]) -> None:
     for direction, ratios in steady.items():
-        text = ", ".join(f"{name} {value:.3f}" for name, value in ratios.items())
+        text = "; ".join(f"{name} {value:.3f}" for name, value in ratios.items())
         print(f"{direction}, time/direct without start and end: {text}")
