@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from wfvae.train.config import TrainingConfig
 from wfvae.train.loop import train
@@ -28,7 +29,12 @@ def test_a_step_is_that_of_the_cpu(recompute: bool) -> None:
         config = TrainingConfig.load(
             "tiny-stage1", [*SETTINGS, "run.precision=fp32", f"run.activation_checkpointing={str(recompute).lower()}"]
         )
-        told.append(Trainer(config, TrainingState.fresh(config, device), World(0, 1, device), None).step([clips]))
+        state = TrainingState.fresh(config, device)
+        assert state.discriminator is not None
+        for module in state.discriminator.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # the generators of the two devices draw differently; the model itself has no dropout
+        told.append(Trainer(config, state, World(0, 1, device), None).step([clips]))
     assert told[0].keys() == told[1].keys()
     for name, value in told[0].items():
         assert told[1][name] == pytest.approx(value, rel=2e-2, abs=1e-6), name

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fixtures.program import Program
 from wfvae.cli import main
@@ -93,6 +96,19 @@ def test_toml_and_dict_read_back_equal(tmp_path: Path) -> None:
     assert config.data.scenes == ("mixed", "titles")
     changed = ["model.latent_dim", "data.scenes", "loss.frame_weights", "optimizer.betas", "run.initial"]
     assert config.differences(TrainingConfig.load("tiny-stage1")) == changed
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_any_text_reads_back_from_toml(text: str) -> None:
+    for folder in (text, f'{text}\x7f\U0001f3ac\r\n"\\u0041'):
+        config = TrainingConfig(data=DataSettings(kind="procedural", folder=folder))
+        assert TrainingConfig.from_dict(tomllib.loads(config.to_toml())) == config
+
+
+def test_text_that_no_file_can_hold_is_refused() -> None:
+    # What the command line makes of a name whose bytes are not UTF-8.
+    with pytest.raises(ConfigError, match=r"data.folder is 'v\\udcff', which is not UTF-8 .*; use another name$"):
+        TrainingConfig.load("tiny-quick", ["data.folder=v\udcff"])
 
 
 def test_ablations_reach_the_architecture() -> None:

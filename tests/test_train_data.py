@@ -25,6 +25,7 @@ from wfvae.errors import DataError, InputError, TrainingError
 from wfvae.procedural import ProceduralClip
 from wfvae.train.data import BadClip, BadClipLedger, Batch, BatchStream, Crops, FixedCrops, ProceduralClips, held_out, to_model_range
 from wfvae.train.data.batch_stream import StartMethod
+from wfvae.train.data.clip_source import ShortClip
 from wfvae.train.data.procedural_clips import HELD_OUT_SEEDS, TRAINING_SEEDS
 
 QUICK = settings(deadline=None, max_examples=60)
@@ -182,6 +183,20 @@ def test_a_clip_known_to_be_bad_does_not_count_twice() -> None:
         ledger.note([BadClip("b", "for that")])
     with pytest.raises(DataError, match="limit on bad files is -1"):
         BadClipLedger(-1)
+
+
+def test_files_that_are_only_too_short_are_told_apart_when_there_are_too_many() -> None:
+    short, broken = [ShortClip(name, "it has 4 frames") for name in "ab"], [BadClip("c", "no video")]
+    with pytest.raises(DataError, match=r"no video; 2 of them have only too few frames for data\.frames and data\.stride; "):
+        BadClipLedger(2).note([*short, *broken])
+    with pytest.raises(DataError, match=r"limit of 0; the last is 'c': no video; repair or remove them, or raise data\.bad_files$"):
+        BadClipLedger(0).note(broken)
+    assert isinstance(pickle.loads(pickle.dumps(short[0])), ShortClip)
+
+
+def test_a_name_stays_on_its_line_whatever_it_holds() -> None:
+    bad = BadClip("v\udcff\n\N{SNOWMAN}", "no video")
+    assert (bad.name, str(bad)) == ("v\udcff\n\N{SNOWMAN}", "'v\\udcff\\n\N{SNOWMAN}': no video")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import islice
@@ -128,6 +129,18 @@ def test_frames_of_varying_duration_are_counted_not_timed(videos: Path, open_fol
         found = numbers(clip_at(folder, start))
         assert np.diff(found).tolist() == [2, 2, 2, 2]
         assert abs(found[0] - start) <= 1  # the start is chosen by time
+
+
+def test_a_video_whose_frames_become_scarce_is_read_to_its_end(videos: Path, open_folder: OpenFolder) -> None:
+    # 40 frames of 10 ms, then 32 of a second: by their mean rate the last third would be another place of the file.
+    ticks = [10 * number for number in range(40)] + [400 + 1000 * number for number in range(32)]
+    write_numbered(videos / "v.mp4", 72, ticks=ticks)
+    for count, stride in ((40, 1), (9, 5), (2, 1)):
+        folder = open_folder(count, stride=stride)
+        for start in range(72 - folder.span + 1):
+            found = numbers(clip_at(folder, start))
+            assert np.diff(found).tolist() == [stride] * (count - 1), start
+    assert found[-1] >= 70
 
 
 def test_a_file_without_time_stamps_is_counted_from_its_start(tmp_path: Path) -> None:
@@ -301,6 +314,25 @@ def test_a_video_without_pictures_is_left_out(videos: Path, open_folder: OpenFol
     assert (bad.name, bad.reason) == ("sound.mp4", "it has no video stream")
 
 
+def test_names_that_are_not_utf8_are_used_and_told_escaped(videos: Path, open_folder: OpenFolder, tmp_path: Path) -> None:
+    named = {name: videos / os.fsdecode(name) for name in (b"v\xff.mp4", b"w\xff.mp4")}
+    try:
+        named[b"w\xff.mp4"].write_text("no video")
+    except OSError:
+        pytest.skip("this file system takes no names that are not UTF-8")
+    write_numbered(tmp_path / "v.mp4", 8).rename(named[b"v\xff.mp4"])
+    fingerprints = set()
+    for _ in range(2):  # the second time from the index
+        folder = open_folder()
+        assert os.fsencode(folder.name(0)) == b"v\xff.mp4"
+        assert str(folder.unusable[0]).startswith(r"'w\udcff.mp4': ")
+        fingerprints.add(folder.fingerprint)
+    assert len(fingerprints) == 1
+    assert numbers(clip_at(folder, 2)) == [2, 3, 4, 5, 6]
+    with BatchStream(folder, 1, 0, workers=1) as batches:
+        assert next(batches).names == (folder.name(0),)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_an_unreadable_file_is_left_out(videos: Path, open_folder: OpenFolder) -> None:
     write_numbered(videos / "good.mp4", 6)
@@ -396,7 +428,7 @@ def test_the_index_is_kept_used_and_brought_up_to_date(
     (videos / "c.mp4").write_text("no video")
     seen: list[tuple[int, int]] = []
     first = open_folder(progress=lambda done, total: seen.append((done, total)))
-    assert looked_at == ["a.MP4", "c.mp4", "deep/er/b.mkv"]
+    assert sorted(looked_at) == ["a.MP4", "c.mp4", "deep/er/b.mkv"]
     assert seen == [(1, 3), (2, 3), (3, 3)]
     index = json.loads((tmp_path / "run" / "index.json").read_text())
     assert [(file["path"], file.get("frames")) for file in index["files"]] == [("a.MP4", 8), ("c.mp4", None), ("deep/er/b.mkv", 9)]
@@ -415,13 +447,13 @@ def test_the_index_is_kept_used_and_brought_up_to_date(
     (videos / "a.MP4").unlink()
     write_numbered(videos / "d.mp4", 6)
     changed = open_folder()
-    assert looked_at == ["c.mp4", "d.mp4"]
+    assert sorted(looked_at) == ["c.mp4", "d.mp4"]
     assert [changed.name(index) for index in range(len(changed))] == ["c.mp4", "d.mp4", "deep/er/b.mkv"]
 
     looked_at.clear()
     (tmp_path / "run" / "index.json").write_text('{"format": "wfvae video index", "ver')
     open_folder()
-    assert looked_at == ["c.mp4", "d.mp4", "deep/er/b.mkv"]
+    assert sorted(looked_at) == ["c.mp4", "d.mp4", "deep/er/b.mkv"]
 
 
 def test_a_file_that_was_bad_for_the_moment_is_taken_up_at_the_next_start(
@@ -445,15 +477,15 @@ def test_a_file_that_was_bad_for_the_moment_is_taken_up_at_the_next_start(
     index = tmp_path / "run" / "index.json"
     written = index.stat().st_mtime_ns
     open_folder()
-    assert looked_at == ["a.mp4", "b.mp4", "b.mp4"]
+    assert sorted(looked_at) == ["a.mp4", "b.mp4", "b.mp4"]
     assert index.stat().st_mtime_ns == written  # found as before: there is nothing to write
     monkeypatch.setattr(video_index, "probe", real)
     # Other processes of a run take what the first one found, or they would train on other files.
     assert [len(open_folder(retry_bad=False)), len(open_folder()), len(open_folder(retry_bad=False))] == [1, 2, 2]
 
 
-def test_the_index_is_saved_by_time_and_a_scan_goes_on_where_it_was(
-    videos: Path, open_folder: OpenFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_index_is_saved_by_time_and_when_interrupted_and_a_scan_goes_on_where_it_was(
+    videos: Path, open_folder: OpenFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from wfvae.train.data import video_index
 
@@ -463,11 +495,8 @@ def test_the_index_is_saved_by_time_and_a_scan_goes_on_where_it_was(
     real, real_save = video_index.probe, video_index._save
     seconds, looked_at, saved = [0.0], list[str](), list[int]()
 
-    def slow(path: Path, name: str) -> Any:
-        if name == stop_at:
-            raise KeyboardInterrupt
+    def watched_probe(path: Path, name: str) -> Any:
         looked_at.append(name)
-        seconds[0] += 10.0
         return real(path, name)
 
     def watched(index_path: Path, root: Path, files: Any) -> None:
@@ -475,18 +504,66 @@ def test_the_index_is_saved_by_time_and_a_scan_goes_on_where_it_was(
         seconds[0] += 100.0  # writing does not count
         real_save(index_path, root, files)
 
+    def ten_seconds(done: int, total: int) -> None:
+        seconds[0] += 10.0
+        if done == 6:
+            raise KeyboardInterrupt
+
     monkeypatch.setattr(video_index, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
-    monkeypatch.setattr(video_index, "probe", slow)
+    monkeypatch.setattr(video_index, "probe", watched_probe)
     monkeypatch.setattr(video_index, "_save", watched)
-    stop_at = "7.mp4"
     with pytest.raises(KeyboardInterrupt):
-        open_folder()
-    assert saved == [3, 6]
-    assert looked_at == names[:7]
-    stop_at = ""
-    open_folder()
-    assert looked_at == [*names[:7], "6.mp4", "7.mp4"]
-    assert saved == [3, 6, 8]
+        open_folder(progress=ten_seconds)
+    assert saved == [4, 6]
+    looked_at.clear()
+    assert [name for name, _ in open_folder()._videos] == names
+    assert sorted(looked_at) == names[6:]
+    assert saved == [4, 6, 8]
+
+
+def test_a_full_disk_does_not_hide_an_interruption(videos: Path, open_folder: OpenFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wfvae.train.data import video_index
+
+    def full(*_: object) -> None:
+        raise DataError("cannot write the index")
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    write_numbered(videos / "a.mp4", 5)
+    monkeypatch.setattr(video_index, "_save", full)
+    with pytest.raises(KeyboardInterrupt):
+        open_folder(progress=interrupt)
+
+
+def test_files_are_looked_at_together_and_listed_in_order(
+    videos: Path, open_folder: OpenFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wfvae.train.data import video_index
+
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        write_numbered(videos / name, 5)
+    (videos / "d.mp4").write_text("no video")
+    (videos / "e.mp4").write_text("no video")
+    real, last_is_done = video_index.probe, threading.Event()
+
+    def last_first(path: Path, name: str) -> Any:
+        if name == "a.mp4":
+            assert last_is_done.wait(20), "one after another"
+        try:
+            return real(path, name)
+        finally:
+            if name == "e.mp4":
+                last_is_done.set()
+
+    monkeypatch.setattr(video_index, "probe", last_first)
+    seen: list[tuple[int, int]] = []
+    folder = open_folder(progress=lambda *counts: seen.append(counts))
+    assert seen == [(number, 5) for number in range(1, 6)]
+    assert [folder.name(index) for index in range(3)] == ["a.mp4", "b.mp4", "c.mp4"]
+    assert [bad.name for bad in folder.unusable] == ["d.mp4", "e.mp4"]
+    index = json.loads((tmp_path / "run" / "index.json").read_text())
+    assert [file["path"] for file in index["files"]] == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4"]
 
 
 def test_the_index_does_not_go_into_the_data(videos: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,18 @@ _FORMAT = 1
 _LEFTOVER = re.compile(r"step-\d+\.tmp")
 
 
-def write_checkpoint(run: Path, state: TrainingState, config: TrainingConfig, data: str = "") -> Path:
+def write_checkpoint(
+    run: Path, state: TrainingState, config: TrainingConfig, data: str = "", processes: int = 1, *, keep_all: bool = False
+) -> Path:
     """Writes a checkpoint under a temporary name, syncs it, renames it, and removes what is older than the newest `config.run.keep`.
 
-    `data` is the fingerprint of the clips, if they have one.
+    Args:
+        run: the directory of the run.
+        state: what is written.
+        config: of the run.
+        data: the fingerprint of the clips, if they have one.
+        processes: how many train together.
+        keep_all: remove nothing.
 
     Raises:
         TrainingError: the disk refuses; older checkpoints stay.
@@ -49,7 +58,8 @@ def write_checkpoint(run: Path, state: TrainingState, config: TrainingConfig, da
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
         save_file(tensors, temporary / _STATE)
         (temporary / _STATE).chmod(0o644)  # safetensors makes files for the owner's eyes only
-        (temporary / _FACTS).write_text(json.dumps(_facts(state, config) | {"data": data}, indent=2) + "\n", encoding="utf-8")
+        facts = _facts(state, config) | {"data": data, "processes": processes}
+        (temporary / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
         os.replace(temporary, final)
@@ -61,7 +71,8 @@ def write_checkpoint(run: Path, state: TrainingState, config: TrainingConfig, da
             f"cannot write the checkpoint of step {state.step} into {run}: {error}; "
             + (f"{kept.name} is whole: make room and go on with --resume" if kept else "there is none before it")
         ) from error
-    _prune(run, config.run.keep)
+    if not keep_all:
+        _prune(run, config.run.keep)
     return final
 
 
@@ -76,20 +87,31 @@ def read_checkpoint(checkpoint: Path, state: TrainingState) -> None:
     state.step = int(facts["step"])
 
 
-def check_same_run(checkpoint: Path, config: TrainingConfig) -> None:
-    """Raises `ConfigError` if a checkpoint was made with settings that would change what the resumed run computes."""
+def check_same_run(checkpoint: Path, config: TrainingConfig, steering: Collection[str] = ()) -> list[str]:
+    """What was changed to steer a run, `section.key is VALUE and was VALUE` each: keys of `STEERING` that are in `steering`.
+
+    Raises `ConfigError` if a checkpoint was made with other settings that would change what the resumed run computes.
+    """
+    allowed = STEERING.intersection(steering)
     before = TrainingConfig.from_dict(_read_facts(checkpoint)["config"])
-    changed = [key for key in config.differences(before) if key not in _FREE]
+    changed = [key for key in config.differences(before) if key not in _FREE | allowed]
     if changed:
         raise ConfigError(
             f"the run was made with another {', '.join(changed)}, so it cannot be resumed exactly; resume with the same configuration, "
             "or start a new run from it with run.initial"
         )
+    return [f"{key} is {_of(config, key)} and was {_of(before, key)}" for key in config.differences(before) if key in allowed]
 
 
 def data_of(checkpoint: Path) -> str:
     """The fingerprint of the clips that a checkpoint was trained on; empty if there is none."""
     return str(_read_facts(checkpoint).get("data", ""))
+
+
+def processes_of(checkpoint: Path) -> int | None:
+    """How many processes made a checkpoint; None if it does not say, as those of earlier versions."""
+    count = _read_facts(checkpoint).get("processes")
+    return count if isinstance(count, int) else None
 
 
 _FREE = frozenset(
@@ -104,6 +126,13 @@ _FREE = frozenset(
 )
 """Keys that a resumed run may change. (Whether `data.folder` holds the videos of before is told by their fingerprint;
 `run.steps` moves the end of a cosine, unless `optimizer.schedule_steps` holds it.)"""
+STEERING = frozenset({"optimizer.learning_rate", "optimizer.clip_norm"})
+"""Keys that may be changed knowingly, to lead a run past a place where it diverged; that they were is told."""
+
+
+def _of(config: TrainingConfig, key: str) -> object:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
 
 
 def _facts(state: TrainingState, config: TrainingConfig) -> dict[str, Any]:

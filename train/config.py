@@ -265,7 +265,7 @@ class TrainingConfig:
         """The configuration as a TOML file, every key written out."""
         lines: list[str] = []
         for name, section in self.to_dict().items():
-            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items()), ""]
+            lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in section.items()), ""]
         return "\n".join(lines)
 
     def differences(self, other: TrainingConfig) -> list[str]:
@@ -277,6 +277,11 @@ class TrainingConfig:
 def ready_configs() -> list[str]:
     """Names of the configurations that ship with the package."""
     return sorted(entry.name.removesuffix(".toml") for entry in _configs().iterdir() if entry.name.endswith(".toml"))
+
+
+def _toml(value: object) -> str:
+    """JSON is TOML but for two things: surrogate pairs, which only JSON's own escapes bring about, and DEL, which JSON leaves as it is."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _configs() -> Any:
@@ -348,7 +353,17 @@ def _value(hint: Any, value: object, where: str) -> Any:
         return float(value)
     if type(value) is not hint:
         raise ConfigError(f"{where} is {value!r}; expected {_KINDS[hint]}")
+    if isinstance(value, str) and not _is_utf8(value):
+        raise ConfigError(f"{where} is {value!r}, which is not UTF-8 and cannot be written into the run's config.toml; use another name")
     return value
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}

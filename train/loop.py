@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,20 +18,23 @@ from torch import Tensor
 from wfvae.checkpoint import RUN_CHECKPOINTS, newest_of_run
 from wfvae.errors import ConfigError, DataError, InputError, TrainingError
 from wfvae.model import WFVAE
-from wfvae.train.checkpoints import check_same_run, data_of, read_checkpoint, write_checkpoint
+from wfvae.train.checkpoints import check_same_run, data_of, processes_of, read_checkpoint, write_checkpoint
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import BadClipLedger, Batch, BatchStream, ClipSource, FiniteSource, InspectedSource, held_out
+from wfvae.train.data import BadClipLedger, Batch, BatchStream, ClipSource, FiniteSource, InspectedSource, held_out, printable
 from wfvae.train.initial import initial_model
 from wfvae.train.metrics import METRICS_NAME, Metrics, read_metrics
 from wfvae.train.perceptual import PerceptualLoss
 from wfvae.train.run_lock import locked
 from wfvae.train.sources import has_validation, require_outside, training_crops, training_source, validation_source
 from wfvae.train.state import TrainingState
-from wfvae.train.step import Trainer
+from wfvae.train.step import NotFiniteError, Trainer
 from wfvae.train.validation import Scores, check_needs, validate
-from wfvae.train.world import World
+from wfvae.train.world import ENDED_ELSEWHERE, World
 
 CONFIG_NAME = "config.toml"
+_SIGN_EVERY = 60.0
+"""Seconds of indexing between two signs to the other processes, which would not wait for ever without one."""
+_OTHERWISE = "the run goes on, but not as it would have without the interruption"
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,12 @@ class Watcher:
     progress: Callable[[int, int, dict[str, float]], None] = lambda done, total, values: None
     """Given (steps made, steps in all, latest values) after every step."""
     notice: Callable[[str], None] = lambda line: None
-    """Given one line for each file that is skipped, in training or in validation. A process that is not the first leaves those out that
-    the index names."""
+    """Given one line for each file that is skipped, in training or in validation, and for what is unusual about a run when it begins. A
+    process that is not the first leaves the latter out, and those files that the index names."""
     stopping: Callable[[], bool] = lambda: False
     """Asked between steps; True ends the run after a checkpoint."""
     indexing: Callable[[int, int], None] | None = None
-    """Given (files looked at, files in all) while the folder of videos is indexed."""
+    """Given (files looked at, files in all) while a folder of videos is indexed."""
 
 
 @dataclass
@@ -65,7 +68,15 @@ class RunResult:
     """Shares of this process's time: `data_wait`, `compute` (forward, backward, optimiser), `validation`, `bookkeeping`."""
 
 
-def train(config: TrainingConfig, directory: Path, world: World, *, resume: bool = False, watcher: Watcher | None = None) -> RunResult:
+def train(
+    config: TrainingConfig,
+    directory: Path,
+    world: World,
+    *,
+    resume: bool = False,
+    steering: Collection[str] = (),
+    watcher: Watcher | None = None,
+) -> RunResult:
     """Runs, or goes on with, a stage of training.
 
     A run that was killed at any moment and resumed ends with the weights of an uninterrupted one (bit for bit on a CPU with the same
@@ -76,18 +87,21 @@ def train(config: TrainingConfig, directory: Path, world: World, *, resume: bool
         directory: of the run; made if missing, must hold no run unless `resume`.
         world: the processes of the run.
         resume: go on from the newest checkpoint, or start if there is none yet.
+        steering: keys `section.key` that were set for this call. The learning rate and the norm of clipping may differ from the run's
+            before only if they are among them.
         watcher: for progress and stopping.
 
     Raises:
         ConfigError: the batch does not divide among processes, the directory holds a run, or the resumed run has other settings.
         CheckpointError, DataError, TrainingError, MissingExtraError: naming what is wrong and what to do.
     """
-    return _Run(config, directory, world, watcher or Watcher()).go(resume)
+    return _Run(config, directory, world, watcher or Watcher(), steering).go(resume)
 
 
 class _Run:
-    def __init__(self, config: TrainingConfig, directory: Path, world: World, watcher: Watcher) -> None:
+    def __init__(self, config: TrainingConfig, directory: Path, world: World, watcher: Watcher, steering: Collection[str]) -> None:
         self._config, self._directory, self._world, self._watcher = config, directory, world, watcher
+        self._steering = steering
         self._share = _share(config, world)
         self._clock = _Clock()
         self._ledger = BadClipLedger(config.data.bad_files, watcher.notice)
@@ -99,6 +113,7 @@ class _Run:
         self._fingerprint = ""
         self._saved = 0
         """The step of the newest checkpoint, or that from which the run started."""
+        self._sign_given = 0.0
 
     def go(self, resume: bool) -> RunResult:
         require_outside(self._config, self._directory)
@@ -115,16 +130,17 @@ class _Run:
         self._saved = state.step
         perceptual = None if config.loss.perceptual == "none" else PerceptualLoss(config.loss.perceptual).to(world.device)
         self._perceptual = perceptual
-        # The first process writes the index, which the others then find.
         if not world.is_first:
-            world.wait()
-        source = training_source(config, directory, self._watcher.indexing, retry_bad=world.is_first)
+            # The first process writes the index, which the others then find. It may take long, so it says now and then that it goes on.
+            while world.any(False):
+                pass
+        source = training_source(config, directory, self._indexing, retry_bad=world.is_first)
         self._note_changes(source, checkpoint)
         if world.is_first:
-            self._validation = validation_source(config, directory)
+            self._validation = validation_source(config, directory, self._indexing)
             if isinstance(self._validation, InspectedSource):
                 self._held_out_ledger.note(self._validation.unusable)
-            world.wait()
+            world.any(False)
         trainer = Trainer(config, state, world, perceptual)
         stream = BatchStream(
             source,
@@ -156,7 +172,7 @@ class _Run:
             done = state.step
             clock.count(config.optimizer.batch * batch.frames.shape[2])
             if done % config.run.log_every == 0 or done == steps:
-                rates = clock.since_last()
+                rates = clock.since_last(steps - done)
                 self._record(metrics, state, values | rates)
             self._watcher.progress(done, steps, values | rates | clock.shares())
             due = validate_every > 0 and done % validate_every == 0
@@ -178,18 +194,18 @@ class _Run:
                 batch = next(stream)
             except Exception as error:
                 fault = error  # raised below, by all processes at the same place
-        if not self._world.any(fault is not None or self._watcher.stopping()):
+            stopping = self._watcher.stopping()
+            # Within the measure, since it waits for the data of the slowest process.
+            goes_on = not self._world.any(fault is not None or stopping)
+        if goes_on:
             return batch
-        if not self._world.any(fault is not None):
+        # First of all: the signal may have ended a process that batches come from, too, as SIGTERM to a whole process group does.
+        if self._world.any(stopping):
             self._save(state)
             return None
         self._rescue(state, fault)
         self._world.wait()  # the end of one process is the end of all
-        if fault is not None:
-            raise fault
-        raise TrainingError(
-            "another process of this run has ended; its own message says why, and --resume goes on from the last checkpoint"
-        )
+        raise fault if fault is not None else TrainingError(ENDED_ELSEWHERE)
 
     def _record(self, metrics: Metrics | _NoMetrics, state: TrainingState, values: dict[str, float]) -> None:
         try:
@@ -198,20 +214,32 @@ class _Run:
             self._rescue(state, error)
             raise
 
-    def _rescue(self, state: TrainingState, fault: Exception | None) -> None:
+    def _rescue(self, state: TrainingState, fault: Exception | None, *, keep_all: bool = False) -> None:
         """Saves what was done since the last checkpoint, if anything, before `fault` ends the run."""
         if not self._world.is_first or state.step == self._saved:
             return
         try:
-            write_checkpoint(self._directory, state, self._config, self._fingerprint)
+            self._write(state, keep_all=keep_all)
         except TrainingError as error:
             raise TrainingError(f"{fault}; {error}" if fault else str(error)) from (fault or error)
 
     def _step(self, trainer: Trainer, batch: Batch) -> dict[str, float]:
         try:
             return trainer.step(_parts(batch.frames, self._config.optimizer.accumulate))
-        except TrainingError as error:
-            raise TrainingError(f"{error}; the batch held {', '.join(batch.names)}; {self._kept()}") from error
+        except NotFiniteError as error:
+            # The checkpoints before this one may be needed, to go on from before it went wrong.
+            self._rescue(trainer.state, error, keep_all=True)
+            self._world.wait()  # until it is written
+            if error.elsewhere:
+                raise TrainingError(ENDED_ELSEWHERE) from error
+            advice = (
+                "; --resume would make this step again: before that, take those clips out of the data, or remove the newest checkpoints to "
+                "go on from an earlier one with --set optimizer.learning_rate= (lower) or optimizer.clip_norm="
+            )
+            raise TrainingError(
+                f"{error}; the batch held {', '.join(map(printable, batch.names))}; {self._kept()}"
+                + (advice if newest_of_run(self._directory) else "")
+            ) from error
         except RuntimeError as error:
             # On a CPU torch has no kind of its own for it.
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
@@ -228,9 +256,12 @@ class _Run:
 
     def _save(self, state: TrainingState) -> None:
         if self._world.is_first:
-            write_checkpoint(self._directory, state, self._config, self._fingerprint)
+            self._write(state)
         self._saved = state.step
         self._world.wait()
+
+    def _write(self, state: TrainingState, *, keep_all: bool = False) -> None:
+        write_checkpoint(self._directory, state, self._config, self._fingerprint, self._world.size, keep_all=keep_all)
 
     def _validate_end(self, model: WFVAE, step: int, metrics: Metrics | _NoMetrics) -> None:
         """The last validation; also that of a run which was interrupted in it. The other processes wait, so as not to end before."""
@@ -252,14 +283,24 @@ class _Run:
         metrics.write("validation", step, {name: value for name, value in self._scores._asdict().items() if value is not None})
 
     def _note_changes(self, source: ClipSource, checkpoint: Path | None) -> None:
-        """Tells if the clips are others than before: a seed then draws others, and the run is not what it would have been."""
+        """Tells if clips or processes are others than before, so that the run is not what it would have been."""
         self._fingerprint = source.fingerprint if isinstance(source, FiniteSource) else ""
-        before = "" if checkpoint is None else data_of(checkpoint)
-        if before and before != self._fingerprint and self._world.is_first:
-            self._watcher.notice(
-                f"the videos below {self._config.data.folder} are not those of before; the run goes on, but not as it would have without "
-                "the interruption"
-            )
+        if checkpoint is None or not self._world.is_first:
+            return
+        before = data_of(checkpoint)
+        if before and before != self._fingerprint:
+            self._watcher.notice(f"the videos below {self._config.data.folder} are not those of before; {_OTHERWISE}")
+        processes = processes_of(checkpoint)
+        if processes is not None and processes != self._world.size:
+            self._watcher.notice(f"there were {processes} processes before, and now there are {self._world.size}; {_OTHERWISE}")
+
+    def _indexing(self, done: int, total: int) -> None:
+        """Passes on how far the index is. The first process also tells the others, who wait for it, that it has not stopped."""
+        if self._watcher.indexing is not None:
+            self._watcher.indexing(done, total)
+        if self._world.is_first and (now := time.perf_counter()) - self._sign_given >= _SIGN_EVERY:
+            self._world.any(True)
+            self._sign_given = now
 
     def _open_directory(self) -> None:
         """Makes the run's directory. Only the first process writes; the others wait for it."""
@@ -275,10 +316,16 @@ class _Run:
         newest = newest_of_run(directory)
         if newest is not None and not resume:
             raise ConfigError(f"{directory} holds a training run up to {newest.name}; go on with --resume, or choose another --out")
+        lines = []
         if newest is not None:
-            check_same_run(newest, config)
-        elif resume and self._world.is_first:
-            self._watcher.notice(f"there is no checkpoint in {directory} to go on from; training begins at step 0")
+            lines = [f"{change}; {_OTHERWISE}" for change in check_same_run(newest, config, self._steering)]
+        elif resume:
+            lines = [f"there is no checkpoint in {directory} to go on from; training begins at step 0"]
+        if not has_validation(config):
+            lines.append("validation.folder is not set, so nothing is validated")
+        if self._world.is_first:
+            for line in lines:
+                self._watcher.notice(line)
         self._world.wait()
         if self._world.is_first:
             try:
@@ -319,7 +366,7 @@ class _Clock:
         self._spent: dict[str, float] = {"data_wait": 0.0, "compute": 0.0, "validation": 0.0}
         self._began = self._marked = time.perf_counter()
         self._at_mark: dict[str, float] = dict(self._spent)
-        self._frames = 0
+        self._frames = self._steps = 0
 
     def start(self) -> None:
         self._began = self._marked = time.perf_counter()
@@ -328,20 +375,22 @@ class _Clock:
         return _Measure(self._spent, what)
 
     def count(self, frames: int) -> None:
-        """Takes in that so many frames have been trained on."""
+        """Takes in that a step has been made with so many frames."""
         self._frames += frames
+        self._steps += 1
 
-    def since_last(self) -> dict[str, float]:
-        """Rates since the last call, without validations."""
+    def since_last(self, left: int) -> dict[str, float]:
+        """Rates since the last call, without validations, and the time that `left` steps take at that rate."""
         now = time.perf_counter()
         delta = {name: self._spent[name] - self._at_mark[name] for name in self._spent}
         elapsed = max(now - self._marked - delta["validation"], 1e-9)
-        frames = self._frames
-        self._marked, self._at_mark, self._frames = now, dict(self._spent), 0
+        frames, steps = self._frames, self._steps
+        self._marked, self._at_mark, self._frames, self._steps = now, dict(self._spent), 0, 0
         return {
             "frames_per_second": frames / elapsed,
             "data_wait": delta["data_wait"] / elapsed,
             "compute": delta["compute"] / elapsed,
+            "eta_seconds": left * elapsed / steps,
         }
 
     def shares(self) -> dict[str, float]:

@@ -21,8 +21,8 @@ METRICS_NAME = "metrics.jsonl"
 class Metrics:
     """Appends to `RUN/metrics.jsonl`. Lines of steps that a resumed run makes again are removed first.
 
-    Each line has `step` and `kind`: "train" (losses, learning_rate, gradient_norm, frames_per_second, data_wait, compute) or
-    "validation" (psnr_db, ssim, lpips).
+    Each line has `step` and `kind`: "train" (losses, learning_rate, gradient_norm, frames_per_second, data_wait, compute, eta_seconds)
+    or "validation" (psnr_db, ssim, lpips).
     """
 
     def __init__(self, run: Path, first_step: int, tensorboard: bool = False) -> None:

@@ -47,8 +47,8 @@ def has_validation(config: TrainingConfig) -> bool:
     return bool(config.validation.folder) or config.data.kind == "procedural"
 
 
-def validation_source(config: TrainingConfig, run: Path) -> ClipSource | None:
-    """Clips that training never sees; None for folder data without a validation folder."""
+def validation_source(config: TrainingConfig, run: Path, indexing: Callable[[int, int], None] | None = None) -> ClipSource | None:
+    """Clips that training never sees; None for folder data without a validation folder. `indexing` as for `training_source`."""
     if not has_validation(config):
         return None
     data, validation = config.data, config.validation
@@ -56,7 +56,8 @@ def validation_source(config: TrainingConfig, run: Path) -> ClipSource | None:
     source: ClipSource
     if validation.folder:
         _require_apart(data.folder, validation.folder)
-        source = VideoFolder(validation.folder, validation.frames, size, data.stride, index_path=run / "validation-index.json")
+        index = run / "validation-index.json"
+        source = VideoFolder(validation.folder, validation.frames, size, data.stride, index_path=index, progress=indexing)
     else:
         source = ProceduralClips(0, validation.clips, validation.frames, size, data.stride, split="held-out", max_noise=data.noise)
     return FixedCrops(source, Crops(validation.crop_height, validation.crop_width)) if validation.crop_height else source

@@ -33,6 +33,18 @@ from wfvae.train.world import World
 _SEED_RANGE = 1 << 63
 
 
+class NotFiniteError(TrainingError):
+    """A step that came upon values that are NaN or infinite, and changed nothing. All processes raise it at the same step.
+
+    Attributes:
+        elsewhere: whether it is known that they are not of this process's clips.
+    """
+
+    def __init__(self, message: str, elsewhere: bool = False) -> None:
+        super().__init__(message)
+        self.elsewhere = elsewhere
+
+
 class Autoencoding(nn.Module):
     """Encode, sample with given noise, decode: one module call, which is what DistributedDataParallel wraps."""
 
@@ -72,8 +84,18 @@ class Trainer:
             The loss terms, unweighted and averaged over all processes, the learning rate and the norms of the gradients.
 
         Raises:
-            TrainingError: the latents, a loss or a gradient are NaN or infinite; the weights are those after the previous step.
+            NotFiniteError: the latents, a loss or a gradient are NaN or infinite; the state is that after the previous step.
         """
+        # The norms' running statistics change before it is known whether the step is good.
+        buffers = [] if self.state.discriminator is None else [(buffer, buffer.clone()) for buffer in self.state.discriminator.buffers()]
+        try:
+            return self._step(parts)
+        except NotFiniteError:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            raise
+
+    def _step(self, parts: Sequence[Tensor]) -> dict[str, float]:
         state, settings = self.state, self.config.optimizer
         rate = learning_rate(settings, state.step, self.config.run.steps)
         self._seed()
@@ -95,10 +117,10 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_norm or math.inf)
         result = {name: float(self.world.mean(value)) for name, value in terms.items()}
         result["gradient_norm"] = float(norm)
-        self._require_finite(result)
+        self._require_finite(result, terms)
         if pairs:
             result |= self._discriminator_gradients(pairs)
-            self._require_finite(result)
+            self._require_finite(result, {})
         # Nothing has changed so far: a step that went wrong leaves no trace in a checkpoint.
         _apply(state.optimizer, rate)
         if pairs and state.discriminator_optimizer is not None:
@@ -162,12 +184,16 @@ class Trainer:
         return {"discriminator": float(self.world.mean(total)), "discriminator_gradient_norm": float(norm)}
 
     def _forward(self, video: Tensor, noise: Tensor) -> tuple[EncoderOutput, DecoderOutput]:
+        outputs: tuple[EncoderOutput, DecoderOutput] | None = None
+        found = ""
         try:
             with self._precision():
-                outputs: tuple[EncoderOutput, DecoderOutput] = self._autoencoding(video, noise)
+                outputs = self._autoencoding(video, noise)
         except InputError as error:
-            # The decoder takes no latents that are NaN or infinite, so that such a step does not come as far as its losses.
-            raise TrainingError(f"step {self.state.step + 1}: in the autoencoder, {error}") from error
+            found = str(error)  # the decoder takes no latents that are NaN or infinite, so that such a step does not come to its losses
+        # All at the same place: in the backward pass the others would wait for this process.
+        if self.world.any(outputs is None) or outputs is None:
+            raise NotFiniteError(f"step {self.state.step + 1}: in the autoencoder, {found}", elsewhere=outputs is not None)
         return outputs
 
     def _precision(self) -> AbstractContextManager[object]:
@@ -202,10 +228,12 @@ class Trainer:
         """Dropout draws from torch's own generator: seeding it at each step makes a step a function of the state alone."""
         torch.manual_seed(_mix(self.config.run.seed, self.state.step, -1 - self.world.rank))
 
-    def _require_finite(self, values: dict[str, float]) -> None:
-        bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    def _require_finite(self, values: dict[str, float], own: dict[str, Tensor]) -> None:
+        """`values` are of all processes, `own` those terms of them that this process has a part of its own in."""
+        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         if bad:
-            raise TrainingError(f"step {self.state.step + 1}: {', '.join(bad)}")
+            elsewhere = bool(bad.keys() & own.keys()) and all(math.isfinite(float(term)) for term in own.values())
+            raise NotFiniteError(f"step {self.state.step + 1}: {', '.join(f'{name} is {value}' for name, value in bad.items())}", elsewhere)
 
     def _unsynchronised(self, module: nn.Module, without: bool) -> AbstractContextManager[object]:
         """Gradients are exchanged in the last part of a step only."""

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from wfvae.errors import TrainingError
 
+ENDED_ELSEWHERE = "another process of this run has ended; its own message says why, and --resume goes on from the last checkpoint"
+"""What a process says that ends because of another one."""
+
 _PATIENCE = timedelta(hours=2)
-"""The other processes wait this long while the first indexes a large folder of videos."""
+"""Processes wait this long for each other, such as while the first one validates."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,7 @@ def join_world(threads: int) -> Iterator[World]:
     except RuntimeError as error:
         if not _tells_of_lost_peer(error):
             raise
-        raise TrainingError(
-            "another process of this run has ended; its own message says why, and --resume goes on from the last checkpoint"
-        ) from error
+        raise TrainingError(ENDED_ELSEWHERE) from error
     finally:
         dist.destroy_process_group()
 

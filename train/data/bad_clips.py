@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from wfvae.errors import DataError
-from wfvae.train.data.clip_source import BadClip
+from wfvae.train.data.clip_source import BadClip, ShortClip
 
 __all__ = ["DEFAULT_LIMIT", "BadClipLedger"]
 
@@ -34,6 +34,7 @@ class BadClipLedger:
             raise DataError(f"the limit on bad files is {limit!r}; expected an integer of at least 0, or None")
         self.limit = limit
         self.reasons: dict[str, str] = {}
+        self._short = 0
         self._report = report
 
     def __len__(self) -> int:
@@ -55,11 +56,13 @@ class BadClipLedger:
             if clip.name in self.reasons:
                 continue
             self.reasons[clip.name] = clip.reason
+            self._short += isinstance(clip, ShortClip)
             last = clip
             if tell and self._report is not None:
                 self._report(f"skipped {clip}")
         if last is not None and self.limit is not None and len(self.reasons) > self.limit:
+            short = f"{self._short} of them have only too few frames for data.frames and data.stride; " if self._short else ""
             raise DataError(
-                f"{len(self.reasons)} files cannot be used, more than the limit of {self.limit}; the last is {last}; "
-                "repair or remove them, or raise the limit"
+                f"{len(self.reasons)} files cannot be used, more than the limit of {self.limit}; the last is {last}; {short}"
+                "repair or remove them, or raise data.bad_files"
             )

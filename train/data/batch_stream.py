@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from wfvae.errors import DataError, TrainingError, WFVAEError
 from wfvae.train.data.bad_clips import BadClipLedger
 from wfvae.train.data.batch import Batch, stack_clips
-from wfvae.train.data.clip_source import BadClip, Clip, ClipSource, InspectedSource
+from wfvae.train.data.clip_source import BadClip, Clip, ClipSource, InspectedSource, printable
 from wfvae.train.data.crops import Crops
 from wfvae.train.data.sampling import WINDOW, Drawn, NoneUsableError, Place, Sampling, crop_rng, draw
 
@@ -70,7 +70,8 @@ class _Steps(Dataset[Batch | _Failure]):
             name = self._source.name(drawn.item)
             if clips and drawn.clip.shape != clips[0].shape:
                 raise DataError(
-                    f"'{name}' gave a clip of shape {drawn.clip.shape}, '{names[0]}' one of {clips[0].shape}; expected one shape"
+                    f"'{printable(name)}' gave a clip of shape {drawn.clip.shape}, '{printable(names[0])}' one of {clips[0].shape}; "
+                    "expected one shape"
                 )
             clips.append(drawn.clip)
             names.append(name)

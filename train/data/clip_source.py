@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from wfvae.errors import DataError
 
-__all__ = ["BadClip", "Clip", "ClipSource", "FiniteSource", "InspectedSource"]
+__all__ = ["BadClip", "Clip", "ClipSource", "FiniteSource", "InspectedSource", "ShortClip", "printable"]
 
 Clip = npt.NDArray[np.uint8]
 """(T, H, W, 3) uint8 RGB, full range 0..255."""
@@ -24,12 +24,21 @@ class BadClip(DataError):
     """
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"'{name}': {reason}")
+        super().__init__(f"'{printable(name)}': {reason}")
         self.name = name
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[BadClip], tuple[str, str]]:
         return type(self), (self.name, self.reason)
+
+
+class ShortClip(BadClip):
+    """An item that is whole, but has too few frames for the clips asked for."""
+
+
+def printable(name: str) -> str:
+    """A name as messages give it: what no terminal shows, such as bytes that are not UTF-8 and line breaks, is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 class ClipSource(Protocol):

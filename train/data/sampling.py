@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import DataError
-from wfvae.train.data.clip_source import BadClip, Clip, ClipSource
+from wfvae.train.data.clip_source import BadClip, Clip, ClipSource, printable
 
 __all__ = ["WINDOW", "Drawn", "NoneUsableError", "Place", "Sampling", "check_clip", "crop_rng", "draw", "item_rng"]
 
@@ -137,5 +137,6 @@ def crop_rng(seed: int, place: Place) -> np.random.Generator:
 def check_clip(source: ClipSource, index: int, clip: Clip) -> Clip:
     """The clip, if it is what `ClipSource.clip` promises; raises `DataError` otherwise."""
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
-        raise DataError(f"'{source.name(index)}' gave a {clip.dtype} array of shape {clip.shape}; expected uint8 (T, H, W, 3)")
+        name = printable(source.name(index))
+        raise DataError(f"'{name}' gave a {clip.dtype} array of shape {clip.shape}; expected uint8 (T, H, W, 3)")
     return clip

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from wfvae.errors import DataError
-from wfvae.train.data.clip_source import BadClip, Clip
+from wfvae.train.data.clip_source import BadClip, Clip, ShortClip
 from wfvae.train.data.frame_pixels import PixelReader
 from wfvae.train.data.video_container import UnusableError, refused
 from wfvae.train.data.video_frames import frames_from
@@ -20,9 +20,6 @@ from wfvae.train.data.video_probe import VideoFacts
 from wfvae.video_suffixes import VIDEO_SUFFIXES
 
 __all__ = ["VideoFolder"]
-
-_MISCOUNT = 16
-"""Frames by which a container may count too many (edit lists, encoder delay); more is taken for a file that was cut off."""
 
 
 class VideoFolder:
@@ -70,7 +67,7 @@ class VideoFolder:
             if file.facts is None:
                 unusable.append(BadClip(file.path, file.reason))
             elif file.facts.frames < self.span:
-                unusable.append(BadClip(file.path, self._too_short(file.facts.frames)))
+                unusable.append(ShortClip(file.path, self._too_short(file.facts.frames)))
             else:
                 self._videos.append((file.path, file.facts))
         self.unusable: tuple[BadClip, ...] = tuple(unusable)
@@ -89,7 +86,7 @@ class VideoFolder:
     def fingerprint(self) -> str:
         """SHA-256 of the paths and lengths of the usable videos."""
         listed = "\n".join(f"{path}\t{facts.frames}" for path, facts in self._videos)
-        return hashlib.sha256(listed.encode()).hexdigest()
+        return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()  # names of files may be any bytes
 
     def name(self, index: int) -> str:
         """The path relative to the folder."""
@@ -101,8 +98,13 @@ class VideoFolder:
         start = int(rng.integers(facts.frames - self.span + 1))
         with refused(name):
             clip, missing = self._read(name, facts, start)
-            if missing and missing <= min(start, _MISCOUNT):
-                clip, missing = self._read(name, facts, start - missing)
+            back = 0
+            # Containers count too many (edit lists, encoder delay), and where the frame rate varies fewer frames may follow than its mean
+            # promises. The frame from which on there are enough is not known.
+            while missing and start:
+                back = max(missing, 2 * back)
+                start = max(start - back, 0)
+                clip, missing = self._read(name, facts, start)
             if missing:
                 raise UnusableError(f"it ends {missing} frames early: expected {facts.frames}, it may be cut short or damaged")
             return clip

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +24,10 @@ _FORMAT = "wfvae video index"
 _VERSION = 1
 _SAVED_EVERY = 30.0
 """Seconds of indexing between two savings: the whole index is written each time, so a number of files would cost their square."""
+_AT_ONCE = 8
+"""Files that are looked at at the same time: most of it is waiting for a disk or a network, and FFmpeg works without Python's lock."""
+_QUEUED = 1024
+"""Files that are given to the threads together: folders may hold millions."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ def index_folder(
 ) -> list[IndexedFile]:
     """Every video file below `root`, sorted by path; only new and changed files are opened, and those that were bad before.
 
-    The index is rewritten when something changed, and now and then meanwhile, so that a scan that is interrupted goes on where it was.
+    The index is rewritten when something changed, now and then meanwhile, and when a scan is interrupted, which then goes on where it was.
     Several processes may do this at once: each writes a file of its own and renames it.
 
     Args:
@@ -62,19 +68,39 @@ def index_folder(
     files: list[IndexedFile] = []
     unsaved = False
     saved_at = time.monotonic()
-    for number, path in enumerate(paths):
-        entry = _entry(root, path, known.get(path), retry_bad)
-        files.append(entry)
-        unsaved |= entry != known.get(path)
-        if unsaved and time.monotonic() - saved_at >= _SAVED_EVERY:
-            looked_at = {file.path for file in files}
-            _save(index_path, root, files + [file for file in known.values() if file.path not in looked_at])
-            unsaved, saved_at = False, time.monotonic()
-        if progress is not None:
-            progress(number + 1, len(paths))
+
+    def save_so_far() -> None:
+        looked_at = {file.path for file in files}
+        _save(index_path, root, files + [file for file in known.values() if file.path not in looked_at])
+
+    try:
+        with closing(_entries(root, paths, known, retry_bad)) as entries:
+            for entry in entries:
+                files.append(entry)
+                unsaved |= entry != known.get(entry.path)
+                if unsaved and time.monotonic() - saved_at >= _SAVED_EVERY:
+                    save_so_far()
+                    unsaved, saved_at = False, time.monotonic()
+                if progress is not None:
+                    progress(len(files), len(paths))
+    except BaseException:
+        if unsaved:
+            with suppress(DataError):  # of the two errors the first one counts
+                save_so_far()
+        raise
     if unsaved or list(known) != paths:
         _save(index_path, root, files)
     return files
+
+
+def _entries(root: Path, paths: Sequence[str], known: dict[str, IndexedFile], retry_bad: bool) -> Generator[IndexedFile]:
+    """The entries of the files in the order of `paths`, a few of which are looked at at once."""
+    pool = ThreadPoolExecutor(_AT_ONCE)
+    try:
+        for first in range(0, len(paths), _QUEUED):
+            yield from pool.map(lambda path: _entry(root, path, known.get(path), retry_bad), paths[first : first + _QUEUED])
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _check_places(root: Path, index_path: Path) -> None:

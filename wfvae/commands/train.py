@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
             progress(done, total, values)
 
         watcher = Watcher(stepped, notice, stop.asked, indexing)
-        result = train(config, directory, world, resume=args.resume, watcher=watcher)
+        steering = {override.partition("=")[0].strip() for override in args.set}
+        result = train(config, directory, world, resume=args.resume, steering=steering, watcher=watcher)
     if world.is_first:
         _report(args, result, config.run.steps)
     if not result.finished:
