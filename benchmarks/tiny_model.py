@@ -116,15 +116,31 @@ def ship(runs: list[Path]) -> None:
     assert (SHIPPED / CONFIG_NAME).is_file()
     for number, run in enumerate(runs, 1):
         (SHIPPED / f"stage{number}.toml").write_text(told(TrainingConfig.load(run / RUN_CONFIG)), encoding="utf-8")
-    per_stage = [[line["reconstruction"] for line in read_metrics(run, "train")] for run in runs]
-    pixels = 3 * 64 * 64
-    curve = [loss / pixels * 127.5 for losses in per_stage for loss in losses]
     steps = [int(read_metrics(run, "train")[-1]["step"]) for run in runs]
-    notes = [f"L1 of every 50th batch in levels of 255, over {' + '.join(map(str, steps))} steps of {len(runs)} stages."]
-    plot = line_plot(curve, "logged step (every 50th)", "L1", "levels", WIDE, from_zero=True)
-    (SHIPPED / "training-curve.svg").write_text(
-        svg_file("Training of the tiny model", notes, [Panel("Reconstruction loss", plot)]), encoding="utf-8"
-    )
+    notes = [f"Reconstruction loss of every 50th batch in levels of 255, over {' + '.join(map(str, steps))} steps of {len(runs)} stages."]
+    drawing = svg_file("Training of the tiny model", notes, training_curves(runs))
+    (SHIPPED / "training-curve.svg").write_text(drawing, encoding="utf-8")
+
+
+def training_curves(runs: Sequence[Path]) -> list[Panel]:
+    """A curve for each kind of distance that was trained with, in levels of 255, over its stages."""
+    titles = {"l1": ("L1", "L1"), "l2": ("L2", "root of L2")}
+    values: dict[str, list[float]] = {}
+    stages: dict[str, list[str]] = {}
+    for number, run in enumerate(runs, 1):
+        config = TrainingConfig.load(run / RUN_CONFIG)
+        kind, data = config.loss.reconstruction, config.data
+        samples = 3 * (data.crop_height or data.height) * (data.crop_width or data.width)
+        mean = [line["reconstruction"] / samples for line in read_metrics(run, "train")]
+        values.setdefault(kind, []).extend((value if kind == "l1" else value**0.5) * 127.5 for value in mean)
+        stages.setdefault(kind, []).append(str(number))
+    return [
+        Panel(
+            f"Stages with {titles[kind][0]}: {', '.join(stages[kind])}",
+            line_plot(curve, "logged step (every 50th)", titles[kind][1], "levels", WIDE, from_zero=True),
+        )
+        for kind, curve in values.items()
+    ]
 
 
 def told(config: TrainingConfig) -> str:

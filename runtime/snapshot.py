@@ -21,7 +21,7 @@ _DIGEST = "sha256"
 _STATE, _INPUT, _ATTACHED = "state.", "input.", "attached."
 _ALIGNMENT = 8
 _KINDS = {"f": "F", "i": "I", "u": "U"}
-"""Letters of safetensors' types, by numpy's."""
+"""Letters of safetensors' types, by numpy's; a number of bits follows."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,10 @@ class Snapshot:
         """Writes to a temporary name, then renames it. Raises `ResourceError` if it cannot."""
         path = Path(path)
         temporary = path.with_name(path.name + ".tmp")
+        pieces = self._pieces()
         try:
             with temporary.open("wb") as file:
-                file.writelines(self._pieces())
+                file.writelines(pieces)
             temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -124,9 +125,9 @@ def _layout(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -> bytes:
     end = 0
     for name, array in tensors.items():
         begin, end = end, end + array.nbytes
-        kind = f"{_KINDS[array.dtype.kind]}{8 * array.itemsize}"
+        kind = "BOOL" if array.dtype == bool else f"{_KINDS[array.dtype.kind]}{8 * array.itemsize}"
         entries[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [begin, end]}
-    text = json.dumps(entries).encode()
+    text = json.dumps(entries, ensure_ascii=False).encode()  # text that is not UTF-8 fails here, not where it is read
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 

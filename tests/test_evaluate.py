@@ -711,17 +711,19 @@ def test_a_bundle_is_compared_with_itself_run_otherwise(
     """Which backend and hint each set is opened with; what those compute is for their own tests."""
     from wfvae.runtime import bundle as module
 
-    seen = []
+    seen, providers = [], []
     open_bundle = module.open_bundle
 
-    def noting(path: Path, backend: str, *, precision_hint: str | None, **others: Any) -> Bundle:
+    def noting(path: Path, backend: str, *, precision_hint: str | None, provider: str, **others: Any) -> Bundle:
         seen.append((backend, precision_hint))
+        providers.append(provider)
         return open_bundle(path, **others)
 
     monkeypatch.setattr(module, "open_bundle", noting)
     bundle = exported("4x8x8-trilinear")
-    arguments = ["--frames", 1, "--size", 16, "--lpips-weights", "none", "--threads", 1, *options]
+    arguments = ["--frames", 1, "--size", 16, "--lpips-weights", "none", "--threads", 1, "--provider", "cpu", *options]
     report = program.done("evaluate", "--bundle", bundle, "--data", real, "--compare-bundle", bundle, *arguments)
+    assert providers == ["auto" if "--compare-backend" in options else "cpu", "cpu"]
     assert seen == [opened[1], opened[0]], "the second is opened before the first"
     assert [entry["label"] for entry in report["reconstructions"]] == [bundle.name, label.format(bundle.name)]
     assert [video["psnr"] for video in report["difference"]["videos"]] == [0.0] * 3

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,14 @@ def test_writing_takes_no_memory_for_a_second_state(tmp_path: Path) -> None:
         found = tensors.get(f"state.{name}", tensors.get(f"input.{name}"))
         assert found is not None and found.dtype == array.dtype and np.array_equal(found, array)
     assert (tmp_path / "stream").read_bytes() == snapshot.to_bytes()
+    attached = {"mask": np.array([True, False]), "numbers": np.arange(3)}
+    whole = Snapshot.from_bytes(replace(snapshot, attached=attached).to_bytes())
+    assert all(
+        whole.attached[name].dtype == array.dtype and np.array_equal(whole.attached[name], array) for name, array in attached.items()
+    )
+    with pytest.raises(UnicodeEncodeError):
+        replace(snapshot, note="\udcff").write(tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["stream"]
     again = Snapshot.read(tmp_path / "stream")
     assert (again.note, again.counters, again.height, again.width) == ("a note ☃", {"given": 3}, 8, 16)
 

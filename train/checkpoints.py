@@ -96,10 +96,11 @@ def check_same_run(checkpoint: Path, config: TrainingConfig, steering: Collectio
     before = TrainingConfig.from_dict(_read_facts(checkpoint)["config"])
     changed = [key for key in config.differences(before) if key not in _FREE | allowed]
     if changed:
-        raise ConfigError(
-            f"the run was made with another {', '.join(changed)}, so it cannot be resumed exactly; resume with the same configuration, "
-            "or start a new run from it with run.initial"
-        )
+        ways = "resume with the same configuration, or start a new run from it with run.initial"
+        if STEERING.issuperset(changed):
+            before_values = ", ".join(f"{key}={_of(before, key)}" for key in changed)
+            ways += f"; it was {before_values}, and changes if you say so with --set on this call"
+        raise ConfigError(f"the run was made with another {', '.join(changed)}, so it cannot be resumed exactly; {ways}")
     return [f"{key} is {_of(config, key)} and was {_of(before, key)}" for key in config.differences(before) if key in allowed]
 
 

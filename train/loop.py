@@ -169,6 +169,7 @@ class _Run:
                 return False
             with clock.measure("compute"):
                 values = self._step(trainer, batch)
+                self._world.finish()
             done = state.step
             clock.count(config.optimizer.batch * batch.frames.shape[2])
             if done % config.run.log_every == 0 or done == steps:
@@ -231,7 +232,7 @@ class _Run:
             self._rescue(trainer.state, error, keep_all=True)
             self._world.wait()  # until it is written
             if error.elsewhere:
-                raise TrainingError(ENDED_ELSEWHERE) from error
+                raise TrainingError(f"{error}, in another process, whose message says what to do") from error
             advice = (
                 "; --resume would make this step again: before that, take those clips out of the data, or remove the newest checkpoints to "
                 "go on from an earlier one with --set optimizer.learning_rate= (lower) or optimizer.clip_norm="

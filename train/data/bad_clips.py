@@ -61,7 +61,7 @@ class BadClipLedger:
             if tell and self._report is not None:
                 self._report(f"skipped {clip}")
         if last is not None and self.limit is not None and len(self.reasons) > self.limit:
-            short = f"{self._short} of them have only too few frames for data.frames and data.stride; " if self._short else ""
+            short = f"{self._short} of them are whole, but too short for data.frames and data.stride; " if self._short else ""
             raise DataError(
                 f"{len(self.reasons)} files cannot be used, more than the limit of {self.limit}; the last is {last}; {short}"
                 "repair or remove them, or raise data.bad_files"

@@ -14,12 +14,17 @@ from wfvae.errors import DataError
 from wfvae.train.data.clip_source import BadClip, Clip, ShortClip
 from wfvae.train.data.frame_pixels import PixelReader
 from wfvae.train.data.video_container import UnusableError, refused
-from wfvae.train.data.video_frames import frames_from
+from wfvae.train.data.video_frames import frames_from, share_of_time
 from wfvae.train.data.video_index import index_folder
 from wfvae.train.data.video_probe import VideoFacts
 from wfvae.video_suffixes import VIDEO_SUFFIXES
 
 __all__ = ["VideoFolder"]
+
+_MISCOUNT = 16
+"""Frames by which a container may count too many (edit lists, encoder delay)."""
+_WHOLE = 0.9
+"""Share of its time that a whole file has at least; if its last frame stands for longer than the rest, it is taken for one cut short."""
 
 
 class VideoFolder:
@@ -98,15 +103,19 @@ class VideoFolder:
         start = int(rng.integers(facts.frames - self.span + 1))
         with refused(name):
             clip, missing = self._read(name, facts, start)
+            if missing > _MISCOUNT and share_of_time(self.root / name, facts) < _WHOLE:
+                raise UnusableError(f"it ends before {_WHOLE:.0%} of the time that its header promises; it may be cut short or damaged")
             back = 0
-            # Containers count too many (edit lists, encoder delay), and where the frame rate varies fewer frames may follow than its mean
-            # promises. The frame from which on there are enough is not known.
+            # Containers count too many, and where the frame rate varies fewer frames may follow than its mean promises. The frame from
+            # which on there are enough is not known.
             while missing and start:
                 back = max(missing, 2 * back)
                 start = max(start - back, 0)
                 clip, missing = self._read(name, facts, start)
             if missing:
-                raise UnusableError(f"it ends {missing} frames early: expected {facts.frames}, it may be cut short or damaged")
+                raise UnusableError(
+                    f"it has {self.span - missing} frames, and its header promises {facts.frames}; it may be cut short or damaged"
+                )
             return clip
 
     def _read(self, name: str, facts: VideoFacts, start: int) -> tuple[Clip, int]:

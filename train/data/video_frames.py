@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ import av
 from wfvae.train.data.video_container import UnusableError, opened_video
 from wfvae.train.data.video_probe import VideoFacts
 
-__all__ = ["frames_after_seek", "frames_from"]
+__all__ = ["frames_after_seek", "frames_from", "share_of_time"]
 
 _STEPS_BACK = (Fraction(0), Fraction(1), Fraction(5))
 """Seconds that a seek aims before the wanted frame, one after another: containers that list decoding times, or positions only, land
@@ -70,6 +71,22 @@ def frames_after_seek(container: Any, stream: Any, facts: VideoFacts, number: in
         if first.pts < target + frame_ticks:  # the very frame sought, not a later one
             return _with_first(first, frames)
     return None
+
+
+def share_of_time(path: Path, facts: VideoFacts) -> float:
+    """Where the last frame ends, as a share of the time that the header promises, by time stamps alone; 1 where there are none, 0 if
+    nothing follows the place where the last frames should be.
+
+    Raises `av.FFmpegError` or `OSError` if the file cannot be read.
+    """
+    with opened_video(path) as (container, stream):
+        if facts.first_pts is None or not stream.time_base:
+            return 1.0
+        ticks = facts.frames / (facts.fps * Fraction(stream.time_base))
+        with suppress(av.FFmpegError):  # what cannot be searched is read from its start
+            container.seek(facts.first_pts + round(ticks), stream=stream, backward=True)
+        ends = [packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None]
+    return float((max(ends, default=facts.first_pts) - facts.first_pts) / ticks)
 
 
 def _with_first(first: av.VideoFrame, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,7 +27,7 @@ _SAVED_EVERY = 30.0
 _AT_ONCE = 8
 """Files that are looked at at the same time: most of it is waiting for a disk or a network, and FFmpeg works without Python's lock."""
 _QUEUED = 1024
-"""Files that are given to the threads together: folders may hold millions."""
+"""Files that wait for the threads at most: folders may hold millions."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,23 @@ def index_folder(
             with suppress(DataError):  # of the two errors the first one counts
                 save_so_far()
         raise
+    files.sort(key=lambda file: file.path)
     if unsaved or list(known) != paths:
         _save(index_path, root, files)
     return files
 
 
 def _entries(root: Path, paths: Sequence[str], known: dict[str, IndexedFile], retry_bad: bool) -> Generator[IndexedFile]:
-    """The entries of the files in the order of `paths`, a few of which are looked at at once."""
+    """The entries of the files, a few of which are looked at at once, in the order in which that is done."""
     pool = ThreadPoolExecutor(_AT_ONCE)
     try:
-        for first in range(0, len(paths), _QUEUED):
-            yield from pool.map(lambda path: _entry(root, path, known.get(path), retry_bad), paths[first : first + _QUEUED])
+        waiting: set[Future[IndexedFile]] = set()
+        for path in paths:
+            waiting.add(pool.submit(_entry, root, path, known.get(path), retry_bad))
+            if len(waiting) >= _QUEUED:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        yield from (future.result() for future in as_completed(waiting))
     finally:
         pool.shutdown(cancel_futures=True)
 

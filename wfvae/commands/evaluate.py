@@ -144,11 +144,12 @@ def _second(args: argparse.Namespace) -> argparse.Namespace | None:
     """The arguments of what is compared, as if they were those of the first set; None where nothing is."""
     if args.compare is None and args.compare_bundle is None:
         return None
-    name, backend, hint = args.compare_name, args.backend, args.precision_hint
+    name, backend, hint, provider = args.compare_name, args.backend, args.precision_hint, args.provider
     if execution := [one for one in (args.compare_backend, args.compare_precision_hint) if one is not None]:
         name = name or f"{args.compare_bundle.resolve().name} ({', '.join(execution)})"  # it may be the first bundle, run otherwise
-        # Another backend may have no such hint.
+        # Another backend may have neither such a hint nor such a provider.
         backend, hint = args.compare_backend or backend, args.compare_precision_hint or (None if args.compare_backend else hint)
+        provider = "auto" if args.compare_backend else provider
     own = {
         "reconstruction": args.compare,
         "bundle": args.compare_bundle,
@@ -157,6 +158,7 @@ def _second(args: argparse.Namespace) -> argparse.Namespace | None:
         "compression": args.compare_compression,
         "backend": backend,
         "precision_hint": hint,
+        "provider": provider,
     }
     return argparse.Namespace(**{**vars(args), **own})
 

@@ -122,17 +122,22 @@ class _Stop:
         return self._asked.is_set()
 
     def ask(self, number: int, frame: object) -> None:
-        """A signal handler: the first call during training waits for the step in progress, all others end the program."""
+        """A signal handler: the first call during training waits for the step in progress, all others end the program.
+
+        But not SIGTERM once more: where one is sent to all processes, torchrun gets it, too, and passes it on.
+        """
+        if self._asked.is_set() and number == signal.SIGTERM:
+            return
         if self._asked.is_set() or not self.may_wait:
             raise KeyboardInterrupt
         self._asked.set()
         if sys.stderr is not None:
-            sys.stderr.write("wfvae train: stopping after this step and its checkpoint; again to stop at once\n")
+            sys.stderr.write("wfvae train: stopping after this step and its checkpoint; Ctrl-C (again) to stop at once\n")
 
 
 @contextmanager
 def _polite_stop() -> Iterator[_Stop]:
-    """The first Ctrl-C (or SIGTERM) ends the run after the step in progress, with a checkpoint; a second one at once."""
+    """The first Ctrl-C (or SIGTERM) ends the run after the step in progress, with a checkpoint; a Ctrl-C after it at once."""
     stop = _Stop()
     before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -32,7 +32,8 @@ Checks these statements, in both directions, and prints numbers for each:
   backend = onnxruntime   on any other backend or provider: against ONNX Runtime on the CPU
 
 On ONNX Runtime's CPU provider in fp32, and on OpenVINO for bundles in fp32 with either precision hint, the first two must hold with
-equal bits. Exit code 1 if a check fails; on ONNX Runtime the first tensor that differs is then named.
+equal bits; so must the first for bundles in bf16 on OpenVINO. Exit code 1 if a check fails; on ONNX Runtime the first tensor that
+differs is then named.
 
   wfvae verify bundle/ --video in.mp4 --frames 33 --certificate parity.json"""
 
