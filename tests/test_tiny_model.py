@@ -62,12 +62,15 @@ def test_the_committed_figures_are_of_this_model() -> None:
 
 
 def test_other_committed_figures_are_of_this_model(tiny: WFVAE) -> None:
-    """Block-wise inference and what bf16 costs; both state the hash that a bundle has of its checkpoint."""
+    """Block-wise inference, what bf16 costs, and parity on OpenVINO; all state the hash that a bundle has of its checkpoint."""
     from wfvae.export.weights import state_dict_sha256
 
     checkpoint = state_dict_sha256(tiny.state_dict())
     assert json.loads((RESULTS.parent / "blockwise.json").read_text(encoding="utf-8"))["wfvae_checkpoint_sha256"] == checkpoint
-    assert json.loads((RESULTS.parent / "runtime-cpu.json").read_text(encoding="utf-8"))["quality"]["checkpoint_sha256"] == checkpoint
+    runtime = json.loads((RESULTS.parent / "runtime-cpu.json").read_text(encoding="utf-8"))
+    assert {runtime[name]["checkpoint_sha256"] for name in ("quality", "quality 256x256")} == {checkpoint}
+    parity = json.loads((RESULTS.parent / "openvino-parity.json").read_text(encoding="utf-8"))["rows"]
+    assert {row["checkpoint_sha256"] for row in parity if row["model"] == "tiny"} == {checkpoint}
 
 
 def test_the_figures_beside_it_are_the_measured_ones() -> None:
@@ -106,7 +109,7 @@ def test_its_runs_are_those_of_the_ready_configurations() -> None:
 
     free = {"run.threads", "run.initial", "run.checkpoint_every"}
     stages = sorted(path.stem.removeprefix("stage") for path in FOLDER.glob("stage*.toml"))
-    assert stages == ["1", "2", "3", "4", "5", "6"]
+    assert stages == ["1", "2", "3", "4", "5", "6", "7"]
     for number in stages:
         shipped, ready = TrainingConfig.load(FOLDER / f"stage{number}.toml"), TrainingConfig.load(f"tiny-stage{number}")
         changed = [key for key in ready.differences(shipped) if key not in free and not key.startswith("validation.")]

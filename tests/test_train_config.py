@@ -41,7 +41,7 @@ def test_the_stages_are_those_of_the_paper(preset: str, stage: int, frames: int,
 def test_every_ready_config_loads_and_is_listed(program: Program) -> None:
     listed = program.done("train", "--list")
     assert listed == ready_configs()
-    assert len(listed) == 9 + 6 + 1
+    assert len(listed) == 9 + 7 + 1
     for name in ready_configs():
         TrainingConfig.load(name, FOLDER)
 
