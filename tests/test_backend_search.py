@@ -107,7 +107,7 @@ def test_onnxruntime_on_the_cpu_is_not_compared_with_itself(opened: Callable[...
     assert CHECK not in {check.name for check in verify(opened(NAME), FRAMES[:5]).checks}
 
 
-@pytest.mark.parametrize(("direction", "place"), [("encoder", 0.3), ("encoder", 0.8), ("decoder", 0.6)])
+@pytest.mark.parametrize(("direction", "place"), [("encoder", 0.3), ("encoder", 0.8), pytest.param("decoder", 0.6, marks=pytest.mark.slow)])
 def test_the_layer_with_another_weight_is_named(
     exported: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direction: str, place: float
 ) -> None:

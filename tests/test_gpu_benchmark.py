@@ -29,6 +29,7 @@ def load(name: str) -> Any:
 gpu, worker_program = load("gpu"), load("gpu_worker")
 
 
+@pytest.mark.slow
 def test_the_whole_program_at_toy_size(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--smoke", "--json", str(tmp_path / "smoke.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -289,6 +289,7 @@ def test_a_lost_worker_is_one_clear_line_between_batches_and_its_step_can_be_res
         assert_same(one, other)
 
 
+@pytest.mark.slow
 def test_a_worker_lost_while_it_is_waited_for_is_the_same_line() -> None:
     with BatchStream(DeadlyClips(2), 2, 0, workers=1) as stream, pytest.raises(TrainingError, match="was killed by SIGKILL before step 0"):
         next(stream)

@@ -214,7 +214,7 @@ def test_a_discriminator_that_starts_later_is_resumed_before_and_after(tmp_path:
     assert_same_bits(last_state(whole), last_state(cut))
 
 
-@pytest.mark.parametrize("moment", [1, 2, 3])
+@pytest.mark.parametrize("moment", [1, *(pytest.param(moment, marks=pytest.mark.slow) for moment in (2, 3))])
 def test_a_killed_run_goes_on_to_the_same_bits(moment: int, finished_run: Path, tmp_path: Path, program: Program) -> None:
     _kill_and_resume(small(loss__adversarial=True), moment, finished_run, tmp_path, program)
 
@@ -261,7 +261,7 @@ def _logged(run: Path) -> int:
     return path.read_text(encoding="utf-8").count('"train"') if path.is_file() else 0
 
 
-@pytest.mark.parametrize("whole_group", [False, True])
+@pytest.mark.parametrize("whole_group", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_ctrl_c_and_a_polite_kill_keep_the_work(whole_group: bool, tmp_path: Path) -> None:
     """SIGTERM to the whole group, as torchrun sends it on, also ends the fork server, and so seems to end the worker."""
     settings = small(run__steps=100_000, run__checkpoint_every=100_000, data__workers=int(whole_group))
@@ -290,6 +290,7 @@ def test_ctrl_c_and_a_polite_kill_keep_the_work(whole_group: bool, tmp_path: Pat
     assert train(on, run, CPU, resume=True).step == step + 1
 
 
+@pytest.mark.slow
 def test_the_progress_of_a_run_shows_on_a_terminal_and_nowhere_else(
     tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -747,6 +748,7 @@ def test_an_interruption_in_the_middle_of_a_checkpoint_leaves_the_one_before(
     assert_goes_on_from_step_four(run, config, finished_run)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_in_the_middle_of_a_checkpoint_leaves_the_one_before(finished_run: Path, tmp_path: Path) -> None:
     code = """
 import os, sys
