@@ -660,6 +660,7 @@ def test_nan_of_another_process_does_not_accuse_the_clips_of_this_one(peer: dict
     with pytest.raises(NotFiniteError) as told:
         trainer.step([clips])
     assert told.value.elsewhere
+    assert re.match(r"step 1: (in the autoencoder, latents are NaN or infinite|\w+ is nan)", str(told.value))
     peer.update(mean=1.0, any=False)
     trainer.step([clips])
     with torch.no_grad():

@@ -169,7 +169,7 @@ class _Run:
                 return False
             with clock.measure("compute"):
                 values = self._step(trainer, batch)
-                self._world.finish()
+                self._world.synchronize_device()
             done = state.step
             clock.count(config.optimizer.batch * batch.frames.shape[2])
             if done % config.run.log_every == 0 or done == steps:

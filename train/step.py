@@ -185,7 +185,7 @@ class Trainer:
 
     def _forward(self, video: Tensor, noise: Tensor) -> tuple[EncoderOutput, DecoderOutput]:
         outputs: tuple[EncoderOutput, DecoderOutput] | None = None
-        found = ""
+        found = "latents are NaN or infinite"
         try:
             with self._precision():
                 outputs = self._autoencoding(video, noise)

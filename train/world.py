@@ -53,7 +53,7 @@ class World:
         dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return bool(raised.item())
 
-    def finish(self) -> None:
+    def synchronize_device(self) -> None:
         """Returns when the device has done what it was given, so that the time of it is not taken for that of what follows."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
