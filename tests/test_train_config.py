@@ -142,6 +142,8 @@ def test_ablations_reach_the_architecture() -> None:
         ("optimizer.betas=[0.9]", "expected a list of 2 values"),
         ('data.scenes=["mixed", "sea"]', "data.scenes is 'sea'; expected one of 'mixed', 'terrain'"),
         ("data.scenes=titles", "data.scenes is 'titles'; expected a list of values"),
+        ("data.min_stride=2", "data.min_stride is 2; expected 0 (always data.stride) or at most data.stride, 1"),
+        ("data.min_stride=-1", "data.min_stride is -1; expected 0"),
         ("data.scenes=[]", "data.scenes is []; expected one or more of mixed, terrain, leaves"),
         ("loss.frame_weights=2", "loss.frame_weights is 2; expected a list of values"),
         (

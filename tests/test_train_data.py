@@ -27,7 +27,7 @@ from wfvae.procedural import ProceduralClip
 from wfvae.train.data import BadClip, BadClipLedger, Batch, BatchStream, Crops, FixedCrops, ProceduralClips, held_out, to_model_range
 from wfvae.train.data.batch_stream import StartMethod
 from wfvae.train.data.clip_source import ShortClip
-from wfvae.train.data.procedural_clips import HELD_OUT_SEEDS, TRAINING_SEEDS
+from wfvae.train.data.procedural_clips import HELD_OUT_SEEDS, TRAINING_SEEDS, Split
 
 QUICK = settings(deadline=None, max_examples=60)
 
@@ -406,6 +406,18 @@ def test_each_procedural_clip_draws_one_of_the_scenes(monkeypatch: pytest.Monkey
     assert 50 <= shown.count("titles") <= 80  # two of three, give or take
 
 
+@pytest.mark.parametrize("split", ["train", "held-out"])
+def test_each_procedural_clip_draws_its_stride(split: Split) -> None:
+    varied = ProceduralClips(3, 10, 4, (24, 32), stride=3, min_stride=2, split=split, max_noise=0.0)
+    dense = ProceduralClips(3, 10, 10, (24, 32), split=split, max_noise=0.0)
+    drawn = set()
+    for index in range(10):
+        frames = dense.clip(index, np.random.default_rng(index))
+        clip = varied.clip(index, np.random.default_rng(index))
+        drawn.update(stride for stride in (1, 2, 3) if np.array_equal(clip, frames[: 3 * stride + 1 : stride]))
+    assert drawn == {2, 3}
+
+
 def test_a_list_of_one_scene_draws_nothing() -> None:
     """So runs from before there was a list go on with the clips that they would have had: these bits are theirs."""
     clip = ProceduralClips(0, 2, 2, (16, 16), max_noise=2.0).clip(0, np.random.default_rng(1))
@@ -437,6 +449,8 @@ def test_procedural_clips_move_and_differ() -> None:
     [
         ({"count": 0}, "count of procedural clips is 0"),
         ({"stride": 0}, "stride of procedural clips is 0"),
+        ({"stride": 2, "min_stride": 3}, r"min_stride of procedural clips is 3; expected 0 \(always 2\) or an integer in 1\.\.2"),
+        ({"min_stride": -1}, "min_stride of procedural clips is -1"),
         ({"frames": 0}, "frames of procedural clips is 0"),
         ({"size": (4, 64)}, r"size of procedural clips is \(4, 64\)"),
         ({"split": "test"}, "split of procedural clips is 'test'; expected one of train, held-out"),

@@ -178,6 +178,15 @@ def test_the_crop_in_time_is_random_and_reaches_both_ends(videos: Path, open_fol
     assert np.array_equal(folder.clip(0, np.random.default_rng(1)), folder.clip(0, np.random.default_rng(1)))
 
 
+def test_each_clip_draws_its_stride_and_reaches_both_ends_with_it(videos: Path, open_folder: OpenFolder) -> None:
+    write_numbered(videos / "v.mp4", 12)
+    folder = open_folder(3, stride=5, min_stride=4)
+    found = {tuple(numbers(folder.clip(0, np.random.default_rng(seed)))) for seed in range(80)}
+    assert found == {(start, start + stride, start + 2 * stride) for stride in (4, 5) for start in range(12 - 2 * stride)}
+    with pytest.raises(DataError, match=r"min_stride of the clips is 6; expected 0 \(always 5\) or an integer in 1\.\.5"):
+        open_folder(3, stride=5, min_stride=6)
+
+
 # ------------------------------------------------------------------------------------------------ in which shape
 
 

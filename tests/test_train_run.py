@@ -39,7 +39,7 @@ from wfvae.perceptual import load_lpips
 from wfvae.train import checkpoints
 from wfvae.train.checkpoints import write_checkpoint
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import BadClipLedger, Batch, BatchStream, held_out
+from wfvae.train.data import BadClipLedger, Batch, BatchStream, ProceduralClips, VideoFolder, held_out
 from wfvae.train.discriminator import PatchDiscriminator3D
 from wfvae.train.loop import Watcher, train
 from wfvae.train.losses import hinge_discriminator_loss
@@ -356,6 +356,18 @@ def test_two_processes_train_with_accumulation_against_a_discriminator(recompute
     config = replace(plain, run=replace(plain.run, activation_checkpointing=recompute))
     assert two_processes(config, tmp_path) == 2
     assert all(torch.isfinite(tensor).all() for tensor in last_state(tmp_path / "two").values())
+
+
+def test_the_strides_of_the_settings_reach_training_and_validation(tmp_path: Path) -> None:
+    for name in ("videos", "others"):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / "a.mp4", clip(30))
+    folders = {"data__kind": "folder", "data__folder": str(tmp_path / "videos"), "validation__folder": str(tmp_path / "others")}
+    for options in ({}, folders):
+        config = small(data__stride=3, data__min_stride=2, **options)
+        for source in (training_source(config, tmp_path), validation_source(config, tmp_path)):
+            assert isinstance(source, ProceduralClips | VideoFolder)
+            assert (source.min_stride, source.stride) == (2, 3)
 
 
 @pytest.mark.slow

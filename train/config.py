@@ -94,6 +94,8 @@ class DataSettings:
     """Windows that are cut out of each clip, spread over a few batches. More save reading (by each worker for itself), but vary less."""
     stride: int = 1
     """Every stride-th frame of a video. 2 halves the frame rate, as stage II does."""
+    min_stride: int = 0
+    """Each clip draws its stride from this to `stride`, so that things move at more speeds; 0: always `stride`. Validation clips, too."""
     workers: int = 2
     """Processes that read and cut clips, per training process; 0 reads in the training process."""
     bad_files: int = 100
@@ -407,6 +409,10 @@ class _Checks:
         weights = config.loss.frame_weights
         if weights and (len(weights) != ratio or not all(0.0 < weight < math.inf for weight in weights)):
             raise ConfigError(f"loss.frame_weights is {list(weights)}; expected {ratio} positive numbers, one for each frame of a latent")
+        if not 0 <= config.data.min_stride <= config.data.stride:
+            raise ConfigError(
+                f"data.min_stride is {config.data.min_stride}; expected 0 (always data.stride) or at most data.stride, {config.data.stride}"
+            )
         if not config.data.scenes:
             raise ConfigError(f"data.scenes is []; expected one or more of {', '.join(get_args(SceneName))}")
         if config.data.kind == "folder" and not config.data.folder:

@@ -31,9 +31,13 @@ def training_source(
     Raises `DataError` naming what is wrong with the folder.
     """
     data, size = config.data, (config.data.height, config.data.width)
+    stride, slow = data.stride, data.min_stride
     if data.kind == "procedural":
-        return ProceduralClips(config.run.seed, data.clips, data.frames, size, data.stride, scenes=data.scenes, max_noise=data.noise)
-    return VideoFolder(data.folder, data.frames, size, data.stride, index_path=run / "index.json", progress=indexing, retry_bad=retry_bad)
+        return ProceduralClips(
+            config.run.seed, data.clips, data.frames, size, stride, min_stride=slow, scenes=data.scenes, max_noise=data.noise
+        )
+    index = run / "index.json"
+    return VideoFolder(data.folder, data.frames, size, stride, min_stride=slow, index_path=index, progress=indexing, retry_bad=retry_bad)
 
 
 def training_crops(config: TrainingConfig) -> Crops | None:
@@ -52,14 +56,17 @@ def validation_source(config: TrainingConfig, run: Path, indexing: Callable[[int
     if not has_validation(config):
         return None
     data, validation = config.data, config.validation
+    stride, slow = data.stride, data.min_stride
     size = (validation.height or data.height, validation.width or data.width)
     source: ClipSource
     if validation.folder:
         _require_apart(data.folder, validation.folder)
         index = run / "validation-index.json"
-        source = VideoFolder(validation.folder, validation.frames, size, data.stride, index_path=index, progress=indexing)
+        source = VideoFolder(validation.folder, validation.frames, size, stride, min_stride=slow, index_path=index, progress=indexing)
     else:
-        source = ProceduralClips(0, validation.clips, validation.frames, size, data.stride, split="held-out", max_noise=data.noise)
+        source = ProceduralClips(
+            0, validation.clips, validation.frames, size, stride, min_stride=slow, split="held-out", max_noise=data.noise
+        )
     return FixedCrops(source, Crops(validation.crop_height, validation.crop_width)) if validation.crop_height else source
 
 

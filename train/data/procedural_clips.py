@@ -10,6 +10,7 @@ import numpy as np
 from wfvae.errors import InputError
 from wfvae.procedural import MAX_NOISE, MAX_SIDE, MIN_SIDE, ProceduralClip, SceneName
 from wfvae.train.data.clip_source import Clip
+from wfvae.train.data.strides import draw_stride, expected_min_stride
 
 __all__ = ["HELD_OUT_SEEDS", "TRAINING_SEEDS", "ProceduralClips", "Split"]
 
@@ -43,6 +44,7 @@ class ProceduralClips:
         size: tuple[int, int],
         stride: int = 1,
         *,
+        min_stride: int = 0,
         split: Split = "train",
         scenes: Sequence[str] = ("mixed",),
         max_noise: float = 8.0,
@@ -55,6 +57,7 @@ class ProceduralClips:
             frames: frames per clip, >= 1.
             size: (height, width) in pixels, each 8..8192.
             stride: every stride-th frame of a video of 25 frames per second is taken, >= 1.
+            min_stride: each clip draws its stride from this to `stride`, both included; 0 for `stride` always.
             split: "train" or "held-out".
             scenes: names of `procedural.SceneName`, one or more; each clip draws one, so a name given twice comes twice as often.
             max_noise: film grain of the noisy clips goes up to this standard deviation, 0..64 levels of 255; 0 for none.
@@ -65,6 +68,8 @@ class ProceduralClips:
         for what, value, low in (("seed", seed, 0), ("count", count, 1), ("frames", frames, 1), ("stride", stride, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise InputError(f"{what} of procedural clips is {value!r}; expected an integer of at least {low}")
+        if expected := expected_min_stride(min_stride, stride):
+            raise InputError(f"min_stride of procedural clips is {min_stride!r}; expected {expected}")
         if len(size) != 2 or not all(isinstance(side, int) and MIN_SIDE <= side <= MAX_SIDE for side in size):
             raise InputError(f"size of procedural clips is {size!r}; expected (height, width) in pixels, each {MIN_SIDE}..{MAX_SIDE}")
         if split not in get_args(Split):
@@ -76,6 +81,7 @@ class ProceduralClips:
         for scene in scenes:
             ProceduralClip(0, size[0], size[1], scene=scene)  # refuses an unknown scene here rather than in a worker
         self.seed, self.count, self.frames, self.size, self.stride = seed, count, frames, (size[0], size[1]), stride
+        self.min_stride = min_stride or stride
         self.split, self.scenes, self.max_noise = split, tuple(scenes), float(max_noise)
 
     def __len__(self) -> int:
@@ -95,9 +101,10 @@ class ProceduralClips:
             seeds = TRAINING_SEEDS
         video = self._video(int(rng.integers(seeds.start, seeds.stop)), rng)
         start = int(rng.integers(_SPAN_SECONDS * _FPS))
+        stride = draw_stride(rng, self.min_stride, self.stride)
         clip = np.empty((self.frames, *self.size, 3), np.uint8)
         for position in range(self.frames):
-            clip[position] = video.frame(start + position * self.stride)
+            clip[position] = video.frame(start + position * stride)
         return clip
 
     def _video(self, seed: int, rng: np.random.Generator) -> ProceduralClip:

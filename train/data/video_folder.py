@@ -13,6 +13,7 @@ import numpy as np
 from wfvae.errors import DataError
 from wfvae.train.data.clip_source import BadClip, Clip, ShortClip
 from wfvae.train.data.frame_pixels import PixelReader
+from wfvae.train.data.strides import draw_stride, expected_min_stride
 from wfvae.train.data.video_container import UnusableError, refused
 from wfvae.train.data.video_frames import frames_from, share_of_time
 from wfvae.train.data.video_index import index_folder
@@ -41,6 +42,7 @@ class VideoFolder:
         size: tuple[int, int],
         stride: int = 1,
         *,
+        min_stride: int = 0,
         index_path: Path | str,
         progress: Callable[[int, int], None] | None = None,
         retry_bad: bool = True,
@@ -52,6 +54,7 @@ class VideoFolder:
             frames: frames per clip, >= 1.
             size: (height, width) of the clips in pixels, each >= 1.
             stride: every stride-th frame is taken, >= 1; 2 halves the frame rate.
+            min_stride: each clip draws its stride from this to `stride`, both included; 0 for `stride` always.
             index_path: JSON file of the index, outside of `root`, such as in the run's folder.
             progress: is given (files looked at, files in all) while the folder is indexed.
             retry_bad: open files again that the index says are bad.
@@ -62,7 +65,10 @@ class VideoFolder:
         for what, value in (("frames", frames), ("stride", stride), ("height", size[0]), ("width", size[1])):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise DataError(f"{what} of the clips is {value!r}; expected an integer of at least 1")
+        if expected := expected_min_stride(min_stride, stride):
+            raise DataError(f"min_stride of the clips is {min_stride!r}; expected {expected}")
         self.root, self.frames, self.size, self.stride = Path(root), frames, (size[0], size[1]), stride
+        self.min_stride = min_stride or stride
         files = index_folder(self.root, Path(index_path), progress, retry_bad=retry_bad)
         if not files:
             raise DataError(f"no videos below '{root}'; expected files ending in {', '.join(sorted(VIDEO_SUFFIXES))}")
@@ -81,8 +87,8 @@ class VideoFolder:
 
     @property
     def span(self) -> int:
-        """Frames of a video from the first to the last one of a clip, both included."""
-        return (self.frames - 1) * self.stride + 1
+        """Frames of a video from the first to the last one of a clip of the largest stride, both included."""
+        return self._span(self.stride)
 
     def __len__(self) -> int:
         return len(self._videos)
@@ -98,11 +104,12 @@ class VideoFolder:
         return self._videos[index][0]
 
     def clip(self, index: int, rng: np.random.Generator) -> Clip:
-        """(T, H, W, 3) uint8 RGB, from a frame that `rng` chooses; see `ClipSource.clip`."""
+        """(T, H, W, 3) uint8 RGB, from a frame and with a stride that `rng` chooses; see `ClipSource.clip`."""
         name, facts = self._videos[index]
-        start = int(rng.integers(facts.frames - self.span + 1))
+        stride = draw_stride(rng, self.min_stride, self.stride)
+        start = int(rng.integers(facts.frames - self._span(stride) + 1))
         with refused(name):
-            clip, missing = self._read(name, facts, start)
+            clip, missing = self._read(name, facts, start, stride)
             if missing > _MISCOUNT and share_of_time(self.root / name, facts) < _WHOLE:
                 raise UnusableError(f"it ends before {_WHOLE:.0%} of the time that its header promises; it may be cut short or damaged")
             back = 0
@@ -111,24 +118,27 @@ class VideoFolder:
             while missing and start:
                 back = max(missing, 2 * back)
                 start = max(start - back, 0)
-                clip, missing = self._read(name, facts, start)
+                clip, missing = self._read(name, facts, start, stride)
             if missing:
                 raise UnusableError(
-                    f"it has {self.span - missing} frames, and its header promises {facts.frames}; it may be cut short or damaged"
+                    f"it has {self._span(stride) - missing} frames, and its header promises {facts.frames}; it may be cut short or damaged"
                 )
             return clip
 
-    def _read(self, name: str, facts: VideoFacts, start: int) -> tuple[Clip, int]:
+    def _span(self, stride: int) -> int:
+        return (self.frames - 1) * stride + 1
+
+    def _read(self, name: str, facts: VideoFacts, start: int, stride: int) -> tuple[Clip, int]:
         """The clip from frame `start` on, and how many frames of the video were missing at the end."""
         clip = np.empty((self.frames, *self.size, 3), np.uint8)
         pixels = PixelReader(facts.codec, self.size)
-        passed = 0
+        span, passed = self._span(stride), 0
         with closing(frames_from(self.root / name, facts, start)) as frames:
-            for frame in islice(frames, self.span):
-                if passed % self.stride == 0:
-                    clip[passed // self.stride] = pixels.read(frame)
+            for frame in islice(frames, span):
+                if passed % stride == 0:
+                    clip[passed // stride] = pixels.read(frame)
                 passed += 1
-        return clip, self.span - passed
+        return clip, span - passed
 
     def _too_short(self, frames: int) -> str:
         strided = f" with a stride of {self.stride}" if self.stride > 1 else ""
