@@ -125,6 +125,24 @@ def test_every_folder_with_code_is_in_the_wheel() -> None:
     assert sorted(listed) == sorted(f"wfvae.{f}".removesuffix(".") for f in folders)
 
 
+def test_every_file_beside_the_code_is_in_the_wheel() -> None:
+    """By setuptools' own reading of pyproject.toml: ready configurations, the trained model, markers."""
+    tell = """
+from setuptools import Distribution
+packing = Distribution()
+packing.parse_config_files(["pyproject.toml"])
+packing = packing.get_command_obj("build_py")
+packing.ensure_finalized()
+print(*(f"{folder}/{name.removeprefix(folder).lstrip('/')}" for _, folder, _, names in packing.data_files for name in names), sep="\\n")
+"""
+    packed = set(run(tell).splitlines())
+    walked = os.walk(ROOT / "wfvae", followlinks=True)
+    files = {(Path(folder) / name).relative_to(ROOT).as_posix() for folder, _, names in walked for name in names}
+    beside = {file for file in files if not file.endswith(".py") and "__pycache__" not in file}
+    assert "wfvae/train/configs/S-stage1.toml" in beside and "wfvae/data/tiny/config.json" in beside
+    assert beside - packed == set()
+
+
 def test_tested_versions_are_pinned() -> None:
     """Every requirement has its line in constraints.txt, but for TensorRT, whose version the driver decides."""
     project = PYPROJECT["project"]
