@@ -8,7 +8,9 @@
 Scores are means over held-out clips of 17 frames of 128x128 pixels: windows of 256x256 paintings (as the later stages were trained), and
 paintings at 128x128 (twice as much detail per pixel). Your own videos are resized to cover 256x256, and windows of that are scored. What
 the frames before do is told by the last four frames of 33, in clips that begin 8, 16 and 32 frames before the last: models trained on short
-clips may get worse with length. The stream goes through the exported bundle and ONNX Runtime.
+clips may get worse with length. Whether letters keep their shape while they move is told by titles that pass at whole pixels per frame:
+along the motion nothing of the original changes, so what changes in the reconstruction is shimmer. The stream goes through the exported
+bundle and ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -58,6 +60,8 @@ STILL_LEVELS = 1
 AFAR = (4, 8, 8)
 """Frames, rows and columns from anything that moves."""
 FRAMES, CLIPS_PER_VIDEO = 17, 8
+PASSING_SEEDS, PASSING_MOMENT, PASSING_FRAMES, SPEEDS = range(100, 108), 50, 25, (0, 1, 2, 3, 4)
+"""Held-out titles, the frame of them that passes, for how many frames, and by how many pixels upwards in each."""
 MINIMUM_CLIPS = 2
 HISTORIES, SCORED = (8, 16, 32), 4
 """Frames before the last one, and how many of the last are scored."""
@@ -102,6 +106,7 @@ def main() -> None:
         },
         "held_out": {"windows_of_256x256": score(model, args.clips, 2 * SIDE), "paintings_at_128x128": score(model, args.clips, SIDE)},
         "psnr_db_after_frames": histories(model, args.clips),
+        "passing_titles": passing_titles(model),
         "stream": stream(model, args.frames, args.out),
     }
     if args.videos is not None:
@@ -150,9 +155,8 @@ def told(config: TrainingConfig) -> str:
 
 
 def score(model: WFVAE, clips: int, side: int) -> dict[str, Any]:
-    """Means, and the spread over clips."""
-    source = FixedCrops(ProceduralClips(SEED, clips, FRAMES, (side, side), split="held-out", max_noise=NOISE), Crops(SIDE, SIDE))
-    each = [validate(model, [batch]) for batch in held_out(source, clips)]
+    """Means, the spread over clips, and the clips' own."""
+    each = [validate(model, [batch]) for batch in held_out(scored_clips(clips, side), clips)]
     psnr, ssim = [s.psnr_db for s in each], [s.ssim for s in each]
     return {
         "clips": clips,
@@ -161,7 +165,14 @@ def score(model: WFVAE, clips: int, side: int) -> dict[str, Any]:
         "psnr_db_quartiles": statistics.quantiles(psnr, n=4),
         "ssim_quartiles": statistics.quantiles(ssim, n=4),
         "psnr_db_lowest": min(psnr),
+        "psnr_db_each": psnr,
+        "ssim_each": ssim,
     }
+
+
+def scored_clips(clips: int, side: int) -> FixedCrops:
+    """Windows of held-out paintings of side x side."""
+    return FixedCrops(ProceduralClips(SEED, clips, FRAMES, (side, side), split="held-out", max_noise=NOISE), Crops(SIDE, SIDE))
 
 
 def histories(model: WFVAE, clips: int) -> dict[str, float]:
@@ -178,6 +189,24 @@ def histories(model: WFVAE, clips: int) -> dict[str, float]:
                 error = (result - part)[:, :, -SCORED:].square().mean(dim=(1, 2, 3, 4))
                 found[str(history)] += (10 * torch.log10(4 / error)).tolist()
     return {history: statistics.mean(values) for history, values in found.items()}
+
+
+def passing_titles(model: WFVAE) -> dict[str, dict[str, float]]:
+    """Mean PSNR, and how the reconstruction changes along the motion from frame to frame, in levels of 255, by pixels per frame."""
+    side = 2 * SIDE
+    titles = [ProceduralClip(seed, side, side, scene="titles", cuts=False).frame(PASSING_MOMENT) for seed in PASSING_SEEDS]
+    found = {}
+    for speed in SPEEDS:
+        psnr, change = [], []
+        for picture in titles:
+            frames = np.stack([picture[speed * i : speed * i + SIDE, SIDE // 2 : SIDE // 2 + SIDE] for i in range(PASSING_FRAMES)])
+            with torch.inference_mode():
+                video = to_model_range(torch.from_numpy(frames)[None].movedim(-1, 1))
+                result = model.decode(model.encode(video).latent_dist.mean).sample.clamp(-1, 1)
+            psnr.append(10 * np.log10(4 / float((result - video).square().mean())))
+            change.append(float((result[:, :, 1:, : SIDE - speed] - result[:, :, :-1, speed:]).abs().mean()) * 127.5)
+        found[str(speed)] = {"psnr_db": statistics.mean(psnr), "change_along_motion_levels": statistics.mean(change)}
+    return found
 
 
 def score_videos(model: WFVAE, folder: Path) -> dict[str, Any]:
@@ -293,6 +322,9 @@ def summary(result: dict[str, Any]) -> str:
         lines.append(f"{name}: PSNR {scores['psnr_db']:.2f} dB, SSIM {scores['ssim']:.4f} over {scores['windows']} windows")
     after = ", ".join(f"{psnr:.2f} dB after {history}" for history, psnr in result["psnr_db_after_frames"].items())
     lines.append(f"the last {SCORED} frames, by how many come before the last one: {after}")
+    for speed, scores in result["passing_titles"].items():
+        change = f"they change {scores['change_along_motion_levels']:.2f} levels a frame along it"
+        lines.append(f"titles that pass at {speed} pixels a frame: PSNR {scores['psnr_db']:.2f} dB, {change}")
     told = result["stream"]
     seams = ", ".join(f"{name} {ratio:.2f} x" for name, ratio in told["error_change_at_seams_over_within_steps"].items())
     lines.append(

@@ -3,14 +3,15 @@
     python benchmarks/training.py --frames 25 --size 256 --json benchmarks/results/training-cpu.json     the clips of the paper's stage I
     python benchmarks/training.py --only memory --recipe --frames 25 --size 256 --json FILE              with LPIPS and the discriminator
     python benchmarks/training.py --only memory --frames 25 --size 256 --device cuda                     never run so far
-    python benchmarks/training.py --only time --folder videos/ --json FILE                               data from video files
+    python benchmarks/training.py --only time loading --folder videos/ --json FILE                       data from video files
 
 Memory: one step of preset S (L1, KL and wavelet losses, AdamW, moving average), in a fresh process each, after a step on a small clip.
-LPIPS and the discriminator, which activation checkpointing does not reach, take part with `--recipe` only, in a section of its own: LPIPS
-with random weights, of all frames at once without checkpointing, of groups of `--perceptual-frames` with it. On a CPU the process's peak
+LPIPS (with random weights) and the discriminator, which activation checkpointing does not reach, take part with `--recipe` only, in a
+section of its own: without checkpointing, with it, and with LPIPS of groups of `--perceptual-frames` besides. On a CPU the process's peak
 in fp32, on a GPU that of PyTorch's allocator in bf16 autocast. Time: a run of the tiny model's first stage, its own account of what it
-waited for; with `--folder` on clips of videos, which as many workers read as a run has by default, and the section is called
-`time_folder`. A result file keeps the sections that are not measured again.
+waited for; with `--folder` on clips of videos, which as many workers read as a run has by default. Loading: how fast two workers make
+batches of the paper's stage I (8 clips of 25 frames of 256x256) when nothing else runs and none waits for a model: what a GPU could be
+fed with. Sections of a folder are called `time_folder` and `loading_folder`. A result file keeps those that are not measured again.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from isolated import NotMeasured, answer, run_isolated
 from process_memory import peak_mb, resident_mb, restart_peak
 from record import load_average, machine, write_json
 
 from wfvae.train.config import DataSettings, TrainingConfig
+from wfvae.train.data import BatchStream
 from wfvae.train.loop import train
 from wfvae.train.perceptual import PerceptualLoss
 from wfvae.train.sources import training_source
@@ -36,7 +39,10 @@ from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer
 from wfvae.train.world import World
 
-SECTIONS = ("memory", "time")
+SECTIONS = ("memory", "time", "loading")
+WAYS = {"plain": (False, False), "checkpointing": (True, False)}
+GROUPED = {"checkpointing_and_groups": (True, True)}
+"""Whether a step recomputes activations, and whether frames pass through LPIPS in groups, by the names of the results."""
 
 
 def main() -> None:
@@ -48,10 +54,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--recipe", action="store_true", help="LPIPS and the discriminator take part in the memory section")
     parser.add_argument(
-        "--perceptual-frames", type=int, default=5, help="frames that pass through LPIPS at once, with checkpointing (default: %(default)s)"
+        "--perceptual-frames", type=int, default=5, help="frames of a group that passes through LPIPS (default: %(default)s)"
     )
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="videos to train on in the time section (default: procedural clips)")
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR", help="videos for the sections of time and loading (default: procedural clips)"
+    )
     parser.add_argument("--steps", type=int, default=100, help="steps of the timed run (default: %(default)s)")
+    parser.add_argument("--batches", type=int, default=12, help="batches whose loading is timed (default: %(default)s)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of the memory section (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
@@ -65,24 +74,29 @@ def main() -> None:
         result["memory_recipe" if args.recipe else "memory"] = memory(args)
     if "time" in args.only:
         result["time" if args.folder is None else "time_folder"] = shares(args.steps, args.threads, args.folder)
+    if "loading" in args.only:
+        result["loading" if args.folder is None else "loading_folder"] = loading(args.batches, args.folder)
     if args.json is not None:
         write_json(args.json, result)
     print(summary(result))
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
-    """Peaks of a step, without and with checkpointing."""
+    """Peaks of a step, without and with what lowers them."""
     job = {"preset": args.preset, "frames": args.frames, "size": args.size, "device": args.device}
     found: dict[str, Any] = {**job, "batch": 1, **({"perceptual_frames": args.perceptual_frames} if args.recipe else {})}
-    for name, recompute in (("plain", False), ("checkpointing", True)):
+    ways = WAYS | GROUPED if args.recipe else WAYS
+    for name, (recompute, in_groups) in ways.items():
         try:
-            details = {"recompute": recompute, "recipe": args.recipe, "perceptual_frames": args.perceptual_frames, "threads": args.threads}
+            frames = args.perceptual_frames if in_groups else 0
+            details = {"recompute": recompute, "recipe": args.recipe, "perceptual_frames": frames, "threads": args.threads}
             found[name] = run_isolated(Path(__file__), {**job, **details}, args.threads)
         except NotMeasured as reason:
             found[name] = {"not_measured": str(reason)}
-    if "peak_mb" in found["plain"] and "peak_mb" in found["checkpointing"]:
+    if all("peak_mb" in found[name] for name in ways):
         for key in ("peak_mb", "activations_mb", "seconds"):
-            found[f"{key}_ratio"] = found["checkpointing"][key] / found["plain"][key]
+            for name in ways.keys() - {"plain"}:
+                found[name][f"{key}_ratio"] = found[name][key] / found["plain"][key]
     return found
 
 
@@ -96,7 +110,7 @@ def step(job: dict[str, Any]) -> dict[str, Any]:
         f"data.height={job['size']}",
         f"data.width={job['size']}",
         f"loss.perceptual={'random' if job['recipe'] else 'none'}",
-        f"loss.perceptual_frames={job['perceptual_frames'] if job['recompute'] else 0}",
+        f"loss.perceptual_frames={job['perceptual_frames']}",
         f"loss.adversarial={str(job['recipe']).lower()}",
         "optimizer.batch=1",
         f"run.precision={'fp32' if job['device'] == 'cpu' else 'bf16'}",
@@ -159,6 +173,38 @@ def shares(steps: int, threads: int, videos: Path | None) -> dict[str, Any]:
     return {**about, **{name: statistics.median(run[name] for run in runs) for name in runs[0]}}
 
 
+def loading(batches: int, videos: Path | None) -> dict[str, Any]:
+    """Frames per second of two workers, once both have made a batch, and how much of a processor they used together."""
+    source = "data.kind=procedural" if videos is None else f"data.folder={json.dumps(str(videos))}"
+    config = TrainingConfig.load("S-stage1", [source])
+    data, batch, workers = config.data, config.optimizer.batch, DataSettings().workers
+    with tempfile.TemporaryDirectory() as folder:
+        clips = training_source(config, Path(folder))
+        with BatchStream(clips, batch, config.run.seed, workers=workers, prefetch=1) as stream:
+            for _ in range(2 * workers):
+                next(stream)
+            used, began = processor_seconds(), time.perf_counter()
+            for _ in range(batches):
+                next(stream)
+            seconds, used = time.perf_counter() - began, processor_seconds() - used
+    return {
+        "batch": batch,
+        "frames": data.frames,
+        "size": [data.height, data.width],
+        "workers": workers,
+        "batches": batches,
+        **({} if videos is None else {"videos": len(clips)}),
+        "frames_per_second": batches * batch * data.frames / seconds,
+        "processors_used": used / seconds,
+    }
+
+
+def processor_seconds() -> float:
+    """Of this process and those that it started."""
+    here = psutil.Process()
+    return float(sum(sum(process.cpu_times()[:2]) for process in (here, *here.children(recursive=True))))
+
+
 def summary(result: dict[str, Any]) -> str:
     """For people."""
     lines = []
@@ -166,21 +212,27 @@ def summary(result: dict[str, Any]) -> str:
         if section not in result:
             continue
         found = result[section]
-        for name in ("plain", "checkpointing"):
+        for name in (name for name in WAYS | GROUPED if name in found):
             told = found[name]
             text = (
                 told.get("not_measured")
                 or f"peak {told['peak_mb']:,.0f} MB, of which the step {told['activations_mb']:,.0f} MB, {told['seconds']:.1f} s"
             )
             lines.append(f"{found['preset']}, {found['frames']} frames of {found['size']}x{found['size']}{recipe}, {name}: {text}")
-        if "peak_mb_ratio" in found:
-            lines.append(f"checkpointing by plain: peak {found['peak_mb_ratio']:.2f}, time {found['seconds_ratio']:.2f}")
+            if "peak_mb_ratio" in told:
+                lines.append(f"{name} by plain: peak {told['peak_mb_ratio']:.2f}, time {told['seconds_ratio']:.2f}")
     for section in ("time", "time_folder"):
         if section in result:
             told = result[section]
             parts = ", ".join(f"{name} {share:.1%}" for name, share in told.items() if isinstance(share, float))
             clips = f", clips of {told['videos']} videos" if "videos" in told else ""
             lines.append(f"{told['config']}{clips}: {parts}")
+    for section in ("loading", "loading_folder"):
+        if section in result:
+            told = result[section]
+            clips = f"{told['frames']} frames of {told['size'][0]}x{told['size'][1]}"
+            speed = f"{told['frames_per_second']:.1f} frames a second, {told['processors_used']:.2f} processors used"
+            lines.append(f"{section}, {told['workers']} workers, clips of {clips}: {speed}")
     return "\n".join(lines)
 
 

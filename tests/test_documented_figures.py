@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-README, PERFORMANCE, OPENVINO = "README.md", "docs/performance.md", "docs/openvino.md"
+README, PERFORMANCE, OPENVINO, TRAINING = "README.md", "docs/performance.md", "docs/openvino.md", "docs/training.md"
 
 NUMBER = r"(\d[\d,]*(?:\.\d+)?)"
 DIGITS = 4
@@ -93,14 +93,14 @@ def tables_of(text: str) -> list[Table]:
     return found
 
 
-def tables_with(pattern: str, column: int | None = None) -> list[Table]:
-    """Those of docs/performance.md of whose headers one (or that of a column) matches; at least one."""
+def tables_with(pattern: str, column: int | None = None, document: str = PERFORMANCE) -> list[Table]:
+    """Those of a document of whose headers one (or that of a column) matches; at least one."""
     mine = [
         table
-        for table in tables_of(text_of(PERFORMANCE))
+        for table in tables_of(text_of(document))
         if any(re.search(pattern, title) for title in (table.header if column is None else [table.header[column]]))
     ]
-    assert mine, f"{PERFORMANCE} has no table with a column like: {pattern}"
+    assert mine, f"{document} has no table with a column like: {pattern}"
     return mine
 
 
@@ -441,6 +441,95 @@ def test_quality_of_the_model_that_ships() -> None:
     measured = result("runtime-cpu")
     losses = [measured[name]["largest_loss_db"]["openvino bf16"] for name in ("quality", "quality 256x256")]
     check_sentence(OPENVINO, r"costs at most # dB \(128x128\) and # dB \(256x256\)", losses)
+
+
+def test_scores_of_the_model_that_ships() -> None:
+    measured = result("tiny-model")
+    kinds = {"128x128 paintings": "paintings_at_128x128", "windows of 256x256 paintings": "windows_of_256x256"}
+    [table] = tables_with("128x128 pixels of", column=0, document=TRAINING)
+    wrong, told = [], set()
+    for label, psnr, ssim in table.rows:
+        kind = kinds[label.partition(",")[0]]
+        told.add(kind)
+        scores = measured["held_out"][kind]
+        wrong += [
+            line for cell, key in ((psnr, "psnr_db"), (ssim, "ssim")) for line in complaint(label, only_number(cell, label), scores[key])
+        ]
+    assert told == set(measured["held_out"]) and not wrong, "\n".join(wrong)
+    videos = [measured["videos"][f"{name}.mp4"] for name in ("bigbuckbunny", "bikes", "carphone_pristine")]
+    sentence = "bigbuckbunny # dB and #, bikes # dB and #, carphone_pristine # dB and #"
+    check_sentence(TRAINING, sentence, [video[key] for video in videos for key in ("psnr_db", "ssim")])
+    check_sentence(TRAINING, "now the same frames reach #, # and # dB", list(measured["psnr_db_after_frames"].values()))
+
+
+def test_the_stream_of_the_model_that_ships() -> None:
+    stream, wrong = result("tiny-model")["stream"], []
+    shots = {tuple(shot["frames"]): shot for shot in stream["shots"]} | {(): stream}
+    [table] = tables_with("stage 5", document=TRAINING)
+    told = set()
+    for label, *_, last in table.rows:
+        frames = tuple(map(int, re.findall(r"(\d+) to (\d+)", label)[0])) if " to " in label else ()
+        told.add(frames)
+        places = shots[frames]["psnr_db_by_place_in_latent"]
+        wrong += [line for cell, value in zip(last.split(","), places, strict=True) for line in complaint(label, cell.strip(), value)]
+    assert told == set(shots) and not wrong, "\n".join(wrong)
+    seams = stream["error_change_at_seams_over_within_steps"]
+    check_sentence(
+        TRAINING, "# x as much where steps of the encoder meet .*?, # x where those of the decoder do", [seams["encode"], seams["decode"]]
+    )
+    afar, still = (
+        [100 * stream[f"{where}_share"], stream[f"{where}_change_levels"], stream[f"{where}_change_levels_99th_percentile"]]
+        for where in ("afar", "still")
+    )
+    check_sentence(TRAINING, r"\(# % of the pixels\) pictures change by # levels of 255 from frame to frame, # at the 99th", afar)
+    check_sentence(TRAINING, r"stand still \(# %\) it is # levels, # at the 99th", still)
+    check_sentence(TRAINING, "The stream has # dB in the mean and # in its last frame", [stream["psnr_db"], stream["psnr_db_lowest"]])
+
+
+def test_titles_that_pass() -> None:
+    """The rows of the model that ships, by pixels per frame."""
+    measured, wrong = result("tiny-model")["passing_titles"], []
+    [table] = tables_with("pixels per frame", column=0, document=TRAINING)
+    assert table.header[1:] == list(measured)
+    for label, key in (("PSNR", "psnr_db"), ("change along the motion", "change_along_motion_levels")):
+        *_, cells = [row[1:] for row in table.rows if row[0].startswith(label)]
+        pairs = zip(cells, measured.values(), strict=True)
+        wrong += [line for cell, scores in pairs for line in complaint(label, only_number(cell, label), scores[key])]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_table_of_the_ablation() -> None:
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in result("ablation")["rows"]:
+        rows.setdefault(row["variant"].partition(" (")[0], []).append(row)
+    [table] = tables_with("wavelet term", document=TRAINING)
+    wrong = []
+    for label, *cells in table.rows:
+        variant = rows.pop(label.partition(" (")[0])
+        for cell, key in zip(cells, ("psnr_db", "ssim", "wavelet_term"), strict=True):
+            values = [row[key] for row in variant]
+            if any(values):
+                parts = parts_of(cell, len(values), label)
+                wrong += [
+                    line for part, value in zip(parts, values, strict=True) for line in complaint(label, only_number(part, label), value)
+                ]
+    assert not rows and not wrong, "\n".join(wrong)
+
+
+def test_memory_and_shares_of_training() -> None:
+    measured = result("training-cpu")
+
+    def cost(section: str) -> list[float]:
+        part = measured[section]
+        peaks = [part[way]["peak_mb"] for way in ("checkpointing", "plain")]
+        return [*peaks, *(part[way]["activations_mb"] for way in ("checkpointing", "plain")), part["seconds_ratio"]]
+
+    check_sentence(TRAINING, "peak # instead of # MB, of which the step itself # instead of # MB .*? in # x the time", cost("memory"))
+    check_sentence(
+        TRAINING, "beside the checkpointing: # instead of # MB, the step itself # instead of # MB, in # x the time", cost("memory_recipe")
+    )
+    shares = [100 * measured[section][share] for section in ("time", "time_folder") for share in ("compute", "data_wait")]
+    check_sentence(TRAINING, r"spends # % of its time in .*? waits # % of it for data; on a folder .*? # % and # %\.", shares)
 
 
 # What these tests rest on -------------------------------------------------------------------------------------------------------

@@ -15,20 +15,22 @@ from hypothesis import strategies as st
 from fixtures.program import Program
 from wfvae.cli import main
 from wfvae.commands.train import _default_directory
-from wfvae.config import WFVAEConfig
+from wfvae.config import Preset, WFVAEConfig
 from wfvae.errors import ConfigError
 from wfvae.train.config import DataSettings, TrainingConfig, ready_configs
 
 FOLDER = ["data.folder=videos"]
 
 
-@pytest.mark.parametrize("preset", ["S", "M", "L"])
+@pytest.mark.parametrize(("name", "preset"), [("S", "S"), ("M", "M"), ("L", "L"), ("tiny-paper", "tiny")])
 @pytest.mark.parametrize(
     ("stage", "frames", "stride", "lpips", "steps"), [(1, 25, 1, 1.0, 800_000), (2, 49, 2, 1.0, 200_000), (3, 49, 2, 0.1, 200_000)]
 )
-def test_the_stages_are_those_of_the_paper(preset: str, stage: int, frames: int, stride: int, lpips: float, steps: int) -> None:
-    config = TrainingConfig.load(f"{preset}-stage{stage}", FOLDER)
-    assert config.model.architecture() == WFVAEConfig.preset(preset)  # type: ignore[arg-type]
+def test_the_stages_are_those_of_the_paper(
+    name: str, preset: Preset, stage: int, frames: int, stride: int, lpips: float, steps: int
+) -> None:
+    config = TrainingConfig.load(f"{name}-stage{stage}", FOLDER)
+    assert config.model.architecture() == WFVAEConfig.preset(preset)
     assert (config.data.frames, config.data.stride, config.data.height, config.data.width) == (frames, stride, 256, 256)
     loss, optimizer = config.loss, config.optimizer
     assert (loss.reconstruction, loss.perceptual, loss.perceptual_weight) == ("l1", "vgg", lpips)
@@ -38,12 +40,20 @@ def test_the_stages_are_those_of_the_paper(preset: str, stage: int, frames: int,
     assert (config.run.steps, config.run.precision) == (steps, "bf16")
 
 
+def ready(name: str) -> TrainingConfig:
+    """A ready configuration, with a folder if it wants one."""
+    try:
+        return TrainingConfig.load(name)
+    except ConfigError:
+        return TrainingConfig.load(name, FOLDER)
+
+
 def test_every_ready_config_loads_and_is_listed(program: Program) -> None:
     listed = program.done("train", "--list")
     assert listed == ready_configs()
-    assert len(listed) == 9 + 7 + 1
+    assert len(listed) == 9 + 3 + 8 + 1
     for name in ready_configs():
-        TrainingConfig.load(name, FOLDER)
+        ready(name)
 
 
 def test_the_help_names_ready_configs(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,10 +68,12 @@ def test_each_stage_starts_from_the_one_before() -> None:
     for name in ready_configs():
         preset, _, stage = name.partition("-stage")
         if not stage:
-            assert name == "tiny-quick" and not TrainingConfig.load(name, FOLDER).run.initial
+            assert name == "tiny-quick" and not ready(name).run.initial
             continue
         expected = "" if stage == "1" else f"./runs/{preset}-stage{int(stage) - 1}"
-        assert TrainingConfig.load(name, FOLDER).run.initial == expected
+        assert ready(name).run.initial == expected
+        # With the same seed a stage on the same videos would see the crops of the one before again, in the same order.
+        assert ready(name).run.seed == int(stage) - 1
 
 
 def test_a_stage_without_the_one_before_is_refused(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +113,7 @@ def test_toml_and_dict_read_back_equal(tmp_path: Path) -> None:
 @given(st.text(st.characters(codec="utf-8")))
 def test_any_text_reads_back_from_toml(text: str) -> None:
     for folder in (text, f'{text}\x7f\U0001f3ac\r\n"\\u0041'):
-        config = TrainingConfig(data=DataSettings(kind="procedural", folder=folder))
+        config = TrainingConfig(data=DataSettings(folder=folder or "."))
         assert TrainingConfig.from_dict(tomllib.loads(config.to_toml())) == config
 
 
@@ -109,6 +121,16 @@ def test_text_that_no_file_can_hold_is_refused() -> None:
     # What the command line makes of a name whose bytes are not UTF-8.
     with pytest.raises(ConfigError, match=r"data.folder is 'v\\udcff', which is not UTF-8 .*; use another name$"):
         TrainingConfig.load("tiny-quick", ["data.folder=v\udcff"])
+
+
+def test_one_set_takes_several_keys_and_may_stand_anywhere(program: Program) -> None:
+    for words in (
+        ("tiny-quick", "--set", "run.seed=3", "optimizer.batch=2"),
+        ("--set", "run.seed=3", "--set", "optimizer.batch=2", "tiny-quick"),
+    ):
+        shown = program.done("train", *words, "--show")
+        assert (shown["run"]["seed"], shown["optimizer"]["batch"]) == (3, 2)
+    assert "no configuration was given" in program.refused("train", "--set", "run.seed=3")
 
 
 def test_ablations_reach_the_architecture() -> None:
@@ -132,6 +154,10 @@ def test_ablations_reach_the_architecture() -> None:
         ("validation.crop_height=512", "validation.crop_height is 512; expected a multiple of 8 up to 128, or 0"),
         ("validation.height=12", "validation.height is 12"),
         ("data.crop_width=0", "only one of"),
+        (
+            "data.folder=videos",
+            "data.folder is 'videos', but data.kind is \"procedural\", which reads no videos; also set data.kind=folder",
+        ),
         ("data.kind=files", "data.kind is 'files'; expected one of 'folder', 'procedural'"),
         ("run.steps=1.5", "run.steps is 1.5; expected an integer"),
         ("run.steps=true", "run.steps is True; expected an integer"),

@@ -115,6 +115,19 @@ def processes_of(checkpoint: Path) -> int | None:
     return count if isinstance(count, int) else None
 
 
+def unfinished(run: Path) -> tuple[int, int] | None:
+    """The newest step of a training run and the last one it was to make, if it has not come to that; None for anything else."""
+    newest = newest_of_run(run)
+    if newest is None:
+        return None
+    try:
+        facts = _read_facts(newest)
+        steps = TrainingConfig.from_dict(facts["config"]).run.steps
+    except (CheckpointError, ConfigError):
+        return None  # its weights may be whole, and only they are of use to another run
+    return (int(facts["step"]), steps) if facts["step"] < steps else None
+
+
 _FREE = frozenset(
     f"{section}.{key}"
     for section, keys in {

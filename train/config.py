@@ -93,7 +93,7 @@ class DataSettings:
     crops_per_clip: int = 1
     """Windows that are cut out of each clip, spread over a few batches. More save reading (by each worker for itself), but vary less."""
     stride: int = 1
-    """Every stride-th frame of a video. 2 halves the frame rate, as stage II does."""
+    """Every stride-th frame of a video, in training and in validation. 2 halves the frame rate, as stage II does."""
     min_stride: int = 0
     """Each clip draws its stride from this to `stride`, so that things move at more speeds; 0: always `stride`. Validation clips, too."""
     workers: int = 2
@@ -175,7 +175,7 @@ class RunSettings:
     steps: int = 800_000
     """Optimiser steps. The paper: 800k, 200k and 200k."""
     seed: int = 0
-    """Fixes initial weights, data order, crops, posterior samples and dropout."""
+    """Fixes initial weights, data order, crops, posterior samples and dropout. A stage on the videos of the one before wants another."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """`bf16` computes under autocast; weights and optimiser stay fp32."""
     activation_checkpointing: bool = False
@@ -415,6 +415,11 @@ class _Checks:
             )
         if not config.data.scenes:
             raise ConfigError(f"data.scenes is []; expected one or more of {', '.join(get_args(SceneName))}")
+        if config.data.kind != "folder" and config.data.folder:
+            raise ConfigError(
+                f'data.folder is {config.data.folder!r}, but data.kind is "{config.data.kind}", which reads no videos; '
+                "also set data.kind=folder, or leave data.folder out"
+            )
         if config.data.kind == "folder" and not config.data.folder:
             raise ConfigError(
                 'data.folder is not set; give the directory of your videos: --set data.folder=DIR (or data.kind="procedural")'

@@ -18,7 +18,7 @@ from torch import Tensor
 from wfvae.checkpoint import RUN_CHECKPOINTS, newest_of_run
 from wfvae.errors import ConfigError, DataError, InputError, TrainingError
 from wfvae.model import WFVAE
-from wfvae.train.checkpoints import check_same_run, data_of, processes_of, read_checkpoint, write_checkpoint
+from wfvae.train.checkpoints import check_same_run, data_of, processes_of, read_checkpoint, unfinished, write_checkpoint
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import BadClipLedger, Batch, BatchStream, ClipSource, FiniteSource, InspectedSource, held_out, printable
 from wfvae.train.initial import initial_model
@@ -322,6 +322,8 @@ class _Run:
             lines = [f"{change}; {_OTHERWISE}" for change in check_same_run(newest, config, self._steering)]
         elif resume:
             lines = [f"there is no checkpoint in {directory} to go on from; training begins at step 0"]
+        if newest is None and config.run.initial and (made := unfinished(Path(config.run.initial))):
+            lines.append(f"run.initial {config.run.initial} has not ended: this run starts from its step {made[0]} of {made[1]}")
         if not has_validation(config):
             lines.append("validation.folder is not set, so nothing is validated")
         if self._world.is_first:

@@ -36,7 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="TOML file, or the name of a ready configuration")
     parser.add_argument("--out", type=Path, metavar="RUN", help="directory of the run (default: CONFIG's own, else runs/ and its name)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set section.key of the configuration; repeatable")
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="set section.key of the configuration; repeatable"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
     parser.add_argument("--list", action="store_true", help="list the ready configurations")
     parser.add_argument("--show", action="store_true", help="print the whole configuration as TOML, and do nothing")
@@ -51,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         show(args, ready_configs(), "\n".join(ready_configs()))
         return 0
+    if args.config is None and args.set and "=" not in args.set[-1]:
+        args.config = args.set.pop()  # `--set KEY=VALUE CONFIG`: options that take several values take this one, too
     if args.config is None:
         raise ConfigError(f"no configuration was given; expected a TOML file or one of: {', '.join(ready_configs())}")
     config = TrainingConfig.load(args.config, args.set)
