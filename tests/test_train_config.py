@@ -51,7 +51,7 @@ def ready(name: str) -> TrainingConfig:
 def test_every_ready_config_loads_and_is_listed(program: Program) -> None:
     listed = program.done("train", "--list")
     assert listed == ready_configs()
-    assert len(listed) == 9 + 3 + 8 + 1
+    assert len(listed) == 9 + 3 + 9 + 1
     for name in ready_configs():
         ready(name)
 
@@ -170,6 +170,8 @@ def test_ablations_reach_the_architecture() -> None:
         ("data.scenes=titles", "data.scenes is 'titles'; expected a list of values"),
         ("data.min_stride=2", "data.min_stride is 2; expected 0 (always data.stride) or at most data.stride, 1"),
         ("data.min_stride=-1", "data.min_stride is -1; expected 0"),
+        ("data.stills=1.5", "data.stills is 1.5; expected a share of the clips, 0 to 1"),
+        ("data.stills=-1", "data.stills is -1.0; expected a finite number of at least 0"),
         ("data.scenes=[]", "data.scenes is []; expected one or more of mixed, terrain, leaves"),
         ("loss.frame_weights=2", "loss.frame_weights is 2; expected a list of values"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import multiprocessing
 import os
 import pickle
@@ -418,6 +419,19 @@ def test_each_procedural_clip_draws_its_stride(split: Split) -> None:
     assert drawn == {2, 3}
 
 
+def test_some_procedural_clips_stand_still() -> None:
+    moving = ProceduralClips(3, 40, 4, (24, 32), stride=3, max_noise=8.0)
+    source = ProceduralClips(3, 40, 4, (24, 32), stride=3, stills=0.5, max_noise=8.0)
+    still = 0
+    for index in range(40):
+        clip, other = (one.clip(index, np.random.default_rng(index)) for one in (source, moving))
+        assert np.array_equal(clip[0], other[0])
+        if not np.array_equal(clip, other):
+            still += 1
+            assert np.array_equal(clip, np.broadcast_to(clip[0], clip.shape))
+    assert 12 <= still <= 28
+
+
 def test_a_list_of_one_scene_draws_nothing() -> None:
     """So runs from before there was a list go on with the clips that they would have had: these bits are theirs."""
     clip = ProceduralClips(0, 2, 2, (16, 16), max_noise=2.0).clip(0, np.random.default_rng(1))
@@ -449,8 +463,10 @@ def test_procedural_clips_move_and_differ() -> None:
     [
         ({"count": 0}, "count of procedural clips is 0"),
         ({"stride": 0}, "stride of procedural clips is 0"),
-        ({"stride": 2, "min_stride": 3}, r"min_stride of procedural clips is 3; expected 0 \(always 2\) or an integer in 1\.\.2"),
-        ({"min_stride": -1}, "min_stride of procedural clips is -1"),
+        ({"stride": 2, "min_stride": 3}, r"min_stride of the clips is 3; expected 0 \(always 2\) or an integer in 1\.\.2"),
+        ({"min_stride": -1}, "min_stride of the clips is -1"),
+        ({"stills": 1.5}, "stills is 1.5; expected the share of the clips that show one frame all the time, 0 to 1"),
+        ({"stills": math.nan}, "stills is nan"),
         ({"frames": 0}, "frames of procedural clips is 0"),
         ({"size": (4, 64)}, r"size of procedural clips is \(4, 64\)"),
         ({"split": "test"}, "split of procedural clips is 'test'; expected one of train, held-out"),

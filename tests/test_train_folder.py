@@ -187,6 +187,18 @@ def test_each_clip_draws_its_stride_and_reaches_both_ends_with_it(videos: Path, 
         open_folder(3, stride=5, min_stride=6)
 
 
+def test_a_still_may_be_any_frame(videos: Path, open_folder: OpenFolder) -> None:
+    write_numbered(videos / "v.mp4", 8)
+    folder = open_folder(3, stride=2, stills=1.0)
+    found = [numbers(folder.clip(0, np.random.default_rng(seed))) for seed in range(80)]
+    assert all(len(set(shown)) == 1 and len(shown) == 3 for shown in found)
+    assert {shown[0] for shown in found} == set(range(8))
+    half = [len(set(numbers(open_folder(3, stride=2, stills=0.5).clip(0, np.random.default_rng(seed))))) for seed in range(40)]
+    assert set(half) == {1, 3} and 8 <= half.count(1) <= 32
+    with pytest.raises(DataError, match="stills is -1; expected the share"):
+        open_folder(3, stills=-1)
+
+
 # ------------------------------------------------------------------------------------------------ in which shape
 
 

@@ -40,6 +40,7 @@ from wfvae.train import checkpoints
 from wfvae.train.checkpoints import write_checkpoint
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import BadClipLedger, Batch, BatchStream, ProceduralClips, VideoFolder, held_out
+from wfvae.train.data.strides import Strides
 from wfvae.train.discriminator import PatchDiscriminator3D
 from wfvae.train.loop import Watcher, train
 from wfvae.train.losses import hinge_discriminator_loss
@@ -377,10 +378,10 @@ def test_the_strides_of_the_settings_reach_training_and_validation(tmp_path: Pat
         save(tmp_path / name / "a.mp4", clip(30))
     folders = {"data__kind": "folder", "data__folder": str(tmp_path / "videos"), "validation__folder": str(tmp_path / "others")}
     for options in ({}, folders):
-        config = small(data__stride=3, data__min_stride=2, **options)
-        for source in (training_source(config, tmp_path), validation_source(config, tmp_path)):
+        config = small(data__stride=3, data__min_stride=2, data__stills=0.25, **options)
+        for source, stills in ((training_source(config, tmp_path), 0.25), (validation_source(config, tmp_path), 0.0)):
             assert isinstance(source, ProceduralClips | VideoFolder)
-            assert (source.min_stride, source.stride) == (2, 3)
+            assert source.strides == Strides(3, 2, stills)
 
 
 @pytest.mark.slow

@@ -96,6 +96,8 @@ class DataSettings:
     """Every stride-th frame of a video, in training and in validation. 2 halves the frame rate, as stage II does."""
     min_stride: int = 0
     """Each clip draws its stride from this to `stride`, so that things move at more speeds; 0: always `stride`. Validation clips, too."""
+    stills: float = 0.0
+    """Share of the training clips that show one frame all the time, so that what stands still does not flicker."""
     workers: int = 2
     """Processes that read and cut clips, per training process; 0 reads in the training process."""
     bad_files: int = 100
@@ -375,7 +377,7 @@ _AT_LEAST_ONE = """
     data.stride data.clips data.crops_per_clip optimizer.batch optimizer.accumulate run.steps run.checkpoint_every run.keep run.log_every
     validation.clips loss.discriminator_channels loss.discriminator_layers"""
 _AT_LEAST_ZERO = """
-    data.workers data.bad_files data.noise loss.perceptual_weight loss.perceptual_frames loss.kl_weight loss.wavelet_weight
+    data.workers data.bad_files data.noise data.stills loss.perceptual_weight loss.perceptual_frames loss.kl_weight loss.wavelet_weight
     loss.adversarial_weight loss.adversarial_start optimizer.learning_rate optimizer.weight_decay optimizer.clip_norm
     optimizer.warmup_steps optimizer.schedule_steps optimizer.final_rate run.seed run.threads validation.every validation.pictures"""
 
@@ -413,6 +415,8 @@ class _Checks:
             raise ConfigError(
                 f"data.min_stride is {config.data.min_stride}; expected 0 (always data.stride) or at most data.stride, {config.data.stride}"
             )
+        if config.data.stills > 1.0:
+            raise ConfigError(f"data.stills is {config.data.stills}; expected a share of the clips, 0 to 1")
         if not config.data.scenes:
             raise ConfigError(f"data.scenes is []; expected one or more of {', '.join(get_args(SceneName))}")
         if config.data.kind != "folder" and config.data.folder:

@@ -34,10 +34,27 @@ def training_source(
     stride, slow = data.stride, data.min_stride
     if data.kind == "procedural":
         return ProceduralClips(
-            config.run.seed, data.clips, data.frames, size, stride, min_stride=slow, scenes=data.scenes, max_noise=data.noise
+            config.run.seed,
+            data.clips,
+            data.frames,
+            size,
+            stride,
+            min_stride=slow,
+            stills=data.stills,
+            scenes=data.scenes,
+            max_noise=data.noise,
         )
-    index = run / "index.json"
-    return VideoFolder(data.folder, data.frames, size, stride, min_stride=slow, index_path=index, progress=indexing, retry_bad=retry_bad)
+    return VideoFolder(
+        data.folder,
+        data.frames,
+        size,
+        stride,
+        min_stride=slow,
+        stills=data.stills,
+        index_path=run / "index.json",
+        progress=indexing,
+        retry_bad=retry_bad,
+    )
 
 
 def training_crops(config: TrainingConfig) -> Crops | None:

@@ -10,7 +10,7 @@ import numpy as np
 from wfvae.errors import InputError
 from wfvae.procedural import MAX_NOISE, MAX_SIDE, MIN_SIDE, ProceduralClip, SceneName
 from wfvae.train.data.clip_source import Clip
-from wfvae.train.data.strides import draw_stride, expected_min_stride
+from wfvae.train.data.strides import Strides, complaint
 
 __all__ = ["HELD_OUT_SEEDS", "TRAINING_SEEDS", "ProceduralClips", "Split"]
 
@@ -45,6 +45,7 @@ class ProceduralClips:
         stride: int = 1,
         *,
         min_stride: int = 0,
+        stills: float = 0.0,
         split: Split = "train",
         scenes: Sequence[str] = ("mixed",),
         max_noise: float = 8.0,
@@ -58,6 +59,7 @@ class ProceduralClips:
             size: (height, width) in pixels, each 8..8192.
             stride: every stride-th frame of a video of 25 frames per second is taken, >= 1.
             min_stride: each clip draws its stride from this to `stride`, both included; 0 for `stride` always.
+            stills: share of the clips that show one frame all the time, 0..1.
             split: "train" or "held-out".
             scenes: names of `procedural.SceneName`, one or more; each clip draws one, so a name given twice comes twice as often.
             max_noise: film grain of the noisy clips goes up to this standard deviation, 0..64 levels of 255; 0 for none.
@@ -68,8 +70,8 @@ class ProceduralClips:
         for what, value, low in (("seed", seed, 0), ("count", count, 1), ("frames", frames, 1), ("stride", stride, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise InputError(f"{what} of procedural clips is {value!r}; expected an integer of at least {low}")
-        if expected := expected_min_stride(min_stride, stride):
-            raise InputError(f"min_stride of procedural clips is {min_stride!r}; expected {expected}")
+        if wrong := complaint(stride, min_stride, stills):
+            raise InputError(wrong)
         if len(size) != 2 or not all(isinstance(side, int) and MIN_SIDE <= side <= MAX_SIDE for side in size):
             raise InputError(f"size of procedural clips is {size!r}; expected (height, width) in pixels, each {MIN_SIDE}..{MAX_SIDE}")
         if split not in get_args(Split):
@@ -80,8 +82,8 @@ class ProceduralClips:
             raise InputError(f"scenes is {scenes!r}; expected a list of one or more of {', '.join(get_args(SceneName))}")
         for scene in scenes:
             ProceduralClip(0, size[0], size[1], scene=scene)  # refuses an unknown scene here rather than in a worker
-        self.seed, self.count, self.frames, self.size, self.stride = seed, count, frames, (size[0], size[1]), stride
-        self.min_stride = min_stride or stride
+        self.seed, self.count, self.frames, self.size = seed, count, frames, (size[0], size[1])
+        self.strides = Strides(stride, min_stride or stride, float(stills))
         self.split, self.scenes, self.max_noise = split, tuple(scenes), float(max_noise)
 
     def __len__(self) -> int:
@@ -101,10 +103,12 @@ class ProceduralClips:
             seeds = TRAINING_SEEDS
         video = self._video(int(rng.integers(seeds.start, seeds.stop)), rng)
         start = int(rng.integers(_SPAN_SECONDS * _FPS))
-        stride = draw_stride(rng, self.min_stride, self.stride)
+        stride = self.strides.draw(rng)
         clip = np.empty((self.frames, *self.size, 3), np.uint8)
-        for position in range(self.frames):
+        for position in range(self.frames if stride else 1):
             clip[position] = video.frame(start + position * stride)
+        if not stride:
+            clip[1:] = clip[0]
         return clip
 
     def _video(self, seed: int, rng: np.random.Generator) -> ProceduralClip:

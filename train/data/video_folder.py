@@ -13,7 +13,7 @@ import numpy as np
 from wfvae.errors import DataError
 from wfvae.train.data.clip_source import BadClip, Clip, ShortClip
 from wfvae.train.data.frame_pixels import PixelReader
-from wfvae.train.data.strides import draw_stride, expected_min_stride
+from wfvae.train.data.strides import Strides, complaint
 from wfvae.train.data.video_container import UnusableError, refused
 from wfvae.train.data.video_frames import frames_from, share_of_time
 from wfvae.train.data.video_index import index_folder
@@ -43,6 +43,7 @@ class VideoFolder:
         stride: int = 1,
         *,
         min_stride: int = 0,
+        stills: float = 0.0,
         index_path: Path | str,
         progress: Callable[[int, int], None] | None = None,
         retry_bad: bool = True,
@@ -55,6 +56,7 @@ class VideoFolder:
             size: (height, width) of the clips in pixels, each >= 1.
             stride: every stride-th frame is taken, >= 1; 2 halves the frame rate.
             min_stride: each clip draws its stride from this to `stride`, both included; 0 for `stride` always.
+            stills: share of the clips that show one frame all the time, 0..1. They, too, are of videos that are long enough for the others.
             index_path: JSON file of the index, outside of `root`, such as in the run's folder.
             progress: is given (files looked at, files in all) while the folder is indexed.
             retry_bad: open files again that the index says are bad.
@@ -65,10 +67,10 @@ class VideoFolder:
         for what, value in (("frames", frames), ("stride", stride), ("height", size[0]), ("width", size[1])):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise DataError(f"{what} of the clips is {value!r}; expected an integer of at least 1")
-        if expected := expected_min_stride(min_stride, stride):
-            raise DataError(f"min_stride of the clips is {min_stride!r}; expected {expected}")
-        self.root, self.frames, self.size, self.stride = Path(root), frames, (size[0], size[1]), stride
-        self.min_stride = min_stride or stride
+        if wrong := complaint(stride, min_stride, stills):
+            raise DataError(wrong)
+        self.root, self.frames, self.size = Path(root), frames, (size[0], size[1])
+        self.strides = Strides(stride, min_stride or stride, float(stills))
         files = index_folder(self.root, Path(index_path), progress, retry_bad=retry_bad)
         if not files:
             raise DataError(f"no videos below '{root}'; expected files ending in {', '.join(sorted(VIDEO_SUFFIXES))}")
@@ -88,7 +90,7 @@ class VideoFolder:
     @property
     def span(self) -> int:
         """Frames of a video from the first to the last one of a clip of the largest stride, both included."""
-        return self._span(self.stride)
+        return self._span(self.strides.largest)
 
     def __len__(self) -> int:
         return len(self._videos)
@@ -106,7 +108,7 @@ class VideoFolder:
     def clip(self, index: int, rng: np.random.Generator) -> Clip:
         """(T, H, W, 3) uint8 RGB, from a frame and with a stride that `rng` chooses; see `ClipSource.clip`."""
         name, facts = self._videos[index]
-        stride = draw_stride(rng, self.min_stride, self.stride)
+        stride = self.strides.draw(rng)
         start = int(rng.integers(facts.frames - self._span(stride) + 1))
         with refused(name):
             clip, missing = self._read(name, facts, start, stride)
@@ -135,11 +137,14 @@ class VideoFolder:
         span, passed = self._span(stride), 0
         with closing(frames_from(self.root / name, facts, start)) as frames:
             for frame in islice(frames, span):
-                if passed % stride == 0:
+                if not stride:
+                    clip[:] = pixels.read(frame)
+                elif passed % stride == 0:
                     clip[passed // stride] = pixels.read(frame)
                 passed += 1
         return clip, span - passed
 
     def _too_short(self, frames: int) -> str:
-        strided = f" with a stride of {self.stride}" if self.stride > 1 else ""
+        stride = self.strides.largest
+        strided = f" with a stride of {stride}" if stride > 1 else ""
         return f"it has {frames} frames, too few for {self.frames}{strided} (expected {self.span} or more)"
