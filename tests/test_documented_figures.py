@@ -519,15 +519,19 @@ def test_the_table_of_the_ablation() -> None:
 def test_memory_and_shares_of_training() -> None:
     measured = result("training-cpu")
 
-    def cost(section: str) -> list[float]:
-        part = measured[section]
-        peaks = [part[way]["peak_mb"] for way in ("checkpointing", "plain")]
-        return [*peaks, *(part[way]["activations_mb"] for way in ("checkpointing", "plain")), part["seconds_ratio"]]
-
-    check_sentence(TRAINING, "peak # instead of # MB, of which the step itself # instead of # MB .*? in # x the time", cost("memory"))
-    check_sentence(
-        TRAINING, "beside the checkpointing: # instead of # MB, the step itself # instead of # MB, in # x the time", cost("memory_recipe")
-    )
+    memory, recipe = measured["memory"], measured["memory_recipe"]
+    plain, frugal = memory["plain"], memory["checkpointing"]
+    costs = [frugal["peak_mb"], plain["peak_mb"], frugal["activations_mb"], plain["activations_mb"], frugal["seconds_ratio"]]
+    check_sentence(TRAINING, "peak # instead of # MB, of which the step itself # instead of # MB .*? in # x the time", costs)
+    plain, frugal, grouped = (recipe[way] for way in ("plain", "checkpointing", "checkpointing_and_groups"))
+    assert recipe["perceptual_frames"] == 5
+    costs = [plain["peak_mb"], frugal["peak_mb"], frugal["seconds_ratio"], grouped["peak_mb"]]
+    costs += [grouped["activations_mb"], plain["activations_mb"], grouped["seconds_ratio"]]
+    sentence = r"a step peaks at # MB, with checkpointing at # MB \(# x the time\), and with `loss.perceptual_frames=5` besides at # MB, "
+    check_sentence(TRAINING, sentence + r"of which the step itself # instead of # MB \(# x; one step each", costs)
+    loading, folder = measured["loading"], measured["loading_folder"]
+    fed = [part[key] for part in (loading, folder) for key in ("frames_per_second", "processors_used")]
+    check_sentence(TRAINING, r"make # frames a second .*? \(# processors used\) and # of those three videos \(#\)", fed)
     shares = [100 * measured[section][share] for section in ("time", "time_folder") for share in ("compute", "data_wait")]
     check_sentence(TRAINING, r"spends # % of its time in .*? waits # % of it for data; on a folder .*? # % and # %\.", shares)
 

@@ -181,7 +181,7 @@ class RunSettings:
     precision: Literal["fp32", "bf16"] = "bf16"
     """`bf16` computes under autocast; weights and optimiser stay fp32."""
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, 10 to 20 % more time."""
+    """Recompute activations in the backward pass: less memory, up to a quarter more time."""
     threads: int = 0
     """CPU threads of the model, per process; 0 shares all cores among the processes of a machine."""
     initial: str = ""
