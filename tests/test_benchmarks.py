@@ -760,7 +760,7 @@ class Pulsing:
         return SimpleNamespace(sample=latents)
 
 
-def test_what_changes_along_the_motion_is_the_model_s() -> None:
+def test_titles_that_pass_change_by_what_the_model_adds() -> None:
     found = tiny_model.passing_titles(Pulsing(3.0))  # type: ignore[arg-type]
     assert list(found) == ["0", "1", "2", "3", "4"]
     for speed, scores in found.items():

@@ -477,6 +477,11 @@ def test_the_stream_of_the_model_that_ships() -> None:
     check_sentence(
         TRAINING, "# x as much where steps of the encoder meet .*?, # x where those of the decoder do", [seams["encode"], seams["decode"]]
     )
+    meeting = []
+    for shot in stream["shots"]:
+        first, *others = shot["error_change_by_place_in_latent"]
+        meeting.append(first / (sum(others) / len(others)))
+    check_sentence(TRAINING, "it is # and # x as much as between their other frames in the shots of shapes, # x in the titles", meeting)
     afar, still = (
         [100 * stream[f"{where}_share"], stream[f"{where}_change_levels"], stream[f"{where}_change_levels_99th_percentile"]]
         for where in ("afar", "still")

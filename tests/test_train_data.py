@@ -463,8 +463,8 @@ def test_procedural_clips_move_and_differ() -> None:
     [
         ({"count": 0}, "count of procedural clips is 0"),
         ({"stride": 0}, "stride of procedural clips is 0"),
-        ({"stride": 2, "min_stride": 3}, r"min_stride of the clips is 3; expected 0 \(always 2\) or an integer in 1\.\.2"),
-        ({"min_stride": -1}, "min_stride of the clips is -1"),
+        ({"stride": 2, "min_stride": 3}, r"min_stride is 3; expected 0 \(always 2\) or an integer in 1\.\.2"),
+        ({"min_stride": -1}, "min_stride is -1"),
         ({"stills": 1.5}, "stills is 1.5; expected the share of the clips that show one frame all the time, 0 to 1"),
         ({"stills": math.nan}, "stills is nan"),
         ({"frames": 0}, "frames of procedural clips is 0"),

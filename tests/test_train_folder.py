@@ -183,7 +183,7 @@ def test_each_clip_draws_its_stride_and_reaches_both_ends_with_it(videos: Path, 
     folder = open_folder(3, stride=5, min_stride=4)
     found = {tuple(numbers(folder.clip(0, np.random.default_rng(seed)))) for seed in range(80)}
     assert found == {(start, start + stride, start + 2 * stride) for stride in (4, 5) for start in range(12 - 2 * stride)}
-    with pytest.raises(DataError, match=r"min_stride of the clips is 6; expected 0 \(always 5\) or an integer in 1\.\.5"):
+    with pytest.raises(DataError, match=r"min_stride is 6; expected 0 \(always 5\) or an integer in 1\.\.5"):
         open_folder(3, stride=5, min_stride=6)
 
 

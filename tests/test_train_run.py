@@ -40,7 +40,6 @@ from wfvae.train import checkpoints
 from wfvae.train.checkpoints import write_checkpoint
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import BadClipLedger, Batch, BatchStream, ProceduralClips, VideoFolder, held_out
-from wfvae.train.data.strides import Strides
 from wfvae.train.discriminator import PatchDiscriminator3D
 from wfvae.train.loop import Watcher, train
 from wfvae.train.losses import hinge_discriminator_loss
@@ -49,6 +48,7 @@ from wfvae.train.perceptual import PerceptualLoss
 from wfvae.train.sources import training_source, validation_source
 from wfvae.train.state import TrainingState
 from wfvae.train.step import NotFiniteError, Trainer, learning_rate
+from wfvae.train.strides import Strides
 from wfvae.train.validation import Scores, validate
 from wfvae.train.world import World, processes_here
 

@@ -27,6 +27,7 @@ from wfvae.config import Preset, WFVAEConfig
 from wfvae.errors import ConfigError
 from wfvae.plan import SPATIAL_RATIO
 from wfvae.procedural import SceneName
+from wfvae.train.strides import strides_complaint
 
 _LISTED = 12
 
@@ -377,7 +378,7 @@ _AT_LEAST_ONE = """
     data.stride data.clips data.crops_per_clip optimizer.batch optimizer.accumulate run.steps run.checkpoint_every run.keep run.log_every
     validation.clips loss.discriminator_channels loss.discriminator_layers"""
 _AT_LEAST_ZERO = """
-    data.workers data.bad_files data.noise data.stills loss.perceptual_weight loss.perceptual_frames loss.kl_weight loss.wavelet_weight
+    data.workers data.bad_files data.noise loss.perceptual_weight loss.perceptual_frames loss.kl_weight loss.wavelet_weight
     loss.adversarial_weight loss.adversarial_start optimizer.learning_rate optimizer.weight_decay optimizer.clip_norm
     optimizer.warmup_steps optimizer.schedule_steps optimizer.final_rate run.seed run.threads validation.every validation.pictures"""
 
@@ -411,12 +412,8 @@ class _Checks:
         weights = config.loss.frame_weights
         if weights and (len(weights) != ratio or not all(0.0 < weight < math.inf for weight in weights)):
             raise ConfigError(f"loss.frame_weights is {list(weights)}; expected {ratio} positive numbers, one for each frame of a latent")
-        if not 0 <= config.data.min_stride <= config.data.stride:
-            raise ConfigError(
-                f"data.min_stride is {config.data.min_stride}; expected 0 (always data.stride) or at most data.stride, {config.data.stride}"
-            )
-        if config.data.stills > 1.0:
-            raise ConfigError(f"data.stills is {config.data.stills}; expected a share of the clips, 0 to 1")
+        if wrong := strides_complaint(config.data.stride, config.data.min_stride, config.data.stills):
+            raise ConfigError(f"data.{wrong}")
         if not config.data.scenes:
             raise ConfigError(f"data.scenes is []; expected one or more of {', '.join(get_args(SceneName))}")
         if config.data.kind != "folder" and config.data.folder:

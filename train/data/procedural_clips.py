@@ -10,7 +10,7 @@ import numpy as np
 from wfvae.errors import InputError
 from wfvae.procedural import MAX_NOISE, MAX_SIDE, MIN_SIDE, ProceduralClip, SceneName
 from wfvae.train.data.clip_source import Clip
-from wfvae.train.data.strides import Strides, complaint
+from wfvae.train.strides import Strides, strides_complaint
 
 __all__ = ["HELD_OUT_SEEDS", "TRAINING_SEEDS", "ProceduralClips", "Split"]
 
@@ -70,7 +70,7 @@ class ProceduralClips:
         for what, value, low in (("seed", seed, 0), ("count", count, 1), ("frames", frames, 1), ("stride", stride, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise InputError(f"{what} of procedural clips is {value!r}; expected an integer of at least {low}")
-        if wrong := complaint(stride, min_stride, stills):
+        if wrong := strides_complaint(stride, min_stride, stills):
             raise InputError(wrong)
         if len(size) != 2 or not all(isinstance(side, int) and MIN_SIDE <= side <= MAX_SIDE for side in size):
             raise InputError(f"size of procedural clips is {size!r}; expected (height, width) in pixels, each {MIN_SIDE}..{MAX_SIDE}")

@@ -13,11 +13,11 @@ import numpy as np
 from wfvae.errors import DataError
 from wfvae.train.data.clip_source import BadClip, Clip, ShortClip
 from wfvae.train.data.frame_pixels import PixelReader
-from wfvae.train.data.strides import Strides, complaint
 from wfvae.train.data.video_container import UnusableError, refused
 from wfvae.train.data.video_frames import frames_from, share_of_time
 from wfvae.train.data.video_index import index_folder
 from wfvae.train.data.video_probe import VideoFacts
+from wfvae.train.strides import Strides, strides_complaint
 from wfvae.video_suffixes import VIDEO_SUFFIXES
 
 __all__ = ["VideoFolder"]
@@ -67,7 +67,7 @@ class VideoFolder:
         for what, value in (("frames", frames), ("stride", stride), ("height", size[0]), ("width", size[1])):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise DataError(f"{what} of the clips is {value!r}; expected an integer of at least 1")
-        if wrong := complaint(stride, min_stride, stills):
+        if wrong := strides_complaint(stride, min_stride, stills):
             raise DataError(wrong)
         self.root, self.frames, self.size = Path(root), frames, (size[0], size[1])
         self.strides = Strides(stride, min_stride or stride, float(stills))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Strides", "complaint"]
+__all__ = ["Strides", "strides_complaint"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Strides:
         return self.largest if self.smallest == self.largest else int(rng.integers(self.smallest, self.largest + 1))
 
 
-def complaint(largest: int, smallest: int, stills: float) -> str:
-    """What is wrong with `min_stride` (0: always `largest`) or `stills`, or "". `largest` is right."""
+def strides_complaint(largest: int, smallest: int, stills: float) -> str:
+    """What is wrong with `min_stride` (0: always `largest`) or with `stills`, begins with the name; "" if nothing. `largest` is right."""
     if isinstance(smallest, bool) or not isinstance(smallest, int) or not 0 <= smallest <= largest:
-        return f"min_stride of the clips is {smallest!r}; expected 0 (always {largest}) or an integer in 1..{largest}"
+        return f"min_stride is {smallest!r}; expected 0 (always {largest}) or an integer in 1..{largest}"
     if isinstance(stills, bool) or not isinstance(stills, int | float) or not 0.0 <= stills <= 1.0 or math.isnan(stills):
         return f"stills is {stills!r}; expected the share of the clips that show one frame all the time, 0 to 1"
     return ""
