@@ -134,7 +134,9 @@ class OpenVinoBackend:
         self._core = open_core()
         self._version = str(load_openvino().get_version()).partition("-")[0]
         self._device = str(self._core.get_property(_DEVICE, "FULL_DEVICE_NAME"))
-        require_precision(options.precision_hint, self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"), self._device)
+        capabilities = self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+        require_precision(options.precision_hint, capabilities, self._device)
+        self._computes_in = [precision for precision, name in _CAPABILITIES.items() if name in capabilities]
 
     def describe(self) -> dict[str, str]:
         return {
@@ -142,6 +144,8 @@ class OpenVinoBackend:
             "version": self._version,
             "device": self._device,
             "precision_hint": self._options.precision_hint,
+            # Whatever the hint is: where bf16 is missing, graphs in it are computed in fp32.
+            "computes_in": ", ".join(self._computes_in),
             "threads": str(self._options.threads or "all"),
         }
 

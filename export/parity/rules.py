@@ -78,11 +78,11 @@ def plan_rule(backend: Mapping[str, str], precision: str) -> Rule:
     """What plan invariance is held to: any steps beside one call of the step graph.
 
     ONNX Runtime's CPU kernels compute each frame by the same operations however many share the call, so there fp32 results must have
-    equal bits. The same was measured of OpenVINO's, with both hints, for bundles in fp32 and bf16. (In fp16 it computes in a wider type
-    and rounds only the state, so results depend on where steps end.) Elsewhere a library may choose another kernel for another shape,
-    and the results are only close.
+    equal bits. The same was measured of OpenVINO's, with both hints, for bundles in a precision that it computes in on this CPU. (Others,
+    fp16 and on many CPUs bf16, it computes in a wider type and rounds only the state, so results depend on where steps end.) Elsewhere a
+    library may choose another kernel for another shape, and the results are only close.
     """
-    exact = {"fp32", "bf16"} if backend.get("name") == "openvino" else {"fp32"} if is_reference(backend) else set()
+    exact = backend["computes_in"].split(", ") if backend.get("name") == "openvino" else ["fp32"] if is_reference(backend) else []
     return EXACT if precision in exact else model_rule(backend, precision)
 
 
