@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product as combinations
 
+import numpy as np
 import onnx
 
 from wfvae.export.symbolic import Size
@@ -34,23 +36,29 @@ def scratch_peaks(
         for name in node.input:
             last_use[owner.get(name, name)] = index
     held = {owner.get(name, name) for name in outputs}
-    alive: dict[str, Size] = {}
+    total = Size.of(0)
     moments: dict[Size, None] = {}
+    ending: dict[int, list[str]] = {}
     for index, node in enumerate(nodes):
         for output in node.output:
             if owner[output] == output and output in sizes and output not in held:
-                alive[output] = sizes[output]
-        moments[sum(alive.values(), Size.of(0))] = None
-        alive = {name: size for name, size in alive.items() if last_use.get(name, -1) > index}
+                total = total + sizes[output]
+                ending.setdefault(max(last_use.get(output, index), index), []).append(output)
+        moments[total] = None
+        for name in ending.get(index, ()):
+            total = total - sizes[name]
     return tuple(_terms(peak) for peak in _largest(list(moments)))
 
 
 def _largest(candidates: list[Size]) -> list[Size]:
-    symbols = sorted({symbol for size in candidates for monomial in size.terms for symbol in monomial})
+    monomials = sorted({monomial for size in candidates for monomial in size.terms})
+    symbols = sorted({symbol for monomial in monomials for symbol in monomial})
+    factors = np.array([[size.terms.get(monomial, 0) for monomial in monomials] for size in candidates], np.int64)
     winners: dict[Size, None] = {}
     for values in combinations(*(_PROBES[symbol] for symbol in symbols)):
         point = dict(zip(symbols, values, strict=True))
-        winners[max(candidates, key=lambda size: size.at(point))] = None
+        sizes = factors @ np.array([math.prod(point[symbol] for symbol in monomial) for monomial in monomials], np.int64)
+        winners[candidates[int(np.argmax(sizes))]] = None
     return list(winners)
 
 

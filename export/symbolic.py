@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from functools import reduce
 
 from wfvae.errors import StreamingError
 
@@ -51,6 +50,8 @@ class Size:
     @property
     def bound(self) -> Size:
         """What it is at most, without symbols that are half of others. Terms with such a symbol must not be negative."""
+        if all(Size.halved(symbol) is None for monomial in self.terms for symbol in monomial):
+            return self
         total = Size.of(0)
         for monomial, factor in self.terms.items():
             halves = [whole for symbol in monomial if (whole := Size.halved(symbol)) is not None]
@@ -64,7 +65,9 @@ class Size:
     @property
     def constant(self) -> int | None:
         """The value, if no symbol is left."""
-        return self.terms.get((), 0) if set(self.terms) <= {()} else None
+        if len(self.terms) > 1:
+            return None
+        return self.terms.get((), None if self.terms else 0)
 
     @property
     def complexity(self) -> int:
@@ -75,9 +78,14 @@ class Size:
         """The value for given symbols."""
         return sum(factor * math.prod(values[symbol] for symbol in monomial) for monomial, factor in self.terms.items())
 
+    # A network's trace makes hundreds of thousands of sizes, most of them from one size and an integer.
+
     def __add__(self, other: int | Size) -> Size:
         terms = dict(self.terms)
-        for monomial, factor in Size.of(other).terms.items():
+        if isinstance(other, int):
+            terms[()] = terms.get((), 0) + other
+            return Size(terms)
+        for monomial, factor in other.terms.items():
             terms[monomial] = terms.get(monomial, 0) + factor
         return Size(terms)
 
@@ -87,15 +95,17 @@ class Size:
         return Size({monomial: -factor for monomial, factor in self.terms.items()})
 
     def __sub__(self, other: int | Size) -> Size:
-        return self + -Size.of(other)
+        return self + -other
 
     def __rsub__(self, other: int | Size) -> Size:
         return Size.of(other) - self
 
     def __mul__(self, other: int | Size) -> Size:
+        if isinstance(other, int):
+            return Size({monomial: factor * other for monomial, factor in self.terms.items()})
         terms: dict[Monomial, int] = {}
         for left, a in self.terms.items():
-            for right, b in Size.of(other).terms.items():
+            for right, b in other.terms.items():
                 monomial = tuple(sorted((*left, *right)))
                 terms[monomial] = terms.get(monomial, 0) + a * b
         return Size(terms)
@@ -149,9 +159,14 @@ class Size:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, (int, Size)):
             return NotImplemented
+        constant = self.constant
+        if constant is not None:
+            return constant == (other.constant if isinstance(other, Size) else other)
+        if isinstance(other, Size) and self.terms == other.terms:
+            return True
         difference = self - other
         if difference.constant is not None:
-            return difference.constant == 0
+            return False
         try:
             # Equal for some values and not for others is undecidable; larger or smaller for all is not equal.
             return not (difference < 0 or difference > 0)
@@ -191,7 +206,13 @@ def simplify(size: Length) -> Length:
 
 def product(sizes: Iterable[Length]) -> Size:
     """The product of sizes."""
-    return reduce(lambda total, size: total * size, sizes, Size.of(1))
+    factor, symbolic = 1, Size.of(1)
+    for size in sizes:
+        if isinstance(size, Size):
+            symbolic = symbolic * size
+        else:
+            factor *= size
+    return symbolic * factor
 
 
 def slice_length(length: Length, start: int | None, stop: int | None, step: int) -> Length:

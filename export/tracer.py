@@ -227,6 +227,7 @@ class Tracer(TorchFunctionMode):
         """Size of every tensor that a node makes."""
         self.inputs: list[Traced] = []
         self._seen: dict[Any, Traced] = {}
+        self._integers: dict[tuple[int, ...], Traced] = {}
         self._counts: dict[str, int] = {}
         self._scopes: list[str] = [""]
         self._sources: dict[str, Traced] = {}  # symbol -> a one-element tensor with its value
@@ -335,7 +336,10 @@ class Tracer(TorchFunctionMode):
 
     def integers(self, values: Sequence[int]) -> Traced:
         """A constant vector of 64-bit integers."""
-        return self.constant(torch.tensor(list(values), dtype=torch.int64))
+        key = tuple(values)
+        if key not in self._integers:
+            self._integers[key] = self.constant(torch.tensor(key, dtype=torch.int64))
+        return self._integers[key]
 
     def shape(self, sizes: Sequence[Length]) -> Traced:
         """A shape vector. One symbolic size can be left to the reader (-1); the others are read off the inputs."""

@@ -33,12 +33,15 @@ _BAND_NAMES_2D = ("aa", "ad", "da", "dd")
 
 def haar_signs(dims: int) -> Tensor:
     """Signs (bands, 2, 2, 2) over (t, h, w) for `dims` = 3, or (bands, 2, 2) over (h, w) for 2, float64."""
-    low, high = torch.tensor([1.0, 1.0], dtype=torch.float64), torch.tensor([1.0, -1.0], dtype=torch.float64)
-    along = (low, high)
+    along = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)  # low-pass, high-pass
     if dims == 3:
-        return torch.stack([torch.einsum("t,h,w->thw", along[b >> 2 & 1], along[b >> 1 & 1], along[b & 1]) for b in range(8)])
+        band = torch.arange(8)
+        t, h, w = (along[band >> bit & 1] for bit in (2, 1, 0))
+        return t[:, :, None, None] * h[:, None, :, None] * w[:, None, None, :]
     # The published 2-D transform has its middle bands the other way round than the 3-D one.
-    return torch.stack([torch.einsum("h,w->hw", along[h], along[w]) for h, w in ((0, 0), (1, 0), (0, 1), (1, 1))])
+    band = torch.arange(4)
+    h, w = along[band & 1], along[band >> 1]
+    return h[:, :, None] * w[:, None, :]
 
 
 class _Haar(nn.Module):
