@@ -81,9 +81,10 @@ for name in cli.COMMANDS:
         assert end.code == 0
 assert not {"numpy", "onnxruntime", "av", "zarr"} & {name for name, module in sys.modules.items() if module} - NEEDED
 bundle, video, folder = sys.argv[1:]
+assert cli.main(["reconstruct", bundle, video, folder + "/r.mkv"]) == 0
+assert "zarr" not in sys.modules
 assert cli.main(["encode", bundle, video, folder + "/z.zarr"]) == 0
 assert cli.main(["decode", bundle, folder + "/z.zarr", folder + "/out.mp4"]) == 0
-assert cli.main(["reconstruct", bundle, video, folder + "/r.mkv"]) == 0
 assert cli.main(["inspect", bundle]) == cli.main(["inspect", video]) == cli.main(["plan", bundle, "--size", "64x64"]) == 0
 print("MISSING", file=sys.stderr)
 assert cli.main(["export", "nowhere", folder + "/b"]) == 2

@@ -10,7 +10,7 @@ reader.read(0, 5)                       # (5, D, h, w)
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -20,11 +20,12 @@ import numpy as np
 from wfvae.errors import LatentsError, ResourceError
 from wfvae.runtime.latents.clip_latents import NPYStore, NPYWriter, SafetensorsStore, SafetensorsWriter
 from wfvae.runtime.latents.latents_info import FORMAT, Latents, LatentsInfo, check_finite
-from wfvae.runtime.latents.zarr_latents import DEFAULT_CHUNK, ZarrStore, ZarrWriter
 
 __all__ = ["FORMAT", "SUFFIXES", "Latents", "LatentsInfo", "LatentsReader", "LatentsWriter", "open_latents", "open_latents_writer"]
 
 SUFFIXES = (".safetensors", ".npy", ".zarr")
+DEFAULT_CHUNK = 16
+# Zarr is imported where a store is opened: that takes nearly as long as importing all the rest of the runtime.
 
 
 class LatentsWriter(Protocol):
@@ -130,14 +131,21 @@ def open_latents(path: str | Path) -> LatentsReader:
         raise LatentsError(
             f"'{path}' is a {'directory' if path.is_dir() else 'file'}; a .zarr store is a directory, the other formats are files"
         )
-    stores: dict[str, Callable[[Path], LatentsStore]] = {".safetensors": SafetensorsStore, ".npy": NPYStore, ".zarr": ZarrStore}
-    store: LatentsStore = stores[suffix](path)
+    store = _open_store(path, suffix)
     try:
         _check_store(path, store)
     except LatentsError:
         store.close()
         raise
     return LatentsReader(path, store)
+
+
+def _open_store(path: Path, suffix: str) -> LatentsStore:
+    if suffix == ".zarr":
+        from wfvae.runtime.latents.zarr_latents import ZarrStore
+
+        return ZarrStore(path)
+    return SafetensorsStore(path) if suffix == ".safetensors" else NPYStore(path)
 
 
 def open_latents_writer(
@@ -160,6 +168,8 @@ def open_latents_writer(
         raise LatentsError(f"'{path}' cannot be resumed; write to a name ending in .zarr for that")
     check_latents_destination(path, overwrite=overwrite or resume)
     if suffix == ".zarr":
+        from wfvae.runtime.latents.zarr_latents import ZarrWriter
+
         return ZarrWriter(path, info, resume=resume, chunk_latents=chunk_latents)
     return SafetensorsWriter(path, info) if suffix == ".safetensors" else NPYWriter(path, info)
 

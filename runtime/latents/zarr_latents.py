@@ -28,7 +28,6 @@ from wfvae.runtime.media.media_failures import reason
 
 ATTRIBUTE = "wfvae"
 METADATA_FILE = "zarr.json"
-DEFAULT_CHUNK = 16
 
 
 class CommitLastStore(WrapperStore[LocalStore]):
