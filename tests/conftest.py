@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,29 @@ def program(capsys: pytest.CaptureFixture[str]) -> Program:
     from fixtures.program import Program
 
     return Program(capsys)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_sessions() -> Iterator[None]:
+    """Bundles of the same files share ONNX Runtime's sessions, which hold no state: opening one takes longer than most tests use it."""
+    from wfvae.runtime import onnxruntime_backend
+    from wfvae.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
+    kept: dict[object, Any] = {}
+    open_session = OnnxRuntimeBackend._session
+
+    def session(self: OnnxRuntimeBackend, graph: Any) -> Any:
+        files = [path for path in (self._bundle / graph.file, self._bundle / "weights.bin") if path.is_file()]
+        contents = tuple(hashlib.sha256(path.read_bytes()).digest() for path in files)
+        # Tests put stand-ins in place of the class.
+        key = contents, self._provider, repr(self._options), id(onnxruntime_backend.ort.InferenceSession)
+        if key not in kept:
+            kept[key] = open_session(self, graph)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnnxRuntimeBackend, "_session", session)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -78,17 +103,25 @@ def small_model() -> Callable[..., WFVAE]:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, reference_dir: Path, small_model: Callable[..., WFVAE]) -> Callable[..., Path]:
-    """`exported(name, **options)`: a bundle's directory, made once. `name` is a folder of the reference data, or `small`."""
+    """`exported(name, **options)`: a bundle's directory, made once for all processes. `name` is a folder of the reference data, or
+    `small`. Do not write into it."""
 
     @cache
     def export(name: str, **options: Any) -> Path:
         from wfvae.export.bundle import ExportOptions, export_bundle
         from wfvae.model import WFVAE
 
-        model = small_model() if name == "small" else WFVAE.from_pretrained(reference_dir / name)
-        destination = tmp_path_factory.mktemp("bundles") / name
-        export_bundle(model, destination, ExportOptions(**{"direct": True, **options}))
-        return destination
+        base = tmp_path_factory.getbasetemp()
+        shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+        made = shared / "bundles" / hashlib.sha256(repr((name, sorted(options.items()))).encode()).hexdigest()[:16]
+        if not made.exists():
+            model = small_model() if name == "small" else WFVAE.from_pretrained(reference_dir / name)
+            own = tmp_path_factory.mktemp("bundle")
+            export_bundle(model, own / name, ExportOptions(**{"direct": True, **options}))
+            made.parent.mkdir(exist_ok=True)
+            with suppress(OSError):  # another process was quicker; exports are the same to the byte
+                own.rename(made)
+        return made / name
 
     return export
 
