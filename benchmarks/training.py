@@ -6,12 +6,12 @@
     python benchmarks/training.py --only time loading --folder videos/ --json FILE                       data from video files
 
 Memory: one step of preset S (L1, KL and wavelet losses, AdamW, moving average), in a fresh process each, after a step on a small clip.
-LPIPS (with random weights) and the discriminator, which activation checkpointing does not reach, take part with `--recipe` only, in a
-section of its own: without checkpointing, with it, and with LPIPS of groups of `--perceptual-frames` besides. On a CPU the process's peak
-in fp32, on a GPU that of PyTorch's allocator in bf16 autocast. Time: a run of the tiny model's first stage, its own account of what it
-waited for; with `--folder` on clips of videos, which as many workers read as a run has by default. Loading: how fast two workers make
-batches of the paper's stage I (8 clips of 25 frames of 256x256) when nothing else runs and none waits for a model: what a GPU could be
-fed with. Sections of a folder are called `time_folder` and `loading_folder`. A result file keeps those that are not measured again.
+LPIPS (with random weights) and the discriminator (which is not recomputed) take part with `--recipe` only, in a section of its own. On a
+CPU the process's peak in fp32, on a GPU that of PyTorch's allocator in bf16 autocast. Time: a run of the tiny model's first stage, its own
+account of what it waited for; with `--folder` on clips of videos, which as many workers read as a run has by default. Loading: how fast
+two workers make batches of the paper's stage I (8 clips of 25 frames of 256x256) when nothing else runs and none waits for a model: what a
+GPU could be fed with. Sections of a folder are called `time_folder` and `loading_folder`. A result file keeps those that are not measured
+again, and each says on what machine it was.
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ from wfvae.train.step import Trainer
 from wfvae.train.world import World
 
 SECTIONS = ("memory", "time", "loading")
-WAYS = {"plain": (False, False), "checkpointing": (True, False)}
-GROUPED = {"checkpointing_and_groups": (True, True)}
-"""Whether a step recomputes activations, and whether frames pass through LPIPS in groups, by the names of the results."""
+WAYS = {"plain": False, "checkpointing": True}
+"""Whether a step recomputes activations, by the names of the results."""
 
 
 def main() -> None:
@@ -53,9 +52,6 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=9)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--recipe", action="store_true", help="LPIPS and the discriminator take part in the memory section")
-    parser.add_argument(
-        "--perceptual-frames", type=int, default=5, help="frames of a group that passes through LPIPS (default: %(default)s)"
-    )
     parser.add_argument(
         "--folder", type=Path, metavar="DIR", help="videos for the sections of time and loading (default: procedural clips)"
     )
@@ -69,13 +65,13 @@ def main() -> None:
     result: dict[str, Any] = {}
     if args.json is not None and args.json.exists():
         result = json.loads(args.json.read_text(encoding="utf-8"))
-    result |= {"machine": machine(args.threads, "wfvae", "torch"), "load_average": load_average()}
+    about = {"machine": machine(args.threads, "wfvae", "torch"), "load_average": load_average()}
     if "memory" in args.only:
-        result["memory_recipe" if args.recipe else "memory"] = memory(args)
+        result["memory_recipe" if args.recipe else "memory"] = {**about, **memory(args)}
     if "time" in args.only:
-        result["time" if args.folder is None else "time_folder"] = shares(args.steps, args.threads, args.folder)
+        result["time" if args.folder is None else "time_folder"] = {**about, **shares(args.steps, args.threads, args.folder)}
     if "loading" in args.only:
-        result["loading" if args.folder is None else "loading_folder"] = loading(args.batches, args.folder)
+        result["loading" if args.folder is None else "loading_folder"] = {**about, **loading(args.batches, args.folder)}
     if args.json is not None:
         write_json(args.json, result)
     print(summary(result))
@@ -84,19 +80,16 @@ def main() -> None:
 def memory(args: argparse.Namespace) -> dict[str, Any]:
     """Peaks of a step, without and with what lowers them."""
     job = {"preset": args.preset, "frames": args.frames, "size": args.size, "device": args.device}
-    found: dict[str, Any] = {**job, "batch": 1, **({"perceptual_frames": args.perceptual_frames} if args.recipe else {})}
-    ways = WAYS | GROUPED if args.recipe else WAYS
-    for name, (recompute, in_groups) in ways.items():
+    found: dict[str, Any] = {**job, "batch": 1}
+    for name, recompute in WAYS.items():
         try:
-            frames = args.perceptual_frames if in_groups else 0
-            details = {"recompute": recompute, "recipe": args.recipe, "perceptual_frames": frames, "threads": args.threads}
+            details = {"recompute": recompute, "recipe": args.recipe, "threads": args.threads}
             found[name] = run_isolated(Path(__file__), {**job, **details}, args.threads)
         except NotMeasured as reason:
             found[name] = {"not_measured": str(reason)}
-    if all("peak_mb" in found[name] for name in ways):
+    if all("peak_mb" in found[name] for name in WAYS):
         for key in ("peak_mb", "activations_mb", "seconds"):
-            for name in ways.keys() - {"plain"}:
-                found[name][f"{key}_ratio"] = found[name][key] / found["plain"][key]
+            found["checkpointing"][f"{key}_ratio"] = found["checkpointing"][key] / found["plain"][key]
     return found
 
 
@@ -110,7 +103,6 @@ def step(job: dict[str, Any]) -> dict[str, Any]:
         f"data.height={job['size']}",
         f"data.width={job['size']}",
         f"loss.perceptual={'random' if job['recipe'] else 'none'}",
-        f"loss.perceptual_frames={job['perceptual_frames']}",
         f"loss.adversarial={str(job['recipe']).lower()}",
         "optimizer.batch=1",
         f"run.precision={'fp32' if job['device'] == 'cpu' else 'bf16'}",
@@ -212,7 +204,7 @@ def summary(result: dict[str, Any]) -> str:
         if section not in result:
             continue
         found = result[section]
-        for name in (name for name in WAYS | GROUPED if name in found):
+        for name in WAYS:
             told = found[name]
             text = (
                 told.get("not_measured")
@@ -224,7 +216,7 @@ def summary(result: dict[str, Any]) -> str:
     for section in ("time", "time_folder"):
         if section in result:
             told = result[section]
-            parts = ", ".join(f"{name} {share:.1%}" for name, share in told.items() if isinstance(share, float))
+            parts = ", ".join(f"{name} {told[name]:.1%}" for name in ("data_wait", "compute", "validation", "bookkeeping"))
             clips = f", clips of {told['videos']} videos" if "videos" in told else ""
             lines.append(f"{told['config']}{clips}: {parts}")
     for section in ("loading", "loading_folder"):

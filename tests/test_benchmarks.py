@@ -655,13 +655,12 @@ def test_a_training_step_and_a_run(tmp_path: Path) -> None:
     assert checkpointing["peak_mb_ratio"] == pytest.approx(checkpointing["peak_mb"] / plain["peak_mb"], rel=1e-2)
     check_shares(found["time"])
     assert "videos" not in found["time"] and found["time"]["workers"] == 1
-    said = run("training.py", "--only", "memory", "--recipe", "--perceptual-frames", 1, *small).stdout
+    said = run("training.py", "--only", "memory", "--recipe", *small).stdout
     found = json.loads((tmp_path / "t.json").read_text())
     whole = found["memory_recipe"]
-    assert found["memory"] == memory and whole["perceptual_frames"] == 1 and "LPIPS and discriminator, plain: peak" in said
+    assert found["memory"] == memory and "LPIPS and discriminator, plain: peak" in said
     assert whole["plain"]["activations_mb"] > plain["activations_mb"]
-    assert whole["plain"]["activations_mb"] > whole["checkpointing"]["activations_mb"]
-    assert whole["checkpointing_and_groups"]["activations_mb"] < 0.8 * whole["plain"]["activations_mb"]
+    assert whole["checkpointing"]["activations_mb"] < 0.8 * whole["plain"]["activations_mb"]
 
 
 def check_shares(shares: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ from wfvae.perceptual import load_lpips
 from wfvae.train import checkpoints
 from wfvae.train.checkpoints import write_checkpoint
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import BadClipLedger, Batch, BatchStream, ProceduralClips, VideoFolder, held_out
+from wfvae.train.data import BadClipLedger, Batch, BatchStream, PaddedEnds, ProceduralClips, VideoFolder, held_out
 from wfvae.train.discriminator import PatchDiscriminator3D
 from wfvae.train.loop import Watcher, train
 from wfvae.train.losses import hinge_discriminator_loss
@@ -64,7 +64,16 @@ SMALL = {
         "decoder_num_resblocks": 1,
         "dropout": 0.1,
     },
-    "data": {"kind": "procedural", "frames": 5, "height": 32, "width": 32, "clips": 10, "workers": 0, "noise": 2.0},
+    "data": {
+        "kind": "procedural",
+        "frames": 5,
+        "height": 32,
+        "width": 32,
+        "clips": 10,
+        "workers": 0,
+        "noise": 2.0,
+        "scenes": ["clouds", "titles"],
+    },
     "loss": {"perceptual": "none", "adversarial": False, "discriminator_channels": 8, "discriminator_layers": 3},
     "optimizer": {"learning_rate": 1e-3, "batch": 2, "ema_decay": 0.9, "schedule": "cosine", "warmup_steps": 2},
     "run": {"steps": 6, "precision": "fp32", "threads": 1, "checkpoint_every": 2, "log_every": 1},
@@ -382,6 +391,19 @@ def test_the_strides_of_the_settings_reach_training_and_validation(tmp_path: Pat
         for source, stills in ((training_source(config, tmp_path), 0.25), (validation_source(config, tmp_path), 0.0)):
             assert isinstance(source, ProceduralClips | VideoFolder)
             assert source.strides == Strides(3, 2, stills)
+
+
+def test_padded_ends_of_the_settings_reach_training_alone(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    save(tmp_path / "videos" / "a.mp4", clip(30))
+    folder = {"data__kind": "folder", "data__folder": str(tmp_path / "videos")}
+    for options, kind in (({}, ProceduralClips), (folder, VideoFolder)):
+        config = small(data__padded_ends=0.25, **options)
+        source = training_source(config, tmp_path)
+        assert isinstance(source, PaddedEnds) and isinstance(source.source, kind)
+        assert (source.share, source.ratio) == (0.25, 4)
+        assert source.fingerprint == (source.source.fingerprint if isinstance(source.source, VideoFolder) else "")
+        assert not isinstance(validation_source(config, tmp_path), PaddedEnds)
 
 
 @pytest.mark.slow
@@ -1285,11 +1307,30 @@ def test_recomputation_more_than_halves_what_a_step_holds() -> None:
         config = TrainingConfig.load("tiny-stage1", [f"run.activation_checkpointing={str(recompute).lower()}", "run.precision=fp32"])
         trainer = Trainer(config, TrainingState.fresh(config, CPU.device), CPU, None)
         clips = torch.randint(0, 256, (1, 3, 9, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        trainer.step([clips[..., :32, :32]])  # the optimiser's moments are there from now on
+        trainer.step([clips[:, :, :5, :32, :32]])  # the optimiser's moments are there from now on
         with _Live() as live:
             trainer.step([clips])
         peaks.append(live.peak)
     assert peaks[1] < 0.45 * peaks[0]
+
+
+@pytest.mark.parametrize(("recompute", "asked", "grouped"), [(False, 0, None), (False, 3, 3), (True, 0, 4), (True, 3, 3)])
+def test_recomputation_takes_lpips_in_groups_of_a_latent(recompute: bool, asked: int, grouped: int | None) -> None:
+    """Which hold less, see the tests of the loss itself."""
+    noted = []
+
+    class Noting(PerceptualLoss):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+
+        def forward(self, video: torch.Tensor, reconstruction: torch.Tensor, frames_at_once: int | None = None) -> torch.Tensor:
+            noted.append(frames_at_once)
+            return reconstruction.abs().mean((1, 3, 4)).flatten()
+
+    config = small(run__activation_checkpointing=recompute, loss__perceptual="random", loss__perceptual_frames=asked)
+    trainer = Trainer(config, TrainingState.fresh(config, CPU.device), CPU, Noting())
+    trainer.step([torch.zeros(1, 3, 5, 16, 16, dtype=torch.uint8)])
+    assert noted == [grouped]
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
@@ -1311,6 +1352,26 @@ def test_the_model_computes_in_its_precision_and_the_discriminator_in_fp32_on_a_
     assert kinds.pop("judge") == {torch.float32}
     assert len(kinds) > 10
     assert set().union(*kinds.values()) == {dtype}
+
+
+@pytest.mark.parametrize("instructions", [False, True])
+def test_a_cpu_without_bf16_is_told_of_and_avoided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instructions: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": instructions})
+    warning = "this cpu device has no instructions for bf16, which takes longer than fp32 on it; begin with --set run.precision=auto"
+    faster = "bf16" if instructions else "fp32"
+    for precision, used, told in (("fp32", "fp32", False), ("bf16", "bf16", not instructions), ("auto", faster, False)):
+        lines: list[str] = []
+        run = tmp_path / precision
+        config = small(run__precision=precision, run__steps=1, validation__every=0)
+        train(config, run, CPU, watcher=Watcher(notice=lines.append))
+        assert lines == [warning] * told
+        assert TrainingConfig.load(run / "config.toml").run.precision == used
+        assert train(replace(config, run=replace(config.run, steps=2)), run, CPU, resume=True).step == 2
+    weights = {name: last_state(tmp_path / name) for name in ("auto", faster)}
+    assert_same_bits(weights["auto"], weights[faster])
+    other = "fp32" if instructions else "bf16"
+    with pytest.raises(ConfigError, match=r"made with another run\.precision"):
+        train(small(run__precision="auto", run__steps=3), tmp_path / other, CPU, resume=True)
 
 
 def test_bf16_trains(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ class DataSettings:
     """Each clip draws its stride from this to `stride`, so that things move at more speeds; 0: always `stride`. Validation clips, too."""
     stills: float = 0.0
     """Share of the training clips that show one frame all the time, so that what stands still does not flicker."""
+    padded_ends: float = 0.0
+    """Share of the training clips that end with 1 to r - 1 copies of a frame, as the latents of videos whose length is not 1 + r n do."""
     workers: int = 2
     """Processes that read and cut clips, per training process; 0 reads in the training process."""
     bad_files: int = 100
@@ -126,7 +128,8 @@ class LossSettings:
     perceptual_weight: float = 1.0
     """Weight of LPIPS. The paper: 1.0 in stages I and II, 0.1 in stage III."""
     perceptual_frames: int = 0
-    """Frames that pass through LPIPS at once; 0 takes all. Fewer need less memory."""
+    """Frames that pass through LPIPS at once, whose features are computed again in the backward pass. Fewer need less memory; 0 takes all,
+    or with `run.activation_checkpointing` those of a latent."""
     kl_weight: float = 1e-6
     """Weight of the KL divergence."""
     wavelet_weight: float = 0.1
@@ -179,10 +182,11 @@ class RunSettings:
     """Optimiser steps. The paper: 800k, 200k and 200k."""
     seed: int = 0
     """Fixes initial weights, data order, crops, posterior samples and dropout. A stage on the videos of the one before wants another."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """`bf16` computes under autocast; weights and optimiser stay fp32."""
+    precision: Literal["fp32", "bf16", "auto"] = "bf16"
+    """`bf16` computes under autocast; weights and optimiser stay fp32. `auto` is bf16 where the device has instructions for it, else fp32,
+    and is recorded as what it was; many CPUs have none, and take eight times as long in bf16 as in fp32."""
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, up to a quarter more time."""
+    """Recompute activations of the model and of LPIPS in the backward pass: less than half the memory, up to a quarter more time."""
     threads: int = 0
     """CPU threads of the model, per process; 0 shares all cores among the processes of a machine."""
     initial: str = ""
@@ -414,6 +418,10 @@ class _Checks:
             raise ConfigError(f"loss.frame_weights is {list(weights)}; expected {ratio} positive numbers, one for each frame of a latent")
         if wrong := strides_complaint(config.data.stride, config.data.min_stride, config.data.stills):
             raise ConfigError(f"data.{wrong}")
+        if not 0.0 <= config.data.padded_ends <= 1.0:
+            raise ConfigError(f"data.padded_ends is {config.data.padded_ends}; expected a share of the clips, 0 to 1")
+        if config.data.padded_ends and config.data.frames == 1:
+            raise ConfigError(f"data.padded_ends is {config.data.padded_ends}, but clips of data.frames=1 have no end to pad; leave it out")
         if not config.data.scenes:
             raise ConfigError(f"data.scenes is []; expected one or more of {', '.join(get_args(SceneName))}")
         if config.data.kind != "folder" and config.data.folder:

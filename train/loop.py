@@ -18,6 +18,7 @@ from torch import Tensor
 from wfvae.checkpoint import RUN_CHECKPOINTS, newest_of_run
 from wfvae.errors import ConfigError, DataError, InputError, TrainingError
 from wfvae.model import WFVAE
+from wfvae.train.bf16_support import computes_in_bf16, with_precision
 from wfvae.train.checkpoints import check_same_run, data_of, processes_of, read_checkpoint, unfinished, write_checkpoint
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import BadClipLedger, Batch, BatchStream, ClipSource, FiniteSource, InspectedSource, held_out, printable
@@ -34,6 +35,7 @@ from wfvae.train.world import ENDED_ELSEWHERE, World
 CONFIG_NAME = "config.toml"
 _SIGN_EVERY = 60.0
 """Seconds of indexing between two signs to the other processes, which would not wait for ever without one."""
+_SLOW_BF16 = "has no instructions for bf16, which takes longer than fp32 on it; begin with --set run.precision=auto"
 _OTHERWISE = "the run goes on, but not as it would have without the interruption"
 
 
@@ -95,7 +97,7 @@ def train(
         ConfigError: the batch does not divide among processes, the directory holds a run, or the resumed run has other settings.
         CheckpointError, DataError, TrainingError, MissingExtraError: naming what is wrong and what to do.
     """
-    return _Run(config, directory, world, watcher or Watcher(), steering).go(resume)
+    return _Run(with_precision(config, world.device), directory, world, watcher or Watcher(), steering).go(resume)
 
 
 class _Run:
@@ -141,6 +143,8 @@ class _Run:
             if isinstance(self._validation, InspectedSource):
                 self._held_out_ledger.note(self._validation.unusable)
             world.any(False)
+            if checkpoint is None and config.run.precision == "bf16" and not computes_in_bf16(world.device):
+                self._watcher.notice(f"this {world.device.type} device {_SLOW_BF16}")
         trainer = Trainer(config, state, world, perceptual)
         stream = BatchStream(
             source,

@@ -133,13 +133,19 @@ class Trainer:
     def _adversarial(self) -> bool:
         return self.state.discriminator is not None and self.state.step >= self.config.loss.adversarial_start
 
+    @property
+    def _frames_at_once(self) -> int | None:
+        """That pass through LPIPS: with recomputation a latent's, unless the settings say how many."""
+        recomputed = self.state.model.config.temporal_compression if self.config.run.activation_checkpointing else None
+        return self.config.loss.perceptual_frames or recomputed
+
     def _autoencoder_losses(self, video: Tensor, first_row: int) -> tuple[LossTerms, Tensor]:
         loss, model, judge = self.config.loss, self.state.model, self.state.discriminator
         encoded, decoded = self._forward(video, self._noise(video, first_row))
         perceptual = None
         if self._perceptual is not None:
             with self._precision():
-                perceptual = self._perceptual(video, decoded.sample, loss.perceptual_frames or None)
+                perceptual = self._perceptual(video, decoded.sample, self._frames_at_once)
         reconstruction = reconstruction_loss(
             video,
             decoded.sample,
