@@ -208,6 +208,47 @@ def test_openvino_streams_are_told() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_speed_without_avx512() -> None:
+    [section] = result("runtime-cpu-avx2").values()
+    forms = {clip["direction"]: clip["forms"] for clip in section["clips"]}
+    assert {(clip["frames"], clip["runs"]) for clip in section["clips"]} == {(17, 5)} and section["size"] == 128
+
+    def both(form: str, what: str) -> list[float]:
+        return [forms[direction][form][what] for direction in DIRECTIONS.values()]
+
+    ratios = [*both("onnxruntime", "speed_by_reference"), *both("openvino fp32", "speed_by_reference")]
+    values = [*both("reference", "seconds"), *ratios]
+    pattern = r"encodes 17 frames in # s and decodes them in # s\. .*? is # and # x as fast, OpenVINO's in fp32 # and # x,"
+    check_sentence(PERFORMANCE, pattern, values)
+    streams = [*both("stream of 8 frames", "time_by_direct"), *both("stream of 16 frames", "time_by_direct")]
+    check_sentence(PERFORMANCE, r"Streams of 8 frames took # and # of .*? those of 16 frames # and #\)", streams)
+    check_sentence(README, "without AVX-512 ONNX Runtime is # x and # x, OpenVINO in fp32 # x and # x as fast as that form", ratios)
+
+
+def test_parity_without_avx512() -> None:
+    rows = result("openvino-parity-avx2")["rows"]
+    assert len({row["model"] for row in rows}) == 4 and all(row["passed"] for row in rows)
+
+    def largest(bundle: str, statement: str) -> list[float]:
+        return [max(row[statement][d]["max_abs"] for row in rows if row["bundle"] == bundle) for d in DIRECTIONS]
+
+    exact = [
+        row[statement][d]
+        for row in rows
+        if row["bundle"] == "fp32"
+        for statement in ("plan_invariance", "stream_direct")
+        for d in DIRECTIONS
+    ]
+    assert len(exact) == 16 and all(one["equal_bits"] and one["checks"] for one in exact)
+    values = [*largest("fp32", "model_float64"), *largest("bf16", "plan_invariance"), *largest("bf16", "model_float64")]
+    printed = re.search(
+        r"and are (\S+) / (\S+) from the model\..*?by up to (\S+) / (\S+), within (\S+) / (\S+) of", text_of(OPENVINO), re.DOTALL
+    )
+    assert printed
+    for one, value in zip(printed.groups(), values, strict=True):
+        assert float(one) == pytest.approx(value, rel=0.05), (one, value)
+
+
 def test_speed_in_the_readme() -> None:
     model = result("model-cpu")["speed"]
     ratios = [model[direction]["ratio"] for direction in DIRECTIONS]
