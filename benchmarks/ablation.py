@@ -76,11 +76,13 @@ def measure(name: str, changes: list[str], seed: int, steps: int, clips: int) ->
     with tempfile.TemporaryDirectory() as run:
         result = train(config, Path(run), World(0, 1, torch.device("cpu")))
         assert result.scores is not None
+        precision = TrainingConfig.load(Path(run) / "config.toml").run.precision
         last = read_metrics(Path(run), "train")[-5:]
     parameters = sum(p.numel() for p in _model(config).parameters())
     return {
         "variant": name,
         "seed": seed,
+        "precision": precision,
         "parameters": parameters,
         "psnr_db": result.scores.psnr_db,
         "ssim": result.scores.ssim,

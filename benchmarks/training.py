@@ -65,6 +65,7 @@ def main() -> None:
     result: dict[str, Any] = {}
     if args.json is not None and args.json.exists():
         result = json.loads(args.json.read_text(encoding="utf-8"))
+        assert "machine" not in result, f"{args.json} is of an earlier version, which told one machine for all sections"
     about = {"machine": machine(args.threads, "wfvae", "torch"), "load_average": load_average()}
     if "memory" in args.only:
         result["memory_recipe" if args.recipe else "memory"] = {**about, **memory(args)}

@@ -136,7 +136,7 @@ class OpenVinoBackend:
         self._device = str(self._core.get_property(_DEVICE, "FULL_DEVICE_NAME"))
         capabilities = self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
         require_precision(options.precision_hint, capabilities, self._device)
-        self._computes_in = [precision for precision, name in _CAPABILITIES.items() if name in capabilities]
+        self._cpu_precisions = [precision for precision, name in _CAPABILITIES.items() if name in capabilities]
 
     def describe(self) -> dict[str, str]:
         return {
@@ -144,8 +144,8 @@ class OpenVinoBackend:
             "version": self._version,
             "device": self._device,
             "precision_hint": self._options.precision_hint,
-            # Whatever the hint is: where bf16 is missing, graphs in it are computed in fp32.
-            "computes_in": ", ".join(self._computes_in),
+            # What OpenVINO lists, whatever the hint: where bf16 is missing, bundles in it are computed in fp32.
+            "cpu_precisions": ", ".join(self._cpu_precisions),
             "threads": str(self._options.threads or "all"),
         }
 

@@ -220,9 +220,16 @@ def test_speed_without_avx512() -> None:
     values = [*both("reference", "seconds"), *ratios]
     pattern = r"encodes 17 frames in # s and decodes them in # s\. .*? is # and # x as fast, OpenVINO's in fp32 # and # x,"
     check_sentence(PERFORMANCE, pattern, values)
-    streams = [*both("stream of 8 frames", "time_by_direct"), *both("stream of 16 frames", "time_by_direct")]
-    check_sentence(PERFORMANCE, r"Streams of 8 frames took # and # of .*? those of 16 frames # and #\)", streams)
-    check_sentence(README, "without AVX-512 ONNX Runtime is # x and # x, OpenVINO in fp32 # x and # x as fast as that form", ratios)
+    chunks = ("stream of 8 frames", "stream of 16 frames")
+    streams = [forms[direction][form]["time_by_direct"] for direction in DIRECTIONS.values() for form in chunks]
+    streams += both("openvino fp32, stream of 16 frames", "time_by_direct")
+    pattern = "chunks of 8 / 16 frames, encode took # / # and decode # / # of .*?, in chunks of 16 frames # and # of OpenVINO's"
+    check_sentence(PERFORMANCE, pattern, streams)
+    check_sentence(
+        README,
+        r"without AVX-512 \(17 frames of 128x128, too\) ONNX Runtime is # x and # x, OpenVINO in fp32 # x and # x as fast as that form",
+        ratios,
+    )
 
 
 def test_parity_without_avx512() -> None:

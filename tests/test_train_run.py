@@ -37,6 +37,7 @@ from wfvae.errors import CheckpointError, ConfigError, DataError, MissingExtraEr
 from wfvae.model import WFVAE
 from wfvae.perceptual import load_lpips
 from wfvae.train import checkpoints
+from wfvae.train.bf16_support import computes_in_bf16
 from wfvae.train.checkpoints import write_checkpoint
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import BadClipLedger, Batch, BatchStream, PaddedEnds, ProceduralClips, VideoFolder, held_out
@@ -1194,7 +1195,8 @@ def one_step(config: TrainingConfig) -> tuple[TrainingState, dict[str, float]]:
     """The state after the first step on clips that are always the same, gradients included, and what the step told."""
     state = TrainingState.fresh(config, CPU.device)
     clips = torch.randint(0, 256, (2, 3, 5, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return state, Trainer(config, state, CPU, None).step([clips])
+    perceptual = None if config.loss.perceptual == "none" else PerceptualLoss(config.loss.perceptual)
+    return state, Trainer(config, state, CPU, perceptual).step([clips])
 
 
 @pytest.mark.parametrize(("kind", "distance"), [("l1", Tensor.abs), ("l2", Tensor.square)])
@@ -1257,7 +1259,10 @@ GROUPNORM = {
 }
 
 
-@pytest.mark.parametrize("changes", [{}, {"run__precision": "bf16"}, GROUPNORM], ids=["fp32", "bf16", "groupnorm"])
+LPIPS: dict[str, object] = {"loss__perceptual": "random"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"run__precision": "bf16"}, GROUPNORM, LPIPS], ids=["fp32", "bf16", "groupnorm", "lpips"])
 def test_recomputed_activations_give_the_same_gradients_against_a_discriminator(changes: dict[str, object]) -> None:
     # Eq. 7 differentiates through the model's last layer before the backward pass does; what is recomputed must serve both.
     plain, frugal = (one_step(small(loss__adversarial=True, run__activation_checkpointing=on, **changes)) for on in (False, True))
@@ -1354,24 +1359,42 @@ def test_the_model_computes_in_its_precision_and_the_discriminator_in_fp32_on_a_
     assert set().union(*kinds.values()) == {dtype}
 
 
-@pytest.mark.parametrize("instructions", [False, True])
-def test_a_cpu_without_bf16_is_told_of_and_avoided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instructions: bool) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": instructions})
-    warning = "this cpu device has no instructions for bf16, which takes longer than fp32 on it; begin with --set run.precision=auto"
-    faster = "bf16" if instructions else "fp32"
+@pytest.mark.parametrize("instructions", ["", "avx512_bf16", "amx_bf16", "bf16"])
+def test_a_cpu_without_bf16_is_told_of_and_avoided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instructions: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False, instructions: True})
+    assert computes_in_bf16(CPU.device) == bool(instructions)
+    faster, other = ("bf16", "fp32") if instructions else ("fp32", "bf16")
+    if instructions not in ("", "avx512_bf16"):
+        return
     for precision, used, told in (("fp32", "fp32", False), ("bf16", "bf16", not instructions), ("auto", faster, False)):
         lines: list[str] = []
         run = tmp_path / precision
-        config = small(run__precision=precision, run__steps=1, validation__every=0)
-        train(config, run, CPU, watcher=Watcher(notice=lines.append))
-        assert lines == [warning] * told
+        train(small(run__precision=precision, run__steps=1, validation__every=0), run, CPU, watcher=Watcher(notice=lines.append))
+        assert [line.partition(",")[0] for line in lines] == ["bf16 is slower here than fp32"] * told
         assert TrainingConfig.load(run / "config.toml").run.precision == used
-        assert train(replace(config, run=replace(config.run, steps=2)), run, CPU, resume=True).step == 2
     weights = {name: last_state(tmp_path / name) for name in ("auto", faster)}
     assert_same_bits(weights["auto"], weights[faster])
-    other = "fp32" if instructions else "bf16"
+    # It goes on with what it had, also where the other one would be faster.
+    run, automatic = tmp_path / other, small(run__precision="auto", run__steps=2)
+    assert train(automatic, run, CPU, resume=True).step == 2
+    assert TrainingConfig.load(run / "config.toml").run.precision == other
     with pytest.raises(ConfigError, match=r"made with another run\.precision"):
-        train(small(run__precision="auto", run__steps=3), tmp_path / other, CPU, resume=True)
+        train(small(run__precision=faster, run__steps=3), run, CPU, resume=True)
+
+
+def test_all_processes_take_the_precision_that_suits_each(tmp_path: Path) -> None:
+    """Here the other one of two says that it has no bf16."""
+
+    class Beside(World):
+        def any(self, flag: bool) -> bool:
+            return True
+
+        def wait(self) -> None:
+            return
+
+    run = tmp_path / "run"
+    assert train(small(run__precision="auto"), run, Beside(0, 1, CPU.device)).step == 0  # that other one also asks to stop
+    assert TrainingConfig.load(run / "config.toml").run.precision == "fp32"
 
 
 def test_bf16_trains(tmp_path: Path) -> None:

@@ -104,6 +104,11 @@ def check_same_run(checkpoint: Path, config: TrainingConfig, steering: Collectio
     return [f"{key} is {_of(config, key)} and was {_of(before, key)}" for key in config.differences(before) if key in allowed]
 
 
+def config_of(checkpoint: Path) -> TrainingConfig:
+    """The settings that a checkpoint was made with. Raises `CheckpointError` or `ConfigError` if they cannot be read."""
+    return TrainingConfig.from_dict(_read_facts(checkpoint)["config"])
+
+
 def data_of(checkpoint: Path) -> str:
     """The fingerprint of the clips that a checkpoint was trained on; empty if there is none."""
     return str(_read_facts(checkpoint).get("data", ""))

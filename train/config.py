@@ -100,7 +100,7 @@ class DataSettings:
     stills: float = 0.0
     """Share of the training clips that show one frame all the time, so that what stands still does not flicker."""
     padded_ends: float = 0.0
-    """Share of the training clips that end with 1 to r - 1 copies of a frame, as the latents of videos whose length is not 1 + r n do."""
+    """Share of the training clips that end with 1 to r - 1 copies of a frame, as videos are padded whose length is not 1 + r n."""
     workers: int = 2
     """Processes that read and cut clips, per training process; 0 reads in the training process."""
     bad_files: int = 100
@@ -129,7 +129,7 @@ class LossSettings:
     """Weight of LPIPS. The paper: 1.0 in stages I and II, 0.1 in stage III."""
     perceptual_frames: int = 0
     """Frames that pass through LPIPS at once, whose features are computed again in the backward pass. Fewer need less memory; 0 takes all,
-    or with `run.activation_checkpointing` those of a latent."""
+    or with `run.activation_checkpointing` as many as a latent stands for."""
     kl_weight: float = 1e-6
     """Weight of the KL divergence."""
     wavelet_weight: float = 0.1
@@ -184,9 +184,10 @@ class RunSettings:
     """Fixes initial weights, data order, crops, posterior samples and dropout. A stage on the videos of the one before wants another."""
     precision: Literal["fp32", "bf16", "auto"] = "bf16"
     """`bf16` computes under autocast; weights and optimiser stay fp32. `auto` is bf16 where the device has instructions for it, else fp32,
-    and is recorded as what it was; many CPUs have none, and take eight times as long in bf16 as in fp32."""
+    and is recorded as what it was. A CPU without them took eight times as long in bf16 as in fp32."""
     activation_checkpointing: bool = False
-    """Recompute activations of the model and of LPIPS in the backward pass: less than half the memory, up to a quarter more time."""
+    """Recompute activations of the model and of LPIPS in the backward pass: less than half the memory (preset S), up to a quarter more
+    time."""
     threads: int = 0
     """CPU threads of the model, per process; 0 shares all cores among the processes of a machine."""
     initial: str = ""

@@ -9,8 +9,9 @@ import os
 import time
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ from torch import Tensor
 from wfvae.checkpoint import RUN_CHECKPOINTS, newest_of_run
 from wfvae.errors import ConfigError, DataError, InputError, TrainingError
 from wfvae.model import WFVAE
-from wfvae.train.bf16_support import computes_in_bf16, with_precision
-from wfvae.train.checkpoints import check_same_run, data_of, processes_of, read_checkpoint, unfinished, write_checkpoint
+from wfvae.train.bf16_support import computes_in_bf16
+from wfvae.train.checkpoints import check_same_run, config_of, data_of, processes_of, read_checkpoint, unfinished, write_checkpoint
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import BadClipLedger, Batch, BatchStream, ClipSource, FiniteSource, InspectedSource, held_out, printable
 from wfvae.train.initial import initial_model
@@ -35,7 +36,7 @@ from wfvae.train.world import ENDED_ELSEWHERE, World
 CONFIG_NAME = "config.toml"
 _SIGN_EVERY = 60.0
 """Seconds of indexing between two signs to the other processes, which would not wait for ever without one."""
-_SLOW_BF16 = "has no instructions for bf16, which takes longer than fp32 on it; begin with --set run.precision=auto"
+_SLOW_BF16 = "bf16 is slower here than fp32, as a processor has no instructions for it; a new run with run.precision=auto takes fp32"
 _OTHERWISE = "the run goes on, but not as it would have without the interruption"
 
 
@@ -97,7 +98,7 @@ def train(
         ConfigError: the batch does not divide among processes, the directory holds a run, or the resumed run has other settings.
         CheckpointError, DataError, TrainingError, MissingExtraError: naming what is wrong and what to do.
     """
-    return _Run(with_precision(config, world.device), directory, world, watcher or Watcher(), steering).go(resume)
+    return _Run(config, directory, world, watcher or Watcher(), steering).go(resume)
 
 
 class _Run:
@@ -115,6 +116,8 @@ class _Run:
         self._fingerprint = ""
         self._saved = 0
         """The step of the newest checkpoint, or that from which the run started."""
+        self._slow_bf16 = False
+        """Whether a process has a device without bf16."""
         self._sign_given = 0.0
 
     def go(self, resume: bool) -> RunResult:
@@ -126,8 +129,8 @@ class _Run:
             return self._run(resume)
 
     def _run(self, resume: bool) -> RunResult:
-        config, world, directory = self._config, self._world, self._directory
         checkpoint = self._enter(resume)
+        config, world, directory = self._config, self._world, self._directory
         state = self._state(checkpoint)
         self._saved = state.step
         perceptual = None if config.loss.perceptual == "none" else PerceptualLoss(config.loss.perceptual).to(world.device)
@@ -143,8 +146,8 @@ class _Run:
             if isinstance(self._validation, InspectedSource):
                 self._held_out_ledger.note(self._validation.unusable)
             world.any(False)
-            if checkpoint is None and config.run.precision == "bf16" and not computes_in_bf16(world.device):
-                self._watcher.notice(f"this {world.device.type} device {_SLOW_BF16}")
+            if checkpoint is None and config.run.precision == "bf16" and self._slow_bf16:
+                self._watcher.notice(_SLOW_BF16)
         trainer = Trainer(config, state, world, perceptual)
         stream = BatchStream(
             source,
@@ -317,10 +320,13 @@ class _Run:
 
     def _enter(self, resume: bool) -> Path | None:
         """Notes the configuration and gives the checkpoint to go on from."""
-        directory, config = self._directory, self._config
+        directory = self._directory
         newest = newest_of_run(directory)
         if newest is not None and not resume:
             raise ConfigError(f"{directory} holds a training run up to {newest.name}; go on with --resume, or choose another --out")
+        self._slow_bf16 = self._world.any(not computes_in_bf16(self._world.device))
+        self._choose_precision(newest)
+        config = self._config
         lines = []
         if newest is not None:
             lines = [f"{change}; {_OTHERWISE}" for change in check_same_run(newest, config, self._steering)]
@@ -345,6 +351,14 @@ class _Run:
                 raise TrainingError(f"cannot write the run directory {directory}: {error.strerror}") from error
         self._world.wait()
         return newest
+
+    def _choose_precision(self, checkpoint: Path | None) -> None:
+        """Puts in place of "auto" what the run has had, or for a new one what is fast in all processes."""
+        if self._config.run.precision != "auto":
+            return
+        fast: Literal["fp32", "bf16"] = "fp32" if self._slow_bf16 else "bf16"
+        chosen = fast if checkpoint is None else config_of(checkpoint).run.precision
+        self._config = replace(self._config, run=replace(self._config.run, precision=chosen))
 
     def _state(self, checkpoint: Path | None) -> TrainingState:
         state = TrainingState.fresh(self._config, self._world.device, initial_model(self._config, checkpoint))

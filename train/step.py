@@ -60,9 +60,10 @@ class Autoencoding(nn.Module):
 
 
 class Trainer:
-    """Makes steps. Holds what never changes during a run; what does change is in the `TrainingState`."""
+    """Makes steps. Holds what never changes during a run, its precision chosen; what does change is in the `TrainingState`."""
 
     def __init__(self, config: TrainingConfig, state: TrainingState, world: World, perceptual: PerceptualLoss | None) -> None:
+        assert config.run.precision != "auto"
         self.config, self.state, self.world = config, state, world
         self._perceptual = perceptual
         self._autoencoding: nn.Module = Autoencoding(state.model)
@@ -135,7 +136,7 @@ class Trainer:
 
     @property
     def _frames_at_once(self) -> int | None:
-        """That pass through LPIPS: with recomputation a latent's, unless the settings say how many."""
+        """That pass through LPIPS: with recomputation as many as a latent stands for, unless the settings say how many."""
         recomputed = self.state.model.config.temporal_compression if self.config.run.activation_checkpointing else None
         return self.config.loss.perceptual_frames or recomputed
 

@@ -82,7 +82,7 @@ def plan_rule(backend: Mapping[str, str], precision: str) -> Rule:
     fp16 and on many CPUs bf16, it computes in a wider type and rounds only the state, so results depend on where steps end.) Elsewhere a
     library may choose another kernel for another shape, and the results are only close.
     """
-    exact = backend["computes_in"].split(", ") if backend.get("name") == "openvino" else ["fp32"] if is_reference(backend) else []
+    exact = backend["cpu_precisions"].split(", ") if backend.get("name") == "openvino" else ["fp32"] if is_reference(backend) else []
     return EXACT if precision in exact else model_rule(backend, precision)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from wfvae.errors import DataError
 from wfvae.train.data.clip_source import BadClip, Clip, ClipSource, FiniteSource, InspectedSource
 
 __all__ = ["PaddedEnds"]
@@ -18,18 +17,7 @@ class PaddedEnds:
     """
 
     def __init__(self, source: ClipSource, share: float, ratio: int) -> None:
-        """Describe the clips.
-
-        Args:
-            source: gives clips of 1 + r n frames, n >= 1.
-            share: of the clips, 0..1.
-            ratio: frames per latent, r >= 2.
-
-        Raises:
-            DataError: `share` is outside its range.
-        """
-        if not 0.0 <= share <= 1.0:
-            raise DataError(f"the share of clips with padded ends is {share!r}; expected 0 to 1")
+        """Describe the clips: a share of them, 0..1, is padded; `source` gives 1 + r n frames, n >= 1, and `ratio` is r."""
         self.source, self.share, self.ratio = source, share, ratio
 
     def __len__(self) -> int:
