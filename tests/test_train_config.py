@@ -172,8 +172,6 @@ def test_ablations_reach_the_architecture() -> None:
         ("data.min_stride=-1", "data.min_stride is -1; expected 0"),
         ("data.stills=1.5", "data.stills is 1.5; expected the share of the clips"),
         ("data.stills=-1", "data.stills is -1.0; expected the share of the clips"),
-        ("data.padded_ends=1.5", "data.padded_ends is 1.5; expected a share of the clips, 0 to 1"),
-        ("data.padded_ends=nan", "data.padded_ends is nan"),
         ("data.scenes=[]", "data.scenes is []; expected one or more of mixed, terrain, leaves"),
         ("loss.frame_weights=2", "loss.frame_weights is 2; expected a list of values"),
         (
@@ -193,12 +191,6 @@ def test_ablations_reach_the_architecture() -> None:
 )
 def test_wrong_settings_are_refused_in_one_line(program: Program, override: str, said: str) -> None:
     assert said in program.refused("train", "tiny-stage1", "--set", override)
-
-
-def test_ends_of_clips_of_one_frame_cannot_be_padded(program: Program) -> None:
-    overrides = ["data.frames=1", "data.padded_ends=0.5"]
-    said = program.refused("train", "tiny-stage1", *(word for override in overrides for word in ("--set", override)))
-    assert "data.padded_ends is 0.5, but clips of data.frames=1 have no end to pad; leave it out" in said
 
 
 def test_several_crops_need_a_size(program: Program) -> None:

@@ -25,18 +25,7 @@ from hypothesis import strategies as st
 from fixtures.clip_sources import SHAPE, DeadlyClips, InspectedClips, OddClips, ToldClips, UninstalledClips
 from wfvae.errors import DataError, InputError, TrainingError
 from wfvae.procedural import ProceduralClip
-from wfvae.train.data import (
-    BadClip,
-    BadClipLedger,
-    Batch,
-    BatchStream,
-    Crops,
-    FixedCrops,
-    PaddedEnds,
-    ProceduralClips,
-    held_out,
-    to_model_range,
-)
+from wfvae.train.data import BadClip, BadClipLedger, Batch, BatchStream, Crops, FixedCrops, ProceduralClips, held_out, to_model_range
 from wfvae.train.data.batch_stream import StartMethod
 from wfvae.train.data.clip_source import ShortClip
 from wfvae.train.data.procedural_clips import HELD_OUT_SEEDS, TRAINING_SEEDS, Split
@@ -441,21 +430,6 @@ def test_some_procedural_clips_stand_still() -> None:
             still += 1
             assert np.array_equal(clip, np.broadcast_to(clip[0], clip.shape))
     assert 12 <= still <= 28
-
-
-def test_some_clips_end_as_padded_videos_do() -> None:
-    source = ProceduralClips(3, 60, 9, (16, 24), max_noise=8.0)
-    padded = PaddedEnds(source, 0.5, 4)
-    assert (len(padded), padded.name(7), padded.unusable, padded.fingerprint) == (60, source.name(7), (), "")
-    copies = []
-    for index in range(60):
-        given, made = (one.clip(index, np.random.default_rng(index)) for one in (source, padded))
-        count = int((made != given).any(axis=(1, 2, 3)).sum())
-        assert np.array_equal(made[: 9 - count], given[: 9 - count])
-        assert np.array_equal(made[9 - count :], np.broadcast_to(given[8 - count], made[9 - count :].shape))
-        copies.append(count)
-    assert set(copies) == {0, 1, 2, 3}
-    assert 20 <= copies.count(0) <= 40
 
 
 def test_a_list_of_one_scene_draws_nothing() -> None:

@@ -40,7 +40,7 @@ from wfvae.train import checkpoints
 from wfvae.train.bf16_support import computes_in_bf16
 from wfvae.train.checkpoints import write_checkpoint
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import BadClipLedger, Batch, BatchStream, PaddedEnds, ProceduralClips, VideoFolder, held_out
+from wfvae.train.data import BadClipLedger, Batch, BatchStream, ProceduralClips, VideoFolder, held_out
 from wfvae.train.discriminator import PatchDiscriminator3D
 from wfvae.train.loop import Watcher, train
 from wfvae.train.losses import hinge_discriminator_loss
@@ -392,19 +392,6 @@ def test_the_strides_of_the_settings_reach_training_and_validation(tmp_path: Pat
         for source, stills in ((training_source(config, tmp_path), 0.25), (validation_source(config, tmp_path), 0.0)):
             assert isinstance(source, ProceduralClips | VideoFolder)
             assert source.strides == Strides(3, 2, stills)
-
-
-def test_padded_ends_of_the_settings_reach_training_alone(tmp_path: Path) -> None:
-    (tmp_path / "videos").mkdir()
-    save(tmp_path / "videos" / "a.mp4", clip(30))
-    folder = {"data__kind": "folder", "data__folder": str(tmp_path / "videos")}
-    for options, kind in (({}, ProceduralClips), (folder, VideoFolder)):
-        config = small(data__padded_ends=0.25, **options)
-        source = training_source(config, tmp_path)
-        assert isinstance(source, PaddedEnds) and isinstance(source.source, kind)
-        assert (source.share, source.ratio) == (0.25, 4)
-        assert source.fingerprint == (source.source.fingerprint if isinstance(source.source, VideoFolder) else "")
-        assert not isinstance(validation_source(config, tmp_path), PaddedEnds)
 
 
 @pytest.mark.slow
@@ -1494,7 +1481,8 @@ def test_indexing_gives_signs_to_the_processes_that_wait(tmp_path: Path, monkeyp
     monkeypatch.setattr("wfvae.train.loop.time", SimpleNamespace(perf_counter=lambda: seconds[0]))
     config = folder_settings(videos, validation__folder=str(held_out))
     train(config, tmp_path / "run", Heard(0, 1, CPU.device), watcher=Watcher(indexing=half_a_minute, stopping=lambda: True))
-    assert signs[:4] == [(1030.0, True), (1090.0, True), (1150.0, True), (1180.0, False)]
+    indexed = [sign for sign in signs if sign[0] > 1000.0]
+    assert indexed[:4] == [(1030.0, True), (1090.0, True), (1150.0, True), (1180.0, False)]
 
 
 @pytest.mark.slow

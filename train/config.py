@@ -99,8 +99,6 @@ class DataSettings:
     """Each clip draws its stride from this to `stride`, so that things move at more speeds; 0: always `stride`. Validation clips, too."""
     stills: float = 0.0
     """Share of the training clips that show one frame all the time, so that what stands still does not flicker."""
-    padded_ends: float = 0.0
-    """Share of the training clips that end with 1 to r - 1 copies of a frame, as videos are padded whose length is not 1 + r n."""
     workers: int = 2
     """Processes that read and cut clips, per training process; 0 reads in the training process."""
     bad_files: int = 100
@@ -419,10 +417,6 @@ class _Checks:
             raise ConfigError(f"loss.frame_weights is {list(weights)}; expected {ratio} positive numbers, one for each frame of a latent")
         if wrong := strides_complaint(config.data.stride, config.data.min_stride, config.data.stills):
             raise ConfigError(f"data.{wrong}")
-        if not 0.0 <= config.data.padded_ends <= 1.0:
-            raise ConfigError(f"data.padded_ends is {config.data.padded_ends}; expected a share of the clips, 0 to 1")
-        if config.data.padded_ends and config.data.frames == 1:
-            raise ConfigError(f"data.padded_ends is {config.data.padded_ends}, but clips of data.frames=1 have no end to pad; leave it out")
         if not config.data.scenes:
             raise ConfigError(f"data.scenes is []; expected one or more of {', '.join(get_args(SceneName))}")
         if config.data.kind != "folder" and config.data.folder:

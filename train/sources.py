@@ -7,7 +7,7 @@ from pathlib import Path
 
 from wfvae.errors import ConfigError
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import ClipSource, Crops, FixedCrops, PaddedEnds, ProceduralClips, VideoFolder
+from wfvae.train.data import ClipSource, Crops, FixedCrops, ProceduralClips, VideoFolder
 
 
 def require_outside(config: TrainingConfig, run: Path) -> None:
@@ -30,12 +30,6 @@ def training_source(
 
     Raises `DataError` naming what is wrong with the folder.
     """
-    source = _whole_clips(config, run, indexing, retry_bad)
-    padded = config.data.padded_ends
-    return PaddedEnds(source, padded, config.model.architecture().temporal_compression) if padded else source
-
-
-def _whole_clips(config: TrainingConfig, run: Path, indexing: Callable[[int, int], None] | None, retry_bad: bool) -> ClipSource:
     data, size = config.data, (config.data.height, config.data.width)
     stride, slow = data.stride, data.min_stride
     if data.kind == "procedural":

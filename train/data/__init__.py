@@ -6,7 +6,6 @@ from wfvae.train.data.batch_stream import BatchStream
 from wfvae.train.data.clip_source import BadClip, Clip, ClipSource, FiniteSource, InspectedSource, ShortClip, printable
 from wfvae.train.data.crops import Crops, FixedCrops
 from wfvae.train.data.held_out import held_out
-from wfvae.train.data.padded_ends import PaddedEnds
 from wfvae.train.data.procedural_clips import ProceduralClips
 from wfvae.train.data.video_folder import VideoFolder
 
@@ -21,7 +20,6 @@ __all__ = [
     "FiniteSource",
     "FixedCrops",
     "InspectedSource",
-    "PaddedEnds",
     "ProceduralClips",
     "ShortClip",
     "VideoFolder",
