@@ -42,6 +42,8 @@ from wfvae.train.world import World
 SECTIONS = ("memory", "time", "loading")
 WAYS = {"plain": False, "checkpointing": True}
 """Whether a step recomputes activations, by the names of the results."""
+SHARES = ("data_wait", "compute", "validation", "bookkeeping")
+"""Of a run's time."""
 
 
 def main() -> None:
@@ -217,7 +219,7 @@ def summary(result: dict[str, Any]) -> str:
     for section in ("time", "time_folder"):
         if section in result:
             told = result[section]
-            parts = ", ".join(f"{name} {told[name]:.1%}" for name in ("data_wait", "compute", "validation", "bookkeeping"))
+            parts = ", ".join(f"{name} {told[name]:.1%}" for name in SHARES if name in told)
             clips = f", clips of {told['videos']} videos" if "videos" in told else ""
             lines.append(f"{told['config']}{clips}: {parts}")
     for section in ("loading", "loading_folder"):
