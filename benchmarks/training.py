@@ -7,11 +7,11 @@
 
 Memory: one step of preset S (L1, KL and wavelet losses, AdamW, moving average), in a fresh process each, after a step on a small clip.
 LPIPS (with random weights) and the discriminator (which is not recomputed) take part with `--recipe` only, in a section of its own. On a
-CPU the process's peak in fp32, on a GPU that of PyTorch's allocator in bf16 autocast. Time: a run of the tiny model's first stage, its own
-account of what it waited for; with `--folder` on clips of videos, which as many workers read as a run has by default. Loading: how fast
-two workers make batches of the paper's stage I (8 clips of 25 frames of 256x256) when nothing else runs and none waits for a model: what a
-GPU could be fed with. Sections of a folder are called `time_folder` and `loading_folder`. A result file keeps those that are not measured
-again, and each says on what machine it was.
+CPU the process's peak in fp32, on a GPU that of PyTorch's allocator in bf16 autocast. Time: a run of the tiny model's first stage (in fp32
+where the CPU has no bf16), its own account of what it waited for; with `--folder` on clips of videos, which as many workers read as a run
+has by default. Loading: how fast two workers make batches of the paper's stage I (8 clips of 25 frames of 256x256) when nothing else runs
+and none waits for a model: what a GPU could be fed with. Sections of a folder are called `time_folder` and `loading_folder`. A result file
+keeps those that are not measured again, and each says on what machine it was.
 """
 
 from __future__ import annotations
@@ -149,6 +149,7 @@ def shares(steps: int, threads: int, videos: Path | None) -> dict[str, Any]:
     torch.set_num_threads(threads)
     settings = [
         f"run.steps={steps}",
+        "run.precision=auto",
         "optimizer.schedule_steps=0",
         f"run.checkpoint_every={steps}",
         "validation.every=0",
