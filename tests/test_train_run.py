@@ -1369,8 +1369,9 @@ def test_a_cpu_without_bf16_is_told_of_and_avoided(tmp_path: Path, monkeypatch: 
         train(small(run__precision=faster, run__steps=3), run, CPU, resume=True)
 
 
-def test_all_processes_take_the_precision_that_suits_each(tmp_path: Path) -> None:
-    """Here the other one of two says that it has no bf16."""
+def test_all_processes_take_the_precision_that_suits_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here this one of two has bf16, and the other one says that it has not."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
 
     class Beside(World):
         def any(self, flag: bool) -> bool:
