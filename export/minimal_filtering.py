@@ -35,6 +35,9 @@ ROWS_FROM_CHANNELS = 96
 ROWS_ALONE_FROM_CHANNELS = 256
 """The same where frames do not come in pairs, one per latent."""
 
+_FILTERS_AT_ONCE = 64
+"""Output channels transformed together: whole weights in float64, between filters that stay, leave holes in the process's memory."""
+
 LoneFrame = Literal["first", "last"]
 
 Way = Literal["pairs", "pairs and rows", "rows", "repeats", "repeats and rows"]
@@ -89,7 +92,17 @@ def filters_of(weight: Tensor, way: Way) -> dict[str, Tensor]:
     (C', C, 3, 3). rows, repeats and rows: `tap0.rows0` to `tap2.rows3`, (C', C, 1, 3). Computed in float64 and rounded once, to the
     weight's precision.
     """
-    taps = weight.detach().to(torch.float64).unbind(2)
+    filters: dict[str, Tensor] = {}
+    for start in range(0, len(weight), _FILTERS_AT_ONCE):
+        block = slice(start, start + _FILTERS_AT_ONCE)
+        for name, part in _transformed(weight[block].detach().to(torch.float64), way).items():
+            filters.setdefault(name, weight.new_empty(len(weight), *part.shape[1:]))[block] = part
+    return filters
+
+
+def _transformed(weight: Tensor, way: Way) -> dict[str, Tensor]:
+    """`filters_of`, in the weight's precision."""
+    taps = weight.unbind(2)
     if way.startswith("pairs"):
         parts = {f"pair{index}": part for index, part in enumerate(transform(taps))}
     else:
@@ -98,7 +111,7 @@ def filters_of(weight: Tensor, way: Way) -> dict[str, Tensor]:
         parts = {
             f"{name}.rows{index}": row[:, :, None] for name, part in parts.items() for index, row in enumerate(transform(part.unbind(2)))
         }
-    return {name: part.to(weight.dtype).contiguous() for name, part in parts.items()}
+    return parts
 
 
 def transform(taps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -569,8 +569,8 @@ def test_the_largest_preset_is_exported_in_little_memory(tmp_path: Path) -> None
     parameters, peak = map(int, run.stdout.split())
     # Transformed filters are 4/3 or 16/9 of the weights that they stand for, which are nearly all.
     assert 4 * parameters < (tmp_path / "bundle/weights.bin").stat().st_size < 1.5 * 4 * parameters
-    # Weights and filters are 2.5 times the parameters; libraries, and one weight in float64. 4.6 to 4.8 GB were seen.
-    assert peak < 2.6 * 4 * parameters + 1.6e9
+    # Weights and filters are 2.5 times the parameters, 3.1 GB, and libraries. Seen: 3.4 GB; with whole weights in float64 4.5 to 4.9.
+    assert peak < 2.6 * 4 * parameters + 0.6e9
 
 
 @pytest.mark.parametrize("preset", ["S", "M"])

@@ -118,6 +118,14 @@ def test_repeated_frames_need_three_products(case: tuple[CausalConv3d, torch.Ten
     assert torch.equal(head, head[:, :1].expand_as(head))
 
 
+@pytest.mark.parametrize("outputs", [64, 65, 150])
+def test_wide_convolutions_are_transformed_in_blocks(outputs: int) -> None:
+    """Blocks of output channels, the last one shorter."""
+    conv = convolution(0, 2, outputs)
+    frames = torch.randn(1, 4, 2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(filtered(conv, frames, rows=True), conv.sum_of_taps(frames), rtol=0, atol=1e-12)
+
+
 def test_filters_are_those_of_the_paper() -> None:
     """Worked by hand for the taps 1, 10, 100 in time and 2, 4, 8 in height."""
     weight = torch.tensor([1.0, 10.0, 100.0])[:, None, None] * torch.tensor([2.0, 4.0, 8.0])[None, :, None] * torch.ones(3)
