@@ -96,7 +96,7 @@ def test_a_folder_is_asked_for(program: Program) -> None:
 
 def test_toml_and_dict_read_back_equal(tmp_path: Path) -> None:
     changes = ["model.latent_dim=8", "optimizer.betas=[0.5, 0.9]", "run.initial=some dir", "loss.frame_weights=[2, 1, 1, 1]"]
-    changes.append('data.scenes=["mixed", "titles"]')
+    changes += ['data.scenes=["mixed", "titles"]', "loss.coarse_weights=[0, 2.5]"]
     config = TrainingConfig.load("tiny-stage1", changes)
     (tmp_path / "again.toml").write_text(config.to_toml(), encoding="utf-8")
     assert TrainingConfig.load(tmp_path / "again.toml") == config
@@ -105,8 +105,9 @@ def test_toml_and_dict_read_back_equal(tmp_path: Path) -> None:
     assert config.optimizer.betas == (0.5, 0.9)
     assert config.run.initial == "some dir"
     assert config.loss.frame_weights == (2.0, 1.0, 1.0, 1.0)
+    assert config.loss.coarse_weights == (0.0, 2.5)
     assert config.data.scenes == ("mixed", "titles")
-    changed = ["model.latent_dim", "data.scenes", "loss.frame_weights", "optimizer.betas", "run.initial"]
+    changed = ["model.latent_dim", "data.scenes", "loss.frame_weights", "loss.coarse_weights", "optimizer.betas", "run.initial"]
     assert config.differences(TrainingConfig.load("tiny-stage1")) == changed
 
 
@@ -180,6 +181,15 @@ def test_ablations_reach_the_architecture() -> None:
         ),
         ("loss.frame_weights=[1, 1, 0, 1]", "expected 4 positive numbers"),
         ("loss.frame_weights=[1, 1, nan, 1]", "expected 4 positive numbers"),
+        (
+            "loss.coarse_weights=[1, -1]",
+            "loss.coarse_weights is [1.0, -1.0]; expected finite numbers of at least 0, of 2, 4, 8, ... pixels",
+        ),
+        ("loss.coarse_weights=[nan]", "expected finite numbers of at least 0"),
+        (
+            "loss.coarse_weights=[1, 1, 1, 1, 1, 1, 1, 1, 1]",
+            "loss.coarse_weights has 9 scales, up to windows of 512 pixels, and clips are 64x64; expected fewer scales, or larger clips",
+        ),
         ("model.preset=XL", "model.preset is 'XL'; expected one of 'S', 'M', 'L', 'tiny'"),
         ("model.temporal_compression=2", "expected one of 4, 8"),
         ("model.norm_type=groupnorm", "divisible by 32"),

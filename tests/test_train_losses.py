@@ -19,6 +19,7 @@ from wfvae.errors import InputError
 from wfvae.model import DecoderOutput, EncoderOutput
 from wfvae.train.losses import (
     adaptive_weight,
+    coarse_loss,
     generator_loss,
     hinge_discriminator_loss,
     kl_loss,
@@ -95,6 +96,47 @@ def test_reconstruction_gradients(kind: Any) -> None:
         return reconstruction_loss(video, y, kind=kind, perceptual=p, perceptual_weight=0.7)
 
     assert torch.autograd.gradcheck(loss, (reconstruction, perceptual))
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_coarse_distance_is_that_of_means_over_overlapping_windows(kind: Any) -> None:
+    """Of 2 pixels at every pixel, of 4 at every second; 5 columns more than windows of 8 would need for one."""
+    weights, frame_weights = [0.5, 0.0, 3.0], torch.tensor([2.0, 0.5], dtype=torch.float64)
+    video, reconstruction = draw(2, 3, 2, 9, 13), draw(2, 3, 2, 9, 13, seed=1)
+    expected, (x, y) = 0.0, (video.numpy(), reconstruction.numpy())
+    for b, c, t in np.ndindex(2, 3, 2):
+        for weight, k in zip(weights, (2, 4, 8), strict=True):
+            for top in range(0, 9 - k + 1, k // 2):
+                for left in range(0, 13 - k + 1, k // 2):
+                    mean = (x - y)[b, c, t, top : top + k, left : left + k].mean()
+                    expected += float(frame_weights[t]) * weight * (k / 2) ** 2 * (abs(mean) if kind == "l1" else mean**2)
+    given = coarse_loss(video, reconstruction, kind=kind, weights=weights, frame_weights=frame_weights)
+    assert given.item() == pytest.approx(expected / 4, rel=1e-12)
+
+
+def test_coarse_distance_sees_an_even_error_at_each_scale_and_no_checks() -> None:
+    video = torch.zeros(1, 3, 1, 64, 64)
+    checks = torch.ones(64, 64)
+    checks[::2, ::2] = checks[1::2, 1::2] = -1
+
+    def loss(error: Tensor, *weights: float) -> float:
+        return coarse_loss(video, video + error, kind="l2", weights=weights).item()
+
+    assert loss(checks, 1.0, 1.0, 1.0, 1.0) == 0.0
+    for scale, windows in enumerate((63, 31, 15, 7)):
+        assert loss(torch.tensor(0.5), *[0.0] * scale, 2.0) == pytest.approx(2 * 3 * 0.25 * (windows * 2**scale) ** 2)
+    assert loss(torch.tensor(0.5)) == 0.0
+
+
+def test_coarse_distance_has_gradients_and_says_what_is_wrong() -> None:
+    video, reconstruction = apart(1, 3, 2, 4, 6)
+    assert torch.autograd.gradcheck(lambda y: coarse_loss(video, y, kind="l2", weights=(1.0, 2.0)), (reconstruction,))
+    half = coarse_loss(video.to(torch.bfloat16), torch.zeros_like(video, dtype=torch.bfloat16), kind="l2", weights=(1.0,))
+    assert half.dtype == torch.float32
+    with pytest.raises(InputError, match="pictures are 4x6; expected at least 8 pixels a side for 3 scales"):
+        coarse_loss(video, reconstruction, kind="l2", weights=(1.0, 1.0, 1.0))
+    with pytest.raises(InputError, match="reconstruction has shape"):
+        coarse_loss(video, reconstruction[:, :1], kind="l2", weights=(1.0,))
 
 
 def test_bf16_is_summed_in_fp32() -> None:
@@ -344,6 +386,8 @@ def test_total_is_the_weighted_sum_and_its_gradient_that_of_the_parts() -> None:
         reconstruction=parts[0], kl=parts[1], wavelet=parts[2], kl_weight=0.0, wavelet_weight=0.0, perceptual=torch.tensor([0.25, 0.75])
     )
     assert (told.named()["lpips"].item(), told.total.item()) == (0.5, 7.0)
+    told = total_loss(reconstruction=parts[0], kl=parts[1], wavelet=parts[2], kl_weight=0.0, wavelet_weight=0.0, coarse=parts[1])
+    assert (told.named()["coarse"].item(), told.total.item()) == (11.0, 18.0)
     with pytest.raises(FrozenInstanceError):
         terms.kl = terms.wavelet  # type: ignore[misc]
 

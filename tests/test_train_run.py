@@ -1201,6 +1201,13 @@ def test_the_reconstruction_loss_of_a_step_is_the_one_asked_for(kind: str, dista
     _, told = one_step(small(loss__reconstruction=kind, loss__frame_weights=[3, 3, 1, 1]))
     weights = torch.tensor([1.0, 1.5, 1.5, 0.5, 0.5]).view(1, 1, 5, 1, 1)
     assert told["reconstruction"] == pytest.approx(float((apart * weights).sum() / (2 * 5)), rel=1e-5)
+    assert "coarse" not in told
+    settings = {"loss__reconstruction": kind, "loss__frame_weights": [3, 3, 1, 1], "loss__coarse_weights": [0, 2]}
+    _, told_coarse = one_step(small(**settings))
+    means = torch.nn.functional.avg_pool3d(clips / 127.5 - 1 - reconstruction, (1, 4, 4), (1, 2, 2))
+    assert told_coarse["coarse"] == pytest.approx(float(2 * 4 * (distance(means) * weights).sum() / (2 * 5)), rel=1e-5)
+    assert told_coarse["total"] == pytest.approx(told["total"] + told_coarse["coarse"], rel=1e-5)
+    assert told_coarse["gradient_norm"] != pytest.approx(told["gradient_norm"], rel=1e-2)
 
 
 def test_a_clipped_gradient_is_what_the_optimiser_gets() -> None:

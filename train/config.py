@@ -121,6 +121,9 @@ class LossSettings:
     frame_weights: tuple[float, ...] = ()
     """Weights of a latent's frames, in order, in the reconstruction loss (pixels and LPIPS), scaled to a mean of 1; empty: all alike.
     A clip's first frame has 1. Not the paper's. More for frames that come out worse, so that quality does not pulse."""
+    coarse_weights: tuple[float, ...] = ()
+    """Weights of the distance of means over windows of 2, 4, 8, ... pixels, which is added to that of pixels; empty: none. Not the paper's.
+    What is wrong over larger areas is seen first, above all where it changes from frame to frame."""
     perceptual: str = "vgg"
     """LPIPS backbone: `vgg` (downloaded by torchvision), a local file of its weights, `random` (for tests), or `none`."""
     perceptual_weight: float = 1.0
@@ -415,6 +418,7 @@ class _Checks:
         weights = config.loss.frame_weights
         if weights and (len(weights) != ratio or not all(0.0 < weight < math.inf for weight in weights)):
             raise ConfigError(f"loss.frame_weights is {list(weights)}; expected {ratio} positive numbers, one for each frame of a latent")
+        self._coarse_weights()
         if wrong := strides_complaint(config.data.stride, config.data.min_stride, config.data.stills):
             raise ConfigError(f"data.{wrong}")
         if not config.data.scenes:
@@ -427,6 +431,17 @@ class _Checks:
         if config.data.kind == "folder" and not config.data.folder:
             raise ConfigError(
                 'data.folder is not set; give the directory of your videos: --set data.folder=DIR (or data.kind="procedural")'
+            )
+
+    def _coarse_weights(self) -> None:
+        data, weights = self._config.data, self._config.loss.coarse_weights
+        if not all(0.0 <= weight < math.inf for weight in weights):
+            raise ConfigError(f"loss.coarse_weights is {list(weights)}; expected finite numbers of at least 0, of 2, 4, 8, ... pixels")
+        height, width = data.crop_height or data.height, data.crop_width or data.width
+        if 2 ** len(weights) > min(height, width):
+            raise ConfigError(
+                f"loss.coarse_weights has {len(weights)} scales, up to windows of {2 ** len(weights)} pixels, "
+                f"and clips are {height}x{width}; expected fewer scales, or larger clips"
             )
 
     @staticmethod

@@ -8,12 +8,13 @@ has three digits. The losses hold no state and draw nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import relu
+from torch.nn.functional import avg_pool2d, relu
 
 from wfvae.distribution import DiagonalGaussian
 from wfvae.errors import InputError
@@ -76,6 +77,47 @@ def reconstruction_loss(
         per_frame = _wide(perceptual).view(batch, frames)
         per_frame = per_frame if frame_weights is None else per_frame * frame_weights
         total = total + perceptual_weight * channels * height * width * per_frame.sum()
+    return total / (batch * frames)
+
+
+def coarse_loss(
+    video: Tensor, reconstruction: Tensor, *, kind: ReconstructionKind, weights: Sequence[float], frame_weights: Tensor | None = None
+) -> Tensor:
+    """Distance of means over windows of 2, 4, 8, ... pixels: what is wrong over larger areas is seen first, above all where it changes
+    from frame to frame. Not the paper's.
+
+    With m_k the mean of video - reconstruction over a window of k x k pixels, and windows that overlap by half, so that no grid is
+    preferred (ends of rows and columns that fill no window are left out):
+
+        sum over k = 2, 4, ... of weights[k] * (k / 2)^2 * sum over b, c, t and windows of d(m_k) / (B T)
+
+    d as in `reconstruction_loss`. A window stands for (k / 2)^2 pixels, so an error that is the same everywhere counts about as much in
+    each scale as in `reconstruction_loss`.
+
+    Args:
+        video, reconstruction: (B, C, T, H, W) floating point, H and W at least the largest window.
+        kind: "l1" or "l2".
+        weights: of 2, 4, 8, ... pixels.
+        frame_weights: as in `reconstruction_loss`.
+
+    Returns:
+        A scalar, differentiable in `reconstruction`.
+
+    Raises:
+        InputError: shapes that do not agree, or pictures that are smaller than a window.
+    """
+    _require_same_shape("reconstruction", reconstruction, "video", video)
+    batch, _, frames, height, width = video.shape
+    if min(height, width) < 2 ** len(weights):
+        raise InputError(f"pictures are {height}x{width}; expected at least {2 ** len(weights)} pixels a side for {len(weights)} scales")
+    difference = (_wide(video) - _wide(reconstruction)).transpose(1, 2).flatten(0, 1)
+    total = difference.new_zeros(())
+    for scale, weight in enumerate(weights, 1):
+        mean = avg_pool2d(difference, 2**scale, 2 ** (scale - 1))
+        distance = (mean.abs() if kind == "l1" else mean.square()).sum(dim=(1, 2, 3)).view(batch, frames)
+        if frame_weights is not None:
+            distance = distance * frame_weights
+        total = total + weight * 4 ** (scale - 1) * distance.sum()
     return total / (batch * frames)
 
 
@@ -165,6 +207,8 @@ class LossTerms:
     """The weight of `adversarial` in the total, detached."""
     lpips: Tensor | None
     """Mean of what LPIPS has found, which is part of `reconstruction`; detached, unweighted. None without LPIPS."""
+    coarse: Tensor | None = None
+    """Detached. None where no scale has a weight."""
 
     def named(self) -> dict[str, Tensor]:
         """All terms by name, detached, for logging. Reading their values waits for the device; this does not."""
@@ -176,6 +220,7 @@ class LossTerms:
             "adversarial": self.adversarial,
             "adversarial_weight": self.adversarial_weight,
             **({} if self.lpips is None else {"lpips": self.lpips}),
+            **({} if self.coarse is None else {"coarse": self.coarse}),
         }
 
 
@@ -189,6 +234,7 @@ def total_loss(
     adversarial: Tensor | None = None,
     adversarial_weight: Tensor | float = 0.0,
     perceptual: Tensor | None = None,
+    coarse: Tensor | None = None,
 ) -> LossTerms:
     """The autoencoder's loss, eq. 6: reconstruction + kl_weight * kl + wavelet_weight * wavelet + adversarial_weight * adversarial.
 
@@ -198,8 +244,11 @@ def total_loss(
         adversarial: what `generator_loss` returns, or None before the adversarial loss has started.
         adversarial_weight: what `adaptive_weight` returns, or a constant. Treated as a constant by the backward pass.
         perceptual: LPIPS of each frame, if it is part of `reconstruction`: only to be told of.
+        coarse: what `coarse_loss` returns, which is added, or None.
     """
     total = reconstruction + kl_weight * kl + wavelet_weight * wavelet
+    if coarse is not None:
+        total = total + coarse
     zero = torch.zeros_like(total.detach())
     weight = zero
     if adversarial is not None:
@@ -213,6 +262,7 @@ def total_loss(
         adversarial=zero if adversarial is None else adversarial.detach(),
         adversarial_weight=weight,
         lpips=None if perceptual is None else _wide(perceptual.detach()).mean(),
+        coarse=None if coarse is None else coarse.detach(),
     )
 
 

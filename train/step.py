@@ -19,6 +19,7 @@ from wfvae.train.data import to_model_range
 from wfvae.train.losses import (
     LossTerms,
     adaptive_weight,
+    coarse_loss,
     generator_loss,
     hinge_discriminator_loss,
     kl_loss,
@@ -147,14 +148,18 @@ class Trainer:
         if self._perceptual is not None:
             with self._precision():
                 perceptual = self._perceptual(video, decoded.sample, self._frames_at_once)
+        frame_weights = self._frame_weights(video.shape[2])
         reconstruction = reconstruction_loss(
             video,
             decoded.sample,
             kind=loss.reconstruction,
             perceptual=perceptual,
             perceptual_weight=loss.perceptual_weight,
-            frame_weights=self._frame_weights(video.shape[2]),
+            frame_weights=frame_weights,
         )
+        coarse: Tensor | None = None
+        if loss.coarse_weights:
+            coarse = coarse_loss(video, decoded.sample, kind=loss.reconstruction, weights=loss.coarse_weights, frame_weights=frame_weights)
         adversarial: Tensor | None = None
         weight: Tensor | float = 0.0
         if judge is not None and self._adversarial:
@@ -162,7 +167,8 @@ class Trainer:
             with self._judging_precision():
                 adversarial = generator_loss(judge(decoded.sample.float()))
             judge.requires_grad_(True)
-            weight = adaptive_weight(reconstruction, adversarial, model.decoder.conv_out.weight, factor=loss.adversarial_weight)
+            distances = reconstruction if coarse is None else reconstruction + coarse
+            weight = adaptive_weight(distances, adversarial, model.decoder.conv_out.weight, factor=loss.adversarial_weight)
         terms = total_loss(
             reconstruction=reconstruction,
             kl=kl_loss(_wide(encoded.latent_dist)),
@@ -172,6 +178,7 @@ class Trainer:
             adversarial=adversarial,
             adversarial_weight=weight,
             perceptual=perceptual,
+            coarse=coarse,
         )
         return terms, decoded.sample
 

@@ -174,7 +174,9 @@ def _progress(
 
         def progress(done: int, total: int, values: dict[str, float]) -> None:
             parts = [
-                f"{name} {values[name]:.4g}" for name in ("reconstruction", "lpips", "kl", "wavelet", "adversarial") if values.get(name)
+                f"{name} {values[name]:.4g}"
+                for name in ("reconstruction", "coarse", "lpips", "kl", "wavelet", "adversarial")
+                if values.get(name)
             ]
             parts += [f"{values['frames_per_second']:.1f} frames/s"] if "frames_per_second" in values else []
             parts += [f"data wait {values['data_wait']:.0%}"]
