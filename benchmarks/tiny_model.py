@@ -2,7 +2,7 @@
 
     python benchmarks/tiny_model.py                       scores, a 300-frame stream, pictures: benchmarks/results/tiny-model.*
     python benchmarks/tiny_model.py --ship RUN [RUN ...]  first makes the package's checkpoint from the last of these runs (in fp16),
-                                                          and draws the training curve of all of them
+                                                          and draws their training curve; names end with the number of the stage
     python benchmarks/tiny_model.py --videos FOLDER       also scores videos of your own, file by file
 
 Scores are means over held-out clips of 17 frames of 128x128 pixels: windows of 256x256 paintings (as the later stages were trained), and
@@ -18,9 +18,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -57,6 +58,8 @@ CONSECUTIVE, WINDOW = range(17, 25), slice(64, 192)
 """Two latents of the stream, and rows and columns of them, as a picture, above its last two whole ones: what moves there moves fast."""
 STILL_LEVELS = 1
 """Of 255: a pixel that changes by no more from one frame to the next stands still."""
+AREA = 8
+"""Side of the squares of pixels, over whose means coarse errors are told."""
 AFAR = (4, 8, 8)
 """Frames, rows and columns from anything that moves."""
 FRAMES, CLIPS_PER_VIDEO = 17, 8
@@ -116,23 +119,35 @@ def main() -> None:
 
 
 def ship(runs: list[Path]) -> None:
-    """Writes the package's checkpoint from the last run, and the curve of all."""
-    save_half(WFVAE.from_pretrained(runs[-1]), SHIPPED)
+    """Writes the package's checkpoint from the last run, and the curve of all: stages that are added later have one of their own."""
+    stages = {stage_number(run): run for run in sorted(runs, key=stage_number)}
+    first, *_, last = [*stages, *stages]
+    save_half(WFVAE.from_pretrained(stages[last]), SHIPPED)
     assert (SHIPPED / CONFIG_NAME).is_file()
-    for number, run in enumerate(runs, 1):
+    for number, run in stages.items():
         (SHIPPED / f"stage{number}.toml").write_text(told(TrainingConfig.load(run / RUN_CONFIG)), encoding="utf-8")
-    steps = [int(read_metrics(run, "train")[-1]["step"]) for run in runs]
-    notes = [f"Reconstruction loss of every 50th batch in levels of 255, over {' + '.join(map(str, steps))} steps of {len(runs)} stages."]
-    drawing = svg_file("Training of the tiny model", notes, training_curves(runs))
-    (SHIPPED / "training-curve.svg").write_text(drawing, encoding="utf-8")
+    steps = [int(read_metrics(run, "train")[-1]["step"]) for run in stages.values()]
+    where = f"{len(runs)} stages" if len(runs) > 1 else f"stage {first}"
+    notes = [f"Reconstruction loss of every 50th batch in levels of 255, over {' + '.join(map(str, steps))} steps of {where}."]
+    drawing = svg_file("Training of the tiny model", notes, training_curves(stages))
+    name = "training-curve.svg" if first == 1 else f"training-curve-stage{first}.svg"
+    (SHIPPED / name).write_text(drawing, encoding="utf-8")
 
 
-def training_curves(runs: Sequence[Path]) -> list[Panel]:
+def stage_number(run: Path) -> int:
+    """What the name of a run ends with."""
+    digits = re.search(r"\d+$", run.name)
+    if digits is None:
+        raise SystemExit(f"{run}: expected a run whose name ends with the number of its stage, such as tiny-stage1")
+    return int(digits[0])
+
+
+def training_curves(runs: Mapping[int, Path]) -> list[Panel]:
     """A curve for each kind of distance that was trained with, in levels of 255, over its stages."""
     titles = {"l1": ("L1", "L1"), "l2": ("L2", "root of L2")}
     values: dict[str, list[float]] = {}
     stages: dict[str, list[str]] = {}
-    for number, run in enumerate(runs, 1):
+    for number, run in runs.items():
         config = TrainingConfig.load(run / RUN_CONFIG)
         kind, data = config.loss.reconstruction, config.data
         samples = 3 * (data.crop_height or data.height) * (data.crop_width or data.width)
@@ -239,6 +254,8 @@ def stream(model: WFVAE, count: int, out: Path) -> dict[str, Any]:
     psnr = 10 * np.log10(255.0**2 / np.maximum(((before - after) ** 2).mean(axis=(1, 2, 3)), 1e-3))
     # What moves in the error from frame to frame is what would be seen as flicker.
     flicker = np.abs(np.diff(after - before, axis=0)).mean(axis=(1, 2, 3))
+    # Over areas it is seen more easily than in single pixels, of which it is a small part.
+    coarse_flicker = np.abs(np.diff(area_means(after - before), axis=0)).mean(axis=(1, 2, 3))
     # Worst where nothing moves: there nothing hides it. Near what moves it is the blur of that.
     still = np.abs(np.diff(before, axis=0)).max(axis=-1) <= STILL_LEVELS
     change = np.abs(np.diff(after, axis=0)).mean(axis=-1)
@@ -246,7 +263,7 @@ def stream(model: WFVAE, count: int, out: Path) -> dict[str, Any]:
     index = np.arange(1, count)
     starts = [*clip.shot_starts(count), count]
     shots = [
-        {"frames": [start, stop - 1], **by_place(psnr, flicker, ratio, start, stop)}
+        {"frames": [start, stop - 1], **by_place(psnr, flicker, coarse_flicker, ratio, start, stop)}
         for start, stop in pairwise(starts)
         if stop - start > 2 * ratio
     ]
@@ -275,7 +292,7 @@ def stream(model: WFVAE, count: int, out: Path) -> dict[str, Any]:
         "psnr_db_lowest": float(psnr.min()),
         "error_change_levels": float(flicker.mean()),
         "error_change_at_seams_over_within_steps": seams,
-        **by_place(psnr, flicker, ratio, 0, count),
+        **by_place(psnr, flicker, coarse_flicker, ratio, 0, count),
         "shots": shots,
         "video_change_levels": float(np.abs(np.diff(before, axis=0)).mean()),
         "still_share": float(still.mean()),
@@ -291,11 +308,19 @@ def levels(where: str, change: npt.NDArray[np.float32]) -> dict[str, float | Non
     return {f"{where}_change_levels": mean, f"{where}_change_levels_99th_percentile": percentile}
 
 
-def by_place(psnr: npt.NDArray[Any], flicker: npt.NDArray[Any], ratio: int, start: int, stop: int) -> dict[str, list[float]]:
+def area_means(video: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(T, H, W, 3) as (T, H / `AREA`, W / `AREA`, 3)."""
+    frames, height, width, channels = video.shape
+    return video.reshape(frames, height // AREA, AREA, width // AREA, AREA, channels).mean(axis=(2, 4))
+
+
+def by_place(
+    psnr: npt.NDArray[Any], flicker: npt.NDArray[Any], coarse_flicker: npt.NDArray[Any], ratio: int, start: int, stop: int
+) -> dict[str, list[float]]:
     """Means over frames `start` to `stop`, by their place in a latent: frame 0 is one by itself, then come frames 1 to 4, 5 to 8 ...
 
-    `psnr` is of each frame, `flicker` of each but the first: how the error changes from the frame before. That of places 0 lies where
-    latents meet.
+    `psnr` is of each frame, the others of each but the first: how the error changes from the frame before, in pixels and in means over
+    areas. That of places 0 lies where latents meet.
     """
     places: list[list[int]] = [[i for i in range(max(start, 1), stop) if (i - 1) % ratio == place] for place in range(ratio)]
     # The change into a shot is no flicker.
@@ -303,6 +328,7 @@ def by_place(psnr: npt.NDArray[Any], flicker: npt.NDArray[Any], ratio: int, star
     return {
         "psnr_db_by_place_in_latent": [float(psnr[those].mean()) for those in places],
         "error_change_by_place_in_latent": [float(flicker[those].mean()) for those in changes],
+        "coarse_error_change_by_place_in_latent": [float(coarse_flicker[those].mean()) for those in changes],
     }
 
 

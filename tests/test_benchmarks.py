@@ -31,8 +31,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
 from fixtures.program import clip, save
+from wfvae.config import WFVAEConfig
 from wfvae.errors import MissingExtraError
 from wfvae.manifest import Manifest
+from wfvae.model import WFVAE
+from wfvae.train.config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -722,6 +725,34 @@ def test_figures_of_the_model_that_ships(tmp_path: Path) -> None:
         "tiny-model-stream.svg",
         "tiny-model-consecutive.png",
     }
+
+
+def test_later_stages_of_the_model_that_ships_have_their_own_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_model, "SHIPPED", tmp_path / "shipped")
+    (tmp_path / "shipped").mkdir()
+    runs = [tmp_path / name for name in ("tiny-stage9", "tiny-stage10", "elsewhere")]
+    for number, run_folder in enumerate(runs):
+        WFVAE.random(WFVAEConfig.preset("tiny").with_changes(base_channels=8, latent_dim=number + 1)).save_pretrained(run_folder)
+        config = TrainingConfig.load("tiny-stage9", [f"run.initial={tmp_path}/tiny-stage8", f"run.seed={number}"])
+        (run_folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        lines = [{"kind": "train", "step": step, "reconstruction": 40.0} for step in (50, 100)]
+        (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    tiny_model.ship([runs[1], runs[0]])
+    assert sorted(path.name for path in (tmp_path / "shipped").iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+        "stage10.toml",
+        "stage9.toml",
+        "training-curve-stage9.svg",
+    ]
+    assert WFVAE.from_pretrained(tmp_path / "shipped").config.latent_dim == 2
+    tenth = TrainingConfig.load(tmp_path / "shipped" / "stage10.toml")
+    assert (tenth.run.seed, tenth.run.initial) == (1, "tiny-stage8")
+    assert "100 + 100 steps of 2 stages" in (tmp_path / "shipped" / "training-curve-stage9.svg").read_text(encoding="utf-8")
+    tiny_model.ship([runs[1]])
+    assert "100 steps of stage 10" in (tmp_path / "shipped" / "training-curve-stage10.svg").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit, match="elsewhere: expected a run whose name ends with the number of its stage"):
+        tiny_model.ship([runs[2]])
 
 
 @pytest.mark.parametrize(

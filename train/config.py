@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import tomllib
 import types
 import typing
@@ -286,8 +287,9 @@ class TrainingConfig:
 
 
 def ready_configs() -> list[str]:
-    """Names of the configurations that ship with the package."""
-    return sorted(entry.name.removesuffix(".toml") for entry in _configs().iterdir() if entry.name.endswith(".toml"))
+    """Names of the configurations that ship with the package, stages in their order."""
+    names = [entry.name.removesuffix(".toml") for entry in _configs().iterdir() if entry.name.endswith(".toml")]
+    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
 def _toml(value: object) -> str:
