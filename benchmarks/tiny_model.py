@@ -3,6 +3,7 @@
     python benchmarks/tiny_model.py                       scores, a 300-frame stream, pictures: benchmarks/results/tiny-model.*
     python benchmarks/tiny_model.py --ship RUN [RUN ...]  first makes the package's checkpoint from the last of these runs (in fp16),
                                                           and draws their training curve; names end with the number of the stage
+                          --mean-with CHECKPOINT          ... from the mean of that run's weights and these
     python benchmarks/tiny_model.py --videos FOLDER       also scores videos of your own, file by file
 
 Scores are means over held-out clips of 17 frames of 128x128 pixels: windows of 256x256 paintings (as the later stages were trained), and
@@ -73,6 +74,7 @@ HISTORIES, SCORED = (8, 16, 32), 4
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ship", nargs="+", type=Path, default=[], metavar="RUN")
+    parser.add_argument("--mean-with", metavar="CHECKPOINT", help="ship the mean of these weights and the last run's")
     parser.add_argument("--clips", type=int, default=64, help="held-out clips of each kind (default: %(default)s)")
     parser.add_argument("--videos", type=Path, metavar="FOLDER", help="videos to score, too")
     parser.add_argument(
@@ -90,6 +92,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error(f"--frames is {args.frames}; expected at least {CONSECUTIVE.stop}: a picture shows frames up to that")
     if args.frames != STREAM_FRAMES and args.out is None:
         parser.error(f"--frames is not {STREAM_FRAMES}: name a folder with --out, the committed results have a stream of that length")
+    if args.mean_with and not args.ship:
+        parser.error("--mean-with names weights for what is shipped: name runs with --ship")
     args.out = args.out or RESULTS
     return args
 
@@ -97,7 +101,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main() -> None:
     args = parse_arguments()
     if args.ship:
-        ship(args.ship)
+        ship(args.ship, args.mean_with)
     args.out.mkdir(parents=True, exist_ok=True)
     model = WFVAE.from_pretrained(SHIPPED)
     result = {
@@ -118,11 +122,19 @@ def main() -> None:
     print(json.dumps(result, indent=2) if args.json else summary(result))
 
 
-def ship(runs: list[Path]) -> None:
-    """Writes the package's checkpoint from the last run, and the curve of all: stages that are added later have one of their own."""
+def ship(runs: list[Path], mean_with: str | None = None) -> None:
+    """Writes the package's checkpoint from the last run, and the curve of all: stages that are added later have one of their own.
+
+    Halfway from the weights that a stage began with to those that it ended with, what it learned is in part kept, and what it forgot in
+    part restored (Wortsman et al., arXiv 2109.01903).
+    """
     stages = {stage_number(run): run for run in sorted(runs, key=stage_number)}
     first, *_, last = [*stages, *stages]
-    save_half(WFVAE.from_pretrained(stages[last]), SHIPPED)
+    model = WFVAE.from_pretrained(stages[last])
+    if mean_with is not None:
+        others = WFVAE.from_pretrained(mean_with).state_dict()
+        model.load_state_dict({name: (weight + others[name]) / 2 for name, weight in model.state_dict().items()})
+    save_half(model, SHIPPED)
     assert (SHIPPED / CONFIG_NAME).is_file()
     for number, run in stages.items():
         (SHIPPED / f"stage{number}.toml").write_text(told(TrainingConfig.load(run / RUN_CONFIG)), encoding="utf-8")

@@ -751,6 +751,13 @@ def test_later_stages_of_the_model_that_ships_have_their_own_curve(tmp_path: Pat
     assert "100 + 100 steps of 2 stages" in (tmp_path / "shipped" / "training-curve-stage9.svg").read_text(encoding="utf-8")
     tiny_model.ship([runs[1]])
     assert "100 steps of stage 10" in (tmp_path / "shipped" / "training-curve-stage10.svg").read_text(encoding="utf-8")
+    other = WFVAE.from_pretrained(runs[1])
+    for parameter in other.parameters():
+        torch.nn.init.zeros_(parameter)
+    other.save_pretrained(tmp_path / "zeros")
+    tiny_model.ship([runs[1]], str(tmp_path / "zeros"))
+    whole, half = (dict(WFVAE.from_pretrained(folder).named_parameters()) for folder in (runs[1], tmp_path / "shipped"))
+    assert all(torch.equal(half[name], (whole[name] / 2).half().float()) for name in whole)
     with pytest.raises(SystemExit, match="elsewhere: expected a run whose name ends with the number of its stage"):
         tiny_model.ship([runs[2]])
 
@@ -761,9 +768,10 @@ def test_later_stages_of_the_model_that_ships_have_their_own_curve(tmp_path: Pat
         (tiny_model, ["--frames", "24", "--out", "x"], "expected at least 25"),
         (tiny_model, ["--frames", "41"], "name a folder with --out"),
         (tiny_model, ["--clips", "1"], "expected at least 2"),
+        (tiny_model, ["--mean-with", "tiny"], "name runs with --ship"),
         (ablation, ["--clips", "1"], "name a folder with --out"),
     ],
-    ids=["few frames", "another stream", "few clips", "other clips"],
+    ids=["few frames", "another stream", "few clips", "nothing to ship", "other clips"],
 )
 def test_toys_do_not_replace_committed_results(
     script: Any, arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]

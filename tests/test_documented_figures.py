@@ -521,6 +521,11 @@ def test_the_stream_of_the_model_that_ships() -> None:
         places = shots[frames]["psnr_db_by_place_in_latent"]
         wrong += [line for cell, value in zip(last.split(","), places, strict=True) for line in complaint(label, cell.strip(), value)]
     assert told == set(shots) and not wrong, "\n".join(wrong)
+    [table] = tables_with("levels of 255, means of 8x8", column=0, document=TRAINING)
+    for label, _, last in table.rows:
+        places = shots[tuple(map(int, re.findall(r"(\d+) to (\d+)", label)[0]))]["coarse_error_change_by_place_in_latent"]
+        wrong += [line for cell, value in zip(last.split(","), places, strict=True) for line in complaint(label, cell.strip(), value)]
+    assert len(table.rows) == len(stream["shots"]) and not wrong, "\n".join(wrong)
     seams = stream["error_change_at_seams_over_within_steps"]
     check_sentence(
         TRAINING, "# x as much where steps of the encoder meet .*?, # x where those of the decoder do", [seams["encode"], seams["decode"]]

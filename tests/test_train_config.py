@@ -51,7 +51,8 @@ def ready(name: str) -> TrainingConfig:
 def test_every_ready_config_loads_and_is_listed(program: Program) -> None:
     listed = program.done("train", "--list")
     assert listed == ready_configs()
-    assert len(listed) == 9 + 3 + 9 + 1
+    assert len(listed) == 9 + 3 + 10 + 1
+    assert listed[-3:] == ["tiny-stage8", "tiny-stage9", "tiny-stage10"]
     for name in ready_configs():
         ready(name)
 
