@@ -129,7 +129,9 @@ def ship(runs: list[Path], mean_with: str | None = None) -> None:
     part restored (Wortsman et al., arXiv 2109.01903).
     """
     stages = {stage_number(run): run for run in sorted(runs, key=stage_number)}
-    first, *_, last = [*stages, *stages]
+    if len(stages) < len(runs):
+        raise SystemExit(f"{', '.join(map(str, runs))}: expected one run of each stage")
+    first, last = min(stages), max(stages)
     model = WFVAE.from_pretrained(stages[last])
     if mean_with is not None:
         others = WFVAE.from_pretrained(mean_with).state_dict()

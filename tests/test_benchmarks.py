@@ -727,6 +727,21 @@ def test_figures_of_the_model_that_ships(tmp_path: Path) -> None:
     }
 
 
+def test_coarse_errors_are_means_over_areas() -> None:
+    """One pixel of an area, or a pattern in it, counts 64 times less than the area, or nothing."""
+    video = np.zeros((1, 16, 24, 3), np.float32)
+    video[0, :8, :8, 0] = 2.0
+    video[0, 15, 23, 1] = 64.0
+    video[0, :8, 8:16:2, 2], video[0, :8, 9:16:2, 2] = 1.0, -1.0
+    means = tiny_model.area_means(video)
+    assert means.shape == (1, 2, 3, 3)
+    assert (means[0, 0, 0, 0], means[0, 1, 2, 1], np.abs(means).sum()) == (2.0, 1.0, 3.0)
+    changes = np.arange(8.0)
+    found = tiny_model.by_place(np.zeros(9), changes, 10 * changes, 4, 0, 9)
+    assert found["coarse_error_change_by_place_in_latent"] == [10 * change for change in found["error_change_by_place_in_latent"]]
+    assert found["error_change_by_place_in_latent"] == [2.0, 3.0, 4.0, 5.0]
+
+
 def test_later_stages_of_the_model_that_ships_have_their_own_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny_model, "SHIPPED", tmp_path / "shipped")
     (tmp_path / "shipped").mkdir()
@@ -758,6 +773,8 @@ def test_later_stages_of_the_model_that_ships_have_their_own_curve(tmp_path: Pat
     tiny_model.ship([runs[1]], str(tmp_path / "zeros"))
     whole, half = (dict(WFVAE.from_pretrained(folder).named_parameters()) for folder in (runs[1], tmp_path / "shipped"))
     assert all(torch.equal(half[name], (whole[name] / 2).half().float()) for name in whole)
+    with pytest.raises(SystemExit, match="expected one run of each stage"):
+        tiny_model.ship([runs[1], runs[1]])
     with pytest.raises(SystemExit, match="elsewhere: expected a run whose name ends with the number of its stage"):
         tiny_model.ship([runs[2]])
 
