@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import multiprocessing
@@ -308,17 +307,27 @@ def test_workers_end_with_a_main_process_that_is_killed(method: StartMethod, tmp
         "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
         "    time.sleep(60)\n"
     )
-    main = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE)
-    assert main.stdout is not None
-    workers = [int(pid) for pid in main.stdout.readline().split()]
+    with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE) as main:
+        assert main.stdout is not None
+        workers = [int(pid) for pid in main.stdout.readline().split()]
+        main.kill()
     assert len(workers) == 2
-    main.kill()
-    main.wait()
-    end = time.monotonic() + 20
-    while left := [pid for pid in workers if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]:
+    assert_end(workers)
+
+
+def assert_end(processes: list[int], patience: float = 30) -> None:
+    """Nobody here is their parent, so each goes, or stays as a zombie until somebody asks after it, at any moment."""
+    end = time.monotonic() + patience
+    while left := [pid for pid in processes if runs(pid)]:
         assert time.monotonic() < end, left
         time.sleep(0.02)
-    main.stdout.close()
+
+
+def runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_workers_leave_interruptions_to_the_main_process() -> None:
@@ -348,10 +357,7 @@ def test_a_program_that_ends_without_closing_leaves_no_worker(end: str) -> None:
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
-    worker = int(done.stdout)
-    with contextlib.suppress(psutil.NoSuchProcess):
-        psutil.Process(worker).wait(30)
-    assert not psutil.pid_exists(worker)
+    assert_end([int(done.stdout)])
 
 
 # ------------------------------------------------------------------------------------------------ procedural clips
