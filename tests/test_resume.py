@@ -110,14 +110,19 @@ def test_a_decode_killed_several_times_ends_with_the_same_bits(
 # Killed before any one of its changes to the disk ----------------------------------------------------------------------------
 
 _DRIVER = """
-import contextlib, io, os, random, signal, sys
+import contextlib, io, os, random, shutil, signal, sys
 from pathlib import Path
 from wfvae import cli
-import wfvae.runtime.transcode, wfvae.runtime.onnxruntime_backend
+from wfvae.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 folder, report, seed, kills, resume = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5]
 command = sys.argv[6:]
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link"}
+
+def run(extra):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        return cli.main([*command, *extra]), err.getvalue()
 
 def child(extra, stop):
     # In a process of its own: count the changes in `folder`, and SIGKILL oneself before number `stop`.
@@ -138,10 +143,8 @@ def child(extra, stop):
                 os.kill(os.getpid(), signal.SIGKILL)
             seen += 1
     sys.addaudithook(hook)
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main([*command, *extra])
-    os.write(writing, f"{seen}\\n{err.getvalue()}".encode())
+    code, text = run(extra)
+    os.write(writing, f"{seen}\\n{text}".encode())
     os._exit(code)
 
 def snapshot(path):
@@ -149,10 +152,19 @@ def snapshot(path):
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 def clear():
-    import shutil
     shutil.rmtree(folder)
     os.mkdir(folder)
 
+# One job here loads what takes long to load, for all children: modules, and the session, which holds no state.
+sessions, open_session = {}, OnnxRuntimeBackend._session
+def session(self, graph):
+    if graph.file not in sessions:
+        sessions[graph.file] = open_session(self, graph)
+    return sessions[graph.file]
+OnnxRuntimeBackend._session = session
+code, text = run([])
+assert code == 0, text
+clear()
 status, text = child([], None)
 assert status == 0, text
 changes = int(text.splitlines()[0])
