@@ -423,7 +423,6 @@ def test_wrong_options(exported: Callable[..., Path], program: Program) -> None:
 
 
 def test_without_openvino_the_extra_is_named(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "wfvae.runtime.openvino_backend", raising=False)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r"'openvino', which is not installed; run: pip install 'wfvae\[openvino\]'"):
         open_bundle(exported(NAME), "openvino")
