@@ -247,6 +247,42 @@ def test_a_reader_that_ends_early_and_closed_streams(bundle: Path, video: Path, 
     assert "standard input is closed" in closed.stderr
     assert len(closed.stderr.splitlines()) == 1
     assert shell(f" '{tmp_path}/nothing' '{tmp_path}/y.zarr' 2>&-").returncode == 2
+    assert shell(f" '{tmp_path}/nothing' '{tmp_path}/y.zarr' 2>/dev/full").returncode == 2
+    for buffering in ("", "1"):  # a full disk shows when it is written, or when the program ends
+        full = subprocess.run(
+            ["sh", "-c", " ".join(f"'{word}'" for word in command("inspect", bundle)) + " >/dev/full"],
+            env={**os.environ, "PYTHONUNBUFFERED": buffering},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (full.returncode, full.stderr) == (2, "wfvae inspect: No space left on device: standard output\n")
+
+
+def test_what_no_command_takes_is_told_in_its_name(program: Program) -> None:
+    assert program.refused("encode", "a", "b", "c", "d") == "wfvae encode: unrecognized arguments: d; see: wfvae encode --help"
+
+
+def test_the_end_of_a_terminal_ends_a_job_like_ctrl_c(bundle: Path, tmp_path: Path) -> None:
+    """Unless it was started by nohup."""
+    code = (
+        "import os, signal, sys\n"
+        "from wfvae import cli\n"
+        "from wfvae.commands import plan\n"
+        "if sys.argv.pop(1) == 'nohup':\n"
+        "    signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "plan.run = lambda args: os.kill(os.getpid(), signal.SIGHUP) or 0\n"
+        "sys.exit(cli.main())\n"
+    )
+
+    def ended(how: str) -> tuple[int, str]:
+        words = [sys.executable, "-c", code, how, "plan", str(bundle), "--size", "64x64"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        return done.returncode, done.stderr
+
+    assert ended("terminal") == (130, "wfvae plan: interrupted\n")
+    assert ended("nohup") == (0, "")
 
 
 # Results --------------------------------------------------------------------------------------------------------------------

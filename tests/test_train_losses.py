@@ -19,6 +19,7 @@ from wfvae.errors import InputError
 from wfvae.model import DecoderOutput, EncoderOutput
 from wfvae.train.losses import (
     adaptive_weight,
+    change_loss,
     coarse_loss,
     generator_loss,
     hinge_discriminator_loss,
@@ -137,6 +138,48 @@ def test_coarse_distance_has_gradients_and_says_what_is_wrong() -> None:
         coarse_loss(video, reconstruction, kind="l2", weights=(1.0, 1.0, 1.0))
     with pytest.raises(InputError, match="reconstruction has shape"):
         coarse_loss(video, reconstruction[:, :1], kind="l2", weights=(1.0,))
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_distance_of_changes_is_that_of_means_from_one_frame_to_the_next(kind: Any) -> None:
+    weights = [0.5, 3.0]
+    video, reconstruction = draw(2, 3, 4, 5, 6), draw(2, 3, 4, 5, 6, seed=1)
+    expected, error = 0.0, (video - reconstruction).numpy()
+    for b, c, t in np.ndindex(2, 3, 3):
+        for weight, k in zip(weights, (2, 4), strict=True):
+            for top in range(0, 5 - k + 1, k // 2):
+                for left in range(0, 6 - k + 1, k // 2):
+                    now, before = (error[b, c, at, top : top + k, left : left + k].mean() for at in (t + 1, t))
+                    change = now - before
+                    expected += weight * (k / 2) ** 2 * (abs(change) if kind == "l1" else change**2)
+    assert change_loss(video, reconstruction, kind=kind, weights=weights).item() == pytest.approx(expected / 8, rel=1e-12)
+
+
+def test_distance_of_changes_sees_what_comes_and_goes_and_not_what_stays() -> None:
+    video = torch.zeros(1, 3, 8, 8, 8)
+    flicker = torch.tensor([1.0, -1.0] * 4).view(1, 1, 8, 1, 1)
+
+    def loss(error: Tensor) -> float:
+        return change_loss(video, video + error, kind="l2", weights=(0.0, 2.0)).item()
+
+    assert loss(torch.tensor(3.0)) == 0.0
+    assert loss(draw(1, 3, 1, 8, 8).float()) == pytest.approx(0.0, abs=1e-12)
+    windows = 3 * 3
+    assert loss(flicker) == pytest.approx(2 * 4 * 7 * 3 * windows * 4 / 8)  # 7 changes of 2 each, in 8 frames
+    assert loss(10 * flicker) == pytest.approx(100 * loss(flicker))
+
+
+def test_distance_of_changes_has_gradients_and_says_what_is_wrong() -> None:
+    video, reconstruction = apart(1, 3, 3, 4, 6)
+    assert torch.autograd.gradcheck(lambda y: change_loss(video, y, kind="l2", weights=(1.0, 2.0)), (reconstruction,))
+    [gradient] = torch.autograd.grad(change_loss(video[:, :, :1], reconstruction[:, :, :1], kind="l2", weights=(1.0,)), reconstruction)
+    assert not gradient.any()  # a single frame does not change
+    half = change_loss(video.to(torch.bfloat16), torch.zeros_like(video, dtype=torch.bfloat16), kind="l2", weights=(1.0,))
+    assert half.dtype == torch.float32
+    with pytest.raises(InputError, match="pictures are 4x6; expected at least 8 pixels a side for 3 scales"):
+        change_loss(video, reconstruction, kind="l2", weights=(1.0, 1.0, 1.0))
+    with pytest.raises(InputError, match="reconstruction has shape"):
+        change_loss(video, reconstruction[:, :1], kind="l2", weights=(1.0,))
 
 
 def test_bf16_is_summed_in_fp32() -> None:
@@ -388,6 +431,10 @@ def test_total_is_the_weighted_sum_and_its_gradient_that_of_the_parts() -> None:
     assert (told.named()["lpips"].item(), told.total.item()) == (0.5, 7.0)
     told = total_loss(reconstruction=parts[0], kl=parts[1], wavelet=parts[2], kl_weight=0.0, wavelet_weight=0.0, coarse=parts[1])
     assert (told.named()["coarse"].item(), told.total.item()) == (11.0, 18.0)
+    assert "change" not in told.named()
+    weightless = {"kl_weight": 0.0, "wavelet_weight": 0.0}
+    told = total_loss(reconstruction=parts[0], kl=parts[1], wavelet=parts[2], **weightless, coarse=parts[1], change=parts[2])
+    assert (told.named()["change"].item(), told.total.item()) == (13.0, 31.0)
     with pytest.raises(FrozenInstanceError):
         terms.kl = terms.wavelet  # type: ignore[misc]
 

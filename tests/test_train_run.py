@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -29,7 +30,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fixtures.numbered_videos import write_numbered
-from fixtures.program import Program, clip, on_terminal, save, start_process
+from fixtures.program import Program, clip, on_terminal, save, start_process, wait_for
 from wfvae.causal import CausalConv3d
 from wfvae.checkpoint import newest_of_run
 from wfvae.config import WFVAEConfig
@@ -274,9 +275,16 @@ def _logged(run: Path) -> int:
     return path.read_text(encoding="utf-8").count('"train"') if path.is_file() else 0
 
 
-@pytest.mark.parametrize("whole_group", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_ctrl_c_and_a_polite_kill_keep_the_work(whole_group: bool, tmp_path: Path) -> None:
-    """SIGTERM to the whole group, as torchrun sends it on, also ends the fork server, and so seems to end the worker."""
+@pytest.mark.parametrize(
+    ("number", "whole_group"),
+    [
+        (signal.SIGINT, False),
+        pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, True, marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_and_a_polite_kill_keep_the_work(number: signal.Signals, whole_group: bool, tmp_path: Path) -> None:
+    """To the whole group, twice: torchrun sends on the SIGTERM that has reached all, a shell the SIGHUP of its terminal."""
     settings = small(run__steps=100_000, run__checkpoint_every=100_000, data__workers=int(whole_group))
     run, config = tmp_path / "run", written(settings, tmp_path / "small.toml")
     process = start_process("train", config, "--out", run, start_new_session=whole_group)
@@ -287,12 +295,12 @@ def test_ctrl_c_and_a_polite_kill_keep_the_work(whole_group: bool, tmp_path: Pat
         time.sleep(0.01)
     if whole_group:
         for _ in range(2):  # torchrun, reached by the same signal, sends it on
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, number)
     else:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"go on with --resume" in err
+    assert re.search(rb"interrupted; .*step-\d{8} is whole, go on with --resume", err)
     assert b"stopping after this step and its checkpoint; Ctrl-C (again) to stop at once" in err
     assert len(err.splitlines()) == 2, err
     [checkpoint] = (run / "checkpoints").iterdir()
@@ -301,6 +309,22 @@ def test_ctrl_c_and_a_polite_kill_keep_the_work(whole_group: bool, tmp_path: Pat
     assert b"of 100000" in out
     on = replace(settings, run=replace(settings.run, steps=step + 1))
     assert train(on, run, CPU, resume=True).step == step + 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_an_interruption_while_workers_start_is_one_line(number: signal.Signals, tmp_path: Path) -> None:
+    """To the whole group, as the terminal sends it; the fork server is loading torch then, and looks after no signals yet."""
+    config = written(small(data__workers=2, run__steps=100_000, run__checkpoint_every=100_000), tmp_path / "small.toml")
+    process = start_process("train", config, "--out", tmp_path / "run", start_new_session=True)
+
+    def server() -> list[psutil.Process]:
+        return [child for child in psutil.Process(process.pid).children() if "forkserver" in " ".join(child.cmdline())]
+
+    assert wait_for(server, process)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, b"")
+    assert err.decode() == "wfvae train: interrupted; nothing was saved yet\n"
 
 
 @pytest.mark.slow
@@ -443,6 +467,30 @@ def test_nan_of_the_second_process_costs_no_step_and_is_told_by_it(tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_a_process_that_is_killed_costs_no_step_of_the_others(tmp_path: Path) -> None:
+    program = tmp_path / "killed.py"
+    program.write_text(
+        "import os, signal, sys\n"
+        "from wfvae import cli\n"
+        "from wfvae.train import step\n"
+        "def to_model_range(frames):\n"
+        "    made.append(frames)\n"
+        "    if os.environ['RANK'] == '1' and len(made) == 3:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return before(frames)\n"
+        "made, before, step.to_model_range = [], step.to_model_range, to_model_range\n"
+        "sys.exit(cli.main())\n",
+        encoding="utf-8",
+    )
+    done = run_two_processes(small(run__checkpoint_every=100, validation__every=0), tmp_path, program=(str(program),))
+    assert done.returncode != 0
+    told = complaints(done)
+    assert all("another process of this run has ended" in line or "interrupted" in line or "stopping" in line for line in told), told
+    assert newest(tmp_path / "two") == 2
+    assert "FutureWarning" not in done.stderr.decode()
+
+
+@pytest.mark.slow
 def test_the_fault_of_one_process_is_told_as_one_fault(tmp_path: Path) -> None:
     done = run_two_processes(small(data__kind="folder", data__folder=str(tmp_path / "nowhere")), tmp_path)
     assert done.returncode != 0
@@ -520,6 +568,40 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(finished_r
     assert "go on with --resume, or choose another --out" in program.refused("train", config, "--out", finished_run)
     said = program.refused("train", config, "--out", finished_run, "--resume", "--set", "optimizer.batch=4", "--set", "run.seed=1")
     assert "another optimizer.batch, run.seed" in said
+
+
+def test_settings_that_are_refused_leave_those_of_before(finished_run: Path, tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", {"loss__adversarial": True, "run__steps": 9}
+    shutil.copytree(finished_run, run)
+    before = (run / "config.toml").read_bytes()
+    with pytest.raises(DataError, match="no such folder of videos"):
+        train(small(**settings, validation__folder=str(tmp_path / "typo")), run, CPU, resume=True)
+    assert (run / "config.toml").read_bytes() == before
+    assert train(TrainingConfig.load(run / "config.toml"), run, CPU, resume=True).finished
+    with pytest.raises(DataError, match="no such folder of videos"):
+        train(small(validation__folder=str(tmp_path / "typo")), tmp_path / "new", CPU)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
+
+
+def test_a_run_is_not_resumed_to_an_earlier_step(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    with pytest.raises(ConfigError, match=r"run.steps is 4, and .*step-00000006 has made 6; expected at least as many"):
+        train(small(loss__adversarial=True, run__steps=4), run, CPU, resume=True)
+
+
+def test_another_initial_model_of_a_run_that_goes_on_is_told(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    assert notices(small(loss__adversarial=True, run__initial="elsewhere"), run) == [
+        "run.initial is 'elsewhere' and was ''; only a new run starts from it, this one goes on"
+    ]
+
+
+def test_a_missing_stage_before_is_told_as_such(tmp_path: Path) -> None:
+    expected = r"run\.initial, what this run starts from: .*nowhere.*; train the stage before first, or name .* --set run\.initial=RUN"
+    with pytest.raises(CheckpointError, match=expected):
+        train(small(run__initial=str(tmp_path / "nowhere")), tmp_path / "run", CPU)
 
 
 def notices(config: TrainingConfig, run: Path, world: World = CPU, steering: Collection[str] = ()) -> list[str]:
@@ -722,6 +804,18 @@ def test_a_broken_gradient_of_the_discriminator_changes_nothing() -> None:
     assert_same_bits(before, {name: after[name] for name in before})
 
 
+def test_a_run_that_diverged_in_its_last_step_says_what_to_do(tmp_path: Path) -> None:
+    """The step itself was fine; its weights are not."""
+    changes = {"optimizer__learning_rate": 1e18, "optimizer__warmup_steps": 0, "optimizer__ema_decay": 0.0}
+    config, run = small(**changes, run__steps=1), tmp_path / "run"
+    advice = r"the validation of step 1: (latents|reconstructions) are NaN or infinite; the run has diverged.*: remove the newest of .*run."
+    for resume in (False, True):
+        with pytest.raises(
+            TrainingError, match=advice + "checkpoints, and --resume from an earlier one with --set optimizer.learning_rate"
+        ):
+            train(config, run, CPU, resume=resume)
+
+
 def test_a_damaged_checkpoint_says_how_to_go_on(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
@@ -742,6 +836,10 @@ def test_a_damaged_checkpoint_says_how_to_go_on(finished_run: Path, tmp_path: Pa
 def test_a_full_disk_keeps_the_checkpoints_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(run__keep=5)
     state = TrainingState.fresh(config, CPU.device)
+    (tmp_path / "checkpoints").write_text("in the way", encoding="utf-8")
+    with pytest.raises(TrainingError, match=r"^cannot write the checkpoint of step 0 into .*; there is none before it: make room"):
+        write_checkpoint(tmp_path, state, config)
+    (tmp_path / "checkpoints").unlink()
     write_checkpoint(tmp_path, state, config)
     state.step = 1
 
@@ -984,7 +1082,9 @@ def test_a_validation_that_fails_costs_no_step_and_does_not_come_again(tmp_path:
     scores = train(config, run, CPU, resume=True).scores
     assert scores is not None
     assert [line["psnr_db"] for line in read_metrics(run, "validation")] == [pytest.approx(scores.psnr_db, rel=1e-5)]
-    assert train(config, run, CPU, resume=True).scores is None
+    again = train(config, run, CPU, resume=True).scores  # what the run has come to, not scored again
+    assert again is not None and again.psnr_db == pytest.approx(scores.psnr_db, rel=1e-5) and again.lpips is None
+    assert len(read_metrics(run, "validation")) == 1
 
 
 @pytest.mark.parametrize(
@@ -1208,6 +1308,12 @@ def test_the_reconstruction_loss_of_a_step_is_the_one_asked_for(kind: str, dista
     assert told_coarse["coarse"] == pytest.approx(float(2 * 4 * (distance(means) * weights).sum() / (2 * 5)), rel=1e-5)
     assert told_coarse["total"] == pytest.approx(told["total"] + told_coarse["coarse"], rel=1e-5)
     assert told_coarse["gradient_norm"] != pytest.approx(told["gradient_norm"], rel=1e-2)
+    assert "change" not in told_coarse
+    _, told_change = one_step(small(**settings, loss__change_weights=[0, 3]))
+    changes = distance(means.diff(dim=2))
+    assert told_change["change"] == pytest.approx(float(3 * 4 * changes.sum() / (2 * 5)), rel=1e-5)
+    assert told_change["total"] == pytest.approx(told_coarse["total"] + told_change["change"], rel=1e-5)
+    assert told_change["gradient_norm"] != pytest.approx(told_coarse["gradient_norm"], rel=1e-2)
 
 
 def test_a_clipped_gradient_is_what_the_optimiser_gets() -> None:
@@ -1535,6 +1641,32 @@ def test_too_little_memory_names_what_helps(finished_run: Path, tmp_path: Path, 
     # What it advises may be changed in a run that is resumed.
     frugal = small(loss__adversarial=True, run__steps=7, run__activation_checkpointing=True, loss__perceptual_frames=1)
     assert train(frugal, run, CPU, resume=True).step == 7
+
+
+def test_a_model_too_large_for_the_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TrainingError, match=r"out of memory on cpu, for the model with its average.*; choose a smaller model\.preset"):
+        train(small(model__base_channels=8_000_000), tmp_path / "one", CPU)
+
+    def other(*_: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr("wfvae.train.loop.initial_model", other)
+    with pytest.raises(RuntimeError, match="something else"):
+        train(small(), tmp_path / "other", CPU)
+
+
+def test_too_little_memory_for_clips_accuses_no_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    train(small(run__steps=2, validation__every=0, validation__clips=1), run, CPU)
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    lines: list[str] = []
+    monkeypatch.setattr(ProceduralClips, "clip", full)
+    with pytest.raises(DataError, match=r"^out of memory while clips were read; use smaller or shorter clips \(data\.height"):
+        train(small(run__steps=4, validation__every=0, validation__clips=1), run, CPU, resume=True, watcher=Watcher(notice=lines.append))
+    assert lines == []
 
 
 def test_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,9 +67,10 @@ def write_checkpoint(
     except (OSError, SafetensorError, CheckpointError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         kept = newest_of_run(run)
+        reason = error.__cause__ if isinstance(error, CheckpointError) and error.__cause__ else error  # which says the same around it
         raise TrainingError(
-            f"cannot write the checkpoint of step {state.step} into {run}: {error}; "
-            + (f"{kept.name} is whole: make room and go on with --resume" if kept else "there is none before it")
+            f"cannot write the checkpoint of step {state.step} into {run}: {reason}; "
+            + (f"{kept.name} is whole: make room and go on with --resume" if kept else "there is none before it: make room and begin again")
         ) from error
     if not keep_all:
         _prune(run, config.run.keep)

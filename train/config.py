@@ -11,6 +11,7 @@ the stages of each preset lie in `train/configs`. Unknown keys are refused, with
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import math
@@ -30,7 +31,7 @@ from wfvae.plan import SPATIAL_RATIO
 from wfvae.procedural import SceneName
 from wfvae.train.strides import strides_complaint
 
-_LISTED = 12
+_LISTED = 24
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,9 @@ class LossSettings:
     coarse_weights: tuple[float, ...] = ()
     """Weights of the distance of means over windows of 2, 4, 8, ... pixels, which is added to that of pixels; empty: none. Not the paper's.
     What is wrong over larger areas is seen first, above all where it changes from frame to frame."""
+    change_weights: tuple[float, ...] = ()
+    """Weights of the distance of the same means' changes from frame to frame, likewise added; empty: none. Not the paper's. What is wrong
+    by turns flickers; what stays wrong counts nothing here."""
     perceptual: str = "vgg"
     """LPIPS backbone: `vgg` (downloaded by torchvision), a local file of its weights, `random` (for tests), or `none`."""
     perceptual_weight: float = 1.0
@@ -320,14 +324,20 @@ def _override(data: dict[str, Any], override: str) -> None:
     section, dot, name = key.strip().partition(".")
     if not equals or not dot or not name:
         raise ConfigError(f"--set {override!r} is not of the form section.key=value, such as optimizer.batch=4")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
+    value: object = text.strip()
+    if not _is_text(section, name) or text.strip()[:1] in {'"', "'"}:
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            value = tomllib.loads(f"value = {text}")["value"]
     part = data.setdefault(section, {})
     if not isinstance(part, dict):
         raise ConfigError(f"--set {override!r}: {section} is not a section")
     part[name] = value
+
+
+def _is_text(section: str, name: str) -> bool:
+    """Whether a key's values are text whatever they look like, such as a folder named 2024."""
+    sections = get_type_hints(TrainingConfig)
+    return section in sections and get_type_hints(sections[section]).get(name) is str
 
 
 def _read(kind: type[Any], data: object, where: str) -> Any:
@@ -391,6 +401,12 @@ _AT_LEAST_ZERO = """
     optimizer.warmup_steps optimizer.schedule_steps optimizer.final_rate run.seed run.threads validation.every validation.pictures"""
 
 
+_AT_MOST = {"data.workers": 512, "run.threads": 1024, "optimizer.final_rate": 1}
+"""More processes and threads than a machine can start end a run in ways that tell nothing."""
+_LARGEST = 1e18
+"""Of all numbers: what is computed from them still fits 64-bit integers and fp32."""
+
+
 class _Checks:
     """Ranges, and what several values must agree on."""
 
@@ -414,13 +430,16 @@ class _Checks:
             )
         for key in _AT_LEAST_ZERO.split():
             self._at_least(key, 0)
+        for key, high in _AT_MOST.items():
+            self._at_most(key, high)
         for key, value in (("optimizer.ema_decay", config.optimizer.ema_decay), *(("optimizer.betas", b) for b in config.optimizer.betas)):
             if not 0.0 <= value < 1.0:
                 raise ConfigError(f"{key} is {value}; expected 0 <= value < 1")
         weights = config.loss.frame_weights
         if weights and (len(weights) != ratio or not all(0.0 < weight < math.inf for weight in weights)):
             raise ConfigError(f"loss.frame_weights is {list(weights)}; expected {ratio} positive numbers, one for each frame of a latent")
-        self._coarse_weights()
+        self._weights_of_scales("coarse_weights", config.loss.coarse_weights)
+        self._weights_of_scales("change_weights", config.loss.change_weights)
         if wrong := strides_complaint(config.data.stride, config.data.min_stride, config.data.stills):
             raise ConfigError(f"data.{wrong}")
         if not config.data.scenes:
@@ -435,14 +454,14 @@ class _Checks:
                 'data.folder is not set; give the directory of your videos: --set data.folder=DIR (or data.kind="procedural")'
             )
 
-    def _coarse_weights(self) -> None:
-        data, weights = self._config.data, self._config.loss.coarse_weights
+    def _weights_of_scales(self, name: str, weights: tuple[float, ...]) -> None:
+        data = self._config.data
         if not all(0.0 <= weight < math.inf for weight in weights):
-            raise ConfigError(f"loss.coarse_weights is {list(weights)}; expected finite numbers of at least 0, of 2, 4, 8, ... pixels")
+            raise ConfigError(f"loss.{name} is {list(weights)}; expected finite numbers of at least 0, of 2, 4, 8, ... pixels")
         height, width = data.crop_height or data.height, data.crop_width or data.width
         if 2 ** len(weights) > min(height, width):
             raise ConfigError(
-                f"loss.coarse_weights has {len(weights)} scales, up to windows of {2 ** len(weights)} pixels, "
+                f"loss.{name} has {len(weights)} scales, up to windows of {2 ** len(weights)} pixels, "
                 f"and clips are {height}x{width}; expected fewer scales, or larger clips"
             )
 
@@ -461,6 +480,14 @@ class _Checks:
         value = getattr(getattr(self._config, section), name)
         if not value >= low or value == float("inf"):
             raise ConfigError(f"{key} is {value}; expected a finite number of at least {low:g}")
+        if value > _LARGEST:
+            raise ConfigError(f"{key} is {value}; expected at most {_LARGEST:g}")
+
+    def _at_most(self, key: str, high: int) -> None:
+        section, name = key.split(".")
+        value = getattr(getattr(self._config, section), name)
+        if value > high:
+            raise ConfigError(f"{key} is {value}; expected at most {high}")
 
     @staticmethod
     def _clip_length(key: str, frames: int, ratio: int) -> None:

@@ -35,7 +35,13 @@ def initial_model(config: TrainingConfig, checkpoint: Path | None) -> WFVAE:
         return WFVAE.random(_scaled_as(wanted, _config_of(checkpoint)), config.run.seed)
     if not config.run.initial:
         return WFVAE.random(wanted, config.run.seed)
-    initial = WFVAE.from_pretrained(config.run.initial)
+    try:
+        initial = WFVAE.from_pretrained(config.run.initial)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"run.initial, what this run starts from: {error}; train the stage before first, or name a run or checkpoint by "
+            "--set run.initial=RUN"
+        ) from error
     mine, theirs = wanted.to_dict(), initial.config.to_dict()
     differing = [key for key in sorted({*mine, *theirs} - _NOT_COMPARED) if mine.get(key) != theirs.get(key)]
     if differing:

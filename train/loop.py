@@ -30,8 +30,8 @@ from wfvae.train.run_lock import locked
 from wfvae.train.sources import has_validation, require_outside, training_crops, training_source, validation_source
 from wfvae.train.state import TrainingState
 from wfvae.train.step import NotFiniteError, Trainer
-from wfvae.train.validation import Scores, check_needs, validate
-from wfvae.train.world import ENDED_ELSEWHERE, World
+from wfvae.train.validation import NotFiniteScoresError, Scores, check_needs, validate
+from wfvae.train.world import ENDED_ELSEWHERE, World, tells_of_lost_peer
 
 CONFIG_NAME = "config.toml"
 _SIGN_EVERY = 60.0
@@ -133,6 +133,8 @@ class _Run:
         config, world, directory = self._config, self._world, self._directory
         state = self._state(checkpoint)
         self._saved = state.step
+        if state.step > config.run.steps:
+            raise ConfigError(f"run.steps is {config.run.steps}, and {checkpoint} has made {state.step}; expected at least as many")
         perceptual = None if config.loss.perceptual == "none" else PerceptualLoss(config.loss.perceptual).to(world.device)
         self._perceptual = perceptual
         if not world.is_first:
@@ -148,6 +150,8 @@ class _Run:
             world.any(False)
             if checkpoint is None and config.run.precision == "bf16" and self._slow_bf16:
                 self._watcher.notice(_SLOW_BF16)
+            # Not before all that may refuse these settings: a run that goes on keeps those of before then.
+            self._note_settings(new=checkpoint is None)
         trainer = Trainer(config, state, world, perceptual)
         stream = BatchStream(
             source,
@@ -163,7 +167,12 @@ class _Run:
         )
         with stream, Metrics(directory, state.step, config.run.tensorboard) if world.is_first else _NoMetrics() as metrics:
             self._clock.start()
-            finished = self._steps(trainer, stream, metrics)
+            try:
+                finished = self._steps(trainer, stream, metrics)
+            except RuntimeError as error:
+                if tells_of_lost_peer(error):  # before this step changed anything
+                    self._rescue(state, TrainingError(ENDED_ELSEWHERE))
+                raise
         return RunResult(directory, state.step, finished, self._scores, len(self._ledger), self._clock.shares())
 
     def _steps(self, trainer: Trainer, stream: BatchStream, metrics: Metrics | _NoMetrics) -> bool:
@@ -249,8 +258,7 @@ class _Run:
                 + (advice if newest_of_run(self._directory) else "")
             ) from error
         except RuntimeError as error:
-            # On a CPU torch has no kind of its own for it.
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            if not _tells_of_full_memory(error):
                 raise
             raise TrainingError(
                 f"step {trainer.state.step + 1}: out of memory on {self._world.device}; {self._kept()}; resume it with "
@@ -273,8 +281,11 @@ class _Run:
 
     def _validate_end(self, model: WFVAE, step: int, metrics: Metrics | _NoMetrics) -> None:
         """The last validation; also that of a run which was interrupted in it. The other processes wait, so as not to end before."""
-        if self._validation is not None and not any(line["step"] == step for line in read_metrics(self._directory, "validation")):
+        made = [line for line in read_metrics(self._directory, "validation") if line["step"] == step]
+        if self._validation is not None and not made:
             self._validate(model, step, metrics)
+        elif self._validation is not None and self._scores is None:
+            self._scores = Scores(made[-1]["psnr_db"], made[-1]["ssim"], made[-1].get("lpips"))
         self._world.wait()
 
     def _validate(self, model: WFVAE, step: int, metrics: Metrics | _NoMetrics) -> None:
@@ -286,6 +297,12 @@ class _Run:
         with self._clock.measure("validation"):
             try:
                 self._scores = validate(model, batches, self._perceptual, pictures, settings.pictures)
+            except NotFiniteScoresError as error:
+                raise TrainingError(
+                    f"the validation of step {step}: {error}; the run has diverged, in this step or before: remove the newest of "
+                    f"{self._directory / RUN_CHECKPOINTS}, and --resume from an earlier one with --set optimizer.learning_rate= (lower) or "
+                    "optimizer.clip_norm=, or train anew"
+                ) from error
             except (DataError, InputError) as error:
                 raise TrainingError(f"the validation of step {step}: {error}") from error
         metrics.write("validation", step, {name: value for name, value in self._scores._asdict().items() if value is not None})
@@ -314,12 +331,12 @@ class _Run:
         """Makes the run's directory. Only the first process writes; the others wait for it."""
         if self._world.is_first:
             try:
-                (self._directory / RUN_CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+                self._directory.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise TrainingError(f"cannot write the run directory {self._directory}: {error.strerror}") from error
 
     def _enter(self, resume: bool) -> Path | None:
-        """Notes the configuration and gives the checkpoint to go on from."""
+        """The checkpoint to go on from, once its settings and these are known to agree."""
         directory = self._directory
         newest = newest_of_run(directory)
         if newest is not None and not resume:
@@ -330,6 +347,8 @@ class _Run:
         lines = []
         if newest is not None:
             lines = [f"{change}; {_OTHERWISE}" for change in check_same_run(newest, config, self._steering)]
+            if (before := config_of(newest).run.initial) != config.run.initial:
+                lines.append(f"run.initial is {config.run.initial!r} and was {before!r}; only a new run starts from it, this one goes on")
         elif resume:
             lines = [f"there is no checkpoint in {directory} to go on from; training begins at step 0"]
         if newest is None and config.run.initial and (made := unfinished(Path(config.run.initial))):
@@ -340,17 +359,19 @@ class _Run:
             for line in lines:
                 self._watcher.notice(line)
         self._world.wait()
-        if self._world.is_first:
-            try:
-                temporary = directory / (CONFIG_NAME + ".tmp")
-                temporary.write_text(config.to_toml(), encoding="utf-8")
-                os.replace(temporary, directory / CONFIG_NAME)
-                if newest is None:
-                    (directory / METRICS_NAME).unlink(missing_ok=True)
-            except OSError as error:
-                raise TrainingError(f"cannot write the run directory {directory}: {error.strerror}") from error
-        self._world.wait()
         return newest
+
+    def _note_settings(self, *, new: bool) -> None:
+        directory = self._directory
+        try:
+            (directory / RUN_CHECKPOINTS).mkdir(exist_ok=True)
+            temporary = directory / (CONFIG_NAME + ".tmp")
+            temporary.write_text(self._config.to_toml(), encoding="utf-8")
+            os.replace(temporary, directory / CONFIG_NAME)
+            if new:
+                (directory / METRICS_NAME).unlink(missing_ok=True)
+        except OSError as error:
+            raise TrainingError(f"cannot write the run directory {directory}: {error.strerror}") from error
 
     def _choose_precision(self, checkpoint: Path | None) -> None:
         """Puts in place of "auto" what the run has had, or for a new one what is fast in all processes."""
@@ -361,7 +382,15 @@ class _Run:
         self._config = replace(self._config, run=replace(self._config.run, precision=chosen))
 
     def _state(self, checkpoint: Path | None) -> TrainingState:
-        state = TrainingState.fresh(self._config, self._world.device, initial_model(self._config, checkpoint))
+        try:
+            state = TrainingState.fresh(self._config, self._world.device, initial_model(self._config, checkpoint))
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and not _tells_of_full_memory(error):
+                raise
+            raise TrainingError(
+                f"out of memory on {self._world.device}, for the model with its average, optimiser and discriminator; choose a smaller "
+                "model.preset, model.base_channels or loss.discriminator_channels"
+            ) from error
         if checkpoint is not None:
             read_checkpoint(checkpoint, state)
         return state
@@ -430,6 +459,11 @@ class _Measure:
 
     def __exit__(self, *_: object) -> None:
         self._spent[self._what] += time.perf_counter() - self._began
+
+
+def _tells_of_full_memory(error: RuntimeError) -> bool:
+    # On a CPU torch has no kind of its own for it.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "Storage size calculation" in str(error)
 
 
 def _share(config: TrainingConfig, world: World) -> int:

@@ -106,19 +106,33 @@ def coarse_loss(
     Raises:
         InputError: shapes that do not agree, or pictures that are smaller than a window.
     """
-    _require_same_shape("reconstruction", reconstruction, "video", video)
-    batch, _, frames, height, width = video.shape
-    if min(height, width) < 2 ** len(weights):
-        raise InputError(f"pictures are {height}x{width}; expected at least {2 ** len(weights)} pixels a side for {len(weights)} scales")
-    difference = (_wide(video) - _wide(reconstruction)).transpose(1, 2).flatten(0, 1)
-    total = difference.new_zeros(())
-    for scale, weight in enumerate(weights, 1):
-        mean = avg_pool2d(difference, 2**scale, 2 ** (scale - 1))
-        distance = (mean.abs() if kind == "l1" else mean.square()).sum(dim=(1, 2, 3)).view(batch, frames)
-        if frame_weights is not None:
-            distance = distance * frame_weights
-        total = total + weight * 4 ** (scale - 1) * distance.sum()
-    return total / (batch * frames)
+    difference = _coarse_difference(video, reconstruction, weights)
+    return _distance_of_means(difference, kind, weights, frame_weights) / (video.shape[0] * video.shape[2])
+
+
+def change_loss(video: Tensor, reconstruction: Tensor, *, kind: ReconstructionKind, weights: Sequence[float]) -> Tensor:
+    """Distance of changes from frame to frame: an error over an area that comes and goes flickers, the same error held is hardly seen.
+    Not the paper's.
+
+    That of `coarse_loss` for the means' change from the frame before,
+
+        sum over k = 2, 4, ... of weights[k] * (k / 2)^2 * sum over b, c, t >= 1 and windows of d(m_k[t] - m_k[t - 1]) / (B T)
+
+    so squares of errors that have nothing to do with each other from frame to frame count twice as much as there, and steady ones nothing.
+
+    Args:
+        video, reconstruction: (B, C, T, H, W) floating point, H and W at least the largest window.
+        kind: "l1" or "l2".
+        weights: of 2, 4, 8, ... pixels.
+
+    Returns:
+        A scalar, differentiable in `reconstruction`; zero for a single frame.
+
+    Raises:
+        InputError: shapes that do not agree, or pictures that are smaller than a window.
+    """
+    difference = _coarse_difference(video, reconstruction, weights).diff(dim=2)
+    return _distance_of_means(difference, kind, weights, None) / (video.shape[0] * video.shape[2])
 
 
 def kl_loss(distribution: DiagonalGaussian) -> Tensor:
@@ -209,6 +223,8 @@ class LossTerms:
     """Mean of what LPIPS has found, which is part of `reconstruction`; detached, unweighted. None without LPIPS."""
     coarse: Tensor | None = None
     """Detached. None where no scale has a weight."""
+    change: Tensor | None = None
+    """Likewise."""
 
     def named(self) -> dict[str, Tensor]:
         """All terms by name, detached, for logging. Reading their values waits for the device; this does not."""
@@ -221,6 +237,7 @@ class LossTerms:
             "adversarial_weight": self.adversarial_weight,
             **({} if self.lpips is None else {"lpips": self.lpips}),
             **({} if self.coarse is None else {"coarse": self.coarse}),
+            **({} if self.change is None else {"change": self.change}),
         }
 
 
@@ -235,6 +252,7 @@ def total_loss(
     adversarial_weight: Tensor | float = 0.0,
     perceptual: Tensor | None = None,
     coarse: Tensor | None = None,
+    change: Tensor | None = None,
 ) -> LossTerms:
     """The autoencoder's loss, eq. 6: reconstruction + kl_weight * kl + wavelet_weight * wavelet + adversarial_weight * adversarial.
 
@@ -244,11 +262,12 @@ def total_loss(
         adversarial: what `generator_loss` returns, or None before the adversarial loss has started.
         adversarial_weight: what `adaptive_weight` returns, or a constant. Treated as a constant by the backward pass.
         perceptual: LPIPS of each frame, if it is part of `reconstruction`: only to be told of.
-        coarse: what `coarse_loss` returns, which is added, or None.
+        coarse, change: what `coarse_loss` and `change_loss` return, which is added, or None.
     """
     total = reconstruction + kl_weight * kl + wavelet_weight * wavelet
-    if coarse is not None:
-        total = total + coarse
+    for added in (coarse, change):
+        if added is not None:
+            total = total + added
     zero = torch.zeros_like(total.detach())
     weight = zero
     if adversarial is not None:
@@ -263,6 +282,7 @@ def total_loss(
         adversarial_weight=weight,
         lpips=None if perceptual is None else _wide(perceptual.detach()).mean(),
         coarse=None if coarse is None else coarse.detach(),
+        change=None if change is None else change.detach(),
     )
 
 
@@ -281,6 +301,29 @@ def _gradient_norm(name: str, loss: Tensor, last_layer: Tensor) -> Tensor:
 def _require_same_shape(name: str, given: Tensor, other: str, expected: Tensor) -> None:
     if given.shape != expected.shape:
         raise InputError(f"{name} has shape {tuple(given.shape)}; expected that of {other}, {tuple(expected.shape)}")
+
+
+def _coarse_difference(video: Tensor, reconstruction: Tensor, weights: Sequence[float]) -> Tensor:
+    """What is wrong, in fp32 at least, once pictures are known to hold a window of each of the scales."""
+    _require_same_shape("reconstruction", reconstruction, "video", video)
+    height, width = video.shape[3:]
+    if min(height, width) < 2 ** len(weights):
+        raise InputError(f"pictures are {height}x{width}; expected at least {2 ** len(weights)} pixels a side for {len(weights)} scales")
+    return _wide(video) - _wide(reconstruction)
+
+
+def _distance_of_means(difference: Tensor, kind: ReconstructionKind, weights: Sequence[float], frame_weights: Tensor | None) -> Tensor:
+    """The sum over scales, frames and overlapping windows that `coarse_loss` states, of (B, C, T, H, W)."""
+    batch, _, frames = difference.shape[:3]
+    pictures = difference.transpose(1, 2).flatten(0, 1)
+    total = 0.0 * difference.sum()  # of no frames, too
+    for scale, weight in enumerate(weights if frames else (), 1):
+        mean = avg_pool2d(pictures, 2**scale, 2 ** (scale - 1))
+        distance = (mean.abs() if kind == "l1" else mean.square()).sum(dim=(1, 2, 3)).view(batch, frames)
+        if frame_weights is not None:
+            distance = distance * frame_weights
+        total = total + weight * 4 ** (scale - 1) * distance.sum()
+    return total
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -18,14 +18,18 @@ def locked(run: Path) -> Iterator[None]:
     On systems without `fcntl` (Windows) and file systems that know no locks nothing is held.
 
     Raises:
-        TrainingError: another process holds it.
+        TrainingError: another process holds it, or nothing can be written there.
     """
     try:
         import fcntl
     except ModuleNotFoundError:
         yield
         return
-    with (run / _LOCK).open("a") as file:
+    try:
+        opened = (run / _LOCK).open("a")
+    except OSError as error:
+        raise TrainingError(f"cannot write the run directory {run}: {error.strerror}; choose another --out") from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

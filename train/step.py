@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from wfvae.train.data import to_model_range
 from wfvae.train.losses import (
     LossTerms,
     adaptive_weight,
+    change_loss,
     coarse_loss,
     generator_loss,
     hinge_discriminator_loss,
@@ -86,13 +89,15 @@ class Trainer:
             The loss terms, unweighted and averaged over all processes, the learning rate and the norms of the gradients.
 
         Raises:
-            NotFiniteError: the latents, a loss or a gradient are NaN or infinite; the state is that after the previous step.
+            NotFiniteError: the latents, a loss or a gradient are NaN or infinite.
+            RuntimeError: torch cannot go on, for want of memory or of another process. The state is that after the previous step,
+                whatever was raised.
         """
         # The norms' running statistics change before it is known whether the step is good.
         buffers = [] if self.state.discriminator is None else [(buffer, buffer.clone()) for buffer in self.state.discriminator.buffers()]
         try:
             return self._step(parts)
-        except NotFiniteError:
+        except Exception:
             for buffer, before in buffers:
                 buffer.copy_(before)
             raise
@@ -160,6 +165,9 @@ class Trainer:
         coarse: Tensor | None = None
         if loss.coarse_weights:
             coarse = coarse_loss(video, decoded.sample, kind=loss.reconstruction, weights=loss.coarse_weights, frame_weights=frame_weights)
+        change: Tensor | None = None
+        if loss.change_weights:
+            change = change_loss(video, decoded.sample, kind=loss.reconstruction, weights=loss.change_weights)
         adversarial: Tensor | None = None
         weight: Tensor | float = 0.0
         if judge is not None and self._adversarial:
@@ -167,7 +175,7 @@ class Trainer:
             with self._judging_precision():
                 adversarial = generator_loss(judge(decoded.sample.float()))
             judge.requires_grad_(True)
-            distances = reconstruction if coarse is None else reconstruction + coarse
+            distances = reconstruction + sum(added for added in (coarse, change) if added is not None)
             weight = adaptive_weight(distances, adversarial, model.decoder.conv_out.weight, factor=loss.adversarial_weight)
         terms = total_loss(
             reconstruction=reconstruction,
@@ -179,6 +187,7 @@ class Trainer:
             adversarial_weight=weight,
             perceptual=perceptual,
             coarse=coarse,
+            change=change,
         )
         return terms, decoded.sample
 
@@ -286,7 +295,9 @@ def _distributed(module: nn.Module, world: World) -> DistributedDataParallel:
     if world.device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     # Buffers are running statistics that training does not read; sending them around would break calls made before one backward pass.
-    return DistributedDataParallel(module, device_ids=[world.device] if world.device.type == "cuda" else None, broadcast_buffers=False)
+    known = signature(DistributedDataParallel.__init__).parameters
+    unsent: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    return DistributedDataParallel(module, device_ids=[world.device] if world.device.type == "cuda" else None, **unsent)
 
 
 def _recompute_blocks(model: WFVAE) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wfvae.errors import ConfigError, MissingExtraError, TrainingError
+from wfvae.errors import ConfigError, MissingExtraError, TrainingError, WFVAEError
 from wfvae.frame_metrics import SSIM_WINDOW, Frames, scikit_image, score_frames
 from wfvae.model import WFVAE
 from wfvae.plan import SPATIAL_RATIO
@@ -20,6 +20,10 @@ from wfvae.train.perceptual import MINIMUM_SIDE, PerceptualLoss
 
 _PERFECT_DB = 100.0
 _SHOWN = 5
+
+
+class NotFiniteScoresError(WFVAEError):
+    """A model whose latents or reconstructions are NaN or infinite."""
 
 
 class Scores(NamedTuple):
@@ -70,6 +74,7 @@ def validate(
 
     Raises:
         TrainingError: no clips, or the pictures cannot be written.
+        NotFiniteScoresError: latents or reconstructions are NaN or infinite.
         MissingExtraError: scikit-image or pillow is not installed.
     """
     psnr: list[float] = []
@@ -79,7 +84,7 @@ def validate(
     for batch in batches:
         for clip in batch.frames.unbind():
             video = to_model_range(clip[None].to(device))
-            restored = model.decode(model.encode(video).latent_dist.mode()).sample.clamp(-1.0, 1.0)
+            restored = _reconstruction(model, video)
             restored = ((restored + 1.0) * 127.5).round() / 127.5 - 1.0
             original, shown_as = (_pixels(x) for x in (video, restored))
             scores = score_frames(original, shown_as, extra="train")
@@ -92,6 +97,16 @@ def validate(
     if not psnr:
         raise TrainingError("there are no held-out clips to validate on; set validation.clips")
     return Scores(float(np.mean(psnr)), float(np.mean(ssim)), float(np.mean(lpips)) if lpips else None)
+
+
+def _reconstruction(model: WFVAE, video: Tensor) -> Tensor:
+    latents = model.encode(video).latent_dist.mode()
+    if not latents.isfinite().all():
+        raise NotFiniteScoresError("latents are NaN or infinite")
+    restored = model.decode(latents).sample
+    if not restored.isfinite().all():
+        raise NotFiniteScoresError("reconstructions are NaN or infinite")
+    return restored.clamp(-1.0, 1.0)
 
 
 def _pixels(video: Tensor) -> Frames:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wfvae.errors import TrainingError
 
-ENDED_ELSEWHERE = "another process of this run has ended; its own message says why, and --resume goes on from the last checkpoint"
+ENDED_ELSEWHERE = "another process of this run has ended: it says why, unless it was killed; --resume goes on from the last checkpoint"
 """What a process says that ends because of another one."""
 
 _PATIENCE = timedelta(hours=2)
@@ -96,13 +96,14 @@ def join_world(threads: int) -> Iterator[World]:
     try:
         yield World(dist.get_rank(), dist.get_world_size(), torch.device("cuda", local) if gpu else torch.device("cpu"))
     except RuntimeError as error:
-        if not _tells_of_lost_peer(error):
+        if not tells_of_lost_peer(error):
             raise
         raise TrainingError(ENDED_ELSEWHERE) from error
     finally:
         dist.destroy_process_group()
 
 
-def _tells_of_lost_peer(error: RuntimeError) -> bool:
+def tells_of_lost_peer(error: RuntimeError) -> bool:
+    """Whether an exchange with other processes failed because one of them is no longer there."""
     # gloo's errors have no kind of their own.
     return isinstance(error, dist.DistError) or "gloo" in str(error)

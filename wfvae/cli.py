@@ -72,31 +72,58 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """As `parse_args`, but what no command takes is told in the name of the command."""
+    args, extra = parser.parse_known_args(argv)
+    if extra:
+        _Parser(prog=f"{parser.prog} {args.command}").error(f"unrecognized arguments: {' '.join(extra)}")
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code."""
-    args = build_parser().parse_args(argv)
+    args = _parsed(build_parser(), argv)
     # A polite kill ends like Ctrl-C: temporary files are removed, finished work stays.
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         code: int = args.run(args)
-        if sys.stdout is not None:  # None if whoever started the program closed it
-            sys.stdout.flush()
-        return code
-    except KeyboardInterrupt:
-        return _fail(args, "interrupted" + _way_on(args), INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        return _fail(args, f"interrupted; {stop}" if stop.args else "interrupted" + _way_on(args), INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output has gone; Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return _fail(args, "the program that reads the output has ended", WRONG)
     except WFVAEError as error:
         return _fail(args, str(error), WRONG)
     except MemoryError:
-        return _fail(args, "out of memory; use a smaller --chunk or size (wfvae plan tells what is needed)", WRONG)
+        way = "use a smaller --chunk or size (wfvae plan tells what is needed)" if hasattr(args, "chunk") else "use smaller sizes"
+        return _fail(args, f"out of memory; {way}", WRONG)
     except OSError as error:
         return _fail(args, f"{error.strerror or error}: {error.filename}" if error.filename else str(error), WRONG)
     except Exception as error:  # a defect of ours: still one line, and the traceback on request
         return _fail(args, f"internal error, {type(error).__name__}: {error}; run again with --debug and report it", WRONG)
+    return _flushed(args, code)
+
+
+def _flushed(args: argparse.Namespace, code: int) -> int:
+    """The exit code once all output has been taken."""
+    try:
+        if sys.stdout is not None:  # None if whoever started the program closed it
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _give_up_output()
+        return _fail(args, "the program that reads the output has ended", WRONG)
+    except OSError as error:
+        _give_up_output()
+        return _fail(args, f"{error.strerror}: standard output", WRONG)
+    return code
+
+
+def _give_up_output() -> None:
+    """What is left of the output has nowhere to go; Python would complain once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _way_on(args: argparse.Namespace) -> str:
@@ -110,5 +137,9 @@ def _fail(args: argparse.Namespace, message: str, code: int) -> int:
     if args.debug:
         traceback.print_exc()
     if sys.stderr is not None:
-        sys.stderr.write(f"wfvae {args.command}: {' '.join(message.split())}\n")
+        try:
+            sys.stderr.write(f"wfvae {args.command}: {' '.join(message.split())}\n")
+            sys.stderr.flush()
+        except OSError:  # a full disk, or a terminal that was closed: the exit code still tells
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return code

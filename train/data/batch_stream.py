@@ -12,8 +12,10 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -31,6 +33,11 @@ __all__ = ["BatchStream", "StartMethod"]
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
 
+_OUT_OF_MEMORY = (
+    "out of memory while clips were read; use smaller or shorter clips (data.height, data.width, data.frames), a smaller optimizer.batch "
+    "or fewer data.workers"
+)
+_HELD_BACK = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _PATIENCE = 5.0
 """Seconds that a worker is given to end before it is killed."""
 
@@ -59,6 +66,8 @@ class _Steps(Dataset[Batch | _Failure]):
             return _Failure(str(error), (*bad, *error.bad))
         except WFVAEError as error:
             return _Failure(str(error), tuple(bad))
+        except MemoryError:
+            return _Failure(_OUT_OF_MEMORY, tuple(bad))
 
     def _make(self, step: int, bad: list[BadClip]) -> Batch:
         clips: list[Clip] = []
@@ -160,6 +169,7 @@ class BatchStream:
             context = multiprocessing.get_context(start_method)
             if start_method == "forkserver":
                 context.set_forkserver_preload([__name__])  # torch is loaded once, not once for each worker
+                _start_fork_server()
             options = {"multiprocessing_context": context, "prefetch_factor": prefetch, "worker_init_fn": _settle}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # how many workers is the caller's choice
@@ -252,10 +262,30 @@ def _start(loader: DataLoader[Batch | _Failure]) -> tuple[Iterator[Batch | _Fail
     on_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD) if on_main else None
     before = set(multiprocessing.active_children())
-    batches = iter(loader)
+    with _signals_held_back():  # a loader that was interrupted in the making would end with a traceback, and leave workers
+        batches = iter(loader)
     if on_main:
         signal.signal(signal.SIGCHLD, handler if handler is not None else signal.SIG_DFL)
     return batches, [child for child in multiprocessing.active_children() if child not in before]
+
+
+def _start_fork_server() -> None:
+    """Starts it so that signals to the whole process group, as Ctrl-C sends one, do not reach it: while it loads torch, before it looks
+    after signals itself, it would end with a traceback. It ends when this process does."""
+    with _signals_held_back():
+        resource_tracker.ensure_running()  # apart, as it lets some signals through again; it would not survive SIGHUP
+    with _signals_held_back():
+        forkserver.ensure_running()
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Signals that would end this process wait until the block is left; processes that are started in it never see them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _close(stream: weakref.ref[BatchStream]) -> None:

@@ -14,7 +14,7 @@ from wfvae.train.data.clip_source import BadClip
 
 __all__ = ["UnusableError", "opened_video", "refused"]
 
-_FAILURES = (av.FFmpegError, OSError, ValueError, RuntimeError, MemoryError)
+_FAILURES = (av.FFmpegError, OSError, ValueError, RuntimeError)
 
 _CHARACTER_ART = frozenset({"tty", "bin", "xbin", "adf", "idf"})
 """Demuxers that turn any text or binary file into a "video" of characters."""

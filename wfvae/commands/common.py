@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from wfvae.errors import InputError
 from wfvae.machine import processor_count
@@ -238,10 +238,22 @@ def open_from(args: argparse.Namespace) -> Bundle:
 
 
 def show(args: argparse.Namespace, data: Any, text: RenderableType, to_stderr: bool = False) -> None:
-    """Prints the result: JSON on request, else for people. `to_stderr` keeps a data pipe on standard output clean."""
+    """Prints the result: JSON on request, else for people. `to_stderr` keeps a data pipe on standard output clean.
+
+    Raises `OSError` that names the stream if it takes nothing, as on a full disk.
+    """
     stream = sys.stderr if to_stderr else sys.stdout
     if stream is None:  # closed by whoever started the program
         return
+    try:
+        _print(args, data, text, stream)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard error" if to_stderr else "standard output") from error
+
+
+def _print(args: argparse.Namespace, data: Any, text: RenderableType, stream: TextIO) -> None:
     if args.json:
         stream.write(json.dumps(data, indent=2) + "\n")
         return

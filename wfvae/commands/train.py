@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +70,12 @@ def run(args: argparse.Namespace) -> int:
 
     directory = args.out or _default_directory(Path(args.config))
     threads = config.run.threads or max(processor_count() // processes_here(), 1)
-    with join_world(threads) as world, _polite_stop() as stop, _progress(world.is_first) as (progress, notice, indexing):
+    with (
+        join_world(threads) as world,
+        _polite_stop() as stop,
+        _what_is_kept(directory),
+        _progress(world.is_first) as (progress, notice, indexing),
+    ):
 
         def stepped(done: int, total: int, values: dict[str, float]) -> None:
             stop.may_wait = True
@@ -82,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
     if world.is_first:
         _report(args, result, config.run.steps)
     if not result.finished:
-        raise KeyboardInterrupt
+        with _what_is_kept(directory):
+            raise KeyboardInterrupt
     return 0
 
 
@@ -94,6 +100,19 @@ def _default_directory(config: Path) -> Path:
     if config.name == CONFIG_NAME and (config.parent / RUN_CHECKPOINTS).is_dir():
         return config.parent
     return Path("runs") / config.stem
+
+
+@contextmanager
+def _what_is_kept(run: Path) -> Iterator[None]:
+    """An interruption tells whether there is anything to go on from."""
+    from wfvae.checkpoint import newest_of_run
+
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        newest = newest_of_run(run)
+        kept = f"{newest} is whole, go on with --resume" if newest is not None else "nothing was saved yet"
+        raise KeyboardInterrupt(kept) from stop
 
 
 def _report(args: argparse.Namespace, result: RunResult, steps: int) -> None:
@@ -128,22 +147,28 @@ class _Stop:
     def ask(self, number: int, frame: object) -> None:
         """A signal handler: the first call during training waits for the step in progress, all others end the program.
 
-        But not SIGTERM once more: where one is sent to all processes, torchrun gets it, too, and passes it on.
+        But not SIGTERM once more: where one is sent to all processes, torchrun gets it, too, and passes it on. Nor SIGHUP: a shell sends it
+        to its jobs when its terminal has.
         """
-        if self._asked.is_set() and number == signal.SIGTERM:
+        if self._asked.is_set() and number != signal.SIGINT:
             return
         if self._asked.is_set() or not self.may_wait:
             raise KeyboardInterrupt
         self._asked.set()
         if sys.stderr is not None:
-            sys.stderr.write("wfvae train: stopping after this step and its checkpoint; Ctrl-C (again) to stop at once\n")
+            with suppress(OSError):  # a terminal that was closed
+                sys.stderr.write("wfvae train: stopping after this step and its checkpoint; Ctrl-C (again) to stop at once\n")
 
 
 @contextmanager
 def _polite_stop() -> Iterator[_Stop]:
-    """The first Ctrl-C (or SIGTERM) ends the run after the step in progress, with a checkpoint; a Ctrl-C after it at once."""
+    """The first Ctrl-C (or SIGTERM, or the end of the terminal) ends the run after the step in progress, with a checkpoint; a Ctrl-C after
+    it at once."""
     stop = _Stop()
-    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    asked_by = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        asked_by.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop.ask) for number in asked_by}
     try:
         yield stop
     finally:
@@ -175,7 +200,7 @@ def _progress(
         def progress(done: int, total: int, values: dict[str, float]) -> None:
             parts = [
                 f"{name} {values[name]:.4g}"
-                for name in ("reconstruction", "coarse", "lpips", "kl", "wavelet", "adversarial")
+                for name in ("reconstruction", "coarse", "change", "lpips", "kl", "wavelet", "adversarial")
                 if values.get(name)
             ]
             parts += [f"{values['frames_per_second']:.1f} frames/s"] if "frames_per_second" in values else []

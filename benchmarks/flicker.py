@@ -1,0 +1,269 @@
+"""Whether a stream of the trained tiny model flickers to the eye: what differs from the original, apart from what stays the same.
+
+    python benchmarks/flicker.py                          the model that ships: a table, benchmarks/results/flicker.json and .md
+    python benchmarks/flicker.py --checkpoint RUN         another one
+                          --steady                        with what a softened original has, which cannot flicker, and x264
+
+A measure of all differences tells softness more than flicker. So the error of each frame is averaged along the motion of the original,
+over one period of a latent and over three; the original plus that mean is the reference, and what is compared with it the stream. What
+differs then is what comes and goes. ColorVideoVDP (Mantiuk et al., ACM Trans. Graph. 2024), a calibrated model of vision, counts it in JOD:
+10 is no difference that could be seen, and one less is what three of four people see. Its display is `standard_fhd`, 30 frames a second.
+
+Beside whole shots, each quarter of the picture counts by itself, 24 frames at a time: what flickers in one place only.
+
+Needs `pip install cvvdp opencv-python-headless` (the motion is OpenCV's DIS optical flow), which no extra of the package has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import av
+import numpy as np
+import numpy.typing as npt
+import torch
+from record import machine, write_json, write_text
+from scipy.ndimage import gaussian_filter
+from torch.nn.functional import grid_sample
+
+from wfvae import WFVAE
+from wfvae.export.bundle import export_bundle
+from wfvae.procedural import ProceduralClip
+from wfvae.runtime import open_bundle
+from wfvae.torchvision_operators import make_torchvision_importable
+
+RESULTS = Path(__file__).parent / "results"
+SEED, FRAMES, SIDE, CHUNK = 7, 300, 256, 2
+"""The stream of `tiny_model.py`."""
+DISPLAY, RATE = "standard_fhd", 30
+RATIO = 4
+REACHES = {"one_latent": RATIO // 2, "three_latents": 3 * RATIO // 2}
+"""Frames before and after, over which the error is averaged: the outermost count half, so that a period of the model is a whole one."""
+ALIKE = 10
+"""Levels of 255: where the original, moved, differs by more in a channel, the motion is not what was found, and nothing is averaged."""
+GROUP = 24
+"""Frames of a quarter that are judged at once."""
+SEEN = 9.0
+"""JOD below which three of four people see a difference."""
+CRF = (23, 28)
+
+Video = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Flow = Callable[[Video, Video], Floats]
+"""From two pictures (H, W, 3) where each pixel of the first is in the second: (H, W, 2), by how many pixels to the right and down."""
+
+
+class Judge(Protocol):
+    """JOD of a video beside its reference, both (T, H, W, 3) in levels of 255."""
+
+    def __call__(self, video: Floats, reference: Floats) -> float: ...
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="tiny", help="as `wfvae export` takes it (default: %(default)s, the one that ships)")
+    parser.add_argument("--steady", action="store_true", help="also a softened original of the stream's PSNR, and x264")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON; a table beside it (default: benchmarks/results/flicker.json)")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    args = parser.parse_args(arguments)
+    if args.out is None and args.checkpoint != "tiny":
+        parser.error("name a file with --out: the committed results are of the model that ships")
+    args.out = args.out or RESULTS / "flicker.json"
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    flow, judge = optical_flow(), color_video_vdp()
+    clip = ProceduralClip(SEED, SIDE, SIDE)
+    original = clip.frames(0, FRAMES)
+    shots = list(pairwise([*clip.shot_starts(FRAMES), FRAMES]))
+    videos = {"stream": reconstruct(args.checkpoint, original)}
+    if args.steady:
+        videos["softened original"] = softened(original, videos["stream"], shots)
+        videos |= {f"x264, crf {crf}": through_x264(original, crf) for crf in CRF}
+    result: dict[str, Any] = {
+        "machine": machine(torch.get_num_threads(), "wfvae", "torch", "onnxruntime", "cvvdp", "opencv-python-headless", "av"),
+        "checkpoint": Path(args.checkpoint).name,
+        "display": DISPLAY,
+        "frames_per_second": RATE,
+        "shots": [[start, stop - 1] for start, stop in shots],
+        "jod": judged(original, videos, shots, flow, judge),
+    }
+    write_json(args.out, result)
+    write_text(args.out.with_suffix(".md"), table(result))
+    print(json.dumps(result, indent=2) if args.json else table(result), end="")
+
+
+def judged(
+    original: Video, videos: Mapping[str, Video], shots: list[tuple[int, int]], flow: Flow, judge: Judge
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Per video and reach of the mean: JOD of each shot, of the quarters, and how many of those are below `SEEN`."""
+    reach = max(REACHES.values())
+    motions = [motion(original[start:stop], reach, flow) for start, stop in shots]
+    result: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, video in videos.items():
+        whole = [judge(video[start:stop].astype(np.float32), original[start:stop].astype(np.float32)) for start, stop in shots]
+        result[name] = {"all_differences": {"shots": whole}}
+        for label, frames in REACHES.items():
+            of_shots, of_quarters = [], []
+            for (start, stop), moved in zip(shots, motions, strict=True):
+                before, after = original[start:stop].astype(np.float32), video[start:stop].astype(np.float32)
+                steady = before + steady_error(original[start:stop], after - before, frames, moved)
+                of_shots.append(judge(after, steady))
+                of_quarters += [judge(after[part], steady[part]) for part in quarters(after.shape)]
+            result[name][label] = {
+                "shots": of_shots,
+                "worst_quarter": min(of_quarters),
+                "quarters": len(of_quarters),
+                "quarters_seen": sum(jod < SEEN for jod in of_quarters),
+            }
+    return result
+
+
+def quarters(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice, slice]]:
+    """Of a shot, `GROUP` frames at a time; what is left at its end is left out."""
+    frames, height, width = shape[:3]
+    for start in range(0, frames - GROUP + 1, GROUP):
+        for top in (0, height // 2):
+            for left in (0, width // 2):
+                yield slice(start, start + GROUP), slice(top, top + height // 2), slice(left, left + width // 2)
+
+
+def motion(shot: Video, reach: int, flow: Flow) -> dict[tuple[int, int], Floats]:
+    """From each frame to those up to `reach` before and after it in the same shot, by both frames' numbers."""
+    found = {}
+    for at in range(len(shot)):
+        for other in range(max(at - reach, 0), min(at + reach, len(shot) - 1) + 1):
+            if other != at:
+                found[at, other] = flow(shot[at], shot[other])
+    return found
+
+
+def steady_error(shot: Video, error: Floats, reach: int, moved: Mapping[tuple[int, int], Floats]) -> Floats:
+    """The part of the error that stays: its mean along the motion, over `reach` frames to each side, those at the ends counting half.
+
+    Args:
+        shot: the original, (T, H, W, 3).
+        error: of its reconstruction, likewise.
+        moved: what `motion` returns, for this reach or a larger one.
+    """
+    steady = np.empty_like(error)
+    for at in range(len(shot)):
+        total, weights = error[at].copy(), np.ones((*error.shape[1:3], 1), np.float32)
+        for other in range(max(at - reach, 0), min(at + reach, len(shot) - 1) + 1):
+            if other == at:
+                continue
+            there = warped(np.concatenate([shot[other].astype(np.float32), error[other]], axis=-1), moved[at, other])
+            alike = np.abs(there[..., :3] - shot[at]).max(axis=-1, keepdims=True) <= ALIKE
+            weight = np.float32(0.5 if abs(other - at) == reach else 1.0)
+            total += np.where(alike, weight * there[..., 3:], 0)
+            weights += np.where(alike, weight, 0)
+        steady[at] = total / weights
+    return steady
+
+
+def warped(picture: Floats, flow: Floats) -> Floats:
+    """(H, W, C) seen from where `flow` starts; infinite beyond its edges, where nothing is known."""
+    height, width = picture.shape[:2]
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    x, y = columns + flow[..., 0], rows + flow[..., 1]
+    grid = torch.from_numpy(np.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], axis=-1))[None]
+    planes = torch.from_numpy(picture).movedim(-1, 0)[None]
+    found = grid_sample(planes, grid, padding_mode="border", align_corners=True)[0].movedim(0, -1).numpy()
+    within = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    return np.where(within[..., None], found, np.float32(np.inf))
+
+
+def reconstruct(checkpoint: str, original: Video) -> Video:
+    """Through the exported bundle, as streams go."""
+    with tempfile.TemporaryDirectory() as folder:
+        export_bundle(WFVAE.from_pretrained(checkpoint), Path(folder) / "bundle")
+        with open_bundle(Path(folder) / "bundle") as bundle:
+            return bundle.decode(bundle.encode(original, chunk=CHUNK), frames=len(original), chunk=CHUNK)
+
+
+def softened(original: Video, stream: Video, shots: list[tuple[int, int]]) -> Video:
+    """Each shot blurred, all its frames alike, to the mean squared error that the stream has in it."""
+    result = np.empty_like(original)
+    for start, stop in shots:
+        shot = original[start:stop].astype(np.float32)
+        aim = np.square(stream[start:stop] - shot).mean()
+        low, high = 0.0, 16.0
+        for _ in range(12):
+            sigma = (low + high) / 2
+            blurred = gaussian_filter(shot, (0, sigma, sigma, 0))
+            low, high = (sigma, high) if np.square(blurred - shot).mean() < aim else (low, sigma)
+        result[start:stop] = blurred.round().clip(0, 255)
+    return result
+
+
+def through_x264(original: Video, crf: int) -> Video:
+    """Encoded and decoded, 4:2:0 as is usual."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "video.mp4")
+        with av.open(path, "w") as container:
+            stream = container.add_stream("libx264", rate=RATE, options={"crf": str(crf), "preset": "medium"})
+            stream.height, stream.width, stream.pix_fmt = *original.shape[1:3], "yuv420p"
+            for picture in original:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        with av.open(path) as container:
+            return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def optical_flow() -> Flow:
+    """OpenCV's DIS flow, of luma."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise SystemExit(f"{error}; the motion needs OpenCV: pip install opencv-python-headless") from error
+    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+    def flow(first: Video, second: Video) -> Floats:
+        grey = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (first, second)]
+        found: Floats = search.calc(*grey, None)
+        return found
+
+    return flow
+
+
+def color_video_vdp() -> Judge:
+    """Videos in levels of 255, on `DISPLAY`."""
+    make_torchvision_importable("ColorVideoVDP", "eval")
+    try:
+        import pycvvdp
+    except ImportError as error:
+        raise SystemExit(f"{error}; the model of vision is not installed: pip install cvvdp") from error
+    metric = pycvvdp.cvvdp(display_name=DISPLAY, quiet=True)
+
+    def judge(video: Floats, reference: Floats) -> float:
+        pair = [torch.from_numpy(np.ascontiguousarray(part / np.float32(255))).clamp(0, 1) for part in (video, reference)]
+        jod, _ = metric.predict(*pair, dim_order="FHWC", frames_per_second=RATE)
+        return float(jod)
+
+    return judge
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result for people, as Markdown."""
+    shots = [f"frames {first} to {last}" for first, last in result["shots"]]
+    titles = {"all_differences": "all differences", "one_latent": "flicker, 5 frames", "three_latents": "flicker, 13 frames"}
+    lines = [f"JOD | {' | '.join(shots)} | worst quarter | quarters below {SEEN:g}", "--- | " * (len(shots) + 2) + "---"]
+    for name, kinds in result["jod"].items():
+        for kind, found in kinds.items():
+            cells = [f"{jod:.2f}" for jod in found["shots"]]
+            quarters = [f"{found['worst_quarter']:.2f}", f"{found['quarters_seen']} of {found['quarters']}"] if "quarters" in found else []
+            cells += quarters or ["", ""]
+            lines.append(f"{name}, {titles[kind]} | {' | '.join(cells)}")
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
