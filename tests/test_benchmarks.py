@@ -46,6 +46,7 @@ try:
     import ablation
     import bundle_engines
     import charts
+    import flicker
     import forms
     import isolated
     import onnx_work
@@ -740,6 +741,104 @@ def test_coarse_errors_are_means_over_areas() -> None:
     found = tiny_model.by_place(np.zeros(9), changes, 10 * changes, 4, 0, 9)
     assert found["coarse_error_change_by_place_in_latent"] == [10 * change for change in found["error_change_by_place_in_latent"]]
     assert found["error_change_by_place_in_latent"] == [2.0, 3.0, 4.0, 5.0]
+
+
+def panned(count: int, speed: int) -> tuple[np.ndarray[Any, Any], Callable[[Any, Any], Any]]:
+    """Noise that passes by whole pixels to the left, and its flow, by the number of the frame, which its first pixel holds."""
+    picture = np.random.default_rng(0).integers(0, 256, (24, 32 + count * speed, 3)).astype(np.uint8)
+    video = np.stack([picture[:, at * speed : at * speed + 32] for at in range(count)])
+
+    def flow(first: Any, second: Any) -> Any:
+        at, other = (next(number for number, frame in enumerate(video) if np.array_equal(frame, given)) for given in (first, second))
+        return np.broadcast_to(np.float32([speed * (at - other), 0]), (24, 32, 2))
+
+    return video, flow
+
+
+def test_an_error_that_moves_along_is_steady_and_one_that_comes_and_goes_is_not() -> None:
+    video, flow = panned(13, 2)
+    moved = flicker.motion(video, 6, flow)
+    attached = np.random.default_rng(1).normal(0, 20, (24, 32 + 26, 3)).astype(np.float32)
+    error = np.stack([attached[:, 2 * at : 2 * at + 32] for at in range(13)])
+    for reach in (2, 6):
+        assert flicker.steady_error(video, error, reach, moved) == pytest.approx(error, abs=1e-3)
+    # A period of a latent, or half of one, is gone from the mean; frames at the ends of a shot have no whole period around them.
+    for pattern in ([1, -1, 1, -1], [1, 1, -1, -1], [1, 0, -1, 0]):
+        signs = np.float32(pattern * 4)[:13, None, None, None]
+        for reach, width in ((2, 4), (6, 12)):
+            inside = flicker.steady_error(video, signs * error, reach, moved)[reach : 13 - reach, :, width : 32 - width]
+            assert inside.size and np.abs(inside).max() < 1e-3
+
+
+def test_nothing_is_averaged_where_the_original_is_another() -> None:
+    video, flow = panned(5, 2)
+    error = np.random.default_rng(1).normal(0, 20, video.shape).astype(np.float32)
+
+    def still(first: Any, second: Any) -> Any:
+        return np.zeros((24, 32, 2), np.float32)
+
+    wrong = flicker.steady_error(video, error, 2, flicker.motion(video, 2, still))
+    kept = (wrong == error).all(axis=-1)
+    assert kept.mean() > 0.9  # by chance noise is alike here and there
+    right = flicker.steady_error(video, error, 2, flicker.motion(video, 2, flow))
+    assert (right != error).any(axis=-1)[:, :, 8:-8].all()
+
+
+def test_motion_beyond_the_edge_is_unknown() -> None:
+    picture = np.arange(24, dtype=np.float32).reshape(2, 4, 3)
+    moved = flicker.warped(picture, np.broadcast_to(np.float32([1, 0]), (2, 4, 2)))
+    assert moved[:, :3] == pytest.approx(picture[:, 1:]) and np.isinf(moved[:, 3]).all()
+    half = flicker.warped(picture, np.broadcast_to(np.float32([0.5, 0.5]), (2, 4, 2)))
+    assert half[0, 0] == pytest.approx(picture[:, :2].mean(axis=(0, 1)))
+
+
+def test_flicker_counts_by_itself_in_shots_and_quarters() -> None:
+    """Beside a judge that takes the mean distance from ten."""
+    still = np.full((60, 16, 32, 3), 100, np.uint8)
+    steady, blinking = still + np.uint8(8), still.copy()
+    blinking[::2, :8, 16:] += 8
+
+    def judge(video: Any, reference: Any) -> float:
+        return 10 - float(np.abs(video - reference).mean())
+
+    def flow(first: Any, second: Any) -> Any:
+        return np.zeros((16, 32, 2), np.float32)
+
+    found = flicker.judged(still, {"steady": steady, "blinking": blinking}, [(0, 35), (35, 60)], flow, judge)
+    assert found["steady"]["all_differences"]["shots"] == [2.0, 2.0]
+    for kind in ("one_latent", "three_latents"):
+        assert found["steady"][kind] == {"shots": [10.0, 10.0], "worst_quarter": 10.0, "quarters": 8, "quarters_seen": 0}
+        told = found["blinking"][kind]
+        assert (told["quarters"], told["quarters_seen"]) == (8, 2)  # one of the four, in each of the shots
+        assert 5.5 < told["worst_quarter"] < 6.5 and all(8.9 < jod < 9.1 for jod in told["shots"])
+    text = flicker.table({"shots": [[0, 34], [35, 59]], "jod": found})
+    assert (
+        "| blinking, flicker, 5 frames | 9.0" in text and "| 2 of 8 |" in text and "| steady, all differences | 2.00 | 2.00 |  |  |" in text
+    )
+
+
+def test_a_softened_original_has_the_error_of_the_stream() -> None:
+    original = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.uint8)
+    stream = original.copy()
+    stream[:3] = np.clip(original[:3].astype(int) + 12, 0, 255)
+    stream[3:] = np.clip(original[3:].astype(int) - 30, 0, 255)
+    soft = flicker.softened(original, stream, [(0, 3), (3, 6)])
+    for shot in (slice(0, 3), slice(3, 6)):
+        wanted, made = (np.square(video[shot].astype(np.float32) - original[shot]).mean() for video in (stream, soft))
+        assert made == pytest.approx(wanted, rel=0.05)
+
+
+def test_what_flicker_needs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, made, told in (
+        ("cv2", flicker.optical_flow, "pip install opencv-python-headless"),
+        ("pycvvdp", flicker.color_video_vdp, "pip install cvvdp"),
+    ):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(SystemExit, match=told):
+            made()
+    with pytest.raises(SystemExit):
+        flicker.parse_arguments(["--checkpoint", "runs/other"])
+    assert flicker.parse_arguments([]).out == BENCHMARKS / "results" / "flicker.json"
 
 
 def test_later_stages_of_the_model_that_ships_have_their_own_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

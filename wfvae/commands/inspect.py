@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -170,7 +169,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "dtypes": dtypes,
         "temporal compression": config.temporal_compression,
         "latent channels": config.latent_dim,
-        "config": json.dumps(config.to_dict()),
+        "config": config.to_dict(),
     }
 
 
