@@ -26,7 +26,7 @@ from fixtures.clip_sources import SHAPE, DeadlyClips, InspectedClips, OddClips, 
 from wfvae.errors import DataError, InputError, TrainingError
 from wfvae.procedural import ProceduralClip
 from wfvae.train.data import BadClip, BadClipLedger, Batch, BatchStream, Crops, FixedCrops, ProceduralClips, held_out, to_model_range
-from wfvae.train.data.batch_stream import StartMethod
+from wfvae.train.data.batch_stream import StartMethod, signals_held_back
 from wfvae.train.data.clip_source import ShortClip
 from wfvae.train.data.procedural_clips import HELD_OUT_SEEDS, TRAINING_SEEDS, Split
 
@@ -338,6 +338,23 @@ def test_workers_leave_interruptions_to_the_main_process() -> None:
         for _ in range(8):
             next(stream)
         assert worker.is_alive()
+
+
+def test_signals_wait_while_workers_start() -> None:
+    """Whichever thread gets them."""
+    told: list[str] = []
+    before = signal.signal(signal.SIGINT, lambda *_: told.append("heeded"))
+    try:
+        with signals_held_back():
+            signal.raise_signal(signal.SIGINT)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # as if another thread, which does not block it, had got it
+            told.append("left")
+        assert told[0] == "left" and set(told[1:]) == {"heeded"}
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        signal.raise_signal(signal.SIGINT)
+        assert told[-1] == "heeded"
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from wfvae.train.data.clip_source import BadClip, Clip, ClipSource, InspectedSou
 from wfvae.train.data.crops import Crops
 from wfvae.train.data.sampling import WINDOW, Drawn, NoneUsableError, Place, Sampling, crop_rng, draw
 
-__all__ = ["BatchStream", "StartMethod"]
+__all__ = ["BatchStream", "StartMethod", "signals_held_back"]
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
 
@@ -262,7 +262,7 @@ def _start(loader: DataLoader[Batch | _Failure]) -> tuple[Iterator[Batch | _Fail
     on_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD) if on_main else None
     before = set(multiprocessing.active_children())
-    with _signals_held_back():  # a loader that was interrupted in the making would end with a traceback, and leave workers
+    with signals_held_back():  # a loader that was interrupted in the making would end with a traceback, and leave workers
         batches = iter(loader)
     if on_main:
         signal.signal(signal.SIGCHLD, handler if handler is not None else signal.SIG_DFL)
@@ -272,20 +272,32 @@ def _start(loader: DataLoader[Batch | _Failure]) -> tuple[Iterator[Batch | _Fail
 def _start_fork_server() -> None:
     """Starts it so that signals to the whole process group, as Ctrl-C sends one, do not reach it: while it loads torch, before it looks
     after signals itself, it would end with a traceback. It ends when this process does."""
-    with _signals_held_back():
+    with signals_held_back():
         resource_tracker.ensure_running()  # apart, as it lets some signals through again; it would not survive SIGHUP
-    with _signals_held_back():
+    with signals_held_back():
         forkserver.ensure_running()
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Signals that would end this process wait until the block is left; processes that are started in it never see them."""
+def signals_held_back() -> Iterator[None]:
+    """Signals that would end this process wait until the block is left; processes that are started in it never see them.
+
+    The mask is what those inherit. It is not enough for this one: another thread may get the signal, and Python heeds it on the main one.
+    """
+    held: list[int] = []
+    handlers: dict[int, Any] = {}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     try:
+        if threading.current_thread() is threading.main_thread():
+            known = [number for number in _HELD_BACK if signal.getsignal(number) is not None]
+            handlers = {number: signal.signal(number, lambda number, frame: held.append(number)) for number in known}
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in held:
+            signal.raise_signal(number)
 
 
 def _close(stream: weakref.ref[BatchStream]) -> None:
