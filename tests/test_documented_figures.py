@@ -522,7 +522,7 @@ def test_the_stream_of_the_model_that_ships() -> None:
         wrong += [line for cell, value in zip(last.split(","), places, strict=True) for line in complaint(label, cell.strip(), value)]
     assert told == set(shots) and not wrong, "\n".join(wrong)
     [table] = tables_with("levels of 255, means of 8x8", column=0, document=TRAINING)
-    for label, _, last in table.rows:
+    for label, *_, last in table.rows:
         places = shots[tuple(map(int, re.findall(r"(\d+) to (\d+)", label)[0]))]["coarse_error_change_by_place_in_latent"]
         wrong += [line for cell, value in zip(last.split(","), places, strict=True) for line in complaint(label, cell.strip(), value)]
     assert len(table.rows) == len(stream["shots"]) and not wrong, "\n".join(wrong)
@@ -542,6 +542,29 @@ def test_the_stream_of_the_model_that_ships() -> None:
     check_sentence(TRAINING, r"\(# % of the pixels\) pictures change by # levels of 255 from frame to frame, # at the 99th", afar)
     check_sentence(TRAINING, r"stand still \(# %\) it is # levels, # at the 99th", still)
     check_sentence(TRAINING, "The stream has # dB in the mean and # in its last frame", [stream["psnr_db"], stream["psnr_db_lowest"]])
+
+
+def test_the_flicker_of_the_model_that_ships() -> None:
+    """The rows of the table, each a video and a kind of comparison, and what the method itself costs."""
+    measured, wrong = result("flicker"), []
+    videos = {"what ships": "stream", "x264 at crf 28": "x264, crf 28", "softened original": "softened original"}
+    kinds = {"flicker over 5 frames": "one_latent", "flicker over 13 frames": "three_latents", "all differences": "all_differences"}
+    [table] = tables_with("worst of 44 quarters", document=TRAINING)
+    for label, *cells in table.rows:
+        video, _, kind = label.partition(", ")
+        found = measured["jod"][videos[video]][kinds[kind]]
+        quarters = [found["worst_quarter"], found["quarters_seen"]] if "quarters" in found else []
+        told = [float(cell) for cell in cells if cell.strip()]
+        assert found.get("quarters", 44) == 44 and len(told) == len(found["shots"]) + len(quarters)
+        pairs = zip(told, [*found["shots"], *quarters], strict=True)
+        wrong += [f"{label}: {given} is told, {value} measured" for given, value in pairs if abs(given - value) > 0.0051]
+    assert len(table.rows) == 7 and not wrong, "\n".join(wrong)
+    shots = [f"frames {first} to {last}" for first, last in measured["shots"]]
+    assert [name.removesuffix(" (titles)") for name in table.header[1:4]] == shots
+    lost = [max(10 - jod for jod in measured["jod"]["softened original"][kind]["shots"]) for kind in ("one_latent", "three_latents")]
+    check_sentence(TRAINING, "the method itself, loses # with 5 frames and # with 13", lost)
+    stream, blur = (measured["jod"][name]["all_differences"]["shots"] for name in ("stream", "softened original"))
+    assert all(soft < ours for soft, ours in list(zip(blur, stream, strict=True))[:2])  # where shapes move
 
 
 def test_titles_that_pass() -> None:
