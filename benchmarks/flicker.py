@@ -2,7 +2,7 @@
 
     python benchmarks/flicker.py                          the model that ships: a table, benchmarks/results/flicker.json and .md
     python benchmarks/flicker.py --checkpoint RUN         another one
-                          --steady                        with what a softened original has, which cannot flicker, and x264
+                          --controls                      with what a softened original has, which cannot flicker, and x264
 
 A measure of all differences tells softness more than flicker. So the error of each frame is averaged along the motion of the original,
 over one period of a latent and over three; the original plus that mean is the reference, and what is compared with it the stream. What
@@ -68,7 +68,7 @@ class Judge(Protocol):
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="tiny", help="as `wfvae export` takes it (default: %(default)s, the one that ships)")
-    parser.add_argument("--steady", action="store_true", help="also a softened original of the stream's PSNR, and x264")
+    parser.add_argument("--controls", action="store_true", help="also a softened original of the stream's PSNR, and x264")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON; a table beside it (default: benchmarks/results/flicker.json)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     args = parser.parse_args(arguments)
@@ -85,7 +85,7 @@ def main() -> None:
     original = clip.frames(0, FRAMES)
     shots = list(pairwise([*clip.shot_starts(FRAMES), FRAMES]))
     videos = {"stream": reconstruct(args.checkpoint, original)}
-    if args.steady:
+    if args.controls:
         videos["softened original"] = softened(original, videos["stream"], shots)
         videos |= {f"x264, crf {crf}": through_x264(original, crf) for crf in CRF}
     result: dict[str, Any] = {

@@ -22,7 +22,7 @@ from fixtures.numbered_videos import B_FRAMES, FIRST_LEVEL, LEVELS_PER_FRAME, nu
 from wfvae.errors import DataError
 from wfvae.train.data import BadClip, BadClipLedger, BatchStream, VideoFolder
 from wfvae.train.data.frame_pixels import PixelReader, cover_size
-from wfvae.train.data.video_container import opened_video
+from wfvae.train.data.video_container import opened_video, refused
 from wfvae.train.data.video_frames import frames_after_seek, frames_from
 from wfvae.train.data.video_probe import VideoFacts, probe
 
@@ -636,3 +636,10 @@ def test_levels_of_numbered_frames_are_apart(data: st.DataObject) -> None:
     number = data.draw(st.integers(0, 71))
     level = FIRST_LEVEL + LEVELS_PER_FRAME * number
     assert numbers(np.full((1, 2, 2, 3), level, np.uint8)) == [number]
+
+
+def test_a_full_memory_is_not_the_fault_of_a_video() -> None:
+    with pytest.raises(MemoryError), refused("good.mp4"):
+        raise MemoryError
+    with pytest.raises(BadClip, match=r"good\.mp4"), refused("good.mp4"):
+        raise OSError(5, "Input/output error")

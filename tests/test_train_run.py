@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -51,7 +52,7 @@ from wfvae.train.sources import training_source, validation_source
 from wfvae.train.state import TrainingState
 from wfvae.train.step import NotFiniteError, Trainer, learning_rate
 from wfvae.train.strides import Strides
-from wfvae.train.validation import Scores, validate
+from wfvae.train.validation import NotFiniteScoresError, Scores, validate
 from wfvae.train.world import World, processes_here
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -444,23 +445,28 @@ def test_a_fault_of_the_second_process_between_steps_costs_no_step(tmp_path: Pat
     assert newest(tmp_path / "two") == good
 
 
-@pytest.mark.slow
-def test_nan_of_the_second_process_costs_no_step_and_is_told_by_it(tmp_path: Path) -> None:
+def run_with_a_fault(fault: str, tmp_path: Path) -> tuple[list[str], str]:
+    """A run of two processes whose second takes the value of `fault` for the clips of its third step: complaints, and all that was said."""
     program = tmp_path / "broken.py"
     program.write_text(
-        "import os, sys\n"
+        "import os, signal, sys\n"
         "from wfvae import cli\n"
         "from wfvae.train import step\n"
-        "def spoilt(frames):\n"
+        "def to_model_range(frames):\n"
         "    made.append(frames)\n"
-        "    return to_model_range(frames) * (float('nan') if os.environ['RANK'] == '1' and len(made) == 3 else 1.0)\n"
-        "made, to_model_range, step.to_model_range = [], step.to_model_range, spoilt\n"
+        f"    return {fault} if os.environ['RANK'] == '1' and len(made) == 3 else before(frames)\n"
+        "made, before, step.to_model_range = [], step.to_model_range, to_model_range\n"
         "sys.exit(cli.main())\n",
         encoding="utf-8",
     )
     done = run_two_processes(small(run__checkpoint_every=100, validation__every=0), tmp_path, program=(str(program),))
     assert done.returncode != 0
-    told = complaints(done)
+    return complaints(done), done.stderr.decode()
+
+
+@pytest.mark.slow
+def test_nan_of_the_second_process_costs_no_step_and_is_told_by_it(tmp_path: Path) -> None:
+    told, _ = run_with_a_fault("before(frames) * float('nan')", tmp_path)
     assert sum("step 3: in the autoencoder, " in line and "step-00000002; --resume would" in line for line in told) == 1, told
     assert all("step 3" in line or "another process of this run has ended" in line or "interrupted" in line for line in told), told
     assert newest(tmp_path / "two") == 2
@@ -468,26 +474,10 @@ def test_nan_of_the_second_process_costs_no_step_and_is_told_by_it(tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_costs_no_step_of_the_others(tmp_path: Path) -> None:
-    program = tmp_path / "killed.py"
-    program.write_text(
-        "import os, signal, sys\n"
-        "from wfvae import cli\n"
-        "from wfvae.train import step\n"
-        "def to_model_range(frames):\n"
-        "    made.append(frames)\n"
-        "    if os.environ['RANK'] == '1' and len(made) == 3:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return before(frames)\n"
-        "made, before, step.to_model_range = [], step.to_model_range, to_model_range\n"
-        "sys.exit(cli.main())\n",
-        encoding="utf-8",
-    )
-    done = run_two_processes(small(run__checkpoint_every=100, validation__every=0), tmp_path, program=(str(program),))
-    assert done.returncode != 0
-    told = complaints(done)
+    told, said = run_with_a_fault("os.kill(os.getpid(), signal.SIGKILL)", tmp_path)
     assert all("another process of this run has ended" in line or "interrupted" in line or "stopping" in line for line in told), told
-    assert newest(tmp_path / "two") == 2
-    assert "FutureWarning" not in done.stderr.decode()
+    assert told and newest(tmp_path / "two") == 2
+    assert "FutureWarning" not in said
 
 
 @pytest.mark.slow
@@ -666,6 +656,9 @@ def test_one_process_at_a_time_trains_in_a_directory(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"another process trains in .*run; wait for it or stop it, or choose another --out"):
         train(small(), run, CPU, watcher=Watcher(progress=intrude))
     assert train(small(), run, CPU, resume=True).finished
+    (tmp_path / "other" / ".lock").mkdir(parents=True)
+    with pytest.raises(TrainingError, match=r"cannot write the run directory .*other: .*; choose another --out"):
+        train(small(), tmp_path / "other", CPU)
 
 
 def folder_settings(folder: Path, **changes: object) -> TrainingConfig:
@@ -814,6 +807,16 @@ def test_a_run_that_diverged_in_its_last_step_says_what_to_do(tmp_path: Path) ->
             TrainingError, match=advice + "checkpoints, and --resume from an earlier one with --set optimizer.learning_rate"
         ):
             train(config, run, CPU, resume=resume)
+
+
+@pytest.mark.parametrize(("part", "found"), [("encoder", "latents"), ("decoder", "reconstructions")])
+def test_what_is_not_finite_has_no_scores(part: str, found: str) -> None:
+    model = WFVAE.random(small().model.architecture(), 0).eval()
+    with torch.no_grad():
+        next(getattr(model, part).conv_out.parameters()).fill_(math.nan)
+    source = ProceduralClips(0, 1, 5, (32, 32), split="held-out")
+    with pytest.raises(NotFiniteScoresError, match=f"{found} are NaN or infinite"):
+        validate(model, held_out(source, 1))
 
 
 def test_a_damaged_checkpoint_says_how_to_go_on(finished_run: Path, tmp_path: Path) -> None:

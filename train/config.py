@@ -31,8 +31,6 @@ from wfvae.plan import SPATIAL_RATIO
 from wfvae.procedural import SceneName
 from wfvae.train.strides import strides_complaint
 
-_LISTED = 24
-
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -349,7 +347,7 @@ def _read(kind: type[Any], data: object, where: str) -> Any:
     for key in data:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"; did you mean {where}{near[0]}?" if near else f"; known are: {', '.join(known[:_LISTED])}"
+            hint = f"; did you mean {where}{near[0]}?" if near else f"; known are: {', '.join(known)}"
             raise ConfigError(f"unknown key {where}{key}{hint}")
     return kind(**{key: _value(hints[key], value, f"{where}{key}") for key, value in data.items()})
 
@@ -404,7 +402,7 @@ _AT_LEAST_ZERO = """
 _AT_MOST = {"data.workers": 512, "run.threads": 1024, "optimizer.final_rate": 1}
 """More processes and threads than a machine can start end a run in ways that tell nothing."""
 _LARGEST = 1e18
-"""Of all numbers: what is computed from them still fits 64-bit integers and fp32."""
+"""Of the others: what is computed from them still fits 64-bit integers and fp32."""
 
 
 class _Checks:
@@ -423,15 +421,13 @@ class _Checks:
         height, width = shown.height or config.data.height, shown.width or config.data.width
         self._pictures("validation", height, width, shown.crop_height, shown.crop_width)
         for key in _AT_LEAST_ONE.split():
-            self._at_least(key, 1)
+            self._within_bounds(key, 1)
         if config.data.crops_per_clip > 1 and not config.data.crop_height:
             raise ConfigError(
                 f"data.crops_per_clip is {config.data.crops_per_clip} without a size of crops; give data.crop_height and data.crop_width"
             )
         for key in _AT_LEAST_ZERO.split():
-            self._at_least(key, 0)
-        for key, high in _AT_MOST.items():
-            self._at_most(key, high)
+            self._within_bounds(key, 0)
         for key, value in (("optimizer.ema_decay", config.optimizer.ema_decay), *(("optimizer.betas", b) for b in config.optimizer.betas)):
             if not 0.0 <= value < 1.0:
                 raise ConfigError(f"{key} is {value}; expected 0 <= value < 1")
@@ -475,19 +471,13 @@ class _Checks:
         if bool(crop_height) != bool(crop_width):
             raise ConfigError(f"only one of {section}.crop_height and {section}.crop_width is set; give both, or none")
 
-    def _at_least(self, key: str, low: float) -> None:
+    def _within_bounds(self, key: str, low: float) -> None:
         section, name = key.split(".")
         value = getattr(getattr(self._config, section), name)
         if not value >= low or value == float("inf"):
             raise ConfigError(f"{key} is {value}; expected a finite number of at least {low:g}")
-        if value > _LARGEST:
-            raise ConfigError(f"{key} is {value}; expected at most {_LARGEST:g}")
-
-    def _at_most(self, key: str, high: int) -> None:
-        section, name = key.split(".")
-        value = getattr(getattr(self._config, section), name)
-        if value > high:
-            raise ConfigError(f"{key} is {value}; expected at most {high}")
+        if value > (high := _AT_MOST.get(key, _LARGEST)):
+            raise ConfigError(f"{key} is {value}; expected at most {high:g}")
 
     @staticmethod
     def _clip_length(key: str, frames: int, ratio: int) -> None:

@@ -64,7 +64,7 @@ class RunResult:
     finished: bool
     """False if it was asked to stop before `run.steps`."""
     scores: Scores | None
-    """Of the last validation of this process, if any."""
+    """Of the last validation of this process, or of the run's end if it had come to that before; None if there is none."""
     bad_files: int
     """Of the data trained on."""
     shares: dict[str, float] = field(default_factory=dict)
@@ -170,7 +170,7 @@ class _Run:
             try:
                 finished = self._steps(trainer, stream, metrics)
             except RuntimeError as error:
-                if tells_of_lost_peer(error):  # before this step changed anything
+                if tells_of_lost_peer(error):  # all exchanges of a step come before it changes anything
                     self._rescue(state, TrainingError(ENDED_ELSEWHERE))
                 raise
         return RunResult(directory, state.step, finished, self._scores, len(self._ledger), self._clock.shares())
@@ -257,7 +257,7 @@ class _Run:
                 f"{error}; the batch held {', '.join(map(printable, batch.names))}; {self._kept()}"
                 + (advice if newest_of_run(self._directory) else "")
             ) from error
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not _tells_of_full_memory(error):
                 raise
             raise TrainingError(
@@ -385,7 +385,7 @@ class _Run:
         try:
             state = TrainingState.fresh(self._config, self._world.device, initial_model(self._config, checkpoint))
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, RuntimeError) and not _tells_of_full_memory(error):
+            if not _tells_of_full_memory(error):
                 raise
             raise TrainingError(
                 f"out of memory on {self._world.device}, for the model with its average, optimiser and discriminator; choose a smaller "
@@ -461,9 +461,10 @@ class _Measure:
         self._spent[self._what] += time.perf_counter() - self._began
 
 
-def _tells_of_full_memory(error: RuntimeError) -> bool:
-    # On a CPU torch has no kind of its own for it.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "Storage size calculation" in str(error)
+def _tells_of_full_memory(error: Exception) -> bool:
+    # On a CPU torch has no kind of its own for it, and another message for what no computer can have.
+    messages = ("can't allocate memory", "Storage size calculation")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(message in str(error) for message in messages)
 
 
 def _share(config: TrainingConfig, world: World) -> int:

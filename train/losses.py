@@ -106,7 +106,7 @@ def coarse_loss(
     Raises:
         InputError: shapes that do not agree, or pictures that are smaller than a window.
     """
-    difference = _coarse_difference(video, reconstruction, weights)
+    difference = _difference_of_windows(video, reconstruction, weights)
     return _distance_of_means(difference, kind, weights, frame_weights) / (video.shape[0] * video.shape[2])
 
 
@@ -131,7 +131,7 @@ def change_loss(video: Tensor, reconstruction: Tensor, *, kind: ReconstructionKi
     Raises:
         InputError: shapes that do not agree, or pictures that are smaller than a window.
     """
-    difference = _coarse_difference(video, reconstruction, weights).diff(dim=2)
+    difference = _difference_of_windows(video, reconstruction, weights).diff(dim=2)
     return _distance_of_means(difference, kind, weights, None) / (video.shape[0] * video.shape[2])
 
 
@@ -303,7 +303,7 @@ def _require_same_shape(name: str, given: Tensor, other: str, expected: Tensor) 
         raise InputError(f"{name} has shape {tuple(given.shape)}; expected that of {other}, {tuple(expected.shape)}")
 
 
-def _coarse_difference(video: Tensor, reconstruction: Tensor, weights: Sequence[float]) -> Tensor:
+def _difference_of_windows(video: Tensor, reconstruction: Tensor, weights: Sequence[float]) -> Tensor:
     """What is wrong, in fp32 at least, once pictures are known to hold a window of each of the scales."""
     _require_same_shape("reconstruction", reconstruction, "video", video)
     height, width = video.shape[3:]
@@ -316,7 +316,7 @@ def _distance_of_means(difference: Tensor, kind: ReconstructionKind, weights: Se
     """The sum over scales, frames and overlapping windows that `coarse_loss` states, of (B, C, T, H, W)."""
     batch, _, frames = difference.shape[:3]
     pictures = difference.transpose(1, 2).flatten(0, 1)
-    total = 0.0 * difference.sum()  # of no frames, too
+    total = 0.0 * difference.sum()  # a loss that depends on the reconstruction, if only on no frames of it
     for scale, weight in enumerate(weights if frames else (), 1):
         mean = avg_pool2d(pictures, 2**scale, 2 ** (scale - 1))
         distance = (mean.abs() if kind == "l1" else mean.square()).sum(dim=(1, 2, 3)).view(batch, frames)

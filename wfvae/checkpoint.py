@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 from collections.abc import Mapping
 from importlib.resources import files
@@ -126,14 +127,22 @@ def read_training_checkpoint(path: str | Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; all mean the same to a user
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"cannot read the training checkpoint {path} (pickled objects are refused): {reason}") from error
+        raise CheckpointError(
+            f"cannot read the training checkpoint {path} (pickled objects are refused): {why_unreadable(error)}"
+        ) from error
     content = content if isinstance(content, Mapping) else {}
     state_dict = content.get("state_dict")
     weights = content.get("ema_state_dict") or (state_dict.get("gen_model") if isinstance(state_dict, Mapping) else None)
     if not isinstance(weights, Mapping) or not all(isinstance(t, Tensor) for t in weights.values()):
         raise CheckpointError(f"{path} holds neither ema_state_dict nor state_dict.gen_model; its entries are: {_some(map(str, content))}")
     return {str(name).removeprefix("module."): tensor for name, tensor in weights.items()}
+
+
+def why_unreadable(error: Exception) -> str:
+    """The first line of what `torch.load` or safetensors complain of, but for torch's advice to load pickled objects all the same."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is no file of torch.save, or holds other objects than tensors"
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def load_weights(model: WFVAE, weights: Mapping[str, Tensor], source: object) -> None:

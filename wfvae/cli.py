@@ -90,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         code: int = args.run(args)
+        _flush_output()
+        return code
     except KeyboardInterrupt as stop:
         return _fail(args, f"interrupted; {stop}" if stop.args else "interrupted" + _way_on(args), INTERRUPTED)
     except BrokenPipeError:
@@ -104,21 +106,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(args, f"{error.strerror or error}: {error.filename}" if error.filename else str(error), WRONG)
     except Exception as error:  # a defect of ours: still one line, and the traceback on request
         return _fail(args, f"internal error, {type(error).__name__}: {error}; run again with --debug and report it", WRONG)
-    return _flushed(args, code)
 
 
-def _flushed(args: argparse.Namespace, code: int) -> int:
-    """The exit code once all output has been taken."""
+def _flush_output() -> None:
+    """Raises `OSError` that names standard output if it does not take all, as on a full disk."""
+    if sys.stdout is None:  # closed by whoever started the program
+        return
     try:
-        if sys.stdout is not None:  # None if whoever started the program closed it
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BrokenPipeError:
-        _give_up_output()
-        return _fail(args, "the program that reads the output has ended", WRONG)
+        raise
     except OSError as error:
         _give_up_output()
-        return _fail(args, f"{error.strerror}: standard output", WRONG)
-    return code
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def _give_up_output() -> None:

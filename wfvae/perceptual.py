@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from wfvae.checkpoint import why_unreadable
 from wfvae.errors import CheckpointError, MissingExtraError
 from wfvae.torchvision_operators import make_torchvision_importable
 
@@ -130,10 +131,7 @@ def _read_state_dict(path: Path, net: Backbone) -> Mapping[str, Tensor]:
     try:
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; all mean the same to a user
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if path.suffix != ".safetensors" and "weights_only" in reason:
-            reason = "it is no file of torch.save, or holds other objects than tensors"  # torch would have it loaded unsafely
-        raise CheckpointError(f"cannot read {path} as weights (pickled objects are refused): {reason}") from error
+        raise CheckpointError(f"cannot read {path} as weights (pickled objects are refused): {why_unreadable(error)}") from error
     if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise CheckpointError(
             f"{path} does not hold torchvision's {_title(net)} weights: it is no state dict, a mapping of names to tensors"

@@ -70,24 +70,19 @@ def run(args: argparse.Namespace) -> int:
 
     directory = args.out or _default_directory(Path(args.config))
     threads = config.run.threads or max(processor_count() // processes_here(), 1)
-    with (
-        join_world(threads) as world,
-        _polite_stop() as stop,
-        _what_is_kept(directory),
-        _progress(world.is_first) as (progress, notice, indexing),
-    ):
+    with _what_is_kept(directory):
+        with join_world(threads) as world, _polite_stop() as stop, _progress(world.is_first) as (progress, notice, indexing):
 
-        def stepped(done: int, total: int, values: dict[str, float]) -> None:
-            stop.may_wait = True
-            progress(done, total, values)
+            def stepped(done: int, total: int, values: dict[str, float]) -> None:
+                stop.may_wait = True
+                progress(done, total, values)
 
-        watcher = Watcher(stepped, notice, stop.asked, indexing)
-        steering = {override.partition("=")[0].strip() for override in args.set}
-        result = train(config, directory, world, resume=args.resume, steering=steering, watcher=watcher)
-    if world.is_first:
-        _report(args, result, config.run.steps)
-    if not result.finished:
-        with _what_is_kept(directory):
+            watcher = Watcher(stepped, notice, stop.asked, indexing)
+            steering = {override.partition("=")[0].strip() for override in args.set}
+            result = train(config, directory, world, resume=args.resume, steering=steering, watcher=watcher)
+        if world.is_first:
+            _report(args, result, config.run.steps)
+        if not result.finished:
             raise KeyboardInterrupt
     return 0
 
