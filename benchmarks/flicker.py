@@ -3,6 +3,7 @@
     python benchmarks/flicker.py                          the model that ships: a table, benchmarks/results/flicker.json and .md
     python benchmarks/flicker.py --checkpoint RUN         another one
                           --controls                      with what a softened original has, which cannot flicker, and x264
+                          --parts                         what would be left without a part of the flicker: a scale, luma or colour
 
 A measure of all differences tells softness more than flicker. So the error of each frame is averaged along the motion of the original,
 over one period of a latent and over three; the original plus that mean is the reference, and what is compared with it the stream. What
@@ -34,13 +35,14 @@ from torch.nn.functional import grid_sample
 
 from wfvae import WFVAE
 from wfvae.export.bundle import export_bundle
+from wfvae.export.weights import state_dict_sha256
 from wfvae.procedural import ProceduralClip
 from wfvae.runtime import open_bundle
 from wfvae.torchvision_operators import make_torchvision_importable
 
 RESULTS = Path(__file__).parent / "results"
 SEED, FRAMES, SIDE, CHUNK = 7, 300, 256, 2
-"""The stream of `tiny_model.py`."""
+"""The stream of `tiny_model.py`, unless another seed is given."""
 DISPLAY, RATE = "standard_fhd", 30
 RATIO = 4
 REACHES = {"one_latent": RATIO // 2, "three_latents": 3 * RATIO // 2}
@@ -51,12 +53,20 @@ GROUP = 24
 """Frames of a quarter that are judged at once."""
 SEEN = 9.0
 """JOD below which three of four people see a difference."""
+LOWEST = 5
+"""Quarters that are told one by one."""
+SCALES = (1.5, 4.0)
+"""Pixels, standard deviation of the blurs that divide the flicker into its scales."""
+LUMA = (0.2126, 0.7152, 0.0722)
 CRF = (23, 28)
 
 Video = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Flow = Callable[[Video, Video], Floats]
 """From two pictures (H, W, 3) where each pixel of the first is in the second: (H, W, 2), by how many pixels to the right and down."""
+
+Motion = Mapping[tuple[int, int], Floats]
+"""Flows by both frames' numbers."""
 
 
 class Judge(Protocol):
@@ -69,11 +79,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="tiny", help="as `wfvae export` takes it (default: %(default)s, the one that ships)")
     parser.add_argument("--controls", action="store_true", help="also a softened original of the stream's PSNR, and x264")
+    parser.add_argument("--parts", action="store_true", help="also what is left of the flicker over 13 frames without each of its parts")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the clip (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON; a table beside it (default: benchmarks/results/flicker.json)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     args = parser.parse_args(arguments)
-    if args.out is None and args.checkpoint != "tiny":
-        parser.error("name a file with --out: the committed results are of the model that ships")
+    if args.out is None and (args.checkpoint, args.seed) != ("tiny", SEED):
+        parser.error("name a file with --out: the committed results are of the model that ships, and its stream")
     args.out = args.out or RESULTS / "flicker.json"
     return args
 
@@ -81,32 +93,36 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     flow, judge = optical_flow(), color_video_vdp()
-    clip = ProceduralClip(SEED, SIDE, SIDE)
+    clip = ProceduralClip(args.seed, SIDE, SIDE)
     original = clip.frames(0, FRAMES)
     shots = list(pairwise([*clip.shot_starts(FRAMES), FRAMES]))
-    videos = {"stream": reconstruct(args.checkpoint, original)}
+    model = WFVAE.from_pretrained(args.checkpoint)
+    videos = {"stream": reconstruct(model, original)}
     if args.controls:
         videos["softened original"] = softened(original, videos["stream"], shots)
         videos |= {f"x264, crf {crf}": through_x264(original, crf) for crf in CRF}
     result: dict[str, Any] = {
         "machine": machine(torch.get_num_threads(), "wfvae", "torch", "onnxruntime", "cvvdp", "opencv-python-headless", "av"),
         "checkpoint": Path(args.checkpoint).name,
+        "checkpoint_sha256": state_dict_sha256(model.state_dict()),
+        "seed": args.seed,
         "display": DISPLAY,
         "frames_per_second": RATE,
         "shots": [[start, stop - 1] for start, stop in shots],
-        "jod": judged(original, videos, shots, flow, judge),
     }
+    motions = [motion(original[start:stop], max(REACHES.values()), flow) for start, stop in shots]
+    result["jod"] = judged(original, videos, shots, motions, judge)
+    if args.parts:
+        result["stream_without"] = without_parts(original, videos["stream"], shots, motions, judge)
     write_json(args.out, result)
     write_text(args.out.with_suffix(".md"), table(result))
     print(json.dumps(result, indent=2) if args.json else table(result), end="")
 
 
 def judged(
-    original: Video, videos: Mapping[str, Video], shots: list[tuple[int, int]], flow: Flow, judge: Judge
+    original: Video, videos: Mapping[str, Video], shots: list[tuple[int, int]], motions: list[Motion], judge: Judge
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Per video and reach of the mean: JOD of each shot, of the quarters, and how many of those are below `SEEN`."""
-    reach = max(REACHES.values())
-    motions = [motion(original[start:stop], reach, flow) for start, stop in shots]
+    """Per video and reach of the mean: JOD of each shot, of the worst quarters, and how many of those are below `SEEN`."""
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for name, video in videos.items():
         whole = [judge(video[start:stop].astype(np.float32), original[start:stop].astype(np.float32)) for start, stop in shots]
@@ -117,14 +133,40 @@ def judged(
                 before, after = original[start:stop].astype(np.float32), video[start:stop].astype(np.float32)
                 steady = before + steady_error(original[start:stop], after - before, frames, moved)
                 of_shots.append(judge(after, steady))
-                of_quarters += [judge(after[part], steady[part]) for part in quarters(after.shape)]
+                for part in quarters(after.shape):
+                    frames_of_it, *sides = ([one.start, one.stop - 1] for one in part)
+                    place = {"frames": [start + at for at in frames_of_it], "rows": sides[0], "columns": sides[1]}
+                    of_quarters.append({"jod": judge(after[part], steady[part]), **place})
+            of_quarters.sort(key=lambda quarter: quarter["jod"])
             result[name][label] = {
                 "shots": of_shots,
-                "worst_quarter": min(of_quarters),
+                "worst_quarter": of_quarters[0]["jod"],
                 "quarters": len(of_quarters),
-                "quarters_seen": sum(jod < SEEN for jod in of_quarters),
+                "quarters_seen": sum(quarter["jod"] < SEEN for quarter in of_quarters),
+                "lowest_quarters": of_quarters[:LOWEST],
             }
     return result
+
+
+def without_parts(
+    original: Video, video: Video, shots: list[tuple[int, int]], motions: list[Motion], judge: Judge
+) -> dict[str, list[float]]:
+    """Per part of the flicker over the longest reach: JOD of each shot, were that part not there."""
+    result: dict[str, list[float]] = {}
+    for (start, stop), moved in zip(shots, motions, strict=True):
+        before, after = original[start:stop].astype(np.float32), video[start:stop].astype(np.float32)
+        steady = before + steady_error(original[start:stop], after - before, max(REACHES.values()), moved)
+        for name, part in parts(after - steady).items():
+            result.setdefault(name, []).append(judge(after - part, steady))
+    return result
+
+
+def parts(flicker: Floats) -> dict[str, Floats]:
+    """What adds up to it, twice over: of (T, H, W, 3), its scales, and its luma and colour."""
+    fine, coarse = (gaussian_filter(flicker, (0, sigma, sigma, 0)) for sigma in SCALES)
+    grey = np.broadcast_to((flicker @ np.float32(LUMA))[..., None], flicker.shape)
+    scales = {"finer": flicker - fine, "between": fine - coarse, "coarser": coarse}
+    return {**scales, "luma": grey, "colour": flicker - grey}
 
 
 def quarters(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice, slice]]:
@@ -136,7 +178,7 @@ def quarters(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice, slice]]:
                 yield slice(start, start + GROUP), slice(top, top + height // 2), slice(left, left + width // 2)
 
 
-def motion(shot: Video, reach: int, flow: Flow) -> dict[tuple[int, int], Floats]:
+def motion(shot: Video, reach: int, flow: Flow) -> Motion:
     """From each frame to those up to `reach` before and after it in the same shot, by both frames' numbers."""
     found = {}
     for at in range(len(shot)):
@@ -146,7 +188,7 @@ def motion(shot: Video, reach: int, flow: Flow) -> dict[tuple[int, int], Floats]
     return found
 
 
-def steady_error(shot: Video, error: Floats, reach: int, moved: Mapping[tuple[int, int], Floats]) -> Floats:
+def steady_error(shot: Video, error: Floats, reach: int, moved: Motion) -> Floats:
     """The part of the error that stays: its mean along the motion, over `reach` frames to each side, those at the ends counting half.
 
     Args:
@@ -181,10 +223,10 @@ def warped(picture: Floats, flow: Floats) -> Floats:
     return np.where(within[..., None], found, np.float32(np.inf))
 
 
-def reconstruct(checkpoint: str, original: Video) -> Video:
+def reconstruct(model: WFVAE, original: Video) -> Video:
     """Through the exported bundle, as streams go."""
     with tempfile.TemporaryDirectory() as folder:
-        export_bundle(WFVAE.from_pretrained(checkpoint), Path(folder) / "bundle")
+        export_bundle(model, Path(folder) / "bundle")
         with open_bundle(Path(folder) / "bundle") as bundle:
             return bundle.decode(bundle.encode(original, chunk=CHUNK), frames=len(original), chunk=CHUNK)
 
@@ -262,6 +304,14 @@ def table(result: Mapping[str, Any]) -> str:
             quarters = [f"{found['worst_quarter']:.2f}", f"{found['quarters_seen']} of {found['quarters']}"] if "quarters" in found else []
             cells += quarters or ["", ""]
             lines.append(f"{name}, {titles[kind]} | {' | '.join(cells)}")
+    low, high = (f"{sigma:g}" for sigma in SCALES)
+    names = {
+        "finer": f"what is finer than {low} pixels",
+        "between": f"{low} to {high} pixels",
+        "coarser": f"what is coarser than {high} pixels",
+    }
+    for part, jods in result.get("stream_without", {}).items():
+        lines.append(f"stream, flicker, 13 frames, without {names.get(part, part)} | {' | '.join(f'{jod:.2f}' for jod in jods)} | | ")
     return "".join(f"| {line} |\n" for line in lines)
 
 

@@ -804,17 +804,36 @@ def test_flicker_counts_by_itself_in_shots_and_quarters() -> None:
     def flow(first: Any, second: Any) -> Any:
         return np.zeros((16, 32, 2), np.float32)
 
-    found = flicker.judged(still, {"steady": steady, "blinking": blinking}, [(0, 35), (35, 60)], flow, judge)
+    shots = [(0, 35), (35, 60)]
+    motions = [flicker.motion(still[start:stop], 6, flow) for start, stop in shots]
+    found = flicker.judged(still, {"steady": steady, "blinking": blinking}, shots, motions, judge)
     assert found["steady"]["all_differences"]["shots"] == [2.0, 2.0]
     for kind in ("one_latent", "three_latents"):
-        assert found["steady"][kind] == {"shots": [10.0, 10.0], "worst_quarter": 10.0, "quarters": 8, "quarters_seen": 0}
+        told = found["steady"][kind]
+        assert (told["shots"], told["worst_quarter"], told["quarters_seen"]) == ([10.0, 10.0], 10.0, 0)
         told = found["blinking"][kind]
+        places = [(quarter["frames"], quarter["rows"], quarter["columns"]) for quarter in told["lowest_quarters"][:2]]
+        assert sorted(places) == [([0, 23], [0, 7], [16, 31]), ([35, 58], [0, 7], [16, 31])]
         assert (told["quarters"], told["quarters_seen"]) == (8, 2)  # one of the four, in each of the shots
         assert 5.5 < told["worst_quarter"] < 6.5 and all(8.9 < jod < 9.1 for jod in told["shots"])
-    text = flicker.table({"shots": [[0, 34], [35, 59]], "jod": found})
+    without = flicker.without_parts(still, blinking, shots, motions, judge)
+    assert without["luma"] == [10.0, 10.0] and without["colour"] == found["blinking"]["three_latents"]["shots"]  # it blinks in grey
+    assert all(low < high < 10 for low, high in zip(without["finer"], without["coarser"], strict=True))  # of 8x16 pixels, so coarse
+    text = flicker.table({"shots": [[0, 34], [35, 59]], "jod": found, "stream_without": without})
+    assert "| stream, flicker, 13 frames, without luma | 10.00 | 10.00 | |  |" in text
     assert (
         "| blinking, flicker, 5 frames | 9.0" in text and "| 2 of 8 |" in text and "| steady, all differences | 2.00 | 2.00 |  |  |" in text
     )
+
+
+def test_parts_of_flicker_add_up_and_are_told_by_their_scale() -> None:
+    rows = np.arange(64, dtype=np.float32)
+    for wavelength, name in ((3, "finer"), (14, "between"), (64, "coarser")):
+        wave = np.broadcast_to(np.sin(2 * np.pi * rows / wavelength)[None, :, None, None], (2, 64, 64, 3)).astype(np.float32)
+        found = flicker.parts(wave)
+        assert found["finer"] + found["between"] + found["coarser"] == pytest.approx(wave, abs=1e-6)
+        assert found["luma"] + found["colour"] == pytest.approx(wave, abs=1e-6) and np.abs(found["colour"]).max() < 1e-6
+        assert max(("finer", "between", "coarser"), key=lambda part: float(np.square(found[part]).sum())) == name
 
 
 def test_a_softened_original_has_the_error_of_the_stream() -> None:
@@ -836,8 +855,9 @@ def test_what_flicker_needs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(SystemExit, match=told):
             made()
-    with pytest.raises(SystemExit):
-        flicker.parse_arguments(["--checkpoint", "runs/other"])
+    for other in (["--checkpoint", "runs/other"], ["--seed", "8"]):
+        with pytest.raises(SystemExit):
+            flicker.parse_arguments(other)
     assert flicker.parse_arguments([]).out == BENCHMARKS / "results" / "flicker.json"
 
 

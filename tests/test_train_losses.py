@@ -21,6 +21,7 @@ from wfvae.train.losses import (
     adaptive_weight,
     change_loss,
     coarse_loss,
+    flicker_loss,
     generator_loss,
     hinge_discriminator_loss,
     kl_loss,
@@ -129,14 +130,15 @@ def test_coarse_distance_sees_an_even_error_at_each_scale_and_no_checks() -> Non
     assert loss(torch.tensor(0.5)) == 0.0
 
 
-@pytest.mark.parametrize("of_windows", [coarse_loss, change_loss])
-def test_distances_of_windows_have_gradients_and_say_what_is_wrong(of_windows: Any) -> None:
+@pytest.mark.parametrize(("of_windows", "too_many"), [(coarse_loss, 3), (change_loss, 3), (flicker_loss, 4)])
+def test_distances_of_windows_have_gradients_and_say_what_is_wrong(of_windows: Any, too_many: int) -> None:
     video, reconstruction = apart(1, 3, 3, 4, 6)
-    assert torch.autograd.gradcheck(lambda y: of_windows(video, y, kind="l2", weights=(1.0, 2.0)), (reconstruction,))
+    fast = of_windows is flicker_loss  # which has gradients of its own below
+    assert torch.autograd.gradcheck(lambda y: of_windows(video, y, kind="l2", weights=(1.0, 2.0)), (reconstruction,), fast_mode=fast)
     half = of_windows(video.to(torch.bfloat16), torch.zeros_like(video, dtype=torch.bfloat16), kind="l2", weights=(1.0,))
     assert half.dtype == torch.float32
-    with pytest.raises(InputError, match="pictures are 4x6; expected at least 8 pixels a side for 3 scales"):
-        of_windows(video, reconstruction, kind="l2", weights=(1.0, 1.0, 1.0))
+    with pytest.raises(InputError, match=f"pictures are 4x6; expected at least 8 pixels a side for {too_many} scales"):
+        of_windows(video, reconstruction, kind="l2", weights=[1.0] * too_many)
     with pytest.raises(InputError, match="reconstruction has shape"):
         of_windows(video, reconstruction[:, :1], kind="l2", weights=(1.0,))
 
@@ -170,9 +172,92 @@ def test_distance_of_changes_sees_what_comes_and_goes_and_not_what_stays() -> No
     assert loss(10 * flicker) == pytest.approx(100 * loss(flicker))
 
 
-def test_a_single_frame_does_not_change() -> None:
+@pytest.mark.parametrize("step", [(0, 0), (1, -1)])
+def test_flicker_has_a_gradient_on_both_sides_of_a_change(step: tuple[int, int]) -> None:
+    """Of a smooth clip that stands still or moves, so that it goes on from frame to frame."""
+    rows, columns = torch.meshgrid(torch.arange(12.0).double(), torch.arange(12.0).double(), indexing="ij")
+    pictures = [torch.sin((rows + step[0] * t) / 2) * torch.cos((columns + step[1] * t) / 3) for t in range(3)]
+    video = torch.stack(pictures).expand(1, 3, 3, 12, 12)
+    error = 0.1 * draw(1, 3, 3, 12, 12)
+    reconstruction = (video + error + 0.1 * error.sign()).requires_grad_()
+    loss = flicker_loss(video, reconstruction, kind="l2", weights=(1.0, 2.0))
+    [gradient] = torch.autograd.grad(loss, reconstruction)
+    assert loss > 0.01 and all(frame.any() for frame in gradient.unbind(dim=2))
+    # Fast, in random directions: each evaluation searches for the motion again.
+    assert torch.autograd.gradcheck(lambda y: flicker_loss(video, y, kind="l2", weights=(1.0, 2.0)), (reconstruction,), fast_mode=True)
+
+
+def test_flicker_says_which_clips_it_takes() -> None:
+    video = torch.zeros(1, 3, 2, 4, 5)
+    with pytest.raises(InputError, match=r"video has shape \(1, 3, 2, 4, 5\); expected \(B, 3, T, H, W\) with H and W even"):
+        flicker_loss(video, video, kind="l2", weights=(1.0,))
+    with pytest.raises(InputError, match="with H and W even"):
+        flicker_loss(video[:, :1, ..., :4], video[:, :1, ..., :4], kind="l2", weights=(1.0,))
+    assert flicker_loss(video[..., :4], video[..., :4] + 1, kind="l2", weights=()).item() == 0.0
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_flicker_of_what_stands_still_is_the_change_of_luma_over_one_two_and_four_frames(kind: Any) -> None:
+    """The last frame shows something else, which nothing goes on to."""
+    weights, luma = [0.5, 0.0, 3.0], np.array([0.2126, 0.7152, 0.0722])
+    still = torch.rand(2, 3, 1, 12, 14, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    video = still.repeat(1, 1, 7, 1, 1)
+    video[:, :, 6:] += 5
+    reconstruction = video + 0.1 * draw(*video.shape)
+    error = np.einsum("bcthw,c->bthw", (video - reconstruction).numpy(), luma)
+    expected = 0.0
+    for k in (1, 2, 4):
+        for b, t in np.ndindex(2, 6 - k):
+            change = error[b, t + k] - error[b, t]
+            for weight, s, step in zip(weights, (1, 2, 4), (1, 1, 2), strict=True):
+                for top in range(0, 12 - s + 1, step):
+                    for left in range(0, 14 - s + 1, step):
+                        mean = change[top : top + s, left : left + s].mean()
+                        expected += weight * max(s / 2, 1) ** 2 * (abs(mean) if kind == "l1" else mean**2)
+    given = flicker_loss(video, reconstruction, kind=kind, weights=weights)
+    assert given.item() == pytest.approx(expected / (3 * 2 * 7), rel=1e-12)
+
+
+def test_flicker_follows_what_moves() -> None:
+    """A texture that goes 3 pixels to the right and 2 up each frame. What is always missing of it goes with it; what is missing by turns
+    flickers, and so does what stands still in front of it."""
+    generator = torch.Generator().manual_seed(0)
+    canvas, missing = torch.rand(3, 100, 100, generator=generator) * 2 - 1, torch.zeros(3, 100, 100)
+    missing[:, 36:56, 36:52] = 0.1 * torch.randn(3, 20, 16, generator=generator)
+
+    def shown(picture: Tensor) -> Tensor:
+        return torch.stack([picture[:, 20 + 2 * t : 84 + 2 * t, 26 - 3 * t : 90 - 3 * t] for t in range(8)], dim=1)[None]
+
+    video, along = shown(canvas), shown(missing)
+
+    def loss(error: Tensor) -> float:
+        return flicker_loss(video, video + error, kind="l2", weights=(1.0, 1.0)).item()
+
+    turns = torch.tensor([1.0, -1.0] * 4).view(1, 1, 8, 1, 1)
+    luma = torch.einsum("chw,c->hw", missing, missing.new_tensor([0.2126, 0.7152, 0.0722]))
+    # Over one frame twice the error comes and goes, in 7 of 8 frames; over two and four frames it is the same again.
+    pairs = torch.nn.functional.avg_pool2d(luma[None], 2, 1)
+    assert loss(along * turns) == pytest.approx(7 * 4 * float(luma.square().sum() + pairs.square().sum()) / (3 * 8), rel=1e-3)
+    assert loss(along) < 1e-3 * loss(along * turns)
+    assert loss(along[:, :, 4:5].expand_as(along)) > loss(along * turns) / 4
+
+
+def test_flicker_is_of_luma() -> None:
+    video = (torch.rand(1, 3, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1).expand(1, 3, 4, 16, 16)
+    turns = torch.tensor([1.0, -1.0] * 2).view(1, 1, 4, 1, 1)
+
+    def loss(*colour: float) -> float:
+        return flicker_loss(video, video + turns * torch.tensor(colour).view(1, 3, 1, 1, 1), kind="l2", weights=(1.0,)).item()
+
+    assert loss(0.1, 0.1, 0.1) == pytest.approx(256 * 3 * 0.04 / (3 * 4), rel=1e-4)
+    assert loss(0.0, 0.0, 0.1) == pytest.approx(0.0722**2 * loss(0.1, 0.1, 0.1), rel=1e-4)
+    assert loss(0.0722, 0.0, -0.2126) == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("of_changes", [change_loss, flicker_loss])
+def test_a_single_frame_does_not_change(of_changes: Any) -> None:
     video, reconstruction = apart(1, 3, 1, 4, 6)
-    loss = change_loss(video, reconstruction, kind="l2", weights=(1.0,))
+    loss = of_changes(video, reconstruction, kind="l2", weights=(1.0,))
     [gradient] = torch.autograd.grad(loss, reconstruction)
     assert loss.item() == 0.0 and not gradient.any()
 
@@ -426,10 +511,12 @@ def test_total_is_the_weighted_sum_and_its_gradient_that_of_the_parts() -> None:
     assert (told.named()["lpips"].item(), told.total.item()) == (0.5, 7.0)
     told = total_loss(reconstruction=parts[0], kl=parts[1], wavelet=parts[2], kl_weight=0.0, wavelet_weight=0.0, coarse=parts[1])
     assert (told.named()["coarse"].item(), told.total.item()) == (11.0, 18.0)
-    assert "change" not in told.named()
+    assert "change" not in told.named() and "flicker" not in told.named()
     weightless = {"kl_weight": 0.0, "wavelet_weight": 0.0}
     told = total_loss(reconstruction=parts[0], kl=parts[1], wavelet=parts[2], **weightless, coarse=parts[1], change=parts[2])
     assert (told.named()["change"].item(), told.total.item()) == (13.0, 31.0)
+    told = total_loss(reconstruction=parts[0], kl=parts[1], wavelet=parts[2], **weightless, change=parts[1], flicker=parts[2])
+    assert (told.named()["flicker"].item(), told.total.item()) == (13.0, 31.0)
     with pytest.raises(FrozenInstanceError):
         terms.kl = terms.wavelet  # type: ignore[misc]
 

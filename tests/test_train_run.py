@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import math
 import multiprocessing
 import os
+import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator
@@ -45,7 +48,7 @@ from wfvae.train.config import TrainingConfig
 from wfvae.train.data import BadClipLedger, Batch, BatchStream, ProceduralClips, VideoFolder, held_out
 from wfvae.train.discriminator import PatchDiscriminator3D
 from wfvae.train.loop import Watcher, train
-from wfvae.train.losses import hinge_discriminator_loss
+from wfvae.train.losses import flicker_loss, hinge_discriminator_loss
 from wfvae.train.metrics import Metrics, read_metrics
 from wfvae.train.perceptual import PerceptualLoss
 from wfvae.train.sources import training_source, validation_source
@@ -328,6 +331,23 @@ def test_an_interruption_while_workers_start_is_one_line(number: signal.Signals,
     assert err.decode() == "wfvae train: interrupted; nothing was saved yet\n"
 
 
+def test_a_terminal_that_is_closed_interrupts_a_run(tmp_path: Path) -> None:
+    """With its bar, which has nowhere to be taken away from then."""
+    run, config = tmp_path / "run", written(small(run__steps=100_000, run__checkpoint_every=100_000), tmp_path / "small.toml")
+    leader, follower = pty.openpty()
+
+    def owns() -> None:
+        fcntl.ioctl(follower, termios.TIOCSCTTY, 0)
+
+    process = start_process("train", config, "--out", run, stdin=follower, stderr=follower, start_new_session=True, preexec_fn=owns)
+    os.close(follower)
+    wait_for(lambda: os.read(leader, 65536) and _logged(run) >= 2, process)
+    os.close(leader)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert [path.name.startswith("step-") for path in (run / "checkpoints").iterdir()] == [True]
+
+
 @pytest.mark.slow
 def test_the_progress_of_a_run_shows_on_a_terminal_and_nowhere_else(
     tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
@@ -560,12 +580,15 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(finished_r
     assert "another optimizer.batch, run.seed" in said
 
 
-def test_settings_that_are_refused_leave_those_of_before(finished_run: Path, tmp_path: Path) -> None:
+def test_settings_that_are_refused_leave_those_of_before(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, settings = tmp_path / "run", {"loss__adversarial": True, "run__steps": 9}
     shutil.copytree(finished_run, run)
     before = (run / "config.toml").read_bytes()
     with pytest.raises(DataError, match="no such folder of videos"):
         train(small(**settings, validation__folder=str(tmp_path / "typo")), run, CPU, resume=True)
+    with monkeypatch.context() as without, pytest.raises(MissingExtraError, match="tensorboard"):
+        without.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
+        train(small(**settings, run__tensorboard=True), run, CPU, resume=True)
     assert (run / "config.toml").read_bytes() == before
     assert train(TrainingConfig.load(run / "config.toml"), run, CPU, resume=True).finished
     with pytest.raises(DataError, match="no such folder of videos"):
@@ -1317,6 +1340,13 @@ def test_the_reconstruction_loss_of_a_step_is_the_one_asked_for(kind: str, dista
     assert told_change["change"] == pytest.approx(float(3 * 4 * changes.sum() / (2 * 5)), rel=1e-5)
     assert told_change["total"] == pytest.approx(told_coarse["total"] + told_change["change"], rel=1e-5)
     assert told_change["gradient_norm"] != pytest.approx(told_coarse["gradient_norm"], rel=1e-2)
+    assert "flicker" not in told_change
+    _, told_flicker = one_step(small(**settings, loss__flicker_weights=[2e4, 3e4]))  # little of noise goes on
+    video = clips / 127.5 - 1
+    flicker = flicker_loss(video, reconstruction, kind=kind, weights=(2e4, 3e4))
+    assert told_flicker["flicker"] == pytest.approx(float(flicker), rel=1e-3) and flicker > 0
+    assert told_flicker["total"] == pytest.approx(told_coarse["total"] + told_flicker["flicker"], rel=1e-5)
+    assert told_flicker["gradient_norm"] != pytest.approx(told_coarse["gradient_norm"], rel=1e-2)
 
 
 def test_a_clipped_gradient_is_what_the_optimiser_gets() -> None:
@@ -1644,6 +1674,57 @@ def test_too_little_memory_names_what_helps(finished_run: Path, tmp_path: Path, 
     # What it advises may be changed in a run that is resumed.
     frugal = small(loss__adversarial=True, run__steps=7, run__activation_checkpointing=True, loss__perceptual_frames=1)
     assert train(frugal, run, CPU, resume=True).step == 7
+
+
+@pytest.mark.parametrize("updating", [False, True])
+def test_too_little_memory_loses_no_step_that_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updating: bool) -> None:
+    """But of one that had begun to change the weights, nothing can be saved."""
+    made = Trainer._step
+
+    def full(trainer: Trainer, parts: Any) -> dict[str, float]:
+        if trainer.state.step == 2:
+            trainer.updating = updating
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return made(trainer, parts)
+
+    monkeypatch.setattr(Trainer, "_step", full)
+    kept = "there is no checkpoint before it" if updating else "the last good checkpoint is .*step-00000002"
+    with pytest.raises(TrainingError, match=f"step 3: out of memory on cpu; {kept}; resume it with"):
+        train(small(run__steps=4, run__checkpoint_every=100), tmp_path / "run", CPU)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ([] if updating else ["step-00000002"])
+
+
+def test_a_step_has_begun_to_change_the_weights_only_once_it_does() -> None:
+    state = TrainingState.fresh(small(), CPU.device)
+    trainer = Trainer(small(), state, CPU, None)
+    clips = torch.randint(0, 256, (2, 3, 5, 32, 32), dtype=torch.uint8)
+    trainer.step([clips])
+    assert not trainer.updating
+    seen: list[bool] = []
+    state.model.decoder.register_forward_hook(lambda *_: seen.append(trainer.updating))
+    state.optimizer.register_step_pre_hook(lambda *_: seen.append(trainer.updating))
+    trainer.step([clips])
+    assert seen == [False, True]
+
+
+def test_too_little_memory_for_a_validation_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore lines")
+
+    monkeypatch.setattr("wfvae.train.loop.validate", full)
+    expected = (
+        r"^out of memory on cpu, for the validation of step 1; the last good .*step-00000001; resume it with fewer validation\.frames"
+    )
+    with pytest.raises(TrainingError, match=expected):
+        train(small(run__steps=2, validation__every=1), tmp_path / "run", CPU)
+
+
+def test_where_nothing_is_validated_no_record_is_read_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is not the first has none."""
+    (tmp_path / "videos").mkdir()
+    save(tmp_path / "videos" / "a.mp4", clip(6))
+    monkeypatch.setattr("wfvae.train.loop.read_metrics", lambda *_: pytest.fail("there may be none"))
+    assert train(folder_settings(tmp_path / "videos"), tmp_path / "run", CPU).finished
 
 
 def test_a_model_too_large_for_the_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import math
 import re
 import tomllib
 import types
@@ -127,6 +126,9 @@ class LossSettings:
     change_weights: tuple[float, ...] = ()
     """Weights of the distance of the same means' changes from frame to frame, likewise added; empty: none. Not the paper's. What is wrong
     by turns flickers; what stays wrong counts nothing here."""
+    flicker_weights: tuple[float, ...] = ()
+    """Weights of the distance of luma's changes along the motion of the clip, over 1, 2 and 4 frames, of pixels and of means over 2, 4,
+    ... pixels, likewise added; empty: none. Not the paper's. Detail that comes and goes is seen; its motion is found by block matching."""
     perceptual: str = "vgg"
     """LPIPS backbone: `vgg` (downloaded by torchvision), a local file of its weights, `random` (for tests), or `none`."""
     perceptual_weight: float = 1.0
@@ -391,18 +393,19 @@ _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "tex
 
 
 _AT_LEAST_ONE = """
-    data.stride data.clips data.crops_per_clip optimizer.batch optimizer.accumulate run.steps run.checkpoint_every run.keep run.log_every
-    validation.clips loss.discriminator_channels loss.discriminator_layers"""
+    data.frames data.height data.width data.stride data.clips data.crops_per_clip optimizer.batch optimizer.accumulate run.steps
+    run.checkpoint_every run.keep run.log_every validation.frames validation.clips loss.discriminator_channels loss.discriminator_layers"""
 _AT_LEAST_ZERO = """
     data.workers data.bad_files data.noise loss.perceptual_weight loss.perceptual_frames loss.kl_weight loss.wavelet_weight
     loss.adversarial_weight loss.adversarial_start optimizer.learning_rate optimizer.weight_decay optimizer.clip_norm
-    optimizer.warmup_steps optimizer.schedule_steps optimizer.final_rate run.seed run.threads validation.every validation.pictures"""
+    optimizer.warmup_steps optimizer.schedule_steps optimizer.final_rate run.seed run.threads validation.height validation.width
+    validation.every validation.pictures"""
 
 
 _AT_MOST = {"data.workers": 512, "run.threads": 1024, "optimizer.final_rate": 1}
-"""More processes and threads than a machine can start end a run in ways that tell nothing."""
+"""A share, and more processes and threads than a machine can start, which end a run in ways that tell nothing."""
 _LARGEST = 1e18
-"""Of the others: what is computed from them still fits 64-bit integers and fp32."""
+"""Of the others, and of lists of weights: what is computed from them still fits 64-bit integers and fp32."""
 
 
 class _Checks:
@@ -432,10 +435,14 @@ class _Checks:
             if not 0.0 <= value < 1.0:
                 raise ConfigError(f"{key} is {value}; expected 0 <= value < 1")
         weights = config.loss.frame_weights
-        if weights and (len(weights) != ratio or not all(0.0 < weight < math.inf for weight in weights)):
-            raise ConfigError(f"loss.frame_weights is {list(weights)}; expected {ratio} positive numbers, one for each frame of a latent")
+        if weights and (len(weights) != ratio or not all(0.0 < weight <= _LARGEST for weight in weights)):
+            raise ConfigError(
+                f"loss.frame_weights is {list(weights)}; expected {ratio} positive numbers up to {_LARGEST:g}, "
+                "one for each frame of a latent"
+            )
         self._weights_of_scales("coarse_weights", config.loss.coarse_weights)
         self._weights_of_scales("change_weights", config.loss.change_weights)
+        self._weights_of_scales("flicker_weights", config.loss.flicker_weights, smallest=1)
         if wrong := strides_complaint(config.data.stride, config.data.min_stride, config.data.stills):
             raise ConfigError(f"data.{wrong}")
         if not config.data.scenes:
@@ -450,14 +457,15 @@ class _Checks:
                 'data.folder is not set; give the directory of your videos: --set data.folder=DIR (or data.kind="procedural")'
             )
 
-    def _weights_of_scales(self, name: str, weights: tuple[float, ...]) -> None:
+    def _weights_of_scales(self, name: str, weights: tuple[float, ...], smallest: int = 2) -> None:
         data = self._config.data
-        if not all(0.0 <= weight < math.inf for weight in weights):
-            raise ConfigError(f"loss.{name} is {list(weights)}; expected finite numbers of at least 0, of 2, 4, 8, ... pixels")
+        if not all(0.0 <= weight <= _LARGEST for weight in weights):
+            scales = ", ".join(str(smallest * 2**scale) for scale in range(3))
+            raise ConfigError(f"loss.{name} is {list(weights)}; expected numbers in 0..{_LARGEST:g}, of {scales}, ... pixels")
         height, width = data.crop_height or data.height, data.crop_width or data.width
-        if 2 ** len(weights) > min(height, width):
+        if (largest := smallest * 2 ** (len(weights) - 1)) > min(height, width):
             raise ConfigError(
-                f"loss.{name} has {len(weights)} scales, up to windows of {2 ** len(weights)} pixels, "
+                f"loss.{name} has {len(weights)} scales, up to windows of {largest} pixels, "
                 f"and clips are {height}x{width}; expected fewer scales, or larger clips"
             )
 

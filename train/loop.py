@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ from wfvae.train.checkpoints import check_same_run, config_of, data_of, processe
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import BadClipLedger, Batch, BatchStream, ClipSource, FiniteSource, InspectedSource, held_out, printable
 from wfvae.train.initial import initial_model
-from wfvae.train.metrics import METRICS_NAME, Metrics, read_metrics
+from wfvae.train.metrics import Metrics, read_metrics
 from wfvae.train.perceptual import PerceptualLoss
 from wfvae.train.run_lock import locked
 from wfvae.train.sources import has_validation, require_outside, training_crops, training_source, validation_source
@@ -37,6 +37,8 @@ CONFIG_NAME = "config.toml"
 _SIGN_EVERY = 60.0
 """Seconds of indexing between two signs to the other processes, which would not wait for ever without one."""
 _SLOW_BF16 = "bf16 is slower here than fp32, as a processor has no instructions for it; a new run with run.precision=auto takes fp32"
+_SMALLER_MODEL = "choose a smaller model.preset, model.base_channels or loss.discriminator_channels"
+_SMALLER_VALIDATION = "fewer validation.frames, or a smaller validation.height and validation.width"
 _OTHERWISE = "the run goes on, but not as it would have without the interruption"
 
 
@@ -135,7 +137,10 @@ class _Run:
         self._saved = state.step
         if state.step > config.run.steps:
             raise ConfigError(f"run.steps is {config.run.steps}, and {checkpoint} has made {state.step}; expected at least as many")
-        perceptual = None if config.loss.perceptual == "none" else PerceptualLoss(config.loss.perceptual).to(world.device)
+        perceptual: PerceptualLoss | None = None
+        if config.loss.perceptual != "none":
+            with self._full_memory("for LPIPS", _SMALLER_MODEL):
+                perceptual = PerceptualLoss(config.loss.perceptual).to(world.device)
         self._perceptual = perceptual
         if not world.is_first:
             # The first process writes the index, which the others then find. It may take long, so it says now and then that it goes on.
@@ -150,9 +155,8 @@ class _Run:
             world.any(False)
             if checkpoint is None and config.run.precision == "bf16" and self._slow_bf16:
                 self._watcher.notice(_SLOW_BF16)
-            # Not before all that may refuse these settings: a run that goes on keeps those of before then.
-            self._note_settings(new=checkpoint is None)
-        trainer = Trainer(config, state, world, perceptual)
+        with self._full_memory("for training's copies of the model", _SMALLER_MODEL):
+            trainer = Trainer(config, state, world, perceptual)
         stream = BatchStream(
             source,
             self._share,
@@ -166,6 +170,9 @@ class _Run:
             pin_memory=world.device.type == "cuda",
         )
         with stream, Metrics(directory, state.step, config.run.tensorboard) if world.is_first else _NoMetrics() as metrics:
+            if world.is_first:
+                # After all that may refuse these settings: a run that goes on keeps those of before then.
+                self._note_settings()
             self._clock.start()
             try:
                 finished = self._steps(trainer, stream, metrics)
@@ -260,10 +267,14 @@ class _Run:
         except (RuntimeError, MemoryError) as error:
             if not _tells_of_full_memory(error):
                 raise
+            fault = f"step {trainer.state.step + 1}: out of memory on {self._world.device}"
+            trainer.state.optimizer.zero_grad(set_to_none=True)  # room for what is written
+            if not trainer.updating:
+                with suppress(RuntimeError, MemoryError):
+                    self._rescue(trainer.state, TrainingError(fault))
             raise TrainingError(
-                f"step {trainer.state.step + 1}: out of memory on {self._world.device}; {self._kept()}; resume it with "
-                "run.activation_checkpointing=true or a small loss.perceptual_frames, or begin a new run with a larger "
-                "optimizer.accumulate or smaller or shorter clips"
+                f"{fault}; {self._kept()}; resume it with run.activation_checkpointing=true or a small loss.perceptual_frames, or begin a "
+                "new run with a larger optimizer.accumulate or smaller or shorter clips"
             ) from error
 
     def _kept(self) -> str:
@@ -281,11 +292,12 @@ class _Run:
 
     def _validate_end(self, model: WFVAE, step: int, metrics: Metrics | _NoMetrics) -> None:
         """The last validation; also that of a run which was interrupted in it. The other processes wait, so as not to end before."""
-        made = [line for line in read_metrics(self._directory, "validation") if line["step"] == step]
-        if self._validation is not None and not made:
-            self._validate(model, step, metrics)
-        elif self._validation is not None and self._scores is None:
-            self._scores = Scores(made[-1]["psnr_db"], made[-1]["ssim"], made[-1].get("lpips"))
+        if self._validation is not None:
+            made = [line for line in read_metrics(self._directory, "validation") if line["step"] == step]
+            if not made:
+                self._validate(model, step, metrics)
+            elif self._scores is None:
+                self._scores = Scores(made[-1]["psnr_db"], made[-1]["ssim"], made[-1].get("lpips"))
         self._world.wait()
 
     def _validate(self, model: WFVAE, step: int, metrics: Metrics | _NoMetrics) -> None:
@@ -296,7 +308,8 @@ class _Run:
         pictures = self._directory / "validation" / f"step-{step:08d}"
         with self._clock.measure("validation"):
             try:
-                self._scores = validate(model, batches, self._perceptual, pictures, settings.pictures)
+                with self._full_memory(f"for the validation of step {step}", f"{self._kept()}; resume it with {_SMALLER_VALIDATION}"):
+                    self._scores = validate(model, batches, self._perceptual, pictures, settings.pictures)
             except NotFiniteScoresError as error:
                 raise TrainingError(
                     f"the validation of step {step}: {error}; the run has diverged, in this step or before: remove the newest of "
@@ -361,15 +374,13 @@ class _Run:
         self._world.wait()
         return newest
 
-    def _note_settings(self, *, new: bool) -> None:
+    def _note_settings(self) -> None:
         directory = self._directory
         try:
             (directory / RUN_CHECKPOINTS).mkdir(exist_ok=True)
             temporary = directory / (CONFIG_NAME + ".tmp")
             temporary.write_text(self._config.to_toml(), encoding="utf-8")
             os.replace(temporary, directory / CONFIG_NAME)
-            if new:
-                (directory / METRICS_NAME).unlink(missing_ok=True)
         except OSError as error:
             raise TrainingError(f"cannot write the run directory {directory}: {error.strerror}") from error
 
@@ -382,18 +393,21 @@ class _Run:
         self._config = replace(self._config, run=replace(self._config.run, precision=chosen))
 
     def _state(self, checkpoint: Path | None) -> TrainingState:
-        try:
+        with self._full_memory("for the model with its average, optimiser and discriminator", _SMALLER_MODEL):
             state = TrainingState.fresh(self._config, self._world.device, initial_model(self._config, checkpoint))
-        except (RuntimeError, MemoryError) as error:
-            if not _tells_of_full_memory(error):
-                raise
-            raise TrainingError(
-                f"out of memory on {self._world.device}, for the model with its average, optimiser and discriminator; choose a smaller "
-                "model.preset, model.base_channels or loss.discriminator_channels"
-            ) from error
         if checkpoint is not None:
             read_checkpoint(checkpoint, state)
         return state
+
+    @contextmanager
+    def _full_memory(self, purpose: str, advice: str) -> Iterator[None]:
+        """Tells of memory that is not there for some purpose, and what to do."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not _tells_of_full_memory(error):
+                raise
+            raise TrainingError(f"out of memory on {self._world.device}, {purpose}; {advice}") from error
 
 
 class _NoMetrics:

@@ -19,6 +19,12 @@ from torch.nn.functional import avg_pool2d, relu
 from wfvae.distribution import DiagonalGaussian
 from wfvae.errors import InputError
 from wfvae.model import DecoderOutput, EncoderOutput
+from wfvae.train.motion import displaced, luma, motion, within
+
+FLICKER_DISTANCES = (1, 2, 4)
+"""Frames over which `flicker_loss` follows what changes: faster and slower flicker."""
+ALIKE = 10 / 127.5
+"""Ten levels of 255: where a video, moved, differs by more in a channel, its motion is not what was found."""
 
 ReconstructionKind = Literal["l1", "l2"]
 
@@ -106,7 +112,7 @@ def coarse_loss(
     Raises:
         InputError: shapes that do not agree, or pictures that are smaller than a window.
     """
-    difference = _difference_of_windows(video, reconstruction, weights)
+    difference = _difference_of_windows(video, reconstruction, len(weights))
     return _distance_of_means(difference, kind, weights, frame_weights) / (video.shape[0] * video.shape[2])
 
 
@@ -131,8 +137,49 @@ def change_loss(video: Tensor, reconstruction: Tensor, *, kind: ReconstructionKi
     Raises:
         InputError: shapes that do not agree, or pictures that are smaller than a window.
     """
-    difference = _difference_of_windows(video, reconstruction, weights).diff(dim=2)
+    difference = _difference_of_windows(video, reconstruction, len(weights)).diff(dim=2)
     return _distance_of_means(difference, kind, weights, None) / (video.shape[0] * video.shape[2])
+
+
+def flicker_loss(video: Tensor, reconstruction: Tensor, *, kind: ReconstructionKind, weights: Sequence[float]) -> Tensor:
+    """Distance of changes along the motion: detail that comes and goes flickers, the same that is missing all the time is hardly seen.
+    Not the paper's.
+
+    With e the luma (BT.709) of video - reconstruction, and e'_k[t] that of k frames before, moved to where things are in frame t
+    (`motion.motion` of the video), if that is within the picture and video[t] and video[t - k], moved, agree within `ALIKE` in each
+    channel, else e'_k[t] = e[t]; c_k = e - e'_k, and m_s(c) its mean over s x s pixels in windows that overlap by half (m_1(c) = c):
+
+        mean over k = 1, 2, 4 of
+            sum over s = 1, 2, 4, ... of weights[s] * max(s / 2, 1)^2 * sum over b, t >= k and windows of d(m_s(c_k)) / (B T)
+
+    d as in `reconstruction_loss`. Distances k that reach beyond the clip count nothing.
+
+    Args:
+        video, reconstruction: (B, 3, T, H, W) floating point, [-1, 1], H and W even and at least the largest window.
+        kind: "l1" or "l2".
+        weights: of 1, 2, 4, ... pixels.
+
+    Returns:
+        A scalar, differentiable in `reconstruction`; zero for a single frame.
+
+    Raises:
+        InputError: shapes that do not agree, or pictures that are smaller than a window.
+    """
+    if video.ndim != 5 or video.shape[1] != 3 or video.shape[3] % 2 or video.shape[4] % 2:
+        raise InputError(f"video has shape {tuple(video.shape)}; expected (B, 3, T, H, W) with H and W even")
+    difference = _difference_of_windows(video, reconstruction, len(weights), smallest=1)
+    video, error = _wide(video), luma(difference)
+    total = 0.0 * difference.sum()
+    for distance, displacement in (motion(luma(video), FLICKER_DISTANCES) if weights else {}).items():
+        moved = displacement.flatten(0, 1)
+        with torch.no_grad():
+            there = displaced(_frames_first(video[:, :, :-distance]), moved)
+            alike = ((there - _frames_first(video[:, :, distance:])).abs().amax(dim=1) <= ALIKE) & within(moved)
+        now, before = error[:, distance:], displaced(error[:, :-distance].flatten(0, 1)[:, None], moved)
+        change = ((now - before.view_as(now)) * alike.view_as(now))[:, None]
+        total = total + _distance_of_means(change, kind, weights[1:], None)
+        total = total + weights[0] * (change.abs() if kind == "l1" else change.square()).sum()
+    return total / (len(FLICKER_DISTANCES) * video.shape[0] * video.shape[2])
 
 
 def kl_loss(distribution: DiagonalGaussian) -> Tensor:
@@ -225,6 +272,8 @@ class LossTerms:
     """Detached. None where no scale has a weight."""
     change: Tensor | None = None
     """Likewise."""
+    flicker: Tensor | None = None
+    """Likewise."""
 
     def named(self) -> dict[str, Tensor]:
         """All terms by name, detached, for logging. Reading their values waits for the device; this does not."""
@@ -238,6 +287,7 @@ class LossTerms:
             **({} if self.lpips is None else {"lpips": self.lpips}),
             **({} if self.coarse is None else {"coarse": self.coarse}),
             **({} if self.change is None else {"change": self.change}),
+            **({} if self.flicker is None else {"flicker": self.flicker}),
         }
 
 
@@ -253,6 +303,7 @@ def total_loss(
     perceptual: Tensor | None = None,
     coarse: Tensor | None = None,
     change: Tensor | None = None,
+    flicker: Tensor | None = None,
 ) -> LossTerms:
     """The autoencoder's loss, eq. 6: reconstruction + kl_weight * kl + wavelet_weight * wavelet + adversarial_weight * adversarial.
 
@@ -262,10 +313,10 @@ def total_loss(
         adversarial: what `generator_loss` returns, or None before the adversarial loss has started.
         adversarial_weight: what `adaptive_weight` returns, or a constant. Treated as a constant by the backward pass.
         perceptual: LPIPS of each frame, if it is part of `reconstruction`: only to be told of.
-        coarse, change: what `coarse_loss` and `change_loss` return, which is added, or None.
+        coarse, change, flicker: what `coarse_loss`, `change_loss` and `flicker_loss` return, which is added, or None.
     """
     total = reconstruction + kl_weight * kl + wavelet_weight * wavelet
-    for added in (coarse, change):
+    for added in (coarse, change, flicker):
         if added is not None:
             total = total + added
     zero = torch.zeros_like(total.detach())
@@ -283,6 +334,7 @@ def total_loss(
         lpips=None if perceptual is None else _wide(perceptual.detach()).mean(),
         coarse=None if coarse is None else coarse.detach(),
         change=None if change is None else change.detach(),
+        flicker=None if flicker is None else flicker.detach(),
     )
 
 
@@ -303,19 +355,24 @@ def _require_same_shape(name: str, given: Tensor, other: str, expected: Tensor) 
         raise InputError(f"{name} has shape {tuple(given.shape)}; expected that of {other}, {tuple(expected.shape)}")
 
 
-def _difference_of_windows(video: Tensor, reconstruction: Tensor, weights: Sequence[float]) -> Tensor:
+def _frames_first(video: Tensor) -> Tensor:
+    """(B, C, T, H, W) to (B T, C, H, W)."""
+    return video.transpose(1, 2).flatten(0, 1)
+
+
+def _difference_of_windows(video: Tensor, reconstruction: Tensor, scales: int, smallest: int = 2) -> Tensor:
     """What is wrong, in fp32 at least, once pictures are known to hold a window of each of the scales."""
     _require_same_shape("reconstruction", reconstruction, "video", video)
     height, width = video.shape[3:]
-    if min(height, width) < 2 ** len(weights):
-        raise InputError(f"pictures are {height}x{width}; expected at least {2 ** len(weights)} pixels a side for {len(weights)} scales")
+    if scales and min(height, width) < (largest := smallest * 2 ** (scales - 1)):
+        raise InputError(f"pictures are {height}x{width}; expected at least {largest} pixels a side for {scales} scales")
     return _wide(video) - _wide(reconstruction)
 
 
 def _distance_of_means(difference: Tensor, kind: ReconstructionKind, weights: Sequence[float], frame_weights: Tensor | None) -> Tensor:
     """The sum over scales, frames and overlapping windows that `coarse_loss` states, of (B, C, T, H, W)."""
     batch, _, frames = difference.shape[:3]
-    pictures = difference.transpose(1, 2).flatten(0, 1)
+    pictures = _frames_first(difference)
     total = 0.0 * difference.sum()  # a loss that depends on the reconstruction, if only on no frames of it
     for scale, weight in enumerate(weights if frames else (), 1):
         mean = avg_pool2d(pictures, 2**scale, 2 ** (scale - 1))

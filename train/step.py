@@ -23,6 +23,7 @@ from wfvae.train.losses import (
     adaptive_weight,
     change_loss,
     coarse_loss,
+    flicker_loss,
     generator_loss,
     hinge_discriminator_loss,
     kl_loss,
@@ -69,6 +70,8 @@ class Trainer:
     def __init__(self, config: TrainingConfig, state: TrainingState, world: World, perceptual: PerceptualLoss | None) -> None:
         assert config.run.precision != "auto"
         self.config, self.state, self.world = config, state, world
+        self.updating = False
+        """Whether a step has begun to change the state: if it raised then, the state is between two steps."""
         self._perceptual = perceptual
         self._autoencoding: nn.Module = Autoencoding(state.model)
         if config.run.activation_checkpointing:
@@ -90,8 +93,9 @@ class Trainer:
 
         Raises:
             NotFiniteError: the latents, a loss or a gradient are NaN or infinite.
-            RuntimeError: torch cannot go on, for want of memory or of another process. The state is that after the previous step,
-                whatever was raised.
+            RuntimeError, MemoryError: torch cannot go on, for want of memory or of another process.
+
+        The state is that after the previous step, whatever was raised, unless `updating`.
         """
         # The norms' running statistics change before it is known whether the step is good.
         buffers = [] if self.state.discriminator is None else [(buffer, buffer.clone()) for buffer in self.state.discriminator.buffers()]
@@ -129,11 +133,13 @@ class Trainer:
             result |= self._discriminator_gradients(pairs)
             self._require_finite(result, {})
         # Nothing has changed so far: a step that went wrong leaves no trace in a checkpoint.
+        self.updating = True
         _apply(state.optimizer, rate)
         if pairs and state.discriminator_optimizer is not None:
             _apply(state.discriminator_optimizer, rate)
         state.step += 1
         state.update_average(settings.ema_decay)
+        self.updating = False
         return {**result, "learning_rate": rate}
 
     @property
@@ -168,6 +174,9 @@ class Trainer:
         change: Tensor | None = None
         if loss.change_weights:
             change = change_loss(video, decoded.sample, kind=loss.reconstruction, weights=loss.change_weights)
+        flicker: Tensor | None = None
+        if loss.flicker_weights:
+            flicker = flicker_loss(video, decoded.sample, kind=loss.reconstruction, weights=loss.flicker_weights)
         adversarial: Tensor | None = None
         weight: Tensor | float = 0.0
         if judge is not None and self._adversarial:
@@ -175,7 +184,7 @@ class Trainer:
             with self._judging_precision():
                 adversarial = generator_loss(judge(decoded.sample.float()))
             judge.requires_grad_(True)
-            distances = reconstruction + sum(added for added in (coarse, change) if added is not None)
+            distances = reconstruction + sum(added for added in (coarse, change, flicker) if added is not None)
             weight = adaptive_weight(distances, adversarial, model.decoder.conv_out.weight, factor=loss.adversarial_weight)
         terms = total_loss(
             reconstruction=reconstruction,
@@ -188,6 +197,7 @@ class Trainer:
             perceptual=perceptual,
             coarse=coarse,
             change=change,
+            flicker=flicker,
         )
         return terms, decoded.sample
 

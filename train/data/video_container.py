@@ -15,6 +15,7 @@ from wfvae.train.data.clip_source import BadClip
 __all__ = ["UnusableError", "opened_video", "refused"]
 
 _FAILURES = (av.FFmpegError, OSError, ValueError, RuntimeError)
+"""FFmpeg's want of memory is among them: it says that of broken files that claim to be huge. Python's own is not."""
 
 _CHARACTER_ART = frozenset({"tty", "bin", "xbin", "adf", "idf"})
 """Demuxers that turn any text or binary file into a "video" of characters."""

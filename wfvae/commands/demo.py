@@ -32,7 +32,7 @@ DESCRIPTION = """\
 Makes a 10 s clip (or takes yours), exports the tiny model, streams it through encode and decode, verifies that the stream equals
 direct inference, and writes reconstruction.mp4, side_by_side.mp4 and report.html.
 
-The tiny model was trained for more than nine hours on procedural video only (docs/training.md): expect a soft picture of
+The tiny model was trained for more than ten hours on procedural video only (docs/training.md): expect a soft picture of
 anything else.
 
   wfvae demo

@@ -188,14 +188,16 @@ def _progress(
         TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not on_terminal, transient=True, speed_estimate_period=_ETA_SECONDS) as bar:
+    bar = Progress(*columns, console=console, disable=not on_terminal, transient=True, speed_estimate_period=_ETA_SECONDS)
+    bar.start()
+    try:
         index = bar.add_task("indexing", total=None, text="", visible=False)
         task = bar.add_task("training", total=None, text="")
 
         def progress(done: int, total: int, values: dict[str, float]) -> None:
             parts = [
                 f"{name} {values[name]:.4g}"
-                for name in ("reconstruction", "coarse", "change", "lpips", "kl", "wavelet", "adversarial")
+                for name in ("reconstruction", "coarse", "change", "flicker", "lpips", "kl", "wavelet", "adversarial")
                 if values.get(name)
             ]
             parts += [f"{values['frames_per_second']:.1f} frames/s"] if "frames_per_second" in values else []
@@ -210,3 +212,6 @@ def _progress(
             bar.update(index, completed=done, total=total, visible=done < total)
 
         yield progress, notice, indexing
+    finally:
+        with suppress(OSError):  # the terminal was closed
+            bar.stop()
