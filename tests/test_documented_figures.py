@@ -572,6 +572,23 @@ def test_the_flicker_of_the_model_that_ships() -> None:
     assert all(soft < ours for soft, ours in list(zip(blur, stream, strict=True))[:2])  # where shapes move
 
 
+def test_the_flicker_of_other_streams() -> None:
+    """It is behind cuts, and nowhere else."""
+    told: list[list[float]] = []
+    for seed in (8, 9):
+        measured = result(f"flicker-seed{seed}")
+        found = measured["jod"]["stream"]["three_latents"]
+        assert (measured["seed"], measured["checkpoint_sha256"]) == (seed, result("flicker")["checkpoint_sha256"])
+        assert (found["quarters_seen"], found["quarters"]) == (4, 40)
+        *seen, after = found["lowest_quarters"]
+        [cut] = {quarter["frames"][0] for quarter in seen}
+        assert cut in [first for first, _ in measured["shots"]][1:]
+        told.append([found["worst_quarter"], cut, after["jod"]])
+    worst, cuts, others = zip(*told, strict=True)
+    pattern = "below 9, down to # and #: the whole picture behind the cuts at frames # and #. The next lowest have # and #"
+    check_sentence(TRAINING, pattern, [*worst, *cuts, *others])
+
+
 def test_titles_that_pass() -> None:
     """The rows of the model that ships, by pixels per frame."""
     measured, wrong = result("tiny-model")["passing_titles"], []
