@@ -65,7 +65,7 @@ class Autoencoding(nn.Module):
 
 
 class Trainer:
-    """Makes steps. Holds what never changes during a run, its precision chosen; what does change is in the `TrainingState`."""
+    """Makes steps. Holds what never changes during a run, its precision chosen, and `updating`; the rest is in the `TrainingState`."""
 
     def __init__(self, config: TrainingConfig, state: TrainingState, world: World, perceptual: PerceptualLoss | None) -> None:
         assert config.run.precision != "auto"
