@@ -39,6 +39,7 @@ from wfvae.export.weights import state_dict_sha256
 from wfvae.procedural import ProceduralClip
 from wfvae.runtime import open_bundle
 from wfvae.torchvision_operators import make_torchvision_importable
+from wfvae.train.motion import luma
 
 RESULTS = Path(__file__).parent / "results"
 SEED, FRAMES, SIDE, CHUNK = 7, 300, 256, 2
@@ -57,7 +58,6 @@ LOWEST = 5
 """Quarters that are told one by one."""
 SCALES = (1.5, 4.0)
 """Pixels, standard deviation of the blurs that divide the flicker into its scales."""
-LUMA = (0.2126, 0.7152, 0.0722)
 CRF = (23, 28)
 
 Video = npt.NDArray[np.uint8]
@@ -130,8 +130,7 @@ def judged(
         for label, frames in REACHES.items():
             of_shots, of_quarters = [], []
             for (start, stop), moved in zip(shots, motions, strict=True):
-                before, after = original[start:stop].astype(np.float32), video[start:stop].astype(np.float32)
-                steady = before + steady_error(original[start:stop], after - before, frames, moved)
+                after, steady = beside_steady(original[start:stop], video[start:stop], frames, moved)
                 of_shots.append(judge(after, steady))
                 for part in quarters(after.shape):
                     frames_of_it, *sides = ([one.start, one.stop - 1] for one in part)
@@ -154,8 +153,7 @@ def without_parts(
     """Per part of the flicker over the longest reach: JOD of each shot, were that part not there."""
     result: dict[str, list[float]] = {}
     for (start, stop), moved in zip(shots, motions, strict=True):
-        before, after = original[start:stop].astype(np.float32), video[start:stop].astype(np.float32)
-        steady = before + steady_error(original[start:stop], after - before, max(REACHES.values()), moved)
+        after, steady = beside_steady(original[start:stop], video[start:stop], max(REACHES.values()), moved)
         for name, part in parts(after - steady).items():
             result.setdefault(name, []).append(judge(after - part, steady))
     return result
@@ -164,7 +162,7 @@ def without_parts(
 def parts(flicker: Floats) -> dict[str, Floats]:
     """What adds up to it, twice over: of (T, H, W, 3), its scales, and its luma and colour."""
     fine, coarse = (gaussian_filter(flicker, (0, sigma, sigma, 0)) for sigma in SCALES)
-    grey = np.broadcast_to((flicker @ np.float32(LUMA))[..., None], flicker.shape)
+    grey = np.broadcast_to(luma(torch.from_numpy(flicker).movedim(-1, 0)[None])[0].numpy()[..., None], flicker.shape)
     scales = {"finer": flicker - fine, "between": fine - coarse, "coarser": coarse}
     return {**scales, "luma": grey, "colour": flicker - grey}
 
@@ -186,6 +184,12 @@ def motion(shot: Video, reach: int, flow: Flow) -> Motion:
             if other != at:
                 found[at, other] = flow(shot[at], shot[other])
     return found
+
+
+def beside_steady(shot: Video, reconstruction: Video, reach: int, moved: Motion) -> tuple[Floats, Floats]:
+    """The reconstruction of a shot, and what it is compared with: the original plus the part of the error that stays."""
+    before, after = shot.astype(np.float32), reconstruction.astype(np.float32)
+    return after, before + steady_error(shot, after - before, reach, moved)
 
 
 def steady_error(shot: Video, error: Floats, reach: int, moved: Motion) -> Floats:
@@ -311,7 +315,8 @@ def table(result: Mapping[str, Any]) -> str:
         "coarser": f"what is coarser than {high} pixels",
     }
     for part, jods in result.get("stream_without", {}).items():
-        lines.append(f"stream, flicker, 13 frames, without {names.get(part, part)} | {' | '.join(f'{jod:.2f}' for jod in jods)} | | ")
+        cells = [*(f"{jod:.2f}" for jod in jods), "", ""]
+        lines.append(f"stream, {titles['three_latents']}, without {names.get(part, part)} | {' | '.join(cells)}")
     return "".join(f"| {line} |\n" for line in lines)
 
 

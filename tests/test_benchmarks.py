@@ -820,7 +820,7 @@ def test_flicker_counts_by_itself_in_shots_and_quarters() -> None:
     assert without["luma"] == [10.0, 10.0] and without["colour"] == found["blinking"]["three_latents"]["shots"]  # it blinks in grey
     assert all(low < high < 10 for low, high in zip(without["finer"], without["coarser"], strict=True))  # of 8x16 pixels, so coarse
     text = flicker.table({"shots": [[0, 34], [35, 59]], "jod": found, "stream_without": without})
-    assert "| stream, flicker, 13 frames, without luma | 10.00 | 10.00 | |  |" in text
+    assert "| stream, flicker, 13 frames, without luma | 10.00 | 10.00 |  |  |" in text
     assert (
         "| blinking, flicker, 5 frames | 9.0" in text and "| 2 of 8 |" in text and "| steady, all differences | 2.00 | 2.00 |  |  |" in text
     )

@@ -509,13 +509,19 @@ def test_total_is_the_weighted_sum_and_its_gradient_that_of_the_parts() -> None:
         reconstruction=parts[0], kl=parts[1], wavelet=parts[2], kl_weight=0.0, wavelet_weight=0.0, perceptual=torch.tensor([0.25, 0.75])
     )
     assert (told.named()["lpips"].item(), told.total.item()) == (0.5, 7.0)
-    told = total_loss(reconstruction=parts[0], kl=parts[1], wavelet=parts[2], kl_weight=0.0, wavelet_weight=0.0, coarse=parts[1])
+    told = total_loss(
+        reconstruction=parts[0], kl=parts[1], wavelet=parts[2], kl_weight=0.0, wavelet_weight=0.0, further={"coarse": parts[1]}
+    )
     assert (told.named()["coarse"].item(), told.total.item()) == (11.0, 18.0)
     assert "change" not in told.named() and "flicker" not in told.named()
     weightless = {"kl_weight": 0.0, "wavelet_weight": 0.0}
-    told = total_loss(reconstruction=parts[0], kl=parts[1], wavelet=parts[2], **weightless, coarse=parts[1], change=parts[2])
+    told = total_loss(
+        reconstruction=parts[0], kl=parts[1], wavelet=parts[2], **weightless, further={"coarse": parts[1], "change": parts[2]}
+    )
     assert (told.named()["change"].item(), told.total.item()) == (13.0, 31.0)
-    told = total_loss(reconstruction=parts[0], kl=parts[1], wavelet=parts[2], **weightless, change=parts[1], flicker=parts[2])
+    told = total_loss(
+        reconstruction=parts[0], kl=parts[1], wavelet=parts[2], **weightless, further={"change": parts[1], "flicker": parts[2]}
+    )
     assert (told.named()["flicker"].item(), told.total.item()) == (13.0, 31.0)
     with pytest.raises(FrozenInstanceError):
         terms.kl = terms.wavelet  # type: ignore[misc]

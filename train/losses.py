@@ -8,7 +8,7 @@ has three digits. The losses hold no state and draw nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,12 +19,10 @@ from torch.nn.functional import avg_pool2d, relu
 from wfvae.distribution import DiagonalGaussian
 from wfvae.errors import InputError
 from wfvae.model import DecoderOutput, EncoderOutput
-from wfvae.train.motion import displaced, luma, motion, within
+from wfvae.train.motion import ALIKE, displaced, luma, motion, within
 
 FLICKER_DISTANCES = (1, 2, 4)
 """Frames over which `flicker_loss` follows what changes: faster and slower flicker."""
-ALIKE = 10 / 127.5
-"""Ten levels of 255: where a video, moved, differs by more in a channel, its motion is not what was found."""
 
 ReconstructionKind = Literal["l1", "l2"]
 
@@ -268,12 +266,8 @@ class LossTerms:
     """The weight of `adversarial` in the total, detached."""
     lpips: Tensor | None
     """Mean of what LPIPS has found, which is part of `reconstruction`; detached, unweighted. None without LPIPS."""
-    coarse: Tensor | None = None
-    """Detached. None where no scale has a weight."""
-    change: Tensor | None = None
-    """Likewise."""
-    flicker: Tensor | None = None
-    """Likewise."""
+    further: Mapping[str, Tensor]
+    """Other distances that are part of the total, by name; detached."""
 
     def named(self) -> dict[str, Tensor]:
         """All terms by name, detached, for logging. Reading their values waits for the device; this does not."""
@@ -285,9 +279,7 @@ class LossTerms:
             "adversarial": self.adversarial,
             "adversarial_weight": self.adversarial_weight,
             **({} if self.lpips is None else {"lpips": self.lpips}),
-            **({} if self.coarse is None else {"coarse": self.coarse}),
-            **({} if self.change is None else {"change": self.change}),
-            **({} if self.flicker is None else {"flicker": self.flicker}),
+            **self.further,
         }
 
 
@@ -301,9 +293,7 @@ def total_loss(
     adversarial: Tensor | None = None,
     adversarial_weight: Tensor | float = 0.0,
     perceptual: Tensor | None = None,
-    coarse: Tensor | None = None,
-    change: Tensor | None = None,
-    flicker: Tensor | None = None,
+    further: Mapping[str, Tensor] | None = None,
 ) -> LossTerms:
     """The autoencoder's loss, eq. 6: reconstruction + kl_weight * kl + wavelet_weight * wavelet + adversarial_weight * adversarial.
 
@@ -313,12 +303,10 @@ def total_loss(
         adversarial: what `generator_loss` returns, or None before the adversarial loss has started.
         adversarial_weight: what `adaptive_weight` returns, or a constant. Treated as a constant by the backward pass.
         perceptual: LPIPS of each frame, if it is part of `reconstruction`: only to be told of.
-        coarse, change, flicker: what `coarse_loss`, `change_loss` and `flicker_loss` return, which is added, or None.
+        further: what else is added, weighted already, by name: what `coarse_loss`, `change_loss` and `flicker_loss` return.
     """
-    total = reconstruction + kl_weight * kl + wavelet_weight * wavelet
-    for added in (coarse, change, flicker):
-        if added is not None:
-            total = total + added
+    further = further or {}
+    total = reconstruction + kl_weight * kl + wavelet_weight * wavelet + sum(further.values())
     zero = torch.zeros_like(total.detach())
     weight = zero
     if adversarial is not None:
@@ -332,9 +320,7 @@ def total_loss(
         adversarial=zero if adversarial is None else adversarial.detach(),
         adversarial_weight=weight,
         lpips=None if perceptual is None else _wide(perceptual.detach()).mean(),
-        coarse=None if coarse is None else coarse.detach(),
-        change=None if change is None else change.detach(),
-        flicker=None if flicker is None else flicker.detach(),
+        further={name: distance.detach() for name, distance in further.items()},
     )
 
 

@@ -14,8 +14,9 @@ REACH = 10
 _BLOCK = 5
 _BIAS = 0.0008
 """What each pixel of displacement must gain, a tenth of a level of 255, so that grain on even ground has none."""
-_UNLIKE = 10 / 127.5
-"""Ten levels: a pixel that differs by so much counts half in the least squares, as what it shows may have come from behind something."""
+ALIKE = 10 / 127.5
+"""Ten levels of 255: where a video, moved, differs by more, its motion is not what was found, or shows what was behind something. In the
+least squares such a pixel counts less than half."""
 _EVEN = 2e-4
 """Mean square of a gradient, of about two levels a pixel, below which the least squares change little: it may be grain."""
 _LUMA = (0.2126, 0.7152, 0.0722)
@@ -108,7 +109,7 @@ def _refined(now: Tensor, before: Tensor, start: Tensor) -> Tensor:
     lacking = now - displaced(before[:, None], start)[:, 0]
     sides = pad(now[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     across, down = (sides[:, 1:-1, 2:] - sides[:, 1:-1, :-2]) / 2, (sides[:, 2:, 1:-1] - sides[:, :-2, 1:-1]) / 2
-    weight = 1 / (1 + (lacking / _UNLIKE).square())
+    weight = 1 / (1 + (lacking / ALIKE).square())
     target = weight * (lacking + across * start[:, 0] + down * start[:, 1])
     xx, xy, yy = _of_blocks(weight * across * across), _of_blocks(weight * across * down), _of_blocks(weight * down * down)
     x, y = _of_blocks(target * across) + _EVEN * start[:, 0], _of_blocks(target * down) + _EVEN * start[:, 1]

@@ -168,15 +168,14 @@ class Trainer:
             perceptual_weight=loss.perceptual_weight,
             frame_weights=frame_weights,
         )
-        coarse: Tensor | None = None
+        further: dict[str, Tensor] = {}
+        pair, kind = (video, decoded.sample), loss.reconstruction
         if loss.coarse_weights:
-            coarse = coarse_loss(video, decoded.sample, kind=loss.reconstruction, weights=loss.coarse_weights, frame_weights=frame_weights)
-        change: Tensor | None = None
+            further["coarse"] = coarse_loss(*pair, kind=kind, weights=loss.coarse_weights, frame_weights=frame_weights)
         if loss.change_weights:
-            change = change_loss(video, decoded.sample, kind=loss.reconstruction, weights=loss.change_weights)
-        flicker: Tensor | None = None
+            further["change"] = change_loss(*pair, kind=kind, weights=loss.change_weights)
         if loss.flicker_weights:
-            flicker = flicker_loss(video, decoded.sample, kind=loss.reconstruction, weights=loss.flicker_weights)
+            further["flicker"] = flicker_loss(*pair, kind=kind, weights=loss.flicker_weights)
         adversarial: Tensor | None = None
         weight: Tensor | float = 0.0
         if judge is not None and self._adversarial:
@@ -184,8 +183,9 @@ class Trainer:
             with self._judging_precision():
                 adversarial = generator_loss(judge(decoded.sample.float()))
             judge.requires_grad_(True)
-            distances = reconstruction + sum(added for added in (coarse, change, flicker) if added is not None)
-            weight = adaptive_weight(distances, adversarial, model.decoder.conv_out.weight, factor=loss.adversarial_weight)
+            weight = adaptive_weight(
+                reconstruction + sum(further.values()), adversarial, model.decoder.conv_out.weight, factor=loss.adversarial_weight
+            )
         terms = total_loss(
             reconstruction=reconstruction,
             kl=kl_loss(_wide(encoded.latent_dist)),
@@ -195,9 +195,7 @@ class Trainer:
             adversarial=adversarial,
             adversarial_weight=weight,
             perceptual=perceptual,
-            coarse=coarse,
-            change=change,
-            flicker=flicker,
+            further=further,
         )
         return terms, decoded.sample
 
