@@ -51,13 +51,17 @@ class Stage:
         """Closes while another thread is inside of a frame of its work, and lets that go on only then."""
         worker, closer = (threading.Thread(target=target) for target in (work, close))
         worker.start()
-        assert self._inside.wait(10)
+        self.entered()
         closer.start()
         time.sleep(0.05)
         self._leave.set()
         for thread in (closer, worker):
             thread.join(10)
             assert not thread.is_alive()
+
+    def entered(self) -> None:
+        """Waits until the thread is inside."""
+        assert self._inside.wait(10)
 
     def leave(self) -> None:
         """Lets the thread go on."""
@@ -102,6 +106,7 @@ def test_a_silent_pipe_is_left_to_the_thread_that_reads_it(monkeypatch: pytest.M
     source.close = stage.noted("closed", source.close)
     thread = threading.Thread(target=swallowed(lambda: list(reader)))
     thread.start()
+    stage.entered()
     monkeypatch.setattr(video_reader, "PATIENCE", math.nan)  # would raise
     reader.close()
     stage.leave()
