@@ -127,6 +127,16 @@ def test_shots_start_where_pictures_change() -> None:
     assert abs(int(change.argmax()) + 1 - starts[1]) <= 15  # a cut there, or a fade around it
 
 
+def test_shots_are_as_long_as_is_asked_about() -> None:
+    for seconds, fps, shortest, longest in ((1.0, 25, 13, 37), (0.1, 25, 4, 12), (4, 25, 50, 150), (2.0, 50, 50, 150)):
+        starts = ProceduralClip(3, 16, 16, fps=fps, shot_seconds=seconds).shot_starts(3000)
+        lengths = np.diff(starts)
+        assert shortest <= lengths.min() and lengths.max() <= longest
+        assert lengths.mean() == pytest.approx(max(seconds * fps, 8), rel=0.1)
+    usual, told = ProceduralClip(3, 16, 16), ProceduralClip(3, 16, 16, shot_seconds=4.0)
+    assert np.array_equal(usual.frames(0, 110), told.frames(0, 110))
+
+
 def test_a_cut_shows_one_shot_or_the_other() -> None:
     places, shown, old, new = around_the_join(joined_by(0.0, 0.6))
     for place, frame, before, after in zip(places, shown, old, new, strict=True):
@@ -250,6 +260,7 @@ def test_a_clip_can_be_sent_to_another_process() -> None:
     ("changes", "word"),
     [
         ({"seed": -1}, "seed"), ({"seed": 1.5}, "seed"), ({"height": 7}, "height"), ({"width": 0}, "width"), ({"width": 9000}, "width"),
+        ({"shot_seconds": 0}, "shot_seconds"), ({"shot_seconds": 3601}, "shot_seconds"), ({"shot_seconds": True}, "shot_seconds"),
         ({"frames": 0}, "frames"), ({"fps": 0}, "fps"), ({"fps": float("nan")}, "fps"), ({"fps": "25"}, "fps"),
         ({"scene": "cats"}, "scene"),
         ({"noise": -1.0}, "noise"), ({"noise": 65}, "noise"), ({"motion_blur": 3}, "motion_blur"), ({"seed": True}, "seed"),

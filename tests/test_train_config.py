@@ -188,6 +188,8 @@ def test_ablations_reach_the_architecture() -> None:
         ("data.min_stride=-1", "data.min_stride is -1; expected 0"),
         ("data.stills=1.5", "data.stills is 1.5; expected the share of the clips"),
         ("data.stills=-1", "data.stills is -1.0; expected the share of the clips"),
+        ("data.shot_seconds=0", "data.shot_seconds is 0.0; expected seconds above 0 and at most 3600"),
+        ("data.shot_seconds=nan", "data.shot_seconds is nan; expected seconds"),
         ("data.scenes=[]", "data.scenes is []; expected one or more of mixed, terrain, leaves"),
         ("loss.frame_weights=2", "loss.frame_weights is 2; expected a list of values"),
         (

@@ -439,6 +439,12 @@ def test_the_strides_of_the_settings_reach_training_and_validation(tmp_path: Pat
             assert source.strides == Strides(3, 2, stills)
 
 
+def test_the_length_of_shots_of_the_settings_reaches_training(tmp_path: Path) -> None:
+    config = small(data__shot_seconds=0.8)
+    for source, seconds in ((training_source(config, tmp_path), 0.8), (validation_source(config, tmp_path), 4.0)):
+        assert isinstance(source, ProceduralClips) and source.shot_seconds == seconds
+
+
 @pytest.mark.slow
 def test_a_fault_of_the_second_process_between_steps_costs_no_step(tmp_path: Path) -> None:
     # A video that ends early: its header tells of more frames than there are, so that some of its clips can be had and others not.

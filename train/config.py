@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from wfvae.config import Preset, WFVAEConfig
 from wfvae.errors import ConfigError
 from wfvae.plan import SPATIAL_RATIO
-from wfvae.procedural import SceneName
+from wfvae.procedural import SHOT_SECONDS, SceneName, shot_seconds_complaint
 from wfvae.train.strides import strides_complaint
 
 
@@ -109,6 +109,8 @@ class DataSettings:
     scenes: tuple[SceneName, ...] = ("mixed",)
     """What procedural clips show; each draws one of the list, so a name given twice comes twice as often. `mixed` changes with each shot;
     it is what validation shows, whatever is trained on."""
+    shot_seconds: float = SHOT_SECONDS
+    """Length of a shot of procedural clips to train on, about. Shorter ones show more cuts, which long ones show in few clips only."""
 
 
 @dataclass(frozen=True)
@@ -444,6 +446,8 @@ class _Checks:
         self._weights_of_scales("change_weights", config.loss.change_weights)
         self._weights_of_scales("flicker_weights", config.loss.flicker_weights, smallest=1)
         if wrong := strides_complaint(config.data.stride, config.data.min_stride, config.data.stills):
+            raise ConfigError(f"data.{wrong}")
+        if wrong := shot_seconds_complaint(config.data.shot_seconds):
             raise ConfigError(f"data.{wrong}")
         if not config.data.scenes:
             raise ConfigError(f"data.scenes is []; expected one or more of {', '.join(get_args(SceneName))}")

@@ -5,8 +5,9 @@
     clip.frames(0, 33)           # (33, 256, 256, 3) uint8
     for frame in clip: ...       # endless, unless `frames` was given
 
-A clip is a row of shots of about four seconds, joined by cuts, fades through black and dissolves. A frame depends on the arguments and
-its index alone, bit for bit the same on every machine (see `procedural_noise` for how), and memory does not grow with the length.
+A clip is a row of shots, of about four seconds unless told otherwise, joined by cuts, fades through black and dissolves. A frame depends on
+the arguments and its index alone, bit for bit the same on every machine (see `procedural_noise` for how), and memory does not grow with
+the length.
 Seeds are split by the caller: any integer gives a clip that shares nothing with those of other integers, so held-out data is just other
 seeds.
 """
@@ -26,11 +27,25 @@ from wfvae.procedural_noise import Dice, Field
 from wfvae.procedural_paint import Packed, Stage, average, blend, dim, to_pixels
 from wfvae.procedural_scenes import SCENES, Scene, SceneKind, build_scene
 
-__all__ = ["BLUR_SAMPLES", "MAX_NOISE", "MAX_SIDE", "MIN_SIDE", "SCENES", "SHUTTER", "ProceduralClip", "SceneName"]
+__all__ = [
+    "BLUR_SAMPLES",
+    "MAX_NOISE",
+    "MAX_SHOT_SECONDS",
+    "MAX_SIDE",
+    "MIN_SIDE",
+    "SCENES",
+    "SHOT_SECONDS",
+    "SHUTTER",
+    "ProceduralClip",
+    "SceneName",
+]
 
 MIN_SIDE = 8
 MAX_SIDE = 8192
 MAX_NOISE = 64.0
+SHOT_SECONDS = 4.0
+"""Length of a shot, about, unless another is given."""
+MAX_SHOT_SECONDS = 3600.0
 BLUR_SAMPLES = (1, 2, 4, 8, 16)
 SHUTTER = 0.5
 """Share of the frame time that the shutter of a blurred clip is open."""
@@ -38,7 +53,6 @@ SHUTTER = 0.5
 SceneName = Literal["mixed", SceneKind]
 """What a clip shows: one of `SCENES` in every shot, or "mixed" for a kind per shot."""
 
-_SHOT_SECONDS = 4.0
 _JOIN_SECONDS = 0.6
 _KEPT_SHOTS = 2
 _SHOT, _CUT, _GRAIN = 1, 2, 3
@@ -52,7 +66,7 @@ class ProceduralClip:
     """A deterministic video that is painted frame by frame on demand.
 
     Attributes:
-        seed, height, width, fps, scene, noise, motion_blur, cuts: as given.
+        seed, height, width, fps, scene, noise, motion_blur, cuts, shot_seconds: as given.
         length: number of frames, None for a clip without end.
 
     Not safe for several threads at once (it keeps the two latest shots); give each thread its own clip, they are small until used.
@@ -70,6 +84,7 @@ class ProceduralClip:
         noise: float = 0.0,
         motion_blur: int = 1,
         cuts: bool = True,
+        shot_seconds: float = SHOT_SECONDS,
     ) -> None:
         """Describe a clip; nothing is painted yet.
 
@@ -82,6 +97,7 @@ class ProceduralClip:
             noise: standard deviation of film grain in 8-bit levels, 0..64.
             motion_blur: pictures averaged per frame over half the frame time: 1 (off), 2, 4, 8 or 16; the time taken grows alike.
             cuts: False for a single shot without end.
+            shot_seconds: length of a shot, up to half as much more or less, above 0 and at most 3600; none is shorter than 4 frames.
 
         Raises:
             InputError: an argument is outside its range.
@@ -99,10 +115,12 @@ class ProceduralClip:
             raise InputError(f"noise is {noise!r}; expected a standard deviation of 0 to {MAX_NOISE:g} levels of 255")
         if motion_blur not in BLUR_SAMPLES or isinstance(motion_blur, bool):
             raise InputError(f"motion_blur is {motion_blur!r}; expected the pictures to average, one of {BLUR_SAMPLES} (1 = off)")
+        if wrong := shot_seconds_complaint(shot_seconds):
+            raise InputError(wrong)
         self.seed, self.height, self.width, self.length = int(seed), int(height), int(width), frames
         self.fps, self.scene, self.noise, self.motion_blur, self.cuts = fps, scene, noise, int(motion_blur), cuts
-        self._rate = float(fps)
-        self._shot_frames = max(round(_SHOT_SECONDS * self._rate), 8)
+        self.shot_seconds, self._rate = float(shot_seconds), float(fps)
+        self._shot_frames = max(round(self.shot_seconds * self._rate), 8)
         self._join_frames = min(round(_JOIN_SECONDS * self._rate), self._shot_frames // 4)
         self._stage = Stage(self.height, self.width)
         self._shots: OrderedDict[int, Scene] = OrderedDict()
@@ -227,6 +245,13 @@ class ProceduralClip:
         gain = int(self.noise * 16 / _GRAIN_SPREAD * 65536)
         grain: Field = (mixed * gain + 32768) >> 16
         return grain
+
+
+def shot_seconds_complaint(seconds: float) -> str:
+    """What is wrong with a length of shots, begins with `shot_seconds`; "" if nothing."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= MAX_SHOT_SECONDS:
+        return f"shot_seconds is {seconds!r}; expected seconds above 0 and at most {MAX_SHOT_SECONDS:g}"
+    return ""
 
 
 def _check_integer(name: str, value: int, low: int, high: int | None) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from wfvae.errors import InputError
-from wfvae.procedural import MAX_NOISE, MAX_SIDE, MIN_SIDE, ProceduralClip, SceneName
+from wfvae.procedural import MAX_NOISE, MAX_SIDE, MIN_SIDE, SHOT_SECONDS, ProceduralClip, SceneName
 from wfvae.train.data.clip_source import Clip
 from wfvae.train.strides import Strides, strides_complaint
 
@@ -22,7 +22,7 @@ TRAINING_SEEDS = range(1 << 32, 1 << 63)
 
 _FPS = 25
 _SPAN_SECONDS = 16
-"""Clips begin within this time, so that four shots and the changes between them come up."""
+"""Clips begin within this time, so that four shots of the usual length and the changes between them come up."""
 _NOISY, _BLURRED = 0.3, 0.3
 """Shares of the clips with film grain and with motion blur."""
 _BLUR = 4
@@ -49,6 +49,7 @@ class ProceduralClips:
         split: Split = "train",
         scenes: Sequence[str] = ("mixed",),
         max_noise: float = 8.0,
+        shot_seconds: float = SHOT_SECONDS,
     ) -> None:
         """Describe the set; nothing is painted yet.
 
@@ -63,6 +64,7 @@ class ProceduralClips:
             split: "train" or "held-out".
             scenes: names of `procedural.SceneName`, one or more; each clip draws one, so a name given twice comes twice as often.
             max_noise: film grain of the noisy clips goes up to this standard deviation, 0..64 levels of 255; 0 for none.
+            shot_seconds: length of a shot, about, above 0 and at most 3600; shorter ones show more cuts, fades and dissolves.
 
         Raises:
             InputError: an argument is outside its range.
@@ -81,10 +83,12 @@ class ProceduralClips:
         if not scenes or isinstance(scenes, str):
             raise InputError(f"scenes is {scenes!r}; expected a list of one or more of {', '.join(get_args(SceneName))}")
         for scene in scenes:
-            ProceduralClip(0, size[0], size[1], scene=scene)  # refuses an unknown scene here rather than in a worker
+            # Refuses an unknown scene here rather than in a worker, and a wrong length of shots.
+            ProceduralClip(0, size[0], size[1], scene=scene, shot_seconds=shot_seconds)
         self.seed, self.count, self.frames, self.size = seed, count, frames, (size[0], size[1])
         self.strides = Strides(stride, min_stride or stride, float(stills))
         self.split, self.scenes, self.max_noise = split, tuple(scenes), float(max_noise)
+        self.shot_seconds = float(shot_seconds)
 
     def __len__(self) -> int:
         return self.count
@@ -115,4 +119,5 @@ class ProceduralClips:
         noise = float(rng.uniform(0.0, self.max_noise)) if rng.random() < _NOISY else 0.0
         blur = _BLUR if rng.random() < _BLURRED else 1
         scene = self.scenes[int(rng.integers(len(self.scenes)))]
-        return ProceduralClip(seed, self.size[0], self.size[1], fps=_FPS, scene=scene, noise=noise, motion_blur=blur)
+        height, width = self.size
+        return ProceduralClip(seed, height, width, fps=_FPS, scene=scene, noise=noise, motion_blur=blur, shot_seconds=self.shot_seconds)
