@@ -10,7 +10,9 @@ over one period of a latent and over three; the original plus that mean is the r
 differs then is what comes and goes. ColorVideoVDP (Mantiuk et al., ACM Trans. Graph. 2024), a calibrated model of vision, counts it in JOD:
 10 is no difference that could be seen, and one less is what three of four people see. Its display is `standard_fhd`, 30 frames a second.
 
-Beside whole shots, each quarter of the picture counts by itself, 24 frames at a time: what flickers in one place only.
+Beside whole shots, each quarter of the picture counts by itself, 24 frames at a time: what flickers in one place only. The model of vision
+has filters of a quarter of a second, and takes the first frame that it is given to have stood for as long. So it is given the whole stream,
+cuts and all, and what it has of each frame is picked from that: alone, what shows for one frame behind a cut would count as if it stood.
 
 Needs `pip install cvvdp opencv-python-headless` (the motion is OpenCV's DIS optical flow), which no extra of the package has.
 """
@@ -20,7 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,10 +71,14 @@ Motion = Mapping[tuple[int, int], Floats]
 """Flows by both frames' numbers."""
 
 
-class Judge(Protocol):
-    """JOD of a video beside its reference, both (T, H, W, 3) in levels of 255."""
+Span = tuple[int, int]
+"""First frame, and the one after the last."""
 
-    def __call__(self, video: Floats, reference: Floats) -> float: ...
+
+class Judge(Protocol):
+    """JOD of spans of a video beside its reference, (T, H, W, 3) in levels of 255. What went before a span is seen, but not counted."""
+
+    def __call__(self, video: Floats, reference: Floats, spans: Sequence[Span]) -> list[float]: ...
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -120,25 +126,25 @@ def main() -> None:
 
 
 def judged(
-    original: Video, videos: Mapping[str, Video], shots: list[tuple[int, int]], motions: list[Motion], judge: Judge
+    original: Video, videos: Mapping[str, Video], shots: Sequence[Span], motions: Sequence[Motion], judge: Judge
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Per video and reach of the mean: JOD of each shot, of the worst quarters, and how many of those are below `SEEN`."""
     result: dict[str, dict[str, dict[str, Any]]] = {}
+    spans = groups(shots)
     for name, video in videos.items():
-        whole = [judge(video[start:stop].astype(np.float32), original[start:stop].astype(np.float32)) for start, stop in shots]
-        result[name] = {"all_differences": {"shots": whole}}
-        for label, frames in REACHES.items():
-            of_shots, of_quarters = [], []
-            for (start, stop), moved in zip(shots, motions, strict=True):
-                after, steady = beside_steady(original[start:stop], video[start:stop], frames, moved)
-                of_shots.append(judge(after, steady))
-                for part in quarters(after.shape):
-                    frames_of_it, *sides = ([one.start, one.stop - 1] for one in part)
-                    place = {"frames": [start + at for at in frames_of_it], "rows": sides[0], "columns": sides[1]}
-                    of_quarters.append({"jod": judge(after[part], steady[part]), **place})
+        after = video.astype(np.float32)
+        result[name] = {"all_differences": {"shots": judge(after, original.astype(np.float32), shots)}}
+        for label, reach in REACHES.items():
+            steady = steady_version(original, video, reach, shots, motions)
+            of_quarters = []
+            for corner in quarters(after.shape):
+                rows, columns = ([side.start, side.stop - 1] for side in corner)
+                part = (slice(None), *corner)
+                for (start, stop), jod in zip(spans, judge(after[part], steady[part], spans), strict=True):
+                    of_quarters.append({"jod": jod, "frames": [start, stop - 1], "rows": rows, "columns": columns})
             of_quarters.sort(key=lambda quarter: quarter["jod"])
             result[name][label] = {
-                "shots": of_shots,
+                "shots": judge(after, steady, shots),
                 "worst_quarter": of_quarters[0]["jod"],
                 "quarters": len(of_quarters),
                 "quarters_seen": sum(quarter["jod"] < SEEN for quarter in of_quarters),
@@ -147,16 +153,11 @@ def judged(
     return result
 
 
-def without_parts(
-    original: Video, video: Video, shots: list[tuple[int, int]], motions: list[Motion], judge: Judge
-) -> dict[str, list[float]]:
+def without_parts(original: Video, video: Video, shots: Sequence[Span], motions: Sequence[Motion], judge: Judge) -> dict[str, list[float]]:
     """Per part of the flicker over the longest reach: JOD of each shot, were that part not there."""
-    result: dict[str, list[float]] = {}
-    for (start, stop), moved in zip(shots, motions, strict=True):
-        after, steady = beside_steady(original[start:stop], video[start:stop], max(REACHES.values()), moved)
-        for name, part in parts(after - steady).items():
-            result.setdefault(name, []).append(judge(after - part, steady))
-    return result
+    after = video.astype(np.float32)
+    steady = steady_version(original, video, max(REACHES.values()), shots, motions)
+    return {name: judge(after - part, steady, shots) for name, part in parts(after - steady).items()}
 
 
 def parts(flicker: Floats) -> dict[str, Floats]:
@@ -167,13 +168,19 @@ def parts(flicker: Floats) -> dict[str, Floats]:
     return {**scales, "luma": grey, "colour": flicker - grey}
 
 
-def quarters(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice, slice]]:
-    """Of a shot, `GROUP` frames at a time; what is left at its end is left out."""
-    frames, height, width = shape[:3]
-    for start in range(0, frames - GROUP + 1, GROUP):
-        for top in (0, height // 2):
-            for left in (0, width // 2):
-                yield slice(start, start + GROUP), slice(top, top + height // 2), slice(left, left + width // 2)
+def groups(shots: Sequence[Span]) -> list[Span]:
+    """`GROUP` frames each, from the first of each shot on. The last of a shot reach into the next, and those of the stream end with it."""
+    end = shots[-1][1]
+    starts = [min(at, max(end - GROUP, 0)) for start, stop in shots for at in range(start, stop, GROUP)]
+    return [(start, min(start + GROUP, end)) for start in dict.fromkeys(starts)]
+
+
+def quarters(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the four quarters of (T, H, W, 3)."""
+    height, width = shape[1:3]
+    for top in (0, height // 2):
+        for left in (0, width // 2):
+            yield slice(top, top + height // 2), slice(left, left + width // 2)
 
 
 def motion(shot: Video, reach: int, flow: Flow) -> Motion:
@@ -186,10 +193,13 @@ def motion(shot: Video, reach: int, flow: Flow) -> Motion:
     return found
 
 
-def beside_steady(shot: Video, reconstruction: Video, reach: int, moved: Motion) -> tuple[Floats, Floats]:
-    """The reconstruction of a shot, and what it is compared with: the original plus the part of the error that stays."""
-    before, after = shot.astype(np.float32), reconstruction.astype(np.float32)
-    return after, before + steady_error(shot, after - before, reach, moved)
+def steady_version(original: Video, video: Video, reach: int, shots: Sequence[Span], motions: Sequence[Motion]) -> Floats:
+    """What a video is compared with: the original plus the part of the error that stays, shot by shot."""
+    steady = original.astype(np.float32)
+    error = video.astype(np.float32) - steady
+    for (start, stop), moved in zip(shots, motions, strict=True):
+        steady[start:stop] += steady_error(original[start:stop], error[start:stop], reach, moved)
+    return steady
 
 
 def steady_error(shot: Video, error: Floats, reach: int, moved: Motion) -> Floats:
@@ -235,7 +245,7 @@ def reconstruct(model: WFVAE, original: Video) -> Video:
             return bundle.decode(bundle.encode(original, chunk=CHUNK), frames=len(original), chunk=CHUNK)
 
 
-def softened(original: Video, stream: Video, shots: list[tuple[int, int]]) -> Video:
+def softened(original: Video, stream: Video, shots: Sequence[Span]) -> Video:
     """Each shot blurred, all its frames alike, to the mean squared error that the stream has in it."""
     result = np.empty_like(original)
     for start, stop in shots:
@@ -289,10 +299,12 @@ def color_video_vdp() -> Judge:
         raise SystemExit(f"{error}; the model of vision is not installed: pip install cvvdp") from error
     metric = pycvvdp.cvvdp(display_name=DISPLAY, quiet=True)
 
-    def judge(video: Floats, reference: Floats) -> float:
+    def judge(video: Floats, reference: Floats, spans: Sequence[Span]) -> list[float]:
         pair = [torch.from_numpy(np.ascontiguousarray(part / np.float32(255))).clamp(0, 1) for part in (video, reference)]
-        jod, _ = metric.predict(*pair, dim_order="FHWC", frames_per_second=RATE)
-        return float(jod)
+        _, found = metric.predict(*pair, dim_order="FHWC", frames_per_second=RATE)
+        of_frames = torch.from_numpy(found["Q_per_ch"]).to(metric.device)  # (1, channels, frames, bands)
+        # Each frame twice, which changes no mean: a single one would be taken for a still picture, which is seen for longer.
+        return [float(metric.do_pooling_and_jods(of_frames[:, :, start:stop].repeat(1, 1, 2, 1))) for start, stop in spans]
 
     return judge
 

@@ -10,8 +10,8 @@ Scores are means over held-out clips of 17 frames of 128x128 pixels: windows of 
 paintings at 128x128 (twice as much detail per pixel). Your own videos are resized to cover 256x256, and windows of that are scored. What
 the frames before do is told by the last four frames of 33, in clips that begin 8, 16 and 32 frames before the last: models trained on short
 clips may get worse with length. Whether letters keep their shape while they move is told by titles that pass at whole pixels per frame:
-along the motion nothing of the original changes, so what changes in the reconstruction is shimmer. The stream goes through the exported
-bundle and ONNX Runtime.
+along the motion nothing of the original changes, so what changes in the reconstruction is shimmer. What a cut costs is told by clips that
+others follow, at each place in a latent. The stream goes through the exported bundle and ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ AFAR = (4, 8, 8)
 FRAMES, CLIPS_PER_VIDEO = 17, 8
 PASSING_SEEDS, PASSING_MOMENT, PASSING_FRAMES, SPEEDS = range(100, 108), 50, 25, (0, 1, 2, 3, 4)
 """Held-out titles, the frame of them that passes, for how many frames, and by how many pixels upwards in each."""
+CUT_SEEDS, CUT_FROM, CUT_FRAMES, BEHIND = range(200, 208), 21, 45, 8
+"""Held-out clips, each followed by that of the next seed; the first frame of the latent that the cut falls into; frames in all; and
+frames behind the cut that are told one by one."""
 MINIMUM_CLIPS = 2
 HISTORIES, SCORED = (8, 16, 32), 4
 """Frames before the last one, and how many of the last are scored."""
@@ -114,6 +117,7 @@ def main() -> None:
         "held_out": {"windows_of_256x256": score(model, args.clips, 2 * SIDE), "paintings_at_128x128": score(model, args.clips, SIDE)},
         "psnr_db_after_frames": histories(model, args.clips),
         "passing_titles": passing_titles(model),
+        "cuts": cuts(model),
         "stream": stream(model, args.frames, args.out),
     }
     if args.videos is not None:
@@ -235,6 +239,27 @@ def passing_titles(model: WFVAE) -> dict[str, dict[str, float]]:
             psnr.append(10 * np.log10(4 / float((result - video).square().mean())))
             change.append(float((result[:, :, 1:, : SIDE - speed] - result[:, :, :-1, speed:]).abs().mean()) * 127.5)
         found[str(speed)] = {"psnr_db": statistics.mean(psnr), "change_along_motion_levels": statistics.mean(change)}
+    return found
+
+
+def cuts(model: WFVAE) -> list[dict[str, Any]]:
+    """By the place in a latent that is the first behind a cut: mean PSNR of the frame before it, of those behind it, and of the last."""
+    ratio, side = model.config.temporal_compression, 2 * SIDE
+    clips = [ProceduralClip(seed, side, side, cuts=False).frames(0, CUT_FRAMES)[:, WINDOW, WINDOW] for seed in CUT_SEEDS]
+    found = []
+    for place in range(ratio):
+        cut, psnr = CUT_FROM + place, []
+        for before, after in zip(clips, clips[1:] + clips[:1], strict=True):
+            frames = np.concatenate([before[:cut], after[cut:]])
+            with torch.inference_mode():
+                video = to_model_range(torch.from_numpy(frames)[None].movedim(-1, 1))
+                result = model.decode(model.encode(video).latent_dist.mean).sample.clamp(-1, 1)
+            psnr.append(10 * torch.log10(4 / (result - video).square().mean(dim=(0, 1, 3, 4))))
+        mean = torch.stack(psnr).mean(dim=0).tolist()
+        later = statistics.mean(mean[-ratio - 1 : -1])  # the last latent is poor by itself
+        found.append(
+            {"place_in_latent": place, "psnr_db_before": mean[cut - 1], "psnr_db_behind": mean[cut : cut + BEHIND], "psnr_db_later": later}
+        )
     return found
 
 
@@ -365,6 +390,12 @@ def summary(result: dict[str, Any]) -> str:
     for speed, scores in result["passing_titles"].items():
         change = f"they change {scores['change_along_motion_levels']:.2f} levels a frame along it"
         lines.append(f"titles that pass at {speed} pixels a frame: PSNR {scores['psnr_db']:.2f} dB, {change}")
+    for scores in result["cuts"]:
+        behind = ", ".join(f"{psnr:.2f}" for psnr in scores["psnr_db_behind"])
+        lines.append(
+            f"cuts before place {scores['place_in_latent']} of a latent: PSNR {scores['psnr_db_before']:.2f} dB in the last frame before, "
+            f"{behind} in the next ones, {scores['psnr_db_later']:.2f} later"
+        )
     told = result["stream"]
     seams = ", ".join(f"{name} {ratio:.2f} x" for name, ratio in told["error_change_at_seams_over_within_steps"].items())
     lines.append(

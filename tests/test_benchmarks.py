@@ -17,6 +17,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -715,6 +716,9 @@ def test_figures_of_the_model_that_ships(tmp_path: Path) -> None:
     assert all(20 < scores["psnr_db"] < 60 and 0.5 < scores["ssim"] < 1 for scores in found["held_out"].values())
     still, *moving = (found["passing_titles"][str(speed)] for speed in range(5))
     assert all(0 < still["change_along_motion_levels"] < fast["change_along_motion_levels"] < 30 for fast in moving)
+    places = range(4)
+    for place, scores in zip(places, found["cuts"], strict=True):
+        assert scores["place_in_latent"] == place and 20 < min(scores["psnr_db_behind"]) < scores["psnr_db_later"] < 60
     stream = found["stream"]
     assert stream["frames"] == 41 and stream["psnr_db"] > stream["psnr_db_lowest"] > 15 and len(stream["psnr_db_by_place_in_latent"]) == 4
     [shot] = stream["shots"]
@@ -798,13 +802,14 @@ def test_flicker_counts_by_itself_in_shots_and_quarters() -> None:
     steady, blinking = still + np.uint8(8), still.copy()
     blinking[::2, :8, 16:] += 8
 
-    def judge(video: Any, reference: Any) -> float:
-        return 10 - float(np.abs(video - reference).mean())
+    def judge(video: Any, reference: Any, spans: Any) -> list[float]:
+        assert len(video) == len(reference) == 60  # what went before a span is seen
+        return [10 - float(np.abs(video - reference)[start:stop].mean()) for start, stop in spans]
 
     def flow(first: Any, second: Any) -> Any:
         return np.zeros((16, 32, 2), np.float32)
 
-    shots = [(0, 35), (35, 60)]
+    shots = [(0, 36), (36, 60)]
     motions = [flicker.motion(still[start:stop], 6, flow) for start, stop in shots]
     found = flicker.judged(still, {"steady": steady, "blinking": blinking}, shots, motions, judge)
     assert found["steady"]["all_differences"]["shots"] == [2.0, 2.0]
@@ -812,18 +817,60 @@ def test_flicker_counts_by_itself_in_shots_and_quarters() -> None:
         told = found["steady"][kind]
         assert (told["shots"], told["worst_quarter"], told["quarters_seen"]) == ([10.0, 10.0], 10.0, 0)
         told = found["blinking"][kind]
-        places = [(quarter["frames"], quarter["rows"], quarter["columns"]) for quarter in told["lowest_quarters"][:2]]
-        assert sorted(places) == [([0, 23], [0, 7], [16, 31]), ([35, 58], [0, 7], [16, 31])]
-        assert (told["quarters"], told["quarters_seen"]) == (8, 2)  # one of the four, in each of the shots
+        places = [(quarter["frames"], quarter["rows"], quarter["columns"]) for quarter in told["lowest_quarters"][:3]]
+        assert sorted(places) == [(frames, [0, 7], [16, 31]) for frames in ([0, 23], [24, 47], [36, 59])]
+        assert (told["quarters"], told["quarters_seen"]) == (12, 3)  # one of the four, at each time
         assert 5.5 < told["worst_quarter"] < 6.5 and all(8.9 < jod < 9.1 for jod in told["shots"])
     without = flicker.without_parts(still, blinking, shots, motions, judge)
     assert without["luma"] == [10.0, 10.0] and without["colour"] == found["blinking"]["three_latents"]["shots"]  # it blinks in grey
     assert all(low < high < 10 for low, high in zip(without["finer"], without["coarser"], strict=True))  # of 8x16 pixels, so coarse
-    text = flicker.table({"shots": [[0, 34], [35, 59]], "jod": found, "stream_without": without})
+    text = flicker.table({"shots": [[0, 35], [36, 59]], "jod": found, "stream_without": without})
     assert "| stream, flicker, 13 frames, without luma | 10.00 | 10.00 |  |  |" in text
     assert (
-        "| blinking, flicker, 5 frames | 9.0" in text and "| 2 of 8 |" in text and "| steady, all differences | 2.00 | 2.00 |  |  |" in text
+        "| blinking, flicker, 5 frames | 9.0" in text
+        and "| 3 of 12 |" in text
+        and "| steady, all differences | 2.00 | 2.00 |  |  |" in text
     )
+
+
+@given(st.lists(st.integers(1, 80), min_size=1, max_size=6))
+def test_groups_of_frames_leave_none_out_and_begin_with_shots(lengths: list[int]) -> None:
+    starts = np.cumsum([0, *lengths])
+    shots = list(pairwise(starts.tolist()))
+    found, end = flicker.groups(shots), int(starts[-1])
+    assert {at for start, stop in found for at in range(start, stop)} == set(range(end))
+    assert {stop - start for start, stop in found} == {min(flicker.GROUP, end)}
+    assert len(set(found)) == len(found)
+    begun = {start for start, _ in found}
+    assert all(start in begun for start, _ in shots if start + flicker.GROUP <= end)
+
+
+def test_what_went_before_a_cut_is_seen_but_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model of vision is given the whole video; what it has of a span's frames is pooled, a single frame not as a still picture."""
+    asked = []
+
+    class Metric:
+        device = torch.device("cpu")
+
+        def __init__(self, display_name: str, quiet: bool) -> None:
+            assert (display_name, quiet) == (flicker.DISPLAY, True)
+
+        def predict(self, video: Any, reference: Any, dim_order: str, frames_per_second: int) -> tuple[float, dict[str, Any]]:
+            asked.append((video.shape, reference.shape, dim_order, frames_per_second))
+            by_frame = (video - reference).abs().mean(dim=(1, 2, 3)).numpy()
+            return 0.0, {"Q_per_ch": np.tile(by_frame[None, None, :, None], (1, 4, 1, 7))}
+
+        def do_pooling_and_jods(self, of_frames: Any) -> Any:
+            assert of_frames.shape[2] > 1
+            return 10 - of_frames.mean()
+
+    monkeypatch.setattr(flicker, "make_torchvision_importable", lambda *args: None)
+    monkeypatch.setitem(sys.modules, "pycvvdp", SimpleNamespace(cvvdp=Metric))
+    video = np.zeros((9, 4, 6, 3), np.float32)
+    video[3] = 255.0
+    jods = flicker.color_video_vdp()(video, np.zeros_like(video), [(0, 3), (3, 4), (2, 6)])
+    assert jods == pytest.approx([10.0, 9.0, 9.75])
+    assert asked == [((9, 4, 6, 3), (9, 4, 6, 3), "FHWC", flicker.RATE)]
 
 
 def test_parts_of_flicker_add_up_and_are_told_by_their_scale() -> None:
@@ -941,6 +988,34 @@ def test_titles_that_pass_change_by_what_the_model_adds() -> None:
         assert scores["change_along_motion_levels"] == pytest.approx(3.0, abs=1e-3), speed
 
 
+class Lingering:
+    """In the place of a model: one that shows a share of the frame before in every frame."""
+
+    config = SimpleNamespace(temporal_compression=4)
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+
+    def encode(self, video: torch.Tensor) -> SimpleNamespace:
+        before = torch.cat([video[:, :, :1], video[:, :, :-1]], dim=2)
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=video + self._share * (before - video)))
+
+    def decode(self, latents: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=latents)
+
+
+def test_what_lingers_behind_a_cut_is_told_wherever_it_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_model, "CUT_SEEDS", range(200, 202))
+    strong, faint = (tiny_model.cuts(Lingering(share)) for share in (0.1, 0.05))  # type: ignore[arg-type]
+    assert [scores["place_in_latent"] for scores in strong] == [0, 1, 2, 3]
+    for scores, fainter in zip(strong, faint, strict=True):
+        first, *others = scores["psnr_db_behind"]
+        assert len(others) == tiny_model.BEHIND - 1
+        assert first < min(*others, scores["psnr_db_before"], scores["psnr_db_later"]) - 5
+        for found, other in ((first, fainter["psnr_db_behind"][0]), (scores["psnr_db_later"], fainter["psnr_db_later"])):
+            assert other - found == pytest.approx(20 * math.log10(2), abs=0.01)  # half the error
+
+
 def test_where_nothing_holds_there_is_no_mean() -> None:
     told = tiny_model.levels("still", np.array([1.0, 3.0], np.float32))
     assert told == {"still_change_levels": 2.0, "still_change_levels_99th_percentile": pytest.approx(2.98)}
@@ -948,7 +1023,7 @@ def test_where_nothing_holds_there_is_no_mean() -> None:
     assert none == {f"{where}_change_levels{end}": None for where in ("still", "afar") for end in ("", "_99th_percentile")}
     stream = {"frames": 25, "psnr_db": 30.0, "error_change_levels": 1.0, "error_change_at_seams_over_within_steps": {}}
     stream |= {"still_share": 0.0, "afar_share": 0.0, **none}
-    result = {"held_out": {}, "psnr_db_after_frames": {}, "passing_titles": {}, "stream": stream}
+    result = {"held_out": {}, "psnr_db_after_frames": {}, "passing_titles": {}, "cuts": [], "stream": stream}
     assert "far from all that moves: 0% of the pixels" in tiny_model.summary(result).splitlines()
 
 
