@@ -40,11 +40,11 @@ from wfvae.export.bundle import export_bundle
 from wfvae.export.svg_file import Panel, svg_file
 from wfvae.export.svg_plots import WIDE, line_plot
 from wfvae.procedural import ProceduralClip
+from wfvae.run_directory import RUN_CONFIG
 from wfvae.runtime import open_bundle
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import Crops, FixedCrops, ProceduralClips, VideoFolder, held_out, to_model_range
 from wfvae.train.data.batch import Batch, stack_clips
-from wfvae.train.loop import CONFIG_NAME as RUN_CONFIG
 from wfvae.train.metrics import read_metrics
 from wfvae.train.validation import validate
 

@@ -35,12 +35,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fixtures.numbered_videos import write_numbered
 from fixtures.program import Program, clip, on_terminal, save, start_process, wait_for
+from wfvae import cli
 from wfvae.causal import CausalConv3d
-from wfvae.checkpoint import newest_of_run
 from wfvae.config import WFVAEConfig
 from wfvae.errors import CheckpointError, ConfigError, DataError, MissingExtraError, TrainingError
 from wfvae.model import WFVAE
 from wfvae.perceptual import load_lpips
+from wfvae.run_directory import newest_of_run
 from wfvae.train import checkpoints
 from wfvae.train.bf16_support import computes_in_bf16
 from wfvae.train.checkpoints import write_checkpoint
@@ -315,6 +316,21 @@ def test_ctrl_c_and_a_polite_kill_keep_the_work(number: signal.Signals, whole_gr
     assert train(on, run, CPU, resume=True).step == step + 1
 
 
+def test_an_interruption_while_torch_is_loaded_tells_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Loading:
+        def __getattr__(self, name: str) -> Any:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "wfvae.train.loop", Loading())
+    step = tmp_path / "old" / "checkpoints" / "step-00000003"
+    step.mkdir(parents=True)
+    for name, kept in (("new", "nothing was saved yet"), ("old", f"{step} is whole, go on with --resume")):
+        assert cli.main(["train", "tiny-quick", "--out", str(tmp_path / name)]) == 130
+        assert capsys.readouterr().err == f"wfvae train: interrupted; {kept}\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interruption_while_workers_start_is_one_line(number: signal.Signals, tmp_path: Path) -> None:
     """To the whole group, as the terminal sends it; the fork server is loading torch then, and looks after no signals yet."""
@@ -355,8 +371,11 @@ def test_the_progress_of_a_run_shows_on_a_terminal_and_nowhere_else(
     config = written(small(validation__every=0, validation__clips=1, run__steps=2), tmp_path / "small.toml")
     code, text = on_terminal("train", config, "--out", tmp_path / "one", "--json")
     assert code == 0
-    pattern = r"training .*[12]/2 reconstruction \d\S*  kl \d\S*  wavelet \d\S*  \d+\.\d frames/s  data wait \d+% \d:\d\d:\d\d"
-    assert re.search(pattern, text), text
+    losses = r"  reconstruction \d\S*  kl \d\S*  wavelet \d\S*"
+    pattern = r"training .*[12]/2 \d:\d\d:\d\d \d+\.\d frames/s  data wait \d+%"
+    assert re.search(pattern + losses, text), text
+    code, text = on_terminal("train", config, "--out", tmp_path / "narrow", "--json", columns=80)
+    assert code == 0 and re.search(pattern + r"  recons\w*…", text), text  # losses give way
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert program.done("train", config, "--out", tmp_path / "other")["finished"]
 

@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from wfvae import __version__
-from wfvae.checkpoint import RUN_CHECKPOINTS, RUN_MODEL, newest_of_run
 from wfvae.errors import CheckpointError, ConfigError, TrainingError
+from wfvae.run_directory import RUN_CHECKPOINTS, RUN_MODEL, newest_of_run
 from wfvae.train.config import TrainingConfig
 from wfvae.train.state import TrainingState
 

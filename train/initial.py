@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wfvae.checkpoint import CONFIG_NAME, RUN_MODEL
+from wfvae.checkpoint import CONFIG_NAME
 from wfvae.config import WFVAEConfig
 from wfvae.errors import CheckpointError, ConfigError
 from wfvae.model import WFVAE
+from wfvae.run_directory import RUN_MODEL
 from wfvae.train.config import TrainingConfig
 
 _NOT_COMPARED = frozenset({"scale", "shift", "dropout"})

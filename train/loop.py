@@ -16,9 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from wfvae.checkpoint import RUN_CHECKPOINTS, newest_of_run
 from wfvae.errors import ConfigError, DataError, InputError, TrainingError
 from wfvae.model import WFVAE
+from wfvae.run_directory import RUN_CHECKPOINTS, RUN_CONFIG, newest_of_run
 from wfvae.train.bf16_support import computes_in_bf16
 from wfvae.train.checkpoints import check_same_run, config_of, data_of, processes_of, read_checkpoint, unfinished, write_checkpoint
 from wfvae.train.config import TrainingConfig
@@ -33,7 +33,6 @@ from wfvae.train.step import NotFiniteError, Trainer
 from wfvae.train.validation import NotFiniteScoresError, Scores, check_needs, validate
 from wfvae.train.world import ENDED_ELSEWHERE, World, tells_of_lost_peer
 
-CONFIG_NAME = "config.toml"
 _SIGN_EVERY = 60.0
 """Seconds of indexing between two signs to the other processes, which would not wait for ever without one."""
 _SLOW_BF16 = "bf16 is slower here than fp32, as a processor has no instructions for it; a new run with run.precision=auto takes fp32"
@@ -378,9 +377,9 @@ class _Run:
         directory = self._directory
         try:
             (directory / RUN_CHECKPOINTS).mkdir(exist_ok=True)
-            temporary = directory / (CONFIG_NAME + ".tmp")
+            temporary = directory / (RUN_CONFIG + ".tmp")
             temporary.write_text(self._config.to_toml(), encoding="utf-8")
-            os.replace(temporary, directory / CONFIG_NAME)
+            os.replace(temporary, directory / RUN_CONFIG)
         except OSError as error:
             raise TrainingError(f"cannot write the run directory {directory}: {error.strerror}") from error
 

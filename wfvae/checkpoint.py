@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -19,11 +18,10 @@ from torch import Tensor
 from wfvae.config import WFVAEConfig
 from wfvae.errors import CheckpointError, MissingExtraError
 from wfvae.model import WFVAE
+from wfvae.run_directory import RUN_CHECKPOINTS, RUN_MODEL, newest_of_run
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-RUN_CHECKPOINTS, RUN_MODEL = "checkpoints", "checkpoint"
-"""A training run holds `checkpoints/step-N/checkpoint/`, each a checkpoint directory of the averaged weights."""
 SHIPPED = ("tiny",)
 """Names of the checkpoints that come with the package, in `wfvae/data`."""
 _LISTED = 8
@@ -63,13 +61,6 @@ def load(
     path = model_of_run(path)
     _require_config(path, source)
     return _build(WFVAEConfig.from_json(path / CONFIG_NAME), _read_weights(path / WEIGHTS_NAME), path, device, dtype)
-
-
-def newest_of_run(run: Path) -> Path | None:
-    """The newest whole checkpoint, `step-N`, of a training run; None if there is none."""
-    folder = run / RUN_CHECKPOINTS
-    steps = [path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name)] if folder.is_dir() else []
-    return max(steps, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
 def model_of_run(directory: Path) -> Path:

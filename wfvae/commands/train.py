@@ -61,16 +61,16 @@ def run(args: argparse.Namespace) -> int:
     if args.show:
         show(args, config.to_dict(), config.to_toml().rstrip())
         return 0
-    try:
-        from wfvae.train.loop import Watcher, train
-        from wfvae.train.world import join_world, processes_here
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("training", str(error.name), "train") from error
-    from wfvae.machine import processor_count
-
     directory = args.out or _default_directory(Path(args.config))
-    threads = config.run.threads or max(processor_count() // processes_here(), 1)
     with _what_is_kept(directory):
+        try:
+            from wfvae.train.loop import Watcher, train
+            from wfvae.train.world import join_world, processes_here
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("training", str(error.name), "train") from error
+        from wfvae.machine import processor_count
+
+        threads = config.run.threads or max(processor_count() // processes_here(), 1)
         with join_world(threads) as world, _polite_stop() as stop, _progress(world.is_first) as (progress, notice, indexing):
 
             def stepped(done: int, total: int, values: dict[str, float]) -> None:
@@ -89,10 +89,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _default_directory(config: Path) -> Path:
     """The run that a configuration belongs to, if it lies in one; else a new place."""
-    from wfvae.checkpoint import RUN_CHECKPOINTS
-    from wfvae.train.loop import CONFIG_NAME
+    from wfvae.run_directory import RUN_CHECKPOINTS, RUN_CONFIG
 
-    if config.name == CONFIG_NAME and (config.parent / RUN_CHECKPOINTS).is_dir():
+    if config.name == RUN_CONFIG and (config.parent / RUN_CHECKPOINTS).is_dir():
         return config.parent
     return Path("runs") / config.stem
 
@@ -100,7 +99,7 @@ def _default_directory(config: Path) -> Path:
 @contextmanager
 def _what_is_kept(run: Path) -> Iterator[None]:
     """An interruption tells whether there is anything to go on from."""
-    from wfvae.checkpoint import newest_of_run
+    from wfvae.run_directory import newest_of_run
 
     try:
         yield
@@ -177,7 +176,14 @@ def _progress(
 ) -> Iterator[tuple[Callable[[int, int, dict[str, float]], None], Callable[[str], None], Callable[[int, int], None]]]:
     """A bar with the losses on a terminal; skipped files are told anywhere."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Details(ProgressColumn):
+        """What gives way where the terminal is narrow, from its end: as a column that might be wrapped, whose text never is."""
+
+        def render(self, task: Task) -> Text:
+            return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
 
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     on_terminal = shown and sys.stderr is not None and sys.stderr.isatty()
@@ -185,8 +191,8 @@ def _progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(),
+        Details(),
     )
     bar = Progress(*columns, console=console, disable=not on_terminal, transient=True, speed_estimate_period=_ETA_SECONDS)
     bar.start()
@@ -195,13 +201,13 @@ def _progress(
         task = bar.add_task("training", total=None, text="")
 
         def progress(done: int, total: int, values: dict[str, float]) -> None:
-            parts = [
+            parts = [f"{values['frames_per_second']:.1f} frames/s"] if "frames_per_second" in values else []
+            parts += [f"data wait {values['data_wait']:.0%}"]
+            parts += [
                 f"{name} {values[name]:.4g}"
                 for name in ("reconstruction", "coarse", "change", "flicker", "lpips", "kl", "wavelet", "adversarial")
                 if values.get(name)
             ]
-            parts += [f"{values['frames_per_second']:.1f} frames/s"] if "frames_per_second" in values else []
-            parts += [f"data wait {values['data_wait']:.0%}"]
             bar.update(task, completed=done, total=total, text="  ".join(parts))
 
         def notice(line: str) -> None:
