@@ -2,13 +2,16 @@
 
     python benchmarks/flicker.py                          the model that ships: a table, benchmarks/results/flicker.json and .md
     python benchmarks/flicker.py --checkpoint RUN         another one
-                          --controls                      with what a softened original has, which cannot flicker, and x264
+                          --controls                      with what cannot flicker, what does nothing else, and x264
                           --parts                         what would be left without a part of the flicker: a scale, luma or colour
 
 A measure of all differences tells softness more than flicker. So the error of each frame is averaged along the motion of the original,
 over one period of a latent and over three; the original plus that mean is the reference, and what is compared with it the stream. What
 differs then is what comes and goes. ColorVideoVDP (Mantiuk et al., ACM Trans. Graph. 2024), a calibrated model of vision, counts it in JOD:
 10 is no difference that could be seen, and one less is what three of four people see. Its display is `standard_fhd`, 30 frames a second.
+
+Where nothing is found that the error could be averaged with, as beside what moves fast, it counts as steady. How much of the means is
+missing is stated, and over the longer period what the flicker is at most: as if nothing were wrong in the frames that are missing.
 
 Beside whole shots, each quarter of the picture counts by itself, 24 frames at a time: what flickers in one place only. The model of vision
 has filters of a quarter of a second, and takes the first frame that it is given to have stood for as long. So it is given the whole stream,
@@ -84,7 +87,11 @@ class Judge(Protocol):
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="tiny", help="as `wfvae export` takes it (default: %(default)s, the one that ships)")
-    parser.add_argument("--controls", action="store_true", help="also a softened original of the stream's PSNR, and x264")
+    parser.add_argument(
+        "--controls",
+        action="store_true",
+        help="also a softened original of the stream's PSNR, its error turned over in every second frame, and x264",
+    )
     parser.add_argument("--parts", action="store_true", help="also what is left of the flicker over 13 frames without each of its parts")
     parser.add_argument("--seed", type=int, default=SEED, help="of the clip (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON; a table beside it (default: benchmarks/results/flicker.json)")
@@ -106,6 +113,7 @@ def main() -> None:
     videos = {"stream": reconstruct(model, original)}
     if args.controls:
         videos["softened original"] = softened(original, videos["stream"], shots)
+        videos["error turned over"] = turned_over(original, videos["stream"])
         videos |= {f"x264, crf {crf}": through_x264(original, crf) for crf in CRF}
     result: dict[str, Any] = {
         "machine": machine(torch.get_num_threads(), "wfvae", "torch", "onnxruntime", "cvvdp", "opencv-python-headless", "av"),
@@ -128,35 +136,41 @@ def main() -> None:
 def judged(
     original: Video, videos: Mapping[str, Video], shots: Sequence[Span], motions: Sequence[Motion], judge: Judge
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Per video and reach of the mean: JOD of each shot, of the worst quarters, and how many of those are below `SEEN`."""
+    """Per video and reach of the mean: JOD of shots, of the worst quarters, and how many are below `SEEN`; over the longest, at most."""
     result: dict[str, dict[str, dict[str, Any]]] = {}
-    spans = groups(shots)
     for name, video in videos.items():
         after = video.astype(np.float32)
         result[name] = {"all_differences": {"shots": judge(after, original.astype(np.float32), shots)}}
         for label, reach in REACHES.items():
-            steady = steady_version(original, video, reach, shots, motions)
-            of_quarters = []
-            for corner in quarters(after.shape):
-                rows, columns = ([side.start, side.stop - 1] for side in corner)
-                part = (slice(None), *corner)
-                for (start, stop), jod in zip(spans, judge(after[part], steady[part], spans), strict=True):
-                    of_quarters.append({"jod": jod, "frames": [start, stop - 1], "rows": rows, "columns": columns})
-            of_quarters.sort(key=lambda quarter: quarter["jod"])
-            result[name][label] = {
-                "shots": judge(after, steady, shots),
-                "worst_quarter": of_quarters[0]["jod"],
-                "quarters": len(of_quarters),
-                "quarters_seen": sum(quarter["jod"] < SEEN for quarter in of_quarters),
-                "lowest_quarters": of_quarters[:LOWEST],
-            }
+            steady, least, missing = steady_versions(original, video, reach, shots, motions)
+            result[name][label] = {**flicker_between(after, steady, shots, judge), "missing_share": missing}
+            if reach == max(REACHES.values()):
+                result[name][label]["at_most"] = flicker_between(after, least, shots, judge)
     return result
+
+
+def flicker_between(after: Floats, steady: Floats, shots: Sequence[Span], judge: Judge) -> dict[str, Any]:
+    """What a judge has of shots and of quarters of the picture."""
+    spans, of_quarters = groups(shots), []
+    for corner in quarters(after.shape):
+        rows, columns = ([side.start, side.stop - 1] for side in corner)
+        part = (slice(None), *corner)
+        for (start, stop), jod in zip(spans, judge(after[part], steady[part], spans), strict=True):
+            of_quarters.append({"jod": jod, "frames": [start, stop - 1], "rows": rows, "columns": columns})
+    of_quarters.sort(key=lambda quarter: quarter["jod"])
+    return {
+        "shots": judge(after, steady, shots),
+        "worst_quarter": of_quarters[0]["jod"],
+        "quarters": len(of_quarters),
+        "quarters_seen": sum(quarter["jod"] < SEEN for quarter in of_quarters),
+        "lowest_quarters": of_quarters[:LOWEST],
+    }
 
 
 def without_parts(original: Video, video: Video, shots: Sequence[Span], motions: Sequence[Motion], judge: Judge) -> dict[str, list[float]]:
     """Per part of the flicker over the longest reach: JOD of each shot, were that part not there."""
     after = video.astype(np.float32)
-    steady = steady_version(original, video, max(REACHES.values()), shots, motions)
+    steady, *_ = steady_versions(original, video, max(REACHES.values()), shots, motions)
     return {name: judge(after - part, steady, shots) for name, part in parts(after - steady).items()}
 
 
@@ -193,26 +207,37 @@ def motion(shot: Video, reach: int, flow: Flow) -> Motion:
     return found
 
 
-def steady_version(original: Video, video: Video, reach: int, shots: Sequence[Span], motions: Sequence[Motion]) -> Floats:
-    """What a video is compared with: the original plus the part of the error that stays, shot by shot."""
-    steady = original.astype(np.float32)
+def steady_versions(
+    original: Video, video: Video, reach: int, shots: Sequence[Span], motions: Sequence[Motion]
+) -> tuple[Floats, Floats, list[float]]:
+    """What a video is compared with: the original plus the part of the error that stays, and plus the least that may stay.
+
+    And for each shot the share of the mean's frames that are missing.
+    """
+    missing: list[float] = []
+    steady, least = original.astype(np.float32), original.astype(np.float32)
     error = video.astype(np.float32) - steady
     for (start, stop), moved in zip(shots, motions, strict=True):
-        steady[start:stop] += steady_error(original[start:stop], error[start:stop], reach, moved)
-    return steady
+        stays, share = steady_error(original[start:stop], error[start:stop], reach, moved)
+        steady[start:stop] += stays
+        least[start:stop] += stays * share
+        missing.append(1 - float(share.mean()))
+    return steady, least, missing
 
 
-def steady_error(shot: Video, error: Floats, reach: int, moved: Motion) -> Floats:
+def steady_error(shot: Video, error: Floats, reach: int, moved: Motion) -> tuple[Floats, Floats]:
     """The part of the error that stays: its mean along the motion, over `reach` frames to each side, those at the ends counting half.
+
+    And the share of those frames of the shot that the mean is of, (T, H, W, 1): what the original does not show there, too, is left out.
 
     Args:
         shot: the original, (T, H, W, 3).
         error: of its reconstruction, likewise.
         moved: what `motion` returns, for this reach or a larger one.
     """
-    steady = np.empty_like(error)
+    steady, share = np.empty_like(error), np.empty((*error.shape[:3], 1), np.float32)
     for at in range(len(shot)):
-        total, weights = error[at].copy(), np.ones((*error.shape[1:3], 1), np.float32)
+        total, weights, whole = error[at].copy(), np.ones((*error.shape[1:3], 1), np.float32), np.float32(1)
         for other in range(max(at - reach, 0), min(at + reach, len(shot) - 1) + 1):
             if other == at:
                 continue
@@ -221,8 +246,9 @@ def steady_error(shot: Video, error: Floats, reach: int, moved: Motion) -> Float
             weight = np.float32(0.5 if abs(other - at) == reach else 1.0)
             total += np.where(alike, weight * there[..., 3:], 0)
             weights += np.where(alike, weight, 0)
-        steady[at] = total / weights
-    return steady
+            whole += weight
+        steady[at], share[at] = total / weights, weights / whole
+    return steady, share
 
 
 def warped(picture: Floats, flow: Floats) -> Floats:
@@ -257,6 +283,14 @@ def softened(original: Video, stream: Video, shots: Sequence[Span]) -> Video:
             blurred = gaussian_filter(shot, (0, sigma, sigma, 0))
             low, high = (sigma, high) if np.square(blurred - shot).mean() < aim else (low, sigma)
         result[start:stop] = blurred.round().clip(0, 255)
+    return result
+
+
+def turned_over(original: Video, stream: Video) -> Video:
+    """The error of the stream with its sign changed in every second frame: as large as it was, and none of it steady."""
+    result = stream.copy()
+    difference = stream[1::2].astype(np.int16) - original[1::2]
+    result[1::2] = (original[1::2] - difference).clip(0, 255)
     return result
 
 
@@ -316,10 +350,12 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [f"JOD | {' | '.join(shots)} | worst quarter | quarters below {SEEN:g}", "--- | " * (len(shots) + 2) + "---"]
     for name, kinds in result["jod"].items():
         for kind, found in kinds.items():
-            cells = [f"{jod:.2f}" for jod in found["shots"]]
-            quarters = [f"{found['worst_quarter']:.2f}", f"{found['quarters_seen']} of {found['quarters']}"] if "quarters" in found else []
-            cells += quarters or ["", ""]
-            lines.append(f"{name}, {titles[kind]} | {' | '.join(cells)}")
+            for label, told in ((titles[kind], found), (f"{titles[kind]}, at most", found.get("at_most"))):
+                if told is None:
+                    continue
+                cells = [f"{jod:.2f}" for jod in told["shots"]]
+                quarters = [f"{told['worst_quarter']:.2f}", f"{told['quarters_seen']} of {told['quarters']}"] if "quarters" in told else []
+                lines.append(f"{name}, {label} | {' | '.join(cells + (quarters or ['', '']))}")
     low, high = (f"{sigma:g}" for sigma in SCALES)
     names = {
         "finer": f"what is finer than {low} pixels",

@@ -765,12 +765,15 @@ def test_an_error_that_moves_along_is_steady_and_one_that_comes_and_goes_is_not(
     attached = np.random.default_rng(1).normal(0, 20, (24, 32 + 26, 3)).astype(np.float32)
     error = np.stack([attached[:, 2 * at : 2 * at + 32] for at in range(13)])
     for reach in (2, 6):
-        assert flicker.steady_error(video, error, reach, moved) == pytest.approx(error, abs=1e-3)
+        steady, share = flicker.steady_error(video, error, reach, moved)
+        assert steady == pytest.approx(error, abs=1e-3)
+        # Of a pixel that is in the picture all the time nothing is missing; at the sides what came from beyond them, or goes there.
+        assert (share[:, :, 2 * reach : 32 - 2 * reach] == 1).all() and 0 < share[0, 0, 0] < 1 and 0 < share[-1, 0, -1] < 1
     # A period of a latent, or half of one, is gone from the mean; frames at the ends of a shot have no whole period around them.
     for pattern in ([1, -1, 1, -1], [1, 1, -1, -1], [1, 0, -1, 0]):
         signs = np.float32(pattern * 4)[:13, None, None, None]
         for reach, width in ((2, 4), (6, 12)):
-            inside = flicker.steady_error(video, signs * error, reach, moved)[reach : 13 - reach, :, width : 32 - width]
+            inside = flicker.steady_error(video, signs * error, reach, moved)[0][reach : 13 - reach, :, width : 32 - width]
             assert inside.size and np.abs(inside).max() < 1e-3
 
 
@@ -781,10 +784,11 @@ def test_nothing_is_averaged_where_the_original_is_another() -> None:
     def still(first: Any, second: Any) -> Any:
         return np.zeros((24, 32, 2), np.float32)
 
-    wrong = flicker.steady_error(video, error, 2, flicker.motion(video, 2, still))
+    wrong, share = flicker.steady_error(video, error, 2, flicker.motion(video, 2, still))
     kept = (wrong == error).all(axis=-1)
     assert kept.mean() > 0.9  # by chance noise is alike here and there
-    right = flicker.steady_error(video, error, 2, flicker.motion(video, 2, flow))
+    assert share[2][kept[2]] == pytest.approx(1 / 4) and share[0][kept[0]] == pytest.approx(1 / 2.5)  # the frame by itself
+    right, _ = flicker.steady_error(video, error, 2, flicker.motion(video, 2, flow))
     assert (right != error).any(axis=-1)[:, :, 8:-8].all()
 
 
@@ -821,6 +825,11 @@ def test_flicker_counts_by_itself_in_shots_and_quarters() -> None:
         assert sorted(places) == [(frames, [0, 7], [16, 31]) for frames in ([0, 23], [24, 47], [36, 59])]
         assert (told["quarters"], told["quarters_seen"]) == (12, 3)  # one of the four, at each time
         assert 5.5 < told["worst_quarter"] < 6.5 and all(8.9 < jod < 9.1 for jod in told["shots"])
+    for video in ("steady", "blinking"):  # where all stands still, nothing is missing
+        told = found[video]["three_latents"]
+        assert told["missing_share"] == [0.0, 0.0]
+        assert told["at_most"] == {key: value for key, value in told.items() if key not in ("missing_share", "at_most")}
+    assert "at_most" not in found["blinking"]["one_latent"]
     without = flicker.without_parts(still, blinking, shots, motions, judge)
     assert without["luma"] == [10.0, 10.0] and without["colour"] == found["blinking"]["three_latents"]["shots"]  # it blinks in grey
     assert all(low < high < 10 for low, high in zip(without["finer"], without["coarser"], strict=True))  # of 8x16 pixels, so coarse
@@ -871,6 +880,33 @@ def test_what_went_before_a_cut_is_seen_but_not_counted(monkeypatch: pytest.Monk
     jods = flicker.color_video_vdp()(video, np.zeros_like(video), [(0, 3), (3, 4), (2, 6)])
     assert jods == pytest.approx([10.0, 9.0, 9.75])
     assert asked == [((9, 4, 6, 3), (9, 4, 6, 3), "FHWC", flicker.RATE)]
+
+
+def test_flicker_that_has_no_motion_counts_at_most() -> None:
+    """Noise in which nothing is found again: what blinks there passes for steady, and is told as what there is at most."""
+    noise = np.random.default_rng(0).integers(0, 216, (30, 16, 32, 3)).astype(np.uint8)
+    blinking = noise.copy()
+    blinking[::2] += 40
+
+    def judge(video: Any, reference: Any, spans: Any) -> list[float]:
+        return [10 - float(np.abs(video - reference)[start:stop].mean()) / 10 for start, stop in spans]
+
+    def flow(first: Any, second: Any) -> Any:
+        return np.zeros((16, 32, 2), np.float32)
+
+    found = flicker.judged(noise, {"blinking": blinking}, [(0, 30)], [flicker.motion(noise, 6, flow)], judge)["blinking"]["three_latents"]
+    assert found["worst_quarter"] > 9.9 and found["quarters_seen"] == 0
+    assert found["at_most"]["worst_quarter"] < 8.5 and found["at_most"]["quarters_seen"] == found["quarters"]
+    assert 0.75 < found["missing_share"][0] < 0.95
+    text = flicker.table({"shots": [[0, 29]], "jod": {"stream": {"three_latents": found}}})
+    assert f"| stream, flicker, 13 frames, at most | {found['at_most']['shots'][0]:.2f} | {found['at_most']['worst_quarter']:.2f} |" in text
+
+
+def test_an_error_turned_over_is_as_large_and_never_steady() -> None:
+    original = np.full((6, 4, 4, 3), 100, np.uint8)
+    found = flicker.turned_over(original, original + np.uint8(7))
+    assert (found[::2] == 107).all() and (found[1::2] == 93).all()
+    assert (flicker.turned_over(np.zeros_like(original), np.zeros_like(original) + np.uint8(7))[1::2] == 0).all()
 
 
 def test_parts_of_flicker_add_up_and_are_told_by_their_scale() -> None:

@@ -110,7 +110,7 @@ class DataSettings:
     """What procedural clips show; each draws one of the list, so a name given twice comes twice as often. `mixed` changes with each shot;
     it is what validation shows, whatever is trained on."""
     shot_seconds: float = SHOT_SECONDS
-    """Length of a shot of procedural clips to train on, about. Shorter ones show more cuts, which long ones show in few clips only."""
+    """Length of a shot of procedural clips to train on, about, but at least 8 frames. Shorter ones show more cuts."""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class ProceduralClip:
             noise: standard deviation of film grain in 8-bit levels, 0..64.
             motion_blur: pictures averaged per frame over half the frame time: 1 (off), 2, 4, 8 or 16; the time taken grows alike.
             cuts: False for a single shot without end.
-            shot_seconds: length of a shot, up to half as much more or less, above 0 and at most 3600; none is shorter than 4 frames.
+            shot_seconds: length of a shot, above 0 and at most 3600, but at least 8 frames; each is up to half as much longer or shorter.
 
         Raises:
             InputError: an argument is outside its range.

@@ -64,7 +64,7 @@ class ProceduralClips:
             split: "train" or "held-out".
             scenes: names of `procedural.SceneName`, one or more; each clip draws one, so a name given twice comes twice as often.
             max_noise: film grain of the noisy clips goes up to this standard deviation, 0..64 levels of 255; 0 for none.
-            shot_seconds: length of a shot, about, above 0 and at most 3600; shorter ones show more cuts, fades and dissolves.
+            shot_seconds: length of a shot, about, above 0 and at most 3600, but at least 8 frames; shorter ones show more cuts.
 
         Raises:
             InputError: an argument is outside its range.
