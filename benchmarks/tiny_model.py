@@ -208,19 +208,23 @@ def scored_clips(clips: int, side: int) -> FixedCrops:
     return FixedCrops(ProceduralClips(SEED, clips, FRAMES, (side, side), split="held-out", max_noise=NOISE), Crops(SIDE, SIDE))
 
 
+def reconstruction(model: WFVAE, video: torch.Tensor) -> torch.Tensor:
+    """What direct inference makes of clips (B, 3, T, H, W), both in [-1, 1]."""
+    with torch.inference_mode():
+        return model.decode(model.encode(video).latent_dist.mean).sample.clamp(-1, 1)
+
+
 def histories(model: WFVAE, clips: int) -> dict[str, float]:
     """Mean PSNR of the same last frames, by how many frames come before the last."""
     longest = max(HISTORIES) + 1
     source = FixedCrops(ProceduralClips(SEED, clips, longest, (2 * SIDE, 2 * SIDE), split="held-out", max_noise=NOISE), Crops(SIDE, SIDE))
     found: dict[str, list[float]] = {str(history): [] for history in HISTORIES}
-    with torch.inference_mode():
-        for batch in held_out(source, clips):
-            video = to_model_range(batch.frames)
-            for history in HISTORIES:
-                part = video[:, :, longest - history - 1 :]
-                result = model.decode(model.encode(part).latent_dist.mean).sample.clamp(-1, 1)
-                error = (result - part)[:, :, -SCORED:].square().mean(dim=(1, 2, 3, 4))
-                found[str(history)] += (10 * torch.log10(4 / error)).tolist()
+    for batch in held_out(source, clips):
+        video = to_model_range(batch.frames)
+        for history in HISTORIES:
+            part = video[:, :, longest - history - 1 :]
+            error = (reconstruction(model, part) - part)[:, :, -SCORED:].square().mean(dim=(1, 2, 3, 4))
+            found[str(history)] += (10 * torch.log10(4 / error)).tolist()
     return {history: statistics.mean(values) for history, values in found.items()}
 
 
@@ -233,9 +237,8 @@ def passing_titles(model: WFVAE) -> dict[str, dict[str, float]]:
         psnr, change = [], []
         for picture in titles:
             frames = np.stack([picture[speed * i : speed * i + SIDE, SIDE // 2 : SIDE // 2 + SIDE] for i in range(PASSING_FRAMES)])
-            with torch.inference_mode():
-                video = to_model_range(torch.from_numpy(frames)[None].movedim(-1, 1))
-                result = model.decode(model.encode(video).latent_dist.mean).sample.clamp(-1, 1)
+            video = to_model_range(torch.from_numpy(frames)[None].movedim(-1, 1))
+            result = reconstruction(model, video)
             psnr.append(10 * np.log10(4 / float((result - video).square().mean())))
             change.append(float((result[:, :, 1:, : SIDE - speed] - result[:, :, :-1, speed:]).abs().mean()) * 127.5)
         found[str(speed)] = {"psnr_db": statistics.mean(psnr), "change_along_motion_levels": statistics.mean(change)}
@@ -243,7 +246,7 @@ def passing_titles(model: WFVAE) -> dict[str, dict[str, float]]:
 
 
 def cuts(model: WFVAE) -> list[dict[str, Any]]:
-    """By the place in a latent that is the first behind a cut: mean PSNR of the frame before it, of those behind it, and of the last."""
+    """By the place in a latent that is the first behind a cut: mean PSNR of the frame before, of those behind, and of a later latent."""
     ratio, side = model.config.temporal_compression, 2 * SIDE
     clips = [ProceduralClip(seed, side, side, cuts=False).frames(0, CUT_FRAMES)[:, WINDOW, WINDOW] for seed in CUT_SEEDS]
     found = []
@@ -251,9 +254,8 @@ def cuts(model: WFVAE) -> list[dict[str, Any]]:
         cut, psnr = CUT_FROM + place, []
         for before, after in zip(clips, clips[1:] + clips[:1], strict=True):
             frames = np.concatenate([before[:cut], after[cut:]])
-            with torch.inference_mode():
-                video = to_model_range(torch.from_numpy(frames)[None].movedim(-1, 1))
-                result = model.decode(model.encode(video).latent_dist.mean).sample.clamp(-1, 1)
+            video = to_model_range(torch.from_numpy(frames)[None].movedim(-1, 1))
+            result = reconstruction(model, video)
             psnr.append(10 * torch.log10(4 / (result - video).square().mean(dim=(0, 1, 3, 4))))
         mean = torch.stack(psnr).mean(dim=0).tolist()
         later = statistics.mean(mean[-ratio - 1 : -1])  # the last latent is poor by itself
