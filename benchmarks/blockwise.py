@@ -1,10 +1,12 @@
-"""What block-by-block inference costs in quality (Table 5 of the paper): each method against its own direct inference of the same clip.
+"""What block-by-block inference costs in quality (Table 5 of the paper): each method against its
+own direct inference of the same clip.
 
     python benchmarks/blockwise.py                                         # the WF-VAE that ships, and small peers with random weights
     python benchmarks/blockwise.py --bundle bundle/ --data videos/ --weights cogvideox=CogVideoX-2b/vae --tile-scale 1 --size 512
     python benchmarks/blockwise.py --out results/                          # blockwise.json, blockwise.md and a picture per method
 
-With random weights the figures show that, and where, block-wise inference differs; not by how much a trained model suffers.
+With random weights the figures show that, and where, block-wise inference differs; not by how much
+a trained model suffers.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ from wfvae.evaluation.video_files import find_videos
 from wfvae.export.bundle import ExportOptions, export_bundle
 from wfvae.export.parity.direct import run_direct
 from wfvae.export.parity.plans import Job, chunked, odd_pushes
-from wfvae.procedural import ProceduralClip
 from wfvae.runtime import Bundle, open_bundle
+from wfvae.video.synthetic.clips import ProceduralClip
 
 Frames = npt.NDArray[np.uint8]
 Video = npt.NDArray[np.float32]
@@ -46,10 +48,15 @@ SEED, CLIP_SEED = 0, 7
 FRAMES, SIZE, TILE_SCALE = 41, 160, 4
 NOT_MEASURED = "not measured"
 FAILURES = (WFVAEError, RuntimeError, MemoryError)
-"""What a model may raise that is a row of the table: PyTorch says `RuntimeError` where it has no memory, or cannot do a shape."""
+"""What a model may raise that is a row of the table: PyTorch says `RuntimeError` where it has no
+memory, or cannot do a shape.
+"""
 TO_THE_VIDEO = ("direct_psnr_db", "blockwise_psnr_db", "difference_db")
 """Fields of a result that say how good it is, not how far it is from the direct one."""
-RANDOM_NOTE = "random weights: these figures show that and where the result differs, not by how much a trained model suffers"
+RANDOM_NOTE = (
+    "random weights: these figures show that and where the result differs, not by how much a trained model"
+    " suffers"
+)
 
 
 @dataclass(frozen=True)
@@ -71,10 +78,12 @@ class Result:
     psnr_to_direct_db: float | None
     """Peak 2; None for equal results."""
     relative_error: float
-    """RMS of the difference by the standard deviation of the direct result: random networks have outputs of any scale."""
+    """RMS of the difference by the standard deviation of the direct result: random networks have
+    outputs of any scale.
+    """
     direct_psnr_db: float | None
-    """Of the direct result to the video. This and the next two are None where weights are random and bits differ: what a random network
-    gives has no quality that could suffer."""
+    """Of the direct result to the video. This and the next two are None where weights are random
+    and bits differ: what a random network gives has no quality that could suffer."""
     blockwise_psnr_db: float | None
     difference_db: float | None
     """Block-wise minus direct."""
@@ -102,7 +111,14 @@ class Benchmark:
     """Of our model, once it has been measured."""
 
     def measure(
-        self, model: str, mode: str, what: str, weights: str, parameters: int, runs: Sequence[tuple[Video, Error]], pixels: tuple[int, ...]
+        self,
+        model: str,
+        mode: str,
+        what: str,
+        weights: str,
+        parameters: int,
+        runs: Sequence[tuple[Video, Error]],
+        pixels: tuple[int, ...],
     ) -> None:
         """Adds the result of a method over all clips, and draws its picture."""
         totals = Totals([error for _, error in runs])
@@ -110,7 +126,9 @@ class Benchmark:
         if self.out is not None:
             picture = f"blockwise/{model}-{mode}.svg".lower().replace(" ", "-").replace(",", "")
             (self.out / "blockwise").mkdir(parents=True, exist_ok=True)
-            (self.out / picture).write_text(picture_of(runs[0][1], f"{model}, {mode}", f"{what}; {weights}"), encoding="utf-8")
+            (self.out / picture).write_text(
+                picture_of(runs[0][1], f"{model}, {mode}", f"{what}; {weights}"), encoding="utf-8"
+            )
         shape = (pixels[0], pixels[1], pixels[2])
         numbers = totals.numbers()
         if is_random(weights) and not numbers["equal_bits"]:
@@ -143,7 +161,7 @@ def to_video(tensor: torch.Tensor) -> Video:
     return result
 
 
-# WF-VAE -------------------------------------------------------------------------------------------------------------------------
+# WF-VAE -------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -156,7 +174,10 @@ def wfvae_bundle(path: Path | None, preset: Any, threads: int) -> Iterator[tuple
             if preset == "tiny":
                 model, weights = WFVAE.from_pretrained("tiny"), "trained, preset tiny as it ships"
             else:
-                model, weights = WFVAE.random(WFVAEConfig.preset(preset), SEED), f"random, seed {SEED}, preset {preset}"
+                model, weights = (
+                    WFVAE.random(WFVAEConfig.preset(preset), SEED),
+                    f"random, seed {SEED}, preset {preset}",
+                )
             export_bundle(model, path, ExportOptions(direct=True))
         with open_bundle(path, provider="cpu", threads=threads) as bundle:
             yield bundle, weights
@@ -166,7 +187,10 @@ def measure_wfvae(benchmark: Benchmark, bundle: Bundle, weights: str) -> None:
     """Streams in three plans against the whole clip through the graphs without state."""
     ways: dict[str, tuple[str, Callable[[Job], Any]]] = {
         "stream, 1 latent a step": (f"{bundle.ratio} frames a step, causal cache", partial(chunked, chunk=1)),
-        "stream, 4 latents a step": (f"{4 * bundle.ratio} frames a step, causal cache", partial(chunked, chunk=4)),
+        "stream, 4 latents a step": (
+            f"{4 * bundle.ratio} frames a step, causal cache",
+            partial(chunked, chunk=4),
+        ),
         "stream, odd pushes": ("1, 3, 5 or 7 frames at a time, causal cache", odd_pushes),
     }
     runs: dict[str, list[tuple[Video, Error]]] = {way: [] for way in ways}
@@ -177,7 +201,9 @@ def measure_wfvae(benchmark: Benchmark, bundle: Bundle, weights: str) -> None:
             streamed_latents, streamed = through(bundle, frames, run)
             runs[way].append((video, Error.of(video, direct, streamed, latents, streamed_latents)))
     for way, (what, _) in ways.items():
-        benchmark.measure("WF-VAE", way, what, weights, bundle.manifest.parameters, runs[way], benchmark.clips[0].shape)
+        benchmark.measure(
+            "WF-VAE", way, what, weights, bundle.manifest.parameters, runs[way], benchmark.clips[0].shape
+        )
 
 
 def through(bundle: Bundle, frames: Frames, run: Callable[[Job], Any]) -> tuple[Any, Video]:
@@ -188,10 +214,12 @@ def through(bundle: Bundle, frames: Frames, run: Callable[[Job], Any]) -> tuple[
     return latents, run(Job(bundle, "decoder", latents[:, :channels], count, height, width))
 
 
-# Peers --------------------------------------------------------------------------------------------------------------------------
+# Peers --------------------------------------------------------------------------------------------
 
 
-def measure_model(benchmark: Benchmark, model: Any, weights: str, fit: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def measure_model(
+    benchmark: Benchmark, model: Any, weights: str, fit: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
     """Every mode of a peer against its direct mode."""
     peer = model.peer
     clips = [fit(to_tensor(frames)) for frames in benchmark.clips]
@@ -203,12 +231,16 @@ def measure_model(benchmark: Benchmark, model: Any, weights: str, fit: Callable[
             runs = []
             for clip, (latents, whole) in zip(clips, direct, strict=True):
                 blocks_latents, blocks = reconstruct(model, clip)
-                runs.append((to_video(clip), Error.of(to_video(clip), whole, blocks, latents, blocks_latents)))
+                runs.append(
+                    (to_video(clip), Error.of(to_video(clip), whole, blocks, latents, blocks_latents))
+                )
         except FAILURES as error:
             benchmark.missing.append(Missing(peer.title, mode.name, reason_of(error)))
             continue
         what = mode.what + (" (the library's default)" if mode.on_by_default else "")
-        benchmark.measure(peer.title, mode.name, what, weights, model.parameters, runs, tuple(clips[0].shape[2:]))
+        benchmark.measure(
+            peer.title, mode.name, what, weights, model.parameters, runs, tuple(clips[0].shape[2:])
+        )
 
 
 def reason_of(error: BaseException) -> str:
@@ -246,17 +278,24 @@ def measure_checkout(benchmark: Benchmark, options: argparse.Namespace, name: st
     """A model of a local checkout."""
     checkout, given = CHECKOUTS[name], options.checkout.get(name)
     if given is None:
-        benchmark.missing.append(Missing(checkout.title, "all", f"needs a local checkout, --checkout {name}=CODE,WEIGHTS"))
+        benchmark.missing.append(
+            Missing(checkout.title, "all", f"needs a local checkout, --checkout {name}=CODE,WEIGHTS")
+        )
         return
     try:
         model = checkout.build(Path(given[0]), Path(given[1]), given[2] if len(given) > 2 else None)
         ratio = checkout.compression[0]
-        measure_model(benchmark, model, Path(given[1]).name, lambda clip: clip[:, :, : 1 + (clip.shape[2] - 1) // ratio * ratio])
+        measure_model(
+            benchmark,
+            model,
+            Path(given[1]).name,
+            lambda clip: clip[:, :, : 1 + (clip.shape[2] - 1) // ratio * ratio],
+        )
     except FAILURES as error:
         benchmark.missing.append(Missing(checkout.title, "all", reason_of(error)))
 
 
-# Results ------------------------------------------------------------------------------------------------------------------------
+# Results ------------------------------------------------------------------------------------------
 
 
 def line(result: Result) -> str:
@@ -276,8 +315,8 @@ def about_text(source: str, frames: int, size: int, tile_scale: int) -> str:
     text = f"{source[0].upper()}{source[1:]}, {frames} frames of {size}x{size}."
     if tile_scale > 1:
         text += (
-            f" Peers' tiles and overlaps have 1/{tile_scale} of the sizes named here in height and width, as the clip is small; "
-            "receptive fields do not shrink with them, which overstates the difference."
+            f" Peers' tiles and overlaps have 1/{tile_scale} of the sizes named here in height and width, as"
+            " the clip is small; receptive fields do not shrink with them, which overstates the difference."
         )
     return text
 
@@ -293,8 +332,10 @@ def to_markdown(results: Sequence[Result], missing: Sequence[Missing], about: st
         "",
         about,
         "",
-        "| Method | blocks | weights | PSNR to its own direct result | largest difference | relative error | PSNR to the video, "
-        "block-wise - direct |",
+        (
+            "| Method | blocks | weights | PSNR to its own direct result | largest difference | relative"
+            " error | PSNR to the video, block-wise - direct |"
+        ),
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in results:
@@ -302,12 +343,19 @@ def to_markdown(results: Sequence[Result], missing: Sequence[Missing], about: st
         name = f"{one.model}, {one.mode}"
         linked = f"[{name}]({one.picture})" if one.picture else name
         error = "0" if one.equal_bits else f"{100 * one.relative_error:.3g} %"
-        rows.append(f"| {linked} | {one.what} | {one.weights} | {to_direct} | {one.max_abs:.3g} | {error} | {difference(one)} |")
-    rows += [f"| {one.model}, {one.mode} | – | – | {NOT_MEASURED}: {one.reason} | – | – | – |" for one in missing]
+        rows.append(
+            f"| {linked} | {one.what} | {one.weights} | {to_direct} | {one.max_abs:.3g} | {error} |"
+            f" {difference(one)} |"
+        )
+    rows += [
+        f"| {one.model}, {one.mode} | – | – | {NOT_MEASURED}: {one.reason} | – | – | – |" for one in missing
+    ]
     rows += [
         "",
-        "Video is in [-1, 1]. PSNR has peak 2. The relative error is the RMS of the difference by the standard deviation of the direct "
-        "result.",
+        (
+            "Video is in [-1, 1]. PSNR has peak 2. The relative error is the RMS of the difference by the"
+            " standard deviation of the direct result."
+        ),
         "Behind each name is a picture of where the difference sits: over height and width, and per frame.",
     ]
     if any(is_random(one.weights) for one in results):
@@ -317,19 +365,42 @@ def to_markdown(results: Sequence[Result], missing: Sequence[Missing], about: st
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     names = ("wfvae", *PEERS, *CHECKOUTS)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {', '.join(names)}")
-    parser.add_argument("--bundle", type=Path, help="bundle of WF-VAE, exported with --direct (default: --preset)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--preset", default="tiny", choices=("tiny", "S", "M", "L"), help="tiny is the model that ships, others get random weights"
+        "--only", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {', '.join(names)}"
+    )
+    parser.add_argument(
+        "--bundle", type=Path, help="bundle of WF-VAE, exported with --direct (default: --preset)"
+    )
+    parser.add_argument(
+        "--preset",
+        default="tiny",
+        choices=("tiny", "S", "M", "L"),
+        help="tiny is the model that ships, others get random weights",
     )
     parser.add_argument("--data", type=Path, help="video or folder of videos (default: a generated clip)")
-    parser.add_argument("--frames", type=int, default=FRAMES, help="first frames of each video (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=SIZE, help="side of the square that is cropped (default: %(default)s)")
-    parser.add_argument("--full", action="store_true", help="peers at their published width")
-    parser.add_argument("--weights", nargs="+", default=[], metavar="NAME=DIR", help="local weights in diffusers' format; published width")
     parser.add_argument(
-        "--checkout", nargs="+", default=[], metavar="NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE]", help="checkouts of authors' code"
+        "--frames", type=int, default=FRAMES, help="first frames of each video (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size", type=int, default=SIZE, help="side of the square that is cropped (default: %(default)s)"
+    )
+    parser.add_argument("--full", action="store_true", help="peers at their published width")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="NAME=DIR",
+        help="local weights in diffusers' format; published width",
+    )
+    parser.add_argument(
+        "--checkout",
+        nargs="+",
+        default=[],
+        metavar="NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE]",
+        help="checkouts of authors' code",
     )
     parser.add_argument(
         "--tile-scale",
@@ -343,7 +414,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     if min(options.frames, options.size, options.tile_scale, options.threads) < 1:
         parser.error("--frames, --size, --tile-scale and --threads are at least 1")
     options.weights = _named(parser, options.weights, PEERS)
-    options.checkout = {name: value.split(",") for name, value in _named(parser, options.checkout, CHECKOUTS).items()}
+    options.checkout = {
+        name: value.split(",") for name, value in _named(parser, options.checkout, CHECKOUTS).items()
+    }
     if any(len(value) not in (2, 3) for value in options.checkout.values()):
         parser.error("--checkout takes NAME=CODE,WEIGHTS or NAME=CODE,WEIGHTS,MODULE:ATTRIBUTE")
     return options
@@ -384,7 +457,9 @@ def write(options: argparse.Namespace, benchmark: Benchmark, source: str) -> Non
     """Writes what there is so far beside the pictures, if a folder was given."""
     if options.out is None:
         return
-    packages = ["torch", "onnxruntime", "numpy"] + ["diffusers"] * any(result.model != "WF-VAE" for result in benchmark.results)
+    packages = ["torch", "onnxruntime", "numpy"] + ["diffusers"] * any(
+        result.model != "WF-VAE" for result in benchmark.results
+    )
     about = about_text(source, options.frames, options.size, options.tile_scale)
     write_json(
         options.out / "blockwise.json",

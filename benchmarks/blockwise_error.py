@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import InputError
-from wfvae.export.png import png_data_uri
-from wfvae.export.svg_file import Panel, picture, svg_file
-from wfvae.export.svg_plots import WIDE, line_plot
+from wfvae.report.png import png_data_uri
+from wfvae.report.svg_file import Panel, picture, svg_file
+from wfvae.report.svg_plots import WIDE, line_plot
 
 Array = npt.NDArray[Any]
 
@@ -22,7 +22,10 @@ PEAK = 2.0
 LEVELS = 127.5
 """8-bit levels per unit of video in [-1, 1]."""
 PICTURE_SIDE = 420
-_COLOURS = np.array([(12, 12, 30), (64, 26, 110), (158, 42, 99), (226, 88, 52), (250, 166, 46), (252, 252, 190)], dtype=np.float64)
+_COLOURS = np.array(
+    [(12, 12, 30), (64, 26, 110), (158, 42, 99), (226, 88, 52), (250, 166, 46), (252, 252, 190)],
+    dtype=np.float64,
+)
 """From no difference to the largest, even in lightness."""
 
 
@@ -44,19 +47,29 @@ class Error:
     """(T,): RMS of the difference over a frame."""
 
     @classmethod
-    def of(cls, video: Array, direct: Array, blocks: Array, direct_latents: Array, blocks_latents: Array) -> Error:
-        """Compares results (T, H, W, 3) in about [-1, 1] with each other and with the video they are of.
+    def of(
+        cls, video: Array, direct: Array, blocks: Array, direct_latents: Array, blocks_latents: Array
+    ) -> Error:
+        """Compares results (T, H, W, 3) in about [-1, 1] with each other and with the video they
+        are of.
 
-        Raises `InputError` where shapes differ: nothing can be said of frames or pixels that one result lacks.
+        Raises `InputError` where shapes differ: nothing can be said of frames or pixels that one
+        result lacks.
         """
-        if direct.shape != blocks.shape or direct.shape != video.shape or direct_latents.shape != blocks_latents.shape:
+        if (
+            direct.shape != blocks.shape
+            or direct.shape != video.shape
+            or direct_latents.shape != blocks_latents.shape
+        ):
             raise InputError(
-                f"direct inference gives {direct.shape} of latents {direct_latents.shape}, and block-wise {blocks.shape} of latents "
-                f"{blocks_latents.shape}, for a video {video.shape}; they cannot be compared"
+                f"direct inference gives {direct.shape} of latents {direct_latents.shape}, and block-wise"
+                f" {blocks.shape} of latents {blocks_latents.shape}, for a video {video.shape}; they cannot"
+                " be compared"
             )
         square = (direct.astype(np.float64) - blocks) ** 2
         return cls(
-            equal_bits=direct.tobytes() == blocks.tobytes() and direct_latents.tobytes() == blocks_latents.tobytes(),
+            equal_bits=direct.tobytes() == blocks.tobytes()
+            and direct_latents.tobytes() == blocks_latents.tobytes(),
             max_abs=float(np.sqrt(square.max())),
             latents_max_abs=float(np.abs(direct_latents.astype(np.float64) - blocks_latents).max()),
             mean_square=float(square.mean()),
@@ -84,13 +97,23 @@ class Totals:
         """The fields of a result."""
         errors = self._errors
         different = [error for error in errors if error.mean_square > 0]
-        direct, blocks = fmean(error.direct_psnr for error in errors), fmean(error.blockwise_psnr for error in errors)
+        direct, blocks = (
+            fmean(error.direct_psnr for error in errors),
+            fmean(error.blockwise_psnr for error in errors),
+        )
         return {
             "equal_bits": all(error.equal_bits for error in errors),
             "max_abs": max(error.max_abs for error in errors),
             "latents_max_abs": max(error.latents_max_abs for error in errors),
-            "psnr_to_direct_db": fmean(10 * math.log10(PEAK**2 / error.mean_square) for error in different) if different else None,
-            "relative_error": fmean(math.sqrt(error.mean_square) / error.deviation if error.mean_square else 0.0 for error in errors),
+            "psnr_to_direct_db": (
+                fmean(10 * math.log10(PEAK**2 / error.mean_square) for error in different)
+                if different
+                else None
+            ),
+            "relative_error": fmean(
+                math.sqrt(error.mean_square) / error.deviation if error.mean_square else 0.0
+                for error in errors
+            ),
             "direct_psnr_db": direct,
             "blockwise_psnr_db": blocks,
             "difference_db": blocks - direct,
@@ -103,13 +126,29 @@ def picture_of(error: Error, title: str, note: str) -> str:
     top = float(error.heat.max())
     scale = f"black: equal; brightest: {top * LEVELS:.3g} 8-bit levels" if top else "equal everywhere"
     side = PICTURE_SIDE / max(height, width)
-    heat = picture(png_data_uri(heat_colours(error.heat)), round(width * side), round(height * side), "difference over height and width")
+    heat = picture(
+        png_data_uri(heat_colours(error.heat)),
+        round(width * side),
+        round(height * side),
+        "difference over height and width",
+    )
     # In the unit that keeps three digits before the point or one after it.
     values = [float(value) * LEVELS for value in error.per_frame]
     power = max(0, -math.floor(math.log10(max(values)) / 3)) * 3 if max(values) > 0 else 0
     unit = "8-bit levels" if power == 0 else f"1e-{power} 8-bit levels"
-    curve = line_plot([value * 10**power for value in values], "frame", "RMS difference", unit, WIDE, least_span=0.1, from_zero=True)
-    panels = [Panel(f"RMS difference over height and width ({scale})", heat), Panel("RMS difference per frame", curve)]
+    curve = line_plot(
+        [value * 10**power for value in values],
+        "frame",
+        "RMS difference",
+        unit,
+        WIDE,
+        least_span=0.1,
+        from_zero=True,
+    )
+    panels = [
+        Panel(f"RMS difference over height and width ({scale})", heat),
+        Panel("RMS difference per frame", curve),
+    ]
     return svg_file(f"{title}: block-wise against direct", [note], panels)
 
 
@@ -119,5 +158,7 @@ def heat_colours(heat: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     place = (heat / top if top else heat) * (len(_COLOURS) - 1)
     below = np.minimum(place.astype(int), len(_COLOURS) - 2)
     share = (place - below)[..., None]
-    result: npt.NDArray[np.uint8] = (_COLOURS[below] * (1 - share) + _COLOURS[below + 1] * share + 0.5).astype(np.uint8)
+    result: npt.NDArray[np.uint8] = (
+        _COLOURS[below] * (1 - share) + _COLOURS[below + 1] * share + 0.5
+    ).astype(np.uint8)
     return result

@@ -1,4 +1,6 @@
-"""Charts as SVG text: lines and bubbles over linear or logarithmic axes, readable on light and dark pages."""
+"""Charts as SVG text: lines and bubbles over linear or logarithmic axes, readable on light and dark
+pages.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from wfvae.export.svg_plots import nice_ticks
+from wfvae.report.svg_plots import nice_ticks
 
 WIDTH, HEIGHT = 560, 400
 """Of a chart, without its legend."""
@@ -68,7 +70,10 @@ def draw(charts: Sequence[Chart], columns: int = 2) -> str:
             parts.append(f'<g transform="translate({column * WIDTH} {top})">{drawing.svg()}</g>')
         top += max(drawing.height for drawing in neighbours)
     size = f'viewBox="0 0 {columns * WIDTH} {top}" width="{columns * WIDTH}" height="{top}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img"><style>{_STYLE}</style>{"".join(parts)}</svg>\n'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}'
+        f' role="img"><style>{_STYLE}</style>{"".join(parts)}</svg>\n'
+    )
 
 
 class _Axis:
@@ -120,22 +125,34 @@ class _Drawing:
         return HEIGHT + _LEGEND_LINE * -(-len(self._entries) // 2)
 
     def svg(self) -> str:
-        return "".join([*self._frame(), *(self._one(series) for series in self._chart.series), *self._legend()])
+        return "".join(
+            [*self._frame(), *(self._one(series) for series in self._chart.series), *self._legend()]
+        )
 
     def _frame(self) -> list[str]:
         chart, bottom = self._chart, HEIGHT - _BOTTOM
         parts = [f'<text class="title" x="{_LEFT}" y="16">{escape(chart.title)}</text>']
         for value, label in self._y.ticks():
             row = self._y(value)
-            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{row:.1f}" y2="{row:.1f}"/>')
+            parts.append(
+                f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{row:.1f}" y2="{row:.1f}"/>'
+            )
             parts.append(f'<text x="{_LEFT - 6}" y="{row + 4:.1f}" text-anchor="end">{label}</text>')
         for value, label in self._x.ticks():
             column = self._x(value)
-            parts.append(f'<line class="grid" x1="{column:.1f}" x2="{column:.1f}" y1="{_TOP}" y2="{bottom}"/>')
+            parts.append(
+                f'<line class="grid" x1="{column:.1f}" x2="{column:.1f}" y1="{_TOP}" y2="{bottom}"/>'
+            )
             parts.append(f'<text x="{column:.1f}" y="{bottom + 15}" text-anchor="middle">{label}</text>')
         middle = (_TOP + bottom) / 2
-        parts.append(f'<text x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 12}" text-anchor="middle">{escape(chart.x_label)}</text>')
-        parts.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(chart.y_label)}</text>')
+        parts.append(
+            f'<text x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 12}"'
+            f' text-anchor="middle">{escape(chart.x_label)}</text>'
+        )
+        parts.append(
+            f'<text transform="translate(14 {middle}) rotate(-90)"'
+            f' text-anchor="middle">{escape(chart.y_label)}</text>'
+        )
         return parts
 
     def _one(self, series: Series) -> str:
@@ -155,25 +172,37 @@ class _Drawing:
             label = series.labels[index] if series.labels else ""
             opacity = "0.55" if series.radii else "1"
             title = escape(label or series.name)
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity="{opacity}">')
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{colour}"'
+                f' fill-opacity="{opacity}">'
+            )
             parts.append(f"<title>{title}</title></circle>")
             if label:
                 parts.append(self._label(label, x, y, radius))
         return "".join(parts)
 
     def _label(self, label: str, x: float, y: float, radius: float) -> str:
-        """Beside its point, where no other label stands yet; with a thin line if that is further off."""
+        """Beside its point, where no other label stands yet; with a thin line if that is further
+        off.
+        """
         width = _LETTER * len(label)
         shifts = [0, *(sign * step * _LEGEND_LINE for step in range(1, 16) for sign in (-1, 1))]
-        places = [(start, y + shift) for shift in shifts for start in (x + radius + 3, x - radius - 3 - width)]
-        inside = [(a, b) for a, b in places if a >= _LEFT and a + width <= WIDTH and _TOP < b < HEIGHT - _BOTTOM]
+        places = [
+            (start, y + shift) for shift in shifts for start in (x + radius + 3, x - radius - 3 - width)
+        ]
+        inside = [
+            (a, b) for a, b in places if a >= _LEFT and a + width <= WIDTH and _TOP < b < HEIGHT - _BOTTOM
+        ]
         free = [place for place in inside if all(not _overlap(place, width, other) for other in self._taken)]
         left, row = (free or inside or places)[0]
         self._taken.append((left, row, width))
         line = ""
         if abs(row - y) > _LEGEND_LINE:
             end = left if left > x else left + width
-            line = f'<line stroke="#888" stroke-width="0.6" x1="{x:.1f}" y1="{y:.1f}" x2="{end:.1f}" y2="{row:.1f}"/>'
+            line = (
+                f'<line stroke="#888" stroke-width="0.6" x1="{x:.1f}" y1="{y:.1f}" x2="{end:.1f}"'
+                f' y2="{row:.1f}"/>'
+            )
         return f'{line}<text x="{left:.1f}" y="{row + 4:.1f}">{escape(label)}</text>'
 
     def _legend_entries(self) -> list[tuple[str, int, int]]:
@@ -191,6 +220,9 @@ class _Drawing:
             row, left = HEIGHT + 6 + _LEGEND_LINE * (index // 2), 20 + index % 2 * WIDTH // 2
             dashes = f' stroke-dasharray="{_DASHES[dash % len(_DASHES)]}"' if dash else ""
             ink = _COLOURS[colour % len(_COLOURS)]
-            parts.append(f'<line class="line" stroke="{ink}"{dashes} x1="{left}" x2="{left + 22}" y1="{row - 4}" y2="{row - 4}"/>')
+            parts.append(
+                f'<line class="line" stroke="{ink}"{dashes} x1="{left}" x2="{left + 22}" y1="{row - 4}"'
+                f' y2="{row - 4}"/>'
+            )
             parts.append(f'<text x="{left + 28}" y="{row}">{escape(name)}</text>')
         return parts

@@ -1,23 +1,30 @@
-"""Whether a stream of the trained tiny model flickers to the eye: what differs from the original, apart from what stays the same.
+"""Whether a stream of the trained tiny model flickers to the eye: what differs from the original,
+apart from what stays the same.
 
     python benchmarks/flicker.py                          the model that ships: a table, benchmarks/results/flicker.json and .md
     python benchmarks/flicker.py --checkpoint RUN         another one
                           --controls                      with what cannot flicker, what does nothing else, and x264
                           --parts                         what would be left without a part of the flicker: a scale, luma or colour
 
-A measure of all differences tells softness more than flicker. So the error of each frame is averaged along the motion of the original,
-over one period of a latent and over three; the original plus that mean is the reference, and what is compared with it the stream. What
-differs then is what comes and goes. ColorVideoVDP (Mantiuk et al., ACM Trans. Graph. 2024), a calibrated model of vision, counts it in JOD:
-10 is no difference that could be seen, and one less is what three of four people see. Its display is `standard_fhd`, 30 frames a second.
+A measure of all differences tells softness more than flicker. So the error of each frame is
+averaged along the motion of the original, over one period of a latent and over three; the original
+plus that mean is the reference, and what is compared with it the stream. What differs then is what
+comes and goes. ColorVideoVDP (Mantiuk et al., ACM Trans. Graph. 2024), a calibrated model of
+vision, counts it in JOD: 10 is no difference that could be seen, and one less is what three of four
+people see. Its display is `standard_fhd`, 30 frames a second.
 
-Where nothing is found that the error could be averaged with, as beside what moves fast, it counts as steady. How much of the means is
-missing is stated, and over the longer period what the flicker is at most: as if nothing were wrong in the frames that are missing.
+Where nothing is found that the error could be averaged with, as beside what moves fast, it counts
+as steady. How much of the means is missing is stated, and over the longer period what the flicker
+is at most: as if nothing were wrong in the frames that are missing.
 
-Beside whole shots, each quarter of the picture counts by itself, 24 frames at a time: what flickers in one place only. The model of vision
-has filters of a quarter of a second, and takes the first frame that it is given to have stood for as long. So it is given the whole stream,
-cuts and all, and what it has of each frame is picked from that: alone, what shows for one frame behind a cut would count as if it stood.
+Beside whole shots, each quarter of the picture counts by itself, 24 frames at a time: what flickers
+in one place only. The model of vision has filters of a quarter of a second, and takes the first
+frame that it is given to have stood for as long. So it is given the whole stream, cuts and all, and
+what it has of each frame is picked from that: alone, what shows for one frame behind a cut would
+count as if it stood.
 
-Needs `pip install cvvdp opencv-python-headless` (the motion is OpenCV's DIS optical flow), which no extra of the package has.
+Needs `pip install cvvdp opencv-python-headless` (the motion is OpenCV's DIS optical flow), which no
+extra of the package has.
 """
 
 from __future__ import annotations
@@ -41,10 +48,10 @@ from torch.nn.functional import grid_sample
 from wfvae import WFVAE
 from wfvae.export.bundle import export_bundle
 from wfvae.export.weights import state_dict_sha256
-from wfvae.procedural import ProceduralClip
+from wfvae.metrics.torchvision_operators import make_torchvision_importable
 from wfvae.runtime import open_bundle
-from wfvae.torchvision_operators import make_torchvision_importable
 from wfvae.train.motion import luma
+from wfvae.video.synthetic.clips import ProceduralClip
 
 RESULTS = Path(__file__).parent / "results"
 SEED, FRAMES, SIDE, CHUNK = 7, 300, 256, 2
@@ -52,9 +59,13 @@ SEED, FRAMES, SIDE, CHUNK = 7, 300, 256, 2
 DISPLAY, RATE = "standard_fhd", 30
 RATIO = 4
 REACHES = {"one_latent": RATIO // 2, "three_latents": 3 * RATIO // 2}
-"""Frames before and after, over which the error is averaged: the outermost count half, so that a period of the model is a whole one."""
+"""Frames before and after, over which the error is averaged: the outermost count half, so that a
+period of the model is a whole one.
+"""
 ALIKE = 10
-"""Levels of 255: where the original, moved, differs by more in a channel, the motion is not what was found, and nothing is averaged."""
+"""Levels of 255: where the original, moved, differs by more in a channel, the motion is not what
+was found, and nothing is averaged.
+"""
 GROUP = 24
 """Frames of a quarter that are judged at once."""
 SEEN = 9.0
@@ -68,7 +79,9 @@ CRF = (23, 28)
 Video = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Flow = Callable[[Video, Video], Floats]
-"""From two pictures (H, W, 3) where each pixel of the first is in the second: (H, W, 2), by how many pixels to the right and down."""
+"""From two pictures (H, W, 3) where each pixel of the first is in the second: (H, W, 2), by how
+many pixels to the right and down.
+"""
 
 Motion = Mapping[tuple[int, int], Floats]
 """Flows by both frames' numbers."""
@@ -79,26 +92,48 @@ Span = tuple[int, int]
 
 
 class Judge(Protocol):
-    """JOD of spans of a video beside its reference, (T, H, W, 3) in levels of 255. What went before a span is seen, but not counted."""
+    """JOD of spans of a video beside its reference, (T, H, W, 3) in levels of 255. What went before
+    a span is seen, but not counted.
+    """
 
     def __call__(self, video: Floats, reference: Floats, spans: Sequence[Span]) -> list[float]: ...
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="tiny", help="as `wfvae export` takes it (default: %(default)s, the one that ships)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default="tiny",
+        help="as `wfvae export` takes it (default: %(default)s, the one that ships)",
+    )
     parser.add_argument(
         "--controls",
         action="store_true",
-        help="also a softened original of the stream's PSNR, its error turned over in every second frame, and x264",
+        help=(
+            "also a softened original of the stream's PSNR, its error turned over in every second frame, and"
+            " x264"
+        ),
     )
-    parser.add_argument("--parts", action="store_true", help="also what is left of the flicker over 13 frames without each of its parts")
+    parser.add_argument(
+        "--parts",
+        action="store_true",
+        help="also what is left of the flicker over 13 frames without each of its parts",
+    )
     parser.add_argument("--seed", type=int, default=SEED, help="of the clip (default: %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON; a table beside it (default: benchmarks/results/flicker.json)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="JSON; a table beside it (default: benchmarks/results/flicker.json)",
+    )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     args = parser.parse_args(arguments)
     if args.out is None and (args.checkpoint, args.seed) != ("tiny", SEED):
-        parser.error("name a file with --out: the committed results are of the model that ships, and its stream")
+        parser.error(
+            "name a file with --out: the committed results are of the model that ships, and its stream"
+        )
     args.out = args.out or RESULTS / "flicker.json"
     return args
 
@@ -116,7 +151,9 @@ def main() -> None:
         videos["error turned over"] = turned_over(original, videos["stream"])
         videos |= {f"x264, crf {crf}": through_x264(original, crf) for crf in CRF}
     result: dict[str, Any] = {
-        "machine": machine(torch.get_num_threads(), "wfvae", "torch", "onnxruntime", "cvvdp", "opencv-python-headless", "av"),
+        "machine": machine(
+            torch.get_num_threads(), "wfvae", "torch", "onnxruntime", "cvvdp", "opencv-python-headless", "av"
+        ),
         "checkpoint": Path(args.checkpoint).name,
         "checkpoint_sha256": state_dict_sha256(model.state_dict()),
         "seed": args.seed,
@@ -134,9 +171,15 @@ def main() -> None:
 
 
 def judged(
-    original: Video, videos: Mapping[str, Video], shots: Sequence[Span], motions: Sequence[Motion], judge: Judge
+    original: Video,
+    videos: Mapping[str, Video],
+    shots: Sequence[Span],
+    motions: Sequence[Motion],
+    judge: Judge,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Per video and reach of the mean: JOD of shots, of the worst quarters, and how many are below `SEEN`; over the longest, at most."""
+    """Per video and reach of the mean: JOD of shots, of the worst quarters, and how many are below
+    `SEEN`; over the longest, at most.
+    """
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for name, video in videos.items():
         after = video.astype(np.float32)
@@ -167,7 +210,9 @@ def flicker_between(after: Floats, steady: Floats, shots: Sequence[Span], judge:
     }
 
 
-def without_parts(original: Video, video: Video, shots: Sequence[Span], motions: Sequence[Motion], judge: Judge) -> dict[str, list[float]]:
+def without_parts(
+    original: Video, video: Video, shots: Sequence[Span], motions: Sequence[Motion], judge: Judge
+) -> dict[str, list[float]]:
     """Per part of the flicker over the longest reach: JOD of each shot, were that part not there."""
     after = video.astype(np.float32)
     steady, *_ = steady_versions(original, video, max(REACHES.values()), shots, motions)
@@ -177,13 +222,17 @@ def without_parts(original: Video, video: Video, shots: Sequence[Span], motions:
 def parts(flicker: Floats) -> dict[str, Floats]:
     """What adds up to it, twice over: of (T, H, W, 3), its scales, and its luma and colour."""
     fine, coarse = (gaussian_filter(flicker, (0, sigma, sigma, 0)) for sigma in SCALES)
-    grey = np.broadcast_to(luma(torch.from_numpy(flicker).movedim(-1, 0)[None])[0].numpy()[..., None], flicker.shape)
+    grey = np.broadcast_to(
+        luma(torch.from_numpy(flicker).movedim(-1, 0)[None])[0].numpy()[..., None], flicker.shape
+    )
     scales = {"finer": flicker - fine, "between": fine - coarse, "coarser": coarse}
     return {**scales, "luma": grey, "colour": flicker - grey}
 
 
 def groups(shots: Sequence[Span]) -> list[Span]:
-    """`GROUP` frames each, from the first of each shot on. The last of a shot reach into the next, and those of the stream end with it."""
+    """`GROUP` frames each, from the first of each shot on. The last of a shot reach into the next,
+    and those of the stream end with it.
+    """
     end = shots[-1][1]
     starts = [min(at, max(end - GROUP, 0)) for start, stop in shots for at in range(start, stop, GROUP)]
     return [(start, min(start + GROUP, end)) for start in dict.fromkeys(starts)]
@@ -198,7 +247,9 @@ def quarters(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
 
 
 def motion(shot: Video, reach: int, flow: Flow) -> Motion:
-    """From each frame to those up to `reach` before and after it in the same shot, by both frames' numbers."""
+    """From each frame to those up to `reach` before and after it in the same shot, by both frames'
+    numbers.
+    """
     found = {}
     for at in range(len(shot)):
         for other in range(max(at - reach, 0), min(at + reach, len(shot) - 1) + 1):
@@ -210,7 +261,8 @@ def motion(shot: Video, reach: int, flow: Flow) -> Motion:
 def steady_versions(
     original: Video, video: Video, reach: int, shots: Sequence[Span], motions: Sequence[Motion]
 ) -> tuple[Floats, Floats, list[float]]:
-    """What a video is compared with: the original plus the part of the error that stays, and plus the least that may stay.
+    """What a video is compared with: the original plus the part of the error that stays, and plus
+    the least that may stay.
 
     And for each shot the share of the mean's frames that are missing.
     """
@@ -226,9 +278,11 @@ def steady_versions(
 
 
 def steady_error(shot: Video, error: Floats, reach: int, moved: Motion) -> tuple[Floats, Floats]:
-    """The part of the error that stays: its mean along the motion, over `reach` frames to each side, those at the ends counting half.
+    """The part of the error that stays: its mean along the motion, over `reach` frames to each
+    side, those at the ends counting half.
 
-    And the share of those frames of the shot that the mean is of, (T, H, W, 1): what the original does not show there, too, is left out.
+    And the share of those frames of the shot that the mean is of, (T, H, W, 1): what the original
+    does not show there, too, is left out.
 
     Args:
         shot: the original, (T, H, W, 3).
@@ -241,7 +295,9 @@ def steady_error(shot: Video, error: Floats, reach: int, moved: Motion) -> tuple
         for other in range(max(at - reach, 0), min(at + reach, len(shot) - 1) + 1):
             if other == at:
                 continue
-            there = warped(np.concatenate([shot[other].astype(np.float32), error[other]], axis=-1), moved[at, other])
+            there = warped(
+                np.concatenate([shot[other].astype(np.float32), error[other]], axis=-1), moved[at, other]
+            )
             alike = np.abs(there[..., :3] - shot[at]).max(axis=-1, keepdims=True) <= ALIKE
             weight = np.float32(0.5 if abs(other - at) == reach else 1.0)
             total += np.where(alike, weight * there[..., 3:], 0)
@@ -287,7 +343,9 @@ def softened(original: Video, stream: Video, shots: Sequence[Span]) -> Video:
 
 
 def turned_over(original: Video, stream: Video) -> Video:
-    """The error of the stream with its sign changed in every second frame: as large as it was, and none of it steady."""
+    """The error of the stream with its sign changed in every second frame: as large as it was, and
+    none of it steady.
+    """
     result = stream.copy()
     difference = stream[1::2].astype(np.int16) - original[1::2]
     result[1::2] = (original[1::2] - difference).clip(0, 255)
@@ -334,11 +392,18 @@ def color_video_vdp() -> Judge:
     metric = pycvvdp.cvvdp(display_name=DISPLAY, quiet=True)
 
     def judge(video: Floats, reference: Floats, spans: Sequence[Span]) -> list[float]:
-        pair = [torch.from_numpy(np.ascontiguousarray(part / np.float32(255))).clamp(0, 1) for part in (video, reference)]
+        pair = [
+            torch.from_numpy(np.ascontiguousarray(part / np.float32(255))).clamp(0, 1)
+            for part in (video, reference)
+        ]
         _, found = metric.predict(*pair, dim_order="FHWC", frames_per_second=RATE)
         of_frames = torch.from_numpy(found["Q_per_ch"]).to(metric.device)  # (1, channels, frames, bands)
-        # Each frame twice, which changes no mean: a single one would be taken for a still picture, which is seen for longer.
-        return [float(metric.do_pooling_and_jods(of_frames[:, :, start:stop].repeat(1, 1, 2, 1))) for start, stop in spans]
+        # Each frame twice, which changes no mean: a single one would be taken for a still picture,
+        # which is seen for longer.
+        return [
+            float(metric.do_pooling_and_jods(of_frames[:, :, start:stop].repeat(1, 1, 2, 1)))
+            for start, stop in spans
+        ]
 
     return judge
 
@@ -346,15 +411,26 @@ def color_video_vdp() -> Judge:
 def table(result: Mapping[str, Any]) -> str:
     """The result for people, as Markdown."""
     shots = [f"frames {first} to {last}" for first, last in result["shots"]]
-    titles = {"all_differences": "all differences", "one_latent": "flicker, 5 frames", "three_latents": "flicker, 13 frames"}
-    lines = [f"JOD | {' | '.join(shots)} | worst quarter | quarters below {SEEN:g}", "--- | " * (len(shots) + 2) + "---"]
+    titles = {
+        "all_differences": "all differences",
+        "one_latent": "flicker, 5 frames",
+        "three_latents": "flicker, 13 frames",
+    }
+    lines = [
+        f"JOD | {' | '.join(shots)} | worst quarter | quarters below {SEEN:g}",
+        "--- | " * (len(shots) + 2) + "---",
+    ]
     for name, kinds in result["jod"].items():
         for kind, found in kinds.items():
             for label, told in ((titles[kind], found), (f"{titles[kind]}, at most", found.get("at_most"))):
                 if told is None:
                     continue
                 cells = [f"{jod:.2f}" for jod in told["shots"]]
-                quarters = [f"{told['worst_quarter']:.2f}", f"{told['quarters_seen']} of {told['quarters']}"] if "quarters" in told else []
+                quarters = (
+                    [f"{told['worst_quarter']:.2f}", f"{told['quarters_seen']} of {told['quarters']}"]
+                    if "quarters" in told
+                    else []
+                )
                 lines.append(f"{name}, {label} | {' | '.join(cells + (quarters or ['', '']))}")
     low, high = (f"{sigma:g}" for sigma in SCALES)
     names = {
@@ -364,7 +440,9 @@ def table(result: Mapping[str, Any]) -> str:
     }
     for part, jods in result.get("stream_without", {}).items():
         cells = [*(f"{jod:.2f}" for jod in jods), "", ""]
-        lines.append(f"stream, {titles['three_latents']}, without {names.get(part, part)} | {' | '.join(cells)}")
+        lines.append(
+            f"stream, {titles['three_latents']}, without {names.get(part, part)} | {' | '.join(cells)}"
+        )
     return "".join(f"| {line} |\n" for line in lines)
 
 

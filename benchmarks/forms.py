@@ -1,11 +1,14 @@
-"""Ways to compute single layers of the exported graphs: those that the export chooses, and those that were tried and dropped.
+"""Ways to compute single layers of the exported graphs: those that the export chooses, and those
+that were tried and dropped.
 
     python benchmarks/forms.py [--json benchmarks/results/forms-cpu.json]
     python benchmarks/forms.py --layers attention norm --engines onnxruntime --runs 9
 
-Layers have sizes of the presets at 128x128. Each has the network's own form first; the others are measured against it, in turns, in each
-engine by itself: a turn is the median of calls that take `--seconds` in all. All forms of a layer must give the same, up to rounding.
-Weights are random. An engine that is not installed, or whose precision this CPU does not compute in, is left out, with the reason.
+Layers have sizes of the presets at 128x128. Each has the network's own form first; the others are
+measured against it, in turns, in each engine by itself: a turn is the median of calls that take
+`--seconds` in all. All forms of a layer must give the same, up to rounding. Weights are random. An
+engine that is not installed, or whose precision this CPU does not compute in, is left out, with the
+reason.
 """
 
 from __future__ import annotations
@@ -32,9 +35,7 @@ from roofline import compile_model, seconds_of
 from torch import Tensor, nn
 from turns import take_turns
 
-from wfvae.blocks import FrameAttention, Norm, Upsample2D
-from wfvae.causal import CausalConv3d, OfflineClip, cat_frames
-from wfvae.export.minimal_filtering import (
+from wfvae.export.forms.minimal_filtering import (
     Way,
     analyse,
     convolve_pairs,
@@ -44,8 +45,10 @@ from wfvae.export.minimal_filtering import (
     synthesise,
     transform,
 )
-from wfvae.export.subpixel import convolve_doubled, phase_filters
-from wfvae.export.tracer import ONNX_TYPES, Tracer
+from wfvae.export.forms.subpixel import convolve_doubled, phase_filters
+from wfvae.export.recorder.tracer import ONNX_TYPES, Tracer
+from wfvae.model.blocks import FrameAttention, Norm, Upsample2D
+from wfvae.model.causal import CausalConv3d, OfflineClip, cat_frames
 
 ENGINES = ("onnxruntime", "openvino-fp32", "openvino-bf16")
 TOLERANCE = {"onnxruntime": 1e-4, "openvino-fp32": 1e-4, "openvino-bf16": 2e-2}
@@ -59,7 +62,10 @@ class Form(nn.Module):
     """A computation with tensors of its own, on one or more inputs."""
 
     def __init__(
-        self, compute: Callable[..., Tensor], module: nn.Module | None = None, tensors: Mapping[str, Tensor] | None = None
+        self,
+        compute: Callable[..., Tensor],
+        module: nn.Module | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.compute, self.module = compute, module
@@ -83,8 +89,15 @@ class Layer:
 def layers() -> dict[str, Callable[[], list[Layer]]]:
     """What can be measured, by the names of the command line."""
     return {
-        "pairs": lambda: [in_pairs(8, channels, channels, side) for channels, side in ((512, 32), (256, 64), (192, 64), (128, 64))],
-        "rows": lambda: [one_by_one(5, 512, 512, 16), one_by_one(5, 256, 512, 16), one_by_one(5, 128, 128, 16)],
+        "pairs": lambda: [
+            in_pairs(8, channels, channels, side)
+            for channels, side in ((512, 32), (256, 64), (192, 64), (128, 64))
+        ],
+        "rows": lambda: [
+            one_by_one(5, 512, 512, 16),
+            one_by_one(5, 256, 512, 16),
+            one_by_one(5, 128, 128, 16),
+        ],
         "doubling": lambda: [doubling(9, 256, 32)],
         "nearest": lambda: [nearest(4, 512, 32), nearest(8, 256, 64)],
         "attention": lambda: [attention(5, 512, 16)],
@@ -108,9 +121,15 @@ def in_pairs(count: int, channels: int, outputs: int, side: int) -> Layer:
     forms = {
         "sum of taps": Form(conv.sum_of_taps, conv),
         "in pairs of frames": _filtered(convolve_pairs, filters_of(weight, "pairs"), bias),
-        "in pairs of frames and of rows": _filtered(convolve_pairs, filters_of(weight, "pairs and rows"), bias),
+        "in pairs of frames and of rows": _filtered(
+            convolve_pairs, filters_of(weight, "pairs and rows"), bias
+        ),
     }
-    return Layer(f"3x3x3 convolution to {outputs} channels, frames in pairs", ((1, count + 2, channels, side, side),), forms)
+    return Layer(
+        f"3x3x3 convolution to {outputs} channels, frames in pairs",
+        ((1, count + 2, channels, side, side),),
+        forms,
+    )
 
 
 def one_by_one(count: int, channels: int, outputs: int, side: int) -> Layer:
@@ -121,11 +140,17 @@ def one_by_one(count: int, channels: int, outputs: int, side: int) -> Layer:
         "in pairs of rows": _filtered(convolve_rows, filters_of(weight, "rows"), bias),
         "in pairs of rows and of columns": _filtered(_rows_and_columns, _tile_filters(weight), bias),
     }
-    return Layer(f"3x3x3 convolution to {outputs} channels, frames one by one", ((1, count + 2, channels, side, side),), forms)
+    return Layer(
+        f"3x3x3 convolution to {outputs} channels, frames one by one",
+        ((1, count + 2, channels, side, side),),
+        forms,
+    )
 
 
 def _tile_filters(weight: Tensor) -> dict[str, Tensor]:
-    """Filters (C', C, 1, 1), transformed in height and width: three taps of four rows of four columns."""
+    """Filters (C', C, 1, 1), transformed in height and width: three taps of four rows of four
+    columns.
+    """
     return {
         f"tap{tap}.{row}{column}": part[:, :, None, None].contiguous()
         for tap in range(3)
@@ -138,18 +163,27 @@ def _rows_and_columns(frames: Tensor, filters: Sequence[Tensor], bias: Tensor) -
     """For even heights and widths."""
     padded = F.pad(frames.flatten(0, 1), (1, 1, 1, 1))
     products: list[list[Tensor]] = []
-    for row, window in enumerate(analyse([padded[:, :, start : start - 3 or None : 2] for start in range(4)])):
+    for row, window in enumerate(
+        analyse([padded[:, :, start : start - 3 or None : 2] for start in range(4)])
+    ):
         products.append([])
-        for column, tile in enumerate(analyse([window[:, :, :, start : start - 3 or None : 2] for start in range(4)])):
+        for column, tile in enumerate(
+            analyse([window[:, :, :, start : start - 3 or None : 2] for start in range(4)])
+        ):
             parts = [
                 F.conv2d(
-                    tile[tap : (tap - 2) or None], filters[16 * tap + 4 * row + column], bias if (tap, row, column) == (0, 1, 1) else None
+                    tile[tap : (tap - 2) or None],
+                    filters[16 * tap + 4 * row + column],
+                    bias if (tap, row, column) == (0, 1, 1) else None,
                 )
                 for tap in range(3)
             ]
             products[-1].append(parts[0] + parts[1] + parts[2])
     columns = [synthesise(column) for column in zip(*products, strict=True)]
-    lines = [torch.stack(synthesise([column[line] for column in columns]), dim=4).flatten(3, 4) for line in range(2)]
+    lines = [
+        torch.stack(synthesise([column[line] for column in columns]), dim=4).flatten(3, 4)
+        for line in range(2)
+    ]
     result = torch.stack(lines, dim=3).flatten(2, 3)
     return result.reshape(1, -1, *result.shape[1:])
 
@@ -159,7 +193,9 @@ def doubling(count: int, channels: int, side: int) -> Layer:
     filters = phase_filters(upsample.conv.weight)
     forms = {
         "repetition, then 3x3": Form(lambda x: upsample.convolve_doubled(x.flatten(0, 1)), upsample),
-        "four 2x2": _filtered(lambda x, parts, bias: convolve_doubled(x.flatten(0, 1), parts, bias), filters, upsample.conv.bias),
+        "four 2x2": _filtered(
+            lambda x, parts, bias: convolve_doubled(x.flatten(0, 1), parts, bias), filters, upsample.conv.bias
+        ),
     }
     return Layer("height and width doubled, 3x3 convolution", ((1, count, channels, side, side),), forms)
 
@@ -173,7 +209,9 @@ def nearest(count: int, channels: int, side: int) -> Layer:
         return torch.stack([x, x], dim=2).flatten(1, 2)
 
     def after_repetition(convolve: Callable[..., Tensor], way: Way) -> Form:
-        return _filtered(lambda x, filters, bias: convolve(repeated(x), filters, bias), filters_of(weight, way), bias)
+        return _filtered(
+            lambda x, filters, bias: convolve(repeated(x), filters, bias), filters_of(weight, way), bias
+        )
 
     forms = {
         "sum of taps": Form(lambda x: conv.sum_of_taps(repeated(x)), conv),
@@ -182,7 +220,9 @@ def nearest(count: int, channels: int, side: int) -> Layer:
         "three products": after_repetition(convolve_repeated, "repeats"),
         "three products in pairs of rows": after_repetition(convolve_repeated, "repeats and rows"),
     }
-    return Layer("frame rate doubled by repetition, 3x3x3 convolution", ((1, count + 1, channels, side, side),), forms)
+    return Layer(
+        "frame rate doubled by repetition, 3x3x3 convolution", ((1, count + 1, channels, side, side),), forms
+    )
 
 
 def attention(count: int, channels: int, side: int) -> Layer:
@@ -206,17 +246,23 @@ def attention(count: int, channels: int, side: int) -> Layer:
 
 def norm(count: int, channels: int, side: int) -> Layer:
     block = Norm(channels, "layernorm")
-    scale, shift = (tensor.detach().reshape(-1, 1, 1).clone() for tensor in (block.norm.weight, block.norm.bias))
+    scale, shift = (
+        tensor.detach().reshape(-1, 1, 1).clone() for tensor in (block.norm.weight, block.norm.bias)
+    )
 
     def over_channels(x: Any, scale: Any, shift: Any) -> Any:
         images = x.reshape(count, channels, side, side)
         axis = x.tracer.integers([1])
 
         def mean(values: Any) -> Any:
-            return x.tracer.emit("ReduceMean", [values, axis], (count, 1, side, side), values.dtype, keepdims=1)
+            return x.tracer.emit(
+                "ReduceMean", [values, axis], (count, 1, side, side), values.dtype, keepdims=1
+            )
 
         centred = images - mean(images)
-        deviation = x.tracer.emit("Sqrt", [mean(centred * centred) + block.norm.eps], (count, 1, side, side), x.dtype)
+        deviation = x.tracer.emit(
+            "Sqrt", [mean(centred * centred) + block.norm.eps], (count, 1, side, side), x.dtype
+        )
         normed = x.tracer.binary("Div", centred, deviation) * scale + shift
         return F.silu(normed).reshape(1, count, channels, side, side)
 
@@ -224,7 +270,7 @@ def norm(count: int, channels: int, side: int) -> Layer:
         "transposes around the norm": Form(lambda x: F.silu(block(x)), block),
         "means over channels": Form(over_channels, None, {"scale": scale, "shift": shift}),
     }
-    # OpenVINO has a rewriting of its own (`runtime/openvino_norms.py`).
+    # OpenVINO has a rewriting of its own (`runtime/backends/openvino_norms.py`).
     return Layer("norm and SiLU", ((1, count, channels, side, side),), forms, ("onnxruntime",))
 
 
@@ -232,7 +278,9 @@ def history(count: int, channels: int, side: int) -> Layer:
     conv = _convolution(channels, channels)
     shapes = tuple((1, frames, channels, side, side) for frames in (2, count))
     forms = {
-        "cache and frames concatenated": Form(lambda history, x: conv.sum_of_taps(cat_frames([history, x])), conv),
+        "cache and frames concatenated": Form(
+            lambda history, x: conv.sum_of_taps(cat_frames([history, x])), conv
+        ),
         "concatenated for each tap": _tap_by_tap(conv),
     }
     return Layer("3x3x3 convolution with its causal cache", shapes, forms)
@@ -246,7 +294,8 @@ def _tap_by_tap(conv: CausalConv3d) -> Form:
         taken = [cat_frames([history, x[:, : count - 2]]), cat_frames([history[:, 1:], x[:, : count - 1]]), x]
         weight, bias = conv.conv.weight, conv.conv.bias
         parts = [
-            F.conv2d(frames.flatten(0, 1), weight[:, :, tap], bias if tap == 0 else None, padding=1) for tap, frames in enumerate(taken)
+            F.conv2d(frames.flatten(0, 1), weight[:, :, tap], bias if tap == 0 else None, padding=1)
+            for tap, frames in enumerate(taken)
         ]
         total = parts[0] + parts[1] + parts[2]
         return total.reshape(1, count, *total.shape[1:])
@@ -262,7 +311,8 @@ def record(form: Form, shapes: Sequence[Shape]) -> onnx.ModelProto:
         result: Any = form(*cast("list[Tensor]", inputs))
     tracer.keep_only([result])
     values = [
-        helper.make_tensor_value_info(value.name, ONNX_TYPES[torch.float32], shape) for value, shape in zip(inputs, shapes, strict=True)
+        helper.make_tensor_value_info(value.name, ONNX_TYPES[torch.float32], shape)
+        for value, shape in zip(inputs, shapes, strict=True)
     ]
     output = helper.make_tensor_value_info(result.name, ONNX_TYPES[torch.float32], None)
     constants = [numpy_helper.from_array(tensor.numpy(), name) for name, tensor in tracer.constants.items()]
@@ -273,15 +323,25 @@ def record(form: Form, shapes: Sequence[Shape]) -> onnx.ModelProto:
 def measure(layer: Layer, engine: str, threads: int, runs: int, seconds: float) -> Iterator[dict[str, Any]]:
     """A row per form."""
     rng = np.random.default_rng(0)
-    feeds = {f"x{index}": rng.standard_normal(shape).astype(np.float32) for index, shape in enumerate(layer.inputs)}
-    calls = {name: compile_model(record(form, layer.inputs), engine, threads) for name, form in layer.forms.items()}
+    feeds = {
+        f"x{index}": rng.standard_normal(shape).astype(np.float32) for index, shape in enumerate(layer.inputs)
+    }
+    calls = {
+        name: compile_model(record(form, layer.inputs), engine, threads) for name, form in layer.forms.items()
+    }
     results = {name: np.array(call(feeds)[0]).reshape(-1) for name, call in calls.items()}
-    times = take_turns({name: partial(seconds_of, partial(call, feeds), seconds) for name, call in calls.items()}, runs, warm_up=False)
+    times = take_turns(
+        {name: partial(seconds_of, partial(call, feeds), seconds) for name, call in calls.items()},
+        runs,
+        warm_up=False,
+    )
     own = next(iter(layer.forms))
     for name in layer.forms:
         apart = float(np.abs(results[name] - results[own]).max() / np.abs(results[own]).max())
         if apart > TOLERANCE[engine]:
-            raise AssertionError(f"{layer.name}, {name}: {apart:.1e} of the largest value apart from the network's form")
+            raise AssertionError(
+                f"{layer.name}, {name}: {apart:.1e} of the largest value apart from the network's form"
+            )
         speeds = [those / these for these, those in zip(times[name], times[own], strict=True)]
         yield {
             "layer": layer.name,
@@ -309,9 +369,19 @@ def table(result: dict[str, Any]) -> str:
         )
         for row in result["rows"]
     ]
-    header = ("layer", "frames, channels, height, width", "form", "engine", "ms", "speed by the network's form", "of single turns")
+    header = (
+        "layer",
+        "frames, channels, height, width",
+        "form",
+        "engine",
+        "ms",
+        "speed by the network's form",
+        "of single turns",
+    )
     text = f"# Forms of layers\n\n{machine_line(result['machine'])}\n\n{markdown_table(header, rows)}"
-    return text + "".join(f"\n{engine}: not measured: {reason}\n" for engine, reason in result["not_measured"].items())
+    return text + "".join(
+        f"\n{engine}: not measured: {reason}\n" for engine, reason in result["not_measured"].items()
+    )
 
 
 def missing(engines: Sequence[str]) -> dict[str, str]:
@@ -327,13 +397,21 @@ def missing(engines: Sequence[str]) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--layers", nargs="+", choices=layers(), default=list(layers()))
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--runs", type=int, default=5, help="turns (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.15, help="of a form in a turn, at least (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=0.15, help="of a form in a turn, at least (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="write the results to this file, and .md beside it (default: print them as JSON)")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="write the results to this file, and .md beside it (default: print them as JSON)",
+    )
     args = parser.parse_args(arguments)
     torch.manual_seed(0)
     before = load_average()
@@ -349,7 +427,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
     facts = machine(args.threads, "wfvae", "torch", "onnxruntime", "openvino")
     settings = {"runs": args.runs, "seconds": args.seconds}
-    result = {"machine": facts, "load_average_before": before, **settings, "rows": rows, "not_measured": not_measured}
+    result = {
+        "machine": facts,
+        "load_average_before": before,
+        **settings,
+        "rows": rows,
+        "not_measured": not_measured,
+    }
     if args.json is None:
         print(json.dumps(result, indent=2))
         return

@@ -1,20 +1,24 @@
-"""All measurements on one GPU, in one go: time, memory and agreement of every backend and precision that is there.
+"""All measurements on one GPU, in one go: time, memory and agreement of every backend and precision
+that is there.
 
     python benchmarks/gpu.py                    everything, within ten minutes; writes benchmarks/results/gpu.json
     python benchmarks/gpu.py --presets S --sizes 512 --budget 120
     python benchmarks/gpu.py --smoke            the same program on a CPU at toy size: tests its logic, measures nothing
 
-The job is that of the paper's Fig. 4: 33 frames of 256, 512 and 768 squared, encoded and decoded, whole and in chunks of 4, 8 and 16
-frames. Backends and precisions take turns within a case, so that a busy or hot GPU slows all alike; each has a process of its own.
-What is missing, fails, or would take longer than the time that is left is named in the result, with the reason. Weights are random.
+The job is that of the paper's Fig. 4: 33 frames of 256, 512 and 768 squared, encoded and decoded,
+whole and in chunks of 4, 8 and 16 frames. Backends and precisions take turns within a case, so that
+a busy or hot GPU slows all alike; each has a process of its own. What is missing, fails, or would
+take longer than the time that is left is named in the result, with the reason. Weights are random.
 
-Peak memory is PyTorch's own count of what it allocated, and for all backends the growth of the device's used memory over a direction's
-first two runs, weights of an exported bundle included (`nvidia-smi`); nothing else should run on the GPU. Steps of a bundle take and give
-arrays in host memory, so the comparable time of PyTorch is the one with copies from and to the host; its time with data on the GPU stands
-beside it.
+Peak memory is PyTorch's own count of what it allocated, and for all backends the growth of the
+device's used memory over a direction's first two runs, weights of an exported bundle included
+(`nvidia-smi`); nothing else should run on the GPU. Steps of a bundle take and give arrays in host
+memory, so the comparable time of PyTorch is the one with copies from and to the host; its time with
+data on the GPU stands beside it.
 
-TensorRT engines are built within half of a preset's time, or left out. To build them before, keep bundles PRESET-PRECISION (such as
-L-fp16, with random weights of seed 0 if the parity numbers shall mean something) with their engines in a folder, and name it by --bundles.
+TensorRT engines are built within half of a preset's time, or left out. To build them before, keep
+bundles PRESET-PRECISION (such as L-fp16, with random weights of seed 0 if the parity numbers shall
+mean something) with their engines in a folder, and name it by --bundles.
 """
 
 from __future__ import annotations
@@ -88,14 +92,27 @@ class Failed(Exception):
 class Worker:
     """A process that runs one variant. See `gpu_worker.py`."""
 
-    def __init__(self, variant: str, preset: str, device: str, folder: Path, job: argparse.Namespace, log: Any) -> None:
+    def __init__(
+        self, variant: str, preset: str, device: str, folder: Path, job: argparse.Namespace, log: Any
+    ) -> None:
         self.variant = variant
         script = Path(__file__).with_name("gpu_worker.py")
-        command = [sys.executable, str(script), variant, preset, device, str(folder), "--frames", str(job.frames)]
+        command = [
+            sys.executable,
+            str(script),
+            variant,
+            preset,
+            device,
+            str(folder),
+            "--frames",
+            str(job.frames),
+        ]
         command += ["--sizes", *map(str, job.sizes), "--chunks", *map(str, job.chunks)]
         # On a CPU nothing is measured, and threads of several processes would wait for each other.
         environment = {**os.environ, "OMP_NUM_THREADS": "1"} if device == "cpu" else None
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
+        )
 
     def wait_ready(self, timeout: float) -> dict[str, Any]:
         """What the worker runs on. Raises `Failed` if it cannot."""
@@ -106,7 +123,9 @@ class Worker:
         return ready
 
     def ask(self, timeout: float, **request: Any) -> dict[str, Any]:
-        """The answer to one request. Raises `Failed` with the worker's reason, or if it takes too long or has died."""
+        """The answer to one request. Raises `Failed` with the worker's reason, or if it takes too
+        long or has died.
+        """
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -172,7 +191,9 @@ class Benchmark:
         self.backends: dict[str, Any] = {}
 
     def run(self) -> None:
-        """One preset after the other: all its processes start at once, which takes the time of the slowest."""
+        """One preset after the other: all its processes start at once, which takes the time of the
+        slowest.
+        """
         for number, preset in enumerate(self.options.presets):
             share = self.clock.left / (len(self.options.presets) - number)
             end = time.monotonic() + share
@@ -190,8 +211,13 @@ class Benchmark:
                         worker.stop()
 
     def _start(self, preset: str, log: Any, end: float) -> list[Worker]:
-        """The variants that are ready before half of the time is over: engines must be built before anything is measured."""
-        started = [Worker(variant, preset, self.device, self._bundles(variant), self.options, log) for variant in self.options.variants]
+        """The variants that are ready before half of the time is over: engines must be built before
+        anything is measured.
+        """
+        started = [
+            Worker(variant, preset, self.device, self._bundles(variant), self.options, log)
+            for variant in self.options.variants
+        ]
         ready = []
         half = (end - time.monotonic()) / 2
         deadline = time.monotonic() + half
@@ -200,8 +226,13 @@ class Benchmark:
                 self.backends[f"{worker.variant} {preset}"] = worker.wait_ready(deadline - time.monotonic())
                 ready.append(worker)
             except Failed as reason:
-                late = f"not ready after {half:.0f} s; raise --budget, or build engines before and name them by --bundles"
-                self.skipped[f"{worker.variant} {preset}"] = late if str(reason) == TIME_IS_UP else str(reason)
+                late = (
+                    f"not ready after {half:.0f} s; raise --budget, or build engines before and name them by"
+                    " --bundles"
+                )
+                self.skipped[f"{worker.variant} {preset}"] = (
+                    late if str(reason) == TIME_IS_UP else str(reason)
+                )
                 worker.stop()
         return ready
 
@@ -219,7 +250,9 @@ class Benchmark:
                 yield Case(preset, size, mode)
 
     def _run_case(self, case: Case, workers: list[Worker], end: float) -> None:
-        """Runs a case in as few waves as memory allows. The variants of a wave are open together, and take turns."""
+        """Runs a case in as few waves as memory allows. The variants of a wave are open together,
+        and take turns.
+        """
         waiting, wave = list(workers), 0
         while waiting:
             wave += 1
@@ -242,17 +275,28 @@ class Benchmark:
                 self._close(worker)
             for variant, result in results.items():
                 if "seconds" in result:
-                    facts = {"variant": variant, "preset": case.preset, "size": case.size, "mode": case.mode, "wave": wave}
+                    facts = {
+                        "variant": variant,
+                        "preset": case.preset,
+                        "size": case.size,
+                        "mode": case.mode,
+                        "wave": wave,
+                    }
                     self.cases.append({**facts, **result})
 
     def _is_tight(self, results: dict[str, dict[str, Any]]) -> bool:
         """Whether another variant of this case might not fit beside those that are open."""
         facts = query_gpu("memory.total", "memory.used") if self.device == "gpu" else None
-        growth = [sum(value or 0 for value in result["device_memory_growth_mib"].values()) for result in results.values()]
+        growth = [
+            sum(value or 0 for value in result["device_memory_growth_mib"].values())
+            for result in results.values()
+        ]
         return facts is not None and int(facts[0]) - int(facts[1]) < 1.2 * max(growth)
 
     def _open(self, worker: Worker, case: Case, end: float) -> dict[str, Any]:
-        """Opens the case and runs each direction twice: the first run may choose algorithms, the second tells what a run takes."""
+        """Opens the case and runs each direction twice: the first run may choose algorithms, the
+        second tells what a run takes.
+        """
         left = min(end - time.monotonic(), self.clock.left)
         if left <= 0:
             raise Failed(TIME_IS_UP)
@@ -261,20 +305,30 @@ class Benchmark:
         worker.ask(left, do="open", frames=self.options.frames, size=case.size, mode=case.mode)
         needed = 0.0
         for direction in DIRECTIONS:
-            keep = str(self._output(case, worker.variant, direction)) if case.size == min(self.options.sizes) else None
+            keep = (
+                str(self._output(case, worker.variant, direction))
+                if case.size == min(self.options.sizes)
+                else None
+            )
             worker.ask(left, do="run", direction=direction, keep=keep)
             second = worker.ask(left, do="run", direction=direction)
             needed += self.options.runs * (second["seconds"] + (second["resident"] or 0))
             after = used_memory(self.device)
-            result["device_memory_growth_mib"][direction] = None if after is None or before is None else after - before
-            result["peak_allocated_mib"][direction] = None if second["peak"] is None else second["peak"] / MEBIBYTE
+            result["device_memory_growth_mib"][direction] = (
+                None if after is None or before is None else after - before
+            )
+            result["peak_allocated_mib"][direction] = (
+                None if second["peak"] is None else second["peak"] / MEBIBYTE
+            )
             before = after
         left = min(end - time.monotonic(), self.clock.left)
         if needed > left / 2:
             raise Failed(f"would take {needed:.0f} s, more than half of the {left:.0f} s that are left")
         return result
 
-    def _take_turns(self, case: Case, active: list[Worker], results: dict[str, dict[str, Any]], end: float) -> None:
+    def _take_turns(
+        self, case: Case, active: list[Worker], results: dict[str, dict[str, Any]], end: float
+    ) -> None:
         timings: dict[str, dict[str, list[float]]] = {}
         for _ in range(self.options.runs):
             for worker in list(active):
@@ -297,23 +351,41 @@ class Benchmark:
             results[variant] |= {"seconds": medians, "slowest_by_fastest": spread, "runs": self.options.runs}
 
     def _compare(self, case: Case, results: dict[str, dict[str, Any]]) -> None:
-        """Each variant against PyTorch in fp32 on the whole clip, and its stream against its own direct inference."""
+        """Each variant against PyTorch in fp32 on the whole clip, and its stream against its own
+        direct inference.
+        """
         for variant in results:
             for direction in DIRECTIONS:
                 output = self._output(case, variant, direction)
                 if not output.exists():
                     continue
                 direct = Case(case.preset, case.size, DIRECT)
-                pairs = {"reference": self._output(direct, REFERENCE, direction), "own_direct": self._output(direct, variant, direction)}
+                pairs = {
+                    "reference": self._output(direct, REFERENCE, direction),
+                    "own_direct": self._output(direct, variant, direction),
+                }
                 for against, path in pairs.items():
                     if path.exists() and path != output:
-                        facts = {"variant": variant, "preset": case.preset, "size": case.size, "mode": case.mode}
-                        self.parity.append({**facts, "direction": direction, "against": against, **difference(output, path)})
+                        facts = {
+                            "variant": variant,
+                            "preset": case.preset,
+                            "size": case.size,
+                            "mode": case.mode,
+                        }
+                        self.parity.append(
+                            {**facts, "direction": direction, "against": against, **difference(output, path)}
+                        )
 
     def _run_streams(self, worker: Worker, preset: str, end: float) -> None:
         """More and more rows in one batch, until memory, time or throughput ends it."""
         size = 512 if 512 in self.options.sizes else min(self.options.sizes)
-        found: dict[str, Any] = {"variant": worker.variant, "preset": preset, "size": size, "frames_per_step": ROW_FRAMES, "rows": []}
+        found: dict[str, Any] = {
+            "variant": worker.variant,
+            "preset": preset,
+            "size": size,
+            "frames_per_step": ROW_FRAMES,
+            "rows": [],
+        }
         name = f"streams of {worker.variant} {preset} {size}"
         for rows in ROWS if not self.options.smoke else ROWS[:2]:
             left = min(end - time.monotonic(), self.clock.left)
@@ -324,12 +396,20 @@ class Benchmark:
                 worker.ask(left, do="run_rows")
                 first = worker.ask(left, do="run_rows")["seconds"]
                 if first * self.options.runs > left / 4:
-                    raise Failed(f"{rows} rows would take {first * self.options.runs:.0f} s, more than a quarter of the time that is left")
+                    raise Failed(
+                        f"{rows} rows would take {first * self.options.runs:.0f} s, more than a quarter of"
+                        " the time that is left"
+                    )
                 runs = [worker.ask(left, do="run_rows")["seconds"] for _ in range(self.options.runs)]
                 median = statistics.median(runs)
                 speed = rows * ROW_FRAMES / median
                 found["rows"].append(
-                    {"rows": rows, "seconds": median, "frames_per_second": speed, "device_used_mib": used_memory(self.device)}
+                    {
+                        "rows": rows,
+                        "seconds": median,
+                        "frames_per_second": speed,
+                        "device_used_mib": used_memory(self.device),
+                    }
                 )
                 self._close(worker)
             except Failed as reason:
@@ -386,7 +466,11 @@ def query_gpu(*fields: str) -> list[str] | None:
         return None
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "--id=0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return [part.strip() for part in done.stdout.split(",")] if done.returncode == 0 and done.stdout.strip() else None
+    return (
+        [part.strip() for part in done.stdout.split(",")]
+        if done.returncode == 0 and done.stdout.strip()
+        else None
+    )
 
 
 def table(benchmark: Benchmark) -> str:
@@ -395,20 +479,30 @@ def table(benchmark: Benchmark) -> str:
     lines = [f"{'':<18}{'preset':>7}{'size':>6}{'mode':>8}" + "".join(f"{head:>11}" for head in heads)]
     for case in benchmark.cases:
         times = [case["seconds"].get(key) for key in ("encode", "decode", "encode_on_gpu", "decode_on_gpu")]
-        memory = [case[key][direction] for key in ("peak_allocated_mib", "device_memory_growth_mib") for direction in DIRECTIONS]
+        memory = [
+            case[key][direction]
+            for key in ("peak_allocated_mib", "device_memory_growth_mib")
+            for direction in DIRECTIONS
+        ]
         texts = ["-" if value is None else f"{value:.4f}" for value in times]
         texts += ["-" if value is None else f"{value:,.0f}" for value in memory]
         columns = "".join(f"{text:>11}" for text in texts)
         lines.append(f"{case['variant']:<18}{case['preset']:>7}{case['size']:>6}{case['mode']:>8}{columns}")
     for found in benchmark.parity:
         value = found.get("max_abs")
-        text = found.get("error") or ("not finite" if value is None else f"{value:.2e}, {found['equal_values']:.1%} of the values equal")
-        what = f"{found['variant']} {found['preset']} {found['size']} {found['mode']} {found['direction']} against {found['against']}"
+        text = found.get("error") or (
+            "not finite" if value is None else f"{value:.2e}, {found['equal_values']:.1%} of the values equal"
+        )
+        what = (
+            f"{found['variant']} {found['preset']} {found['size']} {found['mode']} {found['direction']}"
+            f" against {found['against']}"
+        )
         lines.append(f"parity: {what}: {text}")
     for found in benchmark.streams:
         lines.append(
-            f"streams: {found['variant']} {found['preset']} {found['size']}: up to {found['largest_batch']} in a batch, "
-            f"{found['best_frames_per_second']:.1f} frames/s, {found['real_time_streams_at_24_fps']} in real time at 24 frames/s"
+            f"streams: {found['variant']} {found['preset']} {found['size']}: up to {found['largest_batch']}"
+            f" in a batch, {found['best_frames_per_second']:.1f} frames/s,"
+            f" {found['real_time_streams_at_24_fps']} in real time at 24 frames/s"
         )
     lines += [f"skipped: {name}: {reason}" for name, reason in benchmark.skipped.items()]
     return "\n".join(lines)
@@ -417,15 +511,36 @@ def table(benchmark: Benchmark) -> str:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--presets", nargs="+", default=["S", "L"])
-    parser.add_argument("--sizes", nargs="+", type=int, default=[256, 512, 768], help="height and width, multiples of 8")
-    parser.add_argument("--chunks", nargs="+", type=int, default=[4, 8, 16], help="frames per step, multiples of 4")
+    parser.add_argument(
+        "--sizes", nargs="+", type=int, default=[256, 512, 768], help="height and width, multiples of 8"
+    )
+    parser.add_argument(
+        "--chunks", nargs="+", type=int, default=[4, 8, 16], help="frames per step, multiples of 4"
+    )
     parser.add_argument("--frames", type=int, default=33, help="1 + 4 n")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="VARIANT", help=", ".join(VARIANTS))
-    parser.add_argument("--bundles", type=Path, help="folder of bundles PRESET-PRECISION with engines; missing ones are made in it")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=list(VARIANTS),
+        choices=VARIANTS,
+        metavar="VARIANT",
+        help=", ".join(VARIANTS),
+    )
+    parser.add_argument(
+        "--bundles",
+        type=Path,
+        help="folder of bundles PRESET-PRECISION with engines; missing ones are made in it",
+    )
     parser.add_argument("--runs", type=int, default=MINIMUM_RUNS, help=f"at least {MINIMUM_RUNS}")
-    parser.add_argument("--budget", type=float, default=580, help="seconds for everything (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="result file (default: benchmarks/results/gpu.json; none for --smoke)")
-    parser.add_argument("--smoke", action="store_true", help="toy size on the CPU: tests the program, measures nothing")
+    parser.add_argument(
+        "--budget", type=float, default=580, help="seconds for everything (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--json", type=Path, help="result file (default: benchmarks/results/gpu.json; none for --smoke)"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="toy size on the CPU: tests the program, measures nothing"
+    )
     options = parser.parse_args(arguments)
     if options.smoke:
         options.presets, options.sizes, options.chunks, options.frames = ["tiny"], [16], [4], 5
@@ -447,14 +562,21 @@ def main(arguments: list[str] | None = None) -> int:
     fields = ("name", "driver_version", "memory.total")
     gpu = query_gpu(*fields)
     if gpu is None and not options.smoke:
-        print("no NVIDIA GPU here (nvidia-smi finds none); --smoke tries the program on the CPU", file=sys.stderr)
+        print(
+            "no NVIDIA GPU here (nvidia-smi finds none); --smoke tries the program on the CPU",
+            file=sys.stderr,
+        )
         return 2
     with tempfile.TemporaryDirectory() as folder:
         benchmark = Benchmark(options, Path(folder))
         benchmark.run()
     result = {
         "smoke": options.smoke,
-        "note": "toy sizes on a CPU, to test the program; these numbers mean nothing" if options.smoke else "random weights",
+        "note": (
+            "toy sizes on a CPU, to test the program; these numbers mean nothing"
+            if options.smoke
+            else "random weights"
+        ),
         "machine": {
             "gpu": None if options.smoke or gpu is None else dict(zip(fields, gpu, strict=True)),
             "cpu": processor_name(),
@@ -477,7 +599,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(table(benchmark))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(rounded(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        options.json.write_text(
+            json.dumps(rounded(result), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
     if not benchmark.cases:
         print("nothing was measured", file=sys.stderr)
         return 1

@@ -1,6 +1,8 @@
-"""One way of running the model, in a process of its own that `gpu.py` drives: JSON requests on standard input, answers on standard output.
+"""One way of running the model, in a process of its own that `gpu.py` drives: JSON requests on
+standard input, answers on standard output.
 
-A process per way keeps libraries that bring their own CUDA apart, and a crash or a poisoned GPU context away from the others.
+A process per way keeps libraries that bring their own CUDA apart, and a crash or a poisoned GPU
+context away from the others.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ FloatArray = npt.NDArray[np.float32]
 DIRECT = "direct"
 OUT_OF_MEMORY = "out of memory"
 RATIO = 4  # frames per latent, of all presets
-ENGINE_ROWS = 4  # TensorRT engines are built for a largest batch; attention over 768x768 in larger ones exceeds 2**31 values
+# TensorRT engines are built for a largest batch; attention over 768x768 in larger ones exceeds
+# 2**31 values
+ENGINE_ROWS = 4
 
 
 class Unavailable(Exception):
@@ -36,10 +40,14 @@ class Engine(Protocol):
     def describe(self) -> dict[str, Any]: ...
 
     def open(self, frames: int, size: int, mode: str) -> None:
-        """Prepares a clip of `frames` frames of size x size, `direct` or in chunks of so many frames."""
+        """Prepares a clip of `frames` frames of size x size, `direct` or in chunks of so many
+        frames.
+        """
 
     def run(self, direction: str) -> tuple[float | None, float, FloatArray]:
-        """Seconds with data on the GPU (None where that can't be had), seconds from and to host memory, and the output, batch first."""
+        """Seconds with data on the GPU (None where that can't be had), seconds from and to host
+        memory, and the output, batch first.
+        """
 
     def peak(self) -> int | None:
         """Most bytes allocated in the last run with data on the GPU, if the backend knows."""
@@ -56,12 +64,16 @@ class Engine(Protocol):
 
 def video_of(batch: int, frames: int, size: int) -> FloatArray:
     """Always the same (B, T, 3, H, W) in [-1, 1]."""
-    return (np.random.default_rng(0).random((batch, frames, 3, size, size), np.float32) * 2 - 1).astype(np.float32)
+    return (np.random.default_rng(0).random((batch, frames, 3, size, size), np.float32) * 2 - 1).astype(
+        np.float32
+    )
 
 
 def latents_of(batch: int, count: int, channels: int, size: int) -> FloatArray:
     """Always the same (B, t, D, h, w)."""
-    return np.random.default_rng(1).standard_normal((batch, count, channels, size // 8, size // 8), np.float32)
+    return np.random.default_rng(1).standard_normal(
+        (batch, count, channels, size // 8, size // 8), np.float32
+    )
 
 
 class TorchEngine:
@@ -79,7 +91,8 @@ class TorchEngine:
         if device == "gpu" and not torch.cuda.is_available():
             raise Unavailable(f"PyTorch {torch.__version__} sees no GPU")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        # The fixed choice by heuristics, as for the other backends: a search would be redone for each shape.
+        # The fixed choice by heuristics, as for the other backends: a search would be redone for
+        # each shape.
         torch.backends.cudnn.benchmark = False
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
         model = WFVAE.random(WFVAEConfig.preset(preset), 0).requires_grad_(False)  # type: ignore[arg-type]
@@ -94,7 +107,11 @@ class TorchEngine:
         torch = self._torch
         found = {"torch": torch.__version__, "parameters": sum(p.numel() for p in self._model.parameters())}
         if self._device.type == "cuda":
-            found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "gpu": torch.cuda.get_device_name()}
+            found |= {
+                "cuda": torch.version.cuda,
+                "cudnn": torch.backends.cudnn.version(),
+                "gpu": torch.cuda.get_device_name(),
+            }
         return found
 
     def open(self, frames: int, size: int, mode: str) -> None:
@@ -125,7 +142,11 @@ class TorchEngine:
             if self._device.type == "cuda":
                 self._peak = int(self._torch.cuda.max_memory_allocated())
             seconds, output = self._timed(
-                lambda: self._compute(direction, self._host[direction].to(self._device, self._dtype)).float().cpu()
+                lambda: (
+                    self._compute(direction, self._host[direction].to(self._device, self._dtype))
+                    .float()
+                    .cpu()
+                )
             )
         array: FloatArray = output.movedim(1, 2).numpy()
         return resident, seconds, array
@@ -146,7 +167,10 @@ class TorchEngine:
 
     def open_rows(self, rows: int, frames: int, size: int) -> None:
         config = self._model.config
-        self._prepare(video_of(rows, frames, size), latents_of(rows, frames // config.temporal_compression, config.latent_dim, size))
+        self._prepare(
+            video_of(rows, frames, size),
+            latents_of(rows, frames // config.temporal_compression, config.latent_dim, size),
+        )
         self._flags = self._torch.zeros(rows, dtype=self._torch.bool, device=self._device)
         self._states = {d: self._model.initial_state(d, rows, size, size) for d in ("encoder", "decoder")}
 
@@ -171,9 +195,13 @@ class TorchEngine:
 
 
 class BundleEngine:
-    """An exported bundle in `wfvae.runtime`. Steps take and give arrays in host memory; the state stays on the device."""
+    """An exported bundle in `wfvae.runtime`. Steps take and give arrays in host memory; the state
+    stays on the device.
+    """
 
-    def __init__(self, preset: str, precision: str, tf32: bool, device: str, backend: str, job: argparse.Namespace) -> None:
+    def __init__(
+        self, preset: str, precision: str, tf32: bool, device: str, backend: str, job: argparse.Namespace
+    ) -> None:
         if tf32 and device != "gpu":
             raise Unavailable("TF32 is for GPUs")
         self._backend, self._device, self._tf32 = backend, device, tf32
@@ -190,8 +218,15 @@ class BundleEngine:
         # A provider that can't be set up may show only here.
         self._bundle.step_session("encoder")
         session = getattr(self._bundle.step_session("encoder"), "_session", None)
-        if backend == "onnxruntime" and device == "gpu" and session is not None and session.get_providers()[0] != "CUDAExecutionProvider":
-            raise Unavailable(f"ONNX Runtime could not set up CUDA and fell back to {', '.join(session.get_providers())}")
+        if (
+            backend == "onnxruntime"
+            and device == "gpu"
+            and session is not None
+            and session.get_providers()[0] != "CUDAExecutionProvider"
+        ):
+            raise Unavailable(
+                f"ONNX Runtime could not set up CUDA and fell back to {', '.join(session.get_providers())}"
+            )
 
     def _export(self, preset: str, precision: str) -> None:
         from wfvae import WFVAE, WFVAEConfig
@@ -212,7 +247,9 @@ class BundleEngine:
 
         if device == "gpu":
             if "CUDAExecutionProvider" not in ort.get_available_providers():
-                raise Unavailable(f"ONNX Runtime {ort.__version__} has no CUDA provider; install onnxruntime-gpu")
+                raise Unavailable(
+                    f"ONNX Runtime {ort.__version__} has no CUDA provider; install onnxruntime-gpu"
+                )
             ort.preload_dlls()
 
     @staticmethod
@@ -223,25 +260,41 @@ class BundleEngine:
             import tensorrt  # noqa: F401
         except ImportError as error:
             raise Unavailable(f"TensorRT is not installed ({error})") from error
-        from wfvae.cli import COMMANDS
+        from wfvae.cli.main import COMMANDS
         from wfvae.runtime.bundle import BACKENDS
 
         if "tensorrt" not in BACKENDS or "build" not in COMMANDS:
             raise Unavailable("this version of wfvae has no TensorRT backend")
 
     def _build(self, job: argparse.Namespace) -> None:
-        from wfvae.cli import main
-        from wfvae.manifest import Manifest
+        from wfvae.cli.main import main
+        from wfvae.spec.manifest import Manifest
 
         if Manifest.read(self._path).engines:  # built before, in a folder given by --bundles
             return
         side = f"{min(job.sizes)}:{sorted(job.sizes)[len(job.sizes) // 2]}:{max(job.sizes)}"
-        command = ["build", str(self._path), "--height", side, "--width", side, "--batch", f"1:1:{ENGINE_ROWS}"]
-        command += ["--chunk", str(max(job.chunks) // RATIO), "--whole-clip", str(1 + (job.frames - 1) // RATIO)]
+        command = [
+            "build",
+            str(self._path),
+            "--height",
+            side,
+            "--width",
+            side,
+            "--batch",
+            f"1:1:{ENGINE_ROWS}",
+        ]
+        command += [
+            "--chunk",
+            str(max(job.chunks) // RATIO),
+            "--whole-clip",
+            str(1 + (job.frames - 1) // RATIO),
+        ]
         try:
             code = main(command)
         except SystemExit as error:
-            raise Unavailable(f"'wfvae {' '.join(command[:1] + command[2:])}' is not understood by this version") from error
+            raise Unavailable(
+                f"'wfvae {' '.join(command[:1] + command[2:])}' is not understood by this version"
+            ) from error
         if code:
             raise Unavailable(f"'wfvae build' ended with code {code}")
 
@@ -256,7 +309,8 @@ class BundleEngine:
         return found
 
     def open(self, frames: int, size: int, mode: str) -> None:
-        # Anew for each case: ONNX Runtime's arena only grows, and would hide a smaller case's need behind a larger one's.
+        # Anew for each case: ONNX Runtime's arena only grows, and would hide a smaller case's need
+        # behind a larger one's.
         self._bundle = self._open()
         encoder, decoder = (self._bundle.manifest.graphs[d] for d in ("encoder", "decoder"))
         self._ratio, self._drop, self._frames = encoder.stream.ratio, decoder.stream.drop, frames
@@ -287,7 +341,10 @@ class BundleEngine:
         x = self._led if direction == "encode" else self._latents
         step = self._chunk * (self._ratio if direction == "encode" else 1)
         no, yes = np.array([False]), np.array([True])
-        parts = [session.step(state, x[:, k : k + step], yes if k == 0 else no, no) for k in range(0, x.shape[1], step)]
+        parts = [
+            session.step(state, x[:, k : k + step], yes if k == 0 else no, no)
+            for k in range(0, x.shape[1], step)
+        ]
         if direction == "encode":
             return np.concatenate(parts, axis=1)
         if session.graph.has_end:
@@ -301,9 +358,14 @@ class BundleEngine:
         self._bundle = self._open()
         self._ratio = self._bundle.ratio
         channels = int(self._bundle.manifest.graphs["decoder"].inputs[0].shape[2])
-        self._video, self._latents = video_of(rows, frames, size), latents_of(rows, frames // self._ratio, channels, size)
+        self._video, self._latents = (
+            video_of(rows, frames, size),
+            latents_of(rows, frames // self._ratio, channels, size),
+        )
         self._flags = np.zeros(rows, bool)
-        self._states = {key: self._bundle.step_session(key).new_state(rows, size, size) for key in ("encoder", "decoder")}
+        self._states = {
+            key: self._bundle.step_session(key).new_state(rows, size, size) for key in ("encoder", "decoder")
+        }
 
     def run_rows(self) -> float:
         began = time.perf_counter()
@@ -351,7 +413,11 @@ def answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
 def failure(error: BaseException) -> dict[str, str]:
     """One line; what is out of memory is called so, whatever the library says."""
     text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "failed to allocate" in text.lower():
+    if (
+        isinstance(error, MemoryError)
+        or "out of memory" in text.lower()
+        or "failed to allocate" in text.lower()
+    ):
         return {"error": OUT_OF_MEMORY, "detail": text}
     return {"error": text}
 

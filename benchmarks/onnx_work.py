@@ -1,13 +1,16 @@
-"""What an ONNX graph computes for inputs of given sizes: operations of arithmetic and bytes moved, per operator.
+"""What an ONNX graph computes for inputs of given sizes: operations of arithmetic and bytes moved,
+per operator.
 
-Counted from the graph alone, without running it. A multiplication and an addition are two operations, as is the custom:
+Counted from the graph alone, without running it. A multiplication and an addition are two
+operations, as is the custom:
 
     Conv            2 x outputs x (input channels / groups) x kernel positions
     ConvTranspose   2 x inputs x (output channels / groups) x kernel positions
     MatMul, Gemm    2 x M x N x K, for every matrix of the batch
 
-All else is counted as 0 operations and by the bytes that it reads and writes, as if no operator were fused with another. Padding counts
-as if it were data. Operators that only give memory another shape move nothing.
+All else is counted as 0 operations and by the bytes that it reads and writes, as if no operator
+were fused with another. Padding counts as if it were data. Operators that only give memory another
+shape move nothing.
 """
 
 from __future__ import annotations
@@ -24,11 +27,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
-_VIEWS = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Identity", "Shape", "Constant", "ConstantOfShape", "Flatten"})
+_VIEWS = frozenset(
+    {"Reshape", "Unsqueeze", "Squeeze", "Identity", "Shape", "Constant", "ConstantOfShape", "Flatten"}
+)
 _PICKS = frozenset({"Slice", "Gather"})
 """Operators that read only what they write."""
 _SMALL = 256
-"""Elements up to which a tensor may be one of sizes and indices, which are computed here so that shapes become known."""
+"""Elements up to which a tensor may be one of sizes and indices, which are computed here so that
+shapes become known.
+"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,9 @@ class GraphWork:
 
 
 def count_file(path: Path, sizes: Mapping[str, int]) -> GraphWork:
-    """The work of a bundle's graph; weights are not read. `sizes` gives the symbols of its inputs' shapes, see `count_work`."""
+    """The work of a bundle's graph; weights are not read. `sizes` gives the symbols of its inputs'
+    shapes, see `count_work`.
+    """
     return count_work(onnx.load(str(path), load_external_data=False), sizes)
 
 
@@ -98,12 +107,21 @@ def count_work(model: onnx.ModelProto, sizes: Mapping[str, int]) -> GraphWork:
         for index, value in enumerate((1, flop, moved)):
             total[index] += value
         if node.op_type == "Conv":
-            attributes = tuple(sorted((a.name, _plain(helper.get_attribute_value(a))) for a in node.attribute))
-            read_and_written = sum(tensors[name][1] for name in (*node.input[:2], *node.output))  # the same with bias and without
-            convolutions[tensors[node.input[0]][0], tensors[node.input[1]][0], attributes, flop, read_and_written] += 1
+            attributes = tuple(
+                sorted((a.name, _plain(helper.get_attribute_value(a))) for a in node.attribute)
+            )
+            read_and_written = sum(
+                tensors[name][1] for name in (*node.input[:2], *node.output)
+            )  # the same with bias and without
+            convolutions[
+                tensors[node.input[0]][0], tensors[node.input[1]][0], attributes, flop, read_and_written
+            ] += 1
     ordered = sorted(convolutions.items(), key=lambda item: -item[0][3] * item[1])
     return GraphWork(
-        {name: OperatorWork(*values) for name, values in sorted(found.items(), key=lambda item: (-item[1][1], -item[1][2]))},
+        {
+            name: OperatorWork(*values)
+            for name, values in sorted(found.items(), key=lambda item: (-item[1][1], -item[1][2]))
+        },
         tuple(Convolution(*key, count) for key, count in ordered),
     )
 
@@ -120,7 +138,11 @@ def direct_sizes(ratio: int, frames: int, height: int, width: int, batch: int = 
 
 def _common(height: int, width: int, batch: int) -> dict[str, int]:
     sides = {"height": height, "width": width}
-    return {"batch": batch, **sides, **{f"{name}/{k}": side // k for name, side in sides.items() for k in (2, 4, 8)}}
+    return {
+        "batch": batch,
+        **sides,
+        **{f"{name}/{k}": side // k for name, side in sides.items() for k in (2, 4, 8)},
+    }
 
 
 def _with_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelProto:
@@ -131,7 +153,10 @@ def _with_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelP
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
                 if dim.dim_param not in sizes:
-                    raise ValueError(f"the input {value.name} has the size '{dim.dim_param}', which was not given; given are {list(sizes)}")
+                    raise ValueError(
+                        f"the input {value.name} has the size '{dim.dim_param}', which was not given; given"
+                        f" are {list(sizes)}"
+                    )
                 dim.dim_value = sizes[dim.dim_param]
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")
@@ -142,18 +167,30 @@ def _with_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelP
 
 
 def _fold(model: onnx.ModelProto) -> bool:
-    """Replaces nodes whose small results follow from known shapes and constants. Whether there were any."""
+    """Replaces nodes whose small results follow from known shapes and constants. Whether there were
+    any.
+    """
     graph = model.graph
     inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     shapes = {value.name: _shape(value) for value in (*inferred.value_info, *graph.input)}
-    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer if not t.external_data and math.prod(t.dims) <= _SMALL}
+    constants = {
+        t.name: numpy_helper.to_array(t)
+        for t in graph.initializer
+        if not t.external_data and math.prod(t.dims) <= _SMALL
+    }
     kept, folded = [], []
     for node in graph.node:
         value: np.ndarray[Any, Any] | None = None
         if node.op_type == "Shape" and shapes.get(node.input[0]) is not None:
-            first, last = (next((a.i for a in node.attribute if a.name == name), None) for name in ("start", "end"))
+            first, last = (
+                next((a.i for a in node.attribute if a.name == name), None) for name in ("start", "end")
+            )
             value = np.array(shapes[node.input[0]], np.int64)[first:last]
-        elif len(node.output) == 1 and all(name in constants for name in node.input if name) and node.op_type != "Constant":
+        elif (
+            len(node.output) == 1
+            and all(name in constants for name in node.input if name)
+            and node.op_type != "Constant"
+        ):
             value = np.asarray(_evaluate(node, constants, model)[0])
         elif node.op_type == "Constant":
             value = np.asarray(_evaluate(node, {}, model)[0])
@@ -161,7 +198,9 @@ def _fold(model: onnx.ModelProto) -> bool:
             kept.append(node)
         else:
             constants[node.output[0]] = value
-            folded.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), node.output[0]))
+            folded.append(
+                numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), node.output[0])
+            )
     if folded:
         del graph.node[:]
         graph.node.extend(kept)
@@ -171,7 +210,12 @@ def _fold(model: onnx.ModelProto) -> bool:
 
 def _evaluate(node: onnx.NodeProto, constants: Mapping[str, Any], model: onnx.ModelProto) -> list[Any]:
     inputs = [name for name in node.input if name]
-    infos = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(constants[n].dtype), constants[n].shape) for n in inputs]
+    infos = [
+        helper.make_tensor_value_info(
+            n, helper.np_dtype_to_tensor_dtype(constants[n].dtype), constants[n].shape
+        )
+        for n in inputs
+    ]
     outputs = [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in node.output]
     graph = helper.make_graph([node], "one", infos, outputs)
     single = helper.make_model(graph, opset_imports=list(model.opset_import))
@@ -189,7 +233,10 @@ def _tensors(model: onnx.ModelProto) -> dict[str, tuple[tuple[int, ...], int]]:
     for node in graph.node:
         for name in (*node.input, *node.output):
             if name and name not in found:
-                raise ValueError(f"the shape of {name}, of the {node.op_type} {node.name}, does not follow from the inputs' sizes")
+                raise ValueError(
+                    f"the shape of {name}, of the {node.op_type} {node.name}, does not follow from the"
+                    " inputs' sizes"
+                )
     return found
 
 
@@ -229,4 +276,10 @@ def _flop(node: onnx.NodeProto, tensors: Mapping[str, tuple[tuple[int, ...], int
 
 def _plain(value: Any) -> Any:
     """An attribute's value as something that can be a key."""
-    return tuple(value) if isinstance(value, (list, tuple)) else value.decode() if isinstance(value, bytes) else value
+    return (
+        tuple(value)
+        if isinstance(value, (list, tuple))
+        else value.decode()
+        if isinstance(value, bytes)
+        else value
+    )

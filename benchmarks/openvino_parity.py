@@ -1,10 +1,13 @@
-"""What equals what in OpenVINO: plans, streams and whole clips in units in the last place, and how far it is from the PyTorch model.
+"""What equals what in OpenVINO: plans, streams and whole clips in units in the last place, and how
+far it is from the PyTorch model.
 
-    python benchmarks/openvino_parity.py --reference tests/fixtures [--json benchmarks/results/openvino-parity.json]
-    python benchmarks/openvino_parity.py --preset S --frames 13 --size 72x64 --bundles fp32
+    python benchmarks/openvino_parity.py --reference tests/fixtures [--json
+    benchmarks/results/openvino-parity.json] python benchmarks/openvino_parity.py --preset S
+    --frames 13 --size 72x64 --bundles fp32
 
-Each model is exported in each precision and verified with each hint on a generated clip, as `wfvae verify --backend openvino --against`
-does it, so that every plan it knows counts. Sizes are symbolic. Ends with code 1 if a bundle is not what `wfvae verify` asks for.
+Each model is exported in each precision and verified with each hint on a generated clip, as `wfvae
+verify --backend openvino --against` does it, so that every plan it knows counts. Sizes are
+symbolic. Ends with code 1 if a bundle is not what `wfvae verify` asks for.
 """
 
 from __future__ import annotations
@@ -25,14 +28,14 @@ from isolated import NotMeasured
 from record import machine, machine_line, markdown_table, write_report
 
 from wfvae import WFVAE, WFVAEConfig
-from wfvae.checkpoint import WEIGHTS_NAME
-from wfvae.commands.common import parse_size
-from wfvae.commands.verify import DEFAULT_FRAMES, DEFAULT_SIZE
-from wfvae.config import Preset
+from wfvae.cli.common import parse_size
+from wfvae.cli.verify import DEFAULT_FRAMES, DEFAULT_SIZE
 from wfvae.errors import WFVAEError
 from wfvae.export.bundle import DTYPES, ExportOptions, export_bundle
 from wfvae.export.parity import Check, Verification, verify
-from wfvae.procedural import ProceduralClip
+from wfvae.model.checkpoint import WEIGHTS_NAME
+from wfvae.model.config import Preset
+from wfvae.video.synthetic.clips import ProceduralClip
 
 HINTS = {"fp32": "openvino", "bf16": "openvino-bf16"}
 """Engines by precision hint."""
@@ -68,7 +71,9 @@ def verified(options: argparse.Namespace, frames: Frames) -> Iterator[Row]:
         for precision in options.bundles:
             with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
                 path = Path(folder) / "bundle"
-                checkpoint = export_bundle(copy.deepcopy(model), path, ExportOptions(precision=precision, direct=True)).checkpoint_sha256
+                checkpoint = export_bundle(
+                    copy.deepcopy(model), path, ExportOptions(precision=precision, direct=True)
+                ).checkpoint_sha256
                 for hint in options.hints:
                     row = {"model": name, "checkpoint_sha256": checkpoint, "bundle": precision, "hint": hint}
                     try:
@@ -88,10 +93,15 @@ def measured(engine: str, path: Path, threads: int, frames: Frames, model: WFVAE
 
 def summary(verification: Verification) -> Row:
     """The largest differences by statement and direction, and what missed its bound."""
-    found: Row = {"passed": verification.passed, "failed": [_complaint(check) for check in verification.checks if not check.holds]}
+    found: Row = {
+        "passed": verification.passed,
+        "failed": [_complaint(check) for check in verification.checks if not check.holds],
+    }
     for key, name in STATEMENTS.items():
         found[key] = {
-            direction: largest([check for check in verification.checks if (check.name, check.direction) == (name, direction)])
+            direction: largest(
+                [check for check in verification.checks if (check.name, check.direction) == (name, direction)]
+            )
             for direction in DIRECTIONS
         }
     return found
@@ -132,12 +142,20 @@ def tables(rows: Sequence[Row], options: argparse.Namespace) -> str:
     sums = []
     for precision in options.bundles:
         for hint in options.hints:
-            mine = [row for row in rows if (row["bundle"], row["hint"]) == (precision, hint) and "not_measured" not in row]
+            mine = [
+                row
+                for row in rows
+                if (row["bundle"], row["hint"]) == (precision, hint) and "not_measured" not in row
+            ]
             if mine:
                 sums.append(_line(f"{precision}, {hint}", over_models(mine)))
-    statements = [f"{name}, {direction}" for name in ("plan invariance", "stream = direct") for direction in DIRECTIONS]
+    statements = [
+        f"{name}, {direction}" for name in ("plan invariance", "stream = direct") for direction in DIRECTIONS
+    ]
     header = [*statements, "latents: error beside the model", "video: error beside the model"]
-    text = f"The largest over all models:\n\n{markdown_table(['bundle, hint', *header], sums)}" if sums else ""
+    text = (
+        f"The largest over all models:\n\n{markdown_table(['bundle, hint', *header], sums)}" if sums else ""
+    )
     lines = [
         [name, row["not_measured"], *[""] * (len(header) - 1)] if "not_measured" in row else _line(name, row)
         for row in rows
@@ -145,15 +163,24 @@ def tables(rows: Sequence[Row], options: argparse.Namespace) -> str:
     ]
     text += f"\nEach:\n\n{markdown_table(['model, bundle, hint', *header], lines)}"
     text += (
-        "\n0 ULP: equal bits. Otherwise the largest difference, and in parentheses the most float32 numbers that lie between two values, "
-        "which is large wherever they are near 0. Errors beside the model are those beside PyTorch in float64.\n"
+        "\n0 ULP: equal bits. Otherwise the largest difference, and in parentheses the most float32 numbers"
+        " that lie between two values, which is large wherever they are near 0. Errors beside the model are"
+        " those beside PyTorch in float64.\n"
     )
-    failed = [f"- {row['model']}, {row['bundle']}, {row['hint']}: {line}" for row in rows for line in row.get("failed", ())]
+    failed = [
+        f"- {row['model']}, {row['bundle']}, {row['hint']}: {line}"
+        for row in rows
+        for line in row.get("failed", ())
+    ]
     return text + ("\nNot what `wfvae verify` asks for:\n\n" + "\n".join(failed) + "\n" if failed else "")
 
 
 def _line(name: str, row: Row) -> list[str]:
-    cells = [difference_text(row[key][direction]) for key in ("plan_invariance", "stream_direct") for direction in DIRECTIONS]
+    cells = [
+        difference_text(row[key][direction])
+        for key in ("plan_invariance", "stream_direct")
+        for direction in DIRECTIONS
+    ]
     errors = [row["model_float64"][direction]["max_abs"] for direction in DIRECTIONS]
     return [name, *cells, *("no number" if error is None else f"{error:.2g}" for error in errors)]
 
@@ -165,14 +192,43 @@ def difference_text(one: Mapping[str, Any]) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference", type=Path, metavar="DIR", help="also verify the checkpoints in this folder's subfolders")
-    parser.add_argument("--preset", nargs="+", choices=get_args(Preset), default=[], metavar="P", help="also presets with random weights")
-    parser.add_argument("--bundles", nargs="+", choices=DTYPES, default=list(DTYPES), metavar="P", help="precisions of the bundles")
-    parser.add_argument("--hints", nargs="+", choices=HINTS, default=list(HINTS), metavar="H", help="precision hints")
-    parser.add_argument("--frames", type=int, default=DEFAULT_FRAMES, help="of the clip (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--size", type=parse_size, default=DEFAULT_SIZE, metavar="HxW", help="of the clip (default: {}x{})".format(*DEFAULT_SIZE)
+        "--reference",
+        type=Path,
+        metavar="DIR",
+        help="also verify the checkpoints in this folder's subfolders",
+    )
+    parser.add_argument(
+        "--preset",
+        nargs="+",
+        choices=get_args(Preset),
+        default=[],
+        metavar="P",
+        help="also presets with random weights",
+    )
+    parser.add_argument(
+        "--bundles",
+        nargs="+",
+        choices=DTYPES,
+        default=list(DTYPES),
+        metavar="P",
+        help="precisions of the bundles",
+    )
+    parser.add_argument(
+        "--hints", nargs="+", choices=HINTS, default=list(HINTS), metavar="H", help="precision hints"
+    )
+    parser.add_argument(
+        "--frames", type=int, default=DEFAULT_FRAMES, help="of the clip (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size",
+        type=parse_size,
+        default=DEFAULT_SIZE,
+        metavar="HxW",
+        help="of the clip (default: {}x{})".format(*DEFAULT_SIZE),
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the results to this file, and .md beside it")
@@ -192,9 +248,16 @@ def main() -> int:
     for row in verified(options, ProceduralClip(0, height, width, options.frames).frames(0, options.frames)):
         rows.append(row)
         outcome = row.get("not_measured") or ("passed" if row["passed"] else "FAILED")
-        print(f"{row['model']}, bundle {row['bundle']}, hint {row['hint']}: {outcome}", file=sys.stderr, flush=True)
+        print(
+            f"{row['model']}, bundle {row['bundle']}, hint {row['hint']}: {outcome}",
+            file=sys.stderr,
+            flush=True,
+        )
     facts = machine(options.threads, "wfvae", "torch", "onnx", "onnxruntime", "openvino", "numpy")
-    text = f"# Parity in OpenVINO, {options.frames} frames of {height}x{width}\n\n{machine_line(facts)}\n\n{tables(rows, options)}"
+    text = (
+        f"# Parity in OpenVINO, {options.frames} frames of"
+        f" {height}x{width}\n\n{machine_line(facts)}\n\n{tables(rows, options)}"
+    )
     print(text)
     if options.json is not None:
         job = {"frames": options.frames, "height": height, "width": width, "clip": "procedural, seed 0"}

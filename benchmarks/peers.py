@@ -1,4 +1,5 @@
-"""Other video autoencoders behind one interface: published or reduced width, whole clips or block by block as their code offers it.
+"""Other video autoencoders behind one interface: published or reduced width, whole clips or block
+by block as their code offers it.
 
     peer = PEERS["cogvideox"]
     model = peer.build(full=True)           # random weights from a seed; or peer.build(weights="folder/")
@@ -6,7 +7,8 @@
     latents = model.encode(video)           # (1, 3, T, H, W) in [-1, 1] -> (1, C, t, h, w), the posterior's mean, unscaled
     video = model.decode(latents, frames)   # -> (1, 3, T, H, W)
 
-The models are those of diffusers. CV-VAE, OD-VAE and Open-Sora VAE are not in it: `CheckoutPeer` takes a local checkout of their code.
+The models are those of diffusers. CV-VAE, OD-VAE and Open-Sora VAE are not in it: `CheckoutPeer`
+takes a local checkout of their code.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from typing import Any
 import torch
 
 from wfvae.errors import CheckpointError, InputError, MissingExtraError
-from wfvae.torchvision_operators import make_torchvision_importable
+from wfvae.metrics.torchvision_operators import make_torchvision_importable
 
 DIRECT = "direct"
-"""The mode without blocks: the whole clip in one pass (SD-VAE: every frame by itself, which for it is the same)."""
+"""The mode without blocks: the whole clip in one pass (SD-VAE: every frame by itself, which for it
+is the same).
+"""
 
 Tensor = torch.Tensor
 
@@ -60,14 +64,19 @@ class Peer:
     frames_after_first: bool = True
     """Whether clips have 1 + n r frames; else n r."""
 
-    def build(self, *, full: bool = False, seed: int = 0, weights: str | Path | None = None, tile_scale: int = 1) -> DiffusersModel:
+    def build(
+        self, *, full: bool = False, seed: int = 0, weights: str | Path | None = None, tile_scale: int = 1
+    ) -> DiffusersModel:
         """The model on the CPU, fp32, in eval mode, in direct mode.
 
         Args:
-            full: the published width; else the reduced one. Without meaning where weights are given.
+            full: the published width; else the reduced one. Without meaning where weights are
+                given.
             seed: of the random weights.
-            weights: a local folder in diffusers' format (config.json and safetensors). Nothing is downloaded.
-            tile_scale: tiles and their overlap in space are the published ones divided by this, for videos that are as much smaller.
+            weights: a local folder in diffusers' format (config.json and safetensors). Nothing is
+                downloaded.
+            tile_scale: tiles and their overlap in space are the published ones divided by this, for
+                videos that are as much smaller.
         """
         cls = _diffusers_class(self.adapter.class_name)
         if weights is not None:
@@ -79,17 +88,28 @@ class Peer:
         return self.adapter(vae.float().eval().requires_grad_(False), self, tile_scale)
 
     def fit(self, video: Tensor, tile_scale: int = 1) -> Tensor:
-        """The largest part of a video (1, 3, T, H, W), from its start and top left corner, that the model takes without padding."""
+        """The largest part of a video (1, 3, T, H, W), from its start and top left corner, that the
+        model takes without padding.
+        """
         ratio, rows, columns = self.compression
-        frames = 1 + (video.shape[2] - 1) // ratio * ratio if self.frames_after_first else video.shape[2] // ratio * ratio
+        frames = (
+            1 + (video.shape[2] - 1) // ratio * ratio
+            if self.frames_after_first
+            else video.shape[2] // ratio * ratio
+        )
         fitted = video[:, :, :frames, : video.shape[3] // rows * rows, : video.shape[4] // columns * columns]
         if 0 in fitted.shape:
-            raise InputError(f"a video of {tuple(video.shape[2:])} is too small for {self.title}; expected at least {self.compression}")
+            raise InputError(
+                f"a video of {tuple(video.shape[2:])} is too small for {self.title}; expected at least"
+                f" {self.compression}"
+            )
         return self.adapter.covered(fitted, self, tile_scale)
 
 
 class DiffusersModel:
-    """One of diffusers' autoencoders. Subclasses say how it is switched between whole clips and blocks."""
+    """One of diffusers' autoencoders. Subclasses say how it is switched between whole clips and
+    blocks.
+    """
 
     class_name = ""
 
@@ -165,11 +185,15 @@ class SDModel(DiffusersModel):
         return _batch_as_frames(torch.cat([self.vae.encode(frame).latent_dist.mode() for frame in frames]))
 
     def _decode(self, latents: Tensor, frames: int) -> Tensor:
-        return _batch_as_frames(torch.cat([self.vae.decode(frame).sample for frame in _frames_as_batch(latents).split(1)]))
+        return _batch_as_frames(
+            torch.cat([self.vae.decode(frame).sample for frame in _frames_as_batch(latents).split(1)])
+        )
 
 
 class SVDModel(DiffusersModel):
-    """An image encoder; the decoder looks across frames, all of the clip or as many as are decoded together."""
+    """An image encoder; the decoder looks across frames, all of the clip or as many as are decoded
+    together.
+    """
 
     class_name = "AutoencoderKLTemporalDecoder"
     frames_together = 8
@@ -178,15 +202,23 @@ class SVDModel(DiffusersModel):
         pass
 
     def _encode(self, video: Tensor) -> Tensor:
-        return _batch_as_frames(torch.cat([self.vae.encode(frame).latent_dist.mode() for frame in _frames_as_batch(video).split(1)]))
+        return _batch_as_frames(
+            torch.cat(
+                [self.vae.encode(frame).latent_dist.mode() for frame in _frames_as_batch(video).split(1)]
+            )
+        )
 
     def _decode(self, latents: Tensor, frames: int) -> Tensor:
         groups = _frames_as_batch(latents).split(frames if self.mode == DIRECT else self.frames_together)
-        return _batch_as_frames(torch.cat([self.vae.decode(group, num_frames=len(group)).sample for group in groups]))
+        return _batch_as_frames(
+            torch.cat([self.vae.decode(group, num_frames=len(group)).sample for group in groups])
+        )
 
 
 class CogVideoXModel(DiffusersModel):
-    """Batches of frames with a cache of convolutions between them; group norms see one batch at a time."""
+    """Batches of frames with a cache of convolutions between them; group norms see one batch at a
+    time.
+    """
 
     class_name = "AutoencoderKLCogVideoX"
     whole_clip = 1 << 30
@@ -197,9 +229,12 @@ class CogVideoXModel(DiffusersModel):
         self.vae.num_sample_frames_batch_size = 8 if batched else self.whole_clip
         self.vae.num_latent_frames_batch_size = 2 if batched else self.whole_clip
         if mode == "tiling":
-            # A sixth of the height and a fifth of the width overlap: whole latents only for multiples of 48 and 40, as 240 and 360 are.
+            # A sixth of the height and a fifth of the width overlap: whole latents only for
+            # multiples of 48 and 40, as 240 and 360 are.
             config = self.vae.config
-            self.vae.enable_tiling(self._side(config.sample_height // 2, 48), self._side(config.sample_width // 2, 40))
+            self.vae.enable_tiling(
+                self._side(config.sample_height // 2, 48), self._side(config.sample_width // 2, 40)
+            )
 
 
 class AllegroModel(DiffusersModel):
@@ -218,7 +253,8 @@ class AllegroModel(DiffusersModel):
         sides = [k + (size - k) // s * s for size, k, s in zip(video.shape[2:], kernel, stride, strict=True)]
         if any(side < k for side, k in zip(sides, kernel, strict=True)):
             raise InputError(
-                f"a video of {tuple(video.shape[2:])} is smaller than one tile of Allegro, {kernel}; use a larger --tile-scale"
+                f"a video of {tuple(video.shape[2:])} is smaller than one tile of Allegro, {kernel}; use a"
+                " larger --tile-scale"
             )
         return video[:, :, : sides[0], : sides[1], : sides[2]]
 
@@ -240,7 +276,9 @@ class AllegroModel(DiffusersModel):
 
 
 def _allegro_tiles(sample_size: int, tile_scale: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Tile and stride of Allegro in frames, rows and columns: overlaps of 8, 120 and 80 at the published size of 320."""
+    """Tile and stride of Allegro in frames, rows and columns: overlaps of 8, 120 and 80 at the
+    published size of 320.
+    """
 
     def multiple(value: float) -> int:
         return max(8, int(value / 8 + 0.5) * 8)
@@ -250,7 +288,9 @@ def _allegro_tiles(sample_size: int, tile_scale: int) -> tuple[tuple[int, int, i
 
 
 class WanModel(DiffusersModel):
-    """One latent at a time with a cache of features, or the first latent and then all others in one pass."""
+    """One latent at a time with a cache of features, or the first latent and then all others in one
+    pass.
+    """
 
     class_name = "AutoencoderKLWan"
 
@@ -266,7 +306,9 @@ class WanModel(DiffusersModel):
         parts = []
         for piece in self._first_and_rest(video):
             self.vae._enc_conv_idx = [0]
-            parts.append(self.vae.encoder(piece, feat_cache=self.vae._enc_feat_map, feat_idx=self.vae._enc_conv_idx))
+            parts.append(
+                self.vae.encoder(piece, feat_cache=self.vae._enc_feat_map, feat_idx=self.vae._enc_conv_idx)
+            )
         self.vae.clear_cache()
         moments: Tensor = self.vae.quant_conv(torch.cat(parts, 2))
         return moments.chunk(2, dim=1)[0]
@@ -279,13 +321,16 @@ class WanModel(DiffusersModel):
         for index, piece in enumerate(self._first_and_rest(self.vae.post_quant_conv(latents))):
             self.vae._conv_idx = [0]
             options = {"first_chunk": True} if index == 0 else {}
-            parts.append(self.vae.decoder(piece, feat_cache=self.vae._feat_map, feat_idx=self.vae._conv_idx, **options))
+            parts.append(
+                self.vae.decoder(piece, feat_cache=self.vae._feat_map, feat_idx=self.vae._conv_idx, **options)
+            )
         self.vae.clear_cache()
         return torch.cat(parts, 2).clamp(-1.0, 1.0)
 
     @staticmethod
     def _first_and_rest(x: Tensor) -> list[Tensor]:
-        # Strides in time are only taken where there is a cache, so the first latent cannot share a pass with the others.
+        # Strides in time are only taken where there is a cache, so the first latent cannot share a
+        # pass with the others.
         return [x[:, :, :1], x[:, :, 1:]] if x.shape[2] > 1 else [x]
 
 
@@ -328,7 +373,12 @@ PEERS: dict[str, Peer] = {
             "SD-VAE",
             4,
             (1, 8, 8),
-            {**_IMAGE, "up_block_types": ("UpDecoderBlock2D",) * 4, "sample_size": 256, "scaling_factor": 0.18215},
+            {
+                **_IMAGE,
+                "up_block_types": ("UpDecoderBlock2D",) * 4,
+                "sample_size": 256,
+                "scaling_factor": 0.18215,
+            },
             {"block_out_channels": _NARROW, "layers_per_block": 1, "norm_num_groups": 8},
             (Mode("tiling", "tiles of 256x256, a quarter overlapping, blended"),),
             SDModel,
@@ -357,7 +407,9 @@ PEERS: dict[str, Peer] = {
             },
             {"block_out_channels": _NARROW, "layers_per_block": 1, "norm_num_groups": 8},
             (
-                Mode("frame batches", "8 frames, 2 latents, with a cache of convolutions", on_by_default=True),
+                Mode(
+                    "frame batches", "8 frames, 2 latents, with a cache of convolutions", on_by_default=True
+                ),
                 Mode("tiling", "tiles of 240x360 in frame batches, a sixth and a fifth overlapping, blended"),
             ),
             CogVideoXModel,
@@ -375,7 +427,13 @@ PEERS: dict[str, Peer] = {
                 "scaling_factor": 0.13,
             },
             {"block_out_channels": _NARROW, "layers_per_block": 1, "norm_num_groups": 8},
-            (Mode("tiling", "tiles of 24 frames of 320x320, 8 frames, 120 rows and 80 columns overlapping, blended", on_by_default=True),),
+            (
+                Mode(
+                    "tiling",
+                    "tiles of 24 frames of 320x320, 8 frames, 120 rows and 80 columns overlapping, blended",
+                    on_by_default=True,
+                ),
+            ),
             AllegroModel,
             frames_after_first=False,
         ),
@@ -384,7 +442,13 @@ PEERS: dict[str, Peer] = {
             "Wan 2.1",
             16,
             (4, 8, 8),
-            {"base_dim": 96, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "temperal_downsample": [False, True, True]},
+            {
+                "base_dim": 96,
+                "z_dim": 16,
+                "dim_mult": [1, 2, 4, 4],
+                "num_res_blocks": 2,
+                "temperal_downsample": [False, True, True],
+            },
             {"base_dim": 16, "num_res_blocks": 1},
             (
                 Mode("feature cache", "4 frames, 1 latent, with a cache of features", on_by_default=True),
@@ -397,7 +461,12 @@ PEERS: dict[str, Peer] = {
             "HunyuanVideo",
             16,
             (4, 8, 8),
-            {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 16, "scaling_factor": 0.476986},
+            {
+                "block_out_channels": (128, 256, 512, 512),
+                "layers_per_block": 2,
+                "latent_channels": 16,
+                "scaling_factor": 0.476986,
+            },
             {"block_out_channels": _NARROW, "layers_per_block": 1, "norm_num_groups": 8},
             (_TIME_TILES, Mode("tiling", "tiles of 256x256, 192 apart, within the frame tiles, blended")),
             HunyuanModel,
@@ -437,29 +506,35 @@ def _diffusers_class(name: str) -> Any:
         return getattr(importlib.import_module("diffusers"), name)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"the peers need the package '{error.name}', which is not installed; run: pip install diffusers -c constraints.txt"
+            f"the peers need the package '{error.name}', which is not installed; run: pip install diffusers"
+            " -c constraints.txt"
         ) from error
 
 
 def _load(cls: Any, folder: Path) -> Any:
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} holds no config.json; expected a local folder of a VAE in diffusers' format")
+        raise CheckpointError(
+            f"{folder} holds no config.json; expected a local folder of a VAE in diffusers' format"
+        )
     try:
         return cls.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded as {cls.__name__}: {' '.join(str(error).split())[:300]}") from error
+        raise CheckpointError(
+            f"{folder} cannot be loaded as {cls.__name__}: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
-# Models whose code is not in a library ------------------------------------------------------------------------------------------
+# Models whose code is not in a library ------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class CheckoutPeer:
     """A model that needs a local checkout of its authors' code.
 
-    The entry is called with the folder of the weights and gives an object with `encode(video)` and `decode(latents)`. What these give may
-    be a tensor, or hold one as `latent_dist` or `sample`, as is the custom. The entry points named here are from the projects'
-    documentation and have not been run: where one does not fit, give another.
+    The entry is called with the folder of the weights and gives an object with `encode(video)` and
+    `decode(latents)`. What these give may be a tensor, or hold one as `latent_dist` or `sample`, as
+    is the custom. The entry points named here are from the projects' documentation and have not
+    been run: where one does not fit, give another.
     """
 
     name: str
@@ -485,8 +560,9 @@ class CheckoutPeer:
                 model = found(str(weights))
         except Exception as error:  # code of others: whatever it raises, the entry does not fit
             raise CheckpointError(
-                f"{self.title} cannot be built by {module_name}:{attribute} in {checkout}: {type(error).__name__}: "
-                f"{' '.join(str(error).split())[:200]}; give another entry as NAME=CHECKOUT,WEIGHTS,module:attribute"
+                f"{self.title} cannot be built by {module_name}:{attribute} in {checkout}:"
+                f" {type(error).__name__}: {' '.join(str(error).split())[:200]}; give another entry as"
+                " NAME=CHECKOUT,WEIGHTS,module:attribute"
             ) from error
         return CheckoutModel(self, model.float().eval().requires_grad_(False))
 
@@ -529,13 +605,17 @@ def _tensor(value: Any) -> Tensor:
         value = value.mode()
     value = getattr(value, "sample", value) if not isinstance(value, Tensor) else value
     if not isinstance(value, Tensor):
-        raise InputError(f"the model gives {type(value).__name__}; expected a tensor, a distribution or a sample")
+        raise InputError(
+            f"the model gives {type(value).__name__}; expected a tensor, a distribution or a sample"
+        )
     return value
 
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Modules of a folder can be imported inside the block. They stay loaded after it: what they import later must be loaded then."""
+    """Modules of a folder can be imported inside the block. They stay loaded after it: what they
+    import later must be loaded then.
+    """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no directory; expected a checkout of the model's code")
     sys.path.insert(0, str(folder))
@@ -549,7 +629,13 @@ CHECKOUTS: dict[str, CheckoutPeer] = {
     peer.name: peer
     for peer in (
         CheckoutPeer("cv-vae", "CV-VAE", 4, (4, 8, 8), "models.modeling_vae:CVVAEModel.from_pretrained"),
-        CheckoutPeer("od-vae", "OD-VAE", 4, (4, 8, 8), "opensora.models.causalvideovae.model:CausalVAEModel.from_pretrained"),
+        CheckoutPeer(
+            "od-vae",
+            "OD-VAE",
+            4,
+            (4, 8, 8),
+            "opensora.models.causalvideovae.model:CausalVAEModel.from_pretrained",
+        ),
         CheckoutPeer("open-sora", "Open-Sora VAE", 4, (4, 8, 8), "opensora.models.vae:OpenSoraVAE_V1_2"),
     )
 }

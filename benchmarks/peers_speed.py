@@ -1,16 +1,19 @@
-"""WF-VAE against other video autoencoders on a CPU: time, peak memory, parameters and operations, for the same clip.
+"""WF-VAE against other video autoencoders on a CPU: time, peak memory, parameters and operations,
+for the same clip.
 
     python benchmarks/peers_speed.py [--json benchmarks/results/peers-cpu.json]
     python benchmarks/peers_speed.py --only 'wfvae-S/*' wan --sizes 64 128 192
     python benchmarks/peers_speed.py --checkout od-vae=CODE,WEIGHTS     models whose code is in no library
     python benchmarks/peers_speed.py --reduced                          small models of the same structure: tests the program only
 
-Every measurement is a fresh process; all models take turns, so that a busy moment does not hit one alone; figures are medians over the
-turns. A model that has used up `--seconds` is left out of the turns after the second if its two runs agree within a factor of 1.25 in every
-case, and after the third if not; the number of its runs is stated. The models of others are diffusers', in their published width. WF-VAE
-is measured with 16 latent channels, as CogVideoX, Wan and HunyuanVideo have; `--latent-channels 4` gives its presets' own. Weights are
-random: speed and memory do not depend on them. `--mode direct` runs whole clips; `--mode blocks` the way that each library offers for long
-ones (streams for WF-VAE).
+Every measurement is a fresh process; all models take turns, so that a busy moment does not hit one
+alone; figures are medians over the turns. A model that has used up `--seconds` is left out of the
+turns after the second if its two runs agree within a factor of 1.25 in every case, and after the
+third if not; the number of its runs is stated. The models of others are diffusers', in their
+published width. WF-VAE is measured with 16 latent channels, as CogVideoX, Wan and HunyuanVideo
+have; `--latent-channels 4` gives its presets' own. Weights are random: speed and memory do not
+depend on them. `--mode direct` runs whole clips; `--mode blocks` the way that each library offers
+for long ones (streams for WF-VAE).
 
 Beside FILE.json a table (.md) and a drawing (.svg) are written.
 """
@@ -34,7 +37,12 @@ from record import load_average, machine, machine_line, markdown_table, write_re
 WORKER = Path(__file__).with_name("peers_worker.py")
 PRESETS = ("S", "M", "L")
 REDUCED_PRESETS = ("tiny",)
-ENGINES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "openvino-bf16": "OpenVINO bf16"}
+ENGINES = {
+    "torch": "PyTorch",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "openvino-bf16": "OpenVINO bf16",
+}
 PEER_TITLES = {
     "sd-vae": "SD-VAE",
     "svd": "SVD",
@@ -77,7 +85,12 @@ class Contender:
     @property
     def spent(self) -> float:
         """Seconds measured so far."""
-        return sum(case.get(d, {}).get("seconds", 0.0) for run in self.runs for case in run["cases"] for d in DIRECTIONS)
+        return sum(
+            case.get(d, {}).get("seconds", 0.0)
+            for run in self.runs
+            for case in run["cases"]
+            for d in DIRECTIONS
+        )
 
     @property
     def scatters(self) -> bool:
@@ -93,7 +106,11 @@ class Contender:
         """Whether it takes part in the next turn, of a measured time limited to `limit` seconds."""
         if self.problem is not None:
             return False
-        return len(self.runs) < LEAST_RUNS or self.spent <= limit or (len(self.runs) == LEAST_RUNS and self.scatters)
+        return (
+            len(self.runs) < LEAST_RUNS
+            or self.spent <= limit
+            or (len(self.runs) == LEAST_RUNS and self.scatters)
+        )
 
     def summary(self) -> dict[str, Any]:
         """Medians by size, or the reason why there are none."""
@@ -134,18 +151,37 @@ class Contender:
 
 def contenders(options: argparse.Namespace, folder: Path) -> list[Contender]:
     """Those that were asked for, ours first."""
-    common = {"threads": options.threads, "frames": options.frames, "sizes": options.sizes, "mode": options.mode, "do": "measure"}
+    common = {
+        "threads": options.threads,
+        "frames": options.frames,
+        "sizes": options.sizes,
+        "mode": options.mode,
+        "do": "measure",
+    }
     found = []
     for preset in REDUCED_PRESETS if options.reduced else PRESETS:
         for engine, title in ENGINES.items():
-            job = {**common, "engine": engine, "preset": preset, "latent_channels": options.latent_channels, "bundle": str(folder / preset)}
+            job = {
+                **common,
+                "engine": engine,
+                "preset": preset,
+                "latent_channels": options.latent_channels,
+                "bundle": str(folder / preset),
+            }
             found.append(Contender(f"wfvae-{preset}/{engine}", f"WF-VAE-{preset} {title}", job))
     for name, title in PEER_TITLES.items():
         job = {**common, "engine": "peer", "contender": name, "reduced": options.reduced}
         if name in options.checkout:
             job |= dict(zip(("checkout", "weights", "entry"), options.checkout[name], strict=True))
         missing = "its code is in no library; give a local checkout with --checkout"
-        found.append(Contender(name, title, job, problem=missing if name in CHECKOUTS and name not in options.checkout else None))
+        found.append(
+            Contender(
+                name,
+                title,
+                job,
+                problem=missing if name in CHECKOUTS and name not in options.checkout else None,
+            )
+        )
     return [one for one in found if any(fnmatch(one.name, pattern) for pattern in options.only)]
 
 
@@ -189,12 +225,22 @@ def _progress(one: Contender) -> str:
     case = one.runs[-1]["cases"][-1]
     if "not_measured" in case:
         return f"{case['size']}x{case['size']} not measured: {case['not_measured']}"
-    return ", ".join(f"{name} {case[name]['seconds']:.2f} s {case[name]['peak_mb']:.0f} MB" for name in DIRECTIONS)
+    return ", ".join(
+        f"{name} {case[name]['seconds']:.2f} s {case[name]['peak_mb']:.0f} MB" for name in DIRECTIONS
+    )
 
 
 def table(rows: Sequence[dict[str, Any]], size: int) -> str:
     """Of one size, as Markdown."""
-    header = ["", "latent channels", "compression, TxHxW", "parameters, M", "GFLOP", "encode, ms/frame", "decode, ms/frame"]
+    header = [
+        "",
+        "latent channels",
+        "compression, TxHxW",
+        "parameters, M",
+        "GFLOP",
+        "encode, ms/frame",
+        "decode, ms/frame",
+    ]
     header += ["encode peak, MB", "decode peak, MB", "GFLOP/s", "runs"]
     lines = []
     for row in rows:
@@ -208,7 +254,8 @@ def table(rows: Sequence[dict[str, Any]], size: int) -> str:
         rate = gflop / sum(part["seconds"] for part in both) if gflop is not None else None
         lines.append(
             [
-                row["title"] + ("" if case["frames"] == rows_frames(rows, size) else f" ({case['frames']} frames)"),
+                row["title"]
+                + ("" if case["frames"] == rows_frames(rows, size) else f" ({case['frames']} frames)"),
                 str(row["latent_channels"]),
                 "x".join(map(str, row["compression"])),
                 f"{row['parameters'] / 1e6:.1f}",
@@ -224,12 +271,19 @@ def table(rows: Sequence[dict[str, Any]], size: int) -> str:
 
 def rows_frames(rows: Sequence[dict[str, Any]], size: int) -> int | None:
     """Frames of the clip that most models take."""
-    counts = [case["frames"] for row in rows for case in row.get("sizes", ()) if case["size"] == size and "frames" in case]
+    counts = [
+        case["frames"]
+        for row in rows
+        for case in row.get("sizes", ())
+        if case["size"] == size and "frames" in case
+    ]
     return statistics.mode(counts) if counts else None
 
 
 def figure(rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str | None:
-    """Bubbles of time against memory and operations, and lines over the frame's size where there are several."""
+    """Bubbles of time against memory and operations, and lines over the frame's size where there
+    are several.
+    """
     measured = [(row, _measured(row)) for row in rows]
     largest = [(row, cases[max(cases)]) for row, cases in measured if cases]
     if not largest:
@@ -243,7 +297,9 @@ def figure(rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str | None:
             radius = 22 * (row["parameters"] / most) ** 0.5
             colour = 0 if row["name"].startswith("wfvae") else 1
             if (point := (x(case), y(case)))[0] and point[1]:
-                series.append(Series(row["title"], [point], (radius,), (row["title"],), line=False, colour=colour))
+                series.append(
+                    Series(row["title"], [point], (radius,), (row["title"],), line=False, colour=colour)
+                )
         return Chart(title, x_label, y_label, series, log_x=True, log_y=True, kinds=kinds)
 
     size = f"{max(sizes)}x{max(sizes)}"
@@ -267,11 +323,18 @@ def figure(rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str | None:
         for name in DIRECTIONS:
             for what, label in (("ms_per_frame", "ms per frame"), ("peak_mb", "peak memory, MB")):
                 lines = [
-                    Series(row["title"], [(size, case[name][what]) for size, case in sorted(cases.items())], colour=k, dash=k // 8)
+                    Series(
+                        row["title"],
+                        [(size, case[name][what]) for size, case in sorted(cases.items())],
+                        colour=k,
+                        dash=k // 8,
+                    )
                     for k, (row, cases) in enumerate(measured)
                     if cases
                 ]
-                charts.append(Chart(f"{name}: {label}", "frame height = width, pixels", label, lines, True, True))
+                charts.append(
+                    Chart(f"{name}: {label}", "frame height = width, pixels", label, lines, True, True)
+                )
     return draw(charts)
 
 
@@ -281,17 +344,34 @@ def _measured(row: dict[str, Any]) -> dict[int, dict[str, Any]]:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="such as wfvae-S/torch, 'wfvae-*', wan")
+    parser.add_argument(
+        "--only", nargs="+", default=["*"], metavar="NAME", help="such as wfvae-S/torch, 'wfvae-*', wan"
+    )
     parser.add_argument("--mode", choices=MODES, default="direct")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="heights and widths, multiples of 32")
-    parser.add_argument("--frames", type=int, default=17, help="1 + 8 n suits all models but Allegro, which takes one less")
-    parser.add_argument("--latent-channels", type=int, default=LATENT_CHANNELS, help="of WF-VAE (default: %(default)s)")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[64, 128], help="heights and widths, multiples of 32"
+    )
+    parser.add_argument(
+        "--frames", type=int, default=17, help="1 + 8 n suits all models but Allegro, which takes one less"
+    )
+    parser.add_argument(
+        "--latent-channels", type=int, default=LATENT_CHANNELS, help="of WF-VAE (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3, help="turns")
-    parser.add_argument("--seconds", type=float, default=15.0, help="measured time after which a model has no third run, if two agree")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=15.0,
+        help="measured time after which a model has no third run, if two agree",
+    )
     parser.add_argument("--checkout", nargs="+", default=[], metavar="NAME=CODE,WEIGHTS[,module:attribute]")
-    parser.add_argument("--reduced", action="store_true", help="small models: tests the program, measures nothing")
-    parser.add_argument("--json", type=Path, help="write the results to this file, and .md and .svg beside it")
+    parser.add_argument(
+        "--reduced", action="store_true", help="small models: tests the program, measures nothing"
+    )
+    parser.add_argument(
+        "--json", type=Path, help="write the results to this file, and .md and .svg beside it"
+    )
     options = parser.parse_args(arguments)
     if any(size < 32 or size % 32 for size in options.sizes):
         parser.error(f"--sizes are {options.sizes}; expected multiples of 32")
@@ -302,7 +382,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         name, _, rest = text.partition("=")
         parts = rest.split(",")
         if name not in CHECKOUTS or len(parts) not in (2, 3):
-            parser.error(f"--checkout is {text!r}; expected NAME=CODE,WEIGHTS[,module:attribute] with a NAME of {', '.join(CHECKOUTS)}")
+            parser.error(
+                f"--checkout is {text!r}; expected NAME=CODE,WEIGHTS[,module:attribute] with a NAME of"
+                f" {', '.join(CHECKOUTS)}"
+            )
         checkouts[name] = (*parts, *[None] * (3 - len(parts)))
     options.checkout = checkouts
     return options
@@ -318,7 +401,10 @@ def main() -> int:
         return 2
     rows = [one.summary() for one in field_of]
     facts = machine(options.threads, *PACKAGES)
-    text = f"# {options.mode} inference, {options.frames} frames, fp32 unless said otherwise\n\n{machine_line(facts)}\n"
+    text = (
+        f"# {options.mode} inference, {options.frames} frames, fp32 unless said"
+        f" otherwise\n\n{machine_line(facts)}\n"
+    )
     text += "Random weights. Peaks are of a process that holds one model.\n"
     for size in sorted(options.sizes, reverse=True):
         text += f"\n## {size}x{size}\n\n{table(rows, size)}"
@@ -327,9 +413,17 @@ def main() -> int:
         text += "\nReduced models: these numbers mean nothing.\n"
     print(f"\n{text}")
     if options.json is not None:
-        job = {key: getattr(options, key) for key in ("mode", "frames", "latent_channels", "sizes", "runs", "seconds", "reduced")}
+        job = {
+            key: getattr(options, key)
+            for key in ("mode", "frames", "latent_channels", "sizes", "runs", "seconds", "reduced")
+        }
         loads = {"load_average_before": before, "load_average_after": load_average()}
-        write_report(options.json, {"machine": facts, **loads, "job": job, "rows": rows}, text, figure(rows, options.sizes))
+        write_report(
+            options.json,
+            {"machine": facts, **loads, "job": job, "rows": rows},
+            text,
+            figure(rows, options.sizes),
+        )
     return 0
 
 

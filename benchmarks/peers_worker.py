@@ -1,7 +1,9 @@
-"""One autoencoder in a process of its own: time and peak memory of encoding and decoding clips. Started by `peers_speed.py`.
+"""One autoencoder in a process of its own: time and peak memory of encoding and decoding clips.
+Started by `peers_speed.py`.
 
-Whatever the model, the clip is the same: uniform noise in [-1, 1] of a fixed seed, latents are standard normal. Each size is encoded and
-decoded twice, in rising order, and the second time counts: engines prepare for a shape when they first see it, and take memory for it.
+Whatever the model, the clip is the same: uniform noise in [-1, 1] of a fixed seed, latents are
+standard normal. Each size is encoded and decoded twice, in rising order, and the second time
+counts: engines prepare for a shape when they first see it, and take memory for it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from isolated import NotMeasured, answer
 from onnx_work import count_file, direct_sizes
 from process_memory import peak_mb, resident_mb, restart_peak
 
-from wfvae.plan import SPATIAL_RATIO
+from wfvae.spec.frames import SPATIAL_RATIO
 
 if TYPE_CHECKING:
     from wfvae import WFVAE
@@ -55,7 +57,10 @@ class TorchCodec:
         self._model = ours(job).requires_grad_(False)
         self._ratio = self._model.config.temporal_compression
         self._mode = job["mode"]
-        self.channels, self.compression = self._model.config.latent_dim, (self._ratio, SPATIAL_RATIO, SPATIAL_RATIO)
+        self.channels, self.compression = (
+            self._model.config.latent_dim,
+            (self._ratio, SPATIAL_RATIO, SPATIAL_RATIO),
+        )
         self.parameters = sum(parameter.numel() for parameter in self._model.parameters())
 
     def frames(self, wanted: int) -> int:
@@ -68,7 +73,9 @@ class TorchCodec:
         return _inference(lambda: list(self._model.stream_encode(video.split(self._ratio * CHUNK, dim=2))))
 
     def decode(self, frames: int, size: int) -> Callable[[], Any]:
-        latents = _tensor((1, self.channels, 1 + (frames - 1) // self._ratio, size // SPATIAL_RATIO, size // SPATIAL_RATIO))
+        latents = _tensor(
+            (1, self.channels, 1 + (frames - 1) // self._ratio, size // SPATIAL_RATIO, size // SPATIAL_RATIO)
+        )
         if self._mode == DIRECT:
             return _inference(lambda: self._model.decode(latents).sample)
         return _inference(lambda: list(self._model.stream_decode(latents.split(CHUNK, dim=2))))
@@ -87,7 +94,10 @@ class BundleCodec:
                 self._bundle.direct_session(direction)
             else:
                 self._bundle.step_session(direction)
-        self.channels, self.compression = self._bundle.manifest.model["latent_dim"], (self._bundle.ratio, SPATIAL_RATIO, SPATIAL_RATIO)
+        self.channels, self.compression = (
+            self._bundle.manifest.model["latent_dim"],
+            (self._bundle.ratio, SPATIAL_RATIO, SPATIAL_RATIO),
+        )
         self.parameters = self._bundle.manifest.parameters
 
     def frames(self, wanted: int) -> int:
@@ -102,7 +112,13 @@ class BundleCodec:
         return lambda: self._bundle.encode(pixels, chunk=CHUNK)
 
     def decode(self, frames: int, size: int) -> Callable[[], Any]:
-        shape = (1, 1 + (frames - 1) // self._bundle.ratio, self.channels, size // SPATIAL_RATIO, size // SPATIAL_RATIO)
+        shape = (
+            1,
+            1 + (frames - 1) // self._bundle.ratio,
+            self.channels,
+            size // SPATIAL_RATIO,
+            size // SPATIAL_RATIO,
+        )
         latents = np.random.default_rng(SEED).standard_normal(shape, np.float32)
         if self._mode == DIRECT:
             session = self._bundle.direct_session("decoder")
@@ -145,7 +161,9 @@ class PeerCodec:
         ratio, rows, columns = self.compression
         if size % rows or size % columns:
             raise NotMeasured(f"{size}x{size} is no multiple of its {rows}x{columns}")
-        latents = _tensor((1, self.channels, -(-frames // ratio), size // rows, size // columns), device=self._device)
+        latents = _tensor(
+            (1, self.channels, -(-frames // ratio), size // rows, size // columns), device=self._device
+        )
         return lambda: self._model.decode(latents, frames)
 
     @property
@@ -162,7 +180,9 @@ def _tensor(shape: tuple[int, ...], noise: bool = True, device: Any = "cpu") -> 
     import torch
 
     generator = torch.Generator().manual_seed(SEED)
-    found = torch.randn(shape, generator=generator) if noise else torch.rand(shape, generator=generator) * 2 - 1
+    found = (
+        torch.randn(shape, generator=generator) if noise else torch.rand(shape, generator=generator) * 2 - 1
+    )
     return found.to(device)
 
 
@@ -177,7 +197,9 @@ def _inference(job: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def ours(job: dict[str, Any]) -> WFVAE:
-    """The preset with random weights; with other latent channels than its own where the job names them."""
+    """The preset with random weights; with other latent channels than its own where the job names
+    them.
+    """
     from wfvae import WFVAE, WFVAEConfig
 
     changes = {"latent_dim": job["latent_channels"]} if "latent_channels" in job else {}
@@ -218,17 +240,27 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
             case["not_measured"] = str(reason)
         cases.append(case)
     latents = {"latent_channels": codec.channels, "compression": codec.compression}
-    found = {"parameters": codec.parameters, **latents, "loaded_mb": loaded, "peaks_apart": separate, "cases": cases}
+    found = {
+        "parameters": codec.parameters,
+        **latents,
+        "loaded_mb": loaded,
+        "peaks_apart": separate,
+        "cases": cases,
+    }
     if job["count"] and isinstance(codec, PeerCodec):
-        with contextlib.suppress(Exception):  # code of others that does not run on shapes; the times stand all the same
+        with contextlib.suppress(
+            Exception
+        ):  # code of others that does not run on shapes; the times stand all the same
             found["gflop"] = count_peer(codec, job)
     return found
 
 
 def count(job: dict[str, Any]) -> dict[str, Any]:
-    """GFLOP of every size by direction, counted from exported graphs with plain convolutions: what the network asks for, as for peers.
+    """GFLOP of every size by direction, counted from exported graphs with plain convolutions: what
+    the network asks for, as for peers.
 
-    The form that is run has fewer multiplications, so that its rate may exceed what the processor does.
+    The form that is run has fewer multiplications, so that its rate may exceed what the processor
+    does.
     """
     with tempfile.TemporaryDirectory() as folder:
         export({**job, "bundle": str(Path(folder) / "plain"), "convolutions": "plain"})
@@ -237,7 +269,7 @@ def count(job: dict[str, Any]) -> dict[str, Any]:
 
 def count_in(bundle: Path, job: dict[str, Any]) -> dict[str, Any]:
     """The same, of a bundle's direct graphs as they are."""
-    from wfvae.manifest import Manifest
+    from wfvae.spec.manifest import Manifest
 
     ratio = Manifest.read(bundle).graphs["encoder"].stream.ratio
     files = {"encode": "encoder.direct.onnx", "decode": "decoder.direct.onnx"}
@@ -249,7 +281,9 @@ def count_in(bundle: Path, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_peer(codec: PeerCodec, job: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The same with PyTorch's counter, of direct inference, on shapes alone. The model has no numbers after this."""
+    """The same with PyTorch's counter, of direct inference, on shapes alone. The model has no
+    numbers after this.
+    """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -260,7 +294,8 @@ def count_peer(codec: PeerCodec, job: dict[str, Any]) -> dict[str, dict[str, flo
     for size in job["sizes"]:
         found[str(size)] = {}
         for name, prepare in (("encode", codec.encode), ("decode", codec.decode)):
-            # Written out, attention is two products, which are counted; in one piece it may be an operator that is not.
+            # Written out, attention is two products, which are counted; in one piece it may be an
+            # operator that is not.
             written_out, counting = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
             with contextlib.suppress(NotMeasured), torch.inference_mode(), written_out, counting as counter:
                 prepare(frames, size)()

@@ -27,7 +27,9 @@ def resident_mb() -> float | None:
 
 
 def trim_heap() -> bool:
-    """Gives memory that is no longer used back to the system, so that what is resident is in use. False where the C library cannot."""
+    """Gives memory that is no longer used back to the system, so that what is resident is in use.
+    False where the C library cannot.
+    """
     gc.collect()
     try:
         trim = ctypes.CDLL(None).malloc_trim
@@ -38,7 +40,9 @@ def trim_heap() -> bool:
 
 
 def restart_peak() -> bool:
-    """Lets the peak begin anew at what is resident now. False where the system does not do that: a peak then is that since the start."""
+    """Lets the peak begin anew at what is resident now. False where the system does not do that: a
+    peak then is that since the start.
+    """
     try:
         _RESET.write_text(_RESET_PEAK)
     except OSError:

@@ -1,4 +1,6 @@
-"""What a result file says besides its numbers, and how it is written. Nothing that identifies the machine's owner."""
+"""What a result file says besides its numbers, and how it is written. Nothing that identifies the
+machine's owner.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_report(path: Path, result: dict[str, Any], text: str, figure: str | None) -> None:
-    """The result as JSON, and beside it, under the same name, as Markdown (.md) and as a drawing (.svg)."""
+    """The result as JSON, and beside it, under the same name, as Markdown (.md) and as a drawing
+    (.svg).
+    """
     write_json(path, result)
     picture = path.with_suffix(".svg")
     if figure is not None:
@@ -93,4 +97,6 @@ def machine_line(facts: dict[str, Any]) -> str:
     told = ("cpu", "cpu_features", "cores", "memory_gb", "threads")
     versions = ", ".join(f"{name} {value}" for name, value in facts.items() if name not in told)
     cpu = facts["cpu"] + (f" ({' '.join(facts['cpu_features'])})" if facts["cpu_features"] else "")
-    return f"{cpu}, {facts['cores']} cores, {facts['memory_gb']:.3g} GB, {facts['threads']} threads; {versions}."
+    return (
+        f"{cpu}, {facts['cores']} cores, {facts['memory_gb']:.3g} GB, {facts['threads']} threads; {versions}."
+    )

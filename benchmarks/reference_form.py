@@ -1,11 +1,12 @@
 """WF-VAE in the computational form of the published code, for comparisons of speed in one process.
 
-The numbers are those of `wfvae`; how they are computed is the published code's way: activations are contiguous (B, C, T, H, W), a
-causal convolution is one 3-D convolution over a concatenation with the repeated first frame, 2-D operators work on rearranged
-copies, norms on transposed views, SiLU is x * sigmoid(x), attention is written out, Haar transforms loop over colours and bands.
+The numbers are those of `wfvae`; how they are computed is the published code's way: activations are
+contiguous (B, C, T, H, W), a causal convolution is one 3-D convolution over a concatenation with
+the repeated first frame, 2-D operators work on rearranged copies, norms on transposed views, SiLU
+is x * sigmoid(x), attention is written out, Haar transforms loop over colours and bands.
 
-The network is not copied: while `reference_form` is active, its functions and methods are replaced, for all models of the process.
-Only whole clips: streams are not the published code's.
+The network is not copied: while `reference_form` is active, its functions and methods are replaced,
+for all models of the process. Only whole clips: streams are not the published code's.
 """
 
 from __future__ import annotations
@@ -20,21 +21,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import wfvae.blocks
-import wfvae.causal
-import wfvae.decoder
-import wfvae.encoder
-import wfvae.model
-from wfvae.blocks import Downsample2D, FrameAttention, Norm, Upsample2D, Upsample3D
-from wfvae.causal import CausalConv3d, Clip
-from wfvae.haar import HaarAnalysis, HaarSynthesis
-from wfvae.model import WFVAE
+import wfvae.model.blocks
+import wfvae.model.causal
+import wfvae.model.decoder
+import wfvae.model.encoder
+import wfvae.model.vae
+from wfvae.model.blocks import Downsample2D, FrameAttention, Norm, Upsample2D, Upsample3D
+from wfvae.model.causal import CausalConv3d, Clip
+from wfvae.model.haar import HaarAnalysis, HaarSynthesis
+from wfvae.model.vae import WFVAE
 
-# The network hands on (B, T, C, H, W). In this form such a tensor is always a view of a contiguous (B, C, T, H, W).
+# The network hands on (B, T, C, H, W). In this form such a tensor is always a view of a contiguous
+# (B, C, T, H, W).
 
 
 def _published(frames: Tensor) -> Tensor:
-    """(B, T, C, H, W) as the published code's (B, C, T, H, W); copies only where a norm left the channels last."""
+    """(B, T, C, H, W) as the published code's (B, C, T, H, W); copies only where a norm left the
+    channels last.
+    """
     return frames.movedim(2, 1).contiguous()
 
 
@@ -100,10 +104,14 @@ def _causal_conv(self: CausalConv3d, frames: Tensor | Callable[[], Tensor], clip
 def _attention(self: FrameAttention, frames: Tensor, clip: Clip) -> Tensor:
     batch, _, channels, height, width = frames.shape
     normed = self.norm(frames)
-    query, key, value = (_to_images(_published(project(normed, clip))).flatten(2) for project in (self.q, self.k, self.v))
+    query, key, value = (
+        _to_images(_published(project(normed, clip))).flatten(2) for project in (self.q, self.k, self.v)
+    )
     scores = torch.bmm(query.transpose(1, 2), key) * channels**-0.5
     attended = torch.bmm(value, torch.softmax(scores, dim=2).transpose(1, 2))
-    projected: Tensor = self.proj_out(_ours(_to_video(attended.reshape(-1, channels, height, width), batch)), clip)
+    projected: Tensor = self.proj_out(
+        _ours(_to_video(attended.reshape(-1, channels, height, width), batch)), clip
+    )
     return frames + projected
 
 
@@ -133,7 +141,11 @@ def _haar_analysis(self: HaarAnalysis, frames: Tensor) -> Tensor:
         images = _to_images(x)
         bands = [F.conv2d(images[:, c : c + 1], tap, stride=2) for tap in taps for c in range(self.channels)]
         return _ours(_to_video(torch.cat(bands, dim=1), x.shape[0]))
-    return _ours(torch.cat([F.conv3d(x[:, c : c + 1], tap, stride=2) for tap in taps for c in range(self.channels)], dim=1))
+    return _ours(
+        torch.cat(
+            [F.conv3d(x[:, c : c + 1], tap, stride=2) for tap in taps for c in range(self.channels)], dim=1
+        )
+    )
 
 
 def _haar_synthesis(self: HaarSynthesis, bands: Tensor) -> Tensor:
@@ -143,7 +155,9 @@ def _haar_synthesis(self: HaarSynthesis, bands: Tensor) -> Tensor:
     transpose: Any = F.conv_transpose2d if self.dims == 2 else F.conv_transpose3d
     colors = []
     for c in range(self.channels):
-        parts = [transpose(x[:, band * self.channels + c, None], tap, stride=2) for band, tap in enumerate(taps)]
+        parts = [
+            transpose(x[:, band * self.channels + c, None], tap, stride=2) for band, tap in enumerate(taps)
+        ]
         colors.append(torch.stack(parts).sum(dim=0))
     video = torch.cat(colors, dim=1)
     return _ours(_to_video(video, bands.shape[0]) if self.dims == 2 else video)
@@ -151,17 +165,17 @@ def _haar_synthesis(self: HaarSynthesis, bands: Tensor) -> Tensor:
 
 _TORCH = SimpleNamespace(cat=_cat_channels)
 _REPLACED: tuple[tuple[object, str, object], ...] = (
-    (wfvae.model, "_frames_first", _frames_first),
-    (wfvae.causal, "cat_frames", _cat_frames),
-    (wfvae.blocks, "per_frame", _per_frame),
-    (wfvae.encoder, "per_frame", _per_frame),
-    (wfvae.decoder, "per_frame", _per_frame),
-    (wfvae.blocks, "add_fresh", _add),
-    (wfvae.blocks, "norm_silu", _norm_silu),
-    (wfvae.encoder, "norm_silu", _norm_silu),
-    (wfvae.decoder, "norm_silu", _norm_silu),
-    (wfvae.encoder, "torch", _TORCH),
-    (wfvae.decoder, "torch", _TORCH),
+    (wfvae.model.vae, "_frames_first", _frames_first),
+    (wfvae.model.causal, "cat_frames", _cat_frames),
+    (wfvae.model.blocks, "per_frame", _per_frame),
+    (wfvae.model.encoder, "per_frame", _per_frame),
+    (wfvae.model.decoder, "per_frame", _per_frame),
+    (wfvae.model.blocks, "add_fresh", _add),
+    (wfvae.model.blocks, "norm_silu", _norm_silu),
+    (wfvae.model.encoder, "norm_silu", _norm_silu),
+    (wfvae.model.decoder, "norm_silu", _norm_silu),
+    (wfvae.model.encoder, "torch", _TORCH),
+    (wfvae.model.decoder, "torch", _TORCH),
     (Norm, "forward", _norm),
     (CausalConv3d, "forward", _causal_conv),
     (FrameAttention, "forward", _attention),
@@ -175,7 +189,9 @@ _REPLACED: tuple[tuple[object, str, object], ...] = (
 
 @contextmanager
 def reference_form(model: WFVAE) -> Iterator[WFVAE]:
-    """Within the block `model.encode` and `model.decode` compute as the published code does; its weights lie in plain layout."""
+    """Within the block `model.encode` and `model.decode` compute as the published code does; its
+    weights lie in plain layout.
+    """
     parameters = list(model.parameters())
     strides = [parameter.stride() for parameter in parameters]
     with ExitStack() as stack:
@@ -188,4 +204,6 @@ def reference_form(model: WFVAE) -> Iterator[WFVAE]:
         finally:
             for parameter, stride in zip(parameters, strides, strict=True):
                 data = parameter.data
-                parameter.data = torch.empty_strided(data.shape, stride, dtype=data.dtype, device=data.device).copy_(data)
+                parameter.data = torch.empty_strided(
+                    data.shape, stride, dtype=data.dtype, device=data.device
+                ).copy_(data)

@@ -1,16 +1,21 @@
-"""How near each exported graph comes to what the machine can do: operations counted, rate measured, against roofs of the same run.
+"""How near each exported graph comes to what the machine can do: operations counted, rate measured,
+against roofs of the same run.
 
     python benchmarks/roofline.py [--json benchmarks/results/roofline-cpu.json]
     python benchmarks/roofline.py --preset tiny --size 64 --engines onnxruntime
 
-Operations and bytes are counted from each graph, see `onnx_work.py`. The roofs: a large matrix product in each engine and in PyTorch, the
-best of the graphs' own convolutions run by itself in each engine (convolutions may beat the matrix product where different libraries
-compute them), and memory bandwidth by copying. Bytes of a graph count every operator as if it read its inputs from memory and wrote its
-outputs there, in the graph's precision; fused operators move less, and so does an engine that computes in bf16.
+Operations and bytes are counted from each graph, see `onnx_work.py`. The roofs: a large matrix
+product in each engine and in PyTorch, the best of the graphs' own convolutions run by itself in
+each engine (convolutions may beat the matrix product where different libraries compute them), and
+memory bandwidth by copying. Bytes of a graph count every operator as if it read its inputs from
+memory and wrote its outputs there, in the graph's precision; fused operators move less, and so does
+an engine that computes in bf16.
 
-Graphs, products and convolutions take turns. Only one session is open at a time: the idle threads of another one go on spinning for a
-while, on the cores that are measured. A measurement opens its session, calls it once uncounted, goes on for at least `--seconds` and is the
-median of these calls; figures are medians of the turns. A graph that beats its engine's roofs is marked: they are too low to be roofs.
+Graphs, products and convolutions take turns. Only one session is open at a time: the idle threads
+of another one go on spinning for a while, on the cores that are measured. A measurement opens its
+session, calls it once uncounted, goes on for at least `--seconds` and is the median of these calls;
+figures are medians of the turns. A graph that beats its engine's roofs is marked: they are too low
+to be roofs.
 """
 
 from __future__ import annotations
@@ -39,8 +44,8 @@ from record import load_average, machine, machine_line, markdown_table, write_re
 from turns import take_turns
 
 from wfvae import WFVAE, WFVAEConfig
-from wfvae.config import Preset
 from wfvae.export.bundle import ExportOptions, export_bundle
+from wfvae.model.config import Preset
 
 TORCH = "torch"
 DIRECTIONS = ("encoder", "decoder")
@@ -67,7 +72,9 @@ def convolution_model(convolution: Convolution, weight: Any) -> onnx.ModelProto:
     return _one_node(node, {"x": list(convolution.x)}, {"w": weight})
 
 
-def _one_node(node: onnx.NodeProto, inputs: Mapping[str, list[int]], constants: Arrays | None = None) -> onnx.ModelProto:
+def _one_node(
+    node: onnx.NodeProto, inputs: Mapping[str, list[int]], constants: Arrays | None = None
+) -> onnx.ModelProto:
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()]
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     tensors = [onnx.numpy_helper.from_array(array, name) for name, array in (constants or {}).items()]
@@ -80,21 +87,28 @@ def compile_model(model: onnx.ModelProto, engine: str, threads: int) -> Callable
     if engine == "onnxruntime":
         import onnxruntime as ort
 
-        from wfvae.runtime.onnxruntime_backend import OnnxRuntimeOptions, session_options
+        from wfvae.runtime.backends.onnxruntime import OnnxRuntimeOptions, session_options
 
         settings = session_options(OnnxRuntimeOptions(provider="cpu", threads=threads))
-        return partial(ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"]).run, None)
-    from wfvae.runtime.openvino_backend import OpenVinoOptions, compile_settings, open_core
+        return partial(
+            ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"]).run,
+            None,
+        )
+    from wfvae.runtime.backends.openvino import OpenVinoOptions, compile_settings, open_core
 
     core = open_core()
     options = OpenVinoOptions(precision_hint=engine.partition("-")[2] or "fp32", threads=threads)
-    compiled = core.compile_model(core.read_model(model.SerializeToString(), b""), "CPU", compile_settings(options))
+    compiled = core.compile_model(
+        core.read_model(model.SerializeToString(), b""), "CPU", compile_settings(options)
+    )
     request = compiled.create_infer_request()
     return lambda feeds: request.infer(dict(feeds), share_inputs=True, share_outputs=True)
 
 
 def seconds_of(work: Work, least: float) -> float:
-    """The median of the seconds of calls that take `least` in all, at least one, after one that is not counted."""
+    """The median of the seconds of calls that take `least` in all, at least one, after one that is
+    not counted.
+    """
     work()
     calls: list[float] = []
     while sum(calls) < least or not calls:
@@ -150,10 +164,24 @@ class Roofline:
             self._add_roofs(engine)
         side = options.gemm_side
         a, b = torch.randn(side, side), torch.randn(side, side)
-        self._add("gemm", TORCH, f"{side}^3", lambda: nullcontext(partial(torch.mm, a, b)), 2 * side**3, 3 * 4 * side**2)
+        self._add(
+            "gemm",
+            TORCH,
+            f"{side}^3",
+            lambda: nullcontext(partial(torch.mm, a, b)),
+            2 * side**3,
+            3 * 4 * side**2,
+        )
         source = torch.ones(COPY_BYTES // 8)
         copy = partial(torch.empty_like(source).copy_, source)
-        self._add("copy", TORCH, f"{COPY_BYTES // 10**6} MB read and written", lambda: nullcontext(copy), 0, COPY_BYTES)
+        self._add(
+            "copy",
+            TORCH,
+            f"{COPY_BYTES // 10**6} MB read and written",
+            lambda: nullcontext(copy),
+            0,
+            COPY_BYTES,
+        )
 
     def measure(self) -> list[dict[str, Any]]:
         """A row per job, in order."""
@@ -161,7 +189,10 @@ class Roofline:
         rows = []
         for name, values in seconds.items():
             facts, middle = self.facts[name], statistics.median(values)
-            rates = {"gflop_per_second": facts["flop"] / middle / 1e9, "gb_per_second": facts["bytes"] / middle / 1e9}
+            rates = {
+                "gflop_per_second": facts["flop"] / middle / 1e9,
+                "gb_per_second": facts["bytes"] / middle / 1e9,
+            }
             rows.append({"name": name, **facts, "seconds": middle, "all_seconds": values, **rates})
         return rows
 
@@ -179,7 +210,11 @@ class Roofline:
             latents = 1 + (options.frames - 1) // bundle.ratio if direct else options.chunk
             frames = options.frames if direct else bundle.ratio * options.chunk
             channels = int(bundle.manifest.model["latent_dim"])
-            shape = (1, frames, 3, size, size) if direction == "encoder" else (1, latents, channels, size // 8, size // 8)
+            shape = (
+                (1, frames, 3, size, size)
+                if direction == "encoder"
+                else (1, latents, channels, size // 8, size // 8)
+            )
             x = np.random.default_rng(0).standard_normal(shape, np.float32)
             if direct:
                 yield partial(bundle.direct_session(direction).run, x)
@@ -192,7 +227,9 @@ class Roofline:
 
     def _add_roofs(self, engine: str) -> None:
         side = self._options.gemm_side
-        opener = partial(self._single, engine, lambda rng: gemm_model(side), {"x": (side, side), "w": (side, side)})
+        opener = partial(
+            self._single, engine, lambda rng: gemm_model(side), {"x": (side, side), "w": (side, side)}
+        )
         self._add("gemm", engine, f"{side}^3", opener, 2 * side**3, 3 * 4 * side**2)
         for convolution in self._convolutions():
 
@@ -204,7 +241,10 @@ class Roofline:
 
     @contextmanager
     def _single(
-        self, engine: str, model: Callable[[np.random.Generator], onnx.ModelProto], shapes: Mapping[str, tuple[int, ...]]
+        self,
+        engine: str,
+        model: Callable[[np.random.Generator], onnx.ModelProto],
+        shapes: Mapping[str, tuple[int, ...]],
     ) -> Iterator[Work]:
         """A model of one operator, on noise."""
         rng = np.random.default_rng(0)
@@ -221,8 +261,12 @@ class Roofline:
 
 
 def add_shares(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Writes into every graph's row what it reaches of its engine's roofs, and whether it beats them all. Returns the roofs."""
-    roofs: dict[str, Any] = {"gb_per_second": max((row["gb_per_second"] for row in rows if row["kind"] == "copy"), default=None)}
+    """Writes into every graph's row what it reaches of its engine's roofs, and whether it beats
+    them all. Returns the roofs.
+    """
+    roofs: dict[str, Any] = {
+        "gb_per_second": max((row["gb_per_second"] for row in rows if row["kind"] == "copy"), default=None)
+    }
     engines = {row["engine"] for row in rows}
     for engine in sorted(engines):
         for kind in ("gemm", "convolution"):
@@ -233,34 +277,65 @@ def add_shares(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for row in rows:
         if row["kind"] == "graph":
             row["of_gemm"] = row["gflop_per_second"] / roofs[row["engine"]]["gemm"]["gflop_per_second"]
-            row["of_best_convolution"] = row["gflop_per_second"] / roofs[row["engine"]]["convolution"]["gflop_per_second"]
+            row["of_best_convolution"] = (
+                row["gflop_per_second"] / roofs[row["engine"]]["convolution"]["gflop_per_second"]
+            )
             row["of_torch_gemm"] = row["gflop_per_second"] / roofs[TORCH]["gemm"]["gflop_per_second"]
             row["above_roofs"] = min(row["of_gemm"], row["of_best_convolution"]) > 1
     return roofs
 
 
-def tables(rows: Sequence[dict[str, Any]], roofs: dict[str, Any], work: Mapping[str, GraphWork], missing: Mapping[str, str]) -> str:
+def tables(
+    rows: Sequence[dict[str, Any]],
+    roofs: dict[str, Any],
+    work: Mapping[str, GraphWork],
+    missing: Mapping[str, str],
+) -> str:
     """All results as Markdown."""
-    header = ["graph", "GFLOP", "GB", "FLOP/byte", "s", "GFLOP/s", "% of its GEMM", "% of its best convolution", "% of PyTorch's GEMM"]
+    header = [
+        "graph",
+        "GFLOP",
+        "GB",
+        "FLOP/byte",
+        "s",
+        "GFLOP/s",
+        "% of its GEMM",
+        "% of its best convolution",
+        "% of PyTorch's GEMM",
+    ]
     lines = []
     for row in rows:
         if row["kind"] == "graph":
             shares = [f"{100 * row[key]:.0f}" for key in ("of_gemm", "of_best_convolution", "of_torch_gemm")]
-            counted = [f"{row['flop'] / 1e9:.4g}", f"{row['bytes'] / 1e9:.3g}", f"{row['flop'] / row['bytes']:.0f}"]
+            counted = [
+                f"{row['flop'] / 1e9:.4g}",
+                f"{row['bytes'] / 1e9:.3g}",
+                f"{row['flop'] / row['bytes']:.0f}",
+            ]
             name = f"{row['engine']} {row['what']}" + (f" {ABOVE}" if row["above_roofs"] else "")
             lines.append([name, *counted, f"{row['seconds']:.3g}", f"{row['gflop_per_second']:.3g}", *shares])
-    lines += [[f"{engine}: not measured: {reason}", *[""] * (len(header) - 1)] for engine, reason in missing.items()]
+    lines += [
+        [f"{engine}: not measured: {reason}", *[""] * (len(header) - 1)] for engine, reason in missing.items()
+    ]
     text = markdown_table(header, lines)
-    text += "\nOf an engine's two roofs the higher one counts. PyTorch's GEMM compares engines with one another; it is no roof of theirs.\n"
+    text += (
+        "\nOf an engine's two roofs the higher one counts. PyTorch's GEMM compares engines with one another;"
+        " it is no roof of theirs.\n"
+    )
     if any(row.get("above_roofs") for row in rows):
-        text += f"\n{ABOVE} Faster than both roofs of its engine, so that what was measured there is too low to be a roof.\n"
+        text += (
+            f"\n{ABOVE} Faster than both roofs of its engine, so that what was measured there is too low to"
+            " be a roof.\n"
+        )
     lines = [
         [engine, kind, one["what"], f"{one['gflop_per_second']:.3g}"]
         for engine, kinds in roofs.items()
         if isinstance(kinds, dict)
         for kind, one in kinds.items()
     ]
-    text += f"\nRoofs; memory {roofs['gb_per_second']:.3g} GB/s:\n\n" + markdown_table(["engine", "roof", "of", "GFLOP/s"], lines)
+    text += f"\nRoofs; memory {roofs['gb_per_second']:.3g} GB/s:\n\n" + markdown_table(
+        ["engine", "roof", "of", "GFLOP/s"], lines
+    )
     header = ["operator", *(f"{key}: nodes, GFLOP, GB" for key in work)]
     names = list(dict.fromkeys(name for graph in work.values() for name in graph.operators))
     lines = []
@@ -269,7 +344,11 @@ def tables(rows: Sequence[dict[str, Any]], roofs: dict[str, Any], work: Mapping[
         for graph in work.values():
             one = graph.operators.get(name)
             cells.append("" if one is None else f"{one.nodes}, {one.flop / 1e9:.4g}, {one.bytes / 1e9:.3g}")
-        if any(graph.operators[name].bytes or graph.operators[name].flop for graph in work.values() if name in graph.operators):
+        if any(
+            graph.operators[name].bytes or graph.operators[name].flop
+            for graph in work.values()
+            if name in graph.operators
+        ):
             lines.append([name, *cells])
     return text + "\nWhat the graphs compute and move, by operator:\n\n" + markdown_table(header, lines)
 
@@ -285,29 +364,55 @@ def figure(rows: Sequence[dict[str, Any]], roofs: dict[str, Any]) -> str:
         for index, (kind, roof) in enumerate(roofs[engine].items()):
             top, bandwidth = roof["gflop_per_second"], roofs["gb_per_second"]
             corner = top / bandwidth
-            slope = [(max(min(low, corner / 4), 1e-3), bandwidth * max(min(low, corner / 4), 1e-3)), (corner, top)]
-            series.append(Series(f"roof: {kind} {top:.0f} GFLOP/s", [*slope, (max(high, corner * 2), top)], (0.1,) * 3, colour=3 + index))
+            slope = [
+                (max(min(low, corner / 4), 1e-3), bandwidth * max(min(low, corner / 4), 1e-3)),
+                (corner, top),
+            ]
+            series.append(
+                Series(
+                    f"roof: {kind} {top:.0f} GFLOP/s",
+                    [*slope, (max(high, corner * 2), top)],
+                    (0.1,) * 3,
+                    colour=3 + index,
+                )
+            )
         for index, (kind, name) in enumerate((("graph", "graphs"), ("convolution", "single convolutions"))):
             found = [(x, y, row) for x, y, row in points if row["kind"] == kind]
             labels = [row["what"] if kind == "graph" else "" for _, _, row in found]
-            series.append(Series(name, [(x, y) for x, y, _ in found], labels=labels, line=False, colour=index))
+            series.append(
+                Series(name, [(x, y) for x, y, _ in found], labels=labels, line=False, colour=index)
+            )
         charts.append(Chart(engine, "FLOP per byte", "GFLOP/s", series, log_x=True, log_y=True))
     return draw(charts)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--engines", "--only", nargs="+", choices=ENGINES, default=ENGINES, metavar="ENGINE", help=", ".join(ENGINES))
+    parser.add_argument(
+        "--engines",
+        "--only",
+        nargs="+",
+        choices=ENGINES,
+        default=ENGINES,
+        metavar="ENGINE",
+        help=", ".join(ENGINES),
+    )
     parser.add_argument("--preset", choices=get_args(Preset), default="S")
     parser.add_argument("--size", type=int, default=128, help="height and width, a multiple of 8")
     parser.add_argument("--frames", type=int, default=17, help="of the direct graphs, 1 + 4 n")
     parser.add_argument("--chunk", type=int, default=4, help="latents of a step")
-    parser.add_argument("--convolutions", type=int, default=8, help="how many different ones are tried as roofs")
+    parser.add_argument(
+        "--convolutions", type=int, default=8, help="how many different ones are tried as roofs"
+    )
     parser.add_argument("--gemm-side", type=int, default=2048, help="rows and columns of the matrix product")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3, help="turns")
-    parser.add_argument("--seconds", type=float, default=0.5, help="for which a measurement goes on calling, at least")
-    parser.add_argument("--json", type=Path, help="write the results to this file, and .md and .svg beside it")
+    parser.add_argument(
+        "--seconds", type=float, default=0.5, help="for which a measurement goes on calling, at least"
+    )
+    parser.add_argument(
+        "--json", type=Path, help="write the results to this file, and .md and .svg beside it"
+    )
     options = parser.parse_args()
     if options.size < 8 or options.size % 8 or options.frames < 1 or options.frames % 4 != 1:
         parser.error("--size must be a multiple of 8 and --frames 1 + 4 n")
@@ -328,13 +433,17 @@ def main() -> int:
     facts = machine(options.threads, "torch", "onnxruntime", "openvino", "onnx", "numpy")
     job = {key: getattr(options, key) for key in ("preset", "size", "frames", "chunk", "runs", "seconds")}
     text = (
-        f"# Roofline: preset {options.preset}, {options.size}x{options.size}, steps of {options.chunk} latents, {options.frames} frames\n\n"
+        f"# Roofline: preset {options.preset}, {options.size}x{options.size}, steps of {options.chunk}"
+        f" latents, {options.frames} frames\n\n"
     )
     text += f"{machine_line(facts)}\n\n{tables(rows, roofs, roofline.work, roofline.missing)}"
     print(text)
     if options.json is not None:
         graphs = {
-            key: {name: {"nodes": one.nodes, "flop": one.flop, "bytes": one.bytes} for name, one in graph.operators.items()}
+            key: {
+                name: {"nodes": one.nodes, "flop": one.flop, "bytes": one.bytes}
+                for name, one in graph.operators.items()
+            }
             for key, graph in roofline.work.items()
         }
         loads = {"load_average_before": before, "load_average_after": load_average()}

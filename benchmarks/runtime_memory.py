@@ -1,4 +1,6 @@
-"""Peak memory of `wfvae encode` and `wfvae decode`, short and long videos, through the real program in a process of its own."""
+"""Peak memory of `wfvae encode` and `wfvae decode`, short and long videos, through the real program
+in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,12 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from wfvae.procedural import ProceduralClip
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_writer import open_video_writer
+from wfvae.video.synthetic.clips import ProceduralClip
 
-# A small process between this one and the program: a child's peak is never below that of the process that started it.
+# A small process between this one and the program: a child's peak is never below that of the
+# process that started it.
 _LAUNCHER = """
 import os, sys
 pid = os.spawnv(os.P_NOWAIT, sys.argv[1], sys.argv[1:])
@@ -71,7 +74,9 @@ def measure_memory(
         latents, out = folder / f"{frames}.zarr", folder / f"{frames}-decoded.mp4"
         for _ in range(runs):
             for name, source, destination in (("encode", video, latents), ("decode", latents, out)):
-                peak, report = run_program(name, str(bundle), str(source), str(destination), "--threads", str(threads))
+                peak, report = run_program(
+                    name, str(bundle), str(source), str(destination), "--threads", str(threads)
+                )
                 assert report["frames"] == frames
                 peaks[name].setdefault(str(frames), []).append(peak)
     for name, by_frames in peaks.items():

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from wfvae.procedural import ProceduralClip
 from wfvae.runtime import Bundle
 from wfvae.runtime.media.video_reader import open_video
+from wfvae.video.synthetic.clips import ProceduralClip
 
 BAR_DB = 0.05
 FRAMES = 33
@@ -25,7 +25,9 @@ Frames = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class ClipQuality:
-    """One clip, encoded and decoded by each backend. All PSNR in dB, video as floats of range 2, not rounded to 8 bits."""
+    """One clip, encoded and decoded by each backend. All PSNR in dB, video as floats of range 2,
+    not rounded to 8 bits.
+    """
 
     source: str
     frames: int
@@ -39,8 +41,12 @@ class ClipQuality:
     """PSNR of the reconstruction against that of ONNX Runtime in fp32."""
 
 
-def measure_quality(base: Bundle, others: Mapping[str, Bundle], videos: Sequence[Path], size: int) -> Iterator[ClipQuality]:
-    """For each of `videos` (their first 33 frames), or for generated clips of size x size if there are none."""
+def measure_quality(
+    base: Bundle, others: Mapping[str, Bundle], videos: Sequence[Path], size: int
+) -> Iterator[ClipQuality]:
+    """For each of `videos` (their first 33 frames), or for generated clips of size x size if there
+    are none.
+    """
     for source, frames in _clips(videos, size):
         target = frames / 127.5 - 1
         expected = _reconstruct(base, frames)
@@ -59,7 +65,10 @@ def largest_loss(clips: Sequence[ClipQuality]) -> dict[str, float]:
 
 def print_quality(clip: ClipQuality) -> None:
     rows = ", ".join(f"{name} {psnr:.3f} dB" for name, psnr in clip.psnr_db.items())
-    losses = ", ".join(f"{name} {loss:+.4f} dB ({clip.agreement_db[name]:.1f} dB beside fp32)" for name, loss in clip.loss_db.items())
+    losses = ", ".join(
+        f"{name} {loss:+.4f} dB ({clip.agreement_db[name]:.1f} dB beside fp32)"
+        for name, loss in clip.loss_db.items()
+    )
     print(f"{clip.source}, {clip.frames} frames of {clip.height}x{clip.width}: {rows}; loss {losses}")
 
 
@@ -74,7 +83,9 @@ def _clips(videos: Sequence[Path], size: int) -> Iterator[tuple[str, Frames]]:
 def _reconstruct(bundle: Bundle, frames: Frames) -> npt.NDArray[np.float32]:
     channels = int(bundle.manifest.graphs["decoder"].inputs[0].shape[2])
     latents = bundle.encode(frames)[:, :channels]
-    return bundle.decode(latents, frames=len(frames), height=frames.shape[1], width=frames.shape[2], pixels="float32").astype(np.float32)
+    return bundle.decode(
+        latents, frames=len(frames), height=frames.shape[1], width=frames.shape[2], pixels="float32"
+    ).astype(np.float32)
 
 
 def _psnr(found: npt.NDArray[np.floating], expected: npt.NDArray[np.floating]) -> float:

@@ -1,4 +1,6 @@
-"""Speed of ONNX Runtime and OpenVINO, direct and streamed, against the reference form and our model in PyTorch."""
+"""Speed of ONNX Runtime and OpenVINO, direct and streamed, against the reference form and our model
+in PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ from turns import ratio, take_turns
 
 from wfvae import WFVAE
 from wfvae.runtime import Bundle
-from wfvae.runtime.backend import BoolArray, FloatArray, StepSession, StreamState
+from wfvae.runtime.backends.base import BoolArray, FloatArray, StepSession, StreamState
 from wfvae.runtime.pixels import to_network
-from wfvae.streamspec import Direction
+from wfvae.spec.stream import Direction
 
 DIRECTIONS: tuple[Direction, ...] = ("encoder", "decoder")
 REFERENCE, WFVAE_TORCH, DIRECT = "reference", "wfvae", "onnxruntime"
@@ -27,7 +29,9 @@ LONG_CHUNKS = (2, 4)
 OTHER_CHUNK = 4
 """Of the streams of backends other than ONNX Runtime."""
 LONG = 65
-"""Clips from this length on are only there to see what a stream's start and end cost: no PyTorch, and of ONNX Runtime fewer streams."""
+"""Clips from this length on are only there to see what a stream's start and end cost: no PyTorch,
+and of ONNX Runtime fewer streams.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,12 @@ class ClipSpeed:
     runs: int
     forms: dict[str, FormSpeed]
     stream_work: float
-    """Frames that a stream computes at half the video's rate, where most of the work is, by those of direct inference, as the network has
-    them: the count for PyTorch, and for exports with plain convolutions."""
+    """Frames that a stream computes at half the video's rate, where most of the work is, by those
+    of direct inference, as the network has them: the count for PyTorch, and for exports with plain
+    convolutions."""
     stream_work_in_pairs: float
-    """The same where direct inference, too, computes frames in pairs, one of them a copy (`wfvae.export.minimal_filtering`): the count for
-    graphs exported in fp32, as these are."""
+    """The same where direct inference, too, computes frames in pairs, one of them a copy
+    (`wfvae.export.forms.minimal_filtering`): the count for graphs exported in fp32, as these are."""
 
 
 class StepClock:
@@ -80,15 +85,17 @@ class StepClock:
 def measure_speed(
     model: WFVAE, bundle: Bundle, others: Mapping[str, Bundle], size: int, lengths: list[int], runs: int
 ) -> Iterator[ClipSpeed]:
-    """For each length and direction. `others`: the same bundle on other backends, by the names of their rows."""
+    """For each length and direction. `others`: the same bundle on other backends, by the names of
+    their rows.
+    """
     for frames in lengths:
         for direction in DIRECTIONS:
             yield _measure(model, bundle, others, direction, frames, size, runs)
 
 
 def steady_ratios(clips: list[ClipSpeed]) -> dict[str, dict[str, float]]:
-    """Time of streaming by that of direct inference on the same backend, for what the longest clip has more than the shortest: start and
-    end cancel out.
+    """Time of streaming by that of direct inference on the same backend, for what the longest clip
+    has more than the shortest: start and end cancel out.
 
     From the fastest runs, since differences of medians would add up the noise of both.
     """
@@ -97,7 +104,11 @@ def steady_ratios(clips: list[ClipSpeed]) -> dict[str, dict[str, float]]:
         mine = sorted((clip for clip in clips if clip.direction == direction), key=lambda clip: clip.frames)
         if len(mine) > 1:
             first, last = mine[0].forms, mine[-1].forms
-            more = {name: last[name].fastest_seconds - first[name].fastest_seconds for name in last if name in first}
+            more = {
+                name: last[name].fastest_seconds - first[name].fastest_seconds
+                for name in last
+                if name in first
+            }
             streams = [name for name in more if last[name].time_by_direct is not None]
             found[direction] = {name: more[name] / more[direct_of(name)] for name in streams}
     return found
@@ -114,7 +125,13 @@ def direct_of(stream: str) -> str:
 
 
 def _measure(
-    model: WFVAE, bundle: Bundle, others: Mapping[str, Bundle], direction: Direction, frames: int, size: int, runs: int
+    model: WFVAE,
+    bundle: Bundle,
+    others: Mapping[str, Bundle],
+    direction: Direction,
+    frames: int,
+    size: int,
+    runs: int,
 ) -> ClipSpeed:
     rng = np.random.default_rng(0)
     latents = 1 + (frames - 1) // bundle.ratio
@@ -146,7 +163,11 @@ def _measure(
     forms = {}
     for name, values in seconds.items():
         streamed = name in drains
-        drained = statistics.median(d / s for d, s in zip(drains[name][1:], values, strict=True)) if streamed else None
+        drained = (
+            statistics.median(d / s for d, s in zip(drains[name][1:], values, strict=True))
+            if streamed
+            else None
+        )
         forms[name] = FormSpeed(
             seconds=statistics.median(values),
             fastest_seconds=min(values),
@@ -180,7 +201,9 @@ def _direct(bundle: Bundle, direction: Direction, x: FloatArray) -> float:
     return time.perf_counter() - begin
 
 
-def _stream(bundle: Bundle, direction: Direction, data: Any, size: int, chunk: int, drains: list[float]) -> float:
+def _stream(
+    bundle: Bundle, direction: Direction, data: Any, size: int, chunk: int, drains: list[float]
+) -> float:
     """A stream from opening to its last frame, fed chunk by chunk."""
     clock = StepClock(bundle.step_session(direction))
     begin = time.perf_counter()
@@ -206,8 +229,13 @@ def print_clip(clip: ClipSpeed) -> None:
         reference = "" if form.speed_by_reference is None else f"{form.speed_by_reference:.2f}"
         direct = "" if form.time_by_direct is None else f"{form.time_by_direct:.3f}"
         drain = "" if form.drain_share is None else f"{form.drain_share:.0%}"
-        print(f"  {name:36}{form.seconds:>12.3f}{form.fastest_seconds:>12.3f}{reference:>17}{direct:>13}{drain:>8}")
-    counts = f"{clip.stream_work_in_pairs:.3f} in pairs, as these graphs compute them; {clip.stream_work:.3f} as the network has them"
+        print(
+            f"  {name:36}{form.seconds:>12.3f}{form.fastest_seconds:>12.3f}{reference:>17}{direct:>13}{drain:>8}"
+        )
+    counts = (
+        f"{clip.stream_work_in_pairs:.3f} in pairs, as these graphs compute them; {clip.stream_work:.3f} as"
+        " the network has them"
+    )
     print(f"  work of a stream by that of direct inference, in frames at half the video's rate: {counts}")
 
 

@@ -1,4 +1,5 @@
-"""One clip, stream or pool of streams through a bundle, in a process of its own. Started by `scale.py`.
+"""One clip, stream or pool of streams through a bundle, in a process of its own. Started by
+`scale.py`.
 
 Input is made chunk by chunk and results are dropped, so that memory is that of the runtime.
 """
@@ -13,8 +14,8 @@ from bundle_engines import open_on
 from isolated import answer
 from process_memory import peak_mb, resident_mb, restart_peak, trim_heap
 
-from wfvae.plan import latent_frames
 from wfvae.runtime import Bundle
+from wfvae.spec.frames import latent_frames
 
 DIRECT, STREAM, POOL = "direct", "stream", "pool"
 WARM_UP = 9
@@ -35,7 +36,13 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         begin = time.perf_counter()
         given = run(bundle, job)
         seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "peak_mb": peak_mb(), "loaded_mb": loaded, "peaks_apart": apart, "given": given}
+    return {
+        "seconds": seconds,
+        "peak_mb": peak_mb(),
+        "loaded_mb": loaded,
+        "peaks_apart": apart,
+        "given": given,
+    }
 
 
 def run(bundle: Bundle, job: dict[str, Any]) -> int:
@@ -48,7 +55,11 @@ def run(bundle: Bundle, job: dict[str, Any]) -> int:
 def _direct(bundle: Bundle, job: dict[str, Any]) -> int:
     direction, size, count = job["direction"], job["size"], _count(bundle, job)
     session = bundle.direct_session(direction)
-    shape = (1, count, 3, size, size) if direction == "encoder" else (1, count, _channels(bundle), size // 8, size // 8)
+    shape = (
+        (1, count, 3, size, size)
+        if direction == "encoder"
+        else (1, count, _channels(bundle), size // 8, size // 8)
+    )
     return int(session.run(np.random.default_rng(0).standard_normal(shape, np.float32)).shape[1])
 
 

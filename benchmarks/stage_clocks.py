@@ -1,6 +1,8 @@
-"""Where the time of a job goes, by stage and thread: functions of the runtime are watched from outside while a block runs.
+"""Where the time of a job goes, by stage and thread: functions of the runtime are watched from
+outside while a block runs.
 
-A stage's time is its own: what it calls and what is a stage itself is subtracted. So the stages of one thread do not overlap, and add up.
+A stage's time is its own: what it calls and what is a stage itself is subtracted. So the stages of
+one thread do not overlap, and add up.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from unittest.mock import patch
 
 import wfvae.runtime.feed as feed
 import wfvae.runtime.stream as stream
+from wfvae.runtime.jobs.report import TimedSession
 from wfvae.runtime.latents.latent_files import LatentsReader
 from wfvae.runtime.latents.zarr_latents import ZarrWriter
 from wfvae.runtime.media.container_source import ContainerSource
@@ -22,7 +25,6 @@ from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_color import YUVConverter
 from wfvae.runtime.media.video_writer import VideoWriter
 from wfvae.runtime.prefetch import BackgroundSink, Prefetch
-from wfvae.runtime.transcode.report import TimedSession
 
 Kind = Literal["work", "waiting"]
 ENGINE = "engine"
@@ -40,7 +42,12 @@ STAGES: tuple[tuple[str, Kind, tuple[tuple[Any, str], ...]], ...] = (
     (
         "video encode",
         "work",
-        ((VideoWriter, "write"), (VideoWriter, "close"), (SegmentedVideoWriter, "write"), (SegmentedVideoWriter, "finish")),
+        (
+            (VideoWriter, "write"),
+            (VideoWriter, "close"),
+            (SegmentedVideoWriter, "write"),
+            (SegmentedVideoWriter, "finish"),
+        ),
     ),
     ("waiting for the reader", "waiting", ((Prefetch, "__next__"),)),
     ("waiting for the writer", "waiting", ((BackgroundSink, "put"), (BackgroundSink, "close"))),
@@ -50,7 +57,9 @@ WAITING = tuple(name for name, kind, _ in STAGES if kind == "waiting")
 
 @dataclass
 class Clocks:
-    """Seconds of each stage: in the thread that drives the engine, and in the threads that read and write."""
+    """Seconds of each stage: in the thread that drives the engine, and in the threads that read and
+    write.
+    """
 
     driving: dict[str, float] = field(default_factory=dict)
     background: dict[str, float] = field(default_factory=dict)
@@ -65,7 +74,9 @@ class _Thread(threading.local):
 
 @contextmanager
 def stage_clocks() -> Iterator[Clocks]:
-    """Adds up the seconds of each stage while the block runs. The thread that enters it is the one that drives the engine."""
+    """Adds up the seconds of each stage while the block runs. The thread that enters it is the one
+    that drives the engine.
+    """
     clocks, here, driver, lock = Clocks(), _Thread(), threading.get_ident(), threading.Lock()
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,17 +1,21 @@
-"""What a training step costs: memory with and without activation checkpointing, and where the time of a run goes.
+"""What a training step costs: memory with and without activation checkpointing, and where the time
+of a run goes.
 
     python benchmarks/training.py --frames 25 --size 256 --json benchmarks/results/training-cpu.json     the clips of the paper's stage I
     python benchmarks/training.py --only memory --recipe --frames 25 --size 256 --json FILE              with LPIPS and the discriminator
     python benchmarks/training.py --only memory --frames 25 --size 256 --device cuda                     never run so far
     python benchmarks/training.py --only time loading --folder videos/ --json FILE                       data from video files
 
-Memory: one step of preset S (L1, KL and wavelet losses, AdamW, moving average), in a fresh process each, after a step on a small clip.
-LPIPS (with random weights) and the discriminator (which is not recomputed) take part with `--recipe` only, in a section of its own. On a
-CPU the process's peak in fp32, on a GPU that of PyTorch's allocator in bf16 autocast. Time: a run of the tiny model's first stage (in fp32
-where the CPU has no bf16), its own account of what it waited for; with `--folder` on clips of videos, which as many workers read as a run
-has by default. Loading: how fast two workers make batches of the paper's stage I (8 clips of 25 frames of 256x256) when nothing else runs
-and none waits for a model: what a GPU could be fed with. Sections of a folder are called `time_folder` and `loading_folder`. A result file
-keeps those that are not measured again, and each says on what machine it was.
+Memory: one step of preset S (L1, KL and wavelet losses, AdamW, moving average), in a fresh process
+each, after a step on a small clip. LPIPS (with random weights) and the discriminator (which is not
+recomputed) take part with `--recipe` only, in a section of its own. On a CPU the process's peak in
+fp32, on a GPU that of PyTorch's allocator in bf16 autocast. Time: a run of the tiny model's first
+stage (in fp32 where the CPU has no bf16), its own account of what it waited for; with `--folder` on
+clips of videos, which as many workers read as a run has by default. Loading: how fast two workers
+make batches of the paper's stage I (8 clips of 25 frames of 256x256) when nothing else runs and
+none waits for a model: what a GPU could be fed with. Sections of a folder are called `time_folder`
+and `loading_folder`. A result file keeps those that are not measured again, and each says on what
+machine it was.
 """
 
 from __future__ import annotations
@@ -47,19 +51,35 @@ SHARES = ("data_wait", "compute", "validation", "bookkeeping")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--preset", default="S")
     parser.add_argument("--frames", type=int, default=9)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--recipe", action="store_true", help="LPIPS and the discriminator take part in the memory section")
     parser.add_argument(
-        "--folder", type=Path, metavar="DIR", help="videos for the sections of time and loading (default: procedural clips)"
+        "--recipe", action="store_true", help="LPIPS and the discriminator take part in the memory section"
     )
-    parser.add_argument("--steps", type=int, default=100, help="steps of the timed run (default: %(default)s)")
-    parser.add_argument("--batches", type=int, default=12, help="batches whose loading is timed (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of the memory section (default: %(default)s)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        metavar="DIR",
+        help="videos for the sections of time and loading (default: procedural clips)",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=100, help="steps of the timed run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batches", type=int, default=12, help="batches whose loading is timed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="of the memory section (default: %(default)s)",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     if args.folder is not None and not args.folder.is_dir():
@@ -67,14 +87,22 @@ def main() -> None:
     result: dict[str, Any] = {}
     if args.json is not None and args.json.exists():
         result = json.loads(args.json.read_text(encoding="utf-8"))
-        assert "machine" not in result, f"{args.json} is of an earlier version, which told one machine for all sections"
+        assert "machine" not in result, (
+            f"{args.json} is of an earlier version, which told one machine for all sections"
+        )
     about = {"machine": machine(args.threads, "wfvae", "torch"), "load_average": load_average()}
     if "memory" in args.only:
         result["memory_recipe" if args.recipe else "memory"] = {**about, **memory(args)}
     if "time" in args.only:
-        result["time" if args.folder is None else "time_folder"] = {**about, **shares(args.steps, args.threads, args.folder)}
+        result["time" if args.folder is None else "time_folder"] = {
+            **about,
+            **shares(args.steps, args.threads, args.folder),
+        }
     if "loading" in args.only:
-        result["loading" if args.folder is None else "loading_folder"] = {**about, **loading(args.batches, args.folder)}
+        result["loading" if args.folder is None else "loading_folder"] = {
+            **about,
+            **loading(args.batches, args.folder),
+        }
     if args.json is not None:
         write_json(args.json, result)
     print(summary(result))
@@ -129,7 +157,9 @@ def step(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def step_on_gpu(trainer: Trainer, clip: torch.Tensor) -> dict[str, Any]:
-    """Peak of PyTorch's allocator in the first step with this clip, and the median time of five more. Never run so far."""
+    """Peak of PyTorch's allocator in the first step with this clip, and the median time of five
+    more. Never run so far.
+    """
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() / 1e6
     trainer.step([clip])
@@ -141,11 +171,18 @@ def step_on_gpu(trainer: Trainer, clip: torch.Tensor) -> dict[str, Any]:
         trainer.step([clip])
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    return {"peak_mb": peak, "activations_mb": peak - before, "seconds": statistics.median(seconds), "gpu": torch.cuda.get_device_name()}
+    return {
+        "peak_mb": peak,
+        "activations_mb": peak - before,
+        "seconds": statistics.median(seconds),
+        "gpu": torch.cuda.get_device_name(),
+    }
 
 
 def shares(steps: int, threads: int, videos: Path | None) -> dict[str, Any]:
-    """A run's own account of its time, in three runs, on procedural clips or on those of videos. Indexing these is not part of it."""
+    """A run's own account of its time, in three runs, on procedural clips or on those of videos.
+    Indexing these is not part of it.
+    """
     torch.set_num_threads(threads)
     settings = [
         f"run.steps={steps}",
@@ -156,7 +193,11 @@ def shares(steps: int, threads: int, videos: Path | None) -> dict[str, Any]:
         "validation.clips=1",
     ]
     if videos is not None:
-        settings += ["data.kind=folder", f"data.folder={json.dumps(str(videos))}", f"data.workers={DataSettings().workers}"]
+        settings += [
+            "data.kind=folder",
+            f"data.folder={json.dumps(str(videos))}",
+            f"data.workers={DataSettings().workers}",
+        ]
     config = TrainingConfig.load("tiny-stage1", settings)
     about: dict[str, Any] = {"config": "tiny-stage1", "steps": steps, "workers": config.data.workers}
     runs = []
@@ -170,7 +211,9 @@ def shares(steps: int, threads: int, videos: Path | None) -> dict[str, Any]:
 
 
 def loading(batches: int, videos: Path | None) -> dict[str, Any]:
-    """Frames per second of two workers, once both have made a batch, and how much of a processor they used together."""
+    """Frames per second of two workers, once both have made a batch, and how much of a processor
+    they used together.
+    """
     source = "data.kind=procedural" if videos is None else f"data.folder={json.dumps(str(videos))}"
     config = TrainingConfig.load("S-stage1", [source])
     data, batch, workers = config.data, config.optimizer.batch, DataSettings().workers
@@ -214,9 +257,14 @@ def summary(result: dict[str, Any]) -> str:
                 told.get("not_measured")
                 or f"peak {told['peak_mb']:,.0f} MB, of which the step {told['activations_mb']:,.0f} MB, {told['seconds']:.1f} s"
             )
-            lines.append(f"{found['preset']}, {found['frames']} frames of {found['size']}x{found['size']}{recipe}, {name}: {text}")
+            lines.append(
+                f"{found['preset']}, {found['frames']} frames of {found['size']}x{found['size']}{recipe},"
+                f" {name}: {text}"
+            )
             if "peak_mb_ratio" in told:
-                lines.append(f"{name} by plain: peak {told['peak_mb_ratio']:.2f}, time {told['seconds_ratio']:.2f}")
+                lines.append(
+                    f"{name} by plain: peak {told['peak_mb_ratio']:.2f}, time {told['seconds_ratio']:.2f}"
+                )
     for section in ("time", "time_folder"):
         if section in result:
             told = result[section]
@@ -227,7 +275,10 @@ def summary(result: dict[str, Any]) -> str:
         if section in result:
             told = result[section]
             clips = f"{told['frames']} frames of {told['size'][0]}x{told['size'][1]}"
-            speed = f"{told['frames_per_second']:.1f} frames a second, {told['processors_used']:.2f} processors used"
+            speed = (
+                f"{told['frames_per_second']:.1f} frames a second, {told['processors_used']:.2f} processors"
+                " used"
+            )
             lines.append(f"{section}, {told['workers']} workers, clips of {clips}: {speed}")
     return "\n".join(lines)
 

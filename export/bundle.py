@@ -1,4 +1,6 @@
-"""Checkpoint to bundle: graphs, weights and manifest, written to a temporary directory that is renamed when complete."""
+"""Checkpoint to bundle: graphs, weights and manifest, written to a temporary directory that is
+renamed when complete.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,22 @@ import onnx
 import torch
 
 from wfvae.errors import BundleError
-from wfvae.export.graph import trace
-from wfvae.export.tracer import FilterStore
+from wfvae.export.recorder.graph import trace
+from wfvae.export.recorder.tracer import FilterStore
 from wfvae.export.weights import state_dict_sha256, store_constants
-from wfvae.manifest import DIRECT, METADATA_KEY, STEP, WEIGHTS_NAME, GraphSpec, Manifest, TensorSpec, record_file
-from wfvae.model import WFVAE
-from wfvae.plan import SPATIAL_RATIO
-from wfvae.streamspec import Dim, Direction
+from wfvae.model.vae import WFVAE
+from wfvae.spec.frames import SPATIAL_RATIO
+from wfvae.spec.manifest import (
+    DIRECT,
+    METADATA_KEY,
+    STEP,
+    WEIGHTS_NAME,
+    GraphSpec,
+    Manifest,
+    TensorSpec,
+    record_file,
+)
+from wfvae.spec.stream import Dim, Direction
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -43,7 +54,9 @@ class ExportOptions:
     opset: int | None = None
     """Version of ONNX's operators; None takes 20, and 22 for bf16."""
     convolutions: Literal["minimal", "plain"] = "minimal"
-    """`minimal`: in fp32, fewer multiplications (`wfvae.export.minimal_filtering`, `wfvae.export.subpixel`); `plain`: as in the network."""
+    """`minimal`: in fp32, fewer multiplications (`wfvae.export.forms.minimal_filtering`,
+    `wfvae.export.forms.subpixel`); `plain`: as in the network.
+    """
     direct: bool = False
     """Also write the whole-clip graphs without state, for verification."""
 
@@ -57,19 +70,32 @@ class ExportOptions:
         if self.opset_version not in OPSETS:
             raise BundleError(f"opset is {self.opset}; expected {OPSETS.start} to {OPSETS.stop - 1}")
         if self.precision == "bf16" and self.opset_version < BF16_OPSET:
-            raise BundleError(f"opset is {self.opset}; expected at least {BF16_OPSET} for bf16, which earlier convolutions do not take")
+            raise BundleError(
+                f"opset is {self.opset}; expected at least {BF16_OPSET} for bf16, which earlier convolutions"
+                " do not take"
+            )
         if self.size is not None and any(side < SPATIAL_RATIO or side % SPATIAL_RATIO for side in self.size):
-            raise BundleError(f"size is {self.size[0]}x{self.size[1]}; expected multiples of {SPATIAL_RATIO}, or dynamic")
+            raise BundleError(
+                f"size is {self.size[0]}x{self.size[1]}; expected multiples of {SPATIAL_RATIO}, or dynamic"
+            )
 
     @property
     def minimal(self) -> bool:
-        """Whether convolutions are transformed. Half precision keeps the plain form: it has no bits to spare for sums of frames."""
+        """Whether convolutions are transformed. Half precision keeps the plain form: it has no bits
+        to spare for sums of frames.
+        """
         return self.convolutions == "minimal" and self.precision == "fp32"
 
     @property
     def opset_version(self) -> int:
         """The opset that is exported."""
-        return self.opset if self.opset is not None else BF16_OPSET if self.precision == "bf16" else DEFAULT_OPSET
+        return (
+            self.opset
+            if self.opset is not None
+            else BF16_OPSET
+            if self.precision == "bf16"
+            else DEFAULT_OPSET
+        )
 
 
 def graph_key(direction: Direction, kind: str) -> str:
@@ -88,13 +114,15 @@ def export_bundle(
     """Writes a bundle.
 
     Args:
-        model: any model that can be streamed; it is converted to the precision asked for (in place).
+        model: any model that can be streamed; it is converted to the precision asked for (in
+            place).
         destination: the bundle's directory.
         overwrite: replace an existing bundle (never a directory that is not one).
         progress: called with the name of each stage as it begins.
 
     Raises:
-        StreamingError: the model cannot be streamed, or its state would change size from chunk to chunk.
+        StreamingError: the model cannot be streamed, or its state would change size from chunk to
+            chunk.
         BundleError: wrong options, or the destination cannot be written.
     """
     options = options or ExportOptions()
@@ -104,16 +132,28 @@ def export_bundle(
     model = model.to(device="cpu", dtype=DTYPES[options.precision]).eval()
     graphs = _graphs(model, options)
 
-    building, former = (destination.with_name(f".{destination.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    building, former = (
+        destination.with_name(f".{destination.name}.{os.getpid()}.{end}") for end in ("tmp", "old")
+    )
     try:
         building.mkdir(parents=True)
         traced = {}
         filters: FilterStore = {}
         for key, graph in list(graphs.items()):
             progress(f"tracing {key}")
-            traced[key] = trace(model, graph, options.latents == "mean", options.size, options.opset_version, options.minimal, filters)
+            traced[key] = trace(
+                model,
+                graph,
+                options.latents == "mean",
+                options.size,
+                options.opset_version,
+                options.minimal,
+                filters,
+            )
             graphs[key] = replace(graph, weights_bytes=traced[key].weights_bytes, scratch=traced[key].scratch)
-            traced[key].model.metadata_props.add(key=METADATA_KEY, value=json.dumps(graphs[key].to_dict(), sort_keys=True))
+            traced[key].model.metadata_props.add(
+                key=METADATA_KEY, value=json.dumps(graphs[key].to_dict(), sort_keys=True)
+            )
         progress("writing weights")
         store_constants(traced.values(), building / WEIGHTS_NAME)
         for key, graph in graphs.items():
@@ -145,7 +185,8 @@ def export_bundle(
         shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
         raise BundleError(
-            f"cannot write the bundle {destination}: {error.strerror or error}; check the disk's space and permissions"
+            f"cannot write the bundle {destination}: {error.strerror or error}; check the disk's space and"
+            " permissions"
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -159,13 +200,17 @@ def _check_destination(destination: Path, overwrite: bool) -> None:
     if not is_bundle and not (destination.is_dir() and not any(destination.iterdir())):
         raise BundleError(f"{destination} exists and is not a bundle; choose another name")
     if is_bundle and not overwrite:
-        raise BundleError(f"the bundle {destination} exists; choose another name, or replace it with --overwrite")
+        raise BundleError(
+            f"the bundle {destination} exists; choose another name, or replace it with --overwrite"
+        )
 
 
 def _graphs(model: WFVAE, options: ExportOptions) -> dict[str, GraphSpec]:
     kinds = (STEP, DIRECT) if options.direct else (STEP,)
     directions: tuple[Direction, ...] = ("encoder", "decoder")
-    specs = [graph_spec(model, direction, kind, options.latents) for direction in directions for kind in kinds]
+    specs = [
+        graph_spec(model, direction, kind, options.latents) for direction in directions for kind in kinds
+    ]
     return {graph_key(spec.direction, spec.kind): spec for spec in specs}
 
 
@@ -176,15 +221,30 @@ def graph_spec(model: WFVAE, direction: Direction, kind: str, latents: str) -> G
     given = f"{latents}, unscaled" if latents == "mean" else "means, then log-variances, unscaled"
     encoded = channels if latents == "mean" else 2 * channels
     sides: tuple[Dim, ...] = ("height/8", "width/8")
-    frames = TensorSpec("frames", "float32", ("batch", "frames", 3, "height", "width"), "RGB video in [-1, 1]")
+    frames = TensorSpec(
+        "frames", "float32", ("batch", "frames", 3, "height", "width"), "RGB video in [-1, 1]"
+    )
     if direction == "encoder":
         inputs = [frames]
         output = TensorSpec("latents", "float32", ("batch", "latents", encoded, *sides), given)
     else:
-        inputs = [TensorSpec("latents", "float32", ("batch", "latents", channels, *sides), "unscaled latents")]
+        inputs = [
+            TensorSpec("latents", "float32", ("batch", "latents", channels, *sides), "unscaled latents")
+        ]
         output = frames
     if kind == STEP:
-        inputs.append(TensorSpec("start", "bool", ("batch",), "this row's stream begins with this step; its state is ignored"))
+        inputs.append(
+            TensorSpec(
+                "start", "bool", ("batch",), "this row's stream begins with this step; its state is ignored"
+            )
+        )
         if stream.needs_drain:
-            inputs.append(TensorSpec("end", "bool", ("batch",), "this row's stream ended before this step, which only drains it"))
+            inputs.append(
+                TensorSpec(
+                    "end",
+                    "bool",
+                    ("batch",),
+                    "this row's stream ended before this step, which only drains it",
+                )
+            )
     return GraphSpec(f"{graph_key(direction, kind)}.onnx", kind, stream, tuple(inputs), (output,))

@@ -1,4 +1,6 @@
-"""The bundle's weights: one file that all graphs refer to as ONNX external data, each tensor stored once."""
+"""The bundle's weights: one file that all graphs refer to as ONNX external data, each tensor stored
+once.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from wfvae.export.graph import TracedGraph
-from wfvae.export.tracer import ONNX_TYPES, tensor_bytes
+from wfvae.export.recorder.graph import TracedGraph
+from wfvae.export.recorder.tracer import ONNX_TYPES, tensor_bytes
 
 _ALIGNMENT = 64
 # Smaller tensors stay in the graph, where parsers want the scalars and shapes that they fold.
@@ -19,9 +21,16 @@ _EXTERNAL_FROM_BYTES = 1024
 
 
 def store_constants(graphs: Iterable[TracedGraph], path: Path) -> None:
-    """Adds every graph's constants to it: small ones inline, large ones as references to `path`, written here in order of name."""
+    """Adds every graph's constants to it: small ones inline, large ones as references to `path`,
+    written here in order of name.
+    """
     graphs = list(graphs)
-    external = {name: tensor for graph in graphs for name, tensor in graph.constants.items() if tensor.nbytes >= _EXTERNAL_FROM_BYTES}
+    external = {
+        name: tensor
+        for graph in graphs
+        for name, tensor in graph.constants.items()
+        if tensor.nbytes >= _EXTERNAL_FROM_BYTES
+    }
     places: dict[str, tuple[int, int]] = {}
     with path.open("wb") as file:
         for name in sorted(external):

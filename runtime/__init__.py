@@ -1,4 +1,6 @@
-"""Bundle to streams: encode and decode videos of any length. Needs numpy, ONNX Runtime and PyAV; never PyTorch."""
+"""Bundle to streams: encode and decode videos of any length. Needs numpy, ONNX Runtime and PyAV;
+never PyTorch.
+"""
 
 from __future__ import annotations
 

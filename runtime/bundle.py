@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wfvae.errors import BundleError, InputError
-from wfvae.manifest import Manifest
-from wfvae.plan import padded_size, video_frames
-from wfvae.runtime.backend import Backend, DirectSession, FloatArray, StepSession
+from wfvae.runtime.backends.base import Backend, DirectSession, FloatArray, StepSession
 from wfvae.runtime.feed import DecoderFeed, EncoderFeed, PixelType
-from wfvae.runtime.memory import MemoryPlan, plan_memory
 from wfvae.runtime.pixels import Frames
 from wfvae.runtime.pool import StreamPool
 from wfvae.runtime.snapshot import Snapshot
 from wfvae.runtime.stream import DEFAULT_CHUNK, DecoderStream, EncoderStream
-from wfvae.runtime.tuning import Setting, TunedChunk, Tuning
-from wfvae.streamspec import Direction
+from wfvae.spec.frames import padded_size, video_frames
+from wfvae.spec.manifest import Manifest
+from wfvae.spec.memory import MemoryPlan, plan_memory
+from wfvae.spec.stream import Direction
+from wfvae.spec.tuning import Setting, TunedChunk, Tuning
 
 if TYPE_CHECKING:
-    from wfvae.runtime.transcode import Report
+    from wfvae.runtime.jobs import Report
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "openvino")
 
@@ -46,17 +46,22 @@ def open_bundle(
 
     Args:
         path: the bundle's directory.
-        backend: `onnxruntime`; `openvino` (CPU); `tensorrt`, which needs engines made on this GPU by `wfvae build`; or `auto`, which is
-            `onnxruntime`.
-        provider: ONNX Runtime's `cpu` or `cuda`; `auto` takes CUDA where this build of ONNX Runtime has it.
+        backend: `onnxruntime`; `openvino` (CPU); `tensorrt`, which needs engines made on this GPU
+            by `wfvae build`; or `auto`, which is `onnxruntime`.
+        provider: ONNX Runtime's `cpu` or `cuda`; `auto` takes CUDA where this build of ONNX Runtime
+            has it.
         device_id: which GPU.
         threads: CPU threads; None takes all cores.
         tf32: let CUDA round fp32 products to TF32. With `tensorrt`: use engines that were built so.
-        cuda_graphs: with `tensorrt`, launch the steady step as a CUDA graph where it can be captured.
-        precision_hint: with `openvino`, what convolutions and matrix products are computed in: `fp32` (None means that), or `bf16`,
-            which is faster where the CPU has it and rounds to 8 bits.
-        memory_limit: bytes; a stream that would not fit is refused with the number before anything is allocated.
-        verify: check the hash of every file (reads the weights once). `tensorrt` always checks, since an engine is code.
+        cuda_graphs: with `tensorrt`, launch the steady step as a CUDA graph where it can be
+            captured.
+        precision_hint: with `openvino`, what convolutions and matrix products are computed in:
+            `fp32` (None means that), or `bf16`, which is faster where the CPU has it and rounds to
+            8 bits.
+        memory_limit: bytes; a stream that would not fit is refused with the number before anything
+            is allocated.
+        verify: check the hash of every file (reads the weights once). `tensorrt` always checks,
+            since an engine is code.
 
     Raises:
         BundleError: the bundle is missing, damaged or changed, or cannot run here.
@@ -66,31 +71,50 @@ def open_bundle(
     if backend not in BACKENDS:
         raise BundleError(f"backend is {backend!r}; this version has {', '.join(BACKENDS)}")
     if precision_hint is not None and backend != "openvino":
-        raise InputError(f"the precision hint {precision_hint} was given for the backend {backend}; only openvino has one")
+        raise InputError(
+            f"the precision hint {precision_hint} was given for the backend {backend}; only openvino has one"
+        )
     if provider == "cuda" and backend == "openvino":
-        raise InputError("the provider cuda was given for the backend openvino, which runs on the CPU; leave it out, or use onnxruntime")
+        raise InputError(
+            "the provider cuda was given for the backend openvino, which runs on the CPU; leave it out, or"
+            " use onnxruntime"
+        )
     path = Path(path)
     manifest = Manifest.read(path)
     if verify or backend == "tensorrt":
         manifest.verify_files(path)
     if backend == "tensorrt":
-        from wfvae.runtime.nvidia.tensorrt_backend import TensorRTBackend, TensorRTOptions
+        from wfvae.runtime.backends.nvidia.tensorrt_backend import TensorRTBackend, TensorRTOptions
 
-        return Bundle(path, manifest, TensorRTBackend(path, manifest, TensorRTOptions(device_id, tf32, cuda_graphs)), memory_limit)
+        return Bundle(
+            path,
+            manifest,
+            TensorRTBackend(path, manifest, TensorRTOptions(device_id, tf32, cuda_graphs)),
+            memory_limit,
+        )
     if backend == "openvino":
-        from wfvae.runtime.openvino_backend import OpenVinoBackend, OpenVinoOptions
+        from wfvae.runtime.backends.openvino import OpenVinoBackend, OpenVinoOptions
 
-        return Bundle(path, manifest, OpenVinoBackend(path, OpenVinoOptions(precision_hint or "fp32", threads)), memory_limit)
-    from wfvae.runtime.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeOptions
+        return Bundle(
+            path,
+            manifest,
+            OpenVinoBackend(path, OpenVinoOptions(precision_hint or "fp32", threads)),
+            memory_limit,
+        )
+    from wfvae.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeOptions
 
     options = OnnxRuntimeOptions(provider=provider, device_id=device_id, threads=threads, tf32=tf32)
     return Bundle(path, manifest, OnnxRuntimeBackend(path, options), memory_limit)
 
 
 class Bundle:
-    """An opened bundle. Its methods may be called from several threads; the streams they return belong to one thread each."""
+    """An opened bundle. Its methods may be called from several threads; the streams they return
+    belong to one thread each.
+    """
 
-    def __init__(self, path: Path, manifest: Manifest, backend: Backend, memory_limit: int | None = None) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, backend: Backend, memory_limit: int | None = None
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.backend = backend
@@ -103,7 +127,9 @@ class Bundle:
     def __enter__(self) -> Bundle:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -121,10 +147,11 @@ class Bundle:
         """Video frames per latent."""
         return self.manifest.graphs["encoder"].stream.ratio
 
-    # Streams ----------------------------------------------------------------------------------------------------------------
+    # Streams --------------------------------------------------------------------------------------
 
     def encoder(self, *, height: int, width: int, chunk: int | None = None) -> EncoderStream:
-        """Opens a stream for video of height x width (any size >= 1x1), advancing by at most `chunk` latents per step.
+        """Opens a stream for video of height x width (any size >= 1x1), advancing by at most
+        `chunk` latents per step.
 
         Without `chunk`, here and elsewhere, it is `default_chunk`; results do not depend on it.
         """
@@ -133,25 +160,43 @@ class Bundle:
         return EncoderStream(self.step_session("encoder"), feed, chunk, self.identity)
 
     def decoder(
-        self, *, height: int, width: int, frames: int | None = None, chunk: int | None = None, pixels: PixelType = "uint8"
+        self,
+        *,
+        height: int,
+        width: int,
+        frames: int | None = None,
+        chunk: int | None = None,
+        pixels: PixelType = "uint8",
     ) -> DecoderStream:
         """Opens a stream that gives video of height x width.
 
         Args:
-            frames: the video's true T, if known; else it is 1 + r n, or what `finish(frames=T)` says.
+            frames: the video's true T, if known; else it is 1 + r n, or what `finish(frames=T)`
+                says.
             pixels: `uint8`, or `float32` in about [-1, 1], not clamped.
         """
         chunk = self._admit("decoder", height, width, 1, chunk)
         feed = DecoderFeed(self.manifest.graphs["decoder"], height, width, frames, pixels)
         return DecoderStream(self.step_session("decoder"), feed, chunk, self.identity)
 
-    def encoder_pool(self, *, height: int, width: int, rows: int, chunk: int | None = None) -> StreamPool[EncoderFeed]:
+    def encoder_pool(
+        self, *, height: int, width: int, rows: int, chunk: int | None = None
+    ) -> StreamPool[EncoderFeed]:
         """A pool that encodes unrelated videos of one size, `rows` at a time."""
         chunk = self._admit("encoder", height, width, rows, chunk)
         graph = self.manifest.graphs["encoder"]
-        return StreamPool(self.step_session("encoder"), height, width, rows, chunk, lambda: EncoderFeed(graph, height, width))
+        return StreamPool(
+            self.step_session("encoder"),
+            height,
+            width,
+            rows,
+            chunk,
+            lambda: EncoderFeed(graph, height, width),
+        )
 
-    def decoder_pool(self, *, height: int, width: int, rows: int, chunk: int | None = None) -> StreamPool[DecoderFeed]:
+    def decoder_pool(
+        self, *, height: int, width: int, rows: int, chunk: int | None = None
+    ) -> StreamPool[DecoderFeed]:
         """A pool that decodes unrelated latents of one size, `rows` at a time."""
         chunk = self._admit("decoder", height, width, rows, chunk)
         graph = self.manifest.graphs["decoder"]
@@ -161,18 +206,28 @@ class Bundle:
 
         return StreamPool(self.step_session("decoder"), height, width, rows, chunk, new_feed)
 
-    def restore(self, snapshot: bytes | bytearray | memoryview | str | Path, *, chunk: int | None = None) -> EncoderStream | DecoderStream:
+    def restore(
+        self, snapshot: bytes | bytearray | memoryview | str | Path, *, chunk: int | None = None
+    ) -> EncoderStream | DecoderStream:
         """Opens the stream that a snapshot (its bytes, or its file) was taken of."""
-        content = Snapshot.from_bytes(snapshot) if isinstance(snapshot, (bytes, bytearray, memoryview)) else Snapshot.read(snapshot)
-        open_stream: Callable[..., EncoderStream | DecoderStream] = self.encoder if content.direction == "encoder" else self.decoder
+        content = (
+            Snapshot.from_bytes(snapshot)
+            if isinstance(snapshot, (bytes, bytearray, memoryview))
+            else Snapshot.read(snapshot)
+        )
+        open_stream: Callable[..., EncoderStream | DecoderStream] = (
+            self.encoder if content.direction == "encoder" else self.decoder
+        )
         stream = open_stream(height=content.height, width=content.width, chunk=chunk)
         stream.restore(content)
         return stream
 
-    # Whole arrays and files -------------------------------------------------------------------------------------------------
+    # Whole arrays and files -----------------------------------------------------------------------
 
     def encode(self, frames: Frames, *, chunk: int | None = None) -> FloatArray:
-        """Latents (1 + ceil((T-1)/r), D, h, w) float32 of a video (T, H, W, 3), uint8 or floating point in [-1, 1], T >= 1."""
+        """Latents (1 + ceil((T-1)/r), D, h, w) float32 of a video (T, H, W, 3), uint8 or floating
+        point in [-1, 1], T >= 1.
+        """
         array = np.asarray(frames)
         if array.ndim != 4:
             raise InputError(f"frames have shape {array.shape}; expected (T, H, W, 3)")
@@ -189,7 +244,9 @@ class Bundle:
         chunk: int | None = None,
         pixels: PixelType = "uint8",
     ) -> Frames:
-        """Video (T, H, W, 3) of unscaled latents (t, D, h, w). T, H, W default to the most that the latents hold."""
+        """Video (T, H, W, 3) of unscaled latents (t, D, h, w). T, H, W default to the most that the
+        latents hold.
+        """
         array = np.asarray(latents)
         if array.ndim != 4:
             raise InputError(f"latents have shape {array.shape}; expected (t, D, h, w)")
@@ -200,47 +257,60 @@ class Bundle:
             return result
 
     def encode_video(self, video: str | Path, latents: str | Path, **options: Any) -> Report:
-        """Encodes a video file, directory of images or pipe to a latents file. See `wfvae.runtime.transcode.encode_video`."""
-        from wfvae.runtime.transcode import encode_video
+        """Encodes a video file, directory of images or pipe to a latents file. See
+        `wfvae.runtime.jobs.encode_video`.
+        """
+        from wfvae.runtime.jobs import encode_video
 
         return encode_video(self, video, latents, **options)
 
     def decode_video(self, latents: str | Path, video: str | Path, **options: Any) -> Report:
-        """Decodes a latents file to a video. See `wfvae.runtime.transcode.decode_video`."""
-        from wfvae.runtime.transcode import decode_video
+        """Decodes a latents file to a video. See `wfvae.runtime.jobs.decode_video`."""
+        from wfvae.runtime.jobs import decode_video
 
         return decode_video(self, latents, video, **options)
 
     def reconstruct_video(self, video: str | Path, out: str | Path, **options: Any) -> Report:
-        """Encodes and decodes a video in one pass. See `wfvae.runtime.transcode.reconstruct_video`."""
-        from wfvae.runtime.transcode import reconstruct_video
+        """Encodes and decodes a video in one pass. See `wfvae.runtime.jobs.reconstruct_video`."""
+        from wfvae.runtime.jobs import reconstruct_video
 
         return reconstruct_video(self, video, out, **options)
 
-    # Facts ------------------------------------------------------------------------------------------------------------------
+    # Facts ----------------------------------------------------------------------------------------
 
-    def plan(self, direction: Direction, *, height: int, width: int, streams: int = 1, chunk: int | None = None) -> MemoryPlan:
+    def plan(
+        self, direction: Direction, *, height: int, width: int, streams: int = 1, chunk: int | None = None
+    ) -> MemoryPlan:
         """Bytes that streams would hold, before anything is allocated."""
         chunk = self.default_chunk(direction, height=height, width=width) if chunk is None else chunk
         return plan_memory(self.manifest, direction, height, width, streams, chunk)
 
     def default_chunk(self, direction: Direction, *, height: int, width: int) -> int:
-        """Latents per step where nothing else is asked for: what `wfvae bench --tune` chose for this size, backend and machine, else 4.
+        """Latents per step where nothing else is asked for: what `wfvae bench --tune` chose for
+        this size, backend and machine, else 4.
 
-        It is 4, too, where the choice would not fit the memory limit. Raises `BundleError` if the file of these choices is damaged.
+        It is 4, too, where the choice would not fit the memory limit. Raises `BundleError` if the
+        file of these choices is damaged.
         """
         if self._tuning is None:
             self._tuning = Tuning.read(self.path, self.identity)
         if not self._tuning.entries:
             return DEFAULT_CHUNK
-        entry = self._tuning.find(direction, *padded_size(height, width), Setting.here(self.backend.describe()))
+        entry = self._tuning.find(
+            direction, *padded_size(height, width), Setting.here(self.backend.describe())
+        )
         if entry is None:
             return DEFAULT_CHUNK
         planned = plan_memory(self.manifest, direction, height, width, 1, entry.chunk)
-        return entry.chunk if self.memory_limit is None or planned.total_bytes <= self.memory_limit else DEFAULT_CHUNK
+        return (
+            entry.chunk
+            if self.memory_limit is None or planned.total_bytes <= self.memory_limit
+            else DEFAULT_CHUNK
+        )
 
     def store_tuning(self, *entries: TunedChunk) -> None:
-        """Keeps choices of the chunk length in the bundle's folder, for all who open it. The bundle's identity stays as it is.
+        """Keeps choices of the chunk length in the bundle's folder, for all who open it. The
+        bundle's identity stays as it is.
 
         Raises `ResourceError` if the folder cannot be written.
         """
@@ -259,7 +329,9 @@ class Bundle:
             return self._steps[direction]
 
     def direct_session(self, direction: Direction) -> DirectSession:
-        """The session of a direction's whole-clip graph. Raises `BundleError` if the bundle has none."""
+        """The session of a direction's whole-clip graph. Raises `BundleError` if the bundle has
+        none.
+        """
         key = f"{direction}.direct"
         if key not in self.manifest.graphs:
             raise BundleError(f"the bundle has no {key} graph; export it with --direct")
@@ -276,11 +348,13 @@ class Bundle:
         fixed = self.manifest.size
         if fixed is not None and size != fixed:
             raise InputError(
-                f"this bundle was exported for {fixed[0]}x{fixed[1]} only, and the video is {height}x{width}; "
-                "export another one with --size, or --size dynamic"
+                f"this bundle was exported for {fixed[0]}x{fixed[1]} only, and the video is {height}x{width};"
+                " export another one with --size, or --size dynamic"
             )
         if chunk is None:
             chunk = self.default_chunk(direction, height=height, width=width)
         if self.memory_limit is not None:
-            self.plan(direction, height=height, width=width, streams=streams, chunk=chunk).require(self.memory_limit)
+            self.plan(direction, height=height, width=width, streams=streams, chunk=chunk).require(
+                self.memory_limit
+            )
         return chunk

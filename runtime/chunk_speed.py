@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from wfvae.procedural import ProceduralClip
-from wfvae.runtime.backend import Array
+from wfvae.runtime.backends.base import Array
 from wfvae.runtime.bundle import Bundle
+from wfvae.runtime.jobs.report import Progress, TimedSession, no_progress
 from wfvae.runtime.pixels import Frames
-from wfvae.runtime.transcode.report import Progress, TimedSession, no_progress
-from wfvae.streamspec import Direction
+from wfvae.spec.stream import Direction
+from wfvae.video.synthetic.clips import ProceduralClip
 
 WITHIN = 0.03
 """How much slower than the fastest a chunk may be to be chosen for being shorter."""
@@ -47,16 +47,26 @@ class ChunkSpeed:
         return self.frames / self.seconds
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "seconds_per_frame": self.seconds_per_frame, "frames_per_second": self.frames_per_second}
+        return {
+            **asdict(self),
+            "seconds_per_frame": self.seconds_per_frame,
+            "frames_per_second": self.frames_per_second,
+        }
 
 
 def measure_direction(
-    bundle: Bundle, direction: Direction, size: tuple[int, int], chunks: Iterable[int], runs: int, progress: Progress = no_progress
+    bundle: Bundle,
+    direction: Direction,
+    size: tuple[int, int],
+    chunks: Iterable[int],
+    runs: int,
+    progress: Progress = no_progress,
 ) -> list[ChunkSpeed]:
     """Times one running stream, fed chunk by chunk.
 
-    In each run every length has its turn, so that a busy moment slows all alike, and all lengths do about the same work. The first chunk
-    of a turn is not counted: engines prepare for a shape that differs from the last one.
+    In each run every length has its turn, so that a busy moment slows all alike, and all lengths do
+    about the same work. The first chunk of a turn is not counted: engines prepare for a shape that
+    differs from the last one.
 
     Args:
         size: (height, width) of the video.
@@ -80,7 +90,9 @@ def measure_direction(
     with stream:
         stream.session = session = TimedSession(stream.session)
         feed = _feeder(bundle, direction, height, width, lengths[-1])
-        stream.push(feed(1)[: 1 if direction == "encoder" else None])  # after its head, n r frames make n latents
+        stream.push(
+            feed(1)[: 1 if direction == "encoder" else None]
+        )  # after its head, n r frames make n latents
         for turn in range(runs + 1):
             for chunk in lengths:
                 data = feed(chunk)
@@ -89,19 +101,34 @@ def measure_direction(
                 for _ in range(pushes[chunk]):
                     stream.push(data)
                 if turn:
-                    timings[chunk].append(((time.perf_counter() - begin) / pushes[chunk], (session.seconds - engine) / pushes[chunk]))
+                    timings[chunk].append(
+                        (
+                            (time.perf_counter() - begin) / pushes[chunk],
+                            (session.seconds - engine) / pushes[chunk],
+                        )
+                    )
                 done += bundle.ratio * chunk * (pushes[chunk] + 1)
                 progress(done, total)
     return [_summary(bundle, direction, size, chunk, timings[chunk]) for chunk in lengths]
 
 
 def choose(speeds: Sequence[ChunkSpeed]) -> ChunkSpeed:
-    """The shortest chunk that is within 3 % of the fastest: shorter ones cost less memory, and results come sooner."""
+    """The shortest chunk that is within 3 % of the fastest: shorter ones cost less memory, and
+    results come sooner.
+    """
     fastest = min(speed.seconds_per_frame for speed in speeds)
-    return min((s for s in speeds if s.seconds_per_frame <= fastest * (1 + WITHIN)), key=lambda speed: speed.chunk)
+    return min(
+        (s for s in speeds if s.seconds_per_frame <= fastest * (1 + WITHIN)), key=lambda speed: speed.chunk
+    )
 
 
-def _summary(bundle: Bundle, direction: Direction, size: tuple[int, int], chunk: int, timings: Sequence[tuple[float, float]]) -> ChunkSpeed:
+def _summary(
+    bundle: Bundle,
+    direction: Direction,
+    size: tuple[int, int],
+    chunk: int,
+    timings: Sequence[tuple[float, float]],
+) -> ChunkSpeed:
     return ChunkSpeed(
         direction=direction,
         chunk=chunk,
@@ -113,7 +140,9 @@ def _summary(bundle: Bundle, direction: Direction, size: tuple[int, int], chunk:
     )
 
 
-def _feeder(bundle: Bundle, direction: Direction, height: int, width: int, longest: int) -> Callable[[int], Array | Frames]:
+def _feeder(
+    bundle: Bundle, direction: Direction, height: int, width: int, longest: int
+) -> Callable[[int], Array | Frames]:
     """Gives the input of n latents: frames (r n, H, W, 3) uint8, or latents (n, D, h, w)."""
     rows, columns = (-(-side // 8) for side in (height, width))
     data: Array | Frames

@@ -1,7 +1,9 @@
-"""What a stream feeds to its next step, and what of a step's output belongs to it. Pure bookkeeping: no backend, no state tensors.
+"""What a stream feeds to its next step, and what of a step's output belongs to it. Pure
+bookkeeping: no backend, no state tensors.
 
-A feed collects what was pushed, knows how many latents' worth is ready, makes the step's input, and turns the step's output into
-the user's arrays. The single stream and the pool of many drive the same feeds.
+A feed collects what was pushed, knows how many latents' worth is ready, makes the step's input, and
+turns the step's output into the user's arrays. The single stream and the pool of many drive the
+same feeds.
 """
 
 from __future__ import annotations
@@ -12,10 +14,17 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 
 from wfvae.errors import InputError, StreamingError
-from wfvae.manifest import GraphSpec
-from wfvae.plan import OutputWindow, latent_frames, lead_frames, tail_frames, video_frames
-from wfvae.runtime.backend import Array, FloatArray
-from wfvae.runtime.pixels import Frames, check_frames, check_latents, to_float_frames, to_network, to_uint8_frames
+from wfvae.runtime.backends.base import Array, FloatArray
+from wfvae.runtime.pixels import (
+    Frames,
+    check_frames,
+    check_latents,
+    to_float_frames,
+    to_network,
+    to_uint8_frames,
+)
+from wfvae.spec.frames import OutputWindow, latent_frames, lead_frames, tail_frames, video_frames
+from wfvae.spec.manifest import GraphSpec
 
 PixelType = Literal["uint8", "float32"]
 In = TypeVar("In")
@@ -40,7 +49,9 @@ class Feed(Protocol):
         """Takes more input."""
 
     def close(self, frames: int | None = None) -> None:
-        """Says that no more input comes. `frames` is the video's true T, for a decoder whose T is not 1 + r n."""
+        """Says that no more input comes. `frames` is the video's true T, for a decoder whose T is
+        not 1 + r n.
+        """
 
     def ready(self) -> int:
         """Latents that the next step can advance by."""
@@ -139,13 +150,17 @@ class EncoderFeed:
         if not len(frames):
             return
         if self._dtype not in (None, frames.dtype):
-            raise InputError(f"frames are {frames.dtype}, but those before were {self._dtype}; keep to one type in a stream")
+            raise InputError(
+                f"frames are {frames.dtype}, but those before were {self._dtype}; keep to one type in a"
+                " stream"
+            )
         self._dtype = frames.dtype
         if self.frames_seen == 0:
             self._queue.add(np.repeat(frames[:1], lead_frames(self._ratio), axis=0))
         self.frames_seen += len(frames)
         self._queue.add(frames)
-        # The last frame is kept even when its step has run: it may have to be repeated at the end, but then it is still queued.
+        # The last frame is kept even when its step has run: it may have to be repeated at the end,
+        # but then it is still queued.
 
     def close(self, frames: int | None = None) -> None:
         _require_open(self._closed)
@@ -187,7 +202,9 @@ class EncoderFeed:
 
     def restore(self, counters: Mapping[str, int], arrays: Mapping[str, Array]) -> None:
         self.frames_seen, self.latents_given = counters["frames_seen"], counters["latents_given"]
-        self._dtype = None if not self.frames_seen else np.dtype(np.float32 if counters["float"] else np.uint8)
+        self._dtype = (
+            None if not self.frames_seen else np.dtype(np.float32 if counters["float"] else np.uint8)
+        )
         self.started, self._closed = bool(counters["started"]), bool(counters["closed"])
         self._queue = _Queue()
         if "waiting" in arrays:
@@ -197,7 +214,9 @@ class EncoderFeed:
 class DecoderFeed:
     """Latents (t, D, h, w) in, frames (T, H, W, 3) out."""
 
-    def __init__(self, graph: GraphSpec, height: int, width: int, frames: int | None, pixels: PixelType) -> None:
+    def __init__(
+        self, graph: GraphSpec, height: int, width: int, frames: int | None, pixels: PixelType
+    ) -> None:
         if frames is not None and frames < 1:
             raise InputError(f"frames is {frames}; expected at least 1")
         if pixels not in ("uint8", "float32"):
@@ -236,7 +255,9 @@ class DecoderFeed:
         seen = self.latents_seen + len(latents)
         if self._frames is not None and seen > latent_frames(self._frames, self._stream.ratio):
             expected = latent_frames(self._frames, self._stream.ratio)
-            raise InputError(f"{seen} latents were pushed, but a video of {self._frames} frames has {expected}")
+            raise InputError(
+                f"{seen} latents were pushed, but a video of {self._frames} frames has {expected}"
+            )
         self.latents_seen = seen
         self._queue.add(latents)
 
@@ -251,9 +272,14 @@ class DecoderFeed:
         total = frames or self._frames or video_frames(self.latents_seen, self._stream.ratio)
         expected = latent_frames(total, self._stream.ratio)
         if expected != self.latents_seen:
-            raise InputError(f"{self.latents_seen} latents were pushed for a video of {total} frames, which has {expected}")
+            raise InputError(
+                f"{self.latents_seen} latents were pushed for a video of {total} frames, which has {expected}"
+            )
         if self._window.given > total:
-            raise InputError(f"frames is {total}, but {self._window.given} have been given out; state it when opening the decoder")
+            raise InputError(
+                f"frames is {total}, but {self._window.given} have been given out; state it when opening the"
+                " decoder"
+            )
         self._frames, self._closed = total, True
 
     def ready(self) -> int:

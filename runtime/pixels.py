@@ -1,4 +1,6 @@
-"""Between video frames as people have them and as the graphs take them: layout, value range, padding. All pure functions."""
+"""Between video frames as people have them and as the graphs take them: layout, value range,
+padding. All pure functions.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import InputError
-from wfvae.plan import padded_size
-from wfvae.runtime.backend import FloatArray
+from wfvae.runtime.backends.base import FloatArray
+from wfvae.spec.frames import padded_size
 
 Frames = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
@@ -19,12 +21,19 @@ _TO_FLOAT: FloatArray = _LEVELS.astype(np.float32)
 
 
 def check_frames(frames: Any, height: int, width: int) -> Frames:
-    """Frames as (T, H, W, 3), uint8 or float32 in [-1, 1]. Raises `InputError` naming what is wrong."""
+    """Frames as (T, H, W, 3), uint8 or float32 in [-1, 1]. Raises `InputError` naming what is
+    wrong.
+    """
     array = np.asarray(frames)
     if array.ndim != 4 or array.shape[3] != 3:
-        raise InputError(f"frames have shape {array.shape}; expected (T, {height}, {width}, 3): time, height, width, RGB")
+        raise InputError(
+            f"frames have shape {array.shape}; expected (T, {height}, {width}, 3): time, height, width, RGB"
+        )
     if array.shape[1:3] != (height, width):
-        raise InputError(f"frames are {array.shape[1]}x{array.shape[2]}, but this stream is {height}x{width}; open another stream for them")
+        raise InputError(
+            f"frames are {array.shape[1]}x{array.shape[2]}, but this stream is {height}x{width}; open another"
+            " stream for them"
+        )
     if array.dtype == np.uint8:
         return array
     if array.dtype not in (np.float32, np.float16, np.float64):
@@ -36,7 +45,8 @@ def check_frames(frames: Any, height: int, width: int) -> Frames:
 
 
 def to_network(frames: Frames) -> FloatArray:
-    """(T, H, W, 3), uint8 or float in [-1, 1], to (T, 3, H', W') float32 in [-1, 1], H' and W' padded to multiples of 8.
+    """(T, H, W, 3), uint8 or float in [-1, 1], to (T, 3, H', W') float32 in [-1, 1], H' and W'
+    padded to multiples of 8.
 
     The border is filled by repeating the last row and column.
     """
@@ -60,29 +70,38 @@ def to_float_frames(video: FloatArray, height: int, width: int) -> npt.NDArray[n
 
 
 def to_uint8_frames(video: FloatArray, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """(T, 3, H', W') in [-1, 1] to (T, H, W, 3) uint8, clamped and rounded to nearest, cropped to the true size."""
+    """(T, 3, H', W') in [-1, 1] to (T, H, W, 3) uint8, clamped and rounded to nearest, cropped to
+    the true size.
+    """
     levels = video[:, :, :height, :width] * np.float32(127.5)
     levels += np.float32(127.5)
     np.rint(levels, out=levels)
     np.clip(levels, 0, 255, out=levels)
-    with np.errstate(invalid="ignore"):  # NaN, from a model that overflowed, becomes 0; it must not stop the batch's other streams
+    with np.errstate(
+        invalid="ignore"
+    ):  # NaN, from a model that overflowed, becomes 0; it must not stop the batch's other streams
         levels8 = levels.astype(np.uint8)
     return np.ascontiguousarray(levels8.transpose(0, 2, 3, 1))
 
 
 def check_latents(latents: Any, channels: int, height: int, width: int) -> FloatArray:
-    """Latents as (t, D, h, w) float32 for a video of (true) size height x width. Raises `InputError` naming what is wrong."""
+    """Latents as (t, D, h, w) float32 for a video of (true) size height x width. Raises
+    `InputError` naming what is wrong.
+    """
     array = np.asarray(latents)
     rows, columns = (side // 8 for side in padded_size(height, width))
     if array.ndim != 4 or array.shape[1:] != (channels, rows, columns):
         raise InputError(
-            f"latents have shape {array.shape}; expected (t, {channels}, {rows}, {columns}) for a video of {height}x{width}: "
-            "time, channels, height / 8, width / 8"
+            f"latents have shape {array.shape}; expected (t, {channels}, {rows}, {columns}) for a video of"
+            f" {height}x{width}: time, channels, height / 8, width / 8"
         )
     if array.dtype not in (np.float32, np.float16, np.float64):
         raise InputError(f"latents are {array.dtype}; expected floating point")
     array = array.astype(np.float32, copy=False)
     finite = np.isfinite(array).all(axis=(1, 2, 3))
     if not finite.all():
-        raise InputError(f"latents hold NaN or infinite values, first in latent {int(np.argmin(finite))} of these {len(array)}")
+        raise InputError(
+            f"latents hold NaN or infinite values, first in latent {int(np.argmin(finite))} of these"
+            f" {len(array)}"
+        )
     return array

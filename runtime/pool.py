@@ -1,4 +1,6 @@
-"""Many streams in one session: rows of one batch that join and leave at any step (continuous batching)."""
+"""Many streams in one session: rows of one batch that join and leave at any step (continuous
+batching).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from wfvae.errors import StreamingError
-from wfvae.runtime.backend import Array, StepSession, StreamState
+from wfvae.runtime.backends.base import Array, StepSession, StreamState
 from wfvae.runtime.feed import Feed
 from wfvae.runtime.stream import run_step
 
@@ -17,7 +19,9 @@ F = TypeVar("F", bound=Feed)
 
 
 class PooledStream(Generic[F]):
-    """One stream of a pool. Push to it and finish it as to a single stream; results come from `StreamPool.step`."""
+    """One stream of a pool. Push to it and finish it as to a single stream; results come from
+    `StreamPool.step`.
+    """
 
     def __init__(self, feed: F) -> None:
         self.feed = feed
@@ -42,16 +46,21 @@ class PooledStream(Generic[F]):
 
 
 class StreamPool(Generic[F]):
-    """Advances unrelated streams of one size together. Not safe to use from several threads at once.
+    """Advances unrelated streams of one size together. Not safe to use from several threads at
+    once.
 
-    Streams may be opened, finished and dropped between any two steps. A stream's results have the same bits as when it runs
-    alone, on backends whose results do not depend on the batch (ONNX Runtime on the CPU in fp32).
+    Streams may be opened, finished and dropped between any two steps. A stream's results have the
+    same bits as when it runs alone, on backends whose results do not depend on the batch (ONNX
+    Runtime on the CPU in fp32).
 
-    Each step runs the streams that have input, up to `rows` of them. While these stay the same, state is not copied; when one joins
-    or leaves, the rows are regrouped once. So feed all streams at the same pace where speed matters.
+    Each step runs the streams that have input, up to `rows` of them. While these stay the same,
+    state is not copied; when one joins or leaves, the rows are regrouped once. So feed all streams
+    at the same pace where speed matters.
     """
 
-    def __init__(self, session: StepSession, height: int, width: int, rows: int, chunk: int, new_feed: Any) -> None:
+    def __init__(
+        self, session: StepSession, height: int, width: int, rows: int, chunk: int, new_feed: Any
+    ) -> None:
         if rows < 1:
             raise StreamingError(f"rows is {rows}; expected at least 1")
         self._session = session
@@ -67,7 +76,9 @@ class StreamPool(Generic[F]):
     def __enter__(self) -> StreamPool[F]:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -94,10 +105,12 @@ class StreamPool(Generic[F]):
     def step(self) -> dict[PooledStream[F], Array]:
         """Advances every stream that can be, up to `rows` of them, by the same number of latents.
 
-        Returns the streams that ran with what became ready for each (possibly nothing yet), and forgets those that finished. An
-        empty result means that no stream has input.
+        Returns the streams that ran with what became ready for each (possibly nothing yet), and
+        forgets those that finished. An empty result means that no stream has input.
         """
-        for stream in [stream for stream in self._streams if stream.finished]:  # finished where a step had ended
+        for stream in [
+            stream for stream in self._streams if stream.finished
+        ]:  # finished where a step had ended
             self.drop(stream)
         runnable = [stream for stream in self._streams if stream.runnable]
         if not runnable:
@@ -105,14 +118,21 @@ class StreamPool(Generic[F]):
         group = self._choose(runnable)
         state = self._regroup(group)
         counts = [stream.feed.ready() for stream in group if not stream.feed.draining]
-        outputs = run_step(self._session, state, [stream.feed for stream in group], min([self._chunk, *counts]) if counts else 1)
+        outputs = run_step(
+            self._session,
+            state,
+            [stream.feed for stream in group],
+            min([self._chunk, *counts]) if counts else 1,
+        )
         # Next time others come first, if there are more streams than rows.
         ran = set(map(id, group))
         self._streams = [s for s in self._streams if id(s) not in ran] + [s for s in group if not s.finished]
         return dict(zip(group, outputs, strict=True))
 
     def run(self, sources: Mapping[Any, Iterable[Any]]) -> Iterator[tuple[Any, Array]]:
-        """Streams several sources to their ends, pulling input as needed: yields (key, result) as results become ready."""
+        """Streams several sources to their ends, pulling input as needed: yields (key, result) as
+        results become ready.
+        """
         iterators = {key: iter(source) for key, source in sources.items()}
         streams = {key: self.open() for key in sources}
         keys = {id(stream): key for key, stream in streams.items()}
@@ -133,13 +153,21 @@ class StreamPool(Generic[F]):
                     del streams[keys[id(stream)]]
 
     def _choose(self, runnable: list[PooledStream[F]]) -> list[PooledStream[F]]:
-        """The present group if all of it can run and nobody waits for a row; else the first streams in turn."""
-        if len(runnable) == len(self._group) and all(any(s is member for member in self._group) for s in runnable):
+        """The present group if all of it can run and nobody waits for a row; else the first streams
+        in turn.
+        """
+        if len(runnable) == len(self._group) and all(
+            any(s is member for member in self._group) for s in runnable
+        ):
             return self._group
         return runnable[: self._rows]
 
     def _regroup(self, group: list[PooledStream[F]]) -> StreamState:
-        if self._state is not None and len(group) == len(self._group) and all(a is b for a, b in zip(group, self._group, strict=True)):
+        if (
+            self._state is not None
+            and len(group) == len(self._group)
+            and all(a is b for a, b in zip(group, self._group, strict=True))
+        ):
             return self._state
         if self._state is not None:
             tensors = self._state.read()
@@ -152,7 +180,9 @@ class StreamPool(Generic[F]):
         rows = [self._parked.get(id(stream)) for stream in group]
         state.write(
             {
-                name: np.concatenate([array[k : k + 1] if row is None else row[name] for k, row in enumerate(rows)])
+                name: np.concatenate(
+                    [array[k : k + 1] if row is None else row[name] for k, row in enumerate(rows)]
+                )
                 for name, array in fresh.items()
             }
         )

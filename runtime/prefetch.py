@@ -1,7 +1,8 @@
 """Reading ahead and writing behind, each in a thread of its own with a bounded queue.
 
-Decoding, encoding and colour conversion release the interpreter lock, so with these the model never waits for video.
-Arrays are handed over by reference: whoever gives one away must not change it afterwards.
+Decoding, encoding and colour conversion release the interpreter lock, so with these the model never
+waits for video. Arrays are handed over by reference: whoever gives one away must not change it
+afterwards.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class _Closed(Exception):
 
 
 class _Channel(Generic[T]):
-    """A bounded queue between one producer and one consumer that either can end. Every wait ends when the channel does."""
+    """A bounded queue between one producer and one consumer that either can end. Every wait ends
+    when the channel does.
+    """
 
     def __init__(self, depth: int) -> None:
         if depth < 1:
@@ -76,8 +79,8 @@ class _Channel(Generic[T]):
 class Prefetch(Iterator[T]):
     """Made by `prefetch`. Close it, or use it in a `with` block, if it may be left before its end.
 
-    The thread starts with the first item asked for: inside the block, which an interrupt cannot leave without waiting for the thread, as
-    it could between a start here and the block.
+    The thread starts with the first item asked for: inside the block, which an interrupt cannot
+    leave without waiting for the thread, as it could between a start here and the block.
     """
 
     def __init__(self, iterable: Iterable[T], depth: int) -> None:
@@ -90,7 +93,9 @@ class Prefetch(Iterator[T]):
     def __enter__(self) -> Prefetch[T]:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __next__(self) -> T:
@@ -102,8 +107,9 @@ class Prefetch(Iterator[T]):
             raise StopIteration from None
 
     def close(self) -> None:
-        """Stop the thread and close the iterator it runs. Waits for the item in the making, at most 5 seconds: a read from a silent
-        pipe cannot be interrupted, and its thread, a daemon, is then left behind. Safe to call twice."""
+        """Stop the thread and close the iterator it runs. Waits for the item in the making, at most
+        5 seconds: a read from a silent pipe cannot be interrupted, and its thread, a daemon, is
+        then left behind. Safe to call twice."""
         self._iterable = None
         self._finalizer()
         # Not by joining, which fails if an interrupt came before the thread had said that it runs.
@@ -113,14 +119,18 @@ class Prefetch(Iterator[T]):
     def _start(self, iterable: Iterable[T]) -> None:
         self._iterable = None
         # The thread must not hold on to this object: dropping it unfinished has to end the thread.
-        thread = threading.Thread(target=_produce, args=(iterable, self._channel, self._ended), name="wfvae-prefetch", daemon=True)
+        thread = threading.Thread(
+            target=_produce, args=(iterable, self._channel, self._ended), name="wfvae-prefetch", daemon=True
+        )
         self._thread = thread
         try:
             thread.start()
         except RuntimeError as error:  # the system has no more threads
             self._channel.end()
             self._ended.set()
-            raise ResourceError(f"no thread to read ahead with ({error}); end other programs or raise the limit of threads") from error
+            raise ResourceError(
+                f"no thread to read ahead with ({error}); end other programs or raise the limit of threads"
+            ) from error
 
 
 def _produce(iterable: Iterable[T], channel: _Channel[T], ended: threading.Event) -> None:
@@ -147,8 +157,9 @@ def _produce(iterable: Iterable[T], channel: _Channel[T], ended: threading.Event
 def prefetch(iterable: Iterable[T], depth: int = 2) -> Prefetch[T]:
     """Run `iterable` in a background thread, at most `depth` items ahead.
 
-    Nothing is read before the first item is asked for. Items come in order; an exception of the iterable is raised in the consumer after
-    the items before it. Raises `InputError` if depth < 1, and `ResourceError` with the first item if there is no thread to be had.
+    Nothing is read before the first item is asked for. Items come in order; an exception of the
+    iterable is raised in the consumer after the items before it. Raises `InputError` if depth < 1,
+    and `ResourceError` with the first item if there is no thread to be had.
     """
     return Prefetch(iterable, depth)
 
@@ -159,15 +170,18 @@ class BackgroundSink(Generic[T]):
     with BackgroundSink(writer.write, depth=2) as sink:
         sink.put(frames)
 
-    A failed write ends the sink: later items are dropped, and the exception is raised by the next `put`, or at the latest by `close`.
-    Leaving the `with` block waits until all is written, so that an error elsewhere loses nothing that was finished; when an exception
-    leaves it, at most 5 seconds, and without raising a failure of its own.
+    A failed write ends the sink: later items are dropped, and the exception is raised by the next
+    `put`, or at the latest by `close`. Leaving the `with` block waits until all is written, so that
+    an error elsewhere loses nothing that was finished; when an exception leaves it, at most 5
+    seconds, and without raising a failure of its own.
     """
 
     def __init__(self, write: Callable[[T], object], depth: int = 2) -> None:
         self._channel: _Channel[T] = _Channel(depth)
         self._failure: list[BaseException] = []
-        self._thread = threading.Thread(target=_consume, args=(write, self._channel, self._failure), name="wfvae-sink", daemon=True)
+        self._thread = threading.Thread(
+            target=_consume, args=(write, self._channel, self._failure), name="wfvae-sink", daemon=True
+        )
         self._finalizer = weakref.finalize(self, self._channel.close)
         self._open = True
         self._thread.start()
@@ -175,7 +189,9 @@ class BackgroundSink(Generic[T]):
     def __enter__(self) -> BackgroundSink[T]:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:
@@ -186,7 +202,9 @@ class BackgroundSink(Generic[T]):
             self._failure.clear()
 
     def put(self, item: T) -> None:
-        """Queue `item`, waiting for room. Raises the exception of an earlier write, once; `InputError` after the sink has ended."""
+        """Queue `item`, waiting for room. Raises the exception of an earlier write, once;
+        `InputError` after the sink has ended.
+        """
         self._raise_failure()
         if not self._open:
             raise InputError("the background sink is closed; open a new one to write more")
@@ -195,10 +213,14 @@ class BackgroundSink(Generic[T]):
         except _Closed:
             self._thread.join(JOIN_SECONDS)
             self._raise_failure()
-            raise InputError("the background sink has ended after a failed write; open a new one to write more") from None
+            raise InputError(
+                "the background sink has ended after a failed write; open a new one to write more"
+            ) from None
 
     def close(self) -> None:
-        """Wait until everything queued is written. Raises the exception of a failed write unless it was raised before."""
+        """Wait until everything queued is written. Raises the exception of a failed write unless it
+        was raised before.
+        """
         if self._open:
             self._open = False
             self._channel.end()
@@ -206,7 +228,9 @@ class BackgroundSink(Generic[T]):
         self._raise_failure()
 
     def abort(self) -> None:
-        """Drop what is waiting and end the thread, after the write in progress, at most 5 seconds. Raises nothing."""
+        """Drop what is waiting and end the thread, after the write in progress, at most 5 seconds.
+        Raises nothing.
+        """
         self._open = False
         self._finalizer()
         if self._thread is not threading.current_thread():

@@ -1,4 +1,6 @@
-"""Snapshots: a stream's state, waiting input and counters as safetensors, bound to the bundle that made them."""
+"""Snapshots: a stream's state, waiting input and counters as safetensors, bound to the bundle that
+made them.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from wfvae.errors import ResourceError, StateError
-from wfvae.runtime.backend import Array
-from wfvae.streamspec import Direction
+from wfvae.runtime.backends.base import Array
+from wfvae.spec.stream import Direction
 
 FORMAT = "wfvae-snapshot/1"
 _DIGEST = "sha256"
@@ -48,7 +50,9 @@ class Snapshot:
         return b"".join(self._pieces())
 
     def _pieces(self) -> list[bytes | memoryview]:
-        """The file's content, tensors as they lie in memory: a state can be large, and the library would copy all of it."""
+        """The file's content, tensors as they lie in memory: a state can be large, and the library
+        would copy all of it.
+        """
         header = {
             "format": FORMAT,
             "bundle": self.bundle,
@@ -75,7 +79,9 @@ class Snapshot:
             length = int.from_bytes(data[:8], "little")
             header = json.loads(data[8 : 8 + length])["__metadata__"]
             if header["format"] != FORMAT:
-                raise StateError(f"the snapshot's format is {header['format']!r}; this version reads {FORMAT!r}")
+                raise StateError(
+                    f"the snapshot's format is {header['format']!r}; this version reads {FORMAT!r}"
+                )
             if header.pop(_DIGEST) != _digest(header, tensors):
                 raise StateError("the snapshot is damaged (its SHA-256 differs); start the stream anew")
             height, width = map(int, header["size"].split("x"))
@@ -94,7 +100,8 @@ class Snapshot:
             raise
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise StateError(
-                f"this is not a stream's snapshot, or it is damaged ({type(error).__name__}); start the stream anew"
+                f"this is not a stream's snapshot, or it is damaged ({type(error).__name__}); start the"
+                " stream anew"
             ) from error
 
     @classmethod
@@ -116,18 +123,24 @@ class Snapshot:
             temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise ResourceError(f"cannot write the snapshot {path}: {error.strerror}; check the disk's space and permissions") from error
+            raise ResourceError(
+                f"cannot write the snapshot {path}: {error.strerror}; check the disk's space and permissions"
+            ) from error
 
 
 def _layout(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -> bytes:
-    """What stands before the tensors' bytes: a length, and types, shapes and places as JSON, filled up so that data is aligned."""
+    """What stands before the tensors' bytes: a length, and types, shapes and places as JSON, filled
+    up so that data is aligned.
+    """
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for name, array in tensors.items():
         begin, end = end, end + array.nbytes
         kind = "BOOL" if array.dtype == bool else f"{_KINDS[array.dtype.kind]}{8 * array.itemsize}"
         entries[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [begin, end]}
-    text = json.dumps(entries, ensure_ascii=False).encode()  # text that is not UTF-8 fails here, not where it is read
+    text = json.dumps(
+        entries, ensure_ascii=False
+    ).encode()  # text that is not UTF-8 fails here, not where it is read
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 

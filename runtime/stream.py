@@ -1,4 +1,6 @@
-"""One stream: push input of any amount, get what is ready, finish. See `docs/streaming.md` for the rules it follows."""
+"""One stream: push input of any amount, get what is ready, finish. See `docs/streaming.md` for the
+rules it follows.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from wfvae.errors import StateError, StreamingError
-from wfvae.runtime.backend import Array, StepSession, StreamState
+from wfvae.runtime.backends.base import Array, StepSession, StreamState
 from wfvae.runtime.feed import DecoderFeed, EncoderFeed, Feed
 from wfvae.runtime.snapshot import Snapshot
-from wfvae.streamspec import StreamSpec
+from wfvae.spec.stream import StreamSpec
 
 DEFAULT_CHUNK = 4
 """Latents per step. More amortise a step's overhead and cost memory; results do not depend on it."""
@@ -28,7 +30,8 @@ _READY = "ready"
 class Stream(Generic[F]):
     """A running stream. A context manager; not safe to use from several threads at once.
 
-    The state stays on the backend's device for the stream's life, and its size does not depend on the stream's length.
+    The state stays on the backend's device for the stream's life, and its size does not depend on
+    the stream's length.
     """
 
     def __init__(self, session: StepSession, feed: F, chunk: int, bundle: str) -> None:
@@ -45,7 +48,9 @@ class Stream(Generic[F]):
     def __enter__(self: S) -> S:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -65,13 +70,14 @@ class Stream(Generic[F]):
     def push(self, data: Any) -> Array:
         """Takes any amount of input and returns what has become ready, which may be nothing.
 
-        An encoder takes frames (T, H, W, 3), uint8 or floating point in [-1, 1], and returns latents (t, D, h, w) float32. A
-        decoder takes unscaled latents and returns frames.
+        An encoder takes frames (T, H, W, 3), uint8 or floating point in [-1, 1], and returns
+        latents (t, D, h, w) float32. A decoder takes unscaled latents and returns frames.
 
         Raises:
             InputError: naming what is wrong with `data`; the stream is as it was before.
             StreamingError: the stream is finished or closed.
-            ResourceError: a step failed. `data` is queued and nothing is lost: to go on, push no frames (an array of length 0).
+            ResourceError: a step failed. `data` is queued and nothing is lost: to go on, push no
+                frames (an array of length 0).
         """
         self._require_open()
         self._feed.push(data)
@@ -81,7 +87,8 @@ class Stream(Generic[F]):
         """Ends the stream and returns the rest.
 
         Args:
-            frames: a decoder's true number of video frames, if it is not 1 + r n and was not stated on opening.
+            frames: a decoder's true number of video frames, if it is not 1 + r n and was not stated
+                on opening.
 
         Raises as `push` does; after a failed step, call it again.
         """
@@ -92,7 +99,9 @@ class Stream(Generic[F]):
         return self._collect()
 
     def iterate(self, chunks: Iterable[Any], frames: int | None = None) -> Iterator[Array]:
-        """Pulls input chunk by chunk as results are asked for, so that no more is read than is needed; then finishes."""
+        """Pulls input chunk by chunk as results are asked for, so that no more is read than is
+        needed; then finishes.
+        """
         for chunk in chunks:
             self._require_open()
             self._feed.push(chunk)
@@ -112,22 +121,35 @@ class Stream(Generic[F]):
     def restore(self, snapshot: bytes | Snapshot) -> None:
         """Takes up where the stream stood that gave `snapshot`.
 
-        Raises `StateError` if it is another bundle's, direction's or size's, or damaged; the stream is then as it was.
+        Raises `StateError` if it is another bundle's, direction's or size's, or damaged; the stream
+        is then as it was.
         """
         snapshot = snapshot if isinstance(snapshot, Snapshot) else Snapshot.from_bytes(snapshot)
         state = self._require_open()
         problems = []
         if snapshot.bundle != self._bundle:
-            problems.append(f"it was made by bundle {snapshot.bundle[:12]}, and this one is {self._bundle[:12]}")
+            problems.append(
+                f"it was made by bundle {snapshot.bundle[:12]}, and this one is {self._bundle[:12]}"
+            )
         if snapshot.direction != self.spec.direction:
-            problems.append(f"it is of the {snapshot.direction}, and this stream is of the {self.spec.direction}")
+            problems.append(
+                f"it is of the {snapshot.direction}, and this stream is of the {self.spec.direction}"
+            )
         if (snapshot.height, snapshot.width) != (self._feed.height, self._feed.width):
-            problems.append(f"it is of {snapshot.height}x{snapshot.width} video, and this stream is {self._feed.height}x{self._feed.width}")
+            problems.append(
+                f"it is of {snapshot.height}x{snapshot.width} video, and this stream is"
+                f" {self._feed.height}x{self._feed.width}"
+            )
         if problems:
             raise StateError(f"the snapshot does not fit: {'; '.join(problems)}")
         counters = snapshot.counters
-        if counters.keys() != self._feed.counters().keys() or not all(isinstance(value, int) for value in counters.values()):
-            raise StateError(f"the snapshot has the counters {counters}; expected whole numbers for {', '.join(self._feed.counters())}")
+        if counters.keys() != self._feed.counters().keys() or not all(
+            isinstance(value, int) for value in counters.values()
+        ):
+            raise StateError(
+                f"the snapshot has the counters {counters}; expected whole numbers for"
+                f" {', '.join(self._feed.counters())}"
+            )
         check_state(self.spec, snapshot.state, 1, state.height, state.width)
         state.write(snapshot.state)
         self._feed.restore(snapshot.counters, snapshot.waiting)
@@ -137,7 +159,9 @@ class Stream(Generic[F]):
         """The stream as it is now, as arrays."""
         state, feed = self._require_open(), self._feed
         waiting = feed.arrays() | ({_READY: np.concatenate(self._ready)} if self._ready else {})
-        return Snapshot(self._bundle, self.spec.direction, feed.height, feed.width, feed.counters(), state.read(), waiting)
+        return Snapshot(
+            self._bundle, self.spec.direction, feed.height, feed.width, feed.counters(), state.read(), waiting
+        )
 
     def _require_open(self) -> StreamState:
         if self._state is None:
@@ -170,13 +194,17 @@ class DecoderStream(Stream[DecoderFeed]):
 
 
 def run_step(session: StepSession, state: StreamState, feeds: list[Any], latents: int) -> list[Array]:
-    """Advances the streams of `feeds`, one per row of `state`, by `latents` each, and returns each one's part of the output."""
+    """Advances the streams of `feeds`, one per row of `state`, by `latents` each, and returns each
+    one's part of the output.
+    """
     rows: list[Feed] = feeds
     draining = [feed.draining for feed in rows]
     start = np.array([not feed.started for feed in rows])
     x = np.stack([feed.take(latents) for feed in rows])
     output = session.step(state, x, start, np.array(draining))
-    return [feed.absorb(result, drained) for feed, result, drained in zip(rows, output, draining, strict=True)]
+    return [
+        feed.absorb(result, drained) for feed, result, drained in zip(rows, output, draining, strict=True)
+    ]
 
 
 def check_state(spec: StreamSpec, tensors: Mapping[str, Array], batch: int, height: int, width: int) -> None:

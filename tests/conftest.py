@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     import torch
 
     from fixtures.program import Program
-    from wfvae.model import WFVAE
+    from wfvae.model.vae import WFVAE
     from wfvae.runtime import Bundle
 
-# Before torch is imported. The models are tiny: a second thread gains nothing, and on a busy machine the two wait for each other.
+# Before torch is imported. The models are tiny: a second thread gains nothing, and on a busy
+# machine the two wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("wfvae", deadline=None, max_examples=40)
 settings.load_profile("wfvae")
@@ -38,9 +39,11 @@ def program(capsys: pytest.CaptureFixture[str]) -> Program:
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_sessions() -> Iterator[None]:
-    """Bundles of the same files share ONNX Runtime's sessions, which hold no state: opening one takes longer than most tests use it."""
-    from wfvae.runtime import onnxruntime_backend
-    from wfvae.runtime.onnxruntime_backend import OnnxRuntimeBackend
+    """Bundles of the same files share ONNX Runtime's sessions, which hold no state: opening one
+    takes longer than most tests use it.
+    """
+    from wfvae.runtime.backends import onnxruntime as onnxruntime_backend
+    from wfvae.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     kept: dict[object, Any] = {}
     open_session = OnnxRuntimeBackend._session
@@ -70,13 +73,15 @@ def reference_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def reference_model(reference_dir: Path) -> Callable[..., WFVAE]:
-    """`reference_model(name, dtype=float32)`: a fixture's model. Models hold no state, so tests share them; do not change one."""
+    """`reference_model(name, dtype=float32)`: a fixture's model. Models hold no state, so tests
+    share them; do not change one.
+    """
 
     @cache
     def load(name: str, dtype: torch.dtype | None = None) -> WFVAE:
         import torch
 
-        from wfvae.model import WFVAE
+        from wfvae.model.vae import WFVAE
 
         return WFVAE.from_pretrained(reference_dir / name, dtype=dtype or torch.float32).requires_grad_(False)
 
@@ -90,10 +95,14 @@ def small_model() -> Callable[..., WFVAE]:
     def build(dtype: torch.dtype | None = None, **overrides: Any) -> WFVAE:
         import torch
 
-        from wfvae.config import WFVAEConfig
-        from wfvae.model import WFVAE
+        from wfvae.model.config import WFVAEConfig
+        from wfvae.model.vae import WFVAE
 
-        widths = {"base_channels": 8, "encoder_energy_flow_hidden_size": 8, "decoder_energy_flow_hidden_size": 8}
+        widths = {
+            "base_channels": 8,
+            "encoder_energy_flow_hidden_size": 8,
+            "decoder_energy_flow_hidden_size": 8,
+        }
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = WFVAE(WFVAEConfig(**{**widths, **overrides}))
@@ -107,18 +116,24 @@ def small_model() -> Callable[..., WFVAE]:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory, reference_dir: Path, small_model: Callable[..., WFVAE]) -> Callable[..., Path]:
-    """`exported(name, **options)`: a bundle's directory, made once for all processes. `name` is a folder of the reference data, or
-    `small`. Do not write into it."""
+def exported(
+    tmp_path_factory: pytest.TempPathFactory, reference_dir: Path, small_model: Callable[..., WFVAE]
+) -> Callable[..., Path]:
+    """`exported(name, **options)`: a bundle's directory, made once for all processes. `name` is a
+    folder of the reference data, or `small`. Do not write into it."""
 
     @cache
     def export(name: str, **options: Any) -> Path:
         from wfvae.export.bundle import ExportOptions, export_bundle
-        from wfvae.model import WFVAE
+        from wfvae.model.vae import WFVAE
 
         base = tmp_path_factory.getbasetemp()
         shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-        made = shared / "bundles" / hashlib.sha256(repr((name, sorted(options.items()))).encode()).hexdigest()[:16]
+        made = (
+            shared
+            / "bundles"
+            / hashlib.sha256(repr((name, sorted(options.items()))).encode()).hexdigest()[:16]
+        )
         if not made.exists():
             model = small_model() if name == "small" else WFVAE.from_pretrained(reference_dir / name)
             own = tmp_path_factory.mktemp("bundle")

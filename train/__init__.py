@@ -1,1 +1,3 @@
-"""Training: clips from videos, the losses of the paper, and runs that resume exactly. `wfvae.train.loop.train` is the way in."""
+"""Training: clips from videos, the losses of the paper, and runs that resume exactly.
+`wfvae.train.loop.train` is the way in.
+"""

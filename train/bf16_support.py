@@ -11,7 +11,9 @@ _INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for products in bf16. PyTorch takes bf16 without them, too, but is slower then than in fp32."""
+    """Whether a device has instructions for products in bf16. PyTorch takes bf16 without them, too,
+    but is slower then than in fp32.
+    """
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from wfvae import __version__
 from wfvae.errors import CheckpointError, ConfigError, TrainingError
-from wfvae.run_directory import RUN_CHECKPOINTS, RUN_MODEL, newest_of_run
+from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_MODEL, newest_of_run
 from wfvae.train.config import TrainingConfig
 from wfvae.train.state import TrainingState
 
@@ -32,9 +32,16 @@ _LEFTOVER = re.compile(r"step-\d+\.tmp")
 
 
 def write_checkpoint(
-    run: Path, state: TrainingState, config: TrainingConfig, data: str = "", processes: int = 1, *, keep_all: bool = False
+    run: Path,
+    state: TrainingState,
+    config: TrainingConfig,
+    data: str = "",
+    processes: int = 1,
+    *,
+    keep_all: bool = False,
 ) -> Path:
-    """Writes a checkpoint under a temporary name, syncs it, renames it, and removes what is older than the newest `config.run.keep`.
+    """Writes a checkpoint under a temporary name, syncs it, renames it, and removes what is older
+    than the newest `config.run.keep`.
 
     Args:
         run: the directory of the run.
@@ -67,10 +74,16 @@ def write_checkpoint(
     except (OSError, SafetensorError, CheckpointError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         kept = newest_of_run(run)
-        reason = error.__cause__ if isinstance(error, CheckpointError) and error.__cause__ else error  # which says the same around it
+        reason = (
+            error.__cause__ if isinstance(error, CheckpointError) and error.__cause__ else error
+        )  # which says the same around it
         raise TrainingError(
             f"cannot write the checkpoint of step {state.step} into {run}: {reason}; "
-            + (f"{kept.name} is whole: make room and go on with --resume" if kept else "there is none before it: make room and begin again")
+            + (
+                f"{kept.name} is whole: make room and go on with --resume"
+                if kept
+                else "there is none before it: make room and begin again"
+            )
         ) from error
     if not keep_all:
         _prune(run, config.run.keep)
@@ -78,20 +91,26 @@ def write_checkpoint(
 
 
 def read_checkpoint(checkpoint: Path, state: TrainingState) -> None:
-    """Fills `state` from a checkpoint of the same configuration. Raises `CheckpointError` if it is damaged or does not fit."""
+    """Fills `state` from a checkpoint of the same configuration. Raises `CheckpointError` if it is
+    damaged or does not fit.
+    """
     facts = _read_facts(checkpoint)
     try:
         tensors = load_file(checkpoint / _STATE)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {checkpoint / _STATE}: {error}; remove {checkpoint} to resume from the one before") from error
+        raise CheckpointError(
+            f"cannot read {checkpoint / _STATE}: {error}; remove {checkpoint} to resume from the one before"
+        ) from error
     state.load(tensors, checkpoint)
     state.step = int(facts["step"])
 
 
 def check_same_run(checkpoint: Path, config: TrainingConfig, steering: Collection[str] = ()) -> list[str]:
-    """What was changed to steer a run, `section.key is VALUE and was VALUE` each: keys of `STEERING` that are in `steering`.
+    """What was changed to steer a run, `section.key is VALUE and was VALUE` each: keys of
+    `STEERING` that are in `steering`.
 
-    Raises `ConfigError` if a checkpoint was made with other settings that would change what the resumed run computes.
+    Raises `ConfigError` if a checkpoint was made with other settings that would change what the
+    resumed run computes.
     """
     allowed = STEERING.intersection(steering)
     before = TrainingConfig.from_dict(_read_facts(checkpoint)["config"])
@@ -101,12 +120,20 @@ def check_same_run(checkpoint: Path, config: TrainingConfig, steering: Collectio
         if STEERING.issuperset(changed):
             before_values = ", ".join(f"{key}={_of(before, key)}" for key in changed)
             ways += f"; it was {before_values}, and changes if you say so with --set on this call"
-        raise ConfigError(f"the run was made with another {', '.join(changed)}, so it cannot be resumed exactly; {ways}")
-    return [f"{key} is {_of(config, key)} and was {_of(before, key)}" for key in config.differences(before) if key in allowed]
+        raise ConfigError(
+            f"the run was made with another {', '.join(changed)}, so it cannot be resumed exactly; {ways}"
+        )
+    return [
+        f"{key} is {_of(config, key)} and was {_of(before, key)}"
+        for key in config.differences(before)
+        if key in allowed
+    ]
 
 
 def config_of(checkpoint: Path) -> TrainingConfig:
-    """The settings that a checkpoint was made with. Raises `CheckpointError` or `ConfigError` if they cannot be read."""
+    """The settings that a checkpoint was made with. Raises `CheckpointError` or `ConfigError` if
+    they cannot be read.
+    """
     return TrainingConfig.from_dict(_read_facts(checkpoint)["config"])
 
 
@@ -122,7 +149,9 @@ def processes_of(checkpoint: Path) -> int | None:
 
 
 def unfinished(run: Path) -> tuple[int, int] | None:
-    """The newest step of a training run and the last one it was to make, if it has not come to that; None for anything else."""
+    """The newest step of a training run and the last one it was to make, if it has not come to
+    that; None for anything else.
+    """
     newest = newest_of_run(run)
     if newest is None:
         return None
@@ -144,10 +173,13 @@ _FREE = frozenset(
     }.items()
     for key in keys.split()
 )
-"""Keys that a resumed run may change. (Whether `data.folder` holds the videos of before is told by their fingerprint;
-`run.steps` moves the end of a cosine, unless `optimizer.schedule_steps` holds it.)"""
+"""Keys that a resumed run may change. (Whether `data.folder` holds the videos of before is told by
+their fingerprint; `run.steps` moves the end of a cosine, unless `optimizer.schedule_steps` holds
+it.)"""
 STEERING = frozenset({"optimizer.learning_rate", "optimizer.clip_norm"})
-"""Keys that may be changed knowingly, to lead a run past a place where it diverged; that they were is told."""
+"""Keys that may be changed knowingly, to lead a run past a place where it diverged; that they were
+is told.
+"""
 
 
 def _of(config: TrainingConfig, key: str) -> object:
@@ -164,10 +196,16 @@ def _read_facts(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / _FACTS
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if facts["format"] != _FORMAT or not isinstance(facts["step"], int) or not isinstance(facts["config"], dict):
+        if (
+            facts["format"] != _FORMAT
+            or not isinstance(facts["step"], int)
+            or not isinstance(facts["config"], dict)
+        ):
             raise ValueError("expected format 1 with step and config")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; remove {checkpoint} to resume from the one before") from error
+        raise CheckpointError(
+            f"cannot read {path}: {error}; remove {checkpoint} to resume from the one before"
+        ) from error
     return facts
 
 

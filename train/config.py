@@ -5,8 +5,9 @@
     [data]
     folder = "videos/"
 
-Every field has a default, which is the paper's value where the paper gives one (arXiv 2411.17459, Tables 6 and 7); ready files for
-the stages of each preset lie in `train/configs`. Unknown keys are refused, with the nearest known one.
+Every field has a default, which is the paper's value where the paper gives one (arXiv 2411.17459,
+Tables 6 and 7); ready files for the stages of each preset lie in `train/configs`. Unknown keys are
+refused, with the nearest known one.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from wfvae.config import Preset, WFVAEConfig
 from wfvae.errors import ConfigError
-from wfvae.plan import SPATIAL_RATIO
-from wfvae.procedural import SHOT_SECONDS, SceneName, shot_seconds_complaint
+from wfvae.model.config import Preset, WFVAEConfig
+from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.train.strides import strides_complaint
+from wfvae.video.synthetic.clips import SHOT_SECONDS, SceneName, shot_seconds_complaint
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The architecture: a preset, and what differs from it (the ablations of Tables 3 and 4 and Fig. 7). None keeps the preset's value."""
+    """The architecture: a preset, and what differs from it (the ablations of Tables 3 and 4 and
+    Fig. 7). None keeps the preset's value.
+    """
 
     preset: Preset = "S"
     """`S`, `M`, `L` (Table 3) or `tiny`."""
@@ -68,7 +71,9 @@ class ModelSettings:
 
     def architecture(self) -> WFVAEConfig:
         """The model configuration. Raises `ConfigError` where values contradict each other."""
-        changes = {name: value for name, value in asdict(self).items() if name != "preset" and value is not None}
+        changes = {
+            name: value for name, value in asdict(self).items() if name != "preset" and value is not None
+        }
         return WFVAEConfig.preset(self.preset, **changes)
 
 
@@ -81,23 +86,35 @@ class DataSettings:
     folder: str = ""
     """Directory of videos, searched recursively. For `kind = "folder"`."""
     frames: int = 25
-    """Frames per clip, 1 + r n. The paper: 25 in stage I, 49 in stages II and III. Shorter clips make models that are bad at long ones."""
+    """Frames per clip, 1 + r n. The paper: 25 in stage I, 49 in stages II and III. Shorter clips
+    make models that are bad at long ones.
+    """
     height: int = 256
     """Pixels, a multiple of 8."""
     width: int = 256
     """Pixels, a multiple of 8."""
     crop_height: int = 0
-    """Height of a random window that is cut out of each clip after resizing; 0 keeps the whole. With `crop_width`."""
+    """Height of a random window that is cut out of each clip after resizing; 0 keeps the whole.
+    With `crop_width`.
+    """
     crop_width: int = 0
     """Width of that window."""
     crops_per_clip: int = 1
-    """Windows that are cut out of each clip, spread over a few batches. More save reading (by each worker for itself), but vary less."""
+    """Windows that are cut out of each clip, spread over a few batches. More save reading (by each
+    worker for itself), but vary less.
+    """
     stride: int = 1
-    """Every stride-th frame of a video, in training and in validation. 2 halves the frame rate, as stage II does."""
+    """Every stride-th frame of a video, in training and in validation. 2 halves the frame rate, as
+    stage II does.
+    """
     min_stride: int = 0
-    """Each clip draws its stride from this to `stride`, so that things move at more speeds; 0: always `stride`. Validation clips, too."""
+    """Each clip draws its stride from this to `stride`, so that things move at more speeds; 0:
+    always `stride`. Validation clips, too.
+    """
     stills: float = 0.0
-    """Share of the training clips that show one frame all the time, so that what stands still does not flicker."""
+    """Share of the training clips that show one frame all the time, so that what stands still does
+    not flicker.
+    """
     workers: int = 2
     """Processes that read and cut clips, per training process; 0 reads in the training process."""
     bad_files: int = 100
@@ -105,12 +122,16 @@ class DataSettings:
     clips: int = 1000
     """Clips per epoch of procedural data. Every epoch has new ones."""
     noise: float = 0.0
-    """Standard deviation of procedural film grain, in levels of 255, at most; each clip draws its own."""
+    """Standard deviation of procedural film grain, in levels of 255, at most; each clip draws its
+    own.
+    """
     scenes: tuple[SceneName, ...] = ("mixed",)
-    """What procedural clips show; each draws one of the list, so a name given twice comes twice as often. `mixed` changes with each shot;
-    it is what validation shows, whatever is trained on."""
+    """What procedural clips show; each draws one of the list, so a name given twice comes twice as
+    often. `mixed` changes with each shot; it is what validation shows, whatever is trained on."""
     shot_seconds: float = SHOT_SECONDS
-    """Length of a shot of procedural clips to train on, about, but at least 8 frames. Shorter ones show more cuts."""
+    """Length of a shot of procedural clips to train on, about, but at least 8 frames. Shorter ones
+    show more cuts.
+    """
 
 
 @dataclass(frozen=True)
@@ -120,24 +141,31 @@ class LossSettings:
     reconstruction: Literal["l1", "l2"] = "l1"
     """Distance of pixels (ablation: L2)."""
     frame_weights: tuple[float, ...] = ()
-    """Weights of a latent's frames, in order, in the reconstruction loss (pixels and LPIPS), scaled to a mean of 1; empty: all alike.
-    A clip's first frame has 1. Not the paper's. More for frames that come out worse, so that quality does not pulse."""
+    """Weights of a latent's frames, in order, in the reconstruction loss (pixels and LPIPS), scaled
+    to a mean of 1; empty: all alike. A clip's first frame has 1. Not the paper's. More for frames
+    that come out worse, so that quality does not pulse."""
     coarse_weights: tuple[float, ...] = ()
-    """Weights of the distance of means over windows of 2, 4, 8, ... pixels, which is added to that of pixels; empty: none. Not the paper's.
-    What is wrong over larger areas is seen first, above all where it changes from frame to frame."""
+    """Weights of the distance of means over windows of 2, 4, 8, ... pixels, which is added to that
+    of pixels; empty: none. Not the paper's. What is wrong over larger areas is seen first, above
+    all where it changes from frame to frame."""
     change_weights: tuple[float, ...] = ()
-    """Weights of the distance of the same means' changes from frame to frame, likewise added; empty: none. Not the paper's. What is wrong
-    by turns flickers; what stays wrong counts nothing here."""
+    """Weights of the distance of the same means' changes from frame to frame, likewise added;
+    empty: none. Not the paper's. What is wrong by turns flickers; what stays wrong counts nothing
+    here."""
     flicker_weights: tuple[float, ...] = ()
-    """Weights of the distance of luma's changes along the motion of the clip, over 1, 2 and 4 frames, of pixels and of means over 2, 4,
-    ... pixels, likewise added; empty: none. Not the paper's. Detail that comes and goes is seen; its motion is found by block matching."""
+    """Weights of the distance of luma's changes along the motion of the clip, over 1, 2 and 4
+    frames, of pixels and of means over 2, 4, ... pixels, likewise added; empty: none. Not the
+    paper's. Detail that comes and goes is seen; its motion is found by block matching."""
     perceptual: str = "vgg"
-    """LPIPS backbone: `vgg` (downloaded by torchvision), a local file of its weights, `random` (for tests), or `none`."""
+    """LPIPS backbone: `vgg` (downloaded by torchvision), a local file of its weights, `random` (for
+    tests), or `none`.
+    """
     perceptual_weight: float = 1.0
     """Weight of LPIPS. The paper: 1.0 in stages I and II, 0.1 in stage III."""
     perceptual_frames: int = 0
-    """Frames that pass through LPIPS at once, whose features are computed again in the backward pass. Fewer need less memory; 0 takes all,
-    or with `run.activation_checkpointing` as many as a latent stands for."""
+    """Frames that pass through LPIPS at once, whose features are computed again in the backward
+    pass. Fewer need less memory; 0 takes all, or with `run.activation_checkpointing` as many as a
+    latent stands for."""
     kl_weight: float = 1e-6
     """Weight of the KL divergence."""
     wavelet_weight: float = 0.1
@@ -179,7 +207,9 @@ class OptimizerSettings:
     final_rate: float = 0.01
     """Share of the peak rate at the end of the cosine."""
     ema_decay: float = 0.999
-    """Decay of the exponential moving average of the weights, which is what is validated and exported."""
+    """Decay of the exponential moving average of the weights, which is what is validated and
+    exported.
+    """
 
 
 @dataclass(frozen=True)
@@ -189,17 +219,22 @@ class RunSettings:
     steps: int = 800_000
     """Optimiser steps. The paper: 800k, 200k and 200k."""
     seed: int = 0
-    """Fixes initial weights, data order, crops, posterior samples and dropout. A stage on the videos of the one before wants another."""
+    """Fixes initial weights, data order, crops, posterior samples and dropout. A stage on the
+    videos of the one before wants another.
+    """
     precision: Literal["fp32", "bf16", "auto"] = "bf16"
-    """`bf16` computes under autocast; weights and optimiser stay fp32. `auto` is bf16 where the device has instructions for it, else fp32,
-    and is recorded as what it was. A CPU without them took eight times as long in bf16 as in fp32."""
+    """`bf16` computes under autocast; weights and optimiser stay fp32. `auto` is bf16 where the
+    device has instructions for it, else fp32, and is recorded as what it was. A CPU without them
+    took eight times as long in bf16 as in fp32."""
     activation_checkpointing: bool = False
-    """Recompute activations of the model and of LPIPS in the backward pass: less than half the memory (preset S), up to a quarter more
-    time."""
+    """Recompute activations of the model and of LPIPS in the backward pass: less than half the
+    memory (preset S), up to a quarter more time."""
     threads: int = 0
     """CPU threads of the model, per process; 0 shares all cores among the processes of a machine."""
     initial: str = ""
-    """Checkpoint or run directory whose weights a new run starts from. The discriminator starts anew, as at each stage of the paper."""
+    """Checkpoint or run directory whose weights a new run starts from. The discriminator starts
+    anew, as at each stage of the paper.
+    """
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     keep: int = 3
@@ -219,7 +254,9 @@ class ValidationSettings:
     clips: int = 16
     """Clips that are scored."""
     folder: str = ""
-    """Directory of videos held out. Procedural data needs none; without one, folder data is not validated."""
+    """Directory of videos held out. Procedural data needs none; without one, folder data is not
+    validated.
+    """
     frames: int = 17
     """Frames per clip, 1 + r n."""
     height: int = 0
@@ -227,7 +264,9 @@ class ValidationSettings:
     width: int = 0
     """Pixels, a multiple of 8; 0 is that of the data."""
     crop_height: int = 0
-    """Height of a window cut out of each clip, always the same one; 0 keeps the whole. With `crop_width`."""
+    """Height of a window cut out of each clip, always the same one; 0 keeps the whole. With
+    `crop_width`.
+    """
     crop_width: int = 0
     """Width of that window."""
     pictures: int = 4
@@ -250,7 +289,9 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrainingConfig:
-        """From nested plain values. Raises `ConfigError` for unknown keys, wrong types and values out of range."""
+        """From nested plain values. Raises `ConfigError` for unknown keys, wrong types and values
+        out of range.
+        """
         config: TrainingConfig = _read(cls, data, "")
         return config
 
@@ -274,8 +315,13 @@ class TrainingConfig:
             raise ConfigError(f"{source}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, without the keys that are None. `from_dict` reads them back to an equal object."""
-        sections = {name: {key: value for key, value in section.items() if value is not None} for name, section in asdict(self).items()}
+        """Nested plain values, without the keys that are None. `from_dict` reads them back to an
+        equal object.
+        """
+        sections = {
+            name: {key: value for key, value in section.items() if value is not None}
+            for name, section in asdict(self).items()
+        }
         result: dict[str, Any] = json.loads(json.dumps(sections))
         return result
 
@@ -289,17 +335,28 @@ class TrainingConfig:
     def differences(self, other: TrainingConfig) -> list[str]:
         """The keys `section.key` whose values differ."""
         mine, theirs = asdict(self), asdict(other)
-        return [f"{name}.{key}" for name, section in mine.items() for key in section if section[key] != theirs[name][key]]
+        return [
+            f"{name}.{key}"
+            for name, section in mine.items()
+            for key in section
+            if section[key] != theirs[name][key]
+        ]
 
 
 def ready_configs() -> list[str]:
     """Names of the configurations that ship with the package, stages in their order."""
-    names = [entry.name.removesuffix(".toml") for entry in _configs().iterdir() if entry.name.endswith(".toml")]
-    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    names = [
+        entry.name.removesuffix(".toml") for entry in _configs().iterdir() if entry.name.endswith(".toml")
+    ]
+    return sorted(
+        names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    )
 
 
 def _toml(value: object) -> str:
-    """JSON is TOML but for two things: surrogate pairs, which only JSON's own escapes bring about, and DEL, which JSON leaves as it is."""
+    """JSON is TOML but for two things: surrogate pairs, which only JSON's own escapes bring about,
+    and DEL, which JSON leaves as it is.
+    """
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -315,7 +372,10 @@ def _parse(source: str | Path) -> dict[str, Any]:
         elif str(source) in ready_configs():
             text = (_configs() / f"{source}.toml").read_text(encoding="utf-8")
         else:
-            raise ConfigError(f"{source} is neither a file nor a ready configuration; those are: {', '.join(ready_configs())}")
+            raise ConfigError(
+                f"{source} is neither a file nor a ready configuration; those are:"
+                f" {', '.join(ready_configs())}"
+            )
         return tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read the training configuration {source}: {error}") from error
@@ -325,7 +385,9 @@ def _override(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
     if not equals or not dot or not name:
-        raise ConfigError(f"--set {override!r} is not of the form section.key=value, such as optimizer.batch=4")
+        raise ConfigError(
+            f"--set {override!r} is not of the form section.key=value, such as optimizer.batch=4"
+        )
     value: object = text.strip()
     if not _is_text(section, name) or text.strip()[:1] in {'"', "'"}:
         with contextlib.suppress(tomllib.TOMLDecodeError):
@@ -372,14 +434,20 @@ def _value(hint: Any, value: object, where: str) -> Any:
         given = value if isinstance(value, (list, tuple)) else None
         kinds = arguments[:1] * len(given or ()) if arguments[-1] is ... else arguments
         if given is None or len(given) != len(kinds):
-            raise ConfigError(f"{where} is {value!r}; expected a list of {'' if arguments[-1] is ... else f'{len(kinds)} '}values")
+            raise ConfigError(
+                f"{where} is {value!r}; expected a list of"
+                f" {'' if arguments[-1] is ... else f'{len(kinds)} '}values"
+            )
         return tuple(_value(kind, v, where) for kind, v in zip(kinds, given, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
         raise ConfigError(f"{where} is {value!r}; expected {_KINDS[hint]}")
     if isinstance(value, str) and not _is_utf8(value):
-        raise ConfigError(f"{where} is {value!r}, which is not UTF-8 and cannot be written into the run's config.toml; use another name")
+        raise ConfigError(
+            f"{where} is {value!r}, which is not UTF-8 and cannot be written into the run's config.toml; use"
+            " another name"
+        )
     return value
 
 
@@ -405,9 +473,13 @@ _AT_LEAST_ZERO = """
 
 
 _AT_MOST = {"data.workers": 512, "run.threads": 1024, "optimizer.final_rate": 1}
-"""A share, and more processes and threads than a machine can start, which end a run in ways that tell nothing."""
+"""A share, and more processes and threads than a machine can start, which end a run in ways that
+tell nothing.
+"""
 _LARGEST = 1e18
-"""Of the others, and of lists of weights: what is computed from them still fits 64-bit integers and fp32."""
+"""Of the others, and of lists of weights: what is computed from them still fits 64-bit integers and
+fp32.
+"""
 
 
 class _Checks:
@@ -421,7 +493,9 @@ class _Checks:
         ratio = config.model.architecture().temporal_compression
         self._clip_length("data.frames", config.data.frames, ratio)
         self._clip_length("validation.frames", config.validation.frames, ratio)
-        self._pictures("data", config.data.height, config.data.width, config.data.crop_height, config.data.crop_width)
+        self._pictures(
+            "data", config.data.height, config.data.width, config.data.crop_height, config.data.crop_width
+        )
         shown = config.validation
         height, width = shown.height or config.data.height, shown.width or config.data.width
         self._pictures("validation", height, width, shown.crop_height, shown.crop_width)
@@ -429,18 +503,22 @@ class _Checks:
             self._within_bounds(key, 1)
         if config.data.crops_per_clip > 1 and not config.data.crop_height:
             raise ConfigError(
-                f"data.crops_per_clip is {config.data.crops_per_clip} without a size of crops; give data.crop_height and data.crop_width"
+                f"data.crops_per_clip is {config.data.crops_per_clip} without a size of crops; give"
+                " data.crop_height and data.crop_width"
             )
         for key in _AT_LEAST_ZERO.split():
             self._within_bounds(key, 0)
-        for key, value in (("optimizer.ema_decay", config.optimizer.ema_decay), *(("optimizer.betas", b) for b in config.optimizer.betas)):
+        for key, value in (
+            ("optimizer.ema_decay", config.optimizer.ema_decay),
+            *(("optimizer.betas", b) for b in config.optimizer.betas),
+        ):
             if not 0.0 <= value < 1.0:
                 raise ConfigError(f"{key} is {value}; expected 0 <= value < 1")
         weights = config.loss.frame_weights
         if weights and (len(weights) != ratio or not all(0.0 < weight <= _LARGEST for weight in weights)):
             raise ConfigError(
-                f"loss.frame_weights is {list(weights)}; expected {ratio} positive numbers up to {_LARGEST:g}, "
-                "one for each frame of a latent"
+                f"loss.frame_weights is {list(weights)}; expected {ratio} positive numbers up to"
+                f" {_LARGEST:g}, one for each frame of a latent"
             )
         self._weights_of_scales("coarse_weights", config.loss.coarse_weights)
         self._weights_of_scales("change_weights", config.loss.change_weights)
@@ -453,19 +531,23 @@ class _Checks:
             raise ConfigError(f"data.scenes is []; expected one or more of {', '.join(get_args(SceneName))}")
         if config.data.kind != "folder" and config.data.folder:
             raise ConfigError(
-                f'data.folder is {config.data.folder!r}, but data.kind is "{config.data.kind}", which reads no videos; '
-                "also set data.kind=folder, or leave data.folder out"
+                f'data.folder is {config.data.folder!r}, but data.kind is "{config.data.kind}", which reads'
+                " no videos; also set data.kind=folder, or leave data.folder out"
             )
         if config.data.kind == "folder" and not config.data.folder:
             raise ConfigError(
-                'data.folder is not set; give the directory of your videos: --set data.folder=DIR (or data.kind="procedural")'
+                "data.folder is not set; give the directory of your videos: --set data.folder=DIR (or"
+                ' data.kind="procedural")'
             )
 
     def _weights_of_scales(self, name: str, weights: tuple[float, ...], smallest: int = 2) -> None:
         data = self._config.data
         if not all(0.0 <= weight <= _LARGEST for weight in weights):
             scales = ", ".join(str(smallest * 2**scale) for scale in range(3))
-            raise ConfigError(f"loss.{name} is {list(weights)}; expected numbers in 0..{_LARGEST:g}, of {scales}, ... pixels")
+            raise ConfigError(
+                f"loss.{name} is {list(weights)}; expected numbers in 0..{_LARGEST:g}, of {scales}, ..."
+                " pixels"
+            )
         height, width = data.crop_height or data.height, data.crop_width or data.width
         if (largest := smallest * 2 ** (len(weights) - 1)) > min(height, width):
             raise ConfigError(
@@ -477,11 +559,18 @@ class _Checks:
     def _pictures(section: str, height: int, width: int, crop_height: int, crop_width: int) -> None:
         for name, value, crop in (("height", height, crop_height), ("width", width, crop_width)):
             if value < SPATIAL_RATIO or value % SPATIAL_RATIO:
-                raise ConfigError(f"{section}.{name} is {value}; expected a positive multiple of {SPATIAL_RATIO}")
+                raise ConfigError(
+                    f"{section}.{name} is {value}; expected a positive multiple of {SPATIAL_RATIO}"
+                )
             if not 0 <= crop <= value or crop % SPATIAL_RATIO:
-                raise ConfigError(f"{section}.crop_{name} is {crop}; expected a multiple of {SPATIAL_RATIO} up to {value}, or 0")
+                raise ConfigError(
+                    f"{section}.crop_{name} is {crop}; expected a multiple of {SPATIAL_RATIO} up to {value},"
+                    " or 0"
+                )
         if bool(crop_height) != bool(crop_width):
-            raise ConfigError(f"only one of {section}.crop_height and {section}.crop_width is set; give both, or none")
+            raise ConfigError(
+                f"only one of {section}.crop_height and {section}.crop_width is set; give both, or none"
+            )
 
     def _within_bounds(self, key: str, low: float) -> None:
         section, name = key.split(".")
@@ -495,4 +584,6 @@ class _Checks:
     def _clip_length(key: str, frames: int, ratio: int) -> None:
         if frames < 1 or (frames - 1) % ratio:
             below = 1 + max(frames - 1, 0) // ratio * ratio
-            raise ConfigError(f"{key} is {frames}; a clip has 1 + {ratio} n frames, for example {below} or {below + ratio}")
+            raise ConfigError(
+                f"{key} is {frames}; a clip has 1 + {ratio} n frames, for example {below} or {below + ratio}"
+            )

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wfvae.checkpoint import CONFIG_NAME
-from wfvae.config import WFVAEConfig
 from wfvae.errors import CheckpointError, ConfigError
-from wfvae.model import WFVAE
-from wfvae.run_directory import RUN_MODEL
+from wfvae.model.checkpoint import CONFIG_NAME
+from wfvae.model.config import WFVAEConfig
+from wfvae.model.vae import WFVAE
+from wfvae.spec.runs import RUN_MODEL
 from wfvae.train.config import TrainingConfig
 
 _NOT_COMPARED = frozenset({"scale", "shift", "dropout"})
-"""Keys of a model's configuration that its weights and reconstructions do not depend on. (Dropout is a setting of each stage.)"""
+"""Keys of a model's configuration that its weights and reconstructions do not depend on. (Dropout
+is a setting of each stage.)
+"""
 
 
 def initial_model(config: TrainingConfig, checkpoint: Path | None) -> WFVAE:
     """The model before its weights are trained, or read from `checkpoint`.
 
-    Scale and shift of the latents are no settings of a run: they are those of `run.initial`, and afterwards of the run's checkpoints.
+    Scale and shift of the latents are no settings of a run: they are those of `run.initial`, and
+    afterwards of the run's checkpoints.
 
     Args:
         config: of the run.
         checkpoint: of the run, `step-N`, if it is resumed; only the architecture is read here.
 
     Returns:
-        The model of `run.initial` with the run's dropout, or one with random weights from the run's seed.
+        The model of `run.initial` with the run's dropout, or one with random weights from the run's
+        seed.
 
     Raises:
         ConfigError: `run.initial` is of another architecture.
@@ -40,13 +44,16 @@ def initial_model(config: TrainingConfig, checkpoint: Path | None) -> WFVAE:
         initial = WFVAE.from_pretrained(config.run.initial)
     except CheckpointError as error:
         raise CheckpointError(
-            f"run.initial, what this run starts from: {error}; train the stage before first, or name a run or checkpoint by "
-            "--set run.initial=RUN"
+            f"run.initial, what this run starts from: {error}; train the stage before first, or name a run or"
+            " checkpoint by --set run.initial=RUN"
         ) from error
     mine, theirs = wanted.to_dict(), initial.config.to_dict()
     differing = [key for key in sorted({*mine, *theirs} - _NOT_COMPARED) if mine.get(key) != theirs.get(key)]
     if differing:
-        raise ConfigError(f"run.initial {config.run.initial} is of another architecture; it differs in {', '.join(differing)}")
+        raise ConfigError(
+            f"run.initial {config.run.initial} is of another architecture; it differs in"
+            f" {', '.join(differing)}"
+        )
     if initial.config.dropout == wanted.dropout:
         return initial
     model = WFVAE.random(_scaled_as(wanted, initial.config), config.run.seed)

@@ -17,25 +17,53 @@ import torch
 from torch import Tensor
 
 from wfvae.errors import ConfigError, DataError, InputError, TrainingError
-from wfvae.model import WFVAE
-from wfvae.run_directory import RUN_CHECKPOINTS, RUN_CONFIG, newest_of_run
+from wfvae.model.vae import WFVAE
+from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_CONFIG, newest_of_run
 from wfvae.train.bf16_support import computes_in_bf16
-from wfvae.train.checkpoints import check_same_run, config_of, data_of, processes_of, read_checkpoint, unfinished, write_checkpoint
+from wfvae.train.checkpoints import (
+    check_same_run,
+    config_of,
+    data_of,
+    processes_of,
+    read_checkpoint,
+    unfinished,
+    write_checkpoint,
+)
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import BadClipLedger, Batch, BatchStream, ClipSource, FiniteSource, InspectedSource, held_out, printable
+from wfvae.train.data import (
+    BadClipLedger,
+    Batch,
+    BatchStream,
+    ClipSource,
+    FiniteSource,
+    InspectedSource,
+    held_out,
+    printable,
+)
 from wfvae.train.initial import initial_model
 from wfvae.train.metrics import Metrics, read_metrics
 from wfvae.train.perceptual import PerceptualLoss
 from wfvae.train.run_lock import locked
-from wfvae.train.sources import has_validation, require_outside, training_crops, training_source, validation_source
+from wfvae.train.sources import (
+    has_validation,
+    require_outside,
+    training_crops,
+    training_source,
+    validation_source,
+)
 from wfvae.train.state import TrainingState
 from wfvae.train.step import NotFiniteError, Trainer
 from wfvae.train.validation import NotFiniteScoresError, Scores, check_needs, validate
 from wfvae.train.world import ENDED_ELSEWHERE, World, tells_of_lost_peer
 
 _SIGN_EVERY = 60.0
-"""Seconds of indexing between two signs to the other processes, which would not wait for ever without one."""
-_SLOW_BF16 = "bf16 is slower here than fp32, as a processor has no instructions for it; a new run with run.precision=auto takes fp32"
+"""Seconds of indexing between two signs to the other processes, which would not wait for ever
+without one.
+"""
+_SLOW_BF16 = (
+    "bf16 is slower here than fp32, as a processor has no instructions for it; a new run with"
+    " run.precision=auto takes fp32"
+)
 _SMALLER_MODEL = "choose a smaller model.preset, model.base_channels or loss.discriminator_channels"
 _SMALLER_VALIDATION = "fewer validation.frames, or a smaller validation.height and validation.width"
 _OTHERWISE = "the run goes on, but not as it would have without the interruption"
@@ -48,8 +76,9 @@ class Watcher:
     progress: Callable[[int, int, dict[str, float]], None] = lambda done, total, values: None
     """Given (steps made, steps in all, latest values) after every step."""
     notice: Callable[[str], None] = lambda line: None
-    """Given one line for each file that is skipped, in training or in validation, and for what is unusual about a run when it begins. A
-    process that is not the first leaves the latter out, and those files that the index names."""
+    """Given one line for each file that is skipped, in training or in validation, and for what is
+    unusual about a run when it begins. A process that is not the first leaves the latter out, and
+    those files that the index names."""
     stopping: Callable[[], bool] = lambda: False
     """Asked between steps; True ends the run after a checkpoint."""
     indexing: Callable[[int, int], None] | None = None
@@ -65,11 +94,15 @@ class RunResult:
     finished: bool
     """False if it was asked to stop before `run.steps`."""
     scores: Scores | None
-    """Of the last validation of this process, or of the run's end if it had come to that before; None if there is none."""
+    """Of the last validation of this process, or of the run's end if it had come to that before;
+    None if there is none.
+    """
     bad_files: int
     """Of the data trained on."""
     shares: dict[str, float] = field(default_factory=dict)
-    """Shares of this process's time: `data_wait`, `compute` (forward, backward, optimiser), `validation`, `bookkeeping`."""
+    """Shares of this process's time: `data_wait`, `compute` (forward, backward, optimiser),
+    `validation`, `bookkeeping`.
+    """
 
 
 def train(
@@ -83,27 +116,37 @@ def train(
 ) -> RunResult:
     """Runs, or goes on with, a stage of training.
 
-    A run that was killed at any moment and resumed ends with the weights of an uninterrupted one (bit for bit on a CPU with the same
-    number of threads): a step depends on the state and the seed alone.
+    A run that was killed at any moment and resumed ends with the weights of an uninterrupted one
+    (bit for bit on a CPU with the same number of threads): a step depends on the state and the seed
+    alone.
 
     Args:
         config: all settings.
         directory: of the run; made if missing, must hold no run unless `resume`.
         world: the processes of the run.
         resume: go on from the newest checkpoint, or start if there is none yet.
-        steering: keys `section.key` that were set for this call. The learning rate and the norm of clipping may differ from the run's
-            before only if they are among them.
+        steering: keys `section.key` that were set for this call. The learning rate and the norm of
+            clipping may differ from the run's before only if they are among them.
         watcher: for progress and stopping.
 
     Raises:
-        ConfigError: the batch does not divide among processes, the directory holds a run, or the resumed run has other settings.
-        CheckpointError, DataError, TrainingError, MissingExtraError: naming what is wrong and what to do.
+        ConfigError: the batch does not divide among processes, the directory holds a run, or the
+            resumed run has other settings.
+        CheckpointError, DataError, TrainingError, MissingExtraError: naming what is wrong and what
+            to do.
     """
     return _Run(config, directory, world, watcher or Watcher(), steering).go(resume)
 
 
 class _Run:
-    def __init__(self, config: TrainingConfig, directory: Path, world: World, watcher: Watcher, steering: Collection[str]) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        directory: Path,
+        world: World,
+        watcher: Watcher,
+        steering: Collection[str],
+    ) -> None:
         self._config, self._directory, self._world, self._watcher = config, directory, world, watcher
         self._steering = steering
         self._share = _share(config, world)
@@ -135,14 +178,18 @@ class _Run:
         state = self._state(checkpoint)
         self._saved = state.step
         if state.step > config.run.steps:
-            raise ConfigError(f"run.steps is {config.run.steps}, and {checkpoint} has made {state.step}; expected at least as many")
+            raise ConfigError(
+                f"run.steps is {config.run.steps}, and {checkpoint} has made {state.step}; expected at least"
+                " as many"
+            )
         perceptual: PerceptualLoss | None = None
         if config.loss.perceptual != "none":
             with self._full_memory("for LPIPS", _SMALLER_MODEL):
                 perceptual = PerceptualLoss(config.loss.perceptual).to(world.device)
         self._perceptual = perceptual
         if not world.is_first:
-            # The first process writes the index, which the others then find. It may take long, so it says now and then that it goes on.
+            # The first process writes the index, which the others then find. It may take long, so
+            # it says now and then that it goes on.
             while world.any(False):
                 pass
         source = training_source(config, directory, self._indexing, retry_bad=world.is_first)
@@ -168,9 +215,15 @@ class _Run:
             ledger=self._ledger,
             pin_memory=world.device.type == "cuda",
         )
-        with stream, Metrics(directory, state.step, config.run.tensorboard) if world.is_first else _NoMetrics() as metrics:
+        with (
+            stream,
+            (
+                Metrics(directory, state.step, config.run.tensorboard) if world.is_first else _NoMetrics()
+            ) as metrics,
+        ):
             if world.is_first:
-                # After all that may refuse these settings: a run that goes on keeps those of before then.
+                # After all that may refuse these settings: a run that goes on keeps those of before
+                # then.
                 self._note_settings()
             self._clock.start()
             try:
@@ -179,7 +232,9 @@ class _Run:
                 if tells_of_lost_peer(error):  # all exchanges of a step come before it changes anything
                     self._rescue(state, TrainingError(ENDED_ELSEWHERE))
                 raise
-        return RunResult(directory, state.step, finished, self._scores, len(self._ledger), self._clock.shares())
+        return RunResult(
+            directory, state.step, finished, self._scores, len(self._ledger), self._clock.shares()
+        )
 
     def _steps(self, trainer: Trainer, stream: BatchStream, metrics: Metrics | _NoMetrics) -> bool:
         config, state, clock = self._config, trainer.state, self._clock
@@ -199,7 +254,8 @@ class _Run:
                 self._record(metrics, state, values | rates)
             self._watcher.progress(done, steps, values | rates | clock.shares())
             due = validate_every > 0 and done % validate_every == 0
-            # Before the validation: one that fails must neither lose these steps nor come again at every resumption.
+            # Before the validation: one that fails must neither lose these steps nor come again at
+            # every resumption.
             if due or done % config.run.checkpoint_every == 0 or done == steps:
                 self._save(state)
             if due and done < steps:
@@ -209,7 +265,9 @@ class _Run:
         return True
 
     def _next_batch(self, stream: BatchStream, state: TrainingState) -> Batch | None:
-        """The batch of the next step; None if the run was asked to stop. Then, and before it raises, the steps made are saved."""
+        """The batch of the next step; None if the run was asked to stop. Then, and before it
+        raises, the steps made are saved.
+        """
         batch: Batch | None = None
         fault: Exception | None = None
         with self._clock.measure("data_wait"):
@@ -222,7 +280,8 @@ class _Run:
             goes_on = not self._world.any(fault is not None or stopping)
         if goes_on:
             return batch
-        # First of all: the signal may have ended a process that batches come from, too, as SIGTERM to a whole process group does.
+        # First of all: the signal may have ended a process that batches come from, too, as SIGTERM
+        # to a whole process group does.
         if self._world.any(stopping):
             self._save(state)
             return None
@@ -256,8 +315,9 @@ class _Run:
             if error.elsewhere:
                 raise TrainingError(f"{error}, in another process, whose message says what to do") from error
             advice = (
-                "; --resume would make this step again: before that, take those clips out of the data, or remove the newest checkpoints to "
-                "go on from an earlier one with --set optimizer.learning_rate= (lower) or optimizer.clip_norm="
+                "; --resume would make this step again: before that, take those clips out of the data, or"
+                " remove the newest checkpoints to go on from an earlier one with --set"
+                " optimizer.learning_rate= (lower) or optimizer.clip_norm="
             )
             raise TrainingError(
                 f"{error}; the batch held {', '.join(map(printable, batch.names))}; {self._kept()}"
@@ -272,8 +332,9 @@ class _Run:
                 with suppress(RuntimeError, MemoryError):
                     self._rescue(trainer.state, TrainingError(fault))
             raise TrainingError(
-                f"{fault}; {self._kept()}; resume it with run.activation_checkpointing=true or a small loss.perceptual_frames, or begin a "
-                "new run with a larger optimizer.accumulate or smaller or shorter clips"
+                f"{fault}; {self._kept()}; resume it with run.activation_checkpointing=true or a small"
+                " loss.perceptual_frames, or begin a new run with a larger optimizer.accumulate or smaller"
+                " or shorter clips"
             ) from error
 
     def _kept(self) -> str:
@@ -287,10 +348,14 @@ class _Run:
         self._world.wait()
 
     def _write(self, state: TrainingState, *, keep_all: bool = False) -> None:
-        write_checkpoint(self._directory, state, self._config, self._fingerprint, self._world.size, keep_all=keep_all)
+        write_checkpoint(
+            self._directory, state, self._config, self._fingerprint, self._world.size, keep_all=keep_all
+        )
 
     def _validate_end(self, model: WFVAE, step: int, metrics: Metrics | _NoMetrics) -> None:
-        """The last validation; also that of a run which was interrupted in it. The other processes wait, so as not to end before."""
+        """The last validation; also that of a run which was interrupted in it. The other processes
+        wait, so as not to end before.
+        """
         if self._validation is not None:
             made = [line for line in read_metrics(self._directory, "validation") if line["step"] == step]
             if not made:
@@ -303,36 +368,53 @@ class _Run:
         if self._validation is None:
             return
         settings = self._config.validation
-        batches = held_out(self._validation, min(settings.clips, len(self._validation)), ledger=self._held_out_ledger)
+        batches = held_out(
+            self._validation, min(settings.clips, len(self._validation)), ledger=self._held_out_ledger
+        )
         pictures = self._directory / "validation" / f"step-{step:08d}"
         with self._clock.measure("validation"):
             try:
-                with self._full_memory(f"for the validation of step {step}", f"{self._kept()}; resume it with {_SMALLER_VALIDATION}"):
+                with self._full_memory(
+                    f"for the validation of step {step}",
+                    f"{self._kept()}; resume it with {_SMALLER_VALIDATION}",
+                ):
                     self._scores = validate(model, batches, self._perceptual, pictures, settings.pictures)
             except NotFiniteScoresError as error:
                 raise TrainingError(
-                    f"the validation of step {step}: {error}; the run has diverged, in this step or before: remove the newest of "
-                    f"{self._directory / RUN_CHECKPOINTS}, and --resume from an earlier one with --set optimizer.learning_rate= (lower) or "
-                    "optimizer.clip_norm=, or train anew"
+                    f"the validation of step {step}: {error}; the run has diverged, in this step or before:"
+                    f" remove the newest of {self._directory / RUN_CHECKPOINTS}, and --resume from an earlier"
+                    " one with --set optimizer.learning_rate= (lower) or optimizer.clip_norm=, or train anew"
                 ) from error
             except (DataError, InputError) as error:
                 raise TrainingError(f"the validation of step {step}: {error}") from error
-        metrics.write("validation", step, {name: value for name, value in self._scores._asdict().items() if value is not None})
+        metrics.write(
+            "validation",
+            step,
+            {name: value for name, value in self._scores._asdict().items() if value is not None},
+        )
 
     def _note_changes(self, source: ClipSource, checkpoint: Path | None) -> None:
-        """Tells if clips or processes are others than before, so that the run is not what it would have been."""
+        """Tells if clips or processes are others than before, so that the run is not what it would
+        have been.
+        """
         self._fingerprint = source.fingerprint if isinstance(source, FiniteSource) else ""
         if checkpoint is None or not self._world.is_first:
             return
         before = data_of(checkpoint)
         if before and before != self._fingerprint:
-            self._watcher.notice(f"the videos below {self._config.data.folder} are not those of before; {_OTHERWISE}")
+            self._watcher.notice(
+                f"the videos below {self._config.data.folder} are not those of before; {_OTHERWISE}"
+            )
         processes = processes_of(checkpoint)
         if processes is not None and processes != self._world.size:
-            self._watcher.notice(f"there were {processes} processes before, and now there are {self._world.size}; {_OTHERWISE}")
+            self._watcher.notice(
+                f"there were {processes} processes before, and now there are {self._world.size}; {_OTHERWISE}"
+            )
 
     def _indexing(self, done: int, total: int) -> None:
-        """Passes on how far the index is. The first process also tells the others, who wait for it, that it has not stopped."""
+        """Passes on how far the index is. The first process also tells the others, who wait for it,
+        that it has not stopped.
+        """
         if self._watcher.indexing is not None:
             self._watcher.indexing(done, total)
         if self._world.is_first and (now := time.perf_counter()) - self._sign_given >= _SIGN_EVERY:
@@ -345,14 +427,19 @@ class _Run:
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise TrainingError(f"cannot write the run directory {self._directory}: {error.strerror}") from error
+                raise TrainingError(
+                    f"cannot write the run directory {self._directory}: {error.strerror}"
+                ) from error
 
     def _enter(self, resume: bool) -> Path | None:
         """The checkpoint to go on from, once its settings and these are known to agree."""
         directory = self._directory
         newest = newest_of_run(directory)
         if newest is not None and not resume:
-            raise ConfigError(f"{directory} holds a training run up to {newest.name}; go on with --resume, or choose another --out")
+            raise ConfigError(
+                f"{directory} holds a training run up to {newest.name}; go on with --resume, or choose"
+                " another --out"
+            )
         self._slow_bf16 = self._world.any(not computes_in_bf16(self._world.device))
         self._choose_precision(newest)
         config = self._config
@@ -360,11 +447,17 @@ class _Run:
         if newest is not None:
             lines = [f"{change}; {_OTHERWISE}" for change in check_same_run(newest, config, self._steering)]
             if (before := config_of(newest).run.initial) != config.run.initial:
-                lines.append(f"run.initial is {config.run.initial!r} and was {before!r}; only a new run starts from it, this one goes on")
+                lines.append(
+                    f"run.initial is {config.run.initial!r} and was {before!r}; only a new run starts from"
+                    " it, this one goes on"
+                )
         elif resume:
             lines = [f"there is no checkpoint in {directory} to go on from; training begins at step 0"]
         if newest is None and config.run.initial and (made := unfinished(Path(config.run.initial))):
-            lines.append(f"run.initial {config.run.initial} has not ended: this run starts from its step {made[0]} of {made[1]}")
+            lines.append(
+                f"run.initial {config.run.initial} has not ended: this run starts from its step {made[0]} of"
+                f" {made[1]}"
+            )
         if not has_validation(config):
             lines.append("validation.folder is not set, so nothing is validated")
         if self._world.is_first:
@@ -384,7 +477,9 @@ class _Run:
             raise TrainingError(f"cannot write the run directory {directory}: {error.strerror}") from error
 
     def _choose_precision(self, checkpoint: Path | None) -> None:
-        """Puts in place of "auto" what the run has had, or for a new one what is fast in all processes."""
+        """Puts in place of "auto" what the run has had, or for a new one what is fast in all
+        processes.
+        """
         if self._config.run.precision != "auto":
             return
         fast: Literal["fp32", "bf16"] = "fp32" if self._slow_bf16 else "bf16"
@@ -393,7 +488,9 @@ class _Run:
 
     def _state(self, checkpoint: Path | None) -> TrainingState:
         with self._full_memory("for the model with its average, optimiser and discriminator", _SMALLER_MODEL):
-            state = TrainingState.fresh(self._config, self._world.device, initial_model(self._config, checkpoint))
+            state = TrainingState.fresh(
+                self._config, self._world.device, initial_model(self._config, checkpoint)
+            )
         if checkpoint is not None:
             read_checkpoint(checkpoint, state)
         return state
@@ -443,7 +540,9 @@ class _Clock:
         self._steps += 1
 
     def since_last(self, left: int) -> dict[str, float]:
-        """Rates since the last call, without validations, and the time that `left` steps take at that rate."""
+        """Rates since the last call, without validations, and the time that `left` steps take at
+        that rate.
+        """
         now = time.perf_counter()
         delta = {name: self._spent[name] - self._at_mark[name] for name in self._spent}
         elapsed = max(now - self._marked - delta["validation"], 1e-9)
@@ -475,9 +574,12 @@ class _Measure:
 
 
 def _tells_of_full_memory(error: Exception) -> bool:
-    # On a CPU torch has no kind of its own for it, and another message for what no computer can have.
+    # On a CPU torch has no kind of its own for it, and another message for what no computer can
+    # have.
     messages = ("can't allocate memory", "Storage size calculation")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(message in str(error) for message in messages)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        message in str(error) for message in messages
+    )
 
 
 def _share(config: TrainingConfig, world: World) -> int:
@@ -485,8 +587,8 @@ def _share(config: TrainingConfig, world: World) -> int:
     batch, parts = config.optimizer.batch, world.size * config.optimizer.accumulate
     if batch % parts:
         raise ConfigError(
-            f"optimizer.batch is {batch}, which does not divide among {world.size} processes x {config.optimizer.accumulate} parts "
-            f"(optimizer.accumulate); use a multiple of {parts}"
+            f"optimizer.batch is {batch}, which does not divide among {world.size} processes x"
+            f" {config.optimizer.accumulate} parts (optimizer.accumulate); use a multiple of {parts}"
         )
     return batch // world.size
 

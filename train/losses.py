@@ -1,9 +1,10 @@
-"""The training losses of the paper: reconstruction, KL, wavelet (eq. 5), adversarial (hinge), their total (eq. 6) and its adaptive
-weight (eq. 7).
+"""The training losses of the paper: reconstruction, KL, wavelet (eq. 5), adversarial (hinge), their
+total (eq. 6) and its adaptive weight (eq. 7).
 
-The weights of the paper's Table 7 (KL 1e-6, wavelet 0.1) belong to sums, not to means, so each docstring says what is summed and
-what it is divided by. Everything is summed in fp32 at least, whatever precision the network ran in: a bf16 sum of a million terms
-has three digits. The losses hold no state and draw nothing.
+The weights of the paper's Table 7 (KL 1e-6, wavelet 0.1) belong to sums, not to means, so each
+docstring says what is summed and what it is divided by. Everything is summed in fp32 at least,
+whatever precision the network ran in: a bf16 sum of a million terms has three digits. The losses
+hold no state and draw nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, relu
 
-from wfvae.distribution import DiagonalGaussian
 from wfvae.errors import InputError
-from wfvae.model import DecoderOutput, EncoderOutput
+from wfvae.model.distribution import DiagonalGaussian
+from wfvae.model.vae import DecoderOutput, EncoderOutput
 from wfvae.train.motion import ALIKE, displaced, luma, motion, within
 
 FLICKER_DISTANCES = (1, 2, 4)
@@ -38,21 +39,25 @@ def reconstruction_loss(
 ) -> Tensor:
     """Distance in pixels plus distance in features, per frame.
 
-    With d = |video - reconstruction| ("l1") or its square ("l2") and p the LPIPS of each frame, every element of a frame gets
-    that frame's LPIPS added; all is summed and divided by the number of frames:
+    With d = |video - reconstruction| ("l1") or its square ("l2") and p the LPIPS of each frame,
+    every element of a frame gets that frame's LPIPS added; all is summed and divided by the number
+    of frames:
 
         sum over b, c, t, y, x of (d[b, c, t, y, x] + perceptual_weight * p[b, t]) / (B T)
 
-    So LPIPS weighs C H W times as much as a mere sum over frames would give it, which keeps its balance with the pixels' sum the
-    same at every resolution. With `frame_weights` each frame's share of the sum is multiplied by its weight, which is not the
-    paper's. In the published form the whole is scaled by exp(-logvar), whose logvar stays 0: no scaling.
+    So LPIPS weighs C H W times as much as a mere sum over frames would give it, which keeps its
+    balance with the pixels' sum the same at every resolution. With `frame_weights` each frame's
+    share of the sum is multiplied by its weight, which is not the paper's. In the published form
+    the whole is scaled by exp(-logvar), whose logvar stays 0: no scaling.
 
     Args:
         video, reconstruction: (B, C, T, H, W) floating point, about [-1, 1].
         kind: "l1" (the paper's) or "l2".
-        perceptual: LPIPS of each frame, (B, T) or (B*T,) with time running fastest; None leaves it out.
+        perceptual: LPIPS of each frame, (B, T) or (B*T,) with time running fastest; None leaves it
+            out.
         perceptual_weight: of `perceptual`; the paper's is 1, and 0.1 in stage III.
-        frame_weights: (T,), with a mean of 1 if the sum is to keep its size; None weighs all frames alike.
+        frame_weights: (T,), with a mean of 1 if the sum is to keep its size; None weighs all frames
+            alike.
 
     Returns:
         A scalar, differentiable in `reconstruction` and `perceptual`.
@@ -61,7 +66,10 @@ def reconstruction_loss(
         InputError: shapes that do not agree, or an unknown `kind`.
     """
     if kind not in get_args(ReconstructionKind):
-        raise InputError(f"the kind of reconstruction loss is {kind!r}; expected one of {', '.join(get_args(ReconstructionKind))}")
+        raise InputError(
+            f"the kind of reconstruction loss is {kind!r}; expected one of"
+            f" {', '.join(get_args(ReconstructionKind))}"
+        )
     if video.ndim != 5:
         raise InputError(f"video has shape {tuple(video.shape)}; expected (B, C, T, H, W)")
     _require_same_shape("reconstruction", reconstruction, "video", video)
@@ -70,13 +78,17 @@ def reconstruction_loss(
     distance = difference.abs() if kind == "l1" else difference.square()
     if frame_weights is not None:
         if tuple(frame_weights.shape) != (frames,):
-            raise InputError(f"frame_weights has shape {tuple(frame_weights.shape)}; expected {(frames,)}, one weight per frame")
+            raise InputError(
+                f"frame_weights has shape {tuple(frame_weights.shape)}; expected {(frames,)}, one weight per"
+                " frame"
+            )
         distance = distance * frame_weights.view(1, 1, frames, 1, 1)
     total = distance.sum()
     if perceptual is not None:
         if tuple(perceptual.shape) not in {(batch, frames), (batch * frames,)}:
             raise InputError(
-                f"perceptual has shape {tuple(perceptual.shape)}; expected one value per frame, {(batch, frames)} or {(batch * frames,)}"
+                f"perceptual has shape {tuple(perceptual.shape)}; expected one value per frame,"
+                f" {(batch, frames)} or {(batch * frames,)}"
             )
         per_frame = _wide(perceptual).view(batch, frames)
         per_frame = per_frame if frame_weights is None else per_frame * frame_weights
@@ -85,18 +97,25 @@ def reconstruction_loss(
 
 
 def coarse_loss(
-    video: Tensor, reconstruction: Tensor, *, kind: ReconstructionKind, weights: Sequence[float], frame_weights: Tensor | None = None
+    video: Tensor,
+    reconstruction: Tensor,
+    *,
+    kind: ReconstructionKind,
+    weights: Sequence[float],
+    frame_weights: Tensor | None = None,
 ) -> Tensor:
-    """Distance of means over windows of 2, 4, 8, ... pixels: what is wrong over larger areas is seen first, above all where it changes
-    from frame to frame. Not the paper's.
+    """Distance of means over windows of 2, 4, 8, ... pixels: what is wrong over larger areas is
+    seen first, above all where it changes from frame to frame. Not the paper's.
 
-    With m_k the mean of video - reconstruction over a window of k x k pixels, and windows that overlap by half, so that no grid is
-    preferred (ends of rows and columns that fill no window are left out):
+    With m_k the mean of video - reconstruction over a window of k x k pixels, and windows that
+    overlap by half, so that no grid is preferred (ends of rows and columns that fill no window are
+    left out):
 
-        sum over k = 2, 4, ... of weights[k] * (k / 2)^2 * sum over b, c, t and windows of d(m_k) / (B T)
+        sum over k = 2, 4, ... of weights[k] * (k / 2)^2 * sum over b, c, t and windows of d(m_k) /
+        (B T)
 
-    d as in `reconstruction_loss`. A window stands for (k / 2)^2 pixels, so an error that is the same everywhere counts about as much in
-    each scale as in `reconstruction_loss`.
+    d as in `reconstruction_loss`. A window stands for (k / 2)^2 pixels, so an error that is the
+    same everywhere counts about as much in each scale as in `reconstruction_loss`.
 
     Args:
         video, reconstruction: (B, C, T, H, W) floating point, H and W at least the largest window.
@@ -114,15 +133,19 @@ def coarse_loss(
     return _distance_of_means(difference, kind, weights, frame_weights) / (video.shape[0] * video.shape[2])
 
 
-def change_loss(video: Tensor, reconstruction: Tensor, *, kind: ReconstructionKind, weights: Sequence[float]) -> Tensor:
-    """Distance of changes from frame to frame: an error over an area that comes and goes flickers, the same error held is hardly seen.
-    Not the paper's.
+def change_loss(
+    video: Tensor, reconstruction: Tensor, *, kind: ReconstructionKind, weights: Sequence[float]
+) -> Tensor:
+    """Distance of changes from frame to frame: an error over an area that comes and goes flickers,
+    the same error held is hardly seen. Not the paper's.
 
     That of `coarse_loss` for the means' change from the frame before,
 
-        sum over k = 2, 4, ... of weights[k] * (k / 2)^2 * sum over b, c, t >= 1 and windows of d(m_k[t] - m_k[t - 1]) / (B T)
+        sum over k = 2, 4, ... of weights[k] * (k / 2)^2 * sum over b, c, t >= 1 and windows of
+        d(m_k[t] - m_k[t - 1]) / (B T)
 
-    so squares of errors that have nothing to do with each other from frame to frame count twice as much as there, and steady ones nothing.
+    so squares of errors that have nothing to do with each other from frame to frame count twice as
+    much as there, and steady ones nothing.
 
     Args:
         video, reconstruction: (B, C, T, H, W) floating point, H and W at least the largest window.
@@ -139,21 +162,26 @@ def change_loss(video: Tensor, reconstruction: Tensor, *, kind: ReconstructionKi
     return _distance_of_means(difference, kind, weights, None) / (video.shape[0] * video.shape[2])
 
 
-def flicker_loss(video: Tensor, reconstruction: Tensor, *, kind: ReconstructionKind, weights: Sequence[float]) -> Tensor:
-    """Distance of changes along the motion: detail that comes and goes flickers, the same that is missing all the time is hardly seen.
-    Not the paper's.
+def flicker_loss(
+    video: Tensor, reconstruction: Tensor, *, kind: ReconstructionKind, weights: Sequence[float]
+) -> Tensor:
+    """Distance of changes along the motion: detail that comes and goes flickers, the same that is
+    missing all the time is hardly seen. Not the paper's.
 
-    With e the luma (BT.709) of video - reconstruction, and e'_k[t] that of k frames before, moved to where things are in frame t
-    (`motion.motion` of the video), if that is within the picture and video[t] and video[t - k], moved, agree within `ALIKE` in each
-    channel, else e'_k[t] = e[t]; c_k = e - e'_k, and m_s(c) its mean over s x s pixels in windows that overlap by half (m_1(c) = c):
+    With e the luma (BT.709) of video - reconstruction, and e'_k[t] that of k frames before, moved
+    to where things are in frame t (`motion.motion` of the video), if that is within the picture and
+    video[t] and video[t - k], moved, agree within `ALIKE` in each channel, else e'_k[t] = e[t]; c_k
+    = e - e'_k, and m_s(c) its mean over s x s pixels in windows that overlap by half (m_1(c) = c):
 
         mean over k = 1, 2, 4 of
-            sum over s = 1, 2, 4, ... of weights[s] * max(s / 2, 1)^2 * sum over b, t >= k and windows of d(m_s(c_k)) / (B T)
+            sum over s = 1, 2, 4, ... of weights[s] * max(s / 2, 1)^2 * sum over b, t >= k and
+            windows of d(m_s(c_k)) / (B T)
 
     d as in `reconstruction_loss`. Distances k that reach beyond the clip count nothing.
 
     Args:
-        video, reconstruction: (B, 3, T, H, W) floating point, [-1, 1], H and W even and at least the largest window.
+        video, reconstruction: (B, 3, T, H, W) floating point, [-1, 1], H and W even and at least
+            the largest window.
         kind: "l1" or "l2".
         weights: of 1, 2, 4, ... pixels.
 
@@ -172,7 +200,9 @@ def flicker_loss(video: Tensor, reconstruction: Tensor, *, kind: ReconstructionK
         moved = displacement.flatten(0, 1)
         with torch.no_grad():
             there = displaced(_frames_first(video[:, :, :-distance]), moved)
-            alike = ((there - _frames_first(video[:, :, distance:])).abs().amax(dim=1) <= ALIKE) & within(moved)
+            alike = ((there - _frames_first(video[:, :, distance:])).abs().amax(dim=1) <= ALIKE) & within(
+                moved
+            )
         now, before = error[:, distance:], displaced(error[:, :-distance].flatten(0, 1)[:, None], moved)
         change = ((now - before.view_as(now)) * alike.view_as(now))[:, None]
         total = total + _distance_of_means(change, kind, weights[1:], None)
@@ -181,15 +211,19 @@ def flicker_loss(video: Tensor, reconstruction: Tensor, *, kind: ReconstructionK
 
 
 def kl_loss(distribution: DiagonalGaussian) -> Tensor:
-    """KL divergence of the posterior from the standard normal, in nats: summed over all latents, divided by B. A scalar."""
+    """KL divergence of the posterior from the standard normal, in nats: summed over all latents,
+    divided by B. A scalar.
+    """
     return distribution.kl().sum() / distribution.mean.shape[0]
 
 
 def wavelet_loss(encoder_out: EncoderOutput, decoder_out: DecoderOutput) -> Tensor:
-    """The WL loss, eq. 5: |W2 - W2_hat| + |W3 - W3_hat|, summed over all sub-bands' values, divided by B.
+    """The WL loss, eq. 5: |W2 - W2_hat| + |W3 - W3_hat|, summed over all sub-bands' values, divided
+    by B.
 
-    The encoder's sub-bands come straight from the video; the decoder's are its estimates. A path that the decoder does not have
-    (an ablation) counts nothing; without both, the loss is a zero that has no gradient.
+    The encoder's sub-bands come straight from the video; the decoder's are its estimates. A path
+    that the decoder does not have (an ablation) counts nothing; without both, the loss is a zero
+    that has no gradient.
 
     Returns:
         A scalar.
@@ -197,8 +231,13 @@ def wavelet_loss(encoder_out: EncoderOutput, decoder_out: DecoderOutput) -> Tens
     Raises:
         InputError: sub-bands of different shapes, as of two different videos.
     """
-    total = torch.zeros((), dtype=torch.promote_types(encoder_out.w2.dtype, torch.float32), device=encoder_out.w2.device)
-    for name, given, estimate in (("w2", encoder_out.w2, decoder_out.w2), ("w3", encoder_out.w3, decoder_out.w3)):
+    total = torch.zeros(
+        (), dtype=torch.promote_types(encoder_out.w2.dtype, torch.float32), device=encoder_out.w2.device
+    )
+    for name, given, estimate in (
+        ("w2", encoder_out.w2, decoder_out.w2),
+        ("w3", encoder_out.w3, decoder_out.w3),
+    ):
         if estimate is not None:
             _require_same_shape(f"the decoder's {name}", estimate, f"the encoder's {name}", given)
             total = total + (_wide(given) - _wide(estimate)).abs().sum()
@@ -208,14 +247,16 @@ def wavelet_loss(encoder_out: EncoderOutput, decoder_out: DecoderOutput) -> Tens
 def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """The discriminator's hinge loss: (mean relu(1 - real) + mean relu(1 + fake)) / 2, a scalar.
 
-    Means over all patches of all clips; the two may have different shapes. No gradient beyond the margin: from real logits above
-    1 and fake ones below -1.
+    Means over all patches of all clips; the two may have different shapes. No gradient beyond the
+    margin: from real logits above 1 and fake ones below -1.
     """
     return 0.5 * (relu(1.0 - _wide(real_logits)).mean() + relu(1.0 + _wide(fake_logits)).mean())
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
-    """The autoencoder's side of the adversarial loss: minus the mean logit of its reconstructions, a scalar."""
+    """The autoencoder's side of the adversarial loss: minus the mean logit of its reconstructions,
+    a scalar.
+    """
     return -_wide(fake_logits).mean()
 
 
@@ -228,11 +269,13 @@ def adaptive_weight(
     maximum: float = 1e6,
     factor: float = 0.5,
 ) -> Tensor:
-    """The adversarial weight of eq. 7: factor * min(|grad reconstruction| / (|grad adversarial| + delta), maximum).
+    """The adversarial weight of eq. 7: factor * min(|grad reconstruction| / (|grad adversarial| +
+    delta), maximum).
 
-    The gradients are those with respect to `last_layer`, the norms Euclidean; the clamp is on the ratio, before `factor`. Both
-    graphs are kept for the backward pass that follows. A ratio that is not a number (both gradients infinite) gives 0: a
-    gradient that cannot be measured is given no weight, and the loop sees from the losses themselves that they are not finite.
+    The gradients are those with respect to `last_layer`, the norms Euclidean; the clamp is on the
+    ratio, before `factor`. Both graphs are kept for the backward pass that follows. A ratio that is
+    not a number (both gradients infinite) gives 0: a gradient that cannot be measured is given no
+    weight, and the loop sees from the losses themselves that they are not finite.
 
     Args:
         reconstruction_loss, generator_loss: scalars that depend on `last_layer`.
@@ -265,12 +308,16 @@ class LossTerms:
     adversarial_weight: Tensor
     """The weight of `adversarial` in the total, detached."""
     lpips: Tensor | None
-    """Mean of what LPIPS has found, which is part of `reconstruction`; detached, unweighted. None without LPIPS."""
+    """Mean of what LPIPS has found, which is part of `reconstruction`; detached, unweighted. None
+    without LPIPS.
+    """
     further: Mapping[str, Tensor]
     """Other distances that are part of the total, by name; detached."""
 
     def named(self) -> dict[str, Tensor]:
-        """All terms by name, detached, for logging. Reading their values waits for the device; this does not."""
+        """All terms by name, detached, for logging. Reading their values waits for the device; this
+        does not.
+        """
         return {
             "total": self.total.detach(),
             "reconstruction": self.reconstruction,
@@ -295,15 +342,19 @@ def total_loss(
     perceptual: Tensor | None = None,
     further: Mapping[str, Tensor] | None = None,
 ) -> LossTerms:
-    """The autoencoder's loss, eq. 6: reconstruction + kl_weight * kl + wavelet_weight * wavelet + adversarial_weight * adversarial.
+    """The autoencoder's loss, eq. 6: reconstruction + kl_weight * kl + wavelet_weight * wavelet +
+    adversarial_weight * adversarial.
 
     Args:
-        reconstruction, kl, wavelet: what `reconstruction_loss` (with its LPIPS), `kl_loss` and `wavelet_loss` return.
+        reconstruction, kl, wavelet: what `reconstruction_loss` (with its LPIPS), `kl_loss` and
+            `wavelet_loss` return.
         kl_weight, wavelet_weight: 1e-6 and 0.1 in the paper's Table 7.
         adversarial: what `generator_loss` returns, or None before the adversarial loss has started.
-        adversarial_weight: what `adaptive_weight` returns, or a constant. Treated as a constant by the backward pass.
+        adversarial_weight: what `adaptive_weight` returns, or a constant. Treated as a constant by
+            the backward pass.
         perceptual: LPIPS of each frame, if it is part of `reconstruction`: only to be told of.
-        further: what else is added, weighted already, by name: what `coarse_loss`, `change_loss` and `flicker_loss` return.
+        further: what else is added, weighted already, by name: what `coarse_loss`, `change_loss`
+            and `flicker_loss` return.
     """
     further = further or {}
     total = reconstruction + kl_weight * kl + wavelet_weight * wavelet + sum(further.values())
@@ -338,7 +389,9 @@ def _gradient_norm(name: str, loss: Tensor, last_layer: Tensor) -> Tensor:
 
 def _require_same_shape(name: str, given: Tensor, other: str, expected: Tensor) -> None:
     if given.shape != expected.shape:
-        raise InputError(f"{name} has shape {tuple(given.shape)}; expected that of {other}, {tuple(expected.shape)}")
+        raise InputError(
+            f"{name} has shape {tuple(given.shape)}; expected that of {other}, {tuple(expected.shape)}"
+        )
 
 
 def _frames_first(video: Tensor) -> Tensor:
@@ -347,16 +400,24 @@ def _frames_first(video: Tensor) -> Tensor:
 
 
 def _difference_of_windows(video: Tensor, reconstruction: Tensor, scales: int, smallest: int = 2) -> Tensor:
-    """What is wrong, in fp32 at least, once pictures are known to hold a window of each of the scales."""
+    """What is wrong, in fp32 at least, once pictures are known to hold a window of each of the
+    scales.
+    """
     _require_same_shape("reconstruction", reconstruction, "video", video)
     height, width = video.shape[3:]
     if scales and min(height, width) < (largest := smallest * 2 ** (scales - 1)):
-        raise InputError(f"pictures are {height}x{width}; expected at least {largest} pixels a side for {scales} scales")
+        raise InputError(
+            f"pictures are {height}x{width}; expected at least {largest} pixels a side for {scales} scales"
+        )
     return _wide(video) - _wide(reconstruction)
 
 
-def _distance_of_means(difference: Tensor, kind: ReconstructionKind, weights: Sequence[float], frame_weights: Tensor | None) -> Tensor:
-    """The sum over scales, frames and overlapping windows that `coarse_loss` states, of (B, C, T, H, W)."""
+def _distance_of_means(
+    difference: Tensor, kind: ReconstructionKind, weights: Sequence[float], frame_weights: Tensor | None
+) -> Tensor:
+    """The sum over scales, frames and overlapping windows that `coarse_loss` states, of (B, C, T,
+    H, W).
+    """
     batch, _, frames = difference.shape[:3]
     pictures = _frames_first(difference)
     total = 0.0 * difference.sum()  # a loss that depends on the reconstruction, if only on no frames of it

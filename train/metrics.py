@@ -19,10 +19,11 @@ METRICS_NAME = "metrics.jsonl"
 
 
 class Metrics:
-    """Appends to `RUN/metrics.jsonl`. Lines of steps that a resumed run makes again are removed first.
+    """Appends to `RUN/metrics.jsonl`. Lines of steps that a resumed run makes again are removed
+    first.
 
-    Each line has `step` and `kind`: "train" (losses, learning_rate, gradient_norm, frames_per_second, data_wait, compute, eta_seconds)
-    or "validation" (psnr_db, ssim, lpips).
+    Each line has `step` and `kind`: "train" (losses, learning_rate, gradient_norm,
+    frames_per_second, data_wait, compute, eta_seconds) or "validation" (psnr_db, ssim, lpips).
     """
 
     def __init__(self, run: Path, first_step: int, tensorboard: bool = False) -> None:
@@ -46,7 +47,9 @@ class Metrics:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             try:
                 self._close()
@@ -54,14 +57,20 @@ class Metrics:
                 if self._events is not None:
                     self._events.close()
         except TrainingError:
-            # Closing writes once more what could not be written before; the first error says what happened, and what to do.
+            # Closing writes once more what could not be written before; the first error says what
+            # happened, and what to do.
             if error is None:
                 raise
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Adds a line. Raises `TrainingError` if the disk refuses."""
         try:
-            self._file.write(json.dumps({"kind": kind, "step": step, **{name: _short(value) for name, value in values.items()}}) + "\n")
+            self._file.write(
+                json.dumps(
+                    {"kind": kind, "step": step, **{name: _short(value) for name, value in values.items()}}
+                )
+                + "\n"
+            )
             self._file.flush()
         except OSError as error:
             raise _refused(self._path, error) from error
@@ -109,7 +118,9 @@ def _refused(path: Path, error: OSError) -> TrainingError:
 
 
 class _EventFile:
-    """A file for TensorBoard, written at once. torch's `SummaryWriter` leaves that to a thread, which a full disk ends with a traceback."""
+    """A file for TensorBoard, written at once. torch's `SummaryWriter` leaves that to a thread,
+    which a full disk ends with a traceback.
+    """
 
     def __init__(self, folder: Path, first_step: int) -> None:
         try:
@@ -128,12 +139,17 @@ class _EventFile:
         self._records = records.RecordWriter(self._file)
         self._add(file_version="brain.Event:2")
         # TensorBoard forgets what the files before hold for this step and later ones.
-        self._add(step=first_step + 1, session_log=self._messages.SessionLog(status=self._messages.SessionLog.START))
+        self._add(
+            step=first_step + 1, session_log=self._messages.SessionLog(status=self._messages.SessionLog.START)
+        )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds scalars. Raises `TrainingError` if the disk refuses."""
         try:
-            self._add(step=step, summary={"value": [{"tag": tag, "simple_value": value} for tag, value in values.items()]})
+            self._add(
+                step=step,
+                summary={"value": [{"tag": tag, "simple_value": value} for tag, value in values.items()]},
+            )
             self._file.flush()
         except OSError as error:
             raise _refused(self._path, error) from error

@@ -1,4 +1,6 @@
-"""Where things were some frames before: the motion of a clip, found in its luma. For losses that follow it."""
+"""Where things were some frames before: the motion of a clip, found in its luma. For losses that
+follow it.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,16 @@ REACH = 10
 """Pixels that things move by from one frame to the next, at most, in each direction."""
 _BLOCK = 5
 _BIAS = 0.0008
-"""What each pixel of displacement must gain, a tenth of a level of 255, so that grain on even ground has none."""
+"""What each pixel of displacement must gain, a tenth of a level of 255, so that grain on even
+ground has none.
+"""
 ALIKE = 10 / 127.5
-"""Ten levels of 255: where a video, moved, differs by more, its motion is not what was found, or shows what was behind something. In the
-least squares such a pixel counts less than half."""
+"""Ten levels of 255: where a video, moved, differs by more, its motion is not what was found, or
+shows what was behind something. In the least squares such a pixel counts less than half."""
 _EVEN = 2e-4
-"""Mean square of a gradient, of about two levels a pixel, below which the least squares change little: it may be grain."""
+"""Mean square of a gradient, of about two levels a pixel, below which the least squares change
+little: it may be grain.
+"""
 _LUMA = (0.2126, 0.7152, 0.0722)
 
 
@@ -30,18 +36,19 @@ def luma(video: Tensor) -> Tensor:
 def motion(pictures: Tensor, distances: tuple[int, ...] = (1,)) -> dict[int, Tensor]:
     """Displacements from each frame to the one so many frames before it.
 
-    Blocks of 10x10 pixels are matched by their mean absolute difference at half the resolution, over all displacements by whole pixels; a
-    step of least squares (Lucas and Kanade, IJCAI 1981) then finds what lies between them. Over more frames than one the motions of half
-    the distance are followed one after the other, with another such step. Where blocks match alike, as on even ground, the smallest
-    displacement is taken.
+    Blocks of 10x10 pixels are matched by their mean absolute difference at half the resolution,
+    over all displacements by whole pixels; a step of least squares (Lucas and Kanade, IJCAI 1981)
+    then finds what lies between them. Over more frames than one the motions of half the distance
+    are followed one after the other, with another such step. Where blocks match alike, as on even
+    ground, the smallest displacement is taken.
 
     Args:
         pictures: luma, (B, T, H, W) floating point, H and W even; nothing is differentiated.
         distances: powers of two, ascending from 1; those that reach beyond the clip are left out.
 
     Returns:
-        By distance k, (B, T - k, 2, H, W) in the dtype of `pictures`: of frame t's pixel (y, x) at [t - k] the (x, y) by which it lay to
-        the right and down in frame t - k, in pixels.
+        By distance k, (B, T - k, 2, H, W) in the dtype of `pictures`: of frame t's pixel (y, x) at
+        [t - k] the (x, y) by which it lay to the right and down in frame t - k, in pixels.
     """
     with torch.no_grad():
         found: dict[int, Tensor] = {}
@@ -53,7 +60,10 @@ def motion(pictures: Tensor, distances: tuple[int, ...] = (1,)) -> dict[int, Ten
                 start = _searched(now, before)
             else:
                 half = found[distance // 2]
-                first, second = half[:, distance // 2 :].flatten(0, 1), half[:, : -(distance // 2)].flatten(0, 1)
+                first, second = (
+                    half[:, distance // 2 :].flatten(0, 1),
+                    half[:, : -(distance // 2)].flatten(0, 1),
+                )
                 start = first + displaced(second, first)
             refined = _refined(now, before, start)
             found[distance] = refined.reshape(pictures.shape[0], -1, *refined.shape[1:])
@@ -61,7 +71,9 @@ def motion(pictures: Tensor, distances: tuple[int, ...] = (1,)) -> dict[int, Ten
 
 
 def displaced(pictures: Tensor, displacement: Tensor) -> Tensor:
-    """`pictures` (N, C, H, W) at their places plus `displacement` (N, 2, H, W), bilinear; beyond their edges that of the edge."""
+    """`pictures` (N, C, H, W) at their places plus `displacement` (N, 2, H, W), bilinear; beyond
+    their edges that of the edge.
+    """
     height, width = pictures.shape[2:]
     x, y = _places(displacement)
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
@@ -105,13 +117,22 @@ def _searched(now: Tensor, before: Tensor) -> Tensor:
 
 
 def _refined(now: Tensor, before: Tensor, start: Tensor) -> Tensor:
-    """One step of least squares, for the displacement that the pixels of a block have in common, at most a pixel from where each starts."""
+    """One step of least squares, for the displacement that the pixels of a block have in common, at
+    most a pixel from where each starts.
+    """
     lacking = now - displaced(before[:, None], start)[:, 0]
     sides = pad(now[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
-    across, down = (sides[:, 1:-1, 2:] - sides[:, 1:-1, :-2]) / 2, (sides[:, 2:, 1:-1] - sides[:, :-2, 1:-1]) / 2
+    across, down = (
+        (sides[:, 1:-1, 2:] - sides[:, 1:-1, :-2]) / 2,
+        (sides[:, 2:, 1:-1] - sides[:, :-2, 1:-1]) / 2,
+    )
     weight = 1 / (1 + (lacking / ALIKE).square())
     target = weight * (lacking + across * start[:, 0] + down * start[:, 1])
-    xx, xy, yy = _of_blocks(weight * across * across), _of_blocks(weight * across * down), _of_blocks(weight * down * down)
+    xx, xy, yy = (
+        _of_blocks(weight * across * across),
+        _of_blocks(weight * across * down),
+        _of_blocks(weight * down * down),
+    )
     x, y = _of_blocks(target * across) + _EVEN * start[:, 0], _of_blocks(target * down) + _EVEN * start[:, 1]
     xx, yy = xx + _EVEN, yy + _EVEN
     found = torch.stack([yy * x - xy * y, xx * y - xy * x], dim=1) / (xx * yy - xy * xy)[:, None]
@@ -119,7 +140,9 @@ def _refined(now: Tensor, before: Tensor, start: Tensor) -> Tensor:
 
 
 def _of_blocks(values: Tensor) -> Tensor:
-    """Means around each pixel, in two passes of sums: `avg_pool2d` takes several times as long on a CPU."""
+    """Means around each pixel, in two passes of sums: `avg_pool2d` takes several times as long on a
+    CPU.
+    """
     height, width = values.shape[1:]
     around = pad(values[:, None], (_BLOCK // 2,) * 4, mode="replicate")[:, 0]
     rows = around[:, :height].clone()

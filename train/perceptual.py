@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wfvae.errors import InputError
-from wfvae.perceptual import load_lpips
+from wfvae.metrics.perceptual import load_lpips
 
 MINIMUM_SIDE = 16
 """VGG16 halves the image four times before its last features."""
@@ -20,12 +20,13 @@ MINIMUM_SIDE = 16
 class PerceptualLoss(nn.Module):
     """LPIPS with VGG16 features of each frame of a video, frozen.
 
-    The network follows this module to a device or dtype, and is otherwise not part of it: it has no parameters to train, nothing in
-    a state dict, and stays in eval mode, wherever this module is put.
+    The network follows this module to a device or dtype, and is otherwise not part of it: it has no
+    parameters to train, nothing in a state dict, and stays in eval mode, wherever this module is
+    put.
 
     Args:
-        weights: "vgg" (torchvision's ImageNet weights, downloaded), "random" (for tests) or a local file: see
-            `wfvae.perceptual.load_lpips`, which also says what is raised.
+        weights: "vgg" (torchvision's ImageNet weights, downloaded), "random" (for tests) or a local
+            file: see `wfvae.metrics.perceptual.load_lpips`, which also says what is raised.
         seed: of "random".
     """
 
@@ -39,9 +40,10 @@ class PerceptualLoss(nn.Module):
 
         Args:
             video, reconstruction: (B, 3, T, H, W) in [-1, 1], sides at least 16.
-            frames_at_once: None holds the features of all B*T frames until the backward pass. A number goes through the frames in
-                groups of that many and computes each group's features again in the backward pass: memory of one group, for about
-                a third more time. The values are the same up to rounding.
+            frames_at_once: None holds the features of all B*T frames until the backward pass. A
+                number goes through the frames in groups of that many and computes each group's
+                features again in the backward pass: memory of one group, for about a third more
+                time. The values are the same up to rounding.
 
         Returns:
             (B*T,), time running fastest, fp32 at least, >= 0; differentiable in both videos.
@@ -56,7 +58,12 @@ class PerceptualLoss(nn.Module):
             return self._distances(frames, estimates)
         starts = range(0, count, frames_at_once)
         groups = [(frames[i : i + frames_at_once], estimates[i : i + frames_at_once]) for i in starts]
-        return torch.cat([checkpoint(self._distances, *group, use_reentrant=False, preserve_rng_state=False) for group in groups])
+        return torch.cat(
+            [
+                checkpoint(self._distances, *group, use_reentrant=False, preserve_rng_state=False)
+                for group in groups
+            ]
+        )
 
     def _distances(self, frames: Tensor, estimates: Tensor) -> Tensor:
         (network,) = self._network
@@ -75,8 +82,14 @@ def _check(video: Tensor, reconstruction: Tensor, frames_at_once: Any) -> None:
     if video.ndim != 5 or video.shape[1] != 3 or min(video.shape) < 1:
         raise InputError(f"video has shape {tuple(video.shape)}; expected (B, 3, T, H, W)")
     if min(video.shape[3:]) < MINIMUM_SIDE:
-        raise InputError(f"frames are {video.shape[3]}x{video.shape[4]} pixels; LPIPS needs at least {MINIMUM_SIDE}x{MINIMUM_SIDE}")
+        raise InputError(
+            f"frames are {video.shape[3]}x{video.shape[4]} pixels; LPIPS needs at least"
+            f" {MINIMUM_SIDE}x{MINIMUM_SIDE}"
+        )
     if reconstruction.shape != video.shape:
-        raise InputError(f"reconstruction has shape {tuple(reconstruction.shape)}; expected that of video, {tuple(video.shape)}")
+        raise InputError(
+            f"reconstruction has shape {tuple(reconstruction.shape)}; expected that of video,"
+            f" {tuple(video.shape)}"
+        )
     if frames_at_once is not None and (not isinstance(frames_at_once, int) or frames_at_once < 1):
         raise InputError(f"frames_at_once is {frames_at_once!r}; expected None or an integer >= 1")

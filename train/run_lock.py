@@ -1,4 +1,6 @@
-"""One run, one writer: two processes that train in the same directory would take each other's checkpoints away."""
+"""One run, one writer: two processes that train in the same directory would take each other's
+checkpoints away.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,16 @@ def locked(run: Path) -> Iterator[None]:
     try:
         opened = (run / _LOCK).open("a")
     except OSError as error:
-        raise TrainingError(f"cannot write the run directory {run}: {error.strerror}; choose another --out") from error
+        raise TrainingError(
+            f"cannot write the run directory {run}: {error.strerror}; choose another --out"
+        ) from error
     with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise TrainingError(f"another process trains in {run}; wait for it or stop it, or choose another --out") from error
+            raise TrainingError(
+                f"another process trains in {run}; wait for it or stop it, or choose another --out"
+            ) from error
         except OSError:
             pass
         yield

@@ -11,22 +11,32 @@ from wfvae.train.data import ClipSource, Crops, FixedCrops, ProceduralClips, Vid
 
 
 def require_outside(config: TrainingConfig, run: Path) -> None:
-    """Raises `ConfigError` if a run's directory lies in a folder of videos: nothing is written there."""
-    folders = {"data.folder": config.data.folder if config.data.kind == "folder" else "", "validation.folder": config.validation.folder}
+    """Raises `ConfigError` if a run's directory lies in a folder of videos: nothing is written
+    there.
+    """
+    folders = {
+        "data.folder": config.data.folder if config.data.kind == "folder" else "",
+        "validation.folder": config.validation.folder,
+    }
     for key, folder in folders.items():
         if folder and run.resolve().is_relative_to(Path(folder).resolve()):
             raise ConfigError(
-                f"the run's directory '{run}' lies in {key}, '{folder}', where nothing is written; choose an --out outside {key}"
+                f"the run's directory '{run}' lies in {key}, '{folder}', where nothing is written; choose an"
+                f" --out outside {key}"
             )
 
 
 def training_source(
-    config: TrainingConfig, run: Path, indexing: Callable[[int, int], None] | None = None, *, retry_bad: bool = True
+    config: TrainingConfig,
+    run: Path,
+    indexing: Callable[[int, int], None] | None = None,
+    *,
+    retry_bad: bool = True,
 ) -> ClipSource:
     """The clips to train on; `indexing` is given (files looked at, files in all).
 
-    With `retry_bad` files that could not be used before are tried again. Of several processes only the first does, before the others:
-    all must see the same files.
+    With `retry_bad` files that could not be used before are tried again. Of several processes only
+    the first does, before the others: all must see the same files.
 
     Raises `DataError` naming what is wrong with the folder.
     """
@@ -69,8 +79,12 @@ def has_validation(config: TrainingConfig) -> bool:
     return bool(config.validation.folder) or config.data.kind == "procedural"
 
 
-def validation_source(config: TrainingConfig, run: Path, indexing: Callable[[int, int], None] | None = None) -> ClipSource | None:
-    """Clips that training never sees; None for folder data without a validation folder. `indexing` as for `training_source`."""
+def validation_source(
+    config: TrainingConfig, run: Path, indexing: Callable[[int, int], None] | None = None
+) -> ClipSource | None:
+    """Clips that training never sees; None for folder data without a validation folder. `indexing`
+    as for `training_source`.
+    """
     if not has_validation(config):
         return None
     data, validation = config.data, config.validation
@@ -80,12 +94,31 @@ def validation_source(config: TrainingConfig, run: Path, indexing: Callable[[int
     if validation.folder:
         _require_apart(data.folder, validation.folder)
         index = run / "validation-index.json"
-        source = VideoFolder(validation.folder, validation.frames, size, stride, min_stride=slow, index_path=index, progress=indexing)
+        source = VideoFolder(
+            validation.folder,
+            validation.frames,
+            size,
+            stride,
+            min_stride=slow,
+            index_path=index,
+            progress=indexing,
+        )
     else:
         source = ProceduralClips(
-            0, validation.clips, validation.frames, size, stride, min_stride=slow, split="held-out", max_noise=data.noise
+            0,
+            validation.clips,
+            validation.frames,
+            size,
+            stride,
+            min_stride=slow,
+            split="held-out",
+            max_noise=data.noise,
         )
-    return FixedCrops(source, Crops(validation.crop_height, validation.crop_width)) if validation.crop_height else source
+    return (
+        FixedCrops(source, Crops(validation.crop_height, validation.crop_width))
+        if validation.crop_height
+        else source
+    )
 
 
 def _require_apart(training: str, validation: str) -> None:
@@ -95,5 +128,6 @@ def _require_apart(training: str, validation: str) -> None:
     one, other = Path(training).resolve(), Path(validation).resolve()
     if one.is_relative_to(other) or other.is_relative_to(one):
         raise ConfigError(
-            f"validation.folder is '{validation}' and data.folder is '{training}', so videos would be in both; keep them in folders apart"
+            f"validation.folder is '{validation}' and data.folder is '{training}', so videos would be in"
+            " both; keep them in folders apart"
         )

@@ -1,4 +1,6 @@
-"""Everything that a training step changes, as one object that can be written down and read back exactly."""
+"""Everything that a training step changes, as one object that can be written down and read back
+exactly.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 
 from wfvae.errors import CheckpointError
-from wfvae.model import WFVAE
+from wfvae.model.vae import WFVAE
 from wfvae.train.config import OptimizerSettings, TrainingConfig
 from wfvae.train.discriminator import PatchDiscriminator3D
 
@@ -31,7 +33,9 @@ class TrainingState:
     """Optimiser steps made."""
 
     @classmethod
-    def fresh(cls, config: TrainingConfig, device: torch.device, initial: WFVAE | None = None) -> TrainingState:
+    def fresh(
+        cls, config: TrainingConfig, device: torch.device, initial: WFVAE | None = None
+    ) -> TrainingState:
         """The state before the first step.
 
         Args:
@@ -47,7 +51,11 @@ class TrainingState:
         if not config.loss.adversarial:
             return cls(model, average, optimizer, None, None)
         discriminator = (
-            PatchDiscriminator3D(base=config.loss.discriminator_channels, layers=config.loss.discriminator_layers).to(device).train()
+            PatchDiscriminator3D(
+                base=config.loss.discriminator_channels, layers=config.loss.discriminator_layers
+            )
+            .to(device)
+            .train()
         )
         discriminator.refresh(config.run.seed)
         return cls(model, average, optimizer, discriminator, _optimizer(discriminator, config.optimizer))
@@ -60,29 +68,39 @@ class TrainingState:
         torch._foreach_lerp_(averaged, current, 1.0 - decay)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All by name: `model.*`, `average.*`, `optimizer.*`, and `discriminator.*`, `discriminator_optimizer.*` if there is one."""
+        """All by name: `model.*`, `average.*`, `optimizer.*`, and `discriminator.*`,
+        `discriminator_optimizer.*` if there is one.
+        """
         found: dict[str, Tensor] = {}
         for prefix, module in self._modules():
             found.update({f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()})
         for prefix, module, optimizer in self._optimizers():
             for name, parameter in _named(module):
                 for key, value in optimizer.state.get(parameter, {}).items():
-                    found[f"{prefix}.{name}.{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+                    found[f"{prefix}.{name}.{key}"] = (
+                        value if isinstance(value, Tensor) else torch.tensor(value)
+                    )
         return found
 
     def load(self, tensors: Mapping[str, Tensor], source: object) -> None:
-        """Takes over what `tensors` gave. Raises `CheckpointError` naming what is missing, left over or misshaped."""
+        """Takes over what `tensors` gave. Raises `CheckpointError` naming what is missing, left
+        over or misshaped.
+        """
         rest = dict(tensors)
         for prefix, module in self._modules():
             part = _take(rest, prefix)
             try:
                 module.load_state_dict(part, strict=True)
             except RuntimeError as error:
-                raise CheckpointError(f"{source} does not fit this configuration: {' '.join(str(error).split())}") from error
+                raise CheckpointError(
+                    f"{source} does not fit this configuration: {' '.join(str(error).split())}"
+                ) from error
         for prefix, module, optimizer in self._optimizers():
             _fill(optimizer, module, _take(rest, prefix), source)
         if rest:
-            raise CheckpointError(f"{source} does not fit this configuration: it also holds {', '.join(sorted(rest)[:4])}")
+            raise CheckpointError(
+                f"{source} does not fit this configuration: it also holds {', '.join(sorted(rest)[:4])}"
+            )
 
     def _modules(self) -> Iterator[tuple[str, nn.Module]]:
         yield "model", self.model
@@ -97,11 +115,18 @@ class TrainingState:
 
 
 def _optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    return torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(
+        module.parameters(),
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+    )
 
 
 def _named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters by the names of the state dict, which knows nothing of activation checkpointing's wrappers."""
+    """Parameters by the names of the state dict, which knows nothing of activation checkpointing's
+    wrappers.
+    """
     for name, parameter in module.named_parameters():
         yield name.replace(_CHECKPOINT_PREFIX, ""), parameter
 
@@ -111,21 +136,31 @@ def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): tensors.pop(name) for name in names}
 
 
-def _fill(optimizer: torch.optim.AdamW, module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Restores AdamW's moments. Its `step` counters stay where they are; the moments follow the device and layout of their weights."""
+def _fill(
+    optimizer: torch.optim.AdamW, module: nn.Module, tensors: Mapping[str, Tensor], source: object
+) -> None:
+    """Restores AdamW's moments. Its `step` counters stay where they are; the moments follow the
+    device and layout of their weights.
+    """
     rest = dict(tensors)
     for name, parameter in _named(module):
         keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in rest]
         if not keys:
             continue
         if len(keys) != 3:
-            raise CheckpointError(f"{source} is incomplete: the optimiser's state of {name} has only {', '.join(keys)}")
+            raise CheckpointError(
+                f"{source} is incomplete: the optimiser's state of {name} has only {', '.join(keys)}"
+            )
         moments = {key: rest.pop(f"{name}.{key}") for key in keys}
         for key in ("exp_avg", "exp_avg_sq"):
             if moments[key].shape != parameter.shape:
-                raise CheckpointError(f"{source} does not fit this configuration: {name}.{key} is {tuple(moments[key].shape)}")
+                raise CheckpointError(
+                    f"{source} does not fit this configuration: {name}.{key} is {tuple(moments[key].shape)}"
+                )
             kept = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             moments[key] = kept.copy_(moments[key]).detach()
         optimizer.state[parameter] = moments
     if rest:
-        raise CheckpointError(f"{source} does not fit this configuration: it also holds {', '.join(sorted(rest)[:4])}")
+        raise CheckpointError(
+            f"{source} does not fit this configuration: it also holds {', '.join(sorted(rest)[:4])}"
+        )

@@ -1,4 +1,6 @@
-"""One optimiser step: losses, gradients and updates of the autoencoder and of its discriminator (paper, section 3.4)."""
+"""One optimiser step: losses, gradients and updates of the autoencoder and of its discriminator
+(paper, section 3.4).
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from wfvae.distribution import DiagonalGaussian
 from wfvae.errors import InputError, TrainingError
-from wfvae.model import WFVAE, DecoderOutput, EncoderOutput
-from wfvae.plan import SPATIAL_RATIO, latent_frames
+from wfvae.model.distribution import DiagonalGaussian
+from wfvae.model.vae import WFVAE, DecoderOutput, EncoderOutput
+from wfvae.spec.frames import SPATIAL_RATIO, latent_frames
 from wfvae.train.config import OptimizerSettings, TrainingConfig
 from wfvae.train.data import to_model_range
 from wfvae.train.losses import (
@@ -39,7 +41,8 @@ _SEED_RANGE = 1 << 63
 
 
 class NotFiniteError(TrainingError):
-    """A step that came upon values that are NaN or infinite, and changed nothing. All processes raise it at the same step.
+    """A step that came upon values that are NaN or infinite, and changed nothing. All processes
+    raise it at the same step.
 
     Attributes:
         elsewhere: whether it is known that they are not of this process's clips.
@@ -51,7 +54,9 @@ class NotFiniteError(TrainingError):
 
 
 class Autoencoding(nn.Module):
-    """Encode, sample with given noise, decode: one module call, which is what DistributedDataParallel wraps."""
+    """Encode, sample with given noise, decode: one module call, which is what
+    DistributedDataParallel wraps.
+    """
 
     def __init__(self, model: WFVAE) -> None:
         super().__init__()
@@ -65,13 +70,19 @@ class Autoencoding(nn.Module):
 
 
 class Trainer:
-    """Makes steps. Holds what never changes during a run, its precision chosen, and `updating`; the rest is in the `TrainingState`."""
+    """Makes steps. Holds what never changes during a run, its precision chosen, and `updating`; the
+    rest is in the `TrainingState`.
+    """
 
-    def __init__(self, config: TrainingConfig, state: TrainingState, world: World, perceptual: PerceptualLoss | None) -> None:
+    def __init__(
+        self, config: TrainingConfig, state: TrainingState, world: World, perceptual: PerceptualLoss | None
+    ) -> None:
         assert config.run.precision != "auto"
         self.config, self.state, self.world = config, state, world
         self.updating = False
-        """Whether a step has begun to change the state: if it raised then, the state is between two steps."""
+        """Whether a step has begun to change the state: if it raised then, the state is between two
+        steps.
+        """
         self._perceptual = perceptual
         self._autoencoding: nn.Module = Autoencoding(state.model)
         if config.run.activation_checkpointing:
@@ -89,7 +100,8 @@ class Trainer:
             parts: this process's share of the batch, uint8 (b, 3, T, H, W) each, on any device.
 
         Returns:
-            The loss terms, unweighted and averaged over all processes, the learning rate and the norms of the gradients.
+            The loss terms, unweighted and averaged over all processes, the learning rate and the
+            norms of the gradients.
 
         Raises:
             NotFiniteError: the latents, a loss or a gradient are NaN or infinite.
@@ -98,7 +110,11 @@ class Trainer:
         The state is that after the previous step, whatever was raised, unless `updating`.
         """
         # The norms' running statistics change before it is known whether the step is good.
-        buffers = [] if self.state.discriminator is None else [(buffer, buffer.clone()) for buffer in self.state.discriminator.buffers()]
+        buffers = (
+            []
+            if self.state.discriminator is None
+            else [(buffer, buffer.clone()) for buffer in self.state.discriminator.buffers()]
+        )
         try:
             return self._step(parts)
         except Exception:
@@ -148,8 +164,12 @@ class Trainer:
 
     @property
     def _frames_at_once(self) -> int | None:
-        """That pass through LPIPS: with recomputation as many as a latent stands for, unless the settings say how many."""
-        recomputed = self.state.model.config.temporal_compression if self.config.run.activation_checkpointing else None
+        """That pass through LPIPS: with recomputation as many as a latent stands for, unless the
+        settings say how many.
+        """
+        recomputed = (
+            self.state.model.config.temporal_compression if self.config.run.activation_checkpointing else None
+        )
         return self.config.loss.perceptual_frames or recomputed
 
     def _autoencoder_losses(self, video: Tensor, first_row: int) -> tuple[LossTerms, Tensor]:
@@ -171,7 +191,9 @@ class Trainer:
         further: dict[str, Tensor] = {}
         pair, kind = (video, decoded.sample), loss.reconstruction
         if loss.coarse_weights:
-            further["coarse"] = coarse_loss(*pair, kind=kind, weights=loss.coarse_weights, frame_weights=frame_weights)
+            further["coarse"] = coarse_loss(
+                *pair, kind=kind, weights=loss.coarse_weights, frame_weights=frame_weights
+            )
         if loss.change_weights:
             further["change"] = change_loss(*pair, kind=kind, weights=loss.change_weights)
         if loss.flicker_weights:
@@ -184,7 +206,10 @@ class Trainer:
                 adversarial = generator_loss(judge(decoded.sample.float()))
             judge.requires_grad_(True)
             weight = adaptive_weight(
-                reconstruction + sum(further.values()), adversarial, model.decoder.conv_out.weight, factor=loss.adversarial_weight
+                reconstruction + sum(further.values()),
+                adversarial,
+                model.decoder.conv_out.weight,
+                factor=loss.adversarial_weight,
             )
         terms = total_loss(
             reconstruction=reconstruction,
@@ -200,7 +225,9 @@ class Trainer:
         return terms, decoded.sample
 
     def _discriminator_gradients(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """Fills the discriminator's gradients; its loss over all processes, and the norm of its gradient."""
+        """Fills the discriminator's gradients; its loss over all processes, and the norm of its
+        gradient.
+        """
         optimizer, judge = self.state.discriminator_optimizer, self._judge
         assert optimizer is not None and judge is not None
         optimizer.zero_grad(set_to_none=True)
@@ -211,7 +238,9 @@ class Trainer:
                 loss = hinge_discriminator_loss(judge(real), judge(fake.float())) / len(pairs)
             torch.autograd.backward(loss)
             total += loss.detach()
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in judge.parameters() if parameter.grad is not None])
+        norm = nn.utils.get_total_norm(
+            [parameter.grad for parameter in judge.parameters() if parameter.grad is not None]
+        )
         return {"discriminator": float(self.world.mean(total)), "discriminator_gradient_norm": float(norm)}
 
     def _forward(self, video: Tensor, noise: Tensor) -> tuple[EncoderOutput, DecoderOutput]:
@@ -221,21 +250,33 @@ class Trainer:
             with self._precision():
                 outputs = self._autoencoding(video, noise)
         except InputError as error:
-            found = str(error)  # the decoder takes no latents that are NaN or infinite, so that such a step does not come to its losses
+            found = str(
+                error
+                # the decoder takes no latents that are NaN or infinite, so that such a step does not
+                # come to its losses
+            )
         # All at the same place: in the backward pass the others would wait for this process.
         if self.world.any(outputs is None) or outputs is None:
-            raise NotFiniteError(f"step {self.state.step + 1}: in the autoencoder, {found}", elsewhere=outputs is not None)
+            raise NotFiniteError(
+                f"step {self.state.step + 1}: in the autoencoder, {found}", elsewhere=outputs is not None
+            )
         return outputs
 
     def _precision(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16")
+        return torch.autocast(
+            self.world.device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16"
+        )
 
     def _judging_precision(self) -> AbstractContextManager[object]:
-        """The discriminator's: fp32 on a CPU, where gradients of small 3-D convolutions in bf16 came out as NaN (torch 2.13)."""
+        """The discriminator's: fp32 on a CPU, where gradients of small 3-D convolutions in bf16
+        came out as NaN (torch 2.13).
+        """
         return self._precision() if self.world.device.type != "cpu" else torch.autocast("cpu", enabled=False)
 
     def _frame_weights(self, frames: int) -> Tensor | None:
-        """Of a clip's first frame, 1, and then those of the settings latent by latent, with a mean of 1."""
+        """Of a clip's first frame, 1, and then those of the settings latent by latent, with a mean
+        of 1.
+        """
         if not self.config.loss.frame_weights:
             return None
         of_a_latent = torch.tensor(self.config.loss.frame_weights, device=self.world.device)
@@ -243,7 +284,9 @@ class Trainer:
         return torch.cat([of_a_latent.new_ones(1), (of_a_latent / of_a_latent.mean()).repeat(latents)])
 
     def _noise(self, video: Tensor, first_row: int) -> Tensor:
-        """Noise of the posterior samples. It depends on seed, step and the clip's place in the whole batch, not on the processes."""
+        """Noise of the posterior samples. It depends on seed, step and the clip's place in the
+        whole batch, not on the processes.
+        """
         architecture, (batch, _, frames, height, width) = self.state.model.config, video.shape
         latents = latent_frames(frames, architecture.temporal_compression)
         shape = (architecture.latent_dim, latents, height // SPATIAL_RATIO, width // SPATIAL_RATIO)
@@ -256,15 +299,25 @@ class Trainer:
         return torch.stack(rows).to(video.device)
 
     def _seed(self) -> None:
-        """Dropout draws from torch's own generator: seeding it at each step makes a step a function of the state alone."""
+        """Dropout draws from torch's own generator: seeding it at each step makes a step a function
+        of the state alone.
+        """
         torch.manual_seed(_mix(self.config.run.seed, self.state.step, -1 - self.world.rank))
 
     def _require_finite(self, values: dict[str, float], own: dict[str, Tensor]) -> None:
-        """`values` are of all processes, `own` those terms of them that this process has a part of its own in."""
+        """`values` are of all processes, `own` those terms of them that this process has a part of
+        its own in.
+        """
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         if bad:
-            elsewhere = bool(bad.keys() & own.keys()) and all(math.isfinite(float(term)) for term in own.values())
-            raise NotFiniteError(f"step {self.state.step + 1}: {', '.join(f'{name} is {value}' for name, value in bad.items())}", elsewhere)
+            elsewhere = bool(bad.keys() & own.keys()) and all(
+                math.isfinite(float(term)) for term in own.values()
+            )
+            raise NotFiniteError(
+                f"step {self.state.step + 1}:"
+                f" {', '.join(f'{name} is {value}' for name, value in bad.items())}",
+                elsewhere,
+            )
 
     def _unsynchronised(self, module: nn.Module, without: bool) -> AbstractContextManager[object]:
         """Gradients are exchanged in the last part of a step only."""
@@ -279,7 +332,9 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
         return settings.learning_rate
     steps = settings.schedule_steps or steps
     progress = min((step - settings.warmup_steps) / max(steps - settings.warmup_steps, 1), 1.0)
-    return settings.learning_rate * (settings.final_rate + (1.0 - settings.final_rate) * 0.5 * (1.0 + math.cos(math.pi * progress)))
+    return settings.learning_rate * (
+        settings.final_rate + (1.0 - settings.final_rate) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    )
 
 
 def _apply(optimizer: torch.optim.AdamW, rate: float) -> None:
@@ -293,8 +348,12 @@ def _wide(distribution: DiagonalGaussian) -> DiagonalGaussian:
 
 
 def _mix(seed: int, step: int, salt: int) -> int:
-    """A seed for each seed, step and salt (a multiplicative hash, so that neighbours get unlike ones)."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xC2B2AE3D27D4EB4F + salt * 0x165667B19E3779F9) & ((1 << 64) - 1)
+    """A seed for each seed, step and salt (a multiplicative hash, so that neighbours get unlike
+    ones).
+    """
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xC2B2AE3D27D4EB4F + salt * 0x165667B19E3779F9) & (
+        (1 << 64) - 1
+    )
     mixed ^= mixed >> 29
     return mixed * 0xBF58476D1CE4E5B9 % _SEED_RANGE
 
@@ -302,19 +361,33 @@ def _mix(seed: int, step: int, salt: int) -> int:
 def _distributed(module: nn.Module, world: World) -> DistributedDataParallel:
     if world.device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-    # Buffers are running statistics that training does not read; sending them around would break calls made before one backward pass.
+    # Buffers are running statistics that training does not read; sending them around would break
+    # calls made before one backward pass.
     known = signature(DistributedDataParallel.__init__).parameters
-    unsent: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
-    return DistributedDataParallel(module, device_ids=[world.device] if world.device.type == "cuda" else None, **unsent)
+    unsent: dict[str, Any] = {
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+    }
+    return DistributedDataParallel(
+        module, device_ids=[world.device] if world.device.type == "cuda" else None, **unsent
+    )
 
 
 def _recompute_blocks(model: WFVAE) -> None:
-    """Blocks keep their input only and are computed again in the backward pass. So are norms with their SiLU within a block that is
-    computed again, where memory is scarcest, and before the last convolutions, which are in no block. Convolutions outside of blocks keep
-    their inputs."""
+    """Blocks keep their input only and are computed again in the backward pass. So are norms with
+    their SiLU within a block that is computed again, where memory is scarcest, and before the last
+    convolutions, which are in no block. Convolutions outside of blocks keep their inputs."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
-    from wfvae.blocks import Downsample2D, Downsample3D, FrameAttention, Norm, Res2D, Res3D, Upsample2D, Upsample3D
+    from wfvae.model.blocks import (
+        Downsample2D,
+        Downsample3D,
+        FrameAttention,
+        Norm,
+        Res2D,
+        Res3D,
+        Upsample2D,
+        Upsample3D,
+    )
 
     for module in model.modules():
         if isinstance(module, Norm):

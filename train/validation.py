@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from wfvae.errors import ConfigError, MissingExtraError, TrainingError, WFVAEError
-from wfvae.frame_metrics import SSIM_WINDOW, Frames, scikit_image, score_frames
-from wfvae.model import WFVAE
-from wfvae.plan import SPATIAL_RATIO
+from wfvae.metrics.frames import SSIM_WINDOW, Frames, scikit_image, score_frames
+from wfvae.model.vae import WFVAE
+from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import Batch, to_model_range
 from wfvae.train.perceptual import MINIMUM_SIDE, PerceptualLoss
@@ -38,7 +38,8 @@ class Scores(NamedTuple):
 
 
 def check_needs(config: TrainingConfig) -> None:
-    """Raises at the start of a run what would otherwise end it at its first validation, after hours.
+    """Raises at the start of a run what would otherwise end it at its first validation, after
+    hours.
 
     Raises:
         ConfigError: the clips are smaller than SSIM or LPIPS can score.
@@ -51,8 +52,9 @@ def check_needs(config: TrainingConfig) -> None:
     if min(height, width) < least:
         enough = -(-least // SPATIAL_RATIO) * SPATIAL_RATIO
         raise ConfigError(
-            f"clips to validate on are {height}x{width} pixels, and {score} needs at least {least}x{least}; set validation.height and "
-            f"validation.width, and validation.crop_height and validation.crop_width if they are given, to at least {enough}"
+            f"clips to validate on are {height}x{width} pixels, and {score} needs at least {least}x{least};"
+            " set validation.height and validation.width, and validation.crop_height and"
+            f" validation.crop_width if they are given, to at least {enough}"
         )
     scikit_image("train")
     if settings.pictures:
@@ -61,7 +63,11 @@ def check_needs(config: TrainingConfig) -> None:
 
 @torch.no_grad()
 def validate(
-    model: WFVAE, batches: Iterable[Batch], perceptual: PerceptualLoss | None = None, pictures: Path | None = None, shown: int = 0
+    model: WFVAE,
+    batches: Iterable[Batch],
+    perceptual: PerceptualLoss | None = None,
+    pictures: Path | None = None,
+    shown: int = 0,
 ) -> Scores:
     """Reconstructs clips from the posterior's mean and scores them.
 
@@ -69,7 +75,8 @@ def validate(
         model: in eval mode.
         batches: clips, uint8 (B, 3, T, H, W).
         perceptual: for LPIPS.
-        pictures: directory for `clip-N.png`: rows of original, reconstruction and difference (doubled, around grey).
+        pictures: directory for `clip-N.png`: rows of original, reconstruction and difference
+            (doubled, around grey).
         shown: how many clips are saved as pictures.
 
     Raises:
@@ -121,7 +128,9 @@ def _save_picture(path: Path, original: Frames, restored: Frames) -> None:
     picks = np.unique(np.linspace(0, len(original) - 1, _SHOWN).round().astype(int))
     before, after = original[picks].astype(np.int16), restored[picks].astype(np.int16)
     difference = np.clip(2 * (after - before) + 128, 0, 255)
-    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in (before, after, difference)]).astype(np.uint8)
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in (before, after, difference)]).astype(
+        np.uint8
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         image.fromarray(sheet).save(path)

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from wfvae.errors import TrainingError
 
-ENDED_ELSEWHERE = "another process of this run has ended: it says why, unless it was killed; --resume goes on from the last checkpoint"
+ENDED_ELSEWHERE = (
+    "another process of this run has ended: it says why, unless it was killed; --resume goes on from the last"
+    " checkpoint"
+)
 """What a process says that ends because of another one."""
 
 _PATIENCE = timedelta(hours=2)
@@ -54,7 +57,9 @@ class World:
         return bool(raised.item())
 
     def synchronize_device(self) -> None:
-        """Returns when the device has done what it was given, so that the time of it is not taken for that of what follows."""
+        """Returns when the device has done what it was given, so that the time of it is not taken
+        for that of what follows.
+        """
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -72,13 +77,15 @@ def processes_here() -> int:
 
 @contextmanager
 def join_world(threads: int) -> Iterator[World]:
-    """Joins the processes that torchrun started (NCCL on GPUs, gloo on CPUs); alone without torchrun.
+    """Joins the processes that torchrun started (NCCL on GPUs, gloo on CPUs); alone without
+    torchrun.
 
     Args:
         threads: CPU threads of torch, in each process.
 
     Raises:
-        TrainingError: torchrun's environment is incomplete, its processes do not find each other, or, later, another one has ended.
+        TrainingError: torchrun's environment is incomplete, its processes do not find each other,
+            or, later, another one has ended.
     """
     torch.set_num_threads(threads)
     gpu = torch.cuda.is_available()
@@ -92,9 +99,16 @@ def join_world(threads: int) -> Iterator[World]:
         dist.init_process_group("nccl" if gpu else "gloo", timeout=_PATIENCE)
     except (KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise TrainingError(f"the processes of this run cannot be joined: {reason}; start them by: torchrun --nproc-per-node N") from error
+        raise TrainingError(
+            f"the processes of this run cannot be joined: {reason}; start them by: torchrun"
+            " --nproc-per-node N"
+        ) from error
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), torch.device("cuda", local) if gpu else torch.device("cpu"))
+        yield World(
+            dist.get_rank(),
+            dist.get_world_size(),
+            torch.device("cuda", local) if gpu else torch.device("cpu"),
+        )
     except RuntimeError as error:
         if not tells_of_lost_peer(error):
             raise

@@ -1,6 +1,8 @@
-"""WF-VAE: train, export once, and stream videos of any length through a wavelet-driven video autoencoder.
+"""WF-VAE: train, export once, and stream videos of any length through a wavelet-driven video
+autoencoder.
 
-`import wfvae` is cheap: a name is loaded, with torch or ONNX Runtime behind it, when it is first used.
+`import wfvae` is cheap: a name is loaded, with torch or ONNX Runtime behind it, when it is first
+used.
 """
 
 from __future__ import annotations
@@ -9,14 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wfvae.config import WFVAEConfig
-    from wfvae.model import WFVAE
+    from wfvae.model.config import WFVAEConfig
+    from wfvae.model.vae import WFVAE
     from wfvae.runtime import open_bundle
 
 __version__ = "0.1.0"  # the only place; pyproject.toml reads it from here
 __all__ = ["WFVAE", "WFVAEConfig", "__version__", "open_bundle"]
 
-_HOME = {"WFVAE": "wfvae.model", "WFVAEConfig": "wfvae.config", "open_bundle": "wfvae.runtime"}
+_HOME = {"WFVAE": "wfvae.model.vae", "WFVAEConfig": "wfvae.model.config", "open_bundle": "wfvae.runtime"}
 
 
 def __getattr__(name: str) -> Any:

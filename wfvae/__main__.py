@@ -1,5 +1,5 @@
 """`python -m wfvae`."""
 
-from wfvae.cli import main
+from wfvae.cli.main import main
 
 raise SystemExit(main())

@@ -1,7 +1,8 @@
 """Errors that a user can act on.
 
-Every error says what was given, what was expected and what to do about it, in one line. The command line prints that line and
-exits with code 2; a library user catches `WFVAEError`, which is a `ValueError`.
+Every error says what was given, what was expected and what to do about it, in one line. The command
+line prints that line and exits with code 2; a library user catches `WFVAEError`, which is a
+`ValueError`.
 """
 
 from __future__ import annotations
@@ -59,4 +60,7 @@ class MissingExtraError(WFVAEError, ImportError):
     """A feature whose optional dependency is not installed."""
 
     def __init__(self, feature: str, package: str, extra: str) -> None:
-        super().__init__(f"{feature} needs the package '{package}', which is not installed; run: pip install 'wfvae[{extra}]'")
+        super().__init__(
+            f"{feature} needs the package '{package}', which is not installed; run: pip install"
+            f" 'wfvae[{extra}]'"
+        )

@@ -1,4 +1,5 @@
-"""Proof that a bundle's streams give what direct inference and the model give, as numbers (design: parity is the product).
+"""Proof that a bundle's streams give what direct inference and the model give, as numbers (design:
+parity is the product).
 
 with open_bundle("bundle/") as bundle:
     verification = verify(bundle, frames, against=model, progress=lambda stage, done, total: None)
@@ -10,4 +11,13 @@ from wfvae.export.parity.table import render_table
 from wfvae.export.parity.verification import Check, NotAvailable, Verification
 from wfvae.export.parity.verifier import verify
 
-__all__ = ["Check", "Difference", "NotAvailable", "Verification", "measure", "render_table", "ulp_distance", "verify"]
+__all__ = [
+    "Check",
+    "Difference",
+    "NotAvailable",
+    "Verification",
+    "measure",
+    "render_table",
+    "ulp_distance",
+    "verify",
+]

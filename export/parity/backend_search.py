@@ -1,7 +1,9 @@
-"""Finds the first tensor, in graph order, at which a backend parts from ONNX Runtime on the CPU. Polygraphy runs and compares.
+"""Finds the first tensor, in graph order, at which a backend parts from ONNX Runtime on the CPU.
+Polygraphy runs and compares.
 
-Both run the step graph with its inner tensors as outputs, and both are fed the reference's states: so each step begins alike, and what is
-found is one step's own error, not what was carried over. The TensorRT part has never run: there was no GPU.
+Both run the step graph with its inner tensors as outputs, and both are fed the reference's states:
+so each step begins alike, and what is found is one step's own error, not what was carried over. The
+TensorRT part has never run: there was no GPU.
 """
 
 from __future__ import annotations
@@ -21,13 +23,23 @@ from wfvae.runtime.bundle import Bundle
 
 Feeds = Sequence[Mapping[str, Array]]
 MakeRunner = Callable[[ExposedGraph, onnx.ModelProto, Feeds], Any]
-"""Makes a Polygraphy runner of a backend for a graph with more outputs, and the inputs that it will get."""
+"""Makes a Polygraphy runner of a backend for a graph with more outputs, and the inputs that it will
+get.
+"""
 
 _BUDGET = 512 << 20
-"""Bytes of tensors that are compared at once; each further part of a large graph needs another session or engine."""
+"""Bytes of tensors that are compared at once; each further part of a large graph needs another
+session or engine.
+"""
 
 
-def search_backend(job: Job, reference: Bundle, steps: Sequence[int], rule: Rule, runners: Mapping[str, MakeRunner] | None = None) -> str:
+def search_backend(
+    job: Job,
+    reference: Bundle,
+    steps: Sequence[int],
+    rule: Rule,
+    runners: Mapping[str, MakeRunner] | None = None,
+) -> str:
     """Names the first tensor that differs by more than the rule's share of its own largest value.
 
     Args:
@@ -53,12 +65,14 @@ def _search(job: Job, reference: Bundle, steps: Sequence[int], rule: Rule, make:
             name, step, error, allowed = found
             node = theirs.producers[name]
             return (
-                f"{name} (node {node.name}, {node.op_type}), by {error:.3g} where {allowed:.3g} is allowed, in step {step + 1} of "
-                f"{describe_steps(steps)} from equal states; {len(sizes)} of {len(theirs.order)} tensors could be compared"
+                f"{name} (node {node.name}, {node.op_type}), by {error:.3g} where {allowed:.3g} is allowed,"
+                f" in step {step + 1} of {describe_steps(steps)} from equal states; {len(sizes)} of"
+                f" {len(theirs.order)} tensors could be compared"
             )
     return (
-        f"no tensor differs within a step from equal states, once exposed (which prevents fusion), by more than {rule.tolerance:g} of its "
-        f"largest value; {len(sizes)} of {len(theirs.order)} tensors could be compared"
+        "no tensor differs within a step from equal states, once exposed (which prevents fusion), by more"
+        f" than {rule.tolerance:g} of its largest value; {len(sizes)} of {len(theirs.order)} tensors could be"
+        " compared"
     )
 
 
@@ -68,14 +82,21 @@ def _first_different(
     """(name, step, error, error allowed), or None."""
     from polygraphy.comparator import Comparator, SimpleCompareFunc
 
-    runners = [make(ours, ours.exposing(names), feeds), onnxruntime_runner(theirs, theirs.exposing(names), feeds)]
+    runners = [
+        make(ours, ours.exposing(names), feeds),
+        onnxruntime_runner(theirs, theirs.exposing(names), feeds),
+    ]
     runs = Comparator.run(runners, data_loader=list(feeds))
     expected = runs[1][1]
     bound = Rule(rule.tolerance, relative=True)
-    allowed = {name: max(bound.allowed(np.array(result[name], np.float32)) for result in expected) for name in names}
+    allowed = {
+        name: max(bound.allowed(np.array(result[name], np.float32)) for result in expected) for name in names
+    }
     if not rule.tolerance:
         allowed = dict.fromkeys(names, 0.0)
-    [accuracy] = Comparator.compare_accuracy(runs, compare_func=SimpleCompareFunc(atol=allowed, rtol=0, fail_fast=True))
+    [accuracy] = Comparator.compare_accuracy(
+        runs, compare_func=SimpleCompareFunc(atol=allowed, rtol=0, fail_fast=True)
+    )
     [steps] = accuracy.values()
     for name in names:
         for index, compared in enumerate(steps):
@@ -88,15 +109,25 @@ def onnxruntime_runner(graph: ExposedGraph, model: onnx.ModelProto, feeds: Feeds
     """The model on the provider that the graph's bundle is opened on."""
     from polygraphy.backend.onnxrt import OnnxrtRunner
 
-    return OnnxrtRunner(graph.session(model), name=f"onnxruntime {graph.bundle.backend.describe().get('provider')}")
+    return OnnxrtRunner(
+        graph.session(model), name=f"onnxruntime {graph.bundle.backend.describe().get('provider')}"
+    )
 
 
 def tensorrt_runner(graph: ExposedGraph, model: onnx.ModelProto, feeds: Feeds) -> Any:
-    """An engine of the model for the shapes of `feeds`, built when the runner starts; strongly typed, as the bundle's own."""
+    """An engine of the model for the shapes of `feeds`, built when the runner starts; strongly
+    typed, as the bundle's own.
+    """
     from onnx.external_data_helper import load_external_data_for_model
-    from polygraphy.backend.trt import CreateConfig, EngineFromNetwork, NetworkFromOnnxBytes, Profile, TrtRunner
+    from polygraphy.backend.trt import (
+        CreateConfig,
+        EngineFromNetwork,
+        NetworkFromOnnxBytes,
+        Profile,
+        TrtRunner,
+    )
 
-    from wfvae.runtime.nvidia.cuda import CudaBindings
+    from wfvae.runtime.backends.nvidia.cuda import CudaBindings
 
     described = graph.bundle.backend.describe()
     CudaBindings(int(described["device"].partition(":")[2]))  # Polygraphy takes the thread's GPU
@@ -118,5 +149,9 @@ def openvino_runner(graph: ExposedGraph, model: onnx.ModelProto, feeds: Feeds) -
     return OpenVinoRunner(model, graph.bundle.path, dict(graph.bundle.backend.describe()))
 
 
-RUNNERS: Mapping[str, MakeRunner] = {"onnxruntime": onnxruntime_runner, "openvino": openvino_runner, "tensorrt": tensorrt_runner}
+RUNNERS: Mapping[str, MakeRunner] = {
+    "onnxruntime": onnxruntime_runner,
+    "openvino": openvino_runner,
+    "tensorrt": tensorrt_runner,
+}
 """How each backend's inner tensors are read."""

@@ -1,4 +1,6 @@
-"""A certificate: what was verified, with what, where and when, as JSON that names no person, no host and no path."""
+"""A certificate: what was verified, with what, where and when, as JSON that names no person, no
+host and no path.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,27 @@ if TYPE_CHECKING:
     from wfvae.export.parity.verification import Verification
 
 FORMAT = "wfvae-parity/1"
-_PACKAGES = ("wfvae", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "polygraphy", "tensorrt", "torch")
+_PACKAGES = (
+    "wfvae",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "polygraphy",
+    "tensorrt",
+    "torch",
+)
 
 
-def write_certificate(verification: Verification, source: str, date: datetime | None = None) -> dict[str, Any]:
+def write_certificate(
+    verification: Verification, source: str, date: datetime | None = None
+) -> dict[str, Any]:
     """The certificate of a verification, strict JSON.
 
-    Per-frame hashes are SHA-256 of each latent's (D, h, w) or frame's (H, W, 3) values, row-major, little-endian, as direct inference
-    (or, without a direct graph, one step of everything) gave them.
+    Per-frame hashes are SHA-256 of each latent's (D, h, w) or frame's (H, W, 3) values, row-major,
+    little-endian, as direct inference (or, without a direct graph, one step of everything) gave
+    them.
     """
     manifest = verification.manifest
     moment = (date or datetime.now(UTC)).astimezone(UTC)
@@ -33,16 +48,18 @@ def write_certificate(verification: Verification, source: str, date: datetime | 
         "format": FORMAT,
         "passed": verification.passed,
         "date": moment.isoformat(timespec="seconds"),
-        "bundle": None
-        if manifest is None
-        else {
-            "identity": manifest.identity,
-            "checkpoint_sha256": manifest.checkpoint_sha256,
-            "precision": manifest.precision,
-            "latents": manifest.latents,
-            "producer": dict(manifest.producer),
-            "files": {name: record.sha256 for name, record in manifest.files.items()},
-        },
+        "bundle": (
+            None
+            if manifest is None
+            else {
+                "identity": manifest.identity,
+                "checkpoint_sha256": manifest.checkpoint_sha256,
+                "precision": manifest.precision,
+                "latents": manifest.latents,
+                "producer": dict(manifest.producer),
+                "files": {name: record.sha256 for name, record in manifest.files.items()},
+            }
+        ),
         "backend": dict(verification.backend),
         "versions": _versions(),
         "machine": describe_machine(),

@@ -18,7 +18,9 @@ PEAK_TO_PEAK = 2.0
 
 @dataclass(frozen=True)
 class Difference:
-    """What `measure` found. Where nothing could be compared, `problem` says why and the numbers are NaN or None."""
+    """What `measure` found. Where nothing could be compared, `problem` says why and the numbers are
+    NaN or None.
+    """
 
     elements: int
     """Values compared."""
@@ -28,19 +30,24 @@ class Difference:
     """Share of values with the same bits, 0..1."""
     max_abs: float
     max_ulp: int | None
-    """Largest distance in steps between neighbouring float32 numbers; -0 and +0 are the same number."""
+    """Largest distance in steps between neighbouring float32 numbers; -0 and +0 are the same
+    number.
+    """
     psnr_db: float | None
     """Over [-1, 1]; infinite for equal arrays; None where no picture was compared."""
     ulp_histogram: Mapping[str, int] = field(default_factory=dict)
     """Values by distance: "0", "1", "2-3", "4-7", ..."""
     problem: str | None = None
-    """Why these arrays cannot be called close, whatever the bound: nothing to compare, another shape, NaN."""
+    """Why these arrays cannot be called close, whatever the bound: nothing to compare, another
+    shape, NaN.
+    """
 
 
 def measure(actual: Array, expected: Array, *, picture: bool) -> Difference:
     """Compares `actual` with `expected` (float32, or float64 for a reference of higher precision).
 
-    Bits and ULP are those of float32, to which a float64 reference is rounded; the absolute error is taken in float64.
+    Bits and ULP are those of float32, to which a float64 reference is rounded; the absolute error
+    is taken in float64.
 
     Args:
         picture: the arrays are video in [-1, 1], so that PSNR has a meaning.
@@ -52,7 +59,9 @@ def measure(actual: Array, expected: Array, *, picture: bool) -> Difference:
     given, wanted = (np.ascontiguousarray(array, dtype=np.float32) for array in (actual, expected))
     same_bits = given.view(np.int32) == wanted.view(np.int32)
     share = float(np.count_nonzero(same_bits)) / same_bits.size
-    invalid = next((name for name, array in (("result", actual), ("reference", expected)) if np.isnan(array).any()), None)
+    invalid = next(
+        (name for name, array in (("result", actual), ("reference", expected)) if np.isnan(array).any()), None
+    )
     if invalid:
         return Difference(actual.size, False, share, math.nan, None, None, {}, f"NaN in the {invalid}")
     error = _error(actual, expected)
@@ -74,7 +83,9 @@ def nothing(problem: str) -> Difference:
 
 
 def ulp_distance(a: Array, b: Array) -> npt.NDArray[np.int64]:
-    """Float32 numbers between each `a` and `b` (both float32, no NaN): 0 for equal values, 1 for neighbours; exact over all of float32."""
+    """Float32 numbers between each `a` and `b` (both float32, no NaN): 0 for equal values, 1 for
+    neighbours; exact over all of float32.
+    """
     distance: npt.NDArray[np.int64] = np.abs(_ordered(a) - _ordered(b))
     return distance
 
@@ -96,11 +107,18 @@ def _error(actual: Array, expected: Array) -> npt.NDArray[np.float64]:
 
 def _psnr(error: npt.NDArray[np.float64]) -> float:
     mean_square = float(np.mean(np.square(error)))
-    return math.inf if mean_square == 0 else 10 * math.log10(PEAK_TO_PEAK**2 / mean_square) if math.isfinite(mean_square) else -math.inf
+    return (
+        math.inf
+        if mean_square == 0
+        else 10 * math.log10(PEAK_TO_PEAK**2 / mean_square)
+        if math.isfinite(mean_square)
+        else -math.inf
+    )
 
 
 def _histogram(distance: npt.NDArray[np.int64]) -> dict[str, int]:
-    # frexp's exponent is 0 for 0, 1 for 1, 2 for 2-3, 3 for 4-7, ...: exact, since distances are below 2**53.
+    # frexp's exponent is 0 for 0, 1 for 1, 2 for 2-3, 3 for 4-7, ...: exact, since distances are
+    # below 2**53.
     counts = np.bincount(np.frexp(distance.astype(np.float64))[1].reshape(-1))
     labels = ["0", "1", *(f"{1 << k}-{(2 << k) - 1}" for k in range(1, 33))]
     return {labels[k]: int(count) for k, count in enumerate(counts) if count}

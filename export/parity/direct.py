@@ -10,17 +10,19 @@ import numpy as np
 from wfvae.errors import CheckpointError
 from wfvae.export.parity.difference import Array
 from wfvae.export.parity.plans import Job
-from wfvae.plan import tail_frames
 from wfvae.runtime.pixels import to_float_frames, to_network
+from wfvae.spec.frames import tail_frames
 
 if TYPE_CHECKING:
     import torch
 
-    from wfvae.model import WFVAE
+    from wfvae.model.vae import WFVAE
 
 
 def clip_input(job: Job) -> Array:
-    """The whole clip as a direct graph takes it, without batch: frames (T', 3, H', W') in [-1, 1], T' = 1 + r n, or latents."""
+    """The whole clip as a direct graph takes it, without batch: frames (T', 3, H', W') in [-1, 1],
+    T' = 1 + r n, or latents.
+    """
     if job.direction == "decoder":
         return job.data
     tail = tail_frames(job.frames, job.bundle.ratio)
@@ -28,7 +30,9 @@ def clip_input(job: Job) -> Array:
 
 
 def clip_output(job: Job, output: Array) -> Array:
-    """What belongs to the job of a whole clip's output: latents (t, D, h, w), or frames (T, H, W, 3) cropped to the true size."""
+    """What belongs to the job of a whole clip's output: latents (t, D, h, w), or frames (T, H, W,
+    3) cropped to the true size.
+    """
     if job.direction == "encoder":
         return output
     return np.ascontiguousarray(output[: job.frames, :, : job.height, : job.width].transpose(0, 2, 3, 1))
@@ -37,7 +41,9 @@ def clip_output(job: Job, output: Array) -> Array:
 def run_direct(job: Job) -> Array:
     """The job through the bundle's direct graph."""
     output = job.bundle.direct_session(job.direction).run(clip_input(job)[None])[0]
-    return to_float_frames(output[: job.frames], job.height, job.width) if job.direction == "decoder" else output
+    return (
+        to_float_frames(output[: job.frames], job.height, job.width) if job.direction == "decoder" else output
+    )
 
 
 class ModelReference:
@@ -70,6 +76,6 @@ def require_checkpoint(model: WFVAE, expected: str) -> None:
     found = state_dict_sha256(model.state_dict())
     if found != expected:
         raise CheckpointError(
-            f"the checkpoint's tensors have SHA-256 {found[:12]}, but the bundle was exported from {expected[:12]}; "
-            "give the checkpoint that the bundle was made from, in its own precision"
+            f"the checkpoint's tensors have SHA-256 {found[:12]}, but the bundle was exported from"
+            f" {expected[:12]}; give the checkpoint that the bundle was made from, in its own precision"
         )

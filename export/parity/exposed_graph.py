@@ -1,4 +1,5 @@
-"""A graph of the bundle with chosen inner tensors as outputs, run step by step with state fed by hand.
+"""A graph of the bundle with chosen inner tensors as outputs, run step by step with state fed by
+hand.
 
 Polygraphy exposes the tensors and runs the sessions; it is imported only when a search is made.
 """
@@ -16,9 +17,9 @@ import onnx
 from onnx import numpy_helper
 
 from wfvae.export.parity.difference import Array
-from wfvae.manifest import STEP, GraphSpec, state_input, state_output
 from wfvae.runtime.bundle import Bundle
-from wfvae.streamspec import resolve_dim
+from wfvae.spec.manifest import STEP, GraphSpec, state_input, state_output
+from wfvae.spec.stream import resolve_dim
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 """Types that are compared. Integers are shapes and counters, and NumPy has no bfloat16."""
@@ -34,7 +35,9 @@ class FrameAxis:
     bytes_per_latent: int
 
     def own_frames(self, array: Array, latents: int) -> Array:
-        """The frames that belong to a step, frames first: the last ones, behind what was carried over from the step before."""
+        """The frames that belong to a step, frames first: the last ones, behind what was carried
+        over from the step before.
+        """
         frames = np.moveaxis(array, self.axis, 0)
         return frames[len(frames) - self.per_latent * latents :]
 
@@ -51,13 +54,20 @@ class ExposedGraph:
     def frame_axes(self) -> dict[str, FrameAxis]:
         """The inner tensors and outputs that are made of frames, in graph order.
 
-        Found by comparing the shapes for two lengths: exactly one axis may grow, in proportion (plus what is carried over).
+        Found by comparing the shapes for two lengths: exactly one axis may grow, in proportion
+        (plus what is carried over).
         """
         short, long = self._shapes(2), self._shapes(3)
         found = {}
         for name in self.order:
             (kind, first), (other_kind, second) = short.get(name, (0, None)), long.get(name, (0, None))
-            if kind not in _FLOATS or kind != other_kind or first is None or second is None or len(first) != len(second):
+            if (
+                kind not in _FLOATS
+                or kind != other_kind
+                or first is None
+                or second is None
+                or len(first) != len(second)
+            ):
                 continue
             grown = [axis for axis, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
             if len(grown) != 1 or 0 in first:
@@ -65,7 +75,12 @@ class ExposedGraph:
             per_latent = second[grown[0]] - first[grown[0]]
             if per_latent <= 0 or (self.spec.kind == STEP and first[grown[0]] < 2 * per_latent):
                 continue
-            size = int(np.prod(first)) // first[grown[0]] * per_latent * (4 if kind == onnx.TensorProto.FLOAT else 2)
+            size = (
+                int(np.prod(first))
+                // first[grown[0]]
+                * per_latent
+                * (4 if kind == onnx.TensorProto.FLOAT else 2)
+            )
             found[name] = FrameAxis(grown[0], per_latent, size)
         return found
 
@@ -83,7 +98,8 @@ class ExposedGraph:
         """The named tensors' frames over a whole stream, concatenated, frames first.
 
         Args:
-            x: network input of one stream, without batch: all of its frames with lead and tail, or all latents.
+            x: network input of one stream, without batch: all of its frames with lead and tail, or
+                all latents.
             steps: latents per step; a drain follows where the decoder needs one.
         """
         parts: dict[str, list[Array]] = {name: [] for name in names}
@@ -93,7 +109,9 @@ class ExposedGraph:
         return {name: np.concatenate(found) for name, found in parts.items()}
 
     def feeds(self, x: Array, steps: Sequence[int]) -> list[dict[str, Array]]:
-        """All inputs of each step of a stream, states included, as this graph makes them; arguments as of `run_steps`."""
+        """All inputs of each step of a stream, states included, as this graph makes them; arguments
+        as of `run_steps`.
+        """
         return [feeds for _, feeds, _ in self._stream(x, steps, ())]
 
     def _stream(
@@ -102,7 +120,9 @@ class ExposedGraph:
         """Each step's latents, inputs and results; these are good until the next one."""
         stream = self.spec.stream
         state = {
-            spec.name: np.full(spec.resolve(1, self._height, self._width), spec.initial_value, _numpy_type(spec.dtype))
+            spec.name: np.full(
+                spec.resolve(1, self._height, self._width), spec.initial_value, _numpy_type(spec.dtype)
+            )
             for spec in stream.states
         }
         plan = [(count, False) for count in steps] + ([(1, True)] if stream.needs_drain else [])
@@ -112,7 +132,10 @@ class ExposedGraph:
                 taken = stream.chunk_multiple * latents
                 piece = np.zeros((taken, *x.shape[1:]), x.dtype) if drain else x[position : position + taken]
                 position += taken
-                feeds = {self.spec.inputs[0].name: np.ascontiguousarray(piece[None]), "start": np.array([index == 0])}
+                feeds = {
+                    self.spec.inputs[0].name: np.ascontiguousarray(piece[None]),
+                    "start": np.array([index == 0]),
+                }
                 if self.spec.has_end:
                     feeds["end"] = np.array([drain])
                 feeds |= {state_input(name): array for name, array in state.items()}
@@ -124,10 +147,14 @@ class ExposedGraph:
         """The named tensors of a direct graph for a whole clip without batch, frames first."""
         with self._runner(list(names)) as runner:
             results = runner.infer({self.spec.inputs[0].name: x[None]})
-            return {name: np.moveaxis(np.array(results[name]), self.frame_axes[name].axis, 0) for name in names}
+            return {
+                name: np.moveaxis(np.array(results[name]), self.frame_axes[name].axis, 0) for name in names
+            }
 
     def float_tensors(self, latents: int) -> dict[str, int]:
-        """The tensors of floating point that nodes make, in graph order, and their bytes in a step of `latents`."""
+        """The tensors of floating point that nodes make, in graph order, and their bytes in a step
+        of `latents`.
+        """
         shapes = self._shapes(latents)
         found = {}
         for name in self.order:
@@ -137,7 +164,9 @@ class ExposedGraph:
         return found
 
     def exposing(self, names: Collection[str]) -> onnx.ModelProto:
-        """A copy of the graph with these tensors as its outputs. Its weights stay in the bundle's file."""
+        """A copy of the graph with these tensors as its outputs. Its weights stay in the bundle's
+        file.
+        """
         from polygraphy.backend.onnx import modify_outputs
 
         return modify_outputs(self.model, outputs=list(dict.fromkeys(names)), copy=True)  # type: ignore[no-any-return]
@@ -148,25 +177,35 @@ class ExposedGraph:
         return OnnxrtRunner(self.session(self.exposing(names)))
 
     def session(self, model: onnx.ModelProto) -> Any:
-        """An ONNX Runtime session as the backend opens them: same provider, same number of threads. On the CPU for other backends."""
+        """An ONNX Runtime session as the backend opens them: same provider, same number of threads.
+        On the CPU for other backends.
+        """
         import onnxruntime as ort
 
         described = self.bundle.backend.describe()
         options = ort.SessionOptions()
         options.log_severity_level = _SEVERITY_ERROR
         # The weights stay in the bundle's file, though the graph comes from memory.
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.bundle.path.resolve()))
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(self.bundle.path.resolve())
+        )
         if described.get("threads", "all") != "all":
             options.intra_op_num_threads = int(described["threads"])
         providers: list[Any] = [described.get("provider", "CPUExecutionProvider")]
         if providers[0] == "CUDAExecutionProvider":
             device = int(described.get("device", "cuda:0").partition(":")[2])
-            settings = {"device_id": device, "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": int(described.get("tf32") == "true")}
+            settings = {
+                "device_id": device,
+                "cudnn_conv_algo_search": "HEURISTIC",
+                "use_tf32": int(described.get("tf32") == "true"),
+            }
             providers = [(providers[0], settings), "CPUExecutionProvider"]
         return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
 
     def _shapes(self, latents: int) -> dict[str, tuple[int, tuple[int, ...] | None]]:
-        """Type and shape of every tensor for a step or clip of `latents`; None where it could not be inferred."""
+        """Type and shape of every tensor for a step or clip of `latents`; None where it could not
+        be inferred.
+        """
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         self._fix_sizes(model, latents)
@@ -176,17 +215,27 @@ class ExposedGraph:
         for value in (*inferred.value_info, *inferred.output):
             kind = value.type.tensor_type
             known = all(dim.HasField("dim_value") for dim in kind.shape.dim)
-            found[value.name] = (int(kind.elem_type), tuple(int(dim.dim_value) for dim in kind.shape.dim) if known else None)
+            found[value.name] = (
+                int(kind.elem_type),
+                tuple(int(dim.dim_value) for dim in kind.shape.dim) if known else None,
+            )
         return found
 
     def _fix_sizes(self, model: onnx.ModelProto, latents: int) -> None:
         ratio = self.spec.stream.ratio
-        counts = {"latents": latents, "frames": ratio * latents if self.spec.kind == STEP else 1 + ratio * (latents - 1)}
+        counts = {
+            "latents": latents,
+            "frames": ratio * latents if self.spec.kind == STEP else 1 + ratio * (latents - 1),
+        }
         for value in (*model.graph.input, *model.graph.output):
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_param:
                     symbol = dim.dim_param
-                    size = counts[symbol] if symbol in counts else resolve_dim(symbol, 1, self._height, self._width)
+                    size = (
+                        counts[symbol]
+                        if symbol in counts
+                        else resolve_dim(symbol, 1, self._height, self._width)
+                    )
                     dim.Clear()
                     dim.dim_value = size
 
@@ -195,13 +244,19 @@ class ExposedGraph:
         from polygraphy.backend.onnx import modify_outputs
 
         made = {output for node in model.graph.node for output in node.output}
-        asks = [node for node in model.graph.node if node.op_type in ("Reshape", "Expand", "Range") and node.input[1] in made]
+        asks = [
+            node
+            for node in model.graph.node
+            if node.op_type in ("Reshape", "Expand", "Range") and node.input[1] in made
+        ]
         wanted = list(dict.fromkeys(node.input[1] for node in asks))
         if not wanted:
             return
         session = self.session(modify_outputs(model, outputs=wanted, copy=True))
         feeds = {
-            value.name: np.zeros([dim.dim_value for dim in value.type.tensor_type.shape.dim], _input_type(value))
+            value.name: np.zeros(
+                [dim.dim_value for dim in value.type.tensor_type.shape.dim], _input_type(value)
+            )
             for value in model.graph.input
         }
         for name, value in zip(wanted, session.run(wanted, feeds), strict=True):

@@ -1,4 +1,6 @@
-"""Finds the first tensor, in graph order, at which two computations part. Polygraphy exposes, runs and compares."""
+"""Finds the first tensor, in graph order, at which two computations part. Polygraphy exposes, runs
+and compares.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +13,32 @@ from wfvae.export.parity.difference import Array
 from wfvae.export.parity.direct import clip_input
 from wfvae.export.parity.exposed_graph import ExposedGraph, blocks
 from wfvae.export.parity.plans import Job, describe_steps
-from wfvae.plan import lead_frames, padded_size
 from wfvae.runtime.bundle import Bundle
+from wfvae.spec.frames import lead_frames, padded_size
 
 _BUDGET = 256 << 20
-"""Bytes of exposed tensors that one pass over the stream may hold; a search of a large model takes several passes."""
+"""Bytes of exposed tensors that one pass over the stream may hold; a search of a large model takes
+several passes.
+"""
 
 _SHAPERS = frozenset({"Reshape", "Expand"})
 """Operators whose second input is a shape, which may be computed differently for the same tensor."""
 
 
 def search_plans(job: Job, steps: Sequence[int]) -> str:
-    """Names the first tensor of the step graph that differs between `steps` and one step of everything."""
+    """Names the first tensor of the step graph that differs between `steps` and one step of
+    everything.
+    """
     return _on_onnxruntime(job, lambda: _search_plans(job, steps))
 
 
 def search_direct(job: Job, steps: Sequence[int]) -> str:
-    """Names the first tensor that differs between the step graph, run in `steps`, and the direct graph.
+    """Names the first tensor that differs between the step graph, run in `steps`, and the direct
+    graph.
 
-    Compared are tensors that both graphs compute by the same operations from the same weights. What time alone makes different
-    (history, interpolation, delay) has no counterpart and is counted as not compared.
+    Compared are tensors that both graphs compute by the same operations from the same weights. What
+    time alone makes different (history, interpolation, delay) has no counterpart and is counted as
+    not compared.
     """
     return _on_onnxruntime(job, lambda: _search_direct(job, steps))
 
@@ -38,7 +46,10 @@ def search_direct(job: Job, steps: Sequence[int]) -> str:
 def _on_onnxruntime(job: Job, search: Callable[[], str]) -> str:
     name = job.bundle.backend.describe().get("name")
     if name != "onnxruntime":
-        return f"not searched: inner tensors of two plans can be compared on ONNX Runtime only, and the backend is {name}"
+        return (
+            "not searched: inner tensors of two plans can be compared on ONNX Runtime only, and the backend"
+            f" is {name}"
+        )
     return guarded(job.bundle.manifest.precision, search)
 
 
@@ -50,12 +61,15 @@ def guarded(precision: str, search: Callable[[], str]) -> str:
         from polygraphy.logger import G_LOGGER
     except ImportError:
         return "not searched: this needs the package polygraphy; run: pip install 'wfvae[export]'"
-    # Polygraphy formats every array for its log, though the log is off; in full that would take longer than comparing.
+    # Polygraphy formats every array for its log, though the log is off; in full that would take
+    # longer than comparing.
     brief = np.printoptions(threshold=0, edgeitems=1)
     try:
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(all="ignore"), brief:
             return search()
-    except Exception as error:  # of ONNX Runtime and Polygraphy; the check's numbers are worth more than this hint
+    except (
+        Exception
+    ) as error:  # of ONNX Runtime and Polygraphy; the check's numbers are worth more than this hint
         return f"not found, the search failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -68,7 +82,10 @@ def _search_plans(job: Job, steps: Sequence[int]) -> str:
         if found:
             where = f"between steps of {describe_steps(steps)} and one step of {job.latents}"
             return f"{_describe(graph, *found)}, {where}; {_coverage(graph, names)}"
-    return f"none of the tensors differs once they are exposed (which prevents fusion); {_coverage(graph, names)}"
+    return (
+        "none of the tensors differs once they are exposed (which prevents fusion);"
+        f" {_coverage(graph, names)}"
+    )
 
 
 def _search_direct(job: Job, steps: Sequence[int]) -> str:
@@ -82,11 +99,19 @@ def _search_direct(job: Job, steps: Sequence[int]) -> str:
         comparable = [name for name in block if aligned[name] is not None]
         found = _first_unequal(comparable, _column(aligned, 0), _column(aligned, 1))
         if found:
-            return f"{_describe(step, *found)}, between the stream and the direct graph; {_coverage(step, pairs)}"
-    return f"none of the tensors with a counterpart in the direct graph differs once exposed; {_coverage(step, pairs)}"
+            return (
+                f"{_describe(step, *found)}, between the stream and the direct graph;"
+                f" {_coverage(step, pairs)}"
+            )
+    return (
+        "none of the tensors with a counterpart in the direct graph differs once exposed;"
+        f" {_coverage(step, pairs)}"
+    )
 
 
-def _first_unequal(names: Iterable[str], ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> tuple[str, float] | None:
+def _first_unequal(
+    names: Iterable[str], ours: Mapping[str, Array], theirs: Mapping[str, Array]
+) -> tuple[str, float] | None:
     """The first of `names` whose values are not all equal, and their largest difference."""
     from polygraphy.comparator import Comparator, IterationResult, RunResults, SimpleCompareFunc
 
@@ -94,7 +119,9 @@ def _first_unequal(names: Iterable[str], ours: Mapping[str, Array], theirs: Mapp
     runs = RunResults()
     for runner, arrays in (("stream", ours), ("reference", theirs)):
         runs.append((runner, [IterationResult({name: arrays[name] for name in names}, runner_name=runner)]))
-    [accuracy] = Comparator.compare_accuracy(runs, compare_func=SimpleCompareFunc(atol=0, rtol=0, fail_fast=True))
+    [accuracy] = Comparator.compare_accuracy(
+        runs, compare_func=SimpleCompareFunc(atol=0, rtol=0, fail_fast=True)
+    )
     compared = accuracy["stream", "reference"][0]
     for name in names:
         if name in compared and not compared[name]:
@@ -104,7 +131,9 @@ def _first_unequal(names: Iterable[str], ours: Mapping[str, Array], theirs: Mapp
 
 def _counterparts(step: ExposedGraph, direct: ExposedGraph) -> dict[str, str]:
     """Tensors of the step graph, in order, with those of the direct graph that compute the same."""
-    by_signature = {signature: name for name, signature in _signatures(direct).items() if name in direct.frame_axes}
+    by_signature = {
+        signature: name for name, signature in _signatures(direct).items() if name in direct.frame_axes
+    }
     mine = _signatures(step)
     pairs = {name: by_signature[mine[name]] for name in step.frame_axes if mine[name] in by_signature}
     output = step.spec.outputs[0].name
@@ -112,16 +141,19 @@ def _counterparts(step: ExposedGraph, direct: ExposedGraph) -> dict[str, str]:
 
 
 def _signatures(graph: ExposedGraph) -> dict[str, int]:
-    """A number for what each tensor is: equal in two graphs if the same operations make it from the same weights.
+    """A number for what each tensor is: equal in two graphs if the same operations make it from the
+    same weights.
 
-    A convolution with weights of its own is known by these, whatever feeds it; so the comparison takes up again behind operations that
-    exist in one graph only.
+    A convolution with weights of its own is known by these, whatever feeds it; so the comparison
+    takes up again behind operations that exist in one graph only.
     """
     constants = {tensor.name for tensor in graph.model.graph.initializer}
     found: dict[str, int] = {graph.spec.inputs[0].name: hash("input")}
     for node in graph.model.graph.node:
         inputs = list(node.input[:1] if node.op_type in _SHAPERS else node.input)
-        known: list[object] = [name if name in constants else found.get(name, hash((graph.spec.kind, name))) for name in inputs]
+        known: list[object] = [
+            name if name in constants else found.get(name, hash((graph.spec.kind, name))) for name in inputs
+        ]
         if node.op_type == "Conv" and node.input[1] in constants:
             known = [node.input[1]]
         attributes = tuple(sorted(attribute.SerializeToString() for attribute in node.attribute))
@@ -133,13 +165,17 @@ def _signatures(graph: ExposedGraph) -> dict[str, int]:
 def _align(streamed: Array, whole: Array) -> tuple[Array, Array] | None:
     """Cuts the stream's frames to the clip's: the leading copies and the delay go.
 
-    How many these are depends on the place in the network, so all offsets are tried and the best is taken. None if the shapes do not fit.
+    How many these are depends on the place in the network, so all offsets are tried and the best is
+    taken. None if the shapes do not fit.
     """
     spare = len(streamed) - len(whole)
     if spare < 0 or not len(whole) or streamed.shape[1:] != whole.shape[1:]:
         return None
     candidates = (streamed[offset : offset + len(whole)] for offset in range(spare + 1))
-    return min(((cut, whole) for cut in candidates), key=lambda pair: float(np.nan_to_num(np.abs(pair[0] - whole), nan=np.inf).max()))
+    return min(
+        ((cut, whole) for cut in candidates),
+        key=lambda pair: float(np.nan_to_num(np.abs(pair[0] - whole), nan=np.inf).max()),
+    )
 
 
 def _column(aligned: Mapping[str, tuple[Array, Array] | None], side: int) -> dict[str, Array]:
@@ -148,7 +184,9 @@ def _column(aligned: Mapping[str, tuple[Array, Array] | None], side: int) -> dic
 
 def exposed(job: Job, bundle: Bundle, suffix: str = "") -> ExposedGraph:
     """The job's step graph, or another of its direction, in `bundle`."""
-    return ExposedGraph(bundle, bundle.manifest.graphs[job.direction + suffix], *padded_size(job.height, job.width))
+    return ExposedGraph(
+        bundle, bundle.manifest.graphs[job.direction + suffix], *padded_size(job.height, job.width)
+    )
 
 
 def stream_input(job: Job) -> Array:
@@ -160,7 +198,9 @@ def stream_input(job: Job) -> Array:
 
 
 def _blocks(graph: ExposedGraph, names: Sequence[str], latents: int) -> Iterable[list[str]]:
-    return blocks(names, {name: graph.frame_axes[name].bytes_per_latent * (latents + 1) for name in names}, _BUDGET)
+    return blocks(
+        names, {name: graph.frame_axes[name].bytes_per_latent * (latents + 1) for name in names}, _BUDGET
+    )
 
 
 def _describe(graph: ExposedGraph, name: str, error: float) -> str:

@@ -1,4 +1,5 @@
-"""OpenVINO for Polygraphy's Comparator: a model with inner tensors exposed, run as the backend runs a bundle's graphs.
+"""OpenVINO for Polygraphy's Comparator: a model with inner tensors exposed, run as the backend runs
+a bundle's graphs.
 
 Norms whose inner tensors are exposed, too, are OpenVINO's own.
 """
@@ -32,8 +33,8 @@ class OpenVinoRunner(BaseRunner):  # type: ignore[misc]  # Polygraphy has no typ
 
     def activate_impl(self) -> None:
         """Compiles the model."""
-        from wfvae.runtime.openvino_backend import OpenVinoOptions, compile_settings, open_core
-        from wfvae.runtime.openvino_norms import norm_without_turning
+        from wfvae.runtime.backends.openvino import OpenVinoOptions, compile_settings, open_core
+        from wfvae.runtime.backends.openvino_norms import norm_without_turning
 
         load_external_data_for_model(self._proto, str(self._folder))
         hint, threads = self._described["precision_hint"], self._described["threads"]

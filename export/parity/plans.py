@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from wfvae.export.parity.difference import Array
-from wfvae.plan import even_chunks, latent_frames, lead_frames
 from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.stream import DEFAULT_CHUNK, DecoderStream, EncoderStream
-from wfvae.streamspec import Direction
+from wfvae.spec.frames import even_chunks, latent_frames, lead_frames
+from wfvae.spec.stream import Direction
 
 _SEED = 24111745
 _LONGEST_STEP = 5
@@ -38,10 +38,14 @@ class Job:
         return latent_frames(self.frames, self.bundle.ratio)
 
     def open(self, chunk: int) -> EncoderStream | DecoderStream:
-        """A stream for this job. A decoder gives float32 frames, so that rounding to 8 bits hides nothing."""
+        """A stream for this job. A decoder gives float32 frames, so that rounding to 8 bits hides
+        nothing.
+        """
         if self.direction == "encoder":
             return self.bundle.encoder(height=self.height, width=self.width, chunk=chunk)
-        return self.bundle.decoder(height=self.height, width=self.width, frames=self.frames, chunk=chunk, pixels="float32")
+        return self.bundle.decoder(
+            height=self.height, width=self.width, frames=self.frames, chunk=chunk, pixels="float32"
+        )
 
     def split(self, steps: Sequence[int]) -> Iterator[Array]:
         """The data in pieces that complete `steps` latents each."""
@@ -66,7 +70,8 @@ def stepped(job: Job, steps: Sequence[int]) -> Array:
     pieces = list(job.split(steps))
     with job.open(max(steps)) as stream:
         parts = [stream.push(piece) for piece in pieces[:-1]]
-        # Without a step in between: an incomplete last group of frames would otherwise run in a step of its own.
+        # Without a step in between: an incomplete last group of frames would otherwise run in a
+        # step of its own.
         stream.feed.push(pieces[-1])
         return np.concatenate([*parts, stream.finish()])
 
@@ -80,7 +85,9 @@ def ragged_steps(latents: int) -> tuple[int, ...]:
 
 
 def odd_pushes(job: Job) -> Array:
-    """Pushes of odd sizes, which never stay aligned with groups of r frames; the stream cuts its steps itself."""
+    """Pushes of odd sizes, which never stay aligned with groups of r frames; the stream cuts its
+    steps itself.
+    """
     dice = random.Random(_SEED + 1)
     with job.open(2) as stream:
         parts, position = [], 0
@@ -92,7 +99,9 @@ def odd_pushes(job: Job) -> Array:
 
 
 def suspended(job: Job) -> Array:
-    """Snapshots to bytes after each third of the input, each restored to a new stream that goes on; the last one before the end."""
+    """Snapshots to bytes after each third of the input, each restored to a new stream that goes on;
+    the last one before the end.
+    """
     cuts = [len(job.data) // 3, 2 * len(job.data) // 3]
     parts = []
     stream = job.open(DEFAULT_CHUNK)
@@ -106,7 +115,9 @@ def suspended(job: Job) -> Array:
 
 
 def interleaved(job: Job, other: Job) -> tuple[Array, Array]:
-    """Both jobs as rows of one batch: `other` joins after the first step and, being shorter, leaves before the last."""
+    """Both jobs as rows of one batch: `other` joins after the first step and, being shorter, leaves
+    before the last.
+    """
     chunk = max(1, job.latents // 4)
     open_pool: Any = job.bundle.encoder_pool if job.direction == "encoder" else job.bundle.decoder_pool
     pieces = list(job.split(tuple(even_chunks(job.latents, chunk))))

@@ -41,24 +41,40 @@ class Rule:
         return difference.equal_bits if self.tolerance == 0 else difference.max_abs <= allowed
 
 
-EXACT = Rule(0.0, reason="the CPU kernels compute each frame by the same operations however many share the call")
+EXACT = Rule(
+    0.0, reason="the CPU kernels compute each frame by the same operations however many share the call"
+)
 
-# Bounds on backend against model, and on stream against direct where equal bits cannot be promised. Measured on three reference models
-# and a random tiny preset, 17 to 33 frames, largest error against the model in float64, latents and video alike. The reduced precisions
-# are relative, since they round in proportion, and get about three times what was measured.
+# Bounds on backend against model, and on stream against direct where equal bits cannot be promised.
+# Measured on three reference models and a random tiny preset, 17 to 33 frames, largest error
+# against the model in float64, latents and video alike. The reduced precisions are relative, since
+# they round in proportion, and get about three times what was measured.
 BOUNDS: Mapping[str, Rule] = {
     "fp32": Rule(
         1e-4,
-        reason="measured 6e-6 on ONNX Runtime's CPU provider; the model itself is held to this bound against the published implementation, "
-        "it leaves room for other orders of summation, and a wrong operation exceeds it by far",
+        reason=(
+            "measured 6e-6 on ONNX Runtime's CPU provider; the model itself is held to this bound against the"
+            " published implementation, it leaves room for other orders of summation, and a wrong operation"
+            " exceeds it by far"
+        ),
     ),
     "tf32": Rule(
-        1e-2, True, "products are rounded to 10 bits: measured 2.2e-3 of the largest value, PyTorch with operands rounded so (no GPU)"
+        1e-2,
+        True,
+        "products are rounded to 10 bits: measured 2.2e-3 of the largest value, PyTorch with operands rounded"
+        " so (no GPU)",
     ),
     "fp16": Rule(
-        1e-2, True, "products and activations are rounded to 10 bits: measured 3.5e-3 of the largest value, ONNX Runtime's CPU provider"
+        1e-2,
+        True,
+        "products and activations are rounded to 10 bits: measured 3.5e-3 of the largest value, ONNX"
+        " Runtime's CPU provider",
     ),
-    "bf16": Rule(1e-1, True, "products and activations are rounded to 7 bits: measured 3.6e-2 of the largest value, PyTorch"),
+    "bf16": Rule(
+        1e-1,
+        True,
+        "products and activations are rounded to 7 bits: measured 3.6e-2 of the largest value, PyTorch",
+    ),
 }
 
 
@@ -77,29 +93,41 @@ def model_rule(backend: Mapping[str, str], precision: str) -> Rule:
 def plan_rule(backend: Mapping[str, str], precision: str) -> Rule:
     """What plan invariance is held to: any steps beside one call of the step graph.
 
-    ONNX Runtime's CPU kernels compute each frame by the same operations however many share the call, so there fp32 results must have
-    equal bits. The same was measured of OpenVINO's, with both hints, for bundles in a precision that it computes in on this CPU. (Others,
-    fp16 and on many CPUs bf16, it computes in a wider type and rounds only the state, so results depend on where steps end.) Elsewhere a
-    library may choose another kernel for another shape, and the results are only close.
+    ONNX Runtime's CPU kernels compute each frame by the same operations however many share the
+    call, so there fp32 results must have equal bits. The same was measured of OpenVINO's, with both
+    hints, for bundles in a precision that it computes in on this CPU. (Others, fp16 and on many
+    CPUs bf16, it computes in a wider type and rounds only the state, so results depend on where
+    steps end.) Elsewhere a library may choose another kernel for another shape, and the results are
+    only close.
     """
-    exact = backend["cpu_precisions"].split(", ") if backend.get("name") == "openvino" else ["fp32"] if is_reference(backend) else []
+    exact = (
+        backend["cpu_precisions"].split(", ")
+        if backend.get("name") == "openvino"
+        else ["fp32"]
+        if is_reference(backend)
+        else []
+    )
     return EXACT if precision in exact else model_rule(backend, precision)
 
 
 def stream_rule(backend: Mapping[str, str], precision: str) -> Rule:
-    """What stream = direct is held to: the plans' rule, but for bf16 bundles on OpenVINO with the bf16 hint.
+    """What stream = direct is held to: the plans' rule, but for bf16 bundles on OpenVINO with the
+    bf16 hint.
 
-    There the direct graph is rounded at other places than the step graph, whose state passes through bfloat16.
+    There the direct graph is rounded at other places than the step graph, whose state passes
+    through bfloat16.
     """
     rounded_elsewhere = backend.get("precision_hint") == "bf16" and precision == "bf16"
     return model_rule(backend, precision) if rounded_elsewhere else plan_rule(backend, precision)
 
 
 def reference_rule(backend: Mapping[str, str], precision: str) -> Rule:
-    """The bound on a backend's results beside those of ONNX Runtime's CPU provider, from the same bundle.
+    """The bound on a backend's results beside those of ONNX Runtime's CPU provider, from the same
+    bundle.
 
-    Both round, the reference no more than the backend. Each is as far from the model as was measured at most, so they are no farther from
-    each other than twice that, for which the bound on one of them has room.
+    Both round, the reference no more than the backend. Each is as far from the model as was
+    measured at most, so they are no farther from each other than twice that, for which the bound on
+    one of them has room.
     """
     rule = model_rule(backend, precision)
     return replace(rule, reason=f"either side may be as far from the model as this: {rule.reason}")

@@ -13,20 +13,32 @@ if TYPE_CHECKING:
 
 
 def render_table(verification: Verification) -> RenderableType:
-    """Every check in a row; below it where computations part, what was not available, and the outcome."""
+    """Every check in a row; below it where computations part, what was not available, and the
+    outcome.
+    """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"Parity on {verification.checks[0].backend}" if verification.checks else "Parity", title_justify="left")
+    table = Table(
+        title=f"Parity on {verification.checks[0].backend}" if verification.checks else "Parity",
+        title_justify="left",
+    )
     for column in ("check", "direction", "plan"):
         table.add_column(column)
     for column in ("frames", "max abs", "max ULP", "equal bits", "PSNR dB", "held to", "result"):
         table.add_column(column, justify="right")
     for check in verification.checks:
         table.add_row(*_cells(check), Text("passed", "green") if check.passed else Text("FAILED", "bold red"))
-    lines = [Text(f"{c.name}, {c.direction}, {c.plan}: {c.first_difference}") for c in verification.checks if c.first_difference]
-    lines += [Text(f"not available: {entry.name}, {entry.direction}: {entry.reason}", "yellow") for entry in verification.not_available]
+    lines = [
+        Text(f"{c.name}, {c.direction}, {c.plan}: {c.first_difference}")
+        for c in verification.checks
+        if c.first_difference
+    ]
+    lines += [
+        Text(f"not available: {entry.name}, {entry.direction}: {entry.reason}", "yellow")
+        for entry in verification.not_available
+    ]
     lines.append(outcome(verification))
     return Group(table, *lines)
 
@@ -38,7 +50,14 @@ def outcome(verification: Verification) -> Text:
     failed = sum(not check.passed for check in verification.checks)
     if verification.passed:
         return Text(f"{len(verification.checks)} checks passed", "green")
-    return Text(f"{failed} of {len(verification.checks)} checks failed" if verification.checks else "no check was made", "bold red")
+    return Text(
+        (
+            f"{failed} of {len(verification.checks)} checks failed"
+            if verification.checks
+            else "no check was made"
+        ),
+        "bold red",
+    )
 
 
 def _cells(check: Check) -> tuple[str, ...]:

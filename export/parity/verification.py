@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wfvae.export.parity.certificate import write_certificate
 
 if TYPE_CHECKING:
-    from wfvae.manifest import Manifest
+    from wfvae.spec.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ class Check:
         return self.passed and self.frames > 0 and not math.isnan(self.max_abs)
 
     def to_json(self) -> dict[str, Any]:
-        """The check as strict JSON: an infinite PSNR is "inf", a number that does not exist is null."""
+        """The check as strict JSON: an infinite PSNR is "inf", a number that does not exist is
+        null.
+        """
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values["ulp_histogram"] = dict(self.ulp_histogram)
         for key in ("max_abs", "psnr_db"):
@@ -67,7 +69,9 @@ class Check:
 
 @dataclass(frozen=True)
 class NotAvailable:
-    """Something that would have been checked, but cannot be with this bundle. It is neither passed nor failed."""
+    """Something that would have been checked, but cannot be with this bundle. It is neither passed
+    nor failed.
+    """
 
     name: str
     direction: str

@@ -1,4 +1,6 @@
-"""Runs the statements of parity on a bundle: plan invariance, stream = direct, backend = model, backend = ONNX Runtime."""
+"""Runs the statements of parity on a bundle: plan invariance, stream = direct, backend = model,
+backend = ONNX Runtime.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,14 @@ from wfvae.export.parity.plans import (
 )
 from wfvae.export.parity.rules import Rule, is_reference, model_rule, plan_rule, reference_rule, stream_rule
 from wfvae.export.parity.verification import Check, NotAvailable, Verification
-from wfvae.plan import even_chunks
 from wfvae.runtime.bundle import Bundle, open_bundle
 from wfvae.runtime.pixels import to_uint8_frames
 from wfvae.runtime.stream import DEFAULT_CHUNK
-from wfvae.streamspec import Direction
+from wfvae.spec.frames import even_chunks
+from wfvae.spec.stream import Direction
 
 if TYPE_CHECKING:
-    from wfvae.model import WFVAE
+    from wfvae.model.vae import WFVAE
 
 PLAN_INVARIANCE = "plan invariance"
 STREAM_DIRECT = "stream = direct"
@@ -53,11 +55,13 @@ def verify(
     against: WFVAE | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Verification:
-    """Checks a bundle on a video, in both directions; the decoder gets the encoder's direct latents.
+    """Checks a bundle on a video, in both directions; the decoder gets the encoder's direct
+    latents.
 
     Args:
         bundle: opened on the backend in question.
-        frames: (T, H, W, 3) uint8, T >= 1. All of it is held in memory several times, and runs as one step.
+        frames: (T, H, W, 3) uint8, T >= 1. All of it is held in memory several times, and runs as
+            one step.
         against: the model of the checkpoint that the bundle was exported from; it is not changed.
         progress: called with a stage's name and how many of how many stages are done.
 
@@ -66,8 +70,18 @@ def verify(
         CheckpointError: `against` is another checkpoint.
         BundleError, ResourceError: the backend cannot run the bundle at this size.
     """
-    if not isinstance(frames, np.ndarray) or frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or frames.size == 0:
-        given = f"{frames.dtype} of shape {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
+    if (
+        not isinstance(frames, np.ndarray)
+        or frames.ndim != 4
+        or frames.shape[3] != 3
+        or frames.dtype != np.uint8
+        or frames.size == 0
+    ):
+        given = (
+            f"{frames.dtype} of shape {frames.shape}"
+            if isinstance(frames, np.ndarray)
+            else type(frames).__name__
+        )
         raise InputError(f"frames are {given}; expected uint8 of shape (T, H, W, 3) with at least 1 frame")
     if against is not None:
         require_checkpoint(against, bundle.manifest.checkpoint_sha256)
@@ -88,17 +102,25 @@ class _Verifier:
         bundle, hashes = self.bundle, dict[str, tuple[str, ...]]()
         self.described = bundle.backend.describe()
         precision = bundle.manifest.precision
-        self.rules = {name: plan_rule(self.described, precision) for name in (PLAN_INVARIANCE, STREAM_ONE_CALL)}
+        self.rules = {
+            name: plan_rule(self.described, precision) for name in (PLAN_INVARIANCE, STREAM_ONE_CALL)
+        }
         self.rules[STREAM_DIRECT] = stream_rule(self.described, precision)
         missing = []
         clips = self._clips()
         self.reference = self._open_reference()
-        # Per direction: whole clip direct, seven plans, one stream per further clip, two precisions of the model, the other backend.
-        self.total = 2 * (7 + len(clips) + (2 if self.against is not None else 0) + (self.reference is not None))
+        # Per direction: whole clip direct, seven plans, one stream per further clip, two precisions
+        # of the model, the other backend.
+        self.total = 2 * (
+            7 + len(clips) + (2 if self.against is not None else 0) + (self.reference is not None)
+        )
         latents: dict[str, Array] = {}
         for direction in DIRECTIONS:
             if not self._has_direct(direction):
-                reason = "the bundle has no direct graph, so one step of everything stands for it; export with --direct"
+                reason = (
+                    "the bundle has no direct graph, so one step of everything stands for it; export with"
+                    " --direct"
+                )
                 missing.append(NotAvailable("direct graph", _verb(direction), reason))
             if self.reference is None and not is_reference(self.described):
                 missing.append(NotAvailable(BACKEND_ONNXRUNTIME, _verb(direction), _NO_BFLOAT16))
@@ -113,17 +135,30 @@ class _Verifier:
                 if label == _WHOLE:
                     hashes |= _hashes(direction, result)
         height, width = self.frames.shape[1:3]
-        video = {"frames": len(self.frames), "height": height, "width": width, "sha256": array_sha256(self.frames)}
+        video = {
+            "frames": len(self.frames),
+            "height": height,
+            "width": width,
+            "sha256": array_sha256(self.frames),
+        }
         # Again: by now it is known what has been loaded, and whether something fell back.
-        return Verification(tuple(self.checks), tuple(missing), bundle.manifest, bundle.backend.describe(), video, hashes)
+        return Verification(
+            tuple(self.checks), tuple(missing), bundle.manifest, bundle.backend.describe(), video, hashes
+        )
 
     def _open_reference(self) -> Bundle | None:
-        """The bundle on ONNX Runtime's CPU provider; None if that is what is verified, or if it can't run this precision."""
+        """The bundle on ONNX Runtime's CPU provider; None if that is what is verified, or if it
+        can't run this precision.
+        """
         if is_reference(self.described) or self.bundle.manifest.precision == "bf16":
             return None
         threads = self.described.get("threads", "all")
         return open_bundle(
-            self.bundle.path, "onnxruntime", provider="cpu", threads=int(threads) if threads.isdecimal() else None, verify=False
+            self.bundle.path,
+            "onnxruntime",
+            provider="cpu",
+            threads=int(threads) if threads.isdecimal() else None,
+            verify=False,
         )
 
     def _clips(self) -> dict[str, npt.NDArray[np.uint8]]:
@@ -152,7 +187,13 @@ class _Verifier:
         whole = label == _WHOLE
         self._advance(f"{_verb(job.direction)} {label}: direct")
         reference = single_call(job) if whole else None
-        direct = run_direct(job) if self._has_direct(job.direction) else single_call(job) if reference is None else reference
+        direct = (
+            run_direct(job)
+            if self._has_direct(job.direction)
+            else single_call(job)
+            if reference is None
+            else reference
+        )
         if reference is None:
             self._stream_check(direct_name, job, f"{label}, steps of 1", chunked(job, 1), direct, _ones(job))
             return direct
@@ -188,7 +229,9 @@ class _Verifier:
         other = companion(job)
         first, second = interleaved(job, other)
         self._stream_check(PLAN_INVARIANCE, job, "two rows: the first", first, reference, None)
-        self._stream_check(PLAN_INVARIANCE, other, "two rows: joins later, leaves earlier", second, single_call(other), None)
+        self._stream_check(
+            PLAN_INVARIANCE, other, "two rows: joins later, leaves earlier", second, single_call(other), None
+        )
 
     def _compare_reference(self, job: Job, streamed: Array) -> None:
         if self.reference is None:
@@ -213,12 +256,16 @@ class _Verifier:
             check = self._check(f"{BACKEND_MODEL} {precision}", job, "direct", direct, expected, rule)
             self.checks.append(self._searched_backend(check, job))
 
-    def _stream_check(self, name: str, job: Job, plan: str, actual: Array, expected: Array, steps: tuple[int, ...] | None) -> None:
+    def _stream_check(
+        self, name: str, job: Job, plan: str, actual: Array, expected: Array, steps: tuple[int, ...] | None
+    ) -> None:
         check = self._check(name, job, plan, actual, expected, self.rules[name])
         if self.described.get("name") != "onnxruntime":
-            # There, plans are not compared tensor by tensor; but what goes wrong is as a rule wrong beside the reference, too.
+            # There, plans are not compared tensor by tensor; but what goes wrong is as a rule wrong
+            # beside the reference, too.
             check = self._searched_backend(check, job)
-        # One search per statement and direction: further plans differ by the same tensor, as a rule.
+        # One search per statement and direction: further plans differ by the same tensor, as a
+        # rule.
         elif not check.equal_bits and steps is not None and (name, job.direction) not in self.searched:
             self.searched.add((name, job.direction))
             from wfvae.export.parity.layer_search import search_direct, search_plans
@@ -229,7 +276,9 @@ class _Verifier:
         self.checks.append(check)
 
     def _searched_backend(self, check: Check, job: Job) -> Check:
-        """The check with where this backend parts from ONNX Runtime, if it failed; searched once per direction."""
+        """The check with where this backend parts from ONNX Runtime, if it failed; searched once
+        per direction.
+        """
         if check.passed or self.reference is None or (BACKEND_ONNXRUNTIME, job.direction) in self.searched:
             return check
         self.searched.add((BACKEND_ONNXRUNTIME, job.direction))
@@ -237,19 +286,36 @@ class _Verifier:
 
         self._say_search(job)
         rule = reference_rule(self.described, self.bundle.manifest.precision)
-        return replace(check, first_difference=search_backend(job, self.reference, tuple(even_chunks(job.latents, DEFAULT_CHUNK)), rule))
+        return replace(
+            check,
+            first_difference=search_backend(
+                job, self.reference, tuple(even_chunks(job.latents, DEFAULT_CHUNK)), rule
+            ),
+        )
 
     def _say_search(self, job: Job) -> None:
-        self.progress(f"{_verb(job.direction)}: looking for the first tensor that differs", self.done, self.total)
+        self.progress(
+            f"{_verb(job.direction)}: looking for the first tensor that differs", self.done, self.total
+        )
 
     def _check(self, name: str, job: Job, plan: str, actual: Array, expected: Array, rule: Rule) -> Check:
         picture = job.direction == "decoder"
         difference = measure(actual, expected, picture=picture)
         rounded = _equal_uint8(actual, expected) if picture and difference.problem is None else None
-        return self._make(name, job.direction, plan, job.frames, difference, rule, rule.allowed(expected), rounded)
+        return self._make(
+            name, job.direction, plan, job.frames, difference, rule, rule.allowed(expected), rounded
+        )
 
     def _make(
-        self, name: str, direction: Direction, plan: str, frames: int, found: Difference, rule: Rule, allowed: float, rounded: bool | None
+        self,
+        name: str,
+        direction: Direction,
+        plan: str,
+        frames: int,
+        found: Difference,
+        rule: Rule,
+        allowed: float,
+        rounded: bool | None,
     ) -> Check:
         return Check(
             name=name,
@@ -274,7 +340,11 @@ class _Verifier:
     def _skip(self, direction: Direction, label: str, frames: int) -> None:
         problem = nothing("nothing was compared: the encoder's latents are not finite")
         name = STREAM_DIRECT if self._has_direct(direction) else STREAM_ONE_CALL
-        self.checks.append(self._make(name, direction, label, frames, problem, self.rules[name], self.rules[name].tolerance, None))
+        self.checks.append(
+            self._make(
+                name, direction, label, frames, problem, self.rules[name], self.rules[name].tolerance, None
+            )
+        )
 
     def _has_direct(self, direction: Direction) -> bool:
         return f"{direction}.direct" in self.bundle.manifest.graphs
@@ -287,7 +357,10 @@ class _Verifier:
 
 _WHOLE = "video"
 _COMPARED = f"steps of {DEFAULT_CHUNK}"
-_NO_BFLOAT16 = "ONNX Runtime's CPU provider has no bfloat16 convolution; compare with the model (--against), or another precision's bundle"
+_NO_BFLOAT16 = (
+    "ONNX Runtime's CPU provider has no bfloat16 convolution; compare with the model (--against), or another"
+    " precision's bundle"
+)
 
 
 def _verb(direction: Direction) -> str:

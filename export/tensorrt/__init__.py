@@ -1,1 +1,3 @@
-"""TensorRT engines from a bundle's graphs. Nothing in here has ever run on a GPU; see `docs/tensorrt.md`."""
+"""TensorRT engines from a bundle's graphs. Nothing in here has ever run on a GPU; see
+`docs/tensorrt.md`.
+"""

@@ -1,10 +1,13 @@
-"""Builds a bundle's TensorRT engines: one per direction, strongly typed, with optimisation profiles from the manifest's shapes.
+"""Builds a bundle's TensorRT engines: one per direction, strongly typed, with optimisation profiles
+from the manifest's shapes.
 
-The graphs fix every type, so a bundle exported as fp16 or bf16 gives such an engine; fp32 may use TF32 by choice. Weights are found by
-the graph's path. Polygraphy's loaders would do this too, but they print TensorRT's reasons to standard output and do not return them,
-and have no way to ask for an editable timing cache; the tests use them, to check this and the runtime from outside.
+The graphs fix every type, so a bundle exported as fp16 or bf16 gives such an engine; fp32 may use
+TF32 by choice. Weights are found by the graph's path. Polygraphy's loaders would do this too, but
+they print TensorRT's reasons to standard output and do not return them, and have no way to ask for
+an editable timing cache; the tests use them, to check this and the runtime from outside.
 
-Nothing in here has ever run on a GPU: TensorRT's libraries are not to be had on the machines that this was written on.
+Nothing in here has ever run on a GPU: TensorRT's libraries are not to be had on the machines that
+this was written on.
 """
 
 from __future__ import annotations
@@ -16,7 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wfvae.engines import (
+from wfvae.errors import BundleError
+from wfvae.export.tensorrt.files import write_whole
+from wfvae.export.tensorrt.progress import BuildProgress, Progress, cancelling, make_monitor, no_progress
+from wfvae.export.tensorrt.timing_cache import TimingCacheFile
+from wfvae.spec.engines import (
     ENGINES_FOLDER,
     BuildSettings,
     EngineRecord,
@@ -29,12 +36,8 @@ from wfvae.engines import (
     read_engine,
     sound_entries,
 )
-from wfvae.errors import BundleError
-from wfvae.export.tensorrt.files import write_whole
-from wfvae.export.tensorrt.progress import BuildProgress, Progress, cancelling, make_monitor, no_progress
-from wfvae.export.tensorrt.timing_cache import TimingCacheFile
-from wfvae.manifest import GraphSpec, Manifest
-from wfvae.tensorrt_api import Builder, BuilderConfig, ErrorLog, HostMemory, OnnxParser, make_logger, member
+from wfvae.spec.manifest import GraphSpec, Manifest
+from wfvae.spec.tensorrt import Builder, BuilderConfig, ErrorLog, HostMemory, OnnxParser, make_logger, member
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ def build_engines(
     again: bool = False,
     progress: Progress = no_progress,
 ) -> BuildReport:
-    """Builds what is missing and lists it in the manifest, engine by engine: what is finished stays if a later one fails.
+    """Builds what is missing and lists it in the manifest, engine by engine: what is finished stays
+    if a later one fails.
 
     Args:
         bundle: the bundle's directory; its files are verified first.
@@ -91,7 +95,10 @@ def build_engines(
             kept.append(present)
             continue
         steps = BuildProgress(key, progress)
-        with cancelling(steps), _build(bundle / graph.file, graph, profiles, settings, trt, cache, steps) as memory:
+        with (
+            cancelling(steps),
+            _build(bundle / graph.file, graph, profiles, settings, trt, cache, steps) as memory,
+        ):
             # Held by TensorRT; copied nowhere but to disk.
             content = memoryview(memory)  # type: ignore[arg-type]  # it is a buffer
             record = EngineRecord(
@@ -111,7 +118,12 @@ def build_engines(
 
 
 def _present(
-    bundle: Path, manifest: Manifest, graph: str, settings: BuildSettings, profiles: tuple[Profile, ...], target: Target
+    bundle: Path,
+    manifest: Manifest,
+    graph: str,
+    settings: BuildSettings,
+    profiles: tuple[Profile, ...],
+    target: Target,
 ) -> EngineRecord | None:
     """The engine that a build would make, if it is there and unchanged."""
     key = engine_key(graph_sha256(manifest, graph), manifest.precision, settings, profiles, target)
@@ -124,7 +136,9 @@ def _present(
 
 
 def _list(bundle: Path, record: EngineRecord) -> None:
-    """Puts an engine into the manifest, which is read anew: another process may have added one meanwhile."""
+    """Puts an engine into the manifest, which is read anew: another process may have added one
+    meanwhile.
+    """
     manifest = Manifest.read(bundle)
     # Damaged entries are dropped: the error that names them says to build anew.
     others = tuple(entry for other, entry in sound_entries(manifest) if other.file != record.file)
@@ -160,10 +174,12 @@ def _build(
     if progress.cancelled:
         raise KeyboardInterrupt
     if memory is None:
-        missing = ", or the timing cache has no entry for a kernel (it is read-only)" if cache.read_only else ""
+        missing = (
+            ", or the timing cache has no entry for a kernel (it is read-only)" if cache.read_only else ""
+        )
         raise BundleError(
-            f"TensorRT {trt.__version__} could not build {path.name}{missing}: {log.take()}; narrower --batch, --chunk, --height or "
-            "--width need less memory"
+            f"TensorRT {trt.__version__} could not build {path.name}{missing}: {log.take()}; narrower"
+            " --batch, --chunk, --height or --width need less memory"
         )
     cache.save(config)
     yield memory
@@ -182,7 +198,9 @@ def _parse(parser: OnnxParser, path: Path, trt: Any, log: ErrorLog) -> None:
 def _configure(config: BuilderConfig, settings: BuildSettings, trt: Any) -> None:
     """Flags and limits. Raises `BundleError` if TensorRT has or takes one not."""
     tf32 = member(trt, "BuilderFlag", "TF32")
-    (config.set_flag if settings.tf32 else config.clear_flag)(tf32)  # never left to a default: TensorRT's is on
+    (config.set_flag if settings.tf32 else config.clear_flag)(
+        tf32
+    )  # never left to a default: TensorRT's is on
     if config.get_flag(tf32) != settings.tf32:
         raise BundleError(f"TensorRT {trt.__version__} did not take TF32 {'on' if settings.tf32 else 'off'}")
     config.builder_optimization_level = settings.optimization_level
@@ -190,7 +208,9 @@ def _configure(config: BuilderConfig, settings: BuildSettings, trt: Any) -> None
         config.set_memory_pool_limit(member(trt, "MemoryPoolType", "WORKSPACE"), settings.workspace)
 
 
-def _add_profile(builder: Builder, config: BuilderConfig, profile: Profile, graph: GraphSpec, log: ErrorLog) -> None:
+def _add_profile(
+    builder: Builder, config: BuilderConfig, profile: Profile, graph: GraphSpec, log: ErrorLog
+) -> None:
     """Adds a profile with a range for every input. Raises `BundleError` if TensorRT refuses it."""
     ranges = builder.create_optimization_profile()
     try:
@@ -198,6 +218,8 @@ def _add_profile(builder: Builder, config: BuilderConfig, profile: Profile, grap
             ranges.set_shape(name, low, best, high)
         refused = config.add_optimization_profile(ranges) < 0
     except (ValueError, RuntimeError) as error:
-        raise BundleError(f"TensorRT refuses the profile {profile.name!r} of {graph.file}: {error}") from error
+        raise BundleError(
+            f"TensorRT refuses the profile {profile.name!r} of {graph.file}: {error}"
+        ) from error
     if refused:
         raise BundleError(f"TensorRT refuses the profile {profile.name!r} of {graph.file}: {log.take()}")

@@ -17,7 +17,9 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 
 class BuildProgress:
-    """Follows the phases of a build: the outermost one's steps, and the name of the innermost one. TensorRT may call from any thread."""
+    """Follows the phases of a build: the outermost one's steps, and the name of the innermost one.
+    TensorRT may call from any thread.
+    """
 
     def __init__(self, label: str, report: Progress) -> None:
         self._label, self._report = label, report
@@ -68,7 +70,8 @@ def make_monitor(trt: Any, progress: BuildProgress) -> Any:
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 
-        # An exception must not pass through TensorRT's frames; a display that fails is no reason to stop a build.
+        # An exception must not pass through TensorRT's frames; a display that fails is no reason to
+        # stop a build.
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             with contextlib.suppress(Exception):
                 progress.start(phase_name, num_steps)
@@ -87,7 +90,8 @@ def make_monitor(trt: Any, progress: BuildProgress) -> Any:
 
 @contextlib.contextmanager
 def cancelling(progress: BuildProgress) -> Iterator[None]:
-    """Turns Ctrl-C and a polite kill into `progress.cancel()`, and raises `KeyboardInterrupt` when TensorRT has stopped.
+    """Turns Ctrl-C and a polite kill into `progress.cancel()`, and raises `KeyboardInterrupt` when
+    TensorRT has stopped.
 
     A `KeyboardInterrupt` raised at once would have to pass through TensorRT's own frames.
     """

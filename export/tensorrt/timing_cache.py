@@ -1,4 +1,5 @@
-"""TensorRT's timing cache as a file: kernels that were timed once are not timed again, and a build can be made to repeat its choices.
+"""TensorRT's timing cache as a file: kernels that were timed once are not timed again, and a build
+can be made to repeat its choices.
 
 Nothing in here has ever run on a GPU.
 """
@@ -11,7 +12,7 @@ from typing import Any
 
 from wfvae.errors import BundleError
 from wfvae.export.tensorrt.files import write_whole
-from wfvae.tensorrt_api import BuilderConfig, ErrorLog, member
+from wfvae.spec.tensorrt import BuilderConfig, ErrorLog, member
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,19 @@ class TimingCacheFile:
     def attach(self, trt: Any, config: BuilderConfig, log: ErrorLog) -> None:
         """Gives the cache to a build.
 
-        Raises `BundleError` if it is another GPU's or version's, or if it is read-only and not there.
+        Raises `BundleError` if it is another GPU's or version's, or if it is read-only and not
+        there.
         """
-        # Without this flag a cache holds what was timed; with it, the choices themselves, which a read-only build then repeats.
+        # Without this flag a cache holds what was timed; with it, the choices themselves, which a
+        # read-only build then repeats.
         config.set_flag(member(trt, "BuilderFlag", "EDITABLE_TIMING_CACHE"))
         if self.read_only:
             config.set_flag(member(trt, "BuilderFlag", "ERROR_ON_TIMING_CACHE_MISS"))
         cache = config.create_timing_cache(self._content())
         if cache is None or not config.set_timing_cache(cache, False):
             raise BundleError(
-                f"TensorRT {trt.__version__} refuses the timing cache {self.path}: {log.take()}; it is of another GPU or "
-                "version, or damaged; choose another file with --timing-cache, or delete it"
+                f"TensorRT {trt.__version__} refuses the timing cache {self.path}: {log.take()}; it is of"
+                " another GPU or version, or damaged; choose another file with --timing-cache, or delete it"
             )
 
     def save(self, config: BuilderConfig) -> None:
@@ -47,7 +50,8 @@ class TimingCacheFile:
     def _content(self) -> bytes:
         if self.read_only and not self.path.is_file():
             raise BundleError(
-                f"there is no timing cache {self.path}, and it was to be used read-only; build once without --timing-cache-only"
+                f"there is no timing cache {self.path}, and it was to be used read-only; build once without"
+                " --timing-cache-only"
             )
         try:
             return self.path.read_bytes() if self.path.is_file() else b""

@@ -1,7 +1,8 @@
-"""Latents of a clip in one file: `.safetensors` (metadata in the header) or `.npy` (metadata in `<name>.json` beside it).
+"""Latents of a clip in one file: `.safetensors` (metadata in the header) or `.npy` (metadata in
+`<name>.json` beside it).
 
-Both are written in constant memory: a header of fixed size is reserved, data is appended behind it, and the header is filled in when
-the count is known. The file appears under its name only then.
+Both are written in constant memory: a header of fixed size is reserved, data is appended behind it,
+and the header is filled in when the count is known. The file appears under its name only then.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from numpy.lib import format as npy_format
 from safetensors import SafetensorError, safe_open
 
 from wfvae.errors import LatentsError, ResourceError
-from wfvae.runtime.latents.latents_info import Latents, LatentsInfo, checked_latents, info_from_text
-from wfvae.runtime.leftovers import partial_name, remove_leftovers
+from wfvae.files import remove_leftovers, temporary_name
 from wfvae.runtime.media.media_failures import NO_SPACE, reason
+from wfvae.spec.latents import Latents, LatentsInfo, checked_latents, info_from_text
 
 TENSOR = "latents"
 METADATA_KEY = "wfvae"
@@ -34,7 +35,7 @@ class ClipWriter:
 
     def __init__(self, path: Path, info: LatentsInfo) -> None:
         self._path, self._info = path, info
-        self._partial = partial_name(path)
+        self._partial = temporary_name(path)
         remove_leftovers(path)
         remove_leftovers(sidecar_of(path))
         self._file: BinaryIO | None = None
@@ -52,11 +53,15 @@ class ClipWriter:
     def __enter__(self) -> ClipWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def append(self, latents: Latents) -> None:
-        """Append (n, D, h, w), float32 or float16, the same D, h, w and dtype in every call; raises `LatentsError`, `ResourceError`."""
+        """Append (n, D, h, w), float32 or float16, the same D, h, w and dtype in every call; raises
+        `LatentsError`, `ResourceError`.
+        """
         if not self._open:
             raise LatentsError(f"'{self._path}' is closed; open it again to write")
         checked_latents(latents, str(self._path))
@@ -65,8 +70,8 @@ class ClipWriter:
                 self._begin(latents)
             if latents.shape[1:] != self._item or latents.dtype != self._dtype:
                 raise LatentsError(
-                    f"latents for '{self._path}' are {latents.dtype} {latents.shape}, but those before are {self._dtype} (n, "
-                    f"{', '.join(map(str, self._item))}); one file holds one size and type"
+                    f"latents for '{self._path}' are {latents.dtype} {latents.shape}, but those before are"
+                    f" {self._dtype} (n, {', '.join(map(str, self._item))}); one file holds one size and type"
                 )
             assert self._file is not None
             self._file.write(np.ascontiguousarray(latents).data)
@@ -74,12 +79,18 @@ class ClipWriter:
 
     def truncate(self, count: int) -> None:
         """Not possible for clips: raises `LatentsError`."""
-        raise LatentsError(f"'{self._path}' cannot be cut back to {count} latents; only a .zarr store can be resumed")
+        raise LatentsError(
+            f"'{self._path}' cannot be cut back to {count} latents; only a .zarr store can be resumed"
+        )
 
     def finish(self, frames: int) -> None:
-        """Record the number of video frames and give the file its name; raises `LatentsError` if nothing was appended."""
+        """Record the number of video frames and give the file its name; raises `LatentsError` if
+        nothing was appended.
+        """
         if self._file is None or not self._open:
-            raise LatentsError(f"no latents were written to '{self._path}'; append at least one before finishing")
+            raise LatentsError(
+                f"no latents were written to '{self._path}'; append at least one before finishing"
+            )
         info = replace(self._info, frames=frames)
         info.check_count(self._count, str(self._path))
         with _reported(self._path):
@@ -106,7 +117,9 @@ class ClipWriter:
         self._dtype, self._item = latents.dtype, latents.shape[1:]
         self._reserved = len(self._reserve())
         self._file = self._partial.open("wb+")
-        self._file.write(b"\0" * self._reserved)  # a file without its header is unreadable, as it should be until it is whole
+        self._file.write(
+            b"\0" * self._reserved
+        )  # a file without its header is unreadable, as it should be until it is whole
 
     def _reserve(self) -> bytes:
         raise NotImplementedError
@@ -132,7 +145,11 @@ class SafetensorsWriter(ClipWriter):
 
     def _text(self, info: dict[str, Any], count: int) -> bytes:
         size = count * int(np.prod(self._item)) * self._dtype.itemsize
-        tensor = {"dtype": SAFETENSORS_DTYPES[self._dtype], "shape": [count, *self._item], "data_offsets": [0, size]}
+        tensor = {
+            "dtype": SAFETENSORS_DTYPES[self._dtype],
+            "shape": [count, *self._item],
+            "data_offsets": [0, size],
+        }
         return json.dumps({"__metadata__": {METADATA_KEY: json.dumps(info)}, TENSOR: tensor}).encode()
 
 
@@ -150,13 +167,17 @@ class NPYWriter(ClipWriter):
 
     def _npy_header(self, count: int) -> bytes:
         buffer = BytesIO()
-        description = {"descr": npy_format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": (count, *self._item)}
+        description = {
+            "descr": npy_format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (count, *self._item),
+        }
         npy_format.write_array_header_1_0(buffer, description)
         return buffer.getvalue()
 
     def _commit_sidecar(self, info: LatentsInfo) -> None:
         sidecar = sidecar_of(self._path)
-        partial = partial_name(sidecar)
+        partial = temporary_name(sidecar)
         partial.write_text(json.dumps(info.to_json() | {"count": self._count}, indent=1), encoding="utf-8")
         os.replace(partial, sidecar)
 
@@ -179,15 +200,21 @@ class SafetensorsStore:
             self._slice: Any = self._file.get_slice(TENSOR)
         except (SafetensorError, OSError) as error:
             raise LatentsError(
-                f"cannot read '{path}' as latents: {reason(error)}; expected a whole .safetensors file with a tensor '{TENSOR}'"
+                f"cannot read '{path}' as latents: {reason(error)}; expected a whole .safetensors file with a"
+                f" tensor '{TENSOR}'"
             ) from error
         if METADATA_KEY not in metadata:
-            raise LatentsError(f"'{path}' carries no latents metadata ('{METADATA_KEY}' in its header); expected a file written by wfvae")
+            raise LatentsError(
+                f"'{path}' carries no latents metadata ('{METADATA_KEY}' in its header); expected a file"
+                " written by wfvae"
+            )
         self.info = LatentsInfo.from_json(info_from_text(metadata[METADATA_KEY], str(path)), str(path))
         self.shape: tuple[int, ...] = tuple(self._slice.get_shape())
         names: dict[str, np.dtype[Any]] = {text: dtype for dtype, text in SAFETENSORS_DTYPES.items()}
         if self._slice.get_dtype() not in names:
-            raise LatentsError(f"'{path}' holds {self._slice.get_dtype()} latents; expected F32 or F16, convert them first")
+            raise LatentsError(
+                f"'{path}' holds {self._slice.get_dtype()} latents; expected F32 or F16, convert them first"
+            )
         self.dtype: np.dtype[Any] = names[self._slice.get_dtype()]
 
     def read(self, start: int, stop: int) -> Latents:
@@ -210,17 +237,22 @@ class NPYStore:
         try:
             self._array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise LatentsError(f"cannot read '{path}' as latents: {reason(error)}; expected a whole .npy file of floats") from error
+            raise LatentsError(
+                f"cannot read '{path}' as latents: {reason(error)}; expected a whole .npy file of floats"
+            ) from error
         try:
             values = info_from_text(sidecar.read_text(encoding="utf-8"), str(sidecar))
         except (OSError, UnicodeDecodeError) as error:
-            raise LatentsError(f"the metadata of '{path}' is missing: no readable '{sidecar}'; keep the two files together") from error
+            raise LatentsError(
+                f"the metadata of '{path}' is missing: no readable '{sidecar}'; keep the two files together"
+            ) from error
         self.info = LatentsInfo.from_json(values, str(sidecar))
         self.shape: tuple[int, ...] = self._array.shape
         self.dtype: np.dtype[Any] = self._array.dtype
         if "count" in values and self.shape[:1] != (values["count"],):
             raise LatentsError(
-                f"'{path}' has shape {self.shape}, but '{sidecar}' speaks of {values['count']} latents; the files do not belong together"
+                f"'{path}' has shape {self.shape}, but '{sidecar}' speaks of {values['count']} latents; the"
+                " files do not belong together"
             )
 
     def read(self, start: int, stop: int) -> Latents:
@@ -241,7 +273,9 @@ class _reported:
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if isinstance(error, OSError):
             raise file_error(error, self._path) from error
 
@@ -249,5 +283,9 @@ class _reported:
 def file_error(error: OSError, path: Path) -> Exception:
     """The error to raise for `error` while writing `path`."""
     if error.errno in NO_SPACE:
-        return ResourceError(f"no space left while writing '{path}'; free some space or choose another destination")
-    return LatentsError(f"cannot write '{path}': {reason(error)}; check that the directory exists and is writable")
+        return ResourceError(
+            f"no space left while writing '{path}'; free some space or choose another destination"
+        )
+    return LatentsError(
+        f"cannot write '{path}': {reason(error)}; check that the directory exists and is writable"
+    )

@@ -1,4 +1,5 @@
-"""Reading and writing latents: `.safetensors` and `.npy` for a clip, `.zarr` for a stream without end.
+"""Reading and writing latents: `.safetensors` and `.npy` for a clip, `.zarr` for a stream without
+end.
 
 with open_latents_writer("clip.zarr", info) as writer:
     writer.append(latents)              # float32 or float16 (n, D, h, w), time first
@@ -19,13 +20,23 @@ import numpy as np
 
 from wfvae.errors import LatentsError, ResourceError
 from wfvae.runtime.latents.clip_latents import NPYStore, NPYWriter, SafetensorsStore, SafetensorsWriter
-from wfvae.runtime.latents.latents_info import FORMAT, Latents, LatentsInfo, check_finite
+from wfvae.spec.latents import FORMAT, Latents, LatentsInfo, check_finite
 
-__all__ = ["FORMAT", "SUFFIXES", "Latents", "LatentsInfo", "LatentsReader", "LatentsWriter", "open_latents", "open_latents_writer"]
+__all__ = [
+    "FORMAT",
+    "SUFFIXES",
+    "Latents",
+    "LatentsInfo",
+    "LatentsReader",
+    "LatentsWriter",
+    "open_latents",
+    "open_latents_writer",
+]
 
 SUFFIXES = (".safetensors", ".npy", ".zarr")
 DEFAULT_CHUNK = 16
-# Zarr is imported where a store is opened: that takes nearly as long as importing all the rest of the runtime.
+# Zarr is imported where a store is opened: that takes nearly as long as importing all the rest of
+# the runtime.
 
 
 class LatentsWriter(Protocol):
@@ -38,7 +49,9 @@ class LatentsWriter(Protocol):
     def finish(self, frames: int) -> None: ...
     def close(self) -> None: ...
     def __enter__(self) -> LatentsWriter: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class LatentsStore(Protocol):
@@ -87,7 +100,9 @@ class LatentsReader:
     def __enter__(self) -> LatentsReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -97,17 +112,22 @@ class LatentsReader:
     def read(self, start: int = 0, stop: int | None = None) -> Latents:
         """Latents start..stop, (stop - start, D, h, w), as an array of its own.
 
-        Raises `LatentsError` for a range outside 0..count, and for NaN or infinity, naming the first latent that holds one.
+        Raises `LatentsError` for a range outside 0..count, and for NaN or infinity, naming the
+        first latent that holds one.
         """
         end = self.count if stop is None else stop
         if not 0 <= start <= end <= self.count:
-            raise LatentsError(f"latents {start} to {end} of '{self._path}' were asked for; it holds {self.count}")
+            raise LatentsError(
+                f"latents {start} to {end} of '{self._path}' were asked for; it holds {self.count}"
+            )
         latents = self._store.read(start, end)
         check_finite(latents, start, str(self._path))
         return latents
 
     def chunks(self, latents: int, start: int = 0) -> Iterator[Latents]:
-        """All latents from `start` on in pieces of (n, D, h, w), n = `latents` but for the last; memory holds one piece."""
+        """All latents from `start` on in pieces of (n, D, h, w), n = `latents` but for the last;
+        memory holds one piece.
+        """
         if latents < 1:
             raise LatentsError(f"pieces of {latents} latents cannot be read; give at least 1")
         for first in range(start, self.count, latents):
@@ -121,7 +141,8 @@ class LatentsReader:
 def open_latents(path: str | Path) -> LatentsReader:
     """Open latents of any format for reading; the suffix tells which.
 
-    Raises `LatentsError` for a missing, truncated or foreign file, missing metadata, and arrays that are not (T', D, h, w).
+    Raises `LatentsError` for a missing, truncated or foreign file, missing metadata, and arrays
+    that are not (T', D, h, w).
     """
     path = Path(path)
     suffix = _suffix(path)
@@ -129,7 +150,8 @@ def open_latents(path: str | Path) -> LatentsReader:
         raise LatentsError(f"no such latents: '{path}'; check the path")
     if path.is_dir() != (suffix == ".zarr"):
         raise LatentsError(
-            f"'{path}' is a {'directory' if path.is_dir() else 'file'}; a .zarr store is a directory, the other formats are files"
+            f"'{path}' is a {'directory' if path.is_dir() else 'file'}; a .zarr store is a directory, the"
+            " other formats are files"
         )
     store = _open_store(path, suffix)
     try:
@@ -149,13 +171,18 @@ def _open_store(path: Path, suffix: str) -> LatentsStore:
 
 
 def open_latents_writer(
-    path: str | Path, info: LatentsInfo, *, resume: bool = False, overwrite: bool = True, chunk_latents: int = DEFAULT_CHUNK
+    path: str | Path,
+    info: LatentsInfo,
+    *,
+    resume: bool = False,
+    overwrite: bool = True,
+    chunk_latents: int = DEFAULT_CHUNK,
 ) -> LatentsWriter:
     """Open latents for writing; the suffix tells the format.
 
-    info: the metadata; `frames` is set by `finish`.
-    resume: only `.zarr`: go on with latent number `latents_done` of an unfinished store; begins a new one if there is none.
-    overwrite: replace what is there, when the first latents (zarr) or the last ones (clips) are written.
+    info: the metadata; `frames` is set by `finish`. resume: only `.zarr`: go on with latent number
+    `latents_done` of an unfinished store; begins a new one if there is none. overwrite: replace
+    what is there, when the first latents (zarr) or the last ones (clips) are written.
     chunk_latents: only `.zarr`: latents per chunk file. Appending multiples of it is cheapest.
 
     Raises `LatentsError`.
@@ -175,20 +202,28 @@ def open_latents_writer(
 
 
 def check_latents_destination(path: Path, *, overwrite: bool) -> None:
-    """Raises `LatentsError` or `ResourceError` if latents cannot be written to `path`, before anything is computed for it."""
+    """Raises `LatentsError` or `ResourceError` if latents cannot be written to `path`, before
+    anything is computed for it.
+    """
     suffix = _suffix(path)
     if not path.parent.is_dir():
         raise LatentsError(f"the directory '{path.parent}' for '{path.name}' does not exist; create it first")
     if path.exists():
         _check_replaceable(path, suffix, overwrite=overwrite)
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ResourceError(f"the directory '{path.parent}' is not writable; choose another destination or change its permissions")
+        raise ResourceError(
+            f"the directory '{path.parent}' is not writable; choose another destination or change its"
+            " permissions"
+        )
 
 
 def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise LatentsError(f"cannot tell the latents format of '{path}' from its ending '{path.suffix}'; use one of {', '.join(SUFFIXES)}")
+        raise LatentsError(
+            f"cannot tell the latents format of '{path}' from its ending '{path.suffix}'; use one of"
+            f" {', '.join(SUFFIXES)}"
+        )
     return suffix
 
 

@@ -1,7 +1,8 @@
 """Latents without end in a Zarr (v3) store: a group with one array "latents", chunked along time.
 
-The array's own metadata file holds its shape and, as the attribute "wfvae", the latents' metadata. Data is written first, that file last
-and in one rename. So whoever reads, at any moment and after a kill, sees a number of latents all of which are there.
+The array's own metadata file holds its shape and, as the attribute "wfvae", the latents' metadata.
+Data is written first, that file last and in one rename. So whoever reads, at any moment and after a
+kill, sees a number of latents all of which are there.
 """
 
 from __future__ import annotations
@@ -21,20 +22,21 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, WrapperStore
 
 from wfvae.errors import LatentsError
+from wfvae.files import discard_tree, remove_leftovers, temporary_name
 from wfvae.runtime.latents.clip_latents import TENSOR, file_error
-from wfvae.runtime.latents.latents_info import DTYPES, FORMAT, Latents, LatentsInfo, checked_latents
-from wfvae.runtime.leftovers import discard_tree, partial_name, remove_leftovers
 from wfvae.runtime.media.media_failures import reason
+from wfvae.spec.latents import DTYPES, FORMAT, Latents, LatentsInfo, checked_latents
 
 ATTRIBUTE = "wfvae"
 METADATA_FILE = "zarr.json"
 
 
 class CommitLastStore(WrapperStore[LocalStore]):
-    """A local store that, inside `transaction`, holds metadata files back until the block ends without an exception.
+    """A local store that, inside `transaction`, holds metadata files back until the block ends
+    without an exception.
 
-    Zarr grows an array by writing its new shape first and the data after, which for a moment, or after a kill for ever, shows
-    readers data that is not there.
+    Zarr grows an array by writing its new shape first and the data after, which for a moment, or
+    after a kill for ever, shows readers data that is not there.
     """
 
     def __init__(self, store: LocalStore) -> None:
@@ -62,7 +64,9 @@ class CommitLastStore(WrapperStore[LocalStore]):
 
 
 class ZarrWriter:
-    """Appends to a store. Leaving the `with` block without `finish` keeps what was appended, for `resume=True`."""
+    """Appends to a store. Leaving the `with` block without `finish` keeps what was appended, for
+    `resume=True`.
+    """
 
     def __init__(self, path: Path, info: LatentsInfo, *, resume: bool, chunk_latents: int) -> None:
         self._path, self._info, self._chunk = path, replace(info, frames=None), chunk_latents
@@ -80,20 +84,24 @@ class ZarrWriter:
     def __enter__(self) -> ZarrWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def append(self, latents: Latents) -> None:
-        """Append (n, D, h, w), float32 or float16, the same D, h, w and dtype in every call. When this returns they are committed;
-        if it is interrupted, none of them is. Raises `LatentsError`, `ResourceError`."""
+        """Append (n, D, h, w), float32 or float16, the same D, h, w and dtype in every call. When
+        this returns they are committed; if it is interrupted, none of them is. Raises
+        `LatentsError`, `ResourceError`."""
         self._check_open()
         checked_latents(latents, str(self._path))
         if self._array is None:
             self._create(latents)
         if latents.shape[1:] != self._array.shape[1:] or latents.dtype != self._array.dtype:
             raise LatentsError(
-                f"latents for '{self._path}' are {latents.dtype} {latents.shape}, but those before are {self._array.dtype} (n, "
-                f"{', '.join(map(str, self._array.shape[1:]))}); one store holds one size and type"
+                f"latents for '{self._path}' are {latents.dtype} {latents.shape}, but those before are"
+                f" {self._array.dtype} (n, {', '.join(map(str, self._array.shape[1:]))}); one store holds one"
+                " size and type"
             )
         done = self.latents_done
         with self._transaction():
@@ -101,24 +109,33 @@ class ZarrWriter:
             self._array[done:] = latents
 
     def truncate(self, count: int) -> None:
-        """Cut back to the first `count` latents, to go on from there; raises `LatentsError` if there are fewer."""
+        """Cut back to the first `count` latents, to go on from there; raises `LatentsError` if
+        there are fewer.
+        """
         self._check_open()
         if not 0 <= count <= self.latents_done:
-            raise LatentsError(f"'{self._path}' cannot be cut to {count} latents; it holds {self.latents_done}")
+            raise LatentsError(
+                f"'{self._path}' cannot be cut to {count} latents; it holds {self.latents_done}"
+            )
         if self._array is None or count == self.latents_done:
             return
         before = self.latents_done
-        # Shape first, as one write; then the chunks that no reader looks at any more. (Zarr's resize would go the other way round.)
+        # Shape first, as one write; then the chunks that no reader looks at any more. (Zarr's
+        # resize would go the other way round.)
         with self._transaction():
             self._array = _reshaped(self._array, count)
         for index in range(-(-count // self._array.chunks[0]), -(-before // self._array.chunks[0])):
             shutil.rmtree(self._path / TENSOR / "c" / str(index), ignore_errors=True)
 
     def finish(self, frames: int) -> None:
-        """Record the number of video frames and that the store is complete; raises `LatentsError` if that does not fit the count."""
+        """Record the number of video frames and that the store is complete; raises `LatentsError`
+        if that does not fit the count.
+        """
         self._check_open()
         if self._array is None:
-            raise LatentsError(f"no latents were written to '{self._path}'; append at least one before finishing")
+            raise LatentsError(
+                f"no latents were written to '{self._path}'; append at least one before finishing"
+            )
         info = replace(self._info, frames=frames)
         info.check_count(self.latents_done, str(self._path))
         with self._transaction():
@@ -150,9 +167,11 @@ class ZarrWriter:
             raise
 
     def _create(self, latents: Latents) -> None:
-        """Make the empty store under a temporary name, then give it its name, replacing an older store."""
+        """Make the empty store under a temporary name, then give it its name, replacing an older
+        store.
+        """
         remove_leftovers(self._path)
-        partial = partial_name(self._path)
+        partial = temporary_name(self._path)
         try:
             shutil.rmtree(partial, ignore_errors=True)
             group = zarr.create_group(LocalStore(partial), attributes={"format": FORMAT})
@@ -162,7 +181,9 @@ class ZarrWriter:
                 chunks=(self._chunk, *latents.shape[1:]),
                 dtype=latents.dtype,
                 compressors=None,  # latents are noise to a compressor: it gains a few per cent and costs time
-                fill_value=np.nan,  # a chunk that was lost reads as NaN, which is an error, and not as zeros, which are not
+                # a chunk that was lost reads as NaN, which is an error, and not as zeros, which are
+                # not
+                fill_value=np.nan,
                 dimension_names=("time", "channel", "height", "width"),
                 attributes={ATTRIBUTE: _attribute(self._info, complete=False)},
             )
@@ -182,12 +203,14 @@ class ZarrWriter:
         store = ZarrStore(self._path)
         if store.complete:
             raise LatentsError(
-                f"'{self._path}' is complete ({store.shape[0]} latents); there is nothing to resume, choose another name to encode again"
+                f"'{self._path}' is complete ({store.shape[0]} latents); there is nothing to resume, choose"
+                " another name to encode again"
             )
         different = self._info.differences(store.info)
         if different:
             raise LatentsError(
-                f"'{self._path}' was begun with other settings ({', '.join(different)}); give the same ones, or start over without resuming"
+                f"'{self._path}' was begun with other settings ({', '.join(different)}); give the same ones,"
+                " or start over without resuming"
             )
         for unfinished in self._path.rglob("*.partial"):
             unfinished.unlink(missing_ok=True)  # chunks that a killed run was writing
@@ -214,12 +237,15 @@ class ZarrStore:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._array: Any = zarr.open_array(LocalStore(path, read_only=True), path=TENSOR, mode="r", zarr_format=3)
+            self._array: Any = zarr.open_array(
+                LocalStore(path, read_only=True), path=TENSOR, mode="r", zarr_format=3
+            )
             attributes: Any = self._array.attrs
             values = dict(attributes.get(ATTRIBUTE) or {})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LatentsError(
-                f"cannot read '{path}' as latents: {reason(error)}; expected a Zarr v3 store with an array '{TENSOR}'"
+                f"cannot read '{path}' as latents: {reason(error)}; expected a Zarr v3 store with an array"
+                f" '{TENSOR}'"
             ) from error
         self.complete = bool(values.get("complete"))
         self.info = LatentsInfo.from_json(values, str(path))
@@ -234,7 +260,8 @@ class ZarrStore:
             array: Latents = np.asarray(self._array[start:stop])
         except (OSError, ValueError, RuntimeError) as error:
             raise LatentsError(
-                f"cannot read latents {start} to {stop} of '{self._path}': {reason(error)}; the store is damaged, encode the video again"
+                f"cannot read latents {start} to {stop} of '{self._path}': {reason(error)}; the store is"
+                " damaged, encode the video again"
             ) from error
         return array
 

@@ -1,7 +1,7 @@
 """Copying audio streams from one file into another, packet by packet, without re-encoding.
 
-Copying is exact. Where the container cannot hold the source's audio codec the copy is refused before any work is done; nothing is
-transcoded behind the user's back.
+Copying is exact. Where the container cannot hold the source's audio codec the copy is refused
+before any work is done; nothing is transcoded behind the user's back.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from wfvae.runtime.media.media_failures import Failure, describe
 
 
 class AudioCopy:
-    """All audio streams of `source`, added to `container` as streams of their own. A source without audio copies nothing.
+    """All audio streams of `source`, added to `container` as streams of their own. A source without
+    audio copies nothing.
 
-    Times count from the start of the source's earliest stream, as a reader's frame times do, so both stay in step.
+    Times count from the start of the source's earliest stream, as a reader's frame times do, so
+    both stay in step.
     """
 
     def __init__(self, source: Path, container: Any, end: Fraction | None = None) -> None:
@@ -39,7 +41,9 @@ class AudioCopy:
         self._held: Any = self._following()
 
     def advance(self, until: Fraction | None) -> None:
-        """Mux the packets that begin before `until` seconds, all if None. Muxing in step with the video keeps memory constant."""
+        """Mux the packets that begin before `until` seconds, all if None. Muxing in step with the
+        video keeps memory constant.
+        """
         while self._held is not None and (until is None or self._begin(self._held) < until):
             packet = self._held
             self._held = self._following()
@@ -54,16 +58,21 @@ class AudioCopy:
         try:
             added = self._container.add_stream_from_template(stream, opaque=True)
         except Failure as error:
-            muxer, codec = self._container.format.name, stream.codec_context.name if stream.codec_context else "unknown"
+            muxer, codec = (
+                self._container.format.name,
+                stream.codec_context.name if stream.codec_context else "unknown",
+            )
             raise MediaError(
-                f"a {muxer} file cannot hold the {codec} audio of '{self._name}'; write to .mkv, which holds any, "
-                "or leave the audio out (--no-audio)"
+                f"a {muxer} file cannot hold the {codec} audio of '{self._name}'; write to .mkv, which holds"
+                " any, or leave the audio out (--no-audio)"
             ) from error
         added.metadata.update(stream.metadata)  # language and title
         return added
 
     def _following(self) -> Any:
-        """The next packet to copy, None at the end. Packets without data (the demuxer's flush) and those past `end` are passed over."""
+        """The next packet to copy, None at the end. Packets without data (the demuxer's flush) and
+        those past `end` are passed over.
+        """
         try:
             for packet in self._packets:
                 if packet.size and (self._end is None or self._begin(packet) < self._end):

@@ -16,7 +16,7 @@ from wfvae.runtime.media.cut_short import missing_bytes
 from wfvae.runtime.media.media_failures import Failure, describe, reason
 from wfvae.runtime.media.video_color import PRIMARIES, RANGES, SPACES, TRANSFERS, RGBConverter, name_of
 from wfvae.runtime.media.video_info import SourceKind, VideoInfo
-from wfvae.stored_pixels import RGBArray, orientation_of
+from wfvae.video.stored_pixels import RGBArray, orientation_of
 
 # Demuxers that turn any text or binary file into a "video" of characters.
 CHARACTER_ART = frozenset({"tty", "bin", "xbin", "adf", "idf"})
@@ -29,7 +29,8 @@ class _DamagedFrameError(Exception):
 
 
 class ContainerSource:
-    """One pass over the first real video stream of a container. Attached pictures (cover art) are not video.
+    """One pass over the first real video stream of a container. Attached pictures (cover art) are
+    not video.
 
     The first frame is decoded on construction, so that what is no video fails here.
     """
@@ -46,7 +47,9 @@ class ContainerSource:
             self._packets: Iterator[Any] = self._container.demux(self._stream)
             self._converter = RGBConverter(self._stream.codec_context.name)
             self._decoded = 0
-            self._origin: Fraction | None = start_of(self._container) if self._container.streams.audio else None
+            self._origin: Fraction | None = (
+                start_of(self._container) if self._container.streams.audio else None
+            )
             self._fps = _rate(self._stream)
             self._last_time: Fraction | None = None
             self._frames = self._decode()
@@ -63,7 +66,9 @@ class ContainerSource:
         self._container.close()
 
     def skip(self, count: int) -> int:
-        """Decode and drop up to `count` frames; the number dropped, less than `count` only at the end of the video."""
+        """Decode and drop up to `count` frames; the number dropped, less than `count` only at the
+        end of the video.
+        """
         dropped = 0
         while dropped < count and self._next() is not None:
             dropped += 1
@@ -87,29 +92,40 @@ class ContainerSource:
     def _first_frame(self) -> av.VideoFrame:
         frame = next(self._frames, None)
         if frame is None:
-            raise MediaError(f"'{self._name}' holds a video stream but no frames; expected at least one, check how the file was made")
+            raise MediaError(
+                f"'{self._name}' holds a video stream but no frames; expected at least one, check how the"
+                " file was made"
+            )
         return frame
 
     def _convert(self, frame: av.VideoFrame) -> RGBArray:
         try:
             return self._orientation.apply(self._converter.convert(frame))
         except Failure as error:
-            raise describe(error, f"converting frame {self._decoded - 1} of '{self._name}' from {frame.format.name} to RGB") from error
+            raise describe(
+                error,
+                f"converting frame {self._decoded - 1} of '{self._name}' from {frame.format.name} to RGB",
+            ) from error
 
     def _check_size(self, frame: av.VideoFrame) -> None:
         if (frame.width, frame.height) != self._size:
             raise MediaError(
-                f"frame {self._decoded} of '{self._name}' is {frame.width}x{frame.height}, but the frames before it are "
-                f"{self._size[0]}x{self._size[1]}; split the video there or rescale it to one size first"
+                f"frame {self._decoded} of '{self._name}' is {frame.width}x{frame.height}, but the frames"
+                f" before it are {self._size[0]}x{self._size[1]}; split the video there or rescale it to one"
+                " size first"
             )
 
     def _time(self, frame: av.VideoFrame) -> Fraction:
-        """Seconds from the start of the file. A missing or repeated timestamp is replaced by the previous one + 1 / fps."""
+        """Seconds from the start of the file. A missing or repeated timestamp is replaced by the
+        previous one + 1 / fps.
+        """
         time = None
         if frame.pts is not None and frame.time_base:
             time = frame.pts * Fraction(frame.time_base)
             if self._origin is None:
-                self._origin = time  # without audio the first frame is the start; AVI's stated one can be a frame off
+                self._origin = (
+                    time  # without audio the first frame is the start; AVI's stated one can be a frame off
+                )
             time -= self._origin
         if self._last_time is None:
             self._last_time = time if time is not None else Fraction(0)
@@ -120,7 +136,9 @@ class ContainerSource:
         return self._last_time
 
     def _decode(self) -> Iterator[av.VideoFrame]:
-        """Decoded frames in presentation order. Damage ends the stream with `MediaError`, after the frames that came before it."""
+        """Decoded frames in presentation order. Damage ends the stream with `MediaError`, after the
+        frames that came before it.
+        """
         try:
             for packet in self._packets:
                 yield from self._sound_frames(packet)
@@ -146,7 +164,9 @@ class ContainerSource:
             yield frame
 
     def _held_frames(self) -> Iterator[av.VideoFrame]:
-        """Frames that decoder threads still hold when the packets end in a failure, as long as they are sound."""
+        """Frames that decoder threads still hold when the packets end in a failure, as long as they
+        are sound.
+        """
         try:
             held = self._stream.codec_context.decode(None)
         except Failure:
@@ -158,8 +178,9 @@ class ContainerSource:
 
     def _damaged(self, failure: BaseException) -> MediaError:
         return MediaError(
-            f"'{self._name}' is damaged or cut short: {reason(failure)} after {self._decoded} good frames; "
-            "these are sound; repair or download the file again, or read it with keep_damaged (--keep-damaged)"
+            f"'{self._name}' is damaged or cut short: {reason(failure)} after {self._decoded} good frames;"
+            " these are sound; repair or download the file again, or read it with keep_damaged"
+            " (--keep-damaged)"
         )
 
     def _check_whole(self) -> None:
@@ -168,8 +189,9 @@ class ContainerSource:
         missing = missing_bytes(self._path)
         if missing:
             raise MediaError(
-                f"'{self._name}' is cut short: {missing} bytes that its header announces are missing, {self._decoded} frames were read; "
-                "these are sound; download or record the file again, or read it with keep_damaged (--keep-damaged)"
+                f"'{self._name}' is cut short: {missing} bytes that its header announces are missing,"
+                f" {self._decoded} frames were read; these are sound; download or record the file again, or"
+                " read it with keep_damaged (--keep-damaged)"
             )
 
     def _describe(self, frame: av.VideoFrame) -> VideoInfo:
@@ -186,7 +208,11 @@ class ContainerSource:
             frames=self._stream.frames or None,
             pixel_format=frame.format.name,
             color_range=RANGES.get(frame.color_range),
-            color_space="rgb" if frame.format.is_rgb or frame.format.has_palette else name_of(SPACES, frame.colorspace),
+            color_space=(
+                "rgb"
+                if frame.format.is_rgb or frame.format.has_palette
+                else name_of(SPACES, frame.colorspace)
+            ),
             color_primaries=name_of(PRIMARIES, frame.color_primaries),
             color_transfer=name_of(TRANSFERS, frame.color_trc),
             rotation=self._orientation.rotation,
@@ -198,27 +224,39 @@ class ContainerSource:
 
 
 def open_container(source: Path | BinaryIO, name: str) -> Any:
-    """The opened container. Only local files may be reached from inside it (playlists that name addresses are refused)."""
+    """The opened container. Only local files may be reached from inside it (playlists that name
+    addresses are refused).
+    """
     target: Any = f"file:{source}" if isinstance(source, Path) else source
     if isinstance(source, Path):
         _check_file(source)
     try:
-        container = av.open(target, "r", options={"protocol_whitelist": "file,crypto,data"}, metadata_errors="replace")
+        container = av.open(
+            target, "r", options={"protocol_whitelist": "file,crypto,data"}, metadata_errors="replace"
+        )
     except Failure as error:
         hint = "check that the file is complete and is a video"
         if not isinstance(source, Path):
-            hint = "an MP4 on a pipe must have its index in front (faststart); give width, height and fps for raw frames, or use a file"
+            hint = (
+                "an MP4 on a pipe must have its index in front (faststart); give width, height and fps for"
+                " raw frames, or use a file"
+            )
         raise MediaError(
-            f"cannot read '{name}' as video: {reason(error)}; expected a container such as mp4, mkv, webm, mov, gif or avi; {hint}"
+            f"cannot read '{name}' as video: {reason(error)}; expected a container such as mp4, mkv, webm,"
+            f" mov, gif or avi; {hint}"
         ) from error
     if container.format.name in CHARACTER_ART:
         container.close()
-        raise MediaError(f"'{name}' is a text or binary file, not a video; expected a container such as mp4, mkv, webm, mov, gif or avi")
+        raise MediaError(
+            f"'{name}' is a text or binary file, not a video; expected a container such as mp4, mkv, webm,"
+            " mov, gif or avi"
+        )
     return container
 
 
 def packet_count(path: Path) -> int:
-    """Packets of the video stream that `ContainerSource` reads, counted without decoding: mostly one per frame, but that is no promise.
+    """Packets of the video stream that `ContainerSource` reads, counted without decoding: mostly
+    one per frame, but that is no promise.
 
     Raises `MediaError` if the file is no video, or damaged.
     """
@@ -235,7 +273,10 @@ def _check_file(path: Path) -> None:
     if not path.exists():
         raise MediaError(f"no such file: '{path}'; check the path")
     if not path.is_file():
-        raise MediaError(f"'{path}' is neither a file nor a directory; expected a video file, a directory of images, or - for a pipe")
+        raise MediaError(
+            f"'{path}' is neither a file nor a directory; expected a video file, a directory of images, or -"
+            " for a pipe"
+        )
     if path.stat().st_size == 0:
         raise MediaError(f"'{path}' is empty (0 bytes); expected a video, check how the file was made")
 
@@ -244,10 +285,15 @@ def _video_stream(container: Any, name: str) -> Any:
     real = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not real:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
-        raise MediaError(f"'{name}' has no video stream (found: {kinds}); expected a file with moving pictures")
+        raise MediaError(
+            f"'{name}' has no video stream (found: {kinds}); expected a file with moving pictures"
+        )
     stream = real[0]
     if stream.codec_context is None:
-        raise MediaError(f"'{name}' is of a video codec that this FFmpeg cannot decode; convert it to H.264, VP9 or AV1 first")
+        raise MediaError(
+            f"'{name}' is of a video codec that this FFmpeg cannot decode; convert it to H.264, VP9 or AV1"
+            " first"
+        )
     for other in container.streams:
         if other is not stream:
             other.discard = Discard.all  # do not buffer packets that nobody asks for
@@ -255,7 +301,9 @@ def _video_stream(container: Any, name: str) -> Any:
 
 
 def start_of(container: Any) -> Fraction:
-    """Start of the earliest stream, in seconds: the zero of all times, so that video and audio keep their distance."""
+    """Start of the earliest stream, in seconds: the zero of all times, so that video and audio keep
+    their distance.
+    """
     starts = [
         stream.start_time * Fraction(stream.time_base)
         for stream in container.streams
@@ -272,7 +320,9 @@ def _rate(stream: Any) -> Fraction:
 
 
 def _is_variable(stream: Any) -> bool:
-    """Whether index or rates show unequal steps. An index counts only if it lists every frame (as MP4's does)."""
+    """Whether index or rates show unequal steps. An index counts only if it lists every frame (as
+    MP4's does).
+    """
     entries = stream.index_entries
     if stream.frames and len(entries) == stream.frames:
         stamps = [entry.timestamp for entry in entries[: min(len(entries), INDEX_ENTRIES_LOOKED_AT)]]
@@ -281,4 +331,6 @@ def _is_variable(stream: Any) -> bool:
     if stream.codec_context.name == "gif":
         return False  # FFmpeg's base rate of a GIF is a guess from its first delays
     average, base = stream.average_rate, stream.base_rate
-    return bool(average and base and abs(average - base) * 10 > base)  # Matroska's milliseconds alone make some per cent
+    return bool(
+        average and base and abs(average - base) * 10 > base
+    )  # Matroska's milliseconds alone make some per cent

@@ -1,7 +1,7 @@
 """Whether a file is shorter than its own container says.
 
-Demuxers report a file that was cut off as a normal end of stream more often than not. MP4, Matroska and AVI state the length of
-their outer parts, so the cut can be seen without decoding anything.
+Demuxers report a file that was cut off as a normal end of stream more often than not. MP4, Matroska
+and AVI state the length of their outer parts, so the cut can be seen without decoding anything.
 """
 
 from __future__ import annotations
@@ -13,17 +13,38 @@ from typing import BinaryIO
 
 EBML_HEADER, SEGMENT = 0x1A45DFA3, 0x18538067
 MP4_BOXES = frozenset(
-    {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"moof", b"styp", b"sidx", b"mfra", b"uuid", b"udta", b"meta"}
+    {
+        b"ftyp",
+        b"moov",
+        b"mdat",
+        b"free",
+        b"skip",
+        b"wide",
+        b"pnot",
+        b"moof",
+        b"styp",
+        b"sidx",
+        b"mfra",
+        b"uuid",
+        b"udta",
+        b"meta",
+    }
 )
 
 
 def missing_bytes(path: Path) -> int:
-    """Bytes that the container at `path` states beyond the end of the file; 0 if it is whole, or states no length (live recordings)."""
+    """Bytes that the container at `path` states beyond the end of the file; 0 if it is whole, or
+    states no length (live recordings).
+    """
     size = os.path.getsize(path)
     with path.open("rb") as file:
         head = file.read(12)
         if head[:4] == b"RIFF":
-            return max(0, struct.unpack("<I", head[4:8])[0] + 8 - size) if head[8:12] == b"AVI " and size < 2**31 else 0
+            return (
+                max(0, struct.unpack("<I", head[4:8])[0] + 8 - size)
+                if head[8:12] == b"AVI " and size < 2**31
+                else 0
+            )
         if head[:4] == EBML_HEADER.to_bytes(4, "big"):
             return max(0, _matroska_end(file) - size)
         if head[4:8] in MP4_BOXES:
@@ -32,7 +53,9 @@ def missing_bytes(path: Path) -> int:
 
 
 def _mp4_end(file: BinaryIO, size: int) -> int:
-    """Where the last top-level box ends. A box of size 0 reaches to the end of the file, a size of 1 is followed by 64 bits."""
+    """Where the last top-level box ends. A box of size 0 reaches to the end of the file, a size of
+    1 is followed by 64 bits.
+    """
     position = 0
     while position + 8 <= size:
         file.seek(position)
@@ -64,7 +87,9 @@ def _matroska_end(file: BinaryIO) -> int:
 
 
 def _ebml_number(file: BinaryIO) -> int | None:
-    """An EBML variable-length size: the count of leading zero bits gives its length. All ones means unknown."""
+    """An EBML variable-length size: the count of leading zero bits gives its length. All ones means
+    unknown.
+    """
     first = file.read(1)
     if not first or first[0] == 0:
         return None

@@ -11,7 +11,7 @@ from av.filter import Graph
 
 from wfvae.runtime.media.video_encoder import GIF_TICK
 from wfvae.runtime.media.video_info import OutputVideo
-from wfvae.stored_pixels import RGBArray
+from wfvae.video.stored_pixels import RGBArray
 
 
 class GIFEncoder:
@@ -20,7 +20,9 @@ class GIFEncoder:
     def __init__(self, container: Any, stream: Any, video: OutputVideo) -> None:
         self._container, self._stream = container, stream
         self._graph = Graph()
-        self._source = self._graph.add_buffer(width=video.width, height=video.height, format=av.VideoFormat("rgb24"), time_base=GIF_TICK)
+        self._source = self._graph.add_buffer(
+            width=video.width, height=video.height, format=av.VideoFormat("rgb24"), time_base=GIF_TICK
+        )
         split = self._graph.add("split")
         palette = self._graph.add("palettegen", "stats_mode=single:reserve_transparent=0")
         quantise = self._graph.add("paletteuse", "new=1:dither=sierra2_4a")

@@ -11,7 +11,7 @@ import numpy as np
 from wfvae.errors import MediaError
 from wfvae.runtime.media.media_failures import reported
 from wfvae.runtime.media.video_info import RawVideo, VideoInfo
-from wfvae.stored_pixels import RGBArray
+from wfvae.video.stored_pixels import RGBArray
 
 
 class RawSource:
@@ -23,7 +23,8 @@ class RawSource:
         self._first: bytearray | None = self._read()
         if self._first is None:
             raise MediaError(
-                f"'{name}' gave no data; expected raw RGB frames of {layout.frame_bytes} bytes each ({layout.width}x{layout.height}x3)"
+                f"'{name}' gave no data; expected raw RGB frames of {layout.frame_bytes} bytes each"
+                f" ({layout.width}x{layout.height}x3)"
             )
         self.info = VideoInfo(
             width=layout.width,
@@ -81,7 +82,8 @@ class RawSource:
             return None
         if filled < wanted:
             raise MediaError(
-                f"'{self._name}' ends inside frame {self._count}: {filled} of {wanted} bytes; {self._count} frames were read; "
-                f"check that the frames really are {self._layout.width}x{self._layout.height} rgb24"
+                f"'{self._name}' ends inside frame {self._count}: {filled} of {wanted} bytes; {self._count}"
+                " frames were read; check that the frames really are"
+                f" {self._layout.width}x{self._layout.height} rgb24"
             )
         return buffer

@@ -1,14 +1,14 @@
 """A video file written in independent segments, so that an interrupted run can go on where it was.
 
-Segments are encoded each on its own (the first frame a key frame, nothing refers across) into `<name>.partial/` beside the
-destination:
+Segments are encoded each on its own (the first frame a key frame, nothing refers across) into
+`<name>.partial/` beside the destination:
 
     plan.json              what is being written; a run with other settings does not continue it
     segment-000000.nut     the encoded frames (NUT keeps any codec, and exact times on any tick)
     segment-000000.json    frame count, first and last tick; written last: it commits the segment
 
-`finish` joins the packets without re-encoding. As every segment depends only on its own frames, a resumed run gives the same bytes
-as an uninterrupted one on the same version of FFmpeg.
+`finish` joins the packets without re-encoding. As every segment depends only on its own frames, a
+resumed run gives the same bytes as an uninterrupted one on the same version of FFmpeg.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import MediaError
-from wfvae.runtime.leftovers import discard_tree, partial_name, remove_leftovers
+from wfvae.files import discard_tree, remove_leftovers, temporary_name
 from wfvae.runtime.media.audio_copy import AudioCopy
 from wfvae.runtime.media.in_use import turn_to_close
 from wfvae.runtime.media.media_failures import Failure, reported
@@ -46,7 +46,7 @@ from wfvae.runtime.media.video_encoder import (
 )
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_writer import FASTSTART, RAW, check_destination, commit
-from wfvae.stored_pixels import RGBArray
+from wfvae.video.stored_pixels import RGBArray
 
 PLAN_FILE = "plan.json"
 PLAN_VERSION = "wfvae-segments/1"
@@ -55,7 +55,9 @@ SEGMENT_MUXER = "nut"
 
 @dataclass(frozen=True)
 class Segment:
-    """A complete segment: how many frames, and the ticks of the first and last one in presentation order."""
+    """A complete segment: how many frames, and the ticks of the first and last one in presentation
+    order.
+    """
 
     frames: int
     first_tick: int
@@ -63,11 +65,19 @@ class Segment:
 
 
 class SegmentedVideoWriter:
-    """Open with `SegmentedVideoWriter.open`. Only `finish` makes the video; leaving the `with` block in any other way keeps the
-    complete segments for a later run."""
+    """Open with `SegmentedVideoWriter.open`. Only `finish` makes the video; leaving the `with`
+    block in any other way keeps the complete segments for a later run."""
 
     def __init__(
-        self, path: Path, info: OutputVideo, plan: EncoderPlan, muxer: str, segment_frames: int, *, overwrite: bool, origin: str = ""
+        self,
+        path: Path,
+        info: OutputVideo,
+        plan: EncoderPlan,
+        muxer: str,
+        segment_frames: int,
+        *,
+        overwrite: bool,
+        origin: str = "",
     ) -> None:
         self._path, self._video, self._plan, self._muxer = path, info, plan, muxer
         self._segment_frames, self._overwrite, self._origin = segment_frames, overwrite, origin
@@ -91,24 +101,33 @@ class SegmentedVideoWriter:
     ) -> SegmentedVideoWriter:
         """Begin, or with `resume` continue, writing the video file `destination`.
 
-        segment_frames: frames per segment. The last one may be shorter.
-        resume: keep the complete segments of an interrupted run; go on with frame number `frames_done`. Without an interrupted run it
+        segment_frames: frames per segment. The last one may be shorter. resume: keep the complete
+        segments of an interrupted run; go on with frame number `frames_done`. Without an
+        interrupted run it
             begins afresh. False discards what an interrupted run left.
         origin: what the frames come from, in any words; a run with another origin is not continued.
 
-        Raises `MediaError` for directories, pipes and GIF, for settings that do not fit together, and if the interrupted run wrote with
-        other settings.
+        Raises `MediaError` for directories, pipes and GIF, for settings that do not fit together,
+        and if the interrupted run wrote with other settings.
         """
         path = Path(destination)
         if segment_frames < 1:
             raise MediaError(f"segment_frames is {segment_frames}; give at least 1")
         if str(destination) == "-" or path.is_dir():
-            raise MediaError(f"a resumable video is written to a file, not to '{destination}'; give a name ending in .mp4 or .mkv")
+            raise MediaError(
+                f"a resumable video is written to a file, not to '{destination}'; give a name ending in .mp4"
+                " or .mkv"
+            )
         muxer = muxer_for(path, None)
         if muxer in ("gif", RAW):
-            raise MediaError(f"'{destination}' cannot be written in segments; give a name ending in .mp4 or .mkv, or write it in one go")
+            raise MediaError(
+                f"'{destination}' cannot be written in segments; give a name ending in .mp4 or .mkv, or write"
+                " it in one go"
+            )
         check_destination(path, overwrite=overwrite)
-        writer = cls(path, info, EncoderPlan.of(info, muxer), muxer, segment_frames, overwrite=overwrite, origin=origin)
+        writer = cls(
+            path, info, EncoderPlan.of(info, muxer), muxer, segment_frames, overwrite=overwrite, origin=origin
+        )
         remove_leftovers(path)
         remove_leftovers(writer._folder)
         with reported(f"preparing '{writer._folder}'"):
@@ -118,7 +137,9 @@ class SegmentedVideoWriter:
 
     @property
     def frames_done(self) -> int:
-        """Frames in complete segments: what survives an interruption, and the index at which to go on after `open(resume=True)`."""
+        """Frames in complete segments: what survives an interruption, and the index at which to go
+        on after `open(resume=True)`.
+        """
         return sum(segment.frames for segment in self._segments)
 
     @property
@@ -129,13 +150,17 @@ class SegmentedVideoWriter:
     def __enter__(self) -> SegmentedVideoWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def write(self, frames: npt.NDArray[np.uint8], times: Sequence[Fraction] | None = None) -> None:
-        """Append `frames`, uint8 (T, H, W, 3), with T presentation times or none, as `VideoWriter.write`.
+        """Append `frames`, uint8 (T, H, W, 3), with T presentation times or none, as
+        `VideoWriter.write`.
 
-        Calls need not end at segment boundaries, and how the frames are split over calls does not change the file.
+        Calls need not end at segment boundaries, and how the frames are split over calls does not
+        change the file.
         """
         self._require_open()
         checked_frames(frames, times, self._video)
@@ -154,14 +179,17 @@ class SegmentedVideoWriter:
             self._complete_segment()
 
     def finish(self) -> None:
-        """Join the segments, add the audio, give the video its name and remove the working directory.
+        """Join the segments, add the audio, give the video its name and remove the working
+        directory.
 
         If this is interrupted, everything needed to do it again is still there.
         """
         if not self._open:
             raise MediaError(f"'{self._path}' is closed; open it again with resume=True to finish it")
         if self._current is None and not self._segments:
-            raise MediaError(f"no frames were written to '{self._path}'; write at least one frame before finishing")
+            raise MediaError(
+                f"no frames were written to '{self._path}'; write at least one frame before finishing"
+            )
         with reported(f"finishing '{self._path}'"):
             if self._current is not None:
                 self._complete_segment()
@@ -170,8 +198,8 @@ class SegmentedVideoWriter:
             discard_tree(self._folder)
 
     def close(self) -> None:
-        """Drop the segment in progress, keep the complete ones. Does nothing after `finish`. Safe while another thread writes: after the
-        frame that it is writing."""
+        """Drop the segment in progress, keep the complete ones. Does nothing after `finish`. Safe
+        while another thread writes: after the frame that it is writing."""
         self._open = False
         with turn_to_close(self._in_use) as safe:
             if safe and self._current is not None:
@@ -191,8 +219,10 @@ class SegmentedVideoWriter:
         return self._folder / f"segment-{index:06d}.nut"
 
     def _check_output(self) -> None:
-        """Open the final container once, empty, so that a codec or audio it cannot hold fails before hours of work."""
-        probe = partial_name(self._path, "probe")
+        """Open the final container once, empty, so that a codec or audio it cannot hold fails
+        before hours of work.
+        """
+        probe = temporary_name(self._path, "probe")
         try:
             container, _, audio = self._open_output(probe)
             _close_quietly(container, audio)
@@ -200,8 +230,12 @@ class SegmentedVideoWriter:
             probe.unlink(missing_ok=True)
 
     def _open_output(self, target: Path) -> tuple[Any, Any, AudioCopy | None]:
-        """The container and its video stream, set up exactly as if it encoded, so that headers agree with the segments' packets."""
-        container = open_output(f"file:{target}", self._muxer, FASTSTART if self._muxer in ("mp4", "mov") else {})
+        """The container and its video stream, set up exactly as if it encoded, so that headers
+        agree with the segments' packets.
+        """
+        container = open_output(
+            f"file:{target}", self._muxer, FASTSTART if self._muxer in ("mp4", "mov") else {}
+        )
         audio: AudioCopy | None = None
         try:
             make_reproducible(container)
@@ -235,7 +269,8 @@ class SegmentedVideoWriter:
         ]
         if strange or not self._folder.is_dir():
             raise MediaError(
-                f"'{self._folder}' holds files that are not segments ('{strange[0]}'); move them away or choose another destination"
+                f"'{self._folder}' holds files that are not segments ('{strange[0]}'); move them away or"
+                " choose another destination"
             )
 
     def _plan_text(self) -> str:
@@ -246,7 +281,9 @@ class SegmentedVideoWriter:
             "fps": str(self._video.fps),
             "threads": self._video.threads,
             "segment_frames": self._segment_frames,
-            "ffmpeg": [list(av.library_versions[name]) for name in ("libavcodec", "libavformat", "libswscale")],
+            "ffmpeg": [
+                list(av.library_versions[name]) for name in ("libavcodec", "libavformat", "libswscale")
+            ],
         }
         return json.dumps(settings, indent=1, sort_keys=True, default=str)
 
@@ -258,12 +295,17 @@ class SegmentedVideoWriter:
             different = ["everything: plan.json is unreadable"]
         if different:
             raise MediaError(
-                f"'{self._folder}' was begun with other settings ({', '.join(different)}); give the same, or start over without resuming"
+                f"'{self._folder}' was begun with other settings ({', '.join(different)}); give the same, or"
+                " start over without resuming"
             )
 
     def _load_segments(self) -> None:
-        """Take over the full segments from the front, remove all other files. A short last one is encoded again: more may follow it."""
-        while (segment := _read_segment(self._segment_path(len(self._segments)))) and segment.frames == self._segment_frames:
+        """Take over the full segments from the front, remove all other files. A short last one is
+        encoded again: more may follow it.
+        """
+        while (
+            segment := _read_segment(self._segment_path(len(self._segments)))
+        ) and segment.frames == self._segment_frames:
             self._segments.append(segment)
         keep = {PLAN_FILE}
         for index in range(len(self._segments)):
@@ -277,7 +319,7 @@ class SegmentedVideoWriter:
 
     def _join(self) -> None:
         check_destination(self._path, overwrite=self._overwrite)
-        partial = partial_name(self._path)
+        partial = temporary_name(self._path)
         container, stream, audio = None, None, None
         try:
             container, stream, audio = self._open_output(partial)
@@ -298,8 +340,9 @@ class SegmentedVideoWriter:
     def _packets(self, stream: Any) -> Iterator[Any]:
         """The packets of all segments in coding order, on the output's tick, with decoding times.
 
-        With a reordering depth of d, packet i is decoded when the (i - d)-th frame in presentation order is shown; d ticks of lead-in
-        come before the first. A heap of d + 1 stamps finds these in one pass.
+        With a reordering depth of d, packet i is decoded when the (i - d)-th frame in presentation
+        order is shown; d ticks of lead-in come before the first. A heap of d + 1 stamps finds these
+        in one pass.
         """
         depth = max(0, stream.codec_context.reorder_depth)
         step = max(1, round(1 / self._video.fps / self._plan.time_base))
@@ -319,9 +362,11 @@ class SegmentedVideoWriter:
             packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
             if len(packets) != segment.frames:
                 raise MediaError(
-                    f"segment '{path}' holds {len(packets)} of {segment.frames} frames; it was changed, start over without resuming"
+                    f"segment '{path}' holds {len(packets)} of {segment.frames} frames; it was changed, start"
+                    " over without resuming"
                 )
-            # NUT shifts a segment so that no time is negative, and refines the tick; its first frame's tick is known, so both are undone.
+            # NUT shifts a segment so that no time is negative, and refines the tick; its first
+            # frame's tick is known, so both are undone.
             scale = Fraction(packets[0].time_base) / self._plan.time_base
             shift = segment.first_tick - min(_stamp(packet) for packet in packets) * scale
             for packet in packets:
@@ -332,7 +377,9 @@ class SegmentedVideoWriter:
 
 def _stamp(packet: Any) -> int:
     if packet.pts is None:
-        raise MediaError("a segment holds a frame without a time; it was changed, start over without resuming")
+        raise MediaError(
+            "a segment holds a frame without a time; it was changed, start over without resuming"
+        )
     return int(packet.pts)
 
 
@@ -344,7 +391,9 @@ class _SegmentEncoder:
         self._container = open_output(f"file:{self._partial}", SEGMENT_MUXER, {})
         try:
             make_reproducible(self._container)
-            self._encoder = StreamEncoder(self._container, add_video_stream(self._container, video, plan), video, plan)
+            self._encoder = StreamEncoder(
+                self._container, add_video_stream(self._container, video, plan), video, plan
+            )
         except BaseException:
             self.abort()
             raise
@@ -379,7 +428,11 @@ class _SegmentEncoder:
 def _read_segment(path: Path) -> Segment | None:
     """The description of the segment at `path`; None if it is not complete."""
     try:
-        return Segment(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))) if path.exists() else None
+        return (
+            Segment(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+            if path.exists()
+            else None
+        )
     except (OSError, ValueError, TypeError):
         return None
 

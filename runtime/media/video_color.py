@@ -1,4 +1,5 @@
-"""Between stored pixels and RGB, with both ends of each conversion named; how pixels are to be read is in `wfvae.stored_pixels`.
+"""Between stored pixels and RGB, with both ends of each conversion named; how pixels are to be read
+is in `wfvae.video.stored_pixels`.
 
 All arrays are uint8 RGB of shape (H, W, 3), full range 0..255, C-contiguous.
 """
@@ -11,7 +12,7 @@ from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from wfvae.errors import MediaError
 from wfvae.runtime.media.video_info import ColorRange as RangeName
-from wfvae.stored_pixels import (
+from wfvae.video.stored_pixels import (
     LIMITED_TO_FULL,
     SWS_MATRICES,
     RGBArray,
@@ -22,8 +23,19 @@ from wfvae.stored_pixels import (
     sws_matrix,
 )
 
-# FFmpeg's enums AVColorSpace, AVColorPrimaries and AVColorTransferCharacteristic (ITU-T H.273), by FFmpeg's names.
-SPACES = {0: "rgb", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco", 9: "bt2020nc", 10: "bt2020c"}
+# FFmpeg's enums AVColorSpace, AVColorPrimaries and AVColorTransferCharacteristic (ITU-T H.273), by
+# FFmpeg's names.
+SPACES = {
+    0: "rgb",
+    1: "bt709",
+    4: "fcc",
+    5: "bt470bg",
+    6: "smpte170m",
+    7: "smpte240m",
+    8: "ycgco",
+    9: "bt2020nc",
+    10: "bt2020c",
+}
 PRIMARIES = {
     1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film", 9: "bt2020", 10: "smpte428", 11: "smpte431",
     12: "smpte432", 22: "ebu3213",
@@ -47,9 +59,15 @@ TAGS_OF_SPACE = {
     "bt2020nc": ("bt2020", "bt2020-10"),
 }
 
-# Without accurate rounding and full chroma interpolation swscale repeats chroma samples and is off by up to 3 of 255 in flat colours, with
-# them by 0.5. Bit-exact makes the result the same on every CPU.
-SCALER = int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT)
+# Without accurate rounding and full chroma interpolation swscale repeats chroma samples and is off
+# by up to 3 of 255 in flat colours, with them by 0.5. Bit-exact makes the result the same on every
+# CPU.
+SCALER = int(
+    Interpolation.BILINEAR
+    | Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.BITEXACT
+)
 PLANAR_ORDER = (1, 2, 0, 3)
 
 
@@ -67,11 +85,16 @@ def number_of(names: dict[int, str], name: str, what: str) -> int:
 
 
 def matrix_of(frame: av.VideoFrame) -> int:
-    """swscale's number of the matrix to read a frame with. Raises `MediaError` for matrices that it cannot compute."""
+    """swscale's number of the matrix to read a frame with. Raises `MediaError` for matrices that it
+    cannot compute.
+    """
     matrix = sws_matrix(frame)
     if matrix is None:
         space = SPACES.get(frame.colorspace, frame.colorspace)
-        raise MediaError(f"colour matrix '{space}' is not supported; convert the video to one of {', '.join(SWS_MATRIX)} first")
+        raise MediaError(
+            f"colour matrix '{space}' is not supported; convert the video to one of {', '.join(SWS_MATRIX)}"
+            " first"
+        )
     return matrix
 
 
@@ -85,8 +108,9 @@ class RGBConverter:
     def convert(self, frame: av.VideoFrame) -> RGBArray:
         """`frame` as (H, W, 3), as stored (not rotated).
 
-        Alpha is blended over black: transparent pixels may hold any colour, which must not come to light. High bit depths are rounded to 8.
-        HDR transfer curves are kept as code values, not tone-mapped.
+        Alpha is blended over black: transparent pixels may hold any colour, which must not come to
+        light. High bit depths are rounded to 8. HDR transfer curves are kept as code values, not
+        tone-mapped.
         """
         if frame.format.name == "rgb24":
             return np.ascontiguousarray(frame.to_ndarray(), dtype=np.uint8)
@@ -96,8 +120,12 @@ class RGBConverter:
         return LIMITED_TO_FULL[rgb] if is_limited_grey(frame, self._codec) else rgb
 
     def _scaled(self, frame: av.VideoFrame, channels: int) -> RGBArray:
-        """(H, W, channels), RGB or RGBA. From YUV by way of planes: the same bits as swscale's packed output, in a quarter of the time."""
-        planar = not frame.format.is_rgb and not frame.format.has_palette and len(frame.format.components) >= 3
+        """(H, W, channels), RGB or RGBA. From YUV by way of planes: the same bits as swscale's
+        packed output, in a quarter of the time.
+        """
+        planar = (
+            not frame.format.is_rgb and not frame.format.has_palette and len(frame.format.components) >= 3
+        )
         pixel_format = {3: ("rgb24", "gbrp"), 4: ("rgba", "gbrap")}[channels][planar]
         matrix = matrix_of(frame)
         out = self._reformatter.reformat(
@@ -114,12 +142,16 @@ class RGBConverter:
             return np.ascontiguousarray(out.to_ndarray(), dtype=np.uint8)
         array: RGBArray = np.empty((frame.height, frame.width, channels), np.uint8)
         for channel, plane in zip(PLANAR_ORDER, out.planes, strict=False):
-            array[..., channel] = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
+            array[..., channel] = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
+                : frame.height, : frame.width
+            ]
         return array
 
 
 class YUVConverter:
-    """Turns RGB arrays into frames of the encoder's pixel format, with the matrix and range that the stream is tagged with."""
+    """Turns RGB arrays into frames of the encoder's pixel format, with the matrix and range that
+    the stream is tagged with.
+    """
 
     def __init__(self, pixel_format: str, space: str, color_range: RangeName) -> None:
         self._pixel_format = pixel_format

@@ -24,7 +24,8 @@ class RawVideo:
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1 or self.fps <= 0:
             raise MediaError(
-                f"raw video of {self.width}x{self.height} at {self.fps} fps cannot be; give sizes of at least 1 and a rate above 0"
+                f"raw video of {self.width}x{self.height} at {self.fps} fps cannot be; give sizes of at least"
+                " 1 and a rate above 0"
             )
 
     @property
@@ -44,9 +45,13 @@ class VideoInfo:
     fps: Fraction
     """Average frame rate that the container states, or the best guess."""
     time_base: Fraction | None
-    """Tick of the source's timestamps in seconds; None where the source has no timestamps (images, raw)."""
+    """Tick of the source's timestamps in seconds; None where the source has no timestamps (images,
+    raw).
+    """
     frames: int | None
-    """Frames the container *states*. None where it states nothing, and it may be wrong: only reading to the end tells the truth."""
+    """Frames the container *states*. None where it states nothing, and it may be wrong: only
+    reading to the end tells the truth.
+    """
     pixel_format: str
     """FFmpeg's name of the stored pixel format, such as "yuv420p"."""
     color_range: ColorRange | None
@@ -56,31 +61,45 @@ class VideoInfo:
     color_primaries: str | None
     color_transfer: str | None
     rotation: int
-    """Clockwise degrees (0, 90, 180, 270) by which the stored frames are turned on reading. Mirroring, if any, is undone as well."""
+    """Clockwise degrees (0, 90, 180, 270) by which the stored frames are turned on reading.
+    Mirroring, if any, is undone as well.
+    """
     variable_frame_rate: bool
-    """True if the container's index or rates show unequal frame times. Best knowledge: False is no promise."""
+    """True if the container's index or rates show unequal frame times. Best knowledge: False is no
+    promise.
+    """
     has_audio: bool
     kind: SourceKind
     sample_aspect_ratio: Fraction | None = None
-    """Width of a stored pixel over its height, where stated and not 1. Frames are passed on unscaled."""
+    """Width of a stored pixel over its height, where stated and not 1. Frames are passed on
+    unscaled.
+    """
 
 
 @dataclass(frozen=True)
 class OutputVideo:
-    """A video to be written. Everything but the size and the rate has a default that suits the destination."""
+    """A video to be written. Everything but the size and the rate has a default that suits the
+    destination.
+    """
 
     width: int
     height: int
     fps: Fraction
     """Nominal rate; frames written without times are spaced by 1 / fps."""
     time_base: Fraction | None = None
-    """Tick to which presentation times are rounded. None: 1 / fps. Give the source's own to carry a variable rate over."""
+    """Tick to which presentation times are rounded. None: 1 / fps. Give the source's own to carry a
+    variable rate over.
+    """
     codec: str | None = None
     """FFmpeg encoder. None: by suffix (mp4, mkv, mov: libx264; webm: libvpx-vp9; gif: gif)."""
     crf: float | None = None
-    """Constant quality, on the scale of the encoder; lower is better and larger. None: visually near lossless."""
+    """Constant quality, on the scale of the encoder; lower is better and larger. None: visually
+    near lossless.
+    """
     pixel_format: str | None = None
-    """None: yuv420p, or yuv444p where the size is odd and the encoder takes only even sizes, and for pictures below 8 pixels."""
+    """None: yuv420p, or yuv444p where the size is odd and the encoder takes only even sizes, and
+    for pictures below 8 pixels.
+    """
     color_range: ColorRange | None = None
     """None: "tv"."""
     color_space: str | None = None
@@ -96,22 +115,34 @@ class OutputVideo:
     encoder_options: tuple[tuple[str, str], ...] = ()
     """Further options of the encoder, such as (("preset", "slow"),)."""
     threads: int = 4
-    """Encoder threads. A fixed number and not the number of cores, because the encoded bytes depend on it."""
+    """Encoder threads. A fixed number and not the number of cores, because the encoded bytes depend
+    on it.
+    """
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
-            raise MediaError(f"cannot write a video of {self.width}x{self.height} pixels; give a width and height of at least 1")
+            raise MediaError(
+                f"cannot write a video of {self.width}x{self.height} pixels; give a width and height of at"
+                " least 1"
+            )
         if self.fps <= 0 or (self.time_base is not None and self.time_base <= 0):
-            raise MediaError(f"cannot write a video at {self.fps} fps with a time base of {self.time_base}; both must be above 0")
+            raise MediaError(
+                f"cannot write a video at {self.fps} fps with a time base of {self.time_base}; both must be"
+                " above 0"
+            )
         if self.threads < 1:
             raise MediaError(f"threads is {self.threads}; give at least 1")
 
     @classmethod
     def like(cls, source: VideoInfo, **changes: Any) -> OutputVideo:
-        """Size, rate, time base and colour tags of `source`, with `changes` to any field of `OutputVideo`."""
+        """Size, rate, time base and colour tags of `source`, with `changes` to any field of
+        `OutputVideo`.
+        """
         unknown = set(changes) - {field.name for field in fields(cls)}
         if unknown:
-            raise MediaError(f"unknown output setting {', '.join(sorted(unknown))}; see the fields of OutputVideo")
+            raise MediaError(
+                f"unknown output setting {', '.join(sorted(unknown))}; see the fields of OutputVideo"
+            )
         is_rgb = source.color_space == "rgb"
         carried = cls(
             width=source.width,

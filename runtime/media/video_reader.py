@@ -4,8 +4,9 @@
         for frame in reader:            # uint8 (H, W, 3), RGB, full range, in presentation order
             ...
 
-Every decoded frame is passed on once, however unequal the times between frames are: none is repeated or dropped to fill a fixed
-rate. `frames_with_times` gives each frame's presentation time, which a writer can carry over to its output.
+Every decoded frame is passed on once, however unequal the times between frames are: none is
+repeated or dropped to fill a fixed rate. `frames_with_times` gives each frame's presentation time,
+which a writer can carry over to its output.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from wfvae.runtime.media.image_folder import ImageSource
 from wfvae.runtime.media.in_use import PATIENCE, turn_to_close
 from wfvae.runtime.media.raw_source import RawSource
 from wfvae.runtime.media.video_info import RawVideo, VideoInfo
-from wfvae.stored_pixels import RGBArray
+from wfvae.video.stored_pixels import RGBArray
 
 PIPE = "-"
 IMAGES_FPS = Fraction(24)
@@ -47,11 +48,19 @@ class FrameSource(Protocol):
 class VideoReader:
     """A video opened for reading: one pass, front to back. Close it, or use it in a `with` block.
 
-    Iteration goes on where the last one stopped, and raises `MediaError` where the video is damaged, cut short or changes its
-    frame size, after all frames before that point were given out.
+    Iteration goes on where the last one stopped, and raises `MediaError` where the video is
+    damaged, cut short or changes its frame size, after all frames before that point were given out.
     """
 
-    def __init__(self, source: Path | BinaryIO, name: str, raw: RawVideo | None, fps: Fraction | None, *, keep_damaged: bool) -> None:
+    def __init__(
+        self,
+        source: Path | BinaryIO,
+        name: str,
+        raw: RawVideo | None,
+        fps: Fraction | None,
+        *,
+        keep_damaged: bool,
+    ) -> None:
         self._origin, self._name, self._raw, self._fps = source, name, raw, fps
         self._keep_damaged = keep_damaged
         self._closed = False
@@ -73,14 +82,20 @@ class VideoReader:
     def __enter__(self) -> VideoReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
-        """Release decoder and file. Safe to call twice, and while another thread reads: after the frame that it is reading."""
+        """Release decoder and file. Safe to call twice, and while another thread reads: after the
+        frame that it is reading.
+        """
         if not self._closed:
             self._closed = True
-            with turn_to_close(self._in_use, PATIENCE if isinstance(self._origin, Path) else _PIPE_SECONDS) as safe:
+            with turn_to_close(
+                self._in_use, PATIENCE if isinstance(self._origin, Path) else _PIPE_SECONDS
+            ) as safe:
                 if safe:
                     self._source.close()
 
@@ -91,9 +106,10 @@ class VideoReader:
     def frames_with_times(self) -> Iterator[tuple[RGBArray, Fraction]]:
         """The remaining frames, each with its presentation time in seconds.
 
-        Times are exact multiples of the source's tick, strictly increasing, and count from the start of the file's earliest stream:
-        a video that begins 20 ms after its audio starts at 0.02, so that audio copied beside it stays in step. Where the file gives
-        no time, or one that does not increase, the previous one + 1 / fps stands in.
+        Times are exact multiples of the source's tick, strictly increasing, and count from the
+        start of the file's earliest stream: a video that begins 20 ms after its audio starts at
+        0.02, so that audio copied beside it stays in step. Where the file gives no time, or one
+        that does not increase, the previous one + 1 / fps stands in.
         """
         while True:
             with self._in_use:
@@ -109,7 +125,8 @@ class VideoReader:
     def chunks(self, frames: int) -> Iterator[RGBArray]:
         """The remaining frames in stacks of uint8 (T, H, W, 3), T = `frames` but for the last.
 
-        Where the video is damaged, the frames before the damage are given out, as a shorter stack, before `MediaError` is raised.
+        Where the video is damaged, the frames before the damage are given out, as a shorter stack,
+        before `MediaError` is raised.
         """
         if frames < 1:
             raise MediaError(f"chunks of {frames} frames cannot be read; give at least 1")
@@ -128,22 +145,28 @@ class VideoReader:
             yield np.stack(stack)
 
     def seek_frames(self, index: int) -> None:
-        """Go to frame `index`, so that it is the next one read. Exact: frames before it are decoded and dropped, never guessed from times.
+        """Go to frame `index`, so that it is the next one read. Exact: frames before it are decoded
+        and dropped, never guessed from times.
 
-        Raises `MediaError` if the video has fewer frames, and for pipes, which cannot be read twice.
+        Raises `MediaError` if the video has fewer frames, and for pipes, which cannot be read
+        twice.
         """
         if index < 0:
             raise MediaError(f"cannot go to frame {index}; frames count from 0")
         if not isinstance(self._origin, Path):
             raise MediaError(
-                f"cannot go to frame {index} of '{self._name}': a pipe is read once, from the front; save it to a file to resume"
+                f"cannot go to frame {index} of '{self._name}': a pipe is read once, from the front; save it"
+                " to a file to resume"
             )
         self._source.close()
         self._source = self._open()
         self._frames = iter(self._source)
         self._position = self._source.skip(index)
         if self._position < index:
-            raise MediaError(f"cannot go to frame {index} of '{self._name}': it has only {self._position} frames; was the file changed?")
+            raise MediaError(
+                f"cannot go to frame {index} of '{self._name}': it has only {self._position} frames; was the"
+                " file changed?"
+            )
 
     def _open(self) -> FrameSource:
         if not isinstance(self._origin, Path):
@@ -156,33 +179,46 @@ class VideoReader:
 
 
 def open_video(
-    source: str | Path | BinaryIO, *, raw: RawVideo | None = None, fps: Fraction | None = None, keep_damaged: bool = False
+    source: str | Path | BinaryIO,
+    *,
+    raw: RawVideo | None = None,
+    fps: Fraction | None = None,
+    keep_damaged: bool = False,
 ) -> VideoReader:
     """Open a video for reading.
 
-    source: a file (any container and codec FFmpeg knows), a directory of images (natural order, one size), "-" for standard input,
+    source: a file (any container and codec FFmpeg knows), a directory of images (natural order, one
+    size), "-" for standard input,
         or a binary file object, which is read like a pipe.
-    raw: the layout of headerless rgb24 frames; only for pipes.
-    fps: the rate of a directory of images, 24 if not given; elsewhere the file knows its own.
-    keep_damaged: pass on frames that the decoder could only conceal, and a cut-off end, instead of raising.
+    raw: the layout of headerless rgb24 frames; only for pipes. fps: the rate of a directory of
+    images, 24 if not given; elsewhere the file knows its own. keep_damaged: pass on frames that the
+    decoder could only conceal, and a cut-off end, instead of raising.
 
     Raises `MediaError`, in one line, for what is missing, unreadable, empty, or no video.
     """
     if isinstance(source, str) and source == PIPE:
         return VideoReader(_standard_input(), "standard input", raw, fps, keep_damaged=keep_damaged)
     if not isinstance(source, str | Path):
-        return VideoReader(source, getattr(source, "name", None) or "a pipe", raw, fps, keep_damaged=keep_damaged)
+        return VideoReader(
+            source, getattr(source, "name", None) or "a pipe", raw, fps, keep_damaged=keep_damaged
+        )
     if raw is not None:
-        raise MediaError(f"a raw layout was given for '{source}'; raw frames are read from a pipe only, use - and send the file there")
+        raise MediaError(
+            f"a raw layout was given for '{source}'; raw frames are read from a pipe only, use - and send the"
+            " file there"
+        )
     path = Path(source)
     if fps is not None and (fps <= 0 or not path.is_dir()):
-        raise MediaError(f"a rate of {fps} fps was given for '{source}'; a rate above 0 may be given for a directory of images only")
+        raise MediaError(
+            f"a rate of {fps} fps was given for '{source}'; a rate above 0 may be given for a directory of"
+            " images only"
+        )
     return VideoReader(path, str(source), raw, fps, keep_damaged=keep_damaged)
 
 
 def _standard_input() -> BinaryIO:
-    """Standard input without a buffer: a thread that waits for a silent pipe would hold the buffer's lock, and Python aborts if it
-    finds that lock taken when it ends."""
+    """Standard input without a buffer: a thread that waits for a silent pipe would hold the
+    buffer's lock, and Python aborts if it finds that lock taken when it ends."""
     if sys.stdin is None:
         raise MediaError("standard input is closed; send the video through a pipe, or give a file")
     try:

@@ -3,8 +3,9 @@
     with open_video_writer("out.mp4", OutputVideo.like(reader.info)) as writer:
         writer.write(frames, times)     # uint8 (T, H, W, 3)
 
-A file is written under a temporary name beside its destination and takes its place only when it is complete; if the block is left
-by an exception, the temporary file is removed and what was at the destination before stays.
+A file is written under a temporary name beside its destination and takes its place only when it is
+complete; if the block is left by an exception, the temporary file is removed and what was at the
+destination before stays.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import MediaError, ResourceError
-from wfvae.runtime.leftovers import partial_name, remove_leftovers
+from wfvae.files import remove_leftovers, temporary_name
 from wfvae.runtime.media.audio_copy import AudioCopy
 from wfvae.runtime.media.gif_encoder import GIFEncoder
 from wfvae.runtime.media.image_folder import DEFAULT_PATTERN, PNGFolder
@@ -40,7 +41,7 @@ from wfvae.runtime.media.video_encoder import (
     open_output,
 )
 from wfvae.runtime.media.video_info import OutputVideo
-from wfvae.stored_pixels import RGBArray
+from wfvae.video.stored_pixels import RGBArray
 
 PIPE = "-"
 RAW = "rawvideo"
@@ -51,7 +52,9 @@ FASTSTART = {"movflags": "faststart"}
 
 
 class FrameSink(Protocol):
-    """Where frames go. `finish` commits what was written, `abort` undoes it; one of the two is called, once."""
+    """Where frames go. `finish` commits what was written, `abort` undoes it; one of the two is
+    called, once.
+    """
 
     def write(self, frame: RGBArray, time: Fraction | None) -> None: ...
     def finish(self) -> None: ...
@@ -59,7 +62,9 @@ class FrameSink(Protocol):
 
 
 class VideoWriter:
-    """A video opened for writing. Use it in a `with` block: leaving it normally commits the video, an exception discards it."""
+    """A video opened for writing. Use it in a `with` block: leaving it normally commits the video,
+    an exception discards it.
+    """
 
     def __init__(self, sink: FrameSink, video: OutputVideo, name: str) -> None:
         self._sink, self._video, self._name = sink, video, name
@@ -75,7 +80,9 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:
@@ -84,11 +91,12 @@ class VideoWriter:
     def write(self, frames: npt.NDArray[np.uint8], times: Sequence[Fraction] | None = None) -> None:
         """Append `frames`, uint8 (T, H, W, 3), RGB, 0..255.
 
-        times: T presentation times in seconds, strictly increasing also over calls, rounded to the output's tick. Without them each
-        frame follows the previous one after 1 / fps; the first is at 0. Directories of images and raw pipes keep no times.
+        times: T presentation times in seconds, strictly increasing also over calls, rounded to the
+        output's tick. Without them each frame follows the previous one after 1 / fps; the first is
+        at 0. Directories of images and raw pipes keep no times.
 
-        Raises `InputError` for arrays of the wrong kind, `MediaError` for times that do not increase and for failures of the encoder,
-        `ResourceError` for a full disk.
+        Raises `InputError` for arrays of the wrong kind, `MediaError` for times that do not
+        increase and for failures of the encoder, `ResourceError` for a full disk.
         """
         self._require_open()
         checked_frames(frames, times, self._video)
@@ -100,12 +108,16 @@ class VideoWriter:
                 self._frames += 1
 
     def close(self) -> None:
-        """Finish the video and give it its name. Raises `MediaError` if no frame was written. Safe to call twice."""
+        """Finish the video and give it its name. Raises `MediaError` if no frame was written. Safe
+        to call twice.
+        """
         if not self._open:
             return
         if self._frames == 0:
             self.abort()
-            raise MediaError(f"no frames were written to '{self._name}'; nothing was created, write at least one frame")
+            raise MediaError(
+                f"no frames were written to '{self._name}'; nothing was created, write at least one frame"
+            )
         self._open = False
         try:
             with reported(f"finishing '{self._name}'"):
@@ -115,8 +127,8 @@ class VideoWriter:
             raise
 
     def abort(self) -> None:
-        """Discard what was written. Safe to call twice, after `close`, when it does nothing, and while another thread writes: after the
-        frame that it is writing."""
+        """Discard what was written. Safe to call twice, after `close`, when it does nothing, and
+        while another thread writes: after the frame that it is writing."""
         if self._open:
             self._open = False
             with turn_to_close(self._in_use) as safe:
@@ -134,7 +146,9 @@ class ContainerSink:
     def __init__(self, target: Path | Any, muxer: str, video: OutputVideo, options: dict[str, str]) -> None:
         plan = EncoderPlan.of(video, muxer)
         self._audio: AudioCopy | None = None
-        self._container: Any = open_output(f"file:{target}" if isinstance(target, Path) else target, muxer, options)
+        self._container: Any = open_output(
+            f"file:{target}" if isinstance(target, Path) else target, muxer, options
+        )
         try:
             make_reproducible(self._container)
             stream = add_video_stream(self._container, video, plan)
@@ -147,7 +161,9 @@ class ContainerSink:
         self._tick = plan.time_base
         self._clock = Clock(video.fps, plan.time_base)
         self._encoder = (
-            GIFEncoder(self._container, stream, video) if plan.codec == "gif" else StreamEncoder(self._container, stream, video, plan)
+            GIFEncoder(self._container, stream, video)
+            if plan.codec == "gif"
+            else StreamEncoder(self._container, stream, video, plan)
         )
 
     def write(self, frame: RGBArray, time: Fraction | None) -> None:
@@ -179,7 +195,7 @@ class FileSink(ContainerSink):
     """A container file that appears at `path` only when it is complete."""
 
     def __init__(self, path: Path, muxer: str, video: OutputVideo) -> None:
-        self._path, self._partial = path, partial_name(path)
+        self._path, self._partial = path, temporary_name(path)
         remove_leftovers(path)
         options = FASTSTART if muxer in ("mp4", "mov") else {}
         try:
@@ -236,7 +252,9 @@ class RawSink:
 
 
 class _WriteOnly:
-    """A pipe as FFmpeg should see it: without `seek` and `close`, even if standard output happens to be a file."""
+    """A pipe as FFmpeg should see it: without `seek` and `close`, even if standard output happens
+    to be a file.
+    """
 
     def __init__(self, pipe: BinaryIO) -> None:
         self._pipe = pipe
@@ -266,7 +284,9 @@ def commit(partial: Path, path: Path) -> None:
 
 
 def check_destination(path: Path, *, overwrite: bool) -> None:
-    """Raises `MediaError` or `ResourceError` if a file at `path` cannot be created, before anything is computed for it."""
+    """Raises `MediaError` or `ResourceError` if a file at `path` cannot be created, before anything
+    is computed for it.
+    """
     if path.exists() and not overwrite:
         raise MediaError(f"'{path}' already exists; choose another name or allow overwriting")
     if path.exists() and not path.is_file():
@@ -275,40 +295,58 @@ def check_destination(path: Path, *, overwrite: bool) -> None:
     if not parent.is_dir():
         raise MediaError(f"the directory '{parent}' for '{path.name}' does not exist; create it first")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise ResourceError(f"the directory '{parent}' is not writable; choose another destination or change its permissions")
+        raise ResourceError(
+            f"the directory '{parent}' is not writable; choose another destination or change its permissions"
+        )
 
 
 def open_video_writer(
-    destination: str | Path | BinaryIO, info: OutputVideo, *, overwrite: bool = True, container: str | None = None
+    destination: str | Path | BinaryIO,
+    info: OutputVideo,
+    *,
+    overwrite: bool = True,
+    container: str | None = None,
 ) -> VideoWriter:
-    """Open a video for writing. All settings are checked, and the destination tried, before the first frame is needed.
+    """Open a video for writing. All settings are checked, and the destination tried, before the
+    first frame is needed.
 
-    destination: a file, the suffix of which names the container; a directory for PNG files (an existing one, a name that ends in "/",
-        or a pattern such as "out/%06d.png"); "-" for standard output, or a binary file object, which is treated as a pipe.
-    container: FFmpeg's name of a container. For pipes "matroska" if not given, or "rawvideo" for headerless rgb24 frames.
+    destination: a file, the suffix of which names the container; a directory for PNG files (an
+    existing one, a name that ends in "/",
+        or a pattern such as "out/%06d.png"); "-" for standard output, or a binary file object,
+        which is treated as a pipe.
+    container: FFmpeg's name of a container. For pipes "matroska" if not given, or "rawvideo" for
+    headerless rgb24 frames.
 
-    Raises `MediaError` for settings that do not fit together, for audio that the container cannot hold, and for a destination that
-    exists while `overwrite` is False; `ResourceError` where nothing can be written.
+    Raises `MediaError` for settings that do not fit together, for audio that the container cannot
+    hold, and for a destination that exists while `overwrite` is False; `ResourceError` where
+    nothing can be written.
     """
     if not isinstance(destination, str | Path):
         return _pipe_writer(destination, getattr(destination, "name", None) or "a pipe", info, container)
     if str(destination) == PIPE:
         if sys.stdout is None:
-            raise MediaError("standard output is closed; redirect it to where the video should go, or give a file")
+            raise MediaError(
+                "standard output is closed; redirect it to where the video should go, or give a file"
+            )
         return _pipe_writer(sys.stdout.buffer, "standard output", info, container)
     name, path = str(destination), Path(destination)
     if is_image_folder(destination):
         return _folder_writer(path, name, info, overwrite=overwrite, container=container)
     muxer = muxer_for(path, container)
     if muxer == RAW:
-        raise MediaError(f"raw frames are written to a pipe only, not to '{name}'; use - and redirect it, or a suffix such as .mkv")
+        raise MediaError(
+            f"raw frames are written to a pipe only, not to '{name}'; use - and redirect it, or a suffix such"
+            " as .mkv"
+        )
     check_destination(path, overwrite=overwrite)
     with reported(f"creating '{name}'"):
         return VideoWriter(FileSink(path, muxer, info), info, name)
 
 
 def is_image_folder(destination: str | Path) -> bool:
-    """Whether `open_video_writer` takes this for a directory of images: one that exists, a name that ends in "/", or a pattern."""
+    """Whether `open_video_writer` takes this for a directory of images: one that exists, a name
+    that ends in "/", or a pattern.
+    """
     name, path = str(destination), Path(destination)
     return name.endswith(("/", os.sep)) or path.is_dir() or NUMBERED.search(path.name) is not None
 
@@ -321,20 +359,30 @@ def _pipe_writer(pipe: BinaryIO, name: str, info: OutputVideo, container: str | 
         return VideoWriter(PipeSink(pipe, container or STREAM_CONTAINER, info), info, name)
 
 
-def _folder_writer(path: Path, name: str, info: OutputVideo, *, overwrite: bool, container: str | None) -> VideoWriter:
+def _folder_writer(
+    path: Path, name: str, info: OutputVideo, *, overwrite: bool, container: str | None
+) -> VideoWriter:
     _refuse_audio(info, name)
     if container is not None:
         raise MediaError(
-            f"a container format '{container}' was given for the image directory '{name}'; leave it out, images are written as PNG"
+            f"a container format '{container}' was given for the image directory '{name}'; leave it out,"
+            " images are written as PNG"
         )
     numbered = NUMBERED.search(path.name)
     if numbered and path.suffix.lower() != ".png":
-        raise MediaError(f"numbered images are written as PNG only, got '{name}'; let the pattern end in .png")
+        raise MediaError(
+            f"numbered images are written as PNG only, got '{name}'; let the pattern end in .png"
+        )
     folder, pattern = (path.parent, path.name) if numbered else (path, DEFAULT_PATTERN)
     with reported(f"creating images in '{folder}'"):
-        return VideoWriter(FolderSink(PNGFolder(folder, pattern, info.width, info.height, overwrite=overwrite)), info, name)
+        return VideoWriter(
+            FolderSink(PNGFolder(folder, pattern, info.width, info.height, overwrite=overwrite)), info, name
+        )
 
 
 def _refuse_audio(info: OutputVideo, name: str) -> None:
     if info.audio_from is not None:
-        raise MediaError(f"'{name}' cannot hold audio (from '{info.audio_from}'); write to .mkv or .mp4, or leave the audio out")
+        raise MediaError(
+            f"'{name}' cannot hold audio (from '{info.audio_from}'); write to .mkv or .mp4, or leave the"
+            " audio out"
+        )

@@ -3,7 +3,15 @@
 from wfvae.train.data.bad_clips import BadClipLedger
 from wfvae.train.data.batch import Batch, to_model_range
 from wfvae.train.data.batch_stream import BatchStream
-from wfvae.train.data.clip_source import BadClip, Clip, ClipSource, FiniteSource, InspectedSource, ShortClip, printable
+from wfvae.train.data.clip_source import (
+    BadClip,
+    Clip,
+    ClipSource,
+    FiniteSource,
+    InspectedSource,
+    ShortClip,
+    printable,
+)
 from wfvae.train.data.crops import Crops, FixedCrops
 from wfvae.train.data.held_out import held_out
 from wfvae.train.data.procedural_clips import ProceduralClips

@@ -20,7 +20,9 @@ class BadClipLedger:
         reasons: the first reason of every bad file, by name.
     """
 
-    def __init__(self, limit: int | None = DEFAULT_LIMIT, report: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, limit: int | None = DEFAULT_LIMIT, report: Callable[[str], None] | None = None
+    ) -> None:
         """Start an empty account.
 
         Args:
@@ -31,7 +33,9 @@ class BadClipLedger:
             DataError: limit is negative.
         """
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
-            raise DataError(f"the limit on bad files is {limit!r}; expected an integer of at least 0, or None")
+            raise DataError(
+                f"the limit on bad files is {limit!r}; expected an integer of at least 0, or None"
+            )
         self.limit = limit
         self.reasons: dict[str, str] = {}
         self._short = 0
@@ -49,7 +53,8 @@ class BadClipLedger:
             tell: whether new ones are reported, or only counted.
 
         Raises:
-            DataError: more than `limit` different files are bad. All of `bad` has been counted, and reported, then.
+            DataError: more than `limit` different files are bad. All of `bad` has been counted, and
+                reported, then.
         """
         last = None
         for clip in bad:
@@ -61,8 +66,12 @@ class BadClipLedger:
             if tell and self._report is not None:
                 self._report(f"skipped {clip}")
         if last is not None and self.limit is not None and len(self.reasons) > self.limit:
-            short = f"{self._short} of them are whole, but too short for data.frames and data.stride; " if self._short else ""
+            short = (
+                f"{self._short} of them are whole, but too short for data.frames and data.stride; "
+                if self._short
+                else ""
+            )
             raise DataError(
-                f"{len(self.reasons)} files cannot be used, more than the limit of {self.limit}; the last is {last}; {short}"
-                "repair or remove them, or raise data.bad_files"
+                f"{len(self.reasons)} files cannot be used, more than the limit of {self.limit}; the last is"
+                f" {last}; {short}repair or remove them, or raise data.bad_files"
             )

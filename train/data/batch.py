@@ -31,7 +31,9 @@ class Batch:
     """Clips of that epoch, over all ranks, before the first row."""
 
     def pin_memory(self) -> Batch:
-        """The same with the frames in page-locked memory; PyTorch's loader calls this if it is asked for such memory."""
+        """The same with the frames in page-locked memory; PyTorch's loader calls this if it is
+        asked for such memory.
+        """
         return replace(self, frames=self.frames.pin_memory())
 
 

@@ -37,12 +37,16 @@ class ShortClip(BadClip):
 
 
 def printable(name: str) -> str:
-    """A name as messages give it: what no terminal shows, such as bytes that are not UTF-8 and line breaks, is escaped."""
+    """A name as messages give it: what no terminal shows, such as bytes that are not UTF-8 and line
+    breaks, is escaped.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 class ClipSource(Protocol):
-    """A set of items from each of which a clip can be drawn. Must be picklable: worker processes get a copy."""
+    """A set of items from each of which a clip can be drawn. Must be picklable: worker processes
+    get a copy.
+    """
 
     def __len__(self) -> int:
         """Items, and so clips per epoch; at least 1."""
@@ -62,7 +66,9 @@ class ClipSource(Protocol):
 
 @runtime_checkable
 class InspectedSource(Protocol):
-    """A source that has already left out items, which are to be reported and counted like those met later."""
+    """A source that has already left out items, which are to be reported and counted like those met
+    later.
+    """
 
     @property
     def unusable(self) -> tuple[BadClip, ...]:
@@ -71,7 +77,9 @@ class InspectedSource(Protocol):
 
 @runtime_checkable
 class FiniteSource(Protocol):
-    """A source whose items may change between a run and its resumption, and with them what a seed draws."""
+    """A source whose items may change between a run and its resumption, and with them what a seed
+    draws.
+    """
 
     @property
     def fingerprint(self) -> str:

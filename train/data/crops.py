@@ -1,4 +1,6 @@
-"""Random windows of clips: several small pictures from each clip that was read or painted, with the detail of the large one."""
+"""Random windows of clips: several small pictures from each clip that was read or painted, with the
+detail of the large one.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ __all__ = ["Crops", "FixedCrops"]
 class Crops:
     """Windows of `height` x `width` pixels, over all frames of a clip, `per_clip` of each clip.
 
-    Reading a clip costs the same whether one window of it is used or many, so several make small training cheap. Those of one clip
-    are spread over a few batches, see `Sampling`.
+    Reading a clip costs the same whether one window of it is used or many, so several make small
+    training cheap. Those of one clip are spread over a few batches, see `Sampling`.
     """
 
     height: int
@@ -26,13 +28,21 @@ class Crops:
 
     def __post_init__(self) -> None:
         if min(self.height, self.width, self.per_clip) < 1:
-            raise DataError(f"{self.per_clip} crops of {self.height}x{self.width} pixels were asked for; expected at least 1 of 1x1")
+            raise DataError(
+                f"{self.per_clip} crops of {self.height}x{self.width} pixels were asked for; expected at"
+                " least 1 of 1x1"
+            )
 
     def cut(self, clip: Clip, rng: np.random.Generator) -> Clip:
-        """One window: (T, height, width, 3) uint8. Raises `DataError` if the clip (T, H, W, 3) is smaller."""
+        """One window: (T, height, width, 3) uint8. Raises `DataError` if the clip (T, H, W, 3) is
+        smaller.
+        """
         rows, columns = clip.shape[1:3]
         if self.height > rows or self.width > columns:
-            raise DataError(f"a crop of {self.height}x{self.width} pixels does not fit a clip of {rows}x{columns}; make the crop smaller")
+            raise DataError(
+                f"a crop of {self.height}x{self.width} pixels does not fit a clip of {rows}x{columns}; make"
+                " the crop smaller"
+            )
         top, left = int(rng.integers(rows - self.height + 1)), int(rng.integers(columns - self.width + 1))
         return np.ascontiguousarray(clip[:, top : top + self.height, left : left + self.width])
 
@@ -56,5 +66,7 @@ class FixedCrops:
         return self.source.name(index)
 
     def clip(self, index: int, rng: np.random.Generator) -> Clip:
-        """The window: (T, height, width, 3) uint8. Raises `BadClip` as the source does, and `DataError` if its clip is smaller."""
+        """The window: (T, height, width, 3) uint8. Raises `BadClip` as the source does, and
+        `DataError` if its clip is smaller.
+        """
         return self.crops.cut(self.source.clip(index, rng), np.random.default_rng(index))

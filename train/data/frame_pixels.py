@@ -1,7 +1,7 @@
 """From a decoded frame to the pixels that the model trains on: RGB, upright, resized, cropped.
 
-Matrices, ranges, alpha and rotation are read as at inference (`wfvae.stored_pixels`). Sample aspect ratios are left alone there and here:
-the model sees stored pixels.
+Matrices, ranges, alpha and rotation are read as at inference (`wfvae.video.stored_pixels`). Sample
+aspect ratios are left alone there and here: the model sees stored pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
-from wfvae.stored_pixels import (
+from wfvae.train.data.video_container import UnusableError
+from wfvae.video.stored_pixels import (
     LIMITED_TO_FULL,
     RGBArray,
     is_limited_grey,
@@ -22,17 +23,21 @@ from wfvae.stored_pixels import (
     range_of,
     sws_matrix,
 )
-from wfvae.train.data.video_container import UnusableError
 
 __all__ = ["PixelReader", "cover_size"]
 
-# Bicubic, which swscale widens when it shrinks a picture, so that fine detail does not alias. Accurate rounding and full chroma
-# interpolation keep flat colours exact, bit-exact makes the result the same on every CPU.
-_SCALER = int(Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT)
+# Bicubic, which swscale widens when it shrinks a picture, so that fine detail does not alias.
+# Accurate rounding and full chroma interpolation keep flat colours exact, bit-exact makes the
+# result the same on every CPU.
+_SCALER = int(
+    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
+)
 
 
 def cover_size(height: int, width: int, wanted: tuple[int, int]) -> tuple[int, int]:
-    """The size of a picture resized, with its aspect kept, to cover `wanted` (height, width) with nothing to spare on one axis."""
+    """The size of a picture resized, with its aspect kept, to cover `wanted` (height, width) with
+    nothing to spare on one axis.
+    """
     if height * wanted[1] <= width * wanted[0]:
         return wanted[0], max(wanted[1], math.floor(width * wanted[0] / height + 0.5))
     return max(wanted[0], math.floor(height * wanted[1] / width + 0.5)), wanted[1]
@@ -48,23 +53,30 @@ class PixelReader:
         self._reformatter = VideoReformatter()
 
     def read(self, frame: av.VideoFrame) -> RGBArray:
-        """A frame of any format and size -> (H, W, 3) uint8 RGB: turned upright, resized to cover the size, centre-cropped.
+        """A frame of any format and size -> (H, W, 3) uint8 RGB: turned upright, resized to cover
+        the size, centre-cropped.
 
         Raises:
             UnusableError: its colour matrix cannot be computed with.
         """
         orientation = orientation_of(frame)
         height, width = self._size
-        resized = cover_size(frame.height, frame.width, (width, height) if orientation.transpose else (height, width))
+        resized = cover_size(
+            frame.height, frame.width, (width, height) if orientation.transpose else (height, width)
+        )
         picture = orientation.apply(self._resized(frame, *resized))
         top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
         return np.ascontiguousarray(picture[top : top + height, left : left + width])
 
     def _resized(self, frame: av.VideoFrame, height: int, width: int) -> RGBArray:
-        """(height, width, 3), as stored. Transparent pixels may hold any colour: they are blended over black before any resizing."""
+        """(height, width, 3), as stored. Transparent pixels may hold any colour: they are blended
+        over black before any resizing.
+        """
         limited_grey = is_limited_grey(frame, self._codec)
         if may_be_transparent(frame):
-            frame = av.VideoFrame.from_ndarray(over_black(self._converted(frame, frame.height, frame.width, "rgba")), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                over_black(self._converted(frame, frame.height, frame.width, "rgba")), format="rgb24"
+            )
         picture = self._converted(frame, height, width, "rgb24")
         return LIMITED_TO_FULL[picture] if limited_grey else picture
 

@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from wfvae.errors import InputError
-from wfvae.procedural import MAX_NOISE, MAX_SIDE, MIN_SIDE, SHOT_SECONDS, ProceduralClip, SceneName
 from wfvae.train.data.clip_source import Clip
 from wfvae.train.strides import Strides, strides_complaint
+from wfvae.video.synthetic.clips import MAX_NOISE, MAX_SIDE, MIN_SIDE, SHOT_SECONDS, ProceduralClip, SceneName
 
 __all__ = ["HELD_OUT_SEEDS", "TRAINING_SEEDS", "ProceduralClips", "Split"]
 
@@ -22,18 +22,22 @@ TRAINING_SEEDS = range(1 << 32, 1 << 63)
 
 _FPS = 25
 _SPAN_SECONDS = 16
-"""Clips begin within this time, so that four shots of the usual length and the changes between them come up."""
+"""Clips begin within this time, so that four shots of the usual length and the changes between them
+come up.
+"""
 _NOISY, _BLURRED = 0.3, 0.3
 """Shares of the clips with film grain and with motion blur."""
 _BLUR = 4
 
 
 class ProceduralClips:
-    """Clips of painted videos: shapes, textures, text, camera moves, cuts, fades, grain and motion blur.
+    """Clips of painted videos: shapes, textures, text, camera moves, cuts, fades, grain and motion
+    blur.
 
-    With split "train" the family has no end: the generator passed to `clip` chooses the video and its moment, so every epoch shows new
-    ones. With "held-out", clip `index` is always the same for one `seed`. The two splits use disjoint seeds of `ProceduralClip`, so
-    nothing that is measured on the second has been trained on, whatever the seeds here.
+    With split "train" the family has no end: the generator passed to `clip` chooses the video and
+    its moment, so every epoch shows new ones. With "held-out", clip `index` is always the same for
+    one `seed`. The two splits use disjoint seeds of `ProceduralClip`, so nothing that is measured
+    on the second has been trained on, whatever the seeds here.
     """
 
     def __init__(
@@ -59,29 +63,50 @@ class ProceduralClips:
             frames: frames per clip, >= 1.
             size: (height, width) in pixels, each 8..8192.
             stride: every stride-th frame of a video of 25 frames per second is taken, >= 1.
-            min_stride: each clip draws its stride from this to `stride`, both included; 0 for `stride` always.
+            min_stride: each clip draws its stride from this to `stride`, both included; 0 for
+                `stride` always.
             stills: share of the clips that show one frame all the time, 0..1.
             split: "train" or "held-out".
-            scenes: names of `procedural.SceneName`, one or more; each clip draws one, so a name given twice comes twice as often.
-            max_noise: film grain of the noisy clips goes up to this standard deviation, 0..64 levels of 255; 0 for none.
-            shot_seconds: length of a shot, about, above 0 and at most 3600, but at least 8 frames; shorter ones show more cuts.
+            scenes: names of `procedural.SceneName`, one or more; each clip draws one, so a name
+                given twice comes twice as often.
+            max_noise: film grain of the noisy clips goes up to this standard deviation, 0..64
+                levels of 255; 0 for none.
+            shot_seconds: length of a shot, about, above 0 and at most 3600, but at least 8 frames;
+                shorter ones show more cuts.
 
         Raises:
             InputError: an argument is outside its range.
         """
-        for what, value, low in (("seed", seed, 0), ("count", count, 1), ("frames", frames, 1), ("stride", stride, 1)):
+        for what, value, low in (
+            ("seed", seed, 0),
+            ("count", count, 1),
+            ("frames", frames, 1),
+            ("stride", stride, 1),
+        ):
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise InputError(f"{what} of procedural clips is {value!r}; expected an integer of at least {low}")
+                raise InputError(
+                    f"{what} of procedural clips is {value!r}; expected an integer of at least {low}"
+                )
         if wrong := strides_complaint(stride, min_stride, stills):
             raise InputError(wrong)
         if len(size) != 2 or not all(isinstance(side, int) and MIN_SIDE <= side <= MAX_SIDE for side in size):
-            raise InputError(f"size of procedural clips is {size!r}; expected (height, width) in pixels, each {MIN_SIDE}..{MAX_SIDE}")
+            raise InputError(
+                f"size of procedural clips is {size!r}; expected (height, width) in pixels, each"
+                f" {MIN_SIDE}..{MAX_SIDE}"
+            )
         if split not in get_args(Split):
-            raise InputError(f"split of procedural clips is {split!r}; expected one of {', '.join(get_args(Split))}")
+            raise InputError(
+                f"split of procedural clips is {split!r}; expected one of {', '.join(get_args(Split))}"
+            )
         if not 0 <= max_noise <= MAX_NOISE:
-            raise InputError(f"max_noise is {max_noise!r}; expected a standard deviation of 0 to {MAX_NOISE:g} levels of 255")
+            raise InputError(
+                f"max_noise is {max_noise!r}; expected a standard deviation of 0 to {MAX_NOISE:g} levels"
+                " of 255"
+            )
         if not scenes or isinstance(scenes, str):
-            raise InputError(f"scenes is {scenes!r}; expected a list of one or more of {', '.join(get_args(SceneName))}")
+            raise InputError(
+                f"scenes is {scenes!r}; expected a list of one or more of {', '.join(get_args(SceneName))}"
+            )
         for scene in scenes:
             # Refuses an unknown scene here rather than in a worker, and a wrong length of shots.
             ProceduralClip(0, size[0], size[1], scene=scene, shot_seconds=shot_seconds)
@@ -98,7 +123,9 @@ class ProceduralClips:
         return f"procedural {self.split} clip {index}"
 
     def clip(self, index: int, rng: np.random.Generator) -> Clip:
-        """(T, H, W, 3) uint8; `rng` is not used by the held-out split, `index` alone not by the training split."""
+        """(T, H, W, 3) uint8; `rng` is not used by the held-out split, `index` alone not by the
+        training split.
+        """
         if self.split == "held-out":
             rng = np.random.default_rng([self.seed, index])
             seeds = HELD_OUT_SEEDS
@@ -120,4 +147,13 @@ class ProceduralClips:
         blur = _BLUR if rng.random() < _BLURRED else 1
         scene = self.scenes[int(rng.integers(len(self.scenes)))]
         height, width = self.size
-        return ProceduralClip(seed, height, width, fps=_FPS, scene=scene, noise=noise, motion_blur=blur, shot_seconds=self.shot_seconds)
+        return ProceduralClip(
+            seed,
+            height,
+            width,
+            fps=_FPS,
+            scene=scene,
+            noise=noise,
+            motion_blur=blur,
+            shot_seconds=self.shot_seconds,
+        )

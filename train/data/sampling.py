@@ -1,4 +1,6 @@
-"""Which clip stands where: a pure function of seed, step, rank and row, the same for any number of workers and any starting step."""
+"""Which clip stands where: a pure function of seed, step, rank and row, the same for any number of
+workers and any starting step.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,17 @@ import numpy.typing as npt
 from wfvae.errors import DataError
 from wfvae.train.data.clip_source import BadClip, Clip, ClipSource, printable
 
-__all__ = ["WINDOW", "Drawn", "NoneUsableError", "Place", "Sampling", "check_clip", "crop_rng", "draw", "item_rng"]
+__all__ = [
+    "WINDOW",
+    "Drawn",
+    "NoneUsableError",
+    "Place",
+    "Sampling",
+    "check_clip",
+    "crop_rng",
+    "draw",
+    "item_rng",
+]
 
 _ORDER, _CLIP, _CROP = 0, 1, 2
 
@@ -34,16 +46,29 @@ class Place(NamedTuple):
 class Sampling:
     """The order in which the ranks of a run see the items.
 
-    Every epoch goes once through all items in an order of its own. The rows of a step's global batch, rank by rank, are the next
-    `batch_size * world` places of that endless order, so that two ranks see together what one with twice the batch would.
+    Every epoch goes once through all items in an order of its own. The rows of a step's global
+    batch, rank by rank, are the next `batch_size * world` places of that endless order, so that two
+    ranks see together what one with twice the batch would.
 
-    With several crops per item an epoch is that much longer: the crops of `WINDOW` items that follow each other are shuffled, so that
-    a batch holds different items and each item is still needed for a short while only.
+    With several crops per item an epoch is that much longer: the crops of `WINDOW` items that
+    follow each other are shuffled, so that a batch holds different items and each item is still
+    needed for a short while only.
     """
 
-    def __init__(self, seed: int, count: int, batch_size: int, rank: int = 0, world: int = 1, crops: int = 1) -> None:
-        """All arguments as `BatchStream` takes them; `count` is the number of items, `crops` how many there are of each."""
-        self.seed, self.count, self.batch_size, self.rank, self.world, self.crops = seed, count, batch_size, rank, world, crops
+    def __init__(
+        self, seed: int, count: int, batch_size: int, rank: int = 0, world: int = 1, crops: int = 1
+    ) -> None:
+        """All arguments as `BatchStream` takes them; `count` is the number of items, `crops` how
+        many there are of each.
+        """
+        self.seed, self.count, self.batch_size, self.rank, self.world, self.crops = (
+            seed,
+            count,
+            batch_size,
+            rank,
+            world,
+            crops,
+        )
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
 
     def places(self, step: int) -> list[Place]:
@@ -57,7 +82,9 @@ class Sampling:
         return places
 
     def _turn(self, epoch: int, position: int) -> tuple[int, int]:
-        """Place of the item in the epoch's order of items, and the crop, at a position of the epoch."""
+        """Place of the item in the epoch's order of items, and the crop, at a position of the
+        epoch.
+        """
         if self.crops == 1:
             return position, 0
         window, inside = divmod(position, WINDOW * self.crops)
@@ -67,7 +94,9 @@ class Sampling:
         return window * WINDOW + item, crop
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        """The items in the order of an epoch; the latest is kept, since making it takes longer than a step if there are millions."""
+        """The items in the order of an epoch; the latest is kept, since making it takes longer than
+        a step if there are millions.
+        """
         if epoch not in self._orders:
             self._orders = {epoch: np.random.default_rng([self.seed, _ORDER, epoch]).permutation(self.count)}
         return self._orders[epoch]
@@ -91,7 +120,10 @@ class NoneUsableError(DataError):
 
     def __init__(self, bad: tuple[BadClip, ...], count: int) -> None:
         tried = "none of them" if len(bad) == count else f"none of the {len(bad)} that were tried"
-        super().__init__(f"of {count} clips {tried} can be used, the last is {bad[-1]}; repair the data or choose other data")
+        super().__init__(
+            f"of {count} clips {tried} can be used, the last is {bad[-1]}; repair the data or choose other"
+            " data"
+        )
         self.bad = bad
 
 
@@ -116,7 +148,9 @@ def draw(source: ClipSource, seed: int, epoch: int, index: int, max_bad: int) ->
 
 
 def _choices(seed: int, epoch: int, index: int, count: int) -> Iterator[tuple[int, np.random.Generator]]:
-    """The item asked for, then others without end, each with random numbers that do not depend on what happened to those before."""
+    """The item asked for, then others without end, each with random numbers that do not depend on
+    what happened to those before.
+    """
     attempt = 0
     while True:
         rng = item_rng(seed, epoch, index, attempt)
@@ -138,5 +172,7 @@ def check_clip(source: ClipSource, index: int, clip: Clip) -> Clip:
     """The clip, if it is what `ClipSource.clip` promises; raises `DataError` otherwise."""
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
         name = printable(source.name(index))
-        raise DataError(f"'{name}' gave a {clip.dtype} array of shape {clip.shape}; expected uint8 (T, H, W, 3)")
+        raise DataError(
+            f"'{name}' gave a {clip.dtype} array of shape {clip.shape}; expected uint8 (T, H, W, 3)"
+        )
     return clip

@@ -15,7 +15,9 @@ from wfvae.train.data.clip_source import BadClip
 __all__ = ["UnusableError", "opened_video", "refused"]
 
 _FAILURES = (av.FFmpegError, OSError, ValueError, RuntimeError)
-"""FFmpeg's want of memory is among them: it says that of broken files that claim to be huge. Python's own is not."""
+"""FFmpeg's want of memory is among them: it says that of broken files that claim to be huge.
+Python's own is not.
+"""
 
 _CHARACTER_ART = frozenset({"tty", "bin", "xbin", "adf", "idf"})
 """Demuxers that turn any text or binary file into a "video" of characters."""
@@ -27,7 +29,9 @@ class UnusableError(Exception):
 
 @contextmanager
 def refused(name: str) -> Iterator[None]:
-    """Raise what FFmpeg and the operating system complain about inside the block as `BadClip` of this name."""
+    """Raise what FFmpeg and the operating system complain about inside the block as `BadClip` of
+    this name.
+    """
     try:
         yield
     except BadClip:
@@ -47,10 +51,14 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
     """
     if path.stat().st_size == 0:
         raise UnusableError("the file is empty (0 bytes)")
-    with av.open(f"file:{path}", "r", options={"protocol_whitelist": "file,crypto,data"}, metadata_errors="replace") as container:
+    with av.open(
+        f"file:{path}", "r", options={"protocol_whitelist": "file,crypto,data"}, metadata_errors="replace"
+    ) as container:
         if container.format.name in _CHARACTER_ART:
             raise UnusableError("this is a text or binary file, not a video")
-        real = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+        real = [
+            stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic
+        ]
         if not real:
             raise UnusableError("it has no video stream")
         stream: Any = real[0]
@@ -59,7 +67,8 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
         for other in container.streams:
             if other is not stream:
                 other.discard = Discard.all
-        # The workers keep the cores busy; threads of one file would only get into the way of the others.
+        # The workers keep the cores busy; threads of one file would only get into the way of the
+        # others.
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
         yield container, stream

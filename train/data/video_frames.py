@@ -18,19 +18,23 @@ from wfvae.train.data.video_probe import VideoFacts
 __all__ = ["frames_after_seek", "frames_from", "share_of_time"]
 
 _STEPS_BACK = (Fraction(0), Fraction(1), Fraction(5))
-"""Seconds that a seek aims before the wanted frame, one after another: containers that list decoding times, or positions only, land
-behind it now and then."""
+"""Seconds that a seek aims before the wanted frame, one after another: containers that list
+decoding times, or positions only, land behind it now and then."""
 
 _SKIPPING = frozenset({"h264", "hevc", "mpeg2video", "mpeg4"})
-"""Decoders that can be told packet by packet to leave out frames that no other depends on. AV1's leaves out wanted ones too."""
+"""Decoders that can be told packet by packet to leave out frames that no other depends on. AV1's
+leaves out wanted ones too.
+"""
 
 
 def frames_from(path: Path, facts: VideoFacts, number: int) -> Generator[av.VideoFrame]:
-    """The frames `number`, number + 1, ... (counted from 0) in presentation order; close the iterator when they are enough.
+    """The frames `number`, number + 1, ... (counted from 0) in presentation order; close the
+    iterator when they are enough.
 
-    Decoding starts at the key frame before. Only where a container has no time stamps, or cannot be searched, it starts at the first
-    frame, and the frames before are counted. In a video of varying frame rate `number` stands for the time number / fps; frames follow
-    one another without gaps there too.
+    Decoding starts at the key frame before. Only where a container has no time stamps, or cannot be
+    searched, it starts at the first frame, and the frames before are counted. In a video of varying
+    frame rate `number` stands for the time number / fps; frames follow one another without gaps
+    there too.
 
     Raises:
         UnusableError: a frame is damaged.
@@ -46,8 +50,12 @@ def frames_from(path: Path, facts: VideoFacts, number: int) -> Generator[av.Vide
         yield from islice(_decoded(container, stream, None), number, None)
 
 
-def frames_after_seek(container: Any, stream: Any, facts: VideoFacts, number: int) -> Iterator[av.VideoFrame] | None:
-    """What `frames_from` gives, by way of a key frame; None if no seek leads to one before the frame."""
+def frames_after_seek(
+    container: Any, stream: Any, facts: VideoFacts, number: int
+) -> Iterator[av.VideoFrame] | None:
+    """What `frames_from` gives, by way of a key frame; None if no seek leads to one before the
+    frame.
+    """
     if facts.first_pts is None or not stream.time_base:
         return None
     tick = Fraction(stream.time_base)
@@ -74,8 +82,8 @@ def frames_after_seek(container: Any, stream: Any, facts: VideoFacts, number: in
 
 
 def share_of_time(path: Path, facts: VideoFacts) -> float:
-    """Where the last frame ends, as a share of the time that the header promises, by time stamps alone; 1 where there are none, 0 if
-    nothing follows the place where the last frames should be.
+    """Where the last frame ends, as a share of the time that the header promises, by time stamps
+    alone; 1 where there are none, 0 if nothing follows the place where the last frames should be.
 
     Raises `av.FFmpegError` or `OSError` if the file cannot be read.
     """
@@ -85,7 +93,11 @@ def share_of_time(path: Path, facts: VideoFacts) -> float:
         ticks = facts.frames / (facts.fps * Fraction(stream.time_base))
         with suppress(av.FFmpegError):  # what cannot be searched is read from its start
             container.seek(facts.first_pts + round(ticks), stream=stream, backward=True)
-        ends = [packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None]
+        ends = [
+            packet.pts + (packet.duration or 0)
+            for packet in container.demux(stream)
+            if packet.pts is not None
+        ]
     return float((max(ends, default=facts.first_pts) - facts.first_pts) / ticks)
 
 
@@ -95,7 +107,9 @@ def _with_first(first: av.VideoFrame, frames: Iterator[av.VideoFrame]) -> Iterat
 
 
 def _decoded(container: Any, stream: Any, needed_from: int | None) -> Iterator[av.VideoFrame]:
-    """All frames from here on. Those before the time stamp `needed_from` that no other depends on may be left out."""
+    """All frames from here on. Those before the time stamp `needed_from` that no other depends on
+    may be left out.
+    """
     context = stream.codec_context
     may_skip = context.codec.name in _SKIPPING
     for packet in container.demux(stream):

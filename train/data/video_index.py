@@ -1,4 +1,6 @@
-"""The index of a folder of videos: read once, kept as JSON beside the run, brought up to date when files change."""
+"""The index of a folder of videos: read once, kept as JSON beside the run, brought up to date when
+files change.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,20 @@ from typing import Any
 from wfvae.errors import DataError
 from wfvae.train.data.clip_source import BadClip
 from wfvae.train.data.video_probe import VideoFacts, probe
-from wfvae.video_suffixes import VIDEO_SUFFIXES
+from wfvae.video.suffixes import VIDEO_SUFFIXES
 
 __all__ = ["IndexedFile", "index_folder"]
 
 _FORMAT = "wfvae video index"
 _VERSION = 1
 _SAVED_EVERY = 30.0
-"""Seconds of indexing between two savings: the whole index is written each time, so a number of files would cost their square."""
+"""Seconds of indexing between two savings: the whole index is written each time, so a number of
+files would cost their square.
+"""
 _AT_ONCE = 8
-"""Files that are looked at at the same time: most of it is waiting for a disk or a network, and FFmpeg works without Python's lock."""
+"""Files that are looked at at the same time: most of it is waiting for a disk or a network, and
+FFmpeg works without Python's lock.
+"""
 _QUEUED = 1024
 """Files that wait for the threads at most: folders may hold millions."""
 
@@ -45,19 +51,25 @@ class IndexedFile:
 
 
 def index_folder(
-    root: Path, index_path: Path, progress: Callable[[int, int], None] | None = None, *, retry_bad: bool = True
+    root: Path,
+    index_path: Path,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    retry_bad: bool = True,
 ) -> list[IndexedFile]:
-    """Every video file below `root`, sorted by path; only new and changed files are opened, and those that were bad before.
+    """Every video file below `root`, sorted by path; only new and changed files are opened, and
+    those that were bad before.
 
-    The index is rewritten when something changed, now and then meanwhile, and when a scan is interrupted, which then goes on where it was.
-    Several processes may do this at once: each writes a file of its own and renames it.
+    The index is rewritten when something changed, now and then meanwhile, and when a scan is
+    interrupted, which then goes on where it was. Several processes may do this at once: each writes
+    a file of its own and renames it.
 
     Args:
         root: the folder; hidden files and folders are left out, links are followed.
         index_path: the JSON file, outside of `root`.
         progress: is given (files looked at, files in all).
-        retry_bad: open files again that were bad, since a permission or a disk may be better now. False for the processes that must
-            find the same files as the one that has just done it.
+        retry_bad: open files again that were bad, since a permission or a disk may be better now.
+            False for the processes that must find the same files as the one that has just done it.
 
     Raises:
         DataError: root is no readable folder, index_path lies in it or cannot be written.
@@ -94,8 +106,12 @@ def index_folder(
     return files
 
 
-def _entries(root: Path, paths: Sequence[str], known: dict[str, IndexedFile], retry_bad: bool) -> Generator[IndexedFile]:
-    """The entries of the files, a few of which are looked at at once, in the order in which that is done."""
+def _entries(
+    root: Path, paths: Sequence[str], known: dict[str, IndexedFile], retry_bad: bool
+) -> Generator[IndexedFile]:
+    """The entries of the files, a few of which are looked at at once, in the order in which that is
+    done.
+    """
     pool = ThreadPoolExecutor(_AT_ONCE)
     try:
         waiting: set[Future[IndexedFile]] = set()
@@ -115,14 +131,21 @@ def _check_places(root: Path, index_path: Path) -> None:
     if not root.is_dir():
         raise DataError(f"'{root}' is not a folder; expected a folder of videos")
     if index_path.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"the index '{index_path}' would lie in the data folder '{root}', where nothing is written; choose a place outside")
+        raise DataError(
+            f"the index '{index_path}' would lie in the data folder '{root}', where nothing is written;"
+            " choose a place outside"
+        )
 
 
 def _video_paths(root: Path) -> Iterator[str]:
-    """Paths of video files relative to root. A linked folder is entered once, so that links in a circle end."""
+    """Paths of video files relative to root. A linked folder is entered once, so that links in a
+    circle end.
+    """
 
     def stop(error: OSError) -> None:
-        raise DataError(f"cannot read the folder '{error.filename}': {error.strerror}; check the permissions") from error
+        raise DataError(
+            f"cannot read the folder '{error.filename}': {error.strerror}; check the permissions"
+        ) from error
 
     entered: set[str] = set()
     for folder, below, names in os.walk(root, followlinks=True, onerror=stop):
@@ -155,7 +178,9 @@ def _entry(root: Path, path: str, known: IndexedFile | None, retry_bad: bool) ->
 
 
 def _load(index_path: Path, root: Path) -> dict[str, IndexedFile]:
-    """The kept index by path; empty if there is none for this folder that can be read, since it can always be made again."""
+    """The kept index by path; empty if there is none for this folder that can be read, since it can
+    always be made again.
+    """
     try:
         data = json.loads(index_path.read_text())
         if (data["format"], data["version"], data["root"]) != (_FORMAT, _VERSION, str(root.resolve())):
@@ -166,7 +191,12 @@ def _load(index_path: Path, root: Path) -> dict[str, IndexedFile]:
 
 
 def _save(index_path: Path, root: Path, files: list[IndexedFile]) -> None:
-    data = {"format": _FORMAT, "version": _VERSION, "root": str(root.resolve()), "files": [_to_json(file) for file in files]}
+    data = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "root": str(root.resolve()),
+        "files": [_to_json(file) for file in files],
+    }
     unfinished = index_path.with_name(f".{index_path.name}.{os.getpid()}.tmp")
     try:
         index_path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +204,9 @@ def _save(index_path: Path, root: Path, files: list[IndexedFile]) -> None:
         unfinished.replace(index_path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
-        raise DataError(f"cannot write the index '{index_path}': {error.strerror}; choose a place that can be written") from error
+        raise DataError(
+            f"cannot write the index '{index_path}': {error.strerror}; choose a place that can be written"
+        ) from error
 
 
 def _to_json(file: IndexedFile) -> dict[str, Any]:
@@ -198,5 +230,11 @@ def _from_json(entry: dict[str, Any]) -> IndexedFile:
     height, width = entry["size"]
     first = entry["first_pts"]
     first_pts = None if first is None else int(first)
-    facts = VideoFacts(int(entry["frames"]), Fraction(entry["fps"]), (int(height), int(width)), first_pts, str(entry["codec"]))
+    facts = VideoFacts(
+        int(entry["frames"]),
+        Fraction(entry["fps"]),
+        (int(height), int(width)),
+        first_pts,
+        str(entry["codec"]),
+    )
     return IndexedFile(path, size, changed, facts, "")

@@ -25,13 +25,16 @@ class VideoFacts:
     size: tuple[int, int]
     """(height, width) as stored, before rotation."""
     first_pts: int | None
-    """Time stamp of the first frame in ticks of the stream; None without time stamps that can be relied on."""
+    """Time stamp of the first frame in ticks of the stream; None without time stamps that can be
+    relied on.
+    """
     codec: str
     """FFmpeg's name of the codec."""
 
 
 def probe(path: Path, name: str) -> VideoFacts:
-    """Read the header and decode the first frame. Where the header does not tell the number of frames, packets are counted.
+    """Read the header and decode the first frame. Where the header does not tell the number of
+    frames, packets are counted.
 
     Raises:
         BadClip: the file cannot be used, of the given name.
@@ -40,11 +43,15 @@ def probe(path: Path, name: str) -> VideoFacts:
         frame = next(container.decode(stream), None)
         if frame is None:
             raise UnusableError("it has a video stream but no frames")
-        rate = next((Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate), _DEFAULT_FPS)
+        rate = next(
+            (Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate),
+            _DEFAULT_FPS,
+        )
         count = stream.frames
         if count < 1:
             count, rate = _counted(path, rate)
-        # AVI holds no presentation times: what FFmpeg makes up for frames that are stored out of order is wrong.
+        # AVI holds no presentation times: what FFmpeg makes up for frames that are stored out of
+        # order is wrong.
         is_timed = container.format.name != "avi" or not stream.codec_context.has_b_frames
         first_pts = frame.pts if is_timed else None
         return VideoFacts(count, rate, (frame.height, frame.width), first_pts, stream.codec_context.name)

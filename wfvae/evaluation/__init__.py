@@ -1,1 +1,3 @@
-"""How good reconstructions are: PSNR, SSIM, LPIPS and FVD of videos, with intervals and paired comparisons. See docs/evaluation.md."""
+"""How good reconstructions are: PSNR, SSIM, LPIPS and FVD of videos, with intervals and paired
+comparisons. See docs/evaluation.md.
+"""

@@ -14,7 +14,7 @@ from wfvae.evaluation.lpips_choice import LPIPSChoice
 from wfvae.evaluation.protocol import PAPER_FRAMES, Protocol
 from wfvae.evaluation.sources import Source
 from wfvae.evaluation.video_features import ClipCollector, VideoFeatures
-from wfvae.frame_metrics import FrameScores, score_frames
+from wfvae.metrics.frames import FrameScores, score_frames
 
 Progress = Callable[[int, int | None], None]
 
@@ -34,15 +34,22 @@ class Metric:
         return f"{self.title} {'↑' if self.higher_is_better else '↓'}"
 
 
-PSNR, SSIM, LPIPS = Metric("psnr", "PSNR", "dB", True), Metric("ssim", "SSIM", "", True), Metric("lpips", "LPIPS", "", False)
+PSNR, SSIM, LPIPS = (
+    Metric("psnr", "PSNR", "dB", True),
+    Metric("ssim", "SSIM", "", True),
+    Metric("lpips", "LPIPS", "", False),
+)
 METRICS = (PSNR, SSIM, LPIPS)
 FVD = Metric("fvd", "FVD", "", False)
 """Of the whole set, not of a video."""
 PSNR_LIMIT = 10 * math.log10(12 * 255**2)
-"""dB (58.92): the PSNR of rounding to 8 bits alone, whose error has a variance of 1/12 of a level squared. What lies above it tells how
-values were rounded, not how well they were reconstructed; a frame is taken to have no more where two reconstructions are compared."""
+"""dB (58.92): the PSNR of rounding to 8 bits alone, whose error has a variance of 1/12 of a level
+squared. What lies above it tells how values were rounded, not how well they were reconstructed; a
+frame is taken to have no more where two reconstructions are compared."""
 ROUNDING = 1e-6
-"""Equal frames have scores this close: sums depend on how many frames were scored at once, and LPIPS is computed in float32."""
+"""Equal frames have scores this close: sums depend on how many frames were scored at once, and
+LPIPS is computed in float32.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,15 @@ class VideoScore:
     height: int
     width: int
     identical_frames: int
-    """Frames equal to their original bit by bit, whose PSNR is infinite; they are left out of the mean PSNR."""
+    """Frames equal to their original bit by bit, whose PSNR is infinite; they are left out of the
+    mean PSNR.
+    """
     psnr: float | None
     """dB, over the frames that are not identical; None where every frame is."""
     psnr_limited: float
-    """dB, over all frames, each limited to PSNR_LIMIT. Equal to `psnr` where no frame is beyond the limit."""
+    """dB, over all frames, each limited to PSNR_LIMIT. Equal to `psnr` where no frame is beyond the
+    limit.
+    """
     ssim: float
     lpips: float | None
 
@@ -101,7 +112,9 @@ class Evaluation:
     """False where the evaluation was interrupted: these are the videos that were done."""
 
     def mean(self, metric: Metric) -> Mean | None:
-        """The mean over videos, and its interval; None where the metric is not measured, or infinite for every video."""
+        """The mean over videos, and its interval; None where the metric is not measured, or
+        infinite for every video.
+        """
         values = self.values(metric)
         return mean_interval(values) if values else None
 
@@ -112,20 +125,25 @@ class Evaluation:
     def worst(self, metric: Metric, count: int) -> list[VideoScore]:
         """The `count` worst videos, worst first."""
         scored = [video for video in self.videos if video.get(metric) is not None]
-        return sorted(scored, key=lambda video: video.get(metric) or 0.0, reverse=not metric.higher_is_better)[:count]
+        return sorted(
+            scored, key=lambda video: video.get(metric) or 0.0, reverse=not metric.higher_is_better
+        )[:count]
 
 
 class Evaluator:
     """Scores the videos of a source one by one; `result` tells at any time what was found so far."""
 
-    def __init__(self, source: Source, protocol: Protocol, lpips: LPIPSChoice, network: VideoFeatures | None) -> None:
+    def __init__(
+        self, source: Source, protocol: Protocol, lpips: LPIPSChoice, network: VideoFeatures | None
+    ) -> None:
         self._source, self._protocol, self._lpips = source, protocol, lpips
         self._clips = None if network is None else ClipCollector(network, protocol.frames or PAPER_FRAMES)
         self._videos: list[VideoScore] = []
         self._skipped: list[Skipped] = []
 
     def run(self, progress: Progress) -> Evaluation:
-        """Scores every video. What cannot be read, is too short, or does not fit its reconstruction is skipped and said.
+        """Scores every video. What cannot be read, is too short, or does not fit its reconstruction
+        is skipped and said.
 
         Raises:
             InputError: no video could be scored.
@@ -149,24 +167,42 @@ class Evaluator:
                 if self._clips is not None:
                     self._clips.end_video(scored=scored)
         if not self._videos:
-            raise InputError(f"none of {len(names)} videos could be scored; the first: {self._skipped[0].reason}")
+            raise InputError(
+                f"none of {len(names)} videos could be scored; the first: {self._skipped[0].reason}"
+            )
         return self.result(complete=True)
 
     def result(self, *, complete: bool) -> Evaluation:
         """What was found so far."""
-        return Evaluation(self._protocol, tuple(self._videos), tuple(self._skipped), self._lpips, self._fvd(), complete)
+        return Evaluation(
+            self._protocol, tuple(self._videos), tuple(self._skipped), self._lpips, self._fvd(), complete
+        )
 
     def _fvd(self) -> SetScore:
         if self._clips is None:
-            return SetScore(None, 0, self._protocol.frames or PAPER_FRAMES, None, "needs a TorchScript file of I3D, see --i3d")
+            return SetScore(
+                None,
+                0,
+                self._protocol.frames or PAPER_FRAMES,
+                None,
+                "needs a TorchScript file of I3D, see --i3d",
+            )
         clips, frames = self._clips.clips, self._protocol.frames or PAPER_FRAMES
         if clips < 2:
-            return SetScore(None, clips, frames, None, f"{clips} clips of {frames} frames have no covariance; at least 2 are needed")
+            return SetScore(
+                None,
+                clips,
+                frames,
+                None,
+                f"{clips} clips of {frames} frames have no covariance; at least 2 are needed",
+            )
         features = len(self._clips.real.mean)
         try:
             return SetScore(self._clips.distance(), clips, frames, features)
         except ValueError as error:  # numpy's LinAlgError is one; the other scores stand
-            return SetScore(None, clips, frames, features, f"the distance of the features cannot be computed: {error}")
+            return SetScore(
+                None, clips, frames, features, f"the distance of the features cannot be computed: {error}"
+            )
 
 
 class _Totals:
@@ -221,34 +257,46 @@ class PairedDifference:
     def significant(self) -> bool:
         """Whether the interval excludes zero."""
         return (
-            self.mean is not None and self.mean.low is not None and self.mean.high is not None and not self.mean.low <= 0 <= self.mean.high
+            self.mean is not None
+            and self.mean.low is not None
+            and self.mean.high is not None
+            and not self.mean.low <= 0 <= self.mean.high
         )
 
     def regressions(self) -> list[tuple[str, float]]:
-        """The videos in which the second is worse by more than rounding, and the difference; worst first."""
+        """The videos in which the second is worse by more than rounding, and the difference; worst
+        first.
+        """
         better = 1 if self.metric.higher_is_better else -1
         worse = [(name, value) for name, value in self.by_video.items() if better * value < -ROUNDING]
         return sorted(worse, key=lambda one: better * one[1])
 
 
 def compare(first: Evaluation, second: Evaluation) -> list[PairedDifference]:
-    """The second minus the first, over the videos that both have. A metric that one of them did not measure has no mean.
+    """The second minus the first, over the videos that both have. A metric that one of them did not
+    measure has no mean.
 
-    Of PSNR, the means over all frames are subtracted, each frame limited to PSNR_LIMIT. Without the frames that are identical to their
-    original, which have no finite PSNR, the two would be means over different frames, and a reconstruction that is perfect but for its
-    hardest frame would be the worse one. So, where every frame of one is at least as good as that of the other, its mean is not lower.
+    Of PSNR, the means over all frames are subtracted, each frame limited to PSNR_LIMIT. Without the
+    frames that are identical to their original, which have no finite PSNR, the two would be means
+    over different frames, and a reconstruction that is perfect but for its hardest frame would be
+    the worse one. So, where every frame of one is at least as good as that of the other, its mean
+    is not lower.
 
     Raises:
         InputError: no video was scored in both.
     """
     pairs = list(_common(first, second))
     if not pairs:
-        raise InputError("no video was scored in both sets of reconstructions; give two reconstructions of the same videos")
+        raise InputError(
+            "no video was scored in both sets of reconstructions; give two reconstructions of the same videos"
+        )
     found = []
     for metric in METRICS:
         differences: dict[str, float] = {}
         for a, b in pairs:
-            before, after = (a.psnr_limited, b.psnr_limited) if metric is PSNR else (a.get(metric), b.get(metric))
+            before, after = (
+                (a.psnr_limited, b.psnr_limited) if metric is PSNR else (a.get(metric), b.get(metric))
+            )
             if before is not None and after is not None:
                 differences[a.name] = after - before
         mean = mean_interval(list(differences.values())) if differences else None

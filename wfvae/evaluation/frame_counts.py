@@ -9,10 +9,11 @@ from wfvae.runtime.media.video_reader import open_video
 
 
 def announced_frames(path: Path, stated: int | None) -> int:
-    """The number that the container states (`stated`), else the number of its packets, which are read and not decoded.
+    """The number that the container states (`stated`), else the number of its packets, which are
+    read and not decoded.
 
-    It may be wrong: packets may hold frames that are not shown, or a container may leave out what it counts. Raises `MediaError` if the
-    file is damaged.
+    It may be wrong: packets may hold frames that are not shown, or a container may leave out what
+    it counts. Raises `MediaError` if the file is damaged.
     """
     return packet_count(path) if stated is None else stated
 

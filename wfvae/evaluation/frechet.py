@@ -26,12 +26,17 @@ class FeatureMoments:
         """
         batch = np.asarray(features, dtype=np.float64)
         if batch.ndim != 2 or not len(batch) or (self.count and batch.shape[1] != len(self._mean)):
-            raise InputError(f"features have shape {batch.shape}; expected (n, {len(self._mean) or 'd'}), n >= 1")
+            raise InputError(
+                f"features have shape {batch.shape}; expected (n, {len(self._mean) or 'd'}), n >= 1"
+            )
         if not np.isfinite(batch).all():
-            raise InputError("features hold NaN or infinite values; the feature network does not fit these videos")
+            raise InputError(
+                "features hold NaN or infinite values; the feature network does not fit these videos"
+            )
         if not self.count:
             self._mean, self._scatter = np.zeros(batch.shape[1]), np.zeros((batch.shape[1],) * 2)
-        # Merged about the common mean: raw second moments would lose the covariance of features far from zero.
+        # Merged about the common mean: raw second moments would lose the covariance of features far
+        # from zero.
         mean, total = batch.mean(axis=0), self.count + len(batch)
         centred, shift = batch - mean, mean - self._mean
         self._scatter += centred.T @ centred + np.outer(shift, shift) * (self.count * len(batch) / total)
@@ -54,8 +59,9 @@ class FeatureMoments:
 def frechet_distance(a: FeatureMoments, b: FeatureMoments) -> float:
     """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), at least 0.
 
-    The trace of the root is the sum of the roots of the eigenvalues of C_a^(1/2) C_b C_a^(1/2), which is symmetric: this holds for
-    singular covariances too (fewer vectors than features), where a root of the product itself is badly conditioned.
+    The trace of the root is the sum of the roots of the eigenvalues of C_a^(1/2) C_b C_a^(1/2),
+    which is symmetric: this holds for singular covariances too (fewer vectors than features), where
+    a root of the product itself is badly conditioned.
     """
     from scipy.linalg import eigh
 
@@ -63,5 +69,7 @@ def frechet_distance(a: FeatureMoments, b: FeatureMoments) -> float:
     root = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
     product = root @ b.covariance @ root
     overlap = np.sqrt(np.clip(eigh((product + product.T) / 2, eigvals_only=True), 0.0, None)).sum()
-    distance = float(((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap)
+    distance = float(
+        ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
+    )
     return max(distance, 0.0)

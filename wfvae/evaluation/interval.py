@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from wfvae.errors import InputError
 
 CONFIDENCE = 0.95
-METHOD = "mean over videos; 95 % interval by Student's t with n - 1 degrees of freedom, videos taken as independent"
+METHOD = (
+    "mean over videos; 95 % interval by Student's t with n - 1 degrees of freedom, videos taken as"
+    " independent"
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,9 @@ class Mean:
 
     value: float
     low: float | None
-    """Lower end of the two-sided 95 % interval; None for a single value, of which nothing can be told."""
+    """Lower end of the two-sided 95 % interval; None for a single value, of which nothing can be
+    told.
+    """
     high: float | None
     count: int
     """Values averaged."""
@@ -31,7 +36,9 @@ def mean_interval(values: Sequence[float]) -> Mean:
         InputError: there are no values, or one is not finite.
     """
     if not values or not all(map(math.isfinite, values)):
-        raise InputError(f"the mean of {len(values)} values cannot be taken; expected at least one, all finite")
+        raise InputError(
+            f"the mean of {len(values)} values cannot be taken; expected at least one, all finite"
+        )
     count = len(values)
     mean = math.fsum(values) / count
     if count == 1:

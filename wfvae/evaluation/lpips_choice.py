@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from wfvae.errors import CheckpointError, InputError, MissingExtraError, ResourceError
-from wfvae.frame_metrics import LPIPS
+from wfvae.metrics.frames import LPIPS
 
 if TYPE_CHECKING:
     import torch
@@ -34,15 +34,15 @@ def choose_lpips(weights: str | None, net: Literal["alex", "vgg"]) -> LPIPSChoic
     """Loads LPIPS; what cannot be had is stated instead of measured.
 
     Args:
-        weights: of the backbone: a file, `random` (for trying out: the figures mean nothing), `none`, or None for torchvision's weights
-            of `net`, which are downloaded at first use.
+        weights: of the backbone: a file, `random` (for trying out: the figures mean nothing),
+            `none`, or None for torchvision's weights of `net`, which are downloaded at first use.
 
     Raises:
         CheckpointError: a file that was asked for is missing or of another network.
     """
     if weights == NONE:
         return LPIPSChoice("none", None, "not asked for")
-    from wfvae.perceptual import load_lpips
+    from wfvae.metrics.perceptual import load_lpips
 
     try:
         network = load_lpips(weights or net, net, extra="eval")
@@ -65,8 +65,9 @@ def choose_lpips(weights: str | None, net: Literal["alex", "vgg"]) -> LPIPSChoic
         height, width = real.shape[-2:]
         if min(height, width) < SMALLEST_SIDE[net]:
             raise InputError(
-                f"frames are {height}x{width}, too small for LPIPS with {net}, which needs {SMALLEST_SIDE[net]} pixels; "
-                "score larger frames with --size, or leave LPIPS out with --lpips-weights none"
+                f"frames are {height}x{width}, too small for LPIPS with {net}, which needs"
+                f" {SMALLEST_SIDE[net]} pixels; score larger frames with --size, or leave LPIPS out with"
+                " --lpips-weights none"
             )
         result: torch.Tensor = network(reconstruction, real)
         return result

@@ -29,8 +29,8 @@ class Protocol:
     frames: int | None = PAPER_FRAMES
     """Consecutive frames; None takes all."""
     size: int | None = PAPER_SIZE
-    """The short side is resized to this many pixels (bilinear, antialiased, rounded to 8 bits) and a square is cropped from the
-    centre; None leaves the size as it is."""
+    """The short side is resized to this many pixels (bilinear, antialiased, rounded to 8 bits) and
+    a square is cropped from the centre; None leaves the size as it is."""
     window: Window = "first"
     """Whether the frames are the first ones, or lie in the middle of the video."""
 
@@ -38,12 +38,18 @@ class Protocol:
         if self.frames is not None and self.frames < 1:
             raise InputError(f"frames is {self.frames}; expected at least 1, or None for whole videos")
         if self.size is not None and self.size < 1:
-            raise InputError(f"size is {self.size}; expected at least 1 pixel, or None for the videos' own size")
+            raise InputError(
+                f"size is {self.size}; expected at least 1 pixel, or None for the videos' own size"
+            )
 
     def describe(self) -> str:
         """One phrase for people."""
         frames = "all frames" if self.frames is None else f"{self.frames} frames, {self.window} window"
-        return frames + (", own size" if self.size is None else f", {self.size}x{self.size} (short side resized, centre crop)")
+        return frames + (
+            ", own size"
+            if self.size is None
+            else f", {self.size}x{self.size} (short side resized, centre crop)"
+        )
 
 
 class TooShortError(InputError):
@@ -55,7 +61,9 @@ class Prepared:
     """A video opened for scoring."""
 
     frames: Iterator[Frame]
-    """(H, W, 3) uint8, prepared as the protocol says. Raises `TooShortError` where the video ends before its window does."""
+    """(H, W, 3) uint8, prepared as the protocol says. Raises `TooShortError` where the video ends
+    before its window does.
+    """
     stored_size: tuple[int, int]
     """(height, width) of the video before preparation."""
     count: int | None
@@ -68,7 +76,8 @@ class Prepared:
 def open_prepared(path: Path, protocol: Protocol) -> Iterator[Prepared]:
     """Opens a video and gives the frames that the protocol asks for, one at a time.
 
-    A centre window needs the true number of frames, so the video is decoded twice then: a container's statement may be wrong.
+    A centre window needs the true number of frames, so the video is decoded twice then: a
+    container's statement may be wrong.
 
     Raises:
         MediaError: the video cannot be read.
@@ -97,11 +106,16 @@ def _window(path: Path, frames: Iterator[Frame], protocol: Protocol) -> Iterator
 
 
 def _too_short(path: Path, found: int, wanted: int) -> TooShortError:
-    return TooShortError(f"'{path}' has {found} frames, and {wanted} are scored; give longer videos, a smaller --frames, or --whole")
+    return TooShortError(
+        f"'{path}' has {found} frames, and {wanted} are scored; give longer videos, a smaller --frames, or"
+        " --whole"
+    )
 
 
 def square(frame: Frame, side: int) -> Frame:
-    """A frame (H, W, 3) uint8 with its short side resized to `side`, cropped to side x side around the centre; unchanged if it is so."""
+    """A frame (H, W, 3) uint8 with its short side resized to `side`, cropped to side x side around
+    the centre; unchanged if it is so.
+    """
     height, width = frame.shape[:2]
     if (height, width) == (side, side):
         return frame
@@ -117,6 +131,8 @@ def resized(frame: Frame, height: int, width: int) -> Frame:
     import torch
 
     planes: Any = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float()
-    planes = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    planes = torch.nn.functional.interpolate(
+        planes, (height, width), mode="bilinear", antialias=True, align_corners=False
+    )
     result: Frame = planes[0].round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wfvae.errors import MissingExtraError
-from wfvae.frame_metrics import scikit_image
+from wfvae.metrics.frames import scikit_image
 
 
 def use_threads(count: int) -> None:
@@ -14,7 +14,9 @@ def use_threads(count: int) -> None:
 
 
 def require_libraries() -> None:
-    """Raises `MissingExtraError` if a package of the extra is not installed: now, and not after the first video."""
+    """Raises `MissingExtraError` if a package of the extra is not installed: now, and not after the
+    first video.
+    """
     try:
         import scipy  # noqa: F401
         import torch  # noqa: F401

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from wfvae.errors import ResourceError
-from wfvae.evaluation.evaluation import FVD, LPIPS, METRICS, PSNR, PSNR_LIMIT, Evaluation, Metric, PairedDifference
+from wfvae.evaluation.evaluation import (
+    FVD,
+    LPIPS,
+    METRICS,
+    PSNR,
+    PSNR_LIMIT,
+    Evaluation,
+    Metric,
+    PairedDifference,
+)
 from wfvae.evaluation.interval import METHOD, Mean
 
 JSON_NAME, MARKDOWN_NAME = "evaluation.json", "evaluation.md"
@@ -31,15 +40,33 @@ class Labelled:
     """Compression in time, height and width; None as above."""
 
 
-def to_json(entries: Sequence[Labelled], differences: Sequence[PairedDifference], worst: int) -> dict[str, Any]:
-    """The result as data: an entry per set of reconstructions, and the second minus the first where there are `differences` of two."""
-    result: dict[str, Any] = {"method": METHOD, "reconstructions": [_entry(entry, worst) for entry in entries]}
+def to_json(
+    entries: Sequence[Labelled], differences: Sequence[PairedDifference], worst: int
+) -> dict[str, Any]:
+    """The result as data: an entry per set of reconstructions, and the second minus the first where
+    there are `differences` of two.
+    """
+    result: dict[str, Any] = {
+        "method": METHOD,
+        "reconstructions": [_entry(entry, worst) for entry in entries],
+    }
     if differences:
         result["difference"] = {
             "of": f"{entries[1].label} - {entries[0].label}",
-            **{one.metric.key: {**_mean(one.mean), "videos_left_out": one.left_out, "significant": one.significant} for one in differences},
+            **{
+                one.metric.key: {
+                    **_mean(one.mean),
+                    "videos_left_out": one.left_out,
+                    "significant": one.significant,
+                }
+                for one in differences
+            },
             "fvd": _fvd_difference(entries),
-            "regressions": {one.metric.key: [name for name, _ in one.regressions()[:worst]] for one in differences if one.by_video},
+            "regressions": {
+                one.metric.key: [name for name, _ in one.regressions()[:worst]]
+                for one in differences
+                if one.by_video
+            },
             "videos": [
                 {"name": name, **{one.metric.key: one.by_video.get(name) for one in differences}}
                 for name in dict.fromkeys(name for one in differences for name in one.by_video)
@@ -75,7 +102,11 @@ def _entry(entry: Labelled, worst: int) -> dict[str, Any]:
         "protocol": asdict(found.protocol),
         "complete": found.complete,
         "metrics": metrics,
-        "worst": {metric.key: [video.name for video in found.worst(metric, worst)] for metric in METRICS if found.values(metric)},
+        "worst": {
+            metric.key: [video.name for video in found.worst(metric, worst)]
+            for metric in METRICS
+            if found.values(metric)
+        },
         "videos": [asdict(video) for video in found.videos],
         "skipped": [asdict(one) for one in found.skipped],
     }
@@ -84,7 +115,11 @@ def _entry(entry: Labelled, worst: int) -> dict[str, Any]:
 def _mean(mean: Mean | None) -> dict[str, Any]:
     if mean is None:
         return {"mean": None, "interval": None, "videos": 0}
-    return {"mean": mean.value, "interval": None if mean.low is None else [mean.low, mean.high], "videos": mean.count}
+    return {
+        "mean": mean.value,
+        "interval": None if mean.low is None else [mean.low, mean.high],
+        "videos": mean.count,
+    }
 
 
 def _fvd_difference(entries: Sequence[Labelled]) -> dict[str, Any]:
@@ -94,7 +129,8 @@ def _fvd_difference(entries: Sequence[Labelled]) -> dict[str, Any]:
     one, other = ({video.name for video in entry.evaluation.videos} for entry in entries)
     if one != other:
         reason = (
-            f"FVD depends on which videos it is of, and {len(one ^ other)} were scored in only one of the two, first '{min(one ^ other)}'"
+            f"FVD depends on which videos it is of, and {len(one ^ other)} were scored in only one of the"
+            f" two, first '{min(one ^ other)}'"
         )
         return {"value": None, NOT_MEASURED: reason}
     return {"value": second - first}
@@ -132,7 +168,9 @@ def headings() -> list[str]:
 
 
 def remarks(entry: Labelled) -> list[str]:
-    """What the table alone does not say: what is missing and why, what was left out, what means less than it seems."""
+    """What the table alone does not say: what is missing and why, what was left out, what means
+    less than it seems.
+    """
     found = entry.evaluation
     lines = [f"{len(found.videos)} videos; {found.protocol.describe()}"]
     if not found.complete:
@@ -142,21 +180,28 @@ def remarks(entry: Labelled) -> list[str]:
         frames = sum(video.frames for video in found.videos)
         whole = sum(video.psnr is None for video in found.videos)
         lines.append(
-            f"{identical} of {frames} frames are identical to their original; their PSNR is infinite and left out of the mean"
-            + (f" ({whole} videos wholly)" if whole else "")
+            f"{identical} of {frames} frames are identical to their original; their PSNR is infinite and left"
+            " out of the mean" + (f" ({whole} videos wholly)" if whole else "")
         )
-    lines.append(f"LPIPS: {found.lpips.label}" if found.lpips.reason is None else f"LPIPS {NOT_MEASURED}: {found.lpips.reason}")
+    lines.append(
+        f"LPIPS: {found.lpips.label}"
+        if found.lpips.reason is None
+        else f"LPIPS {NOT_MEASURED}: {found.lpips.reason}"
+    )
     if found.fvd.reason is not None:
         lines.append(f"FVD {NOT_MEASURED}: {found.fvd.reason}")
     else:
         small = (
-            f"; fewer clips than its {found.fvd.features} features, so compare it only with FVD of as many clips"
+            f"; fewer clips than its {found.fvd.features} features, so compare it only with FVD of as many"
+            " clips"
             if found.fvd.features is not None and found.fvd.clips <= found.fvd.features
             else ""
         )
         lines.append(f"FVD over {found.fvd.clips} clips of {found.fvd.frames} frames{small}")
     if found.skipped:
-        lines.append(f"{len(found.skipped)} videos skipped, first '{found.skipped[0].name}': {found.skipped[0].reason}")
+        lines.append(
+            f"{len(found.skipped)} videos skipped, first '{found.skipped[0].name}': {found.skipped[0].reason}"
+        )
     return lines
 
 
@@ -166,7 +211,8 @@ def limit_remark(entries: Sequence[Labelled]) -> list[str]:
     if all(video.psnr_limited == video.psnr for video in videos):
         return []
     return [
-        f"paired difference of PSNR: over all frames; any above {PSNR_LIMIT:.1f} dB, as identical ones are, counts as {PSNR_LIMIT:.1f} dB"
+        f"paired difference of PSNR: over all frames; any above {PSNR_LIMIT:.1f} dB, as identical ones are,"
+        f" counts as {PSNR_LIMIT:.1f} dB"
     ]
 
 
@@ -184,17 +230,27 @@ def regression_lines(differences: Sequence[PairedDifference], worst: int) -> lis
 
 
 def to_markdown(entries: Sequence[Labelled], differences: Sequence[PairedDifference], worst: int) -> str:
-    """The result for people: a row per set of reconstructions with the columns of Table 1 (and SSIM), then what stands behind it."""
+    """The result for people: a row per set of reconstructions with the columns of Table 1 (and
+    SSIM), then what stands behind it.
+    """
     parts = [
         _table(
             ["Channel", "Model", "TCPR", *headings()],
-            [[_channels(entry), _plain(entry.label), _compression(entry), *cells(entry)] for entry in entries],
+            [
+                [_channels(entry), _plain(entry.label), _compression(entry), *cells(entry)]
+                for entry in entries
+            ],
         ),
         f"{METHOD}. FVD is of the whole set and has no interval.",
     ]
     if differences:
         rows = [
-            [one.metric.title, score_text(one.metric, one.mean, sign=True), str(one.mean.count if one.mean else 0), _verdict(one)]
+            [
+                one.metric.title,
+                score_text(one.metric, one.mean, sign=True),
+                str(one.mean.count if one.mean else 0),
+                _verdict(one),
+            ]
             for one in differences
         ]
         title = f"## {_plain(entries[1].label)} minus {_plain(entries[0].label)}, video by video"
@@ -206,10 +262,15 @@ def to_markdown(entries: Sequence[Labelled], differences: Sequence[PairedDiffere
         parts += [f"## {_plain(entry.label)}", "\n".join(f"- {_plain(line)}" for line in remarks(entry))]
         for metric in METRICS:
             if listed := found.worst(metric, worst):
-                names = ", ".join(f"{_plain(video.name)} ({video.get(metric):.{_DIGITS[metric.key]}f})" for video in listed)
+                names = ", ".join(
+                    f"{_plain(video.name)} ({video.get(metric):.{_DIGITS[metric.key]}f})" for video in listed
+                )
                 parts.append(f"Worst {metric.title}: {names}")
         if found.skipped:
-            parts.append("Skipped:\n\n" + "\n".join(f"- {_plain(one.name)}: {_plain(one.reason)}" for one in found.skipped[:_LISTED]))
+            parts.append(
+                "Skipped:\n\n"
+                + "\n".join(f"- {_plain(one.name)}: {_plain(one.reason)}" for one in found.skipped[:_LISTED])
+            )
     return "# Evaluation\n\n" + "\n\n".join(parts) + "\n"
 
 
@@ -244,7 +305,8 @@ def _plain(text: str) -> str:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Makes the folder of the results and tries whether it can be written, which is better known before the work than after it.
+    """Makes the folder of the results and tries whether it can be written, which is better known
+    before the work than after it.
 
     Raises:
         ResourceError: it cannot.
@@ -252,7 +314,9 @@ def prepare_folder(folder: Path) -> None:
     probe = folder / f".{JSON_NAME}.probe"
     try:
         if folder.exists() and not folder.is_dir():
-            raise ResourceError(f"cannot write the evaluation to {folder}: it is a file; choose a directory with --out")
+            raise ResourceError(
+                f"cannot write the evaluation to {folder}: it is a file; choose a directory with --out"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
@@ -261,7 +325,8 @@ def prepare_folder(folder: Path) -> None:
 
 
 def write_results(folder: Path, data: dict[str, Any], markdown: str) -> None:
-    """Writes evaluation.json and evaluation.md; what was there before stays until they are complete.
+    """Writes evaluation.json and evaluation.md; what was there before stays until they are
+    complete.
 
     Raises:
         ResourceError: the folder cannot be written.
@@ -277,4 +342,7 @@ def write_results(folder: Path, data: dict[str, Any], markdown: str) -> None:
 
 
 def _not_written(folder: Path, error: OSError) -> ResourceError:
-    return ResourceError(f"cannot write the evaluation to {folder}: {error.strerror or error}; choose another directory with --out")
+    return ResourceError(
+        f"cannot write the evaluation to {folder}: {error.strerror or error}; choose another directory with"
+        " --out"
+    )

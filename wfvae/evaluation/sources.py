@@ -30,13 +30,17 @@ class Source(Interface):
         ...
 
     def frames(self, name: str, protocol: Protocol) -> Iterator[tuple[Frames, Frames]]:
-        """A video and its reconstruction in pieces (T, H, W, 3) uint8 of equal shape, T >= 1, prepared as `protocol` says."""
+        """A video and its reconstruction in pieces (T, H, W, 3) uint8 of equal shape, T >= 1,
+        prepared as `protocol` says.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Reconstructions that lie in files. They are prepared as the originals are, unless they have been already."""
+    """Reconstructions that lie in files. They are prepared as the originals are, unless they have
+    been already.
+    """
 
     pairs: tuple[Pair, ...]
 
@@ -46,7 +50,10 @@ class FileSource:
 
     def frames(self, name: str, protocol: Protocol) -> Iterator[tuple[Frames, Frames]]:
         pair = next(pair for pair in self.pairs if pair.name == name)
-        with open_prepared(pair.real, protocol) as real, open_prepared(pair.reconstruction, protocol) as reconstruction:
+        with (
+            open_prepared(pair.real, protocol) as real,
+            open_prepared(pair.reconstruction, protocol) as reconstruction,
+        ):
             self._require_same_picture(pair, real, reconstruction, protocol)
             self._require_same_length(pair, real, reconstruction, protocol)
             both = itertools.zip_longest(real.frames, reconstruction.frames)
@@ -55,27 +62,41 @@ class FileSource:
                 for before, after in pieces:
                     if before is None or after is None:
                         raise InputError(
-                            f"'{pair.real}' and '{pair.reconstruction}' do not have the same number of frames: one ends after {count}; "
-                            "a reconstruction must have every frame of its original"
+                            f"'{pair.real}' and '{pair.reconstruction}' do not have the same number of"
+                            f" frames: one ends after {count}; a reconstruction must have every frame of its"
+                            " original"
                         )
                     count += 1
                 yield np.stack([before for before, _ in pieces]), np.stack([after for _, after in pieces])
 
     @staticmethod
-    def _require_same_picture(pair: Pair, real: Prepared, reconstruction: Prepared, protocol: Protocol) -> None:
+    def _require_same_picture(
+        pair: Pair, real: Prepared, reconstruction: Prepared, protocol: Protocol
+    ) -> None:
         """Frames of another size or from another place would be compared in silence."""
         prepared = (protocol.size, protocol.size)
         if reconstruction.stored_size not in (real.stored_size, prepared):
             shapes = ["x".join(map(str, one.stored_size)) for one in (real, reconstruction)]
-            also = "" if protocol.size is None else f" or {protocol.size}x{protocol.size}, as the protocol prepares it"
-            raise InputError(f"'{pair.real}' is {shapes[0]} and '{pair.reconstruction}' {shapes[1]}; expected the same size{also}")
+            also = (
+                ""
+                if protocol.size is None
+                else f" or {protocol.size}x{protocol.size}, as the protocol prepares it"
+            )
+            raise InputError(
+                f"'{pair.real}' is {shapes[0]} and '{pair.reconstruction}' {shapes[1]}; expected the same"
+                f" size{also}"
+            )
 
     @staticmethod
-    def _require_same_length(pair: Pair, real: Prepared, reconstruction: Prepared, protocol: Protocol) -> None:
-        """A reconstruction that ends too early, or has frames too many, must not pass because the window lies before that.
+    def _require_same_length(
+        pair: Pair, real: Prepared, reconstruction: Prepared, protocol: Protocol
+    ) -> None:
+        """A reconstruction that ends too early, or has frames too many, must not pass because the
+        window lies before that.
 
-        Whole videos are read to their ends together, and tell it then. For a centre window the frames have been counted. For the first
-        frames, all others are decoded only if what the containers announce differs, which may have harmless reasons.
+        Whole videos are read to their ends together, and tell it then. For a centre window the
+        frames have been counted. For the first frames, all others are decoded only if what the
+        containers announce differs, which may have harmless reasons.
         """
         if protocol.frames is None:
             return
@@ -87,14 +108,16 @@ class FileSource:
             before, after = decoded_frames(pair.real), decoded_frames(pair.reconstruction)
         if before != after and after != protocol.frames:
             raise InputError(
-                f"'{pair.real}' has {before} frames and '{pair.reconstruction}' {after}; a reconstruction must have every frame of its "
-                f"original, or just the {protocol.frames} that are scored"
+                f"'{pair.real}' has {before} frames and '{pair.reconstruction}' {after}; a reconstruction"
+                f" must have every frame of its original, or just the {protocol.frames} that are scored"
             )
 
 
 @dataclass(frozen=True)
 class BundleSource:
-    """Reconstructions made by streaming the prepared originals through a bundle, in 8 bits, in memory that does not grow with length."""
+    """Reconstructions made by streaming the prepared originals through a bundle, in 8 bits, in
+    memory that does not grow with length.
+    """
 
     bundle: Bundle
     videos: dict[str, Path]
@@ -108,11 +131,17 @@ class BundleSource:
     def frames(self, name: str, protocol: Protocol) -> Iterator[tuple[Frames, Frames]]:
         with open_prepared(self.videos[name], protocol) as real:
             first = next(real.frames)
-            yield from reconstruct(self.bundle, itertools.chain([first], real.frames), first.shape[0], first.shape[1], self.chunk)
+            yield from reconstruct(
+                self.bundle, itertools.chain([first], real.frames), first.shape[0], first.shape[1], self.chunk
+            )
 
 
-def reconstruct(bundle: Bundle, frames: Iterator[Frame], height: int, width: int, chunk: int | None) -> Iterator[tuple[Frames, Frames]]:
-    """Streams frames (H, W, 3) uint8 through encoder and decoder; gives each piece of the video with its reconstruction."""
+def reconstruct(
+    bundle: Bundle, frames: Iterator[Frame], height: int, width: int, chunk: int | None
+) -> Iterator[tuple[Frames, Frames]]:
+    """Streams frames (H, W, 3) uint8 through encoder and decoder; gives each piece of the video
+    with its reconstruction.
+    """
     waiting: list[Frame] = []
     taken = chunk or bundle.default_chunk("encoder", height=height, width=width)
     with (
@@ -126,7 +155,8 @@ def reconstruct(bundle: Bundle, frames: Iterator[Frame], height: int, width: int
             if len(part):
                 yield np.stack(waiting[: len(part)]), part
                 del waiting[: len(part)]
-        # Queued, not decoded: the last latent may hold more frames than the video has, which only `finish` is told.
+        # Queued, not decoded: the last latent may hold more frames than the video has, which only
+        # `finish` is told.
         decoder.feed.push(encoder.finish()[:, :channels])
         part = decoder.finish(encoder.feed.frames_seen)
         if len(part):

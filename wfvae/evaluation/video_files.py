@@ -10,7 +10,7 @@ from pathlib import Path
 from wfvae.errors import InputError
 from wfvae.runtime.media.image_folder import SUFFIXES as IMAGE_SUFFIXES
 from wfvae.runtime.media.image_folder import natural_key
-from wfvae.video_suffixes import VIDEO_SUFFIXES
+from wfvae.video.suffixes import VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,11 @@ class Pair:
 
 
 def find_videos(root: Path) -> dict[str, Path]:
-    """Videos by name, in natural order of names: the file itself, or all video files and folders of images below a folder.
+    """Videos by name, in natural order of names: the file itself, or all video files and folders of
+    images below a folder.
 
-    A name is the path below `root` without the file's suffix. A folder that holds images is one video.
+    A name is the path below `root` without the file's suffix. A folder that holds images is one
+    video.
 
     Raises:
         InputError: there are none, or two of one name.
@@ -41,11 +43,15 @@ def find_videos(root: Path) -> dict[str, Path]:
         name = str(relative if path.is_dir() else relative.with_suffix(""))
         if name in found:
             raise InputError(
-                f"'{found[name]}' and '{path}' have the same name without suffix, so it can't be told which one to compare; remove one"
+                f"'{found[name]}' and '{path}' have the same name without suffix, so it can't be told which"
+                " one to compare; remove one"
             )
         found[name] = path
     if not found:
-        raise InputError(f"no videos in '{root}'; expected files ending in {', '.join(sorted(VIDEO_SUFFIXES))}, or folders of images")
+        raise InputError(
+            f"no videos in '{root}'; expected files ending in {', '.join(sorted(VIDEO_SUFFIXES))}, or folders"
+            " of images"
+        )
     return {name: found[name] for name in sorted(found, key=natural_key)}
 
 
@@ -67,12 +73,17 @@ def match_videos(real: Path, reconstructions: Path, *, only_matched: bool = Fals
             f"no video of '{real}' has the name of one in '{reconstructions}'; "
             "names without suffix must agree, as 'a/x.mp4' and 'a/x.mkv' do"
         )
-    lonely = [name for name in originals if name not in results], [name for name in results if name not in originals]
+    lonely = (
+        [name for name in originals if name not in results],
+        [name for name in results if name not in originals],
+    )
     if any(lonely) and not only_matched:
-        first, folder, other = (lonely[0][0], real, reconstructions) if lonely[0] else (lonely[1][0], reconstructions, real)
+        first, folder, other = (
+            (lonely[0][0], real, reconstructions) if lonely[0] else (lonely[1][0], reconstructions, real)
+        )
         raise InputError(
-            f"{sum(map(len, lonely))} videos have no partner, first '{first}' of '{folder}', which '{other}' lacks; "
-            "add what is missing, or score the others with --matched"
+            f"{sum(map(len, lonely))} videos have no partner, first '{first}' of '{folder}', which '{other}'"
+            " lacks; add what is missing, or score the others with --matched"
         )
     return pairs
 
@@ -102,4 +113,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return not entry.name.startswith(".") and entry.is_file() and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+    return (
+        not entry.name.startswith(".")
+        and entry.is_file()
+        and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+    )

@@ -1,0 +1,1 @@
+"""How the exported graphs compute convolutions."""

@@ -1,0 +1,1 @@
+"""Records the network's forward pass as an ONNX graph."""

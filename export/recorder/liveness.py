@@ -1,0 +1,77 @@
+"""How much memory a graph's activations need at once, as formulas in its symbols."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import product as combinations
+
+import numpy as np
+import onnx
+
+from wfvae.export.recorder.symbolic import Size
+
+# Operators whose result is the same memory under another shape.
+_VIEWS = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Identity"})
+# Sizes at which the largest sum is looked for: it is one of few, and which one depends on the clip.
+_PROBES = {
+    "batch": (1, 4),
+    "latents": (1, 2, 4, 16),
+    "groups": (1, 4),
+    "height/8": (4, 32, 128),
+    "width/8": (4, 32, 128),
+}
+
+
+def scratch_peaks(
+    nodes: Sequence[onnx.NodeProto], sizes: Mapping[str, Size], outputs: Sequence[str]
+) -> tuple[tuple[tuple[int | str, ...], ...], ...]:
+    """The sums of activation bytes that are largest at some clip size, each as products (factor,
+    symbol, ...).
+
+    Args:
+        nodes: in order of execution.
+        sizes: bytes of every tensor that a node makes.
+        outputs: graph outputs, which the caller's buffers hold.
+    """
+    owner: dict[str, str] = {}
+    for node in nodes:
+        for output in node.output:
+            owner[output] = owner.get(node.input[0], node.input[0]) if node.op_type in _VIEWS else output
+    last_use: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        for name in node.input:
+            last_use[owner.get(name, name)] = index
+    held = {owner.get(name, name) for name in outputs}
+    total = Size.of(0)
+    moments: dict[Size, None] = {}
+    ending: dict[int, list[str]] = {}
+    for index, node in enumerate(nodes):
+        for output in node.output:
+            if owner[output] == output and output in sizes and output not in held:
+                total = total + sizes[output]
+                ending.setdefault(max(last_use.get(output, index), index), []).append(output)
+        moments[total] = None
+        for name in ending.get(index, ()):
+            total = total - sizes[name]
+    return tuple(_terms(peak) for peak in _largest(list(moments)))
+
+
+def _largest(candidates: list[Size]) -> list[Size]:
+    monomials = sorted({monomial for size in candidates for monomial in size.terms})
+    symbols = sorted({symbol for monomial in monomials for symbol in monomial})
+    factors = np.array(
+        [[size.terms.get(monomial, 0) for monomial in monomials] for size in candidates], np.int64
+    )
+    winners: dict[Size, None] = {}
+    for values in combinations(*(_PROBES[symbol] for symbol in symbols)):
+        point = dict(zip(symbols, values, strict=True))
+        sizes = factors @ np.array(
+            [math.prod(point[symbol] for symbol in monomial) for monomial in monomials], np.int64
+        )
+        winners[candidates[int(np.argmax(sizes))]] = None
+    return list(winners)
+
+
+def _terms(size: Size) -> tuple[tuple[int | str, ...], ...]:
+    return tuple((factor, *monomial) for monomial, factor in sorted(size.terms.items()))

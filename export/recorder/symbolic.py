@@ -1,0 +1,241 @@
+"""Sizes with symbols: polynomials such as 2 + 4 n or 8 h, as exact as integers.
+
+A graph must hold for any batch, length and size, so every size that the network computes is carried
+symbolically while it is traced. What cannot be decided for all values raises `StreamingError`
+instead of being decided for one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from wfvae.errors import StreamingError
+
+Monomial = tuple[str, ...]
+"""Symbols of a product, sorted; () is the constant term."""
+
+_HALF = "half of "
+_MAY_BE_HALVED = "height/8"
+"""Half of a clip's length would depend on how it is cut into chunks."""
+
+
+class Size:
+    """A polynomial with integer coefficients in symbols that are all at least 1. Immutable; plain
+    integers mix with it.
+    """
+
+    __slots__ = ("terms",)
+
+    def __init__(self, terms: Mapping[Monomial, int]) -> None:
+        self.terms: dict[Monomial, int] = {monomial: factor for monomial, factor in terms.items() if factor}
+
+    @classmethod
+    def symbol(cls, name: str) -> Size:
+        return cls({(name,): 1})
+
+    @classmethod
+    def of(cls, value: int | Size) -> Size:
+        return value if isinstance(value, Size) else cls({(): int(value)})
+
+    @staticmethod
+    def halved(symbol: str) -> str | None:
+        """What a symbol is half of, rounded up; None for most."""
+        return symbol.removeprefix(_HALF) if symbol.startswith(_HALF) else None
+
+    @property
+    def half(self) -> Size:
+        """Half of it, rounded up; for the number of latent rows a symbol of its own. Raises
+        `StreamingError` for what else may be odd.
+        """
+        if self.terms == {(_MAY_BE_HALVED,): 1}:
+            return Size.symbol(f"{_HALF}{_MAY_BE_HALVED}")
+        return (self + 1) // 2
+
+    @property
+    def bound(self) -> Size:
+        """What it is at most, without symbols that are half of others. Terms with such a symbol
+        must not be negative.
+        """
+        if all(Size.halved(symbol) is None for monomial in self.terms for symbol in monomial):
+            return self
+        total = Size.of(0)
+        for monomial, factor in self.terms.items():
+            halves = [whole for symbol in monomial if (whole := Size.halved(symbol)) is not None]
+            assert factor > 0 or not halves
+            for _ in halves:
+                factor = (factor + 1) // 2
+            others = (Size.symbol(symbol) for symbol in monomial if Size.halved(symbol) is None)
+            total = total + factor * product((*others, *(Size.symbol(whole) + 1 for whole in halves)))
+        return total
+
+    @property
+    def constant(self) -> int | None:
+        """The value, if no symbol is left."""
+        if len(self.terms) > 1:
+            return None
+        return self.terms.get((), None if self.terms else 0)
+
+    @property
+    def complexity(self) -> int:
+        """Operations that computing it from its symbols takes."""
+        return sum(len(monomial) + (factor != 1) for monomial, factor in self.terms.items())
+
+    def at(self, values: Mapping[str, int]) -> int:
+        """The value for given symbols."""
+        return sum(
+            factor * math.prod(values[symbol] for symbol in monomial)
+            for monomial, factor in self.terms.items()
+        )
+
+    # A network's trace makes hundreds of thousands of sizes, most of them from one size and an
+    # integer.
+
+    def __add__(self, other: int | Size) -> Size:
+        terms = dict(self.terms)
+        if isinstance(other, int):
+            terms[()] = terms.get((), 0) + other
+            return Size(terms)
+        for monomial, factor in other.terms.items():
+            terms[monomial] = terms.get(monomial, 0) + factor
+        return Size(terms)
+
+    __radd__ = __add__
+
+    def __neg__(self) -> Size:
+        return Size({monomial: -factor for monomial, factor in self.terms.items()})
+
+    def __sub__(self, other: int | Size) -> Size:
+        return self + -other
+
+    def __rsub__(self, other: int | Size) -> Size:
+        return Size.of(other) - self
+
+    def __mul__(self, other: int | Size) -> Size:
+        if isinstance(other, int):
+            return Size({monomial: factor * other for monomial, factor in self.terms.items()})
+        terms: dict[Monomial, int] = {}
+        for left, a in self.terms.items():
+            for right, b in other.terms.items():
+                monomial = tuple(sorted((*left, *right)))
+                terms[monomial] = terms.get(monomial, 0) + a * b
+        return Size(terms)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, divisor: int) -> Size:
+        remainder = self % divisor
+        return Size({monomial: factor // divisor for monomial, factor in (self - remainder).terms.items()})
+
+    def __mod__(self, divisor: int) -> int:
+        if any(factor % divisor for monomial, factor in self.terms.items() if monomial):
+            raise StreamingError(
+                f"a size of {self} frames or pixels is divided by {divisor}, which does not go into it for"
+                " every length; its causal cache would change from chunk to chunk (eq. 4), and a graph needs"
+                " constant shapes"
+            )
+        return self.terms.get((), 0) % divisor
+
+    def divide(self, divisor: Size) -> Size:
+        """Exact quotient by a single product. Raises `StreamingError` if it does not divide."""
+        if len(divisor.terms) != 1:
+            raise StreamingError(f"cannot divide the size {self} by {divisor}")
+        ((symbols, factor),) = divisor.terms.items()
+        terms: dict[Monomial, int] = {}
+        for monomial, value in self.terms.items():
+            rest = list(monomial)
+            for symbol in symbols:
+                if symbol not in rest:
+                    raise StreamingError(f"the size {divisor} does not divide {self}")
+                rest.remove(symbol)
+            if value % factor:
+                raise StreamingError(f"the size {divisor} does not divide {self}")
+            terms[tuple(rest)] = value // factor
+        return Size(terms)
+
+    def __lt__(self, other: int | Size) -> bool:
+        return self._decide(self - other, below=True)
+
+    def __le__(self, other: int | Size) -> bool:
+        return self._decide(self - other - 1, below=True)
+
+    def __gt__(self, other: int | Size) -> bool:
+        return not self <= other
+
+    def __ge__(self, other: int | Size) -> bool:
+        return not self < other
+
+    def __bool__(self) -> bool:
+        return self != 0
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (int, Size)):
+            return NotImplemented
+        # Polynomials that have the same value everywhere have the same terms.
+        return self.terms == other.terms if isinstance(other, Size) else self.constant == other
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.terms.items()) if self.constant is None else self.constant)
+
+    @staticmethod
+    def _decide(difference: Size, below: bool) -> bool:
+        """Whether `difference` < 0 for all values of its symbols, all of which are at least 1."""
+        factors = [factor for monomial, factor in difference.terms.items() if monomial]
+        smallest = sum(difference.terms.values())
+        if all(factor >= 0 for factor in factors) and smallest >= 0:
+            return False
+        if all(factor <= 0 for factor in factors) and smallest < 0:
+            return True
+        raise StreamingError(
+            f"the network branches on whether {difference} is negative, which depends on the clip's size"
+        )
+
+    def __repr__(self) -> str:
+        parts = [
+            "*".join([*([str(factor)] if factor != 1 or not monomial else []), *monomial])
+            for monomial, factor in sorted(self.terms.items())
+        ]
+        return " + ".join(parts) or "0"
+
+
+Length = int | Size
+
+
+def simplify(size: Length) -> Length:
+    """A plain integer where no symbol is left."""
+    constant = size.constant if isinstance(size, Size) else size
+    return size if constant is None else constant
+
+
+def product(sizes: Iterable[Length]) -> Size:
+    """The product of sizes."""
+    factor, symbolic = 1, Size.of(1)
+    for size in sizes:
+        if isinstance(size, Size):
+            symbolic = symbolic * size
+        else:
+            factor *= size
+    return symbolic * factor
+
+
+def slice_length(length: Length, start: int | None, stop: int | None, step: int) -> Length:
+    """Elements of `range(length)[start:stop:step]`, for bounds that lie inside."""
+    if isinstance(length, int):
+        return len(range(length)[start:stop:step])
+    begin = Size.of(start or 0) + (length if (start or 0) < 0 else 0)
+    end = length if stop is None else Size.of(stop) + (length if stop < 0 else 0)
+    return simplify((end - begin).half if step == 2 else (end - begin + (step - 1)) // step)
+
+
+def broadcast(shapes: Iterable[tuple[Length, ...]]) -> tuple[Length, ...]:
+    """The common shape under numpy's rules."""
+    shapes = list(shapes)
+    rank = max(map(len, shapes))
+    result: list[Length] = []
+    for axis in range(rank):
+        sizes = [shape[axis - rank] for shape in shapes if rank - axis <= len(shape)]
+        others = [size for size in sizes if size != 1]
+        if any(size != others[0] for size in others):
+            raise StreamingError(f"shapes {shapes} do not broadcast")
+        result.append(others[0] if others else 1)
+    return tuple(result)

@@ -1,0 +1,118 @@
+"""Layer norms for OpenVINO without transposes: over the channels where these lie, next to each
+other in OpenVINO's own memory layout.
+
+A bundle's graph turns frames so that channels come last, as ONNX's LayerNormalization wants them,
+and back. OpenVINO's convolutions have channels last in memory anyway, and bring frames into plain
+order only to have them turned (docs/performance.md has the times).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_CHANNELS = 1
+_CHANNELS_LAST, _CHANNELS_BACK = [0, 2, 3, 1], [0, 3, 1, 2]
+"""(N, C, H, W) as (N, H, W, C), and back."""
+
+
+@dataclass(frozen=True)
+class _TurnedNorm:
+    """A norm between transposes: what it norms, what is added to the variance, scale and shift, and
+    where the result leaves.
+    """
+
+    images: Any
+    epsilon: float
+    scale: Any
+    shift: Any
+    result: Any
+
+
+def norm_without_turning(model: Any, *, coarse: bool) -> int:
+    """Rewrites each norm over the channels of images (N, C, H, W) of an `openvino.Model`.
+
+    Norms that look otherwise, such as those of half-precision graphs, stay as they are.
+
+    Args:
+        model: changed in place.
+        coarse: the model will be computed in bfloat16, where a mean is too coarse to be subtracted
+            once: what is left of it is subtracted, too. Results are then about as close to the
+            definition as those of OpenVINO's own norm (docs/openvino.md).
+
+    Returns:
+        How many were rewritten.
+    """
+    _fold_constants(model)  # which axes a norm is over comes out of an operation
+    found = [norm for node in model.get_ordered_ops() if (norm := _turned_norm(node)) is not None]
+    for norm in found:
+        norm.result.replace(_norm(norm, 2 if coarse else 1))
+    model.validate_nodes_and_infer_types()
+    return len(found)
+
+
+def _turned_norm(norm: Any) -> _TurnedNorm | None:
+    """What `norm` is part of: Transpose, norm over the last axis, times a constant, plus a
+    constant, Transpose back.
+    """
+    if norm.get_type_name() != "MVN":
+        return None
+    scaled = _only_user(norm)
+    shifted = scaled and _only_user(scaled)
+    back: Any = shifted and _only_user(shifted)
+    turned = norm.input_value(0).get_node()
+    kinds = [node and node.get_type_name() for node in (turned, scaled, shifted, back)]
+    if kinds != ["Transpose", "Multiply", "Add", "Transpose"]:
+        return None
+    orders, axes = [_listed(turned), _listed(back)], _listed(norm)
+    scale, shift, about = _constant(scaled), _constant(shifted), norm.get_attributes()
+    if (
+        orders != [_CHANNELS_LAST, _CHANNELS_BACK]
+        or axes not in ([-1], [len(_CHANNELS_LAST) - 1])
+        or scale is None
+        or shift is None
+    ):
+        return None
+    if not about["normalize_variance"] or about["eps_mode"].lower() != "inside_sqrt":
+        return None
+    return _TurnedNorm(turned.input_value(0), about["eps"], scale, shift, back.output(0))
+
+
+def _norm(norm: _TurnedNorm, centrings: int) -> Any:
+    """The output of new nodes that norm images as the turned ones were."""
+    from openvino import opset13 as op
+
+    channels, centred = op.constant(np.array([_CHANNELS])), norm.images
+    for _ in range(centrings):
+        centred = op.subtract(centred, op.reduce_mean(centred, channels, keep_dims=True))
+    variance = op.reduce_mean(op.multiply(centred, centred), channels, keep_dims=True)
+    deviation = op.sqrt(op.add(variance, op.constant(np.float32(norm.epsilon))))
+    unit = op.multiply(centred, op.divide(op.constant(np.float32(1)), deviation))
+    scale, shift = (op.constant(values.reshape(1, -1, 1, 1)) for values in (norm.scale, norm.shift))
+    return op.add(op.multiply(unit, scale), shift).output(0)
+
+
+def _fold_constants(model: Any) -> None:
+    from openvino.passes import ConstantFolding, Manager
+
+    passes = Manager()
+    passes.register_pass(ConstantFolding())
+    passes.run_passes(model)
+
+
+def _only_user(node: Any) -> Any | None:
+    users = list(node.output(0).get_target_inputs())
+    return users[0].get_node() if len(users) == 1 else None
+
+
+def _constant(node: Any) -> Any | None:
+    """A node's second input, if it is a constant: an array."""
+    source = node.input_value(1).get_node()
+    return np.asarray(source.data) if source.get_type_name() == "Constant" else None
+
+
+def _listed(node: Any) -> list[int] | None:
+    values = _constant(node)
+    return None if values is None else [int(value) for value in values.reshape(-1)]

@@ -1,1 +1,0 @@
-"""NVIDIA GPUs: TensorRT as backend, the part of CUDA that it drives, and versions of what is installed. Imports none of it."""

@@ -1,0 +1,102 @@
+"""The benchmark's stand-in for the published code computes the same numbers in the published way,
+and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import wfvae.model.blocks
+import wfvae.model.causal
+import wfvae.model.encoder
+from wfvae.model.vae import WFVAE
+
+ModelFactory = Callable[..., WFVAE]
+Form = Callable[[WFVAE], AbstractContextManager[WFVAE]]
+NAMES = ["4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear"]
+
+
+@pytest.fixture(scope="module")
+def reference_form() -> Form:
+    path = Path(__file__).parents[2] / "benchmarks" / "reference_form.py"
+    spec = importlib.util.spec_from_file_location("reference_form", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    form: Form = module.reference_form
+    return form
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("latents", [1, 3])
+def test_same_numbers_by_other_operations(
+    name: str, latents: int, reference_form: Form, reference_model: ModelFactory
+) -> None:
+    model = reference_model(name)
+    video = torch.rand(2, 3, 1 + (latents - 1) * model.config.temporal_compression, 16, 24) * 2 - 1
+    kinds: set[tuple[str, bool]] = set()
+
+    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        # Activations within the network: (B, T, C, H, W), in memory (B, C, T, H, W).
+        x = inputs[0].movedim(2, 1) if inputs[0].ndim == 5 else inputs[0]
+        kinds.add((type(module).__name__, x.is_contiguous()))
+
+    ours = model(video, sample_posterior=False)
+    hooks = [
+        m.register_forward_pre_hook(note)
+        for m in (*model.encoder.down2, *model.decoder.layer, model.encoder.down1[1])
+    ]
+    try:
+        with reference_form(model):
+            theirs = model(video, sample_posterior=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    torch.testing.assert_close(theirs[0].latent_dist.moments, ours[0].latent_dist.moments, rtol=0, atol=1e-4)
+    for field in ("w2", "w3"):
+        torch.testing.assert_close(getattr(theirs[0], field), getattr(ours[0], field), rtol=0, atol=1e-4)
+    for field in ("sample", "w2", "w3"):
+        torch.testing.assert_close(getattr(theirs[1], field), getattr(ours[1], field), rtol=0, atol=1e-4)
+    assert not torch.equal(theirs[1].sample, ours[1].sample)  # it did something else
+    assert kinds >= {("Res2D", True), ("Res3D", True), ("Downsample3D", True)}
+    assert all(contiguous for _, contiguous in kinds)
+
+
+def test_everything_is_restored_even_after_an_error(reference_form: Form, small_model: ModelFactory) -> None:
+    model, video = small_model(), torch.rand(1, 3, 5, 16, 16)
+    strides = {name: parameter.stride() for name, parameter in model.named_parameters()}
+    values = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = model.encode(video).latent_dist.moments
+    originals = (
+        wfvae.model.causal.CausalConv3d.forward,
+        wfvae.model.encoder.torch,
+        wfvae.model.blocks.per_frame,
+        wfvae.model.blocks.norm_silu,
+    )
+    with pytest.raises(RuntimeError, match="stop"), reference_form(model):
+        assert all(parameter.is_contiguous() for parameter in model.parameters())
+        raise RuntimeError("stop")
+    assert originals == (
+        wfvae.model.causal.CausalConv3d.forward,
+        wfvae.model.encoder.torch,
+        wfvae.model.blocks.per_frame,
+        wfvae.model.blocks.norm_silu,
+    )
+    assert {name: parameter.stride() for name, parameter in model.named_parameters()} == strides
+    assert all(torch.equal(tensor, values[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(model.encode(video).latent_dist.moments, before)
+
+
+def test_removed_energy_paths_are_supported(reference_form: Form, small_model: ModelFactory) -> None:
+    model, latents = small_model(energy_flow_l2=False), torch.randn(1, 4, 2, 2, 2)
+    ours = model.decode(latents).sample
+    with reference_form(model):
+        torch.testing.assert_close(model.decode(latents).sample, ours, rtol=0, atol=1e-4)

@@ -1,0 +1,298 @@
+"""A backend beside ONNX Runtime on the CPU: the check, and the first tensor at which the two part.
+
+The other backend is ONNX Runtime with one weight changed, or one that forgets its state. The
+TensorRT runner is only checked for what it asks of Polygraphy: stand-ins record it, and the real
+classes' signatures must take it. No GPU.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from wfvae.export.parity import Verification, verify
+from wfvae.export.parity import backend_search as search
+from wfvae.export.parity.rules import BOUNDS, reference_rule
+from wfvae.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeOptions
+from wfvae.runtime.bundle import Bundle
+from wfvae.spec.manifest import Manifest
+from wfvae.video.synthetic.clips import ProceduralClip
+
+NAME = "4x8x8-trilinear"
+CHECK = "backend = onnxruntime"
+FRAMES = ProceduralClip(3, 8, 16).frames(0, 21)  # 6 latents: steps of 4 and 2
+
+
+class Another:
+    """A backend of another name, on ONNX Runtime with the graphs of `folder`."""
+
+    def __init__(self, folder: Path, step_of: Callable[[Any], Any] = lambda session: session) -> None:
+        self._inner = OnnxRuntimeBackend(folder, OnnxRuntimeOptions(provider="cpu", threads=1))
+        self._wrap = step_of
+
+    def describe(self) -> dict[str, str]:
+        return {"name": "another", "device": "cpu", "threads": "1"}
+
+    def open_step(self, graph: Any) -> Any:
+        return self._wrap(self._inner.open_step(graph))
+
+    def open_direct(self, graph: Any) -> Any:
+        return self._inner.open_direct(graph)
+
+
+def on_another(path: Path, folder: Path, **options: Any) -> Bundle:
+    return Bundle(path, Manifest.read(path), Another(folder, **options))
+
+
+def with_changed_weight(source: Path, folder: Path, direction: str, place: float) -> tuple[Path, str]:
+    """A copy of a bundle in which a convolution, at this share of the way through a graph, has
+    other weights; and its output's name.
+    """
+    shutil.copytree(source, folder)
+    graph = onnx.load(str(source / f"{direction}.onnx"), load_external_data=False).graph
+    weights = {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+    }
+    nodes = [node for node in graph.node if node.op_type == "Conv" and node.input[1] in weights]
+    node = nodes[int(place * len(nodes))]
+    entry = {item.key: item.value for item in weights[node.input[1]].external_data}
+    with (folder / "weights.bin").open("r+b") as file:
+        file.seek(int(entry["offset"]))
+        values = np.frombuffer(file.read(int(entry["length"])), np.float32) * np.float32(1.5)
+        file.seek(int(entry["offset"]))
+        file.write(values.tobytes())
+    return folder, node.output[0]
+
+
+def runner_over(folder: Path) -> search.MakeRunner:
+    """Reads inner tensors of graphs whose weights are in `folder`."""
+
+    def make(graph: Any, model: onnx.ModelProto, feeds: Any) -> Any:
+        from polygraphy.backend.onnxrt import OnnxrtRunner
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        return OnnxrtRunner(
+            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]),
+            name="another",
+        )
+
+    return make
+
+
+def failed(result: Verification) -> dict[tuple[str, str], str]:
+    """By statement and direction, what the failed checks say of where the computations part."""
+    found: dict[tuple[str, str], str] = {}
+    for check in result.checks:
+        if not check.passed:
+            key = check.name, check.direction
+            found[key] = found.get(key, "") + (check.first_difference or "")
+    return found
+
+
+def test_another_backend_is_compared_with_onnxruntime_both_ways(exported: Callable[..., Path]) -> None:
+    path = exported(NAME)
+    stages: list[tuple[int, int]] = []
+    result = verify(
+        on_another(path, path), FRAMES, progress=lambda stage, done, total: stages.append((done, total))
+    )
+    found = [check for check in result.checks if check.name == CHECK]
+    assert result.passed and [(check.direction, check.plan) for check in found] == [
+        ("encode", "steps of 4"),
+        ("decode", "steps of 4"),
+    ]
+    assert all(check.equal_bits and check.frames == 21 and check.backend == "another" for check in found)
+    assert {check.rule for check in found} == {"error <= 0.0001"} and all(
+        "either side" in check.reason for check in found
+    )
+    assert stages[-1] == (stages[-1][1] - 1, stages[-1][1])
+    assert all(entry["reason"] for entry in result.to_json()["checks"])
+
+
+def test_onnxruntime_on_the_cpu_is_not_compared_with_itself(opened: Callable[..., Bundle]) -> None:
+    assert CHECK not in {check.name for check in verify(opened(NAME), FRAMES[:5]).checks}
+
+
+@pytest.mark.parametrize(
+    ("direction", "place"),
+    [("encoder", 0.3), ("encoder", 0.8), pytest.param("decoder", 0.6, marks=pytest.mark.slow)],
+)
+def test_the_layer_with_another_weight_is_named(
+    exported: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    direction: str,
+    place: float,
+) -> None:
+    path = exported(NAME)
+    folder, tensor = with_changed_weight(path, tmp_path / "changed", direction, place)
+    monkeypatch.setattr(search, "RUNNERS", {"another": runner_over(folder)})
+    verb = {"encoder": "encode", "decoder": "decode"}[direction]
+    differences = failed(verify(on_another(path, folder), FRAMES))
+    # Its stream and its direct inference are wrong alike; only the comparison with another backend
+    # sees it.
+    assert set(differences) == {(CHECK, verb)}
+    found = differences[CHECK, verb]
+    assert found.startswith(f"{tensor} (node ") and "Conv), by " in found
+    assert "is allowed, in step 1 of 4+2 from equal states" in found
+
+
+@pytest.mark.slow
+def test_openvino_is_searched_with_a_runner_of_its_own(
+    exported: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    from wfvae.export.parity.openvino_runner import OpenVinoRunner
+    from wfvae.runtime.backends.openvino import OpenVinoBackend, OpenVinoOptions
+
+    path = exported(NAME)
+    folder, tensor = with_changed_weight(path, tmp_path / "changed", "decoder", 0.6)
+    backend = OpenVinoBackend(folder, OpenVinoOptions(threads=1))
+
+    def over_changed_weights(graph: Any, model: onnx.ModelProto, feeds: Any) -> Any:
+        return OpenVinoRunner(model, folder, graph.bundle.backend.describe())
+
+    monkeypatch.setattr(search, "RUNNERS", {"openvino": over_changed_weights})
+    differences = failed(verify(Bundle(path, Manifest.read(path), backend), FRAMES))
+    assert set(differences) == {(CHECK, "decode")}
+    assert differences[CHECK, "decode"].startswith(f"{tensor} (node ")
+
+
+def test_a_backend_that_forgets_its_state_has_no_wrong_tensor(
+    exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are fed the reference's states, so an error that is only carried over is told from one
+    that a step makes.
+    """
+
+    def forgetting(session: Any) -> Any:
+        if session.graph.direction == "decoder":
+            return session
+        real = session.step
+
+        def step(state: Any, x: Any, start: Any, end: Any) -> Any:
+            before = state.read()
+            result = real(state, x, start, end)
+            if not start.any():
+                state.write(before)
+            return result
+
+        session.step = step
+        return session
+
+    path = exported(NAME)
+    monkeypatch.setattr(search, "RUNNERS", {"another": runner_over(path)})
+    bundle = on_another(path, path, step_of=forgetting)
+    differences = failed(verify(bundle, FRAMES))
+    assert {name for name, _ in differences} >= {"plan invariance", "stream = direct"}
+    texts = [text for text in differences.values() if text]
+    assert len(texts) == 1 and all(
+        text.startswith("no tensor differs within a step from equal states") for text in texts
+    )
+
+
+def test_a_backend_whose_tensors_cannot_be_read_is_said(
+    exported: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = exported(NAME)
+    folder, _ = with_changed_weight(path, tmp_path / "changed", "encoder", 0.5)
+    differences = failed(verify(on_another(path, folder), FRAMES[:5]))
+    assert (
+        differences[CHECK, "encode"]
+        == "not searched: there is no way yet to read inner tensors on the backend another"
+    )
+    assert set(search.RUNNERS) == {"onnxruntime", "openvino", "tensorrt"}
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_tolerances_between_backends_have_a_reason(precision: str) -> None:
+    described = {"name": "tensorrt", "tf32": str(precision == "tf32").lower()}
+    rule = reference_rule(described, "fp32" if precision == "tf32" else precision)
+    assert rule.tolerance == BOUNDS[precision].tolerance and "measured" in rule.reason
+
+
+# TensorRT -----------------------------------------------------------------------------------------
+
+
+class Recorded:
+    """Stands for a class of `polygraphy.backend.trt`: keeps its arguments, which the real one's
+    signature must take.
+    """
+
+    def __init__(self, real: type, *arguments: Any, **named: Any) -> None:
+        bound = inspect.signature(real).bind(*arguments, **named)
+        self.kind, self.arguments = real.__name__, bound.arguments
+
+
+def test_what_is_asked_of_polygraphys_tensorrt_runner(
+    opened: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import polygraphy.backend.trt as loaders
+
+    from wfvae.export.parity.exposed_graph import ExposedGraph
+
+    for name in ("CreateConfig", "EngineFromNetwork", "NetworkFromOnnxBytes", "TrtRunner"):
+        real = getattr(loaders, name)
+        monkeypatch.setattr(loaders, name, lambda *given, real=real, **named: Recorded(real, *given, **named))
+    gpus: list[int] = []
+    monkeypatch.setattr("wfvae.runtime.backends.nvidia.cuda.CudaBindings", gpus.append)
+    bundle = opened(NAME)
+    described = {"name": "tensorrt", "device": "cuda:1", "tf32": "true"}
+    monkeypatch.setattr(bundle.backend, "describe", lambda: described)
+    graph = ExposedGraph(bundle, bundle.manifest.graphs["decoder"], 16, 24)
+    feeds = graph.feeds(np.zeros((6, 4, 2, 3), np.float32), (4, 2))
+    assert [feed["latents"].shape[1] for feed in feeds] == [4, 2, 1] and len(feeds) == 3  # with the drain
+    names = list(graph.float_tensors(4))
+    runner = search.tensorrt_runner(graph, graph.exposing(names), feeds)
+    assert runner.kind == "TrtRunner" and gpus == [1]
+    engine = runner.arguments["engine"]
+    network, config = engine.arguments["network"], engine.arguments["config"]
+    assert network.arguments["strongly_typed"] is True and config.arguments["tf32"] is True
+    [profile] = config.arguments["kwargs"]["profiles"]
+    ranges = profile["latents"]
+    assert (ranges.min, ranges.opt, ranges.max) == (
+        (1, 1, 4, 2, 3),
+        (1, 4, 4, 2, 3),
+        (1, 4, 4, 2, 3),
+    ) and set(profile) == set(feeds[0])
+    for state in graph.spec.states:
+        ranges = profile[f"state.{state.name}"]
+        assert {ranges.min, ranges.opt, ranges.max} == {state.resolve(1, 16, 24)}
+    model = onnx.load_from_string(network.arguments["model_bytes"])
+    assert [value.name for value in model.graph.output] == names
+    # The weights are inside: TensorRT's parser has no folder to look for them in.
+    assert not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
+    session = ort.InferenceSession(network.arguments["model_bytes"], providers=["CPUExecutionProvider"])
+    results = dict(zip(names, session.run(names, feeds[0]), strict=True))
+    name = f"next_state.{graph.spec.states[0].name}"
+    assert np.array_equal(results[name], feeds[1][name.removeprefix("next_")])
+
+
+def test_the_real_classes_are_made_without_tensorrt(
+    opened: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only names and arguments: an engine is built when the runner starts."""
+    from wfvae.export.parity.exposed_graph import ExposedGraph
+
+    monkeypatch.setattr("wfvae.runtime.backends.nvidia.cuda.CudaBindings", lambda index: None)
+    bundle = opened(NAME)
+    monkeypatch.setattr(
+        bundle.backend, "describe", lambda: {"name": "tensorrt", "device": "cuda:0", "tf32": "false"}
+    )
+    graph = ExposedGraph(bundle, bundle.manifest.graphs["encoder"], 16, 24)
+    feeds: list[Mapping[str, Any]] = [
+        {value.name: np.zeros((1, 1), np.float32) for value in graph.model.graph.input}
+    ]
+    runner = search.tensorrt_runner(graph, graph.exposing([graph.spec.outputs[0].name]), feeds)
+    assert type(runner).__name__ == "TrtRunner" and runner.name.startswith("tensorrt")

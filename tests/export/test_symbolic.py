@@ -1,0 +1,154 @@
+"""Sizes with symbols: they say what integers say, for all of them, or nothing."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wfvae.errors import StreamingError
+from wfvae.export.recorder.symbolic import Size, broadcast, product, simplify, slice_length
+
+SYMBOLS = ("batch", "latents", "height/8")
+MONOMIALS = st.lists(st.sampled_from(SYMBOLS), max_size=3).map(lambda symbols: tuple(sorted(symbols)))
+SIZES = st.dictionaries(MONOMIALS, st.integers(-20, 20), max_size=4).map(Size)
+VALUES = st.fixed_dictionaries({symbol: st.integers(1, 9) for symbol in SYMBOLS})
+n, h = Size.symbol("n"), Size.symbol("h")
+
+
+@given(SIZES, SIZES, st.integers(-9, 9), VALUES)
+def test_arithmetic_is_that_of_integers(a: Size, b: Size, number: int, values: dict[str, int]) -> None:
+    x, y = a.at(values), b.at(values)
+    for apply in (operator.add, operator.sub, operator.mul):
+        assert apply(a, b).at(values) == apply(x, y)
+        assert Size.of(apply(a, number)).at(values) == apply(x, number)
+        assert Size.of(apply(number, a)).at(values) == apply(number, x)
+    assert (-a).at(values) == -x
+    assert product([a, b, number]).at(values) == x * y * number
+
+
+@given(SIZES, st.integers(1, 12), VALUES)
+def test_division_is_that_of_integers_or_refused(a: Size, divisor: int, values: dict[str, int]) -> None:
+    divides_always = all(factor % divisor == 0 for monomial, factor in a.terms.items() if monomial)
+    if divides_always:
+        assert (a // divisor).at(values) == a.at(values) // divisor
+        assert a % divisor == a.at(values) % divisor
+    else:
+        with pytest.raises(StreamingError, match="does not go into it for every length"):
+            a // divisor
+        with pytest.raises(StreamingError, match="does not go into it for every length"):
+            a % divisor
+
+
+@given(SIZES, MONOMIALS, st.integers(1, 6), VALUES)
+def test_exact_quotients(a: Size, symbols: tuple[str, ...], factor: int, values: dict[str, int]) -> None:
+    divisor = Size({symbols: factor})
+    assert (a * divisor).divide(divisor).at(values) == a.at(values)
+    try:
+        quotient = a.divide(divisor)
+    except StreamingError:
+        return
+    assert quotient.at(values) * divisor.at(values) == a.at(values)
+
+
+@given(SIZES, SIZES, VALUES)
+@pytest.mark.parametrize("compare", [operator.lt, operator.le, operator.gt, operator.ge, operator.eq])
+def test_a_comparison_that_is_answered_holds_for_all_values(
+    compare: Callable[[object, object], bool], a: Size, b: Size, values: dict[str, int]
+) -> None:
+    try:
+        answer = compare(a, b)
+    except StreamingError:
+        return
+    if compare is operator.eq and not answer:
+        # not equal for some values; they may meet in others, which no comparison of sizes can rule
+        # out
+        return
+    assert answer == compare(a.at(values), b.at(values))
+
+
+def test_comparisons_that_are_decided() -> None:
+    assert n >= 1 and n > 0 and 4 * n + 1 > 4 and not n < 1 and n + h >= 2 and n * h > 0 and 2 - 3 * n < 0
+    assert n == n and n + h == h + n and n != n + 1 and n != 0 and 4 * n != 2 and bool(n)
+    assert Size.of(3) == 3 and hash(Size.of(3)) == hash(3) and hash(n + 0) == hash(n)
+    assert 3 * n != "n"
+
+
+@pytest.mark.parametrize("size", [n - 2, 2 - n, n - h, 4 * n - 5, n * h - 2])
+def test_what_depends_on_the_values_is_refused(size: Size) -> None:
+    with pytest.raises(StreamingError, match="depends on the clip's size"):
+        bool(size < 0)
+
+
+@pytest.mark.parametrize(("size", "divisor"), [(n, 2), (4 * n + 1, 3), (3 * n, 2), (n * h, 4)])
+def test_remainders_that_vary_are_refused(size: Size, divisor: int) -> None:
+    with pytest.raises(StreamingError, match=rf"divided by {divisor}.*eq\. 4"):
+        size % divisor
+
+
+@pytest.mark.parametrize("divisor", [n + 1, 2 * h, 3 * n, n * n])
+def test_quotients_that_are_no_size_are_refused(divisor: Size) -> None:
+    with pytest.raises(StreamingError, match="divide"):
+        (4 * n).divide(divisor)
+
+
+@given(
+    st.integers(0, 40), st.integers(-12, 12) | st.none(), st.integers(-12, 12) | st.none(), st.integers(1, 4)
+)
+def test_slices_of_integers(length: int, start: int | None, stop: int | None, step: int) -> None:
+    assert slice_length(length, start, stop, step) == len(range(length)[start:stop:step])
+
+
+@given(st.integers(0, 5), st.integers(0, 3) | st.none(), st.integers(1, 4), st.integers(1, 5))
+def test_slices_of_symbols(start: int, behind: int | None, step: int, value: int) -> None:
+    """Bounds that lie inside, and lengths that the step divides for every value."""
+    length = 12 * n + start + (behind or 0)
+    stop = -behind if behind else None
+    counted = slice_length(length, start, stop, step)
+    assert Size.of(counted).at({"n": value}) == len(range(length.at({"n": value}))[start:stop:step])
+
+
+@given(st.integers(1, 99), st.sampled_from([0, 1, 2]), st.integers(1, 9))
+def test_half_of_a_symbol_of_space_is_rounded_up(value: int, start: int, other: int) -> None:
+    rows = Size.symbol("height/8")
+    half = slice_length(rows + 3, start, start - 3, 2)
+    assert (
+        half == rows.half == Size.symbol("half of height/8") and Size.halved("half of height/8") == "height/8"
+    )
+    assert len(range(value + 3)[start : start - 3 : 2]) == (value + 1) // 2
+    symbols = {"height/8": value, "batch": other}
+    for size, slack in (
+        (4 * half * Size.symbol("batch") + 6, 2 * other),
+        (3 * half * half, value**2 + 3 * value + 4),
+    ):
+        exact = size.at(symbols | {"half of height/8": (value + 1) // 2})
+        assert exact <= size.bound.at(symbols) <= exact + slack
+
+
+@pytest.mark.parametrize(
+    "size", [Size.symbol("latents"), Size.symbol("height/8") + 2, Size.symbol("width/8")]
+)
+def test_half_of_other_sizes_is_exact_or_refused(size: Size) -> None:
+    assert (2 * size).half == size and (2 * size + 1).half == size + 1
+    with pytest.raises(StreamingError, match="divided by 2"):
+        size.half  # noqa: B018
+
+
+def test_plain_where_no_symbol_is_left() -> None:
+    assert type(simplify(n - n + 3)) is int and simplify(n) is n and simplify(7) == 7
+    assert math.prod((2, 3)) == product((2, 3)).constant
+    assert (n + 2).constant is None and Size({}).constant == 0
+    assert repr(4 * n + 1) == "1 + 4*n" and repr(n - n) == "0"
+
+
+def test_broadcasting() -> None:
+    assert broadcast([(n, 1, 4), (3, 1)]) == (n, 3, 4)
+    assert broadcast([(n, h), (n, h)]) == (n, h)
+    with pytest.raises(StreamingError, match="do not broadcast"):
+        broadcast([(n, 2), (n, 3)])
+    with pytest.raises(StreamingError, match="do not broadcast"):
+        broadcast([(n,), (h,)])

@@ -1,0 +1,185 @@
+"""Configurations: presets, the published keys, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wfvae.errors import ConfigError, WFVAEError
+from wfvae.model.config import LATENT_SCALE, WFVAEConfig
+from wfvae.model.vae import WFVAE
+
+# Table 3 of the paper (D = 4, C_flow = 128), in millions: encoder, decoder.
+TABLE_3 = {"S": (38.2, 108.3), "M": (58.9, 164.4), "L": (84.1, 232.2)}
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", TABLE_3)
+def test_presets_have_the_parameters_of_table_3(name: str) -> None:
+    with torch.device("meta"):
+        model = WFVAE(WFVAEConfig.preset(name))
+    assert (round(parameters(model.encoder) / 1e6, 1), round(parameters(model.decoder) / 1e6, 1)) == TABLE_3[
+        name
+    ]
+
+
+def test_the_tiny_preset_is_tiny() -> None:
+    model = WFVAE(WFVAEConfig.preset("tiny"))
+    assert 0 < parameters(model) <= 3_000_000
+
+
+def test_a_preset_takes_overrides() -> None:
+    config = WFVAEConfig.preset("L", latent_dim=16, temporal_compression=8)
+    assert (config.base_channels, config.latent_dim, config.temporal_compression) == (192, 16, 8)
+
+
+def test_unknown_presets_and_overrides_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"preset 'XL' does not exist; choose one of S, M, L, tiny"):
+        WFVAEConfig.preset("XL")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="override channels, width is not"):
+        WFVAEConfig.preset("S", width=1, channels=2)
+
+
+@pytest.mark.parametrize("flow", [64, 128, 256])
+@pytest.mark.parametrize("compression", [4, 8])
+@pytest.mark.parametrize("latent_dim", [4, 8, 16, 32])
+def test_sizes_of_the_paper_build(flow: int, compression: int, latent_dim: int) -> None:
+    config = WFVAEConfig(
+        temporal_compression=compression,  # type: ignore[arg-type]
+        latent_dim=latent_dim,
+        encoder_energy_flow_hidden_size=flow,
+        decoder_energy_flow_hidden_size=flow,
+    )
+    with torch.device("meta"):
+        model = WFVAE(config)
+    assert model.encoder.conv_out.conv.out_channels == 2 * latent_dim
+    assert model.encoder.connect_l1.out_channels == model.encoder.connect_l2.out_channels == flow
+    assert (
+        model.decoder.connect_l1[0].conv1.conv.in_channels
+        == model.decoder.connect_l2[0].conv1.conv.in_channels
+        == flow
+    )
+    assert model.encoder.connect_l1.in_channels == config.w2_channels == {4: 12, 8: 24}[compression]
+
+
+@pytest.mark.parametrize(
+    "folder", ["4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear", "released-L-16ch"]
+)
+def test_published_files_round_trip(folder: str, reference_dir: Path) -> None:
+    path = reference_dir / folder / "config.json"
+    published = json.loads(path.read_text())
+    config = WFVAEConfig.from_json(path)
+    del published["_diffusers_version"]
+    assert config.to_dict() == published
+    assert WFVAEConfig.from_dict(config.to_dict()) == config
+    assert config.latent_scale == (LATENT_SCALE,) * config.latent_dim
+
+
+def test_four_equal_scales_serve_sixteen_channels() -> None:
+    config = WFVAEConfig(latent_dim=16, scale=[LATENT_SCALE] * 4, shift=(0, 0, 0, 0))  # type: ignore[arg-type]
+    assert config.latent_scale == (LATENT_SCALE,) * 16
+    assert config.latent_shift == (0.0,) * 16
+    with pytest.raises(ConfigError, match="scale has 4 values for 16 latent channels"):
+        WFVAEConfig(latent_dim=16, scale=(1.0, 2.0, 3.0, 4.0))
+
+
+@given(
+    st.builds(
+        WFVAEConfig,
+        base_channels=st.integers(1, 512),
+        latent_dim=st.integers(4, 32),
+        temporal_compression=st.sampled_from([4, 8]),
+        t_interpolation=st.sampled_from(["nearest", "trilinear"]),
+        use_attention=st.booleans(),
+        dropout=st.floats(0, 0.99),
+        scale=st.floats(1e-3, 1e3).map(lambda v: (v,)),
+        energy_flow_l2=st.booleans(),
+        energy_flow_l3=st.booleans(),
+    )
+)
+def test_any_configuration_round_trips_through_json(config: WFVAEConfig) -> None:
+    assert WFVAEConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "zero channels": ({"base_channels": 0}, "base_channels is 0; expected an integer >= 1"),
+    "boolean channels": ({"base_channels": True}, "base_channels is True"),
+    "fractional latents": ({"latent_dim": 4.0}, "latent_dim is 4.0"),
+    "negative blocks": (
+        {"encoder_num_resblocks": -1},
+        "encoder_num_resblocks is -1; expected an integer >= 0",
+    ),
+    "compression": ({"temporal_compression": 2}, "temporal_compression is 2"),
+    "fractional compression": ({"temporal_compression": 4.0}, "temporal_compression is 4.0"),
+    "norm": ({"norm_type": "batchnorm"}, "norm_type is 'batchnorm'; expected one of layernorm, groupnorm"),
+    "interpolation": (
+        {"t_interpolation": "cubic"},
+        "t_interpolation is 'cubic'; expected one of nearest, trilinear",
+    ),
+    "dropout range": ({"dropout": 1.0}, "dropout is 1.0"),
+    "dropout NaN": ({"dropout": float("nan")}, "dropout is nan"),
+    "dropout type": ({"dropout": "0"}, "dropout is '0'"),
+    "flag": ({"energy_flow_l2": 1}, "energy_flow_l2 is 1; expected true or false"),
+    "scale type": ({"scale": "0.18"}, "scale is '0.18'; expected a finite number"),
+    "scale empty": ({"scale": ()}, r"scale is \(\)"),
+    "scale zero": ({"scale": (0.0,)}, "expected no zero"),
+    "shift NaN": ({"shift": float("nan")}, r"shift is \[nan\]"),
+    "shift count": ({"latent_dim": 8, "shift": (0.0, 1.0)}, "shift has 2 values for 8 latent channels"),
+    "groupnorm": (
+        {"norm_type": "groupnorm", "base_channels": 12},
+        r"divisible by 32; this model has \[12, 24, 48",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_values_out_of_range_are_named(case: str) -> None:
+    values, message = REFUSED[case]
+    with pytest.raises(ConfigError, match=message):
+        WFVAEConfig(**values)
+
+
+def test_from_dict_names_everything_that_is_wrong() -> None:
+    data = WFVAEConfig().to_dict() | {
+        "_class_name": "AutoencoderKL",
+        "l1_upsample_block": "Other",
+        "depth": 3,
+        "width": 4,
+    }
+    with pytest.raises(ConfigError) as raised:
+        WFVAEConfig.from_dict(data)
+    for part in (
+        "_class_name must be 'WFVAEModel'",
+        "'l1_upsample_block': 'Other'",
+        "unknown keys: depth, width",
+    ):
+        assert part in str(raised.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"depth": 3}', '{"dropout": 2}', "\xff"])
+def test_an_unreadable_file_is_named(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        WFVAEConfig.from_json(path)
+    with pytest.raises(ConfigError, match=r"absent\.json"):
+        WFVAEConfig.from_json(tmp_path / "absent.json")
+
+
+def test_a_copy_with_changes_is_validated_and_the_original_immutable() -> None:
+    config = WFVAEConfig()
+    assert config.with_changes(latent_dim=8).latent_dim == 8
+    with pytest.raises(ConfigError):
+        config.with_changes(latent_dim=0)
+    with pytest.raises(AttributeError):
+        config.latent_dim = 8  # type: ignore[misc]
+    assert issubclass(WFVAEError, ValueError)

@@ -1,0 +1,172 @@
+"""Haar transforms: the wavelet's laws for any size and channel count, and the published bands and
+filters.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wfvae.errors import CheckpointError, InputError
+from wfvae.model.haar import (
+    ORTHONORMAL_GAIN_2D,
+    ORTHONORMAL_GAIN_3D,
+    RELEASED_GAIN_3D,
+    HaarAnalysis,
+    HaarSynthesis,
+    haar_signs,
+    read_gain,
+)
+
+DIMS = pytest.mark.parametrize("dims", [2, 3])
+
+
+@st.composite
+def videos(draw: st.DrawFn) -> tuple[int, torch.Tensor]:
+    """A transform's dimensions, and frames (B, T, channels, H, W) of a size it takes, in float64."""
+    dims = draw(st.sampled_from([2, 3]))
+    batch, pairs, channels, height, width = (draw(st.integers(1, top)) for top in (3, 3, 7, 5, 5))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    shape = (batch, pairs * (dims - 1), channels, 2 * height, 2 * width)
+    return dims, torch.randn(shape, generator=generator, dtype=torch.float64) * draw(
+        st.sampled_from([1e-3, 1.0, 1e3])
+    )
+
+
+@given(videos())
+def test_synthesis_inverts_analysis(case: tuple[int, torch.Tensor]) -> None:
+    dims, frames = case
+    bands = HaarAnalysis(dims, frames.shape[2]).double()(frames)
+    batch, count, channels, height, width = frames.shape
+    assert bands.shape == (batch, count // (dims - 1), 2**dims * channels, height // 2, width // 2)
+    again = HaarSynthesis(dims, channels).double()(bands)
+    torch.testing.assert_close(again, frames, rtol=0, atol=1e-14 * float(frames.abs().max()))
+
+
+@given(videos())
+def test_analysis_inverts_synthesis(case: tuple[int, torch.Tensor]) -> None:
+    dims, frames = case
+    channels = frames.shape[2]
+    bands = frames.repeat(1, 1, 2**dims, 1, 1)
+    bands = bands * torch.linspace(-1, 1, bands.shape[2], dtype=torch.float64)[:, None, None]
+    again = HaarAnalysis(dims, channels).double()(HaarSynthesis(dims, channels).double()(bands))
+    torch.testing.assert_close(again, bands, rtol=0, atol=1e-14 * float(bands.abs().max()))
+
+
+@given(videos())
+def test_energy_is_kept(case: tuple[int, torch.Tensor]) -> None:
+    dims, frames = case
+    bands = HaarAnalysis(dims, frames.shape[2]).double()(frames)
+    torch.testing.assert_close(bands.square().sum(), frames.square().sum(), rtol=1e-13, atol=0)
+
+
+@given(videos())
+def test_synthesis_is_the_transpose_of_analysis_at_any_gain(case: tuple[int, torch.Tensor]) -> None:
+    dims, frames = case
+    analysis, synthesis = (
+        kind(dims, frames.shape[2], gain=0.3).double() for kind in (HaarAnalysis, HaarSynthesis)
+    )
+    bands = analysis(frames)
+    other = torch.cos(torch.arange(bands.numel(), dtype=torch.float64)).reshape(bands.shape)
+    scale = float(frames.abs().max()) * frames.numel()
+    torch.testing.assert_close(
+        (bands * other).sum(), (frames * synthesis(other)).sum(), rtol=0, atol=1e-14 * scale
+    )
+
+
+# By definition, one sub-band and one pixel at a time: for 3-D the band's bits are (T, H, W), for
+# 2-D the middle bands are swapped.
+HIGH_PASS = {
+    3: [(b >> 2 & 1, b >> 1 & 1, b & 1) for b in range(8)],
+    2: [(0, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)],
+}
+
+
+@DIMS
+def test_bands_are_in_published_order_and_sub_band_major(dims: int) -> None:
+    frames = torch.randn(1, dims - 1, 3, 2, 2, dtype=torch.float64)
+    bands = HaarAnalysis(dims, 3).double()(frames)[0, 0, :, 0, 0]
+    gain = {2: 1 / 2, 3: 1 / 8**0.5}[dims]
+    for band, (high_t, high_h, high_w) in enumerate(HIGH_PASS[dims]):
+        for color in range(3):
+            expected = sum(
+                gain * (-1) ** (high_t * t + high_h * y + high_w * x) * frames[0, t, color, y, x].item()
+                for t in range(dims - 1)
+                for y in range(2)
+                for x in range(2)
+            )
+            assert bands[3 * band + color].item() == pytest.approx(expected, abs=1e-14)
+
+
+@DIMS
+def test_a_still_grey_video_has_only_the_low_band(dims: int) -> None:
+    bands = HaarAnalysis(dims, 2).double()(torch.ones(1, 2, 2, 4, 4, dtype=torch.float64))
+    torch.testing.assert_close(bands[:, :, :2], torch.full_like(bands[:, :, :2], 2 ** (dims / 2)))
+    assert bands[:, :, 2:].abs().max() == 0
+
+
+def test_new_transforms_are_orthonormal_and_released_ones_almost() -> None:
+    assert HaarAnalysis(2, 3).gain == ORTHONORMAL_GAIN_2D == 0.5
+    assert HaarAnalysis(3, 3).gain == ORTHONORMAL_GAIN_3D == pytest.approx(8**-0.5, abs=1e-16)
+    frames = torch.randn(1, 2, 3, 4, 4, dtype=torch.float64)
+    analysis, synthesis = (
+        kind(3, 3, gain=RELEASED_GAIN_3D).double() for kind in (HaarAnalysis, HaarSynthesis)
+    )
+    torch.testing.assert_close(synthesis(analysis(frames)), frames * 8 * RELEASED_GAIN_3D**2)
+
+
+@DIMS
+@pytest.mark.parametrize("kind", [HaarAnalysis, HaarSynthesis])
+def test_state_dict_carries_taps_under_published_names(
+    kind: type[HaarAnalysis] | type[HaarSynthesis], dims: int
+) -> None:
+    names = ("h", "g", "hh", "gh", "h_v", "g_v", "hh_v", "gh_v") if dims == 3 else ("aa", "ad", "da", "dd")
+    ending = "_conv.conv.weight" if kind is HaarAnalysis and dims == 3 else ""
+    state = kind(dims, 3, gain=0.25).state_dict()
+    assert list(state) == [name + ending for name in names]
+    for tap, signs in zip(state.values(), haar_signs(dims), strict=True):
+        assert torch.equal(tap, signs.float()[None, None] * 0.25)
+
+
+@DIMS
+def test_loaded_taps_change_the_transform(dims: int) -> None:
+    source, loaded = HaarAnalysis(dims, 3, gain=RELEASED_GAIN_3D), HaarAnalysis(dims, 3)
+    frames = torch.randn(1, 2, 3, 4, 4)
+    assert not torch.equal(loaded(frames), source(frames))
+    loaded.load_state_dict(source.state_dict())
+    assert torch.equal(loaded(frames), source(frames))
+    assert loaded.gain == pytest.approx(RELEASED_GAIN_3D, abs=1e-7)
+
+
+def test_precision_is_never_lost_by_conversion() -> None:
+    exact = HaarAnalysis(3, 3).double()
+    assert exact.weight.abs().max().item() == ORTHONORMAL_GAIN_3D
+    assert torch.equal(HaarAnalysis(3, 3).bfloat16().double().weight, exact.weight)
+
+
+def test_a_model_made_on_no_device_gets_real_filters() -> None:
+    with torch.device("meta"):
+        analysis = HaarAnalysis(3, 3)
+    assert torch.equal(analysis.to_empty(device="cpu").weight, HaarAnalysis(3, 3).weight)
+
+
+@DIMS
+def test_filters_that_are_not_haar_are_refused_by_name(dims: int) -> None:
+    good = HaarAnalysis(dims, 3).taps()
+    name = list(good)[2]
+    for bad in (-good[name], good[name] * 1.01, torch.rand_like(good[name]), good[name] * float("nan")):
+        with pytest.raises(CheckpointError, match=f"{name} is not a Haar filter"):
+            read_gain(good | {name: bad}, dims)
+    with pytest.raises(
+        CheckpointError, match=rf"{name} has shape \(3,\); expected a Haar filter of {2**dims} taps"
+    ):
+        read_gain(good | {name: torch.ones(3)}, dims)
+
+
+def test_impossible_transforms_are_refused() -> None:
+    with pytest.raises(InputError, match="over 1 dimensions"):
+        HaarAnalysis(1, 3)
+    with pytest.raises(InputError, match="of 0 channels"):
+        HaarSynthesis(3, 0)

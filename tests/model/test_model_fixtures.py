@@ -1,0 +1,144 @@
+"""Agreement with the published model: its outputs on three small checkpoints, and its names and
+shapes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from wfvae.model.config import WFVAEConfig
+from wfvae.model.distribution import DiagonalGaussian
+from wfvae.model.vae import WFVAE
+
+NAMES = ["4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear"]
+AGREEMENT = {"rtol": 0, "atol": 1e-4}
+
+ModelFactory = Callable[..., WFVAE]
+
+
+@pytest.fixture(params=NAMES)
+def expected(request: pytest.FixtureRequest, reference_dir: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = load_file(reference_dir / request.param / "expected.safetensors")
+    return tensors
+
+
+@pytest.fixture
+def model(
+    request: pytest.FixtureRequest, expected: dict[str, Tensor], reference_model: ModelFactory
+) -> WFVAE:
+    return reference_model(request.node.callspec.params["expected"])
+
+
+def test_encoder_agrees(model: WFVAE, expected: dict[str, Tensor]) -> None:
+    output = model.encode(expected["video"])
+    posterior = output.latent_dist
+    torch.testing.assert_close(posterior.moments, expected["moments"], **AGREEMENT)
+    torch.testing.assert_close(posterior.mean, expected["mean"], **AGREEMENT)
+    torch.testing.assert_close(posterior.logvar, expected["logvar"], **AGREEMENT)
+    torch.testing.assert_close(output.w2, expected["encoder_w2"], **AGREEMENT)
+    torch.testing.assert_close(output.w3, expected["encoder_w3"], **AGREEMENT)
+
+
+def test_decoder_agrees(model: WFVAE, expected: dict[str, Tensor]) -> None:
+    output = model.decode(expected["mean"])
+    torch.testing.assert_close(output.sample, expected["reconstruction"], **AGREEMENT)
+    torch.testing.assert_close(output.w2, expected["decoder_w2"], **AGREEMENT)
+    torch.testing.assert_close(output.w3, expected["decoder_w3"], **AGREEMENT)
+
+
+def test_streams_agree_with_the_published_outputs(model: WFVAE, expected: dict[str, Tensor]) -> None:
+    moments = torch.cat(list(model.stream_encode(expected["video"].split(7, dim=2))), dim=2)
+    torch.testing.assert_close(moments, expected["moments"], **AGREEMENT)
+    video = torch.cat(list(model.stream_decode(expected["mean"].split(2, dim=2))), dim=2)
+    torch.testing.assert_close(video, expected["reconstruction"], **AGREEMENT)
+
+
+def test_forward_is_encode_then_decode(model: WFVAE, expected: dict[str, Tensor]) -> None:
+    encoded, decoded = model(expected["video"], sample_posterior=False)
+    assert torch.equal(encoded.latent_dist.moments, model.encode(expected["video"]).latent_dist.moments)
+    torch.testing.assert_close(decoded.sample, expected["reconstruction"], **AGREEMENT)
+    seeds = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
+    samples = [model(expected["video"], generator=seed)[1].sample for seed in seeds]
+    assert torch.equal(samples[0], samples[1])
+    assert not torch.equal(samples[0], samples[2])
+
+
+def test_names_and_shapes_are_those_of_the_released_model(reference_dir: Path) -> None:
+    folder = reference_dir / "released-L-16ch"
+    released = {
+        name: tuple(shape)
+        for name, shape in json.loads((folder / "state_dict_shapes.json").read_text()).items()
+    }
+    with torch.device("meta"):
+        model = WFVAE(WFVAEConfig.from_json(folder / "config.json"))
+    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == released
+
+
+@pytest.mark.parametrize("folder", [*NAMES])
+def test_names_and_shapes_are_those_of_the_fixtures(
+    folder: str, reference_dir: Path, reference_model: ModelFactory
+) -> None:
+    published = load_file(reference_dir / folder / "diffusion_pytorch_model.safetensors")
+    state = reference_model(folder).state_dict()
+    assert {n: t.shape for n, t in state.items()} == {n: t.shape for n, t in published.items()}
+    assert all(torch.equal(state[name], published[name]) for name in published)
+
+
+def test_the_posterior_is_a_normal_distribution() -> None:
+    generator = torch.Generator().manual_seed(0)
+    moments = torch.randn(2, 6, 2, 3, 4, generator=generator, dtype=torch.float64)
+    posterior = DiagonalGaussian(moments)
+    reference = torch.distributions.Normal(moments[:, :3], torch.exp(moments[:, 3:] / 2))
+    torch.testing.assert_close(posterior.std, reference.stddev)
+    torch.testing.assert_close(posterior.var, reference.variance)
+    assert torch.equal(posterior.mode(), moments[:, :3])
+    standard = torch.distributions.Normal(
+        torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    )
+    kl = torch.distributions.kl_divergence(reference, standard).sum(dim=(1, 2, 3, 4))
+    torch.testing.assert_close(posterior.kl(), kl)
+    draws = torch.stack([posterior.sample(generator) for _ in range(4000)])
+    torch.testing.assert_close(
+        draws.mean(0) / posterior.std, posterior.mean / posterior.std, rtol=0, atol=0.1
+    )
+    torch.testing.assert_close(draws.std(0) / posterior.std, torch.ones_like(posterior.std), rtol=0, atol=0.1)
+
+
+def test_logvar_is_clamped_and_kl_is_not_computed_in_half_precision() -> None:
+    moments = torch.zeros(1, 4, 1, 32, 32, dtype=torch.bfloat16)
+    moments[:, 2], moments[:, 3] = -50.0, 50.0
+    posterior = DiagonalGaussian(moments)
+    assert (posterior.logvar.min().item(), posterior.logvar.max().item()) == (-30.0, 20.0)
+    assert posterior.kl().dtype == torch.float32
+    kl = DiagonalGaussian(torch.full((1, 4, 9, 33, 31), 0.01, dtype=torch.bfloat16)).kl().item()
+    value = torch.tensor(0.01, dtype=torch.bfloat16).double().item()
+    exact = 0.5 * 2 * 9 * 33 * 31 * (value**2 + torch.tensor(value).exp().item() - 1 - value)
+    assert kl == pytest.approx(exact, rel=1e-2)  # computed in bfloat16, exp(0.01) - 1 - 0.01 would be 0
+
+
+def test_latents_are_scaled_per_channel(small_model: ModelFactory) -> None:
+    scale, shift = (0.5, 2.0, -4.0, 0.18215), (0.0, 1.0, -2.0, 0.5)
+    model = small_model(scale=scale, shift=shift)
+    z = torch.randn(2, 4, 3, 2, 2)
+    scaled = model.scale_latents(z)
+    for channel in range(4):
+        torch.testing.assert_close(scaled[:, channel], (z[:, channel] - shift[channel]) * scale[channel])
+    torch.testing.assert_close(model.unscale_latents(scaled), z)
+    assert (
+        model.scale_latents(z.bfloat16()).dtype == torch.bfloat16
+    )  # latents may be of another precision than the model
+
+
+def test_four_published_scales_serve_sixteen_channels(reference_model: ModelFactory) -> None:
+    model = reference_model("4x8x8-nearest-16ch")
+    assert len(model.config.scale) == 4
+    z = torch.randn(1, 16, 1, 2, 2)
+    torch.testing.assert_close(model.scale_latents(z), z * 0.18215)
+    torch.testing.assert_close(model.unscale_latents(model.scale_latents(z)), z)

@@ -1,0 +1,330 @@
+"""Bad input is refused with one line that names the argument, what came and what was expected;
+precisions; gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from wfvae.errors import ConfigError, InputError, StateError, StreamingError, WFVAEError
+from wfvae.model.blocks import Norm
+from wfvae.model.vae import WFVAE
+
+ModelFactory = Callable[..., WFVAE]
+
+
+@pytest.fixture(scope="module")
+def model(small_model: ModelFactory) -> WFVAE:
+    return small_model()
+
+
+def video(*shape: int, value: float = 0.0) -> Tensor:
+    return torch.full(shape or (1, 3, 5, 16, 16), value)
+
+
+def latents(*shape: int) -> Tensor:
+    return torch.zeros(shape or (1, 4, 2, 2, 2))
+
+
+def with_nan(tensor: Tensor) -> Tensor:
+    tensor[0, 1, 0, 1, 1] = torch.nan
+    return tensor
+
+
+BAD_VIDEOS: dict[str, tuple[Any, str]] = {
+    "no tensor": ([1, 2], r"x is a list; expected a torch.Tensor of shape \(B, 3, T, H, W\)"),
+    "rank": (video(3, 5, 16, 16), r"x has shape \(3, 5, 16, 16\); expected \(B, 3, T, H, W\)"),
+    "integers": (
+        video().to(torch.uint8),
+        r"x is torch.uint8; .* convert uint8 frames by x.float\(\) / 127.5 - 1",
+    ),
+    "dtype": (video().double(), "x is torch.float64, but the model's weights are torch.float32"),
+    "channels": (video(1, 4, 5, 16, 16), "x has 4 channels; expected 3"),
+    "channels last": (video(1, 5, 16, 16, 3), "x has 5 channels; expected 3, in the layout"),
+    "no frame": (video(1, 3, 0, 16, 16), "at least one clip and one frame"),
+    "no clip": (video(0, 3, 5, 16, 16), "at least one clip and one frame"),
+    "T": (
+        video(1, 3, 7, 16, 16),
+        r"x has T = 7 frames; a whole clip needs T = 1 \+ 4 n, for example 5 or 9; stream_encode takes any T",
+    ),
+    "H": (video(1, 3, 5, 20, 16), "x has H = 20; expected a positive multiple of 8"),
+    "W": (video(1, 3, 5, 16, 0), "x has W = 0; expected a positive multiple of 8"),
+    "NaN": (
+        with_nan(video()),
+        r"x has 1 values that are NaN or infinite, the first at index \(0, 1, 0, 1, 1\)",
+    ),
+    "infinite": (video(value=-torch.inf), "x has 3840 values that are NaN or infinite"),
+}
+BAD_LATENTS: dict[str, tuple[Any, str]] = {
+    "no tensor": (None, "z is a NoneType"),
+    "rank": (latents(4, 2, 2, 2), r"z has shape \(4, 2, 2, 2\); expected \(B, 4, t, h, w\)"),
+    "integers": (latents().long(), r"z is torch.int64; .* convert by z.float\(\)"),
+    "dtype": (latents().half(), "z is torch.float16, but the model's weights are torch.float32"),
+    "channels": (latents(1, 16, 2, 2, 2), "z has 16 channels; expected 4"),
+    "no frame": (latents(1, 4, 0, 2, 2), "at least one"),
+    "H": (latents(1, 4, 2, 0, 2), r"z has spatial size \(0, 2\)"),
+    "NaN": (
+        with_nan(latents()),
+        r"z has 1 values that are NaN or infinite, the first at index \(0, 1, 0, 1, 1\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VIDEOS)
+def test_encode_names_what_is_wrong(model: WFVAE, case: str) -> None:
+    value, message = BAD_VIDEOS[case]
+    with pytest.raises(InputError, match=message):
+        model.encode(value)
+
+
+@pytest.mark.parametrize("case", [case for case in BAD_VIDEOS if case not in ("T", "no frame")])
+def test_a_stream_names_what_is_wrong_with_a_chunk(model: WFVAE, case: str) -> None:
+    value, message = BAD_VIDEOS[case]
+    message = (
+        message.replace("x is", "chunk is").replace("x has", "chunk has").replace("x.float", "chunk.float")
+    )
+    with pytest.raises(InputError, match=message):
+        list(model.stream_encode([video(), value]))
+
+
+@pytest.mark.parametrize("case", BAD_LATENTS)
+def test_decode_names_what_is_wrong(model: WFVAE, case: str) -> None:
+    value, message = BAD_LATENTS[case]
+    with pytest.raises(InputError, match=message):
+        model.decode(value)
+
+
+def test_large_finite_values_are_not_mistaken_for_infinite_ones(model: WFVAE) -> None:
+    assert model.encode(video(value=3e38)).w2 is not None  # their sum overflows
+
+
+def test_errors_are_value_errors(model: WFVAE) -> None:
+    with pytest.raises(ValueError, match="x has shape"):
+        model.encode(video(1))
+    for kind in (ConfigError, InputError, StateError, StreamingError):
+        assert issubclass(kind, WFVAEError)
+
+
+def test_a_stream_keeps_its_batch_and_size(model: WFVAE) -> None:
+    for other in (video(2, 3, 4, 16, 16), video(1, 3, 4, 24, 16), video(1, 3, 4, 16, 24)):
+        with pytest.raises(InputError, match="batch, H and W must stay the same in a stream"):
+            list(model.stream_encode([video(), other]))
+    with pytest.raises(InputError, match="must stay the same"):
+        list(model.stream_decode([latents(), latents(1, 4, 1, 2, 3)]))
+
+
+def test_a_stream_without_frames_is_refused(model: WFVAE) -> None:
+    for chunks in ([], [video(1, 3, 0, 16, 16)]):
+        with pytest.raises(InputError, match="the stream has no frames"):
+            list(model.stream_encode(chunks))
+    with pytest.raises(InputError, match="the stream has no latents"):
+        list(model.stream_decode([latents(1, 4, 0, 2, 2)]))
+
+
+@pytest.mark.parametrize(("count", "frames"), [(2, 1), (2, 6), (2, 100), (3, 5), (1, 2)])
+def test_a_length_that_the_latents_do_not_have_is_refused(model: WFVAE, count: int, frames: int) -> None:
+    with pytest.raises(InputError, match=f"{count} latents were given for T = {frames} frames"):
+        list(model.stream_decode([latents(1, 4, count, 2, 2)], frames))
+    with pytest.raises(InputError, match="the video has 0 frames"):
+        list(model.stream_decode([latents(1, 4, count, 2, 2)], 0))
+
+
+START = torch.tensor([True])
+
+
+def test_steps_name_what_is_wrong(model: WFVAE) -> None:
+    state = model.initial_state("encoder", 1, 16, 16)
+    good = video(1, 3, 4, 16, 16)
+    with pytest.raises(InputError, match="the chunk has 5 frames; an encoder step takes multiples of 4"):
+        model.encoder_step(video(), state, START)
+    bad_flags: list[Any] = [True, torch.tensor([1]), torch.tensor([True, False]), torch.tensor(True)]
+    for flag in bad_flags:
+        with pytest.raises(
+            InputError, match=r"start is .*; expected torch.bool of shape \(1,\), one value per stream"
+        ):
+            model.encoder_step(good, state, flag)
+        with pytest.raises(InputError, match=r"end is .*; expected torch\.bool"):
+            model.encoder_step(good, state, START, flag)
+    with pytest.raises(InputError, match="chunk has 3 channels; expected 4"):
+        model.decoder_step(latents(1, 3, 1, 2, 2), model.initial_state("decoder", 1, 16, 16), START)
+
+
+def test_a_wrong_state_is_named(model: WFVAE) -> None:
+    state = model.initial_state("decoder", 1, 16, 16)
+    z = latents(1, 4, 1, 2, 2)
+    age, conv = "decoder.up2.2.time.age", "decoder.conv_in"
+    wrong: list[tuple[dict[str, Tensor], str]] = [
+        ({n: t for n, t in state.items() if n != conv}, f"missing {conv}"),
+        (state | {"decoder.other": z}, "unexpected decoder.other"),
+        (
+            state | {conv: state[conv][:, :1]},
+            rf"{conv} has shape \(1, 1, 4, 2, 2\), expected \(1, 2, 4, 2, 2\)",
+        ),
+        (state | {conv: state[conv].half()}, f"{conv} has dtype float16, expected float32"),
+        (state | {age: state[age].long()}, f"{age} has dtype int64, expected int32"),
+        (model.initial_state("decoder", 2, 16, 16), "for 1 streams of 16x16"),
+        (model.initial_state("decoder", 1, 16, 24), "for 1 streams of 16x16"),
+        (model.initial_state("encoder", 1, 16, 16), "unexpected encoder."),
+    ]
+    for given, message in wrong:
+        with pytest.raises(StateError, match=message):
+            model.decoder_step(z, given, START)
+    with pytest.raises(StateError) as raised:
+        model.decoder_step(
+            z, {n: t for n, t in state.items() if n != conv} | {"extra": z, age: state[age][:0]}, START
+        )
+    assert all(
+        part in str(raised.value) for part in (f"missing {conv}", "unexpected extra", f"{age} has shape (0,)")
+    )
+    not_states: list[Any] = [None, [], {conv: 3}]
+    for nothing in not_states:
+        with pytest.raises(StateError, match="expected a mapping of names to tensors"):
+            model.decoder_step(z, nothing, START)
+
+
+def test_an_impossible_initial_state_is_refused(model: WFVAE) -> None:
+    with pytest.raises(InputError, match="direction is 'encode'; expected one of encoder, decoder"):
+        model.initial_state("encode", 1, 16, 16)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="video height is 20; expected a multiple of 8"):
+        model.initial_state("encoder", 1, 20, 16)
+    bad_sizes: list[tuple[Any, Any, Any]] = [(0, 16, 16), (1, -8, 16), (1, 16, 16.0)]
+    for sizes in bad_sizes:
+        with pytest.raises(InputError, match=r"(batch|height|width) is .*; expected an integer >= 1"):
+            model.initial_state("encoder", *sizes)
+
+
+def test_a_stream_under_autocast_is_refused_and_a_clip_is_not(model: WFVAE) -> None:
+    state = model.initial_state("decoder", 1, 16, 16)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.decode(latents()).sample.dtype == torch.bfloat16
+        with pytest.raises(StreamingError, match=r"cannot run under autocast.*\.to\(dtype\)"):
+            model.decoder_step(latents(1, 4, 1, 2, 2), state, START)
+
+
+def test_groupnorm_runs_offline_and_is_refused_for_streams(small_model: ModelFactory) -> None:
+    widths = {
+        "base_channels": 32,
+        "encoder_energy_flow_hidden_size": 32,
+        "decoder_energy_flow_hidden_size": 32,
+    }
+    model = small_model(norm_type="groupnorm", **widths)
+    output = model(video())[1]
+    assert output.sample.shape == (1, 3, 5, 16, 16)
+    state: dict[str, Tensor] = {}
+    for call in (
+        lambda: model.stream_spec("encoder"),
+        lambda: model.initial_state("decoder", 1, 16, 16),
+        lambda: model.encoder_step(video(1, 3, 4, 16, 16), state, START),
+        lambda: list(model.stream_decode([latents()])),
+    ):
+        with pytest.raises(
+            StreamingError, match="'groupnorm' cannot be streamed: its statistics mix all frames"
+        ):
+            call()
+
+
+@pytest.mark.parametrize("kind", ["layernorm", "groupnorm"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norm_statistics_are_fp32_at_half_precision(kind: str, dtype: torch.dtype) -> None:
+    # A mean far above the spread, and squares beyond fp16's range: statistics in half precision
+    # would be wrong or infinite.
+    generator = torch.Generator().manual_seed(0)
+    x = (600 + 64 * torch.randn(1, 2, 64, 4, 4, generator=generator)).to(dtype)
+    norm = Norm(64, kind)  # type: ignore[arg-type]
+    exact = norm.double()(x.double())
+    torch.testing.assert_close(norm.to(dtype)(x).double(), exact, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_near_fp32(reference_model: ModelFactory, dtype: torch.dtype) -> None:
+    name = "4x8x8-trilinear"
+    x = torch.rand(1, 3, 9, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    full, half = reference_model(name), reference_model(name, dtype)
+    assert {p.dtype for p in half.state_dict().values()} == {dtype}
+    for exact, rough in (
+        (full.encode(x).latent_dist.mode(), half.encode(x.to(dtype)).latent_dist.mode()),
+        (full.decode(z := full.encode(x).latent_dist.mode()).sample, half.decode(z.to(dtype)).sample),
+    ):
+        assert rough.dtype == dtype
+        error = (rough.float() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+        assert 0 < error < {torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
+
+
+def test_gradients_flow_to_every_weight_and_to_the_input(small_model: ModelFactory) -> None:
+    for compression in (4, 8):
+        model = small_model(temporal_compression=compression).train()
+        x = torch.randn(
+            1, 3, 1 + 2 * compression, 16, 16, generator=torch.Generator().manual_seed(1)
+        ).requires_grad_()
+        encoded, decoded = model(x, generator=torch.Generator().manual_seed(2))
+        assert decoded.w2 is not None
+        assert decoded.w3 is not None
+        loss = (decoded.sample - x).abs().sum() + encoded.latent_dist.kl().sum()
+        (loss + (encoded.w2 - decoded.w2).abs().sum() + (encoded.w3 - decoded.w3).abs().sum()).backward()
+        # A key's bias shifts all scores of a softmax row alike, so its gradient is zero in exact
+        # arithmetic.
+        still = [
+            n
+            for n, p in model.named_parameters()
+            if p.grad is None or (p.grad.abs().max() == 0 and not n.endswith("k.conv.bias"))
+        ]
+        assert still == []
+        assert x.grad is not None
+        assert x.grad.abs().amin(dim=(0, 1, 3, 4)).shape == (1 + 2 * compression,)
+        assert (x.grad.abs().amax(dim=(0, 1, 3, 4)) > 0).all()
+
+
+def test_gradients_are_right(small_model: ModelFactory) -> None:
+    """Against a finite difference: what inference may do in place must not spoil them."""
+    model = small_model(torch.float64, latent_dim=2)
+    generator = torch.Generator().manual_seed(3)
+    x, direction = (torch.randn(1, 3, 5, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def loss(video: Tensor) -> Tensor:
+        encoded, decoded = model(video, sample_posterior=False)
+        return decoded.sample.square().mean() + encoded.latent_dist.logvar.mean()
+
+    point = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(point), point)
+    step = 1e-5
+    with torch.no_grad():
+        slope = (loss(x + step * direction) - loss(x - step * direction)) / (2 * step)
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-6, atol=1e-9)
+
+
+def test_grad_mode_changes_no_value(small_model: ModelFactory) -> None:
+    model, x = small_model(), torch.randn(1, 3, 9, 16, 16)
+    with_grad = model(x, sample_posterior=False)[1].sample
+    with torch.no_grad():
+        without = model(x, sample_posterior=False)[1].sample
+    torch.testing.assert_close(without, with_grad, rtol=0, atol=1e-5)
+    assert x.equal(x.clone())
+
+
+@pytest.mark.parametrize("compression", [4, 8])
+@pytest.mark.parametrize(("l2", "l3"), [(False, True), (True, False), (False, False)])
+def test_energy_paths_can_be_removed(small_model: ModelFactory, compression: int, l2: bool, l3: bool) -> None:
+    model = small_model(temporal_compression=compression, energy_flow_l2=l2, energy_flow_l3=l3)
+    names = {name.split(".")[1] for name in model.state_dict()}
+    assert ("connect_l1" in names, "connect_l2" in names) == (l2, l3)
+    encoded, decoded = model(video(1, 3, 1 + compression, 16, 16), sample_posterior=False)
+    assert encoded.w2.shape[1] == model.config.w2_channels
+    assert (decoded.w3 is not None) == l3
+    assert (decoded.w2 is not None) == l2
+    for given, estimate in ((encoded.w2, decoded.w2), (encoded.w3, decoded.w3)):
+        assert estimate is None or estimate.shape == given.shape
+    assert decoded.sample.shape == (1, 3, 1 + compression, 16, 16)
+
+
+def test_inputs_are_not_modified(model: WFVAE) -> None:
+    x, z = torch.randn(1, 3, 5, 16, 16), torch.randn(1, 4, 2, 2, 2)
+    x_before, z_before = x.clone(), z.clone()
+    with torch.no_grad():
+        model.encode(x), model.decode(z), model.scale_latents(z)
+    assert torch.equal(x, x_before)
+    assert torch.equal(z, z_before)

@@ -1,0 +1,368 @@
+"""Opening a bundle: what is damaged is refused by name, what does not fit is refused before it is
+allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from wfvae.errors import BundleError, InputError, ResourceError
+from wfvae.runtime import Bundle, open_bundle
+from wfvae.runtime.backends.onnxruntime import OnnxRuntimeStep
+from wfvae.spec.manifest import FORMAT, Manifest
+
+Opened = Callable[..., Bundle]
+Edit = Callable[[dict[str, Any]], Any]
+FILES = ("encoder.onnx", "decoder.onnx", "encoder.direct.onnx", "decoder.direct.onnx", "weights.bin")
+
+
+@pytest.fixture
+def copy(exported: Callable[..., Path], tmp_path: Path) -> Path:
+    """A bundle that a test may damage."""
+    return shutil.copytree(exported("small"), tmp_path / "bundle")
+
+
+def edit_manifest(bundle: Path, edit: Edit) -> None:
+    """Changes `manifest.json`, without its hash."""
+    data = json.loads((bundle / "manifest.json").read_text())
+    edit(data)
+    (bundle / "manifest.json").write_text(json.dumps(data))
+
+
+# Damage -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("position", [0.0, 0.37, 0.9999])
+def test_one_changed_byte_is_refused_by_name(copy: Path, name: str, position: float) -> None:
+    content = bytearray((copy / name).read_bytes())
+    content[int(position * len(content))] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(
+        BundleError, match=rf"is damaged: {name} has been changed \(its SHA-256 differs\); copy it anew"
+    ):
+        open_bundle(copy)
+
+
+def test_every_changed_letter_of_the_manifest_is_refused(copy: Path) -> None:
+    path = copy / "manifest.json"
+    content = path.read_bytes()
+    same = json.loads(content)
+    for position in [*range(0, len(content), 211), content.index(b"sha256") + 12]:
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        try:
+            if json.loads(damaged) == same:
+                continue
+        except ValueError:
+            pass
+        path.write_bytes(damaged)
+        with pytest.raises(BundleError, match="manifest"):
+            open_bundle(copy, verify=False)
+    path.write_bytes(content)
+    open_bundle(copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_and_cut_files_are_refused_by_name(copy: Path, name: str) -> None:
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[:-1])
+    with pytest.raises(BundleError, match=rf"{name} has {len(content) - 1} bytes instead of {len(content)}"):
+        open_bundle(copy)
+    (copy / name).unlink()
+    with pytest.raises(BundleError, match=rf"{name} is missing"):
+        open_bundle(copy)
+
+
+def test_all_damage_is_told_at_once(copy: Path) -> None:
+    (copy / "weights.bin").unlink()
+    (copy / "decoder.onnx").write_bytes(b"")
+    with pytest.raises(
+        BundleError, match=r"decoder\.onnx has 0 bytes instead of \d+; weights\.bin is missing"
+    ):
+        open_bundle(copy)
+
+
+def test_without_verification_the_backend_refuses(copy: Path) -> None:
+    """Nothing is hashed, and a file that cannot be loaded is still one line with its name."""
+    (copy / "encoder.onnx").write_bytes(b"no graph")
+    (copy / "weights.bin").write_bytes(b"")
+    bundle = open_bundle(copy, provider="cpu", verify=False)
+    for direction in ("encoder", "decoder"):
+        with pytest.raises(BundleError, match=rf"cannot load {direction}\.onnx: ") as caught:
+            getattr(bundle, direction)(height=8, width=8)
+        assert "\n" not in str(caught.value)
+
+
+MANIFEST_EDITS: list[tuple[Edit, str]] = [
+    (lambda m: m.pop("format"), "format is None; this version reads"),
+    (
+        lambda m: m.update(format="wfvae-bundle/2"),
+        "format is 'wfvae-bundle/2'; this version reads 'wfvae-bundle/1'",
+    ),
+    (lambda m: m.pop("graphs"), "damaged: KeyError 'graphs'"),
+    (lambda m: m.pop("identity"), "damaged: KeyError 'identity'"),
+    (lambda m: m["graphs"].pop("decoder"), "has been changed"),
+    (lambda m: m["graphs"]["encoder"].pop("states"), "damaged: KeyError 'states'"),
+    (lambda m: m["graphs"]["encoder"].update(states=3), "damaged: TypeError"),
+    (lambda m: m["graphs"]["encoder"]["states"][0].pop("shape"), "damaged: KeyError 'shape'"),
+    (lambda m: m.update(files=[]), "damaged: AttributeError"),
+    (lambda m: m.update(model=3), "damaged: TypeError"),
+    (lambda m: m.update(opset="old"), "damaged: ValueError"),
+    (lambda m: m["graphs"]["encoder"]["states"][0].update(dtype="float16"), "has been changed"),
+    (lambda m: m["files"]["encoder.onnx"].update(sha256="0" * 64), "has been changed"),
+    (lambda m: m.update(unknown=1), "has been changed"),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), MANIFEST_EDITS)
+def test_changed_manifests_are_refused(copy: Path, edit: Edit, message: str) -> None:
+    edit_manifest(copy, edit)
+    with pytest.raises(BundleError, match=message) as caught:
+        open_bundle(copy)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m["graphs"].pop("decoder"), "incomplete: decoder missing"),
+        (lambda m: m["files"].pop("encoder.onnx"), r"incomplete: encoder\.onnx missing"),
+        (
+            lambda m: m["files"].update({"../other": m["files"]["encoder.onnx"]}),
+            r"\.\./other outside of the bundle",
+        ),
+    ],
+)
+def test_incomplete_manifests_are_refused_even_if_their_hash_fits(
+    copy: Path, edit: Edit, message: str
+) -> None:
+    data = json.loads((copy / "manifest.json").read_text())
+    edit(data)
+    # Read without the checks, to make a manifest whose identity is right.
+    files = data["files"]
+    manifest = Manifest.read(copy)
+    graphs = {key: graph for key, graph in manifest.graphs.items() if key in data["graphs"]}
+    records = {name: manifest.files.get(name, next(iter(manifest.files.values()))) for name in files}
+    values = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__}
+    Manifest(**{**values, "graphs": graphs, "files": records}).write(copy)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'"wfvae-bundle/1"'])
+def test_manifests_that_are_no_json_object(copy: Path, content: bytes) -> None:
+    (copy / "manifest.json").write_bytes(content)
+    with pytest.raises(BundleError, match=r"cannot read .*manifest\.json: "):
+        open_bundle(copy)
+
+
+def test_what_is_no_bundle(copy: Path, tmp_path: Path) -> None:
+    (copy / "manifest.json").unlink()
+    (tmp_path / "file").write_text("x")
+    for path in (copy, tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(
+            BundleError, match=r"is not a bundle: it has no manifest\.json; make one with: wfvae export"
+        ):
+            open_bundle(path)
+
+
+def test_a_manifest_reads_as_it_was_written(exported: Callable[..., Path], tmp_path: Path) -> None:
+    manifest = Manifest.read(exported("8x8x8-trilinear"))
+    engine = {"file": "engines/x.plan"}
+    for written in (manifest, manifest.with_engines((engine,))):
+        written.write(tmp_path)
+        again = Manifest.read(tmp_path)
+        assert again == written and again.identity == manifest.identity
+    assert again.engines == (engine,) and manifest.to_dict()["format"] == FORMAT
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+# What cannot run here -----------------------------------------------------------------------------
+
+
+def test_backends_and_providers(exported: Callable[..., Path]) -> None:
+    path = exported("small")
+    with pytest.raises(BundleError, match="backend is 'tensorflow'; this version has auto, onnxruntime"):
+        open_bundle(path, "tensorflow")
+    with pytest.raises(BundleError, match="provider is 'npu'; expected cpu, cuda or auto"):
+        open_bundle(path, provider="npu")
+    described = open_bundle(path, provider="cpu", threads=2).backend.describe()
+    assert described == {
+        "name": "onnxruntime",
+        "version": onnxruntime.__version__,
+        "provider": "CPUExecutionProvider",
+        "device": "cpu",
+        "threads": "2",
+    }
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
+    reason="this ONNX Runtime has a CUDA provider",
+)
+def test_cuda_where_there_is_none(exported: Callable[..., Path]) -> None:
+    with pytest.raises(BundleError, match="has no CUDA provider; install onnxruntime-gpu"):
+        open_bundle(exported("small"), provider="cuda")
+    assert open_bundle(exported("small")).backend.describe()["device"] == "cpu"
+
+
+def test_a_bundle_of_one_size_refuses_others(opened: Opened) -> None:
+    bundle = opened("small", size=(16, 24))
+    assert bundle.encode(np.zeros((5, 16, 24, 3), np.uint8)).shape == (2, 4, 2, 3)
+    assert bundle.encode(np.zeros((5, 9, 17, 3), np.uint8)).shape == (2, 4, 2, 3)  # padded to the same
+    for open_ in (bundle.encoder, bundle.decoder):
+        with pytest.raises(InputError, match="exported for 16x24 only, and the video is 24x16"):
+            open_(height=24, width=16)
+    for open_pool in (bundle.encoder_pool, bundle.decoder_pool):
+        with pytest.raises(InputError, match="exported for 16x24 only"):
+            open_pool(height=8, width=24, rows=1)
+
+
+def test_graphs_that_were_not_exported(opened: Opened) -> None:
+    bundle = opened("small", direct=False)
+    assert set(bundle.manifest.graphs) == {"encoder", "decoder"}
+    with pytest.raises(BundleError, match=r"no encoder\.direct graph; export it with --direct"):
+        bundle.direct_session("encoder")
+
+
+def test_closing_releases_sessions_and_streams_keep_theirs(exported: Callable[..., Path]) -> None:
+    with open_bundle(exported("small"), provider="cpu", threads=1) as bundle:
+        stream = bundle.encoder(height=8, width=8)
+        first = bundle.step_session("encoder")
+        assert stream.session is first and bundle.direct_session("decoder") is bundle.direct_session(
+            "decoder"
+        )
+    assert len(stream.push(np.zeros((5, 8, 8, 3), np.uint8))) == 2
+    assert bundle.step_session("encoder") is not first
+
+
+def test_threads_that_come_together_open_one_session(exported: Callable[..., Path]) -> None:
+    bundle = open_bundle(exported("small"), provider="cpu", threads=1)
+    together = threading.Barrier(4)
+
+    def open_session(direction: Any) -> Any:
+        together.wait()
+        return bundle.step_session(direction)
+
+    with ThreadPoolExecutor(4) as threads:
+        sessions = list(threads.map(open_session, ["encoder", "encoder", "decoder", "encoder"]))
+    assert sessions[0] is sessions[1] is sessions[3] is not sessions[2]
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear"])
+@pytest.mark.parametrize("direction", ["encoder", "decoder"])
+@pytest.mark.parametrize(("height", "width", "streams"), [(8, 8, 1), (17, 30, 1), (64, 40, 3)])
+def test_the_planned_state_is_what_is_allocated(
+    opened: Opened, name: str, direction: Any, height: int, width: int, streams: int
+) -> None:
+    bundle = opened(name)
+    plan = bundle.plan(direction, height=height, width=width, streams=streams, chunk=2)
+    state: Any = bundle.step_session(direction).new_state(streams, -(-height // 8) * 8, -(-width // 8) * 8)
+    assert plan.state_bytes * streams == sum(array.nbytes for array in state.read().values())
+    assert plan.held_state_bytes == sum(
+        value.numpy().nbytes for buffers in state._buffers for value in buffers.values()
+    )
+    rows, columns, ratio = -(-height // 8), -(-width // 8), bundle.ratio
+    channels = bundle.manifest.model["latent_dim"]
+    assert plan.io_bytes == 4 * streams * 2 * rows * columns * (channels + ratio * 3 * 64)
+    assert plan.total_bytes == plan.held_state_bytes + plan.io_bytes + plan.scratch_bytes + plan.weights_bytes
+    assert plan.to_dict()["total_bytes"] == plan.total_bytes
+
+
+def test_planned_scratch_grows_with_what_is_asked(opened: Opened) -> None:
+    bundle = opened("4x8x8-trilinear")
+    plans = [
+        bundle.plan("decoder", height=64, width=64, streams=streams, chunk=chunk)
+        for streams, chunk in ((1, 1), (1, 2), (2, 2), (4, 2))
+    ]
+    sizes = [plan.scratch_bytes for plan in plans]
+    assert sizes == sorted(sizes) and sizes[0] > 64 * 64 * 4 and sizes[3] <= 4 * sizes[1]
+
+
+def test_a_memory_limit_refuses_before_anything_is_allocated(
+    exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = open_bundle(exported("4x8x8-trilinear"), provider="cpu", threads=1, memory_limit=64 * 2**20)
+
+    def allocate(*args: Any) -> None:
+        raise AssertionError("something was allocated")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxRuntimeStep, "new_state", allocate)
+        patch.setattr(Bundle, "step_session", allocate)
+        openings: list[tuple[Callable[[], Any], str]] = [
+            (
+                lambda: bundle.encoder(height=2160, width=3840),
+                r"1 encoder stream\(s\) of 2160x3840 at 4 latents per step need \d+ MiB",
+            ),
+            (lambda: bundle.decoder(height=2160, width=3840), "1 decoder stream"),
+            (lambda: bundle.decoder_pool(height=128, width=128, rows=100), "100 decoder stream"),
+            (lambda: bundle.encoder(height=256, width=256, chunk=1000), "at 1000 latents per step"),
+            (lambda: bundle.encode(np.zeros((1, 2160, 3840, 3), np.uint8)), "1 encoder stream"),
+        ]
+        for opening, message in openings:
+            with pytest.raises(
+                ResourceError,
+                match=message + r".*\(state \d+, scratch \d+, weights \d+\), more than the limit of 64 MiB",
+            ):
+                opening()
+    with bundle.decoder(height=32, width=32) as stream:
+        assert stream.push(np.zeros((2, 4, 4, 4), np.float32)).shape == (3, 32, 32, 3)
+
+
+SCRATCH_SCRIPT = """
+import json, sys, threading, time
+import numpy as np, psutil
+from wfvae.runtime import open_bundle
+path, direction, size, chunk = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+bundle = open_bundle(path, provider="cpu", threads=1)
+plan = bundle.plan(direction, height=size, width=size, chunk=chunk)
+session = bundle.step_session(direction)
+state = session.new_state(1, size, size)
+for buffers in state._buffers:  # touch every page, so that only the step itself is seen to grow
+    for value in buffers.values():
+        value.numpy()[...] = 0
+latents = size // 8
+shape = (1, 4 * chunk, 3, size, size) if direction == "encoder" else (1, chunk, 4, latents, latents)
+x, flag = np.ones(shape, np.float32), np.ones(1, bool)
+memory = open("/proc/self/clear_refs", "w")
+memory.write("5")  # forget the peak so far
+memory.close()
+before = psutil.Process().memory_info().rss
+output = session.step(state, x, flag, ~flag)
+peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps([plan.scratch_bytes, peak - before - output.nbytes]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured by Linux's /proc")
+@pytest.mark.parametrize(("direction", "size", "chunk"), [("encoder", 256, 4), ("decoder", 256, 2)])
+def test_planned_scratch_is_what_a_step_takes(
+    exported: Callable[..., Path], direction: str, size: int, chunk: int
+) -> None:
+    """The growth of the process's peak over one step is the activations and the backend's packing
+    of them.
+    """
+    arguments = [str(exported("4x8x8-trilinear")), direction, str(size), str(chunk)]
+    run = subprocess.run(
+        [sys.executable, "-c", SCRATCH_SCRIPT, *arguments], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    planned, measured = json.loads(run.stdout)
+    assert planned / 1.5 <= measured <= 3 * planned

@@ -1,0 +1,121 @@
+"""The latents files' specification: what the runtime writes is read back by others' libraries, as
+the document says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import safetensors
+import zarr
+
+from fixtures.latents_info import INFO as COMPLETE
+from wfvae.runtime.latents.latent_files import LatentsInfo, open_latents, open_latents_writer
+
+TEXT = (Path(__file__).parents[2] / "docs" / "latents-format.md").read_text(encoding="utf-8")
+INFO = replace(COMPLETE, bundle_hash="12ab", color_space=None)
+EXPECTED = {
+    "version": "wfvae-latents/1",
+    "frames": 19,
+    "height": 30,
+    "width": 41,
+    "padded_height": 32,
+    "padded_width": 48,
+    "fps": "30000/1001",
+    "kind": "mean",
+    "temporal_ratio": 4,
+    "scale": [0.5, 1.25, 3.0],
+    "shift": [0.0, -0.1, 1e-9],
+    "bundle_hash": "12ab",
+    "model": "WF-VAE-S",
+    "time_base": "1/90000",
+    "color_range": "tv",
+    "color_space": None,
+}
+
+
+def write(path: Path, dtype: Any, finish: bool = True) -> npt.NDArray[Any]:
+    latents = np.random.default_rng(0).standard_normal((6, 3, 4, 6)).astype(dtype)
+    with open_latents_writer(path, INFO, chunk_latents=4) as writer:
+        for part in (latents[:1], latents[1:4], latents[4:]):
+            writer.append(part)
+        if finish:
+            writer.finish(frames=19)
+    return latents
+
+
+@pytest.mark.parametrize(("dtype", "code"), [(np.float32, "F32"), (np.float16, "F16")])
+def test_safetensors(tmp_path: Path, dtype: Any, code: str) -> None:
+    latents = write(tmp_path / "z.safetensors", dtype)
+    with safetensors.safe_open(tmp_path / "z.safetensors", framework="numpy") as file:  # type: ignore[no-untyped-call]
+        assert list(file.keys()) == ["latents"]
+        assert file.get_tensor("latents").tobytes() == latents.tobytes()
+        assert json.loads(file.metadata()["wfvae"]) == EXPECTED
+    # By hand, too.
+    data = (tmp_path / "z.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])["latents"]
+    assert header == {"dtype": code, "shape": [6, 3, 4, 6], "data_offsets": [0, latents.nbytes]}
+    assert data[8 + length :] == latents.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_npy(tmp_path: Path, dtype: Any) -> None:
+    latents = write(tmp_path / "z.npy", dtype)
+    read = np.load(tmp_path / "z.npy", allow_pickle=False)
+    assert read.dtype == dtype and read.flags.c_contiguous and read.tobytes() == latents.tobytes()
+    assert (tmp_path / "z.npy").read_bytes()[:8] == b"\x93NUMPY\x01\x00"
+    assert json.loads((tmp_path / "z.npy.json").read_text(encoding="utf-8")) == {**EXPECTED, "count": 6}
+
+
+@pytest.mark.parametrize("finish", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_zarr(tmp_path: Path, dtype: Any, finish: bool) -> None:
+    latents = write(tmp_path / "z.zarr", dtype, finish)
+    group = zarr.open_group(tmp_path / "z.zarr", mode="r")
+    assert dict(group.attrs) == {"format": "wfvae-latents/1"}
+    array: Any = group["latents"]
+    assert array.dtype == dtype and np.asarray(array[:]).tobytes() == latents.tobytes()
+    assert array.attrs["wfvae"] == {**EXPECTED, "frames": 19 if finish else None, "complete": finish}
+    # By hand, too.
+    metadata = json.loads((tmp_path / "z.zarr/latents/zarr.json").read_text(encoding="utf-8"))
+    assert metadata["shape"] == [6, 3, 4, 6] and metadata["dimension_names"] == [
+        "time",
+        "channel",
+        "height",
+        "width",
+    ]
+    assert [codec["name"] for codec in metadata["codecs"]] == ["bytes"] and metadata["fill_value"] == "NaN"
+    assert metadata["chunk_grid"]["configuration"]["chunk_shape"] == [4, 3, 4, 6]
+    chunk = np.frombuffer((tmp_path / "z.zarr/latents/c/0/0/0/0").read_bytes(), dtype).reshape(4, 3, 4, 6)
+    assert chunk.tobytes() == latents[:4].tobytes()
+
+
+def test_every_key_is_documented_and_no_other() -> None:
+    table = TEXT.partition("## Metadata")[2].partition("## `.safetensors`")[0]
+    documented = [
+        key
+        for row in re.findall(r"^\| (`[^|]+) \|", table, flags=re.MULTILINE)
+        for key in re.findall(r"`([^`]+)`", row)
+    ]
+    assert len(documented) == len(set(documented))
+    assert set(documented) == set(EXPECTED) == {field.name for field in dataclasses.fields(LatentsInfo)}
+
+
+def test_keys_of_the_future_are_ignored(tmp_path: Path) -> None:
+    write(tmp_path / "z.npy", np.float32)
+    sidecar = tmp_path / "z.npy.json"
+    sidecar.write_text(
+        json.dumps({**json.loads(sidecar.read_text(encoding="utf-8")), "later": 1}), encoding="utf-8"
+    )
+    with open_latents(tmp_path / "z.npy") as reader:
+        assert reader.info == dataclasses.replace(INFO, frames=19)

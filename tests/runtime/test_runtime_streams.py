@@ -1,0 +1,492 @@
+"""Streams through exported graphs: any plan gives the bits of one shot, and those are the model's
+numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wfvae.errors import BundleError, InputError, ResourceError, StreamingError
+from wfvae.model.vae import WFVAE
+from wfvae.runtime import Bundle
+from wfvae.runtime.pixels import to_float_frames, to_network, to_uint8_frames
+from wfvae.runtime.snapshot import Snapshot
+from wfvae.spec.frames import latent_frames
+
+FIXTURES = ("4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear")
+LENGTHS = (1, 2, 3, 4, 5, 8, 9, 13, 17)
+SIDES = st.integers(1, 26)
+Opened = Callable[..., Bundle]
+
+
+def video(frames: int, height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+
+
+def as_float(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """The same values in [-1, 1]."""
+    return (frames.astype(np.float64) / 127.5 - 1).astype(np.float32)
+
+
+def pieces(array: Any, sizes: list[int]) -> Iterator[Any]:
+    """`array` in pieces of these sizes, repeated until nothing is left."""
+    start, index = 0, 0
+    while start < len(array):
+        size = sizes[index % len(sizes)]
+        yield array[start : start + size]
+        start, index = start + size, index + 1
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+# The same bits by any plan ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+@given(
+    frames=st.integers(1, 22),
+    height=SIDES,
+    width=SIDES,
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    chunks=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    floats=st.booleans(),
+)
+@settings(max_examples=40)
+def test_any_plan_gives_the_bits_of_one_shot(
+    opened: Opened,
+    name: str,
+    frames: int,
+    height: int,
+    width: int,
+    sizes: list[int],
+    chunks: tuple[int, int],
+    floats: bool,
+) -> None:
+    bundle, clip = opened(name), video(frames, height, width)
+    latents = bundle.encode(clip, chunk=100)
+    assert latents.shape[0] == latent_frames(frames, bundle.ratio)
+    with bundle.encoder(height=height, width=width, chunk=chunks[0]) as encoder:
+        given_out = [encoder.push(piece) for piece in pieces(as_float(clip) if floats else clip, sizes)]
+        assert same_bits(np.concatenate([*given_out, encoder.finish()]), latents)
+        assert (encoder.feed.frames_seen, encoder.feed.latents_given) == (frames, len(latents))
+    whole = bundle.decode(latents, frames=frames, height=height, width=width, chunk=100, pixels="float32")
+    assert whole.shape == clip.shape
+    with bundle.decoder(
+        height=height, width=width, chunk=chunks[1], frames=frames, pixels="float32"
+    ) as decoder:
+        parts = [decoder.push(piece) for piece in pieces(latents, sizes)]
+        assert same_bits(np.concatenate([*parts, decoder.finish()]), whole)
+        assert decoder.feed.frames_given == frames
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+@pytest.mark.parametrize("frames", LENGTHS)
+def test_outputs_are_the_models(
+    opened: Opened, reference_model: Callable[..., WFVAE], name: str, frames: int
+) -> None:
+    """Padding of time and space, cropping, drops and drains, against whole-clip inference in
+    PyTorch.
+    """
+    model, bundle, height, width = reference_model(name), opened(name), 21, 30
+    clip = video(frames, height, width, seed=frames)
+    tail = -(frames - 1) % bundle.ratio
+    padded = np.pad(clip, ((0, tail), (0, 3), (0, 2), (0, 0)), mode="edge")
+    x = torch.from_numpy(as_float(padded)).permute(3, 0, 1, 2)[None]
+    with torch.no_grad():
+        mean = model.encode(x).latent_dist.mean
+        decoded = model.decode(mean).sample
+    latents = bundle.encode(clip, chunk=2)
+    assert latents.shape == (1 + (frames - 1 + tail) // bundle.ratio, mean.shape[1], 3, 4)
+    np.testing.assert_allclose(latents, mean[0].transpose(0, 1).numpy(), rtol=0, atol=2e-5)
+    expected = decoded[0].permute(1, 2, 3, 0).numpy()[:frames, :height, :width]
+    result = bundle.decode(latents, frames=frames, height=height, width=width, chunk=2, pixels="float32")
+    assert result.shape == clip.shape
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4)
+    bytes_ = bundle.decode(latents, frames=frames, height=height, width=width, chunk=3)
+    assert same_bits(
+        bytes_, np.clip(np.rint(result * np.float32(127.5) + np.float32(127.5)), 0, 255).astype(np.uint8)
+    )
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+@pytest.mark.parametrize("groups", [0, 1, 4])
+def test_streams_give_the_bits_of_direct_inference(opened: Opened, name: str, groups: int) -> None:
+    bundle = opened(name)
+    clip = video(1 + groups * bundle.ratio, 24, 16)
+    latents = bundle.encode(clip, chunk=1)
+    assert same_bits(bundle.direct_session("encoder").run(to_network(clip)[None])[0], latents)
+    direct = bundle.direct_session("decoder").run(latents[None])[0]
+    assert same_bits(
+        np.ascontiguousarray(direct.transpose(0, 2, 3, 1)), bundle.decode(latents, chunk=2, pixels="float32")
+    )
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_a_decoder_that_does_not_know_the_length(opened: Opened, name: str) -> None:
+    bundle = opened(name)
+    clip = video(2 * bundle.ratio + 1, 8, 16)
+    latents = bundle.encode(clip)
+    whole = bundle.decode(latents)
+    with bundle.decoder(height=8, width=16) as decoder:
+        parts = [decoder.push(latents), decoder.finish()]
+        assert same_bits(np.concatenate(parts), whole) and len(whole) == len(clip)
+    # What is still inside when the last latent went in can be left there; what has been given out
+    # cannot be taken back.
+    given_out = len(parts[0])
+    for frames in (len(clip) - 1, len(clip) - bundle.ratio + 1):
+        with bundle.decoder(height=8, width=16) as decoder:
+            part = decoder.push(latents)
+            if frames >= given_out:
+                assert same_bits(np.concatenate([part, decoder.finish(frames=frames)]), whole[:frames])
+            else:
+                with pytest.raises(
+                    InputError, match=rf"frames is {frames}, but {given_out} have been given out"
+                ):
+                    decoder.finish(frames=frames)
+
+
+# Pixels -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_values_of_frames(dtype: Any) -> None:
+    levels = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(1, 16, 16, 3)
+    exact = levels[0, ..., 0].astype(np.float64) / 127.5 - 1
+    network = to_network(levels)
+    assert same_bits(network, np.broadcast_to(exact.astype(np.float32), (1, 3, 16, 16)).copy())
+    assert same_bits(to_uint8_frames(network, 16, 16), levels)
+    assert same_bits(
+        to_float_frames(to_network(as_float(levels).astype(dtype)), 16, 16),
+        as_float(levels).astype(dtype).astype(np.float32),
+    )
+    outside = np.array([-3, -1.001, 1.001, 7, 0.5 / 127.5], np.float32).reshape(1, 1, 1, 5).repeat(3, axis=1)
+    assert to_uint8_frames(outside, 1, 5)[0, 0, :, 0].tolist() == [0, 0, 255, 255, 128]
+    assert not to_uint8_frames(np.full((1, 3, 8, 8), np.nan, np.float32), 8, 8).any()
+
+
+@given(height=SIDES, width=SIDES, floats=st.booleans())
+def test_borders_are_repeated_and_cropped(height: int, width: int, floats: bool) -> None:
+    frames = video(2, height, width)
+    expected = np.pad(
+        as_float(frames), ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0)), mode="edge"
+    ).transpose(0, 3, 1, 2)
+    network = to_network(as_float(frames) if floats else frames)
+    assert np.array_equal(network, expected)
+    assert same_bits(to_uint8_frames(network, height, width), frames)
+
+
+# Streams are lazy and flat ------------------------------------------------------------------------
+
+
+def test_iterate_reads_no_more_than_is_asked_for(opened: Opened) -> None:
+    bundle, read = opened("4x8x8-trilinear"), []
+
+    def frames() -> Iterator[npt.NDArray[np.uint8]]:
+        for index in range(100):
+            read.append(index)
+            yield video(1, 8, 8, seed=index)
+
+    def counted(parts: Iterator[Any], done: list[int]) -> Iterator[Any]:
+        for part in parts:
+            done.append(len(part))
+            yield part
+
+    done: list[int] = []
+    latents = bundle.encoder(height=8, width=8, chunk=1).iterate(frames())
+    decoded = bundle.decoder(height=8, width=8, chunk=1).iterate(counted(latents, done))
+    assert read == []
+    assert (
+        len(next(decoded)) == 0 and len(read) == 1 and done == [1]
+    )  # the first latent gives only what is dropped
+    assert len(next(decoded)) == 3 and len(read) == 5 and done == [1, 1]
+    assert len(next(decoded)) == 4 and len(read) == 9 and done == [1, 1, 1]
+    with bundle.encoder(height=8, width=8, chunk=2) as encoder:
+        assert [len(part) for part in encoder.iterate([video(30, 8, 8)])] == [2, 2, 2, 2, 1]
+
+
+MEMORY_SCRIPT = """
+import json, sys
+import numpy as np, psutil
+from wfvae.runtime import open_bundle
+bundle = open_bundle(sys.argv[1], provider="cpu", threads=1)
+process, sizes, frame = psutil.Process(), [], np.zeros((4, 32, 32, 3), np.uint8)
+with bundle.encoder(height=32, width=32, chunk=1) as encoder, bundle.decoder(height=32, width=32, chunk=1) as decoder:
+    for done in range(4, 2001, 4):
+        frame += 1
+        decoder.push(encoder.push(frame))
+        if done in (100, 2000):
+            sizes.append(process.memory_info().rss)
+print(json.dumps([sizes, sorted(name for name in sys.modules if name in ("torch", "onnx"))]))
+"""
+
+
+def test_memory_is_flat_and_without_torch(exported: Callable[..., Path]) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT, str(exported("4x8x8-trilinear"))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    (after_100, after_2000), heavy = json.loads(run.stdout)
+    assert after_2000 <= 1.05 * after_100
+    assert heavy == []
+
+
+# Streams do not disturb each other ----------------------------------------------------------------
+
+
+def test_interleaved_streams_share_one_session(opened: Opened) -> None:
+    bundle = opened("8x8x8-trilinear")
+    clips = [video(19, 12, 17, seed=seed) for seed in range(3)]
+    expected = [bundle.encode(clip) for clip in clips]
+    streams = [bundle.encoder(height=12, width=17, chunk=1 + index) for index in range(3)]
+    results: list[list[Any]] = [[], [], []]
+    for start in range(0, 19, 5):
+        for index, stream in enumerate(streams):
+            results[index].append(stream.push(clips[index][start : start + 5]))
+    for index, stream in enumerate(streams):
+        assert same_bits(np.concatenate([*results[index], stream.finish()]), expected[index])
+    assert streams[0].session is streams[1].session
+
+
+def test_streams_of_two_threads_share_one_session(exported: Callable[..., Path]) -> None:
+    from wfvae.runtime import open_bundle
+
+    bundle = open_bundle(exported("4x8x8-trilinear"), provider="cpu", threads=1)
+    clips = [video(33, 40, 24, seed=seed) for seed in range(2)]
+    expected = [bundle.encode(clip) for clip in clips]
+    frames = [bundle.decode(latents) for latents in expected]
+    results: dict[tuple[int, int], bool] = {}
+    together = threading.Barrier(2)
+
+    def work(index: int) -> None:
+        together.wait()
+        for turn in range(4):
+            with (
+                bundle.encoder(height=40, width=24, chunk=1) as encoder,
+                bundle.decoder(height=40, width=24, chunk=1) as decoder,
+            ):
+                latents = np.concatenate(
+                    [*(encoder.push(piece) for piece in pieces(clips[index], [3])), encoder.finish()]
+                )
+                part = decoder.push(latents)
+                results[index, turn] = same_bits(latents, expected[index]) and same_bits(
+                    np.concatenate([part, decoder.finish()]), frames[index]
+                )
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 8 and all(results.values())
+
+
+# Wrong use ----------------------------------------------------------------------------------------
+
+GOOD = video(3, 8, 16)
+WRONG_FRAMES: list[tuple[Any, str]] = [
+    (video(3, 16, 8), r"frames are 16x8, but this stream is 8x16; open another stream"),
+    (video(3, 8, 17), r"frames are 8x17"),
+    (GOOD[0], r"shape \(8, 16, 3\); expected \(T, 8, 16, 3\)"),
+    (GOOD[..., :2], r"shape \(3, 8, 16, 2\)"),
+    (GOOD.astype(np.int64), r"frames are int64; expected uint8, or floating point"),
+    (GOOD.astype(bool), r"frames are bool"),
+    ("frames", r"shape \(\)"),
+    (as_float(GOOD), r"frames are float32, but those before were uint8; keep to one type"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG_FRAMES)
+@pytest.mark.parametrize("before", [3, 5])
+def test_refused_frames_leave_no_trace(opened: Opened, wrong: Any, message: str, before: int) -> None:
+    """Also right after a step, when nothing is queued (before = 5)."""
+    bundle, clip = opened("4x8x8-trilinear"), video(14, 8, 16)
+    with bundle.encoder(height=8, width=16, chunk=2) as encoder:
+        parts = [encoder.push(clip[:before])]
+        with pytest.raises(InputError, match=message):
+            encoder.push(wrong)
+        parts += [encoder.push(clip[before:]), encoder.finish()]
+    assert same_bits(np.concatenate(parts), bundle.encode(clip))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_frames_that_are_not_numbers(opened: Opened, value: float) -> None:
+    frames = as_float(GOOD)
+    frames[1, 2, 3, 0] = value
+    with pytest.raises(InputError, match="frames hold NaN or infinite values"):
+        opened("4x8x8-trilinear").encode(frames)
+
+
+def test_refused_latents_leave_no_trace(opened: Opened) -> None:
+    bundle = opened("4x8x8-trilinear")
+    latents = bundle.encode(video(17, 8, 16))
+    holed = latents.copy()
+    holed[2, 0, 0, 0] = np.nan
+    wrong: list[tuple[Any, str]] = [
+        (holed, r"NaN or infinite values, first in latent 2 of these 5"),
+        (np.where(np.isnan(holed), np.inf, holed), r"first in latent 2 of these 5"),
+        (latents[0], r"shape \(4, 1, 2\); expected \(t, 4, 1, 2\) for a video of 8x16"),
+        (latents[:, :3], r"shape \(5, 3, 1, 2\)"),
+        (np.zeros((1, 4, 2, 1), np.float32), r"shape \(1, 4, 2, 1\)"),
+        (latents.astype(np.int32), r"latents are int32; expected floating point"),
+        (latents, r"9 latents were pushed, but a video of 14 frames has 5"),
+    ]
+    with bundle.decoder(height=8, width=16, frames=14) as decoder:
+        parts = [decoder.push(latents[:4])]
+        for array, message in wrong:
+            with pytest.raises(InputError, match=message):
+                decoder.push(array)
+        with pytest.raises(InputError, match="4 latents were pushed for a video of 14 frames, which has 5"):
+            decoder.finish()
+        for frames, message in (
+            (13, "opened with 14"),
+            (0, "expected at least 1"),
+            (-1, "expected at least 1"),
+        ):
+            with pytest.raises(InputError, match=message):
+                decoder.finish(frames=frames)
+        parts += [decoder.push(latents[4:]), decoder.finish(frames=14)]
+    assert same_bits(np.concatenate(parts), bundle.decode(latents)[:14])
+
+
+@pytest.mark.parametrize("direction", ["encoder", "decoder"])
+def test_streams_that_are_over(opened: Opened, direction: str) -> None:
+    bundle = opened("4x8x8-trilinear")
+    data = GOOD if direction == "encoder" else np.zeros((2, 4, 1, 2), np.float32)
+    with getattr(bundle, direction)(height=8, width=16) as stream:
+        assert len(stream.push(data[:0])) == 0
+        with pytest.raises(InputError, match=r"the stream has no .*; push at least 1 before finish"):
+            stream.finish()
+        stream.push(data)
+        stream.finish()
+        for call in (lambda: stream.push(data), stream.finish, lambda: list(stream.iterate([data]))):
+            with pytest.raises(StreamingError, match="the stream is finished; open another one"):
+                call()
+    stream.close()
+    for call in (
+        lambda: stream.push(data),
+        stream.finish,
+        stream.snapshot,
+        lambda: list(stream.iterate([data])),
+    ):
+        with pytest.raises(StreamingError, match="the stream is closed"):
+            call()
+
+
+def test_wrong_options(opened: Opened) -> None:
+    bundle = opened("4x8x8-trilinear")
+    with pytest.raises(InputError, match="chunk is 0"):
+        bundle.encoder(height=8, width=8, chunk=0)
+    with pytest.raises(InputError, match="0x8; expected at least 1x1"):
+        bundle.encoder(height=0, width=8)
+    with pytest.raises(InputError, match="frames is 0"):
+        bundle.decoder(height=8, width=8, frames=0)
+    options: Any = {"pixels": "int8"}
+    with pytest.raises(InputError, match="pixels is 'int8'"):
+        bundle.decoder(height=8, width=8, **options)
+    with pytest.raises(InputError, match=r"frames have shape \(8, 8, 3\)"):
+        bundle.encode(video(1, 8, 8)[0])
+    with pytest.raises(InputError, match=r"latents have shape \(4, 2, 2\)"):
+        bundle.decode(np.zeros((4, 2, 2), np.float32))
+    with pytest.raises(InputError, match="no frames"):
+        bundle.encode(video(0, 8, 8))
+    with pytest.raises(InputError, match="no latents"):
+        bundle.decode(np.zeros((0, 4, 2, 2), np.float32))
+
+
+@pytest.fixture(scope="module")
+def own_bundle(exported: Callable[..., Path]) -> Bundle:
+    """A bundle whose sessions a test may break."""
+    from wfvae.runtime import open_bundle
+
+    return open_bundle(exported("4x8x8-trilinear"), provider="cpu", threads=1)
+
+
+def content(snapshot: Snapshot) -> Any:
+    arrays = {
+        name: (a.shape, a.dtype, a.tobytes())
+        for group in (snapshot.state, snapshot.waiting)
+        for name, a in group.items()
+    }
+    return arrays, snapshot.counters
+
+
+class FailingSession:
+    """A session that fails at chosen calls, as one that runs out of memory, before or after its
+    work.
+    """
+
+    def __init__(self, session: Any, fail_at: set[int], late: bool, error: BaseException) -> None:
+        self._session, self._fail_at, self._late, self._error, self._calls = session, fail_at, late, error, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self._calls += 1
+        if self._late or self._calls not in self._fail_at:
+            self._session.run_with_iobinding(binding)
+        if self._calls in self._fail_at:
+            raise self._error
+
+
+@pytest.mark.parametrize("fail_at", [{1}, {3, 4}, {5}, {2, 3, 6}])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Failed to allocate memory"), RuntimeError("no kernel"), KeyboardInterrupt()]
+)
+def test_a_failed_step_loses_nothing(
+    own_bundle: Bundle, fail_at: set[int], late: bool, error: BaseException
+) -> None:
+    bundle = own_bundle
+    clip = video(22, 8, 16)
+    latents = bundle.encode(clip)
+    frames = bundle.decode(latents, frames=22)
+    raised: tuple[type[BaseException], ...] = (ResourceError, BundleError, KeyboardInterrupt)
+
+    for direction, data, expected in (("encoder", clip, latents), ("decoder", latents, frames)):
+        session: Any = bundle.step_session(direction)  # type: ignore[arg-type]
+        honest = session._session
+        with getattr(bundle, direction)(
+            height=8, width=16, chunk=1, **({"frames": 22} if direction == "decoder" else {})
+        ) as stream:
+            session._session = FailingSession(honest, fail_at, late, error)
+            parts, failures = [], 0
+            calls: list[Any] = [
+                *(functools.partial(stream.push, piece) for piece in pieces(data, [9])),
+                stream.finish,
+            ]
+            for call in calls:
+                again = call
+                while True:
+                    try:
+                        parts.append(again())
+                        break
+                    except raised:
+                        failures += 1
+                        taken_up = bundle.restore(stream.snapshot(), chunk=1)
+                        assert content(taken_up.capture()) == content(stream.capture())
+                        again = (
+                            stream.finish if call is calls[-1] else functools.partial(stream.push, data[:0])
+                        )
+            session._session = honest
+            assert failures == len(fail_at)
+            assert same_bits(np.concatenate(parts), expected)

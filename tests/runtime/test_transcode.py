@@ -1,0 +1,423 @@
+"""Files through the program: what comes out is what the bundle makes of the arrays, with size,
+rate, times, tags and audio kept.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import psutil
+import pytest
+
+from fixtures.program import (
+    FPS,
+    Frames,
+    Program,
+    audio_packets,
+    clip,
+    command,
+    latents_of,
+    load,
+    names,
+    run_process,
+    save,
+    tone,
+)
+from wfvae.runtime import Bundle
+from wfvae.runtime.jobs import SEGMENT_FRAMES, decode_video, encode_video
+from wfvae.runtime.latents.latent_files import open_latents
+from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
+from wfvae.runtime.media.video_info import OutputVideo
+from wfvae.runtime.media.video_reader import open_video
+
+NTSC = Fraction(30000, 1001)
+NAME = "4x8x8-trilinear"
+
+
+@pytest.fixture(scope="module")
+def bundle(exported: Callable[..., Path]) -> Path:
+    return exported(NAME)
+
+
+@pytest.fixture(scope="module")
+def model(opened: Callable[..., Bundle]) -> Bundle:
+    return opened(NAME)
+
+
+def through(model: Bundle, frames: Frames) -> tuple[Any, Frames]:
+    """Latents and reconstruction of an array."""
+    count, height, width = frames.shape[:3]
+    latents = model.encode(frames)
+    return latents, model.decode(latents, frames=count, height=height, width=width)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("video", ["out.mp4", "out/%06d.png"])
+def test_an_interrupted_decode_stops_its_reading_thread_while_the_error_is_held(
+    bundle: Path, model: Bundle, tmp_path: Path, video: str
+) -> None:
+    """A thread that reads on would read latents that are closed by then."""
+    encode_video(model, save(tmp_path / "in.mp4", clip(61)), tmp_path / "z.zarr")
+
+    def interrupt(done: int, frames: int | None) -> None:
+        assert reading_threads()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as held:
+        decode_video(model, tmp_path / "z.zarr", tmp_path / video, chunk=1, progress=interrupt)
+    assert held.tb is not None
+    assert not reading_threads()
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "wfvae-prefetch"]
+
+
+# Latents ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ending", "latents_ending"),
+    [
+        (".mp4", ".zarr"),
+        (".mkv", ".npy"),
+        (".webm", ".safetensors"),
+        (".mov", ".zarr"),
+        (".gif", ".npy"),
+        (".mp4", ".safetensors"),
+    ],
+)
+def test_encode_gives_the_latents_of_the_frames(
+    program: Program, bundle: Path, model: Bundle, tmp_path: Path, ending: str, latents_ending: str
+) -> None:
+    video = save(tmp_path / f"in{ending}", clip(14, 30, 50))
+    out = tmp_path / f"z{latents_ending}"
+    report = program.done("encode", bundle, video, out, "--chunk", 2)
+    frames, _, info = load(video)
+    assert np.array_equal(latents_of(out), model.encode(frames))
+    assert (report["frames"], report["latents"], report["height"], report["width"]) == (14, 5, 30, 50)
+    with open_latents(out) as reader:
+        facts = reader.info
+    assert (facts.frames, facts.height, facts.width, facts.padded_height, facts.padded_width) == (
+        14,
+        30,
+        50,
+        32,
+        56,
+    )
+    assert (facts.fps, facts.time_base, facts.color_range, facts.color_space) == (
+        info.fps,
+        info.time_base,
+        info.color_range,
+        info.color_space,
+    )
+    assert facts.bundle_hash == model.identity
+    assert facts.scale == tuple(model.manifest.model["scale"])
+    left = [out.name, f"{out.name}.json"] if latents_ending == ".npy" else [out.name]
+    assert names(tmp_path) == sorted([video.name, *left])
+
+
+def test_a_store_says_what_it_holds_in_its_attributes(
+    program: Program, bundle: Path, model: Bundle, tmp_path: Path
+) -> None:
+    import zarr
+
+    program.done("encode", bundle, save(tmp_path / "in.mp4", clip(6), NTSC), tmp_path / "z.zarr")
+    array: Any = zarr.open_group(tmp_path / "z.zarr", mode="r")["latents"]
+    attributes = array.attrs["wfvae"]
+    expected = {
+        "frames": 6,
+        "fps": "30000/1001",
+        "height": 32,
+        "width": 48,
+        "bundle_hash": model.identity,
+        "complete": True,
+    }
+    assert expected.items() <= attributes.items()
+    assert {"scale", "shift", "time_base", "color_range", "kind", "temporal_ratio"} <= set(attributes)
+
+
+# Video --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mkv", ".webm", ".mov", ".gif"])
+def test_decode_writes_the_frames_of_the_latents(
+    program: Program, bundle: Path, model: Bundle, tmp_path: Path, ending: str
+) -> None:
+    video = save(tmp_path / "in.mp4", clip(14, 30, 50), NTSC, color_range="pc", color_space="smpte170m")
+    program.done("encode", bundle, video, tmp_path / "z.zarr")
+    out = tmp_path / f"out{ending}"
+    report = program.done("decode", bundle, tmp_path / "z.zarr", out)
+    assert report["frames"] == 14
+    source, _, before = load(video)
+    frames, times, after = load(out)
+    decoded = through(model, source)[1]
+    if ending == ".gif":
+        same = save(tmp_path / "same.gif", decoded, NTSC)
+    else:
+        same = tmp_path / f"same{ending}"
+        target = OutputVideo(50, 30, NTSC, before.time_base, color_range="pc", color_space="smpte170m")
+        with SegmentedVideoWriter.open(same, target, segment_frames=SEGMENT_FRAMES) as writer:
+            writer.write(decoded)
+            writer.finish()
+        assert after.fps == NTSC
+        assert (after.color_range, after.color_space) == ("pc", "smpte170m")
+    assert out.read_bytes() == same.read_bytes()
+    assert frames.shape == (14, 30, 50, 3)
+    if ending in (".mp4", ".mov"):
+        assert times == [index / NTSC for index in range(14)]
+        assert after.time_base == before.time_base
+
+
+@pytest.mark.parametrize("pattern", ["frames/", "frames/%04d.png"])
+def test_directories_of_images_are_exact(
+    program: Program, bundle: Path, model: Bundle, tmp_path: Path, pattern: str
+) -> None:
+    source = clip(7)
+    (tmp_path / "in").mkdir()
+    save(f"{tmp_path}/in/", source)  # type: ignore[arg-type]
+    report = program.done("encode", bundle, tmp_path / "in", tmp_path / "z.npy", "--fps", "30000/1001")
+    assert report["fps"] == pytest.approx(float(NTSC))
+    latents, decoded = through(model, source)
+    assert np.array_equal(latents_of(tmp_path / "z.npy"), latents)
+    for arguments in (("decode", bundle, tmp_path / "z.npy"), ("reconstruct", bundle, tmp_path / "in")):
+        assert program.done(*arguments, f"{tmp_path}/{pattern}")["frames"] == 7
+        assert np.array_equal(load(tmp_path / "frames")[0], decoded)
+        assert len(names(tmp_path / "frames")) == 7
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mkv"])
+def test_reconstruct_writes_the_reconstruction(
+    program: Program, bundle: Path, model: Bundle, tmp_path: Path, ending: str
+) -> None:
+    video = save(tmp_path / "in.mp4", clip(23, 30, 50), Fraction(50), color_range="pc", color_space="bt709")
+    out = tmp_path / f"out{ending}"
+    report = program.done("reconstruct", bundle, video, out, "--chunk", 2)
+    assert (report["frames"], report["latents"], report["fps"]) == (23, 7, 50.0)
+    source, times, before = load(video)
+    assert load(out)[0].shape == source.shape
+    target = OutputVideo.like(before)
+    same = save(
+        tmp_path / f"same{ending}",
+        through(model, source)[1],
+        target.fps,
+        times,
+        time_base=target.time_base,
+        color_range="pc",
+        color_space="bt709",
+        color_primaries=target.color_primaries,
+        color_transfer=target.color_transfer,
+    )
+    assert out.read_bytes() == same.read_bytes()
+    _, found, after = load(out)
+    assert (after.fps, after.color_range, after.color_space) == (before.fps, "pc", "bt709")
+    if ending == ".mp4":
+        assert (found, after.time_base) == (times, before.time_base)
+
+
+@pytest.mark.parametrize("name", [NAME, "8x8x8-trilinear"])
+def test_reconstruct_of_any_length(opened: Callable[..., Bundle], tmp_path: Path, name: str) -> None:
+    model = opened(name)
+    for count in range(1, 19):
+        source = clip(count, 16, 16)
+        save(f"{tmp_path}/in/", source)  # type: ignore[arg-type]
+        report = model.reconstruct_video(tmp_path / "in", f"{tmp_path}/out/", chunk=2)
+        assert report.frames == count
+        assert np.array_equal(load(tmp_path / "out")[0], through(model, source)[1])
+
+
+def test_a_variable_rate_goes_through_reconstruct_and_is_stated(
+    program: Program, bundle: Path, tmp_path: Path
+) -> None:
+    steps = [1, 7, 2, 2, 30, 1, 1, 4, 11, 3, 1]
+    times = [Fraction(sum(steps[:index]), 100) for index in range(12)]
+    video = save(tmp_path / "in.mp4", clip(12), times=times, time_base=Fraction(1, 1000))
+    report = program.done("reconstruct", bundle, video, tmp_path / "out.mp4", "--chunk", 1)
+    assert report["variable_frame_rate"] is True
+    assert load(tmp_path / "out.mp4")[1] == times
+    program.done("reconstruct", bundle, video, tmp_path / "out.mkv")
+    assert load(tmp_path / "out.mkv")[1] == times  # on Matroska's tick of a millisecond
+    assert program.done("inspect", video)["variable_frame_rate"] == 1
+    text = program("encode", bundle, video, tmp_path / "z.zarr").out
+    assert "variable frame rate: latents keep the average" in text
+    assert program.done("encode", bundle, video, tmp_path / "z.zarr")["variable_frame_rate"] is True
+    assert program.done("decode", bundle, tmp_path / "z.zarr", tmp_path / "even.mp4")["frames"] == 12
+
+
+def test_a_rotation_is_applied_and_stated(
+    program: Program, bundle: Path, model: Bundle, tmp_path: Path
+) -> None:
+    video = tmp_path / "in.mp4"
+    with av.open(str(video), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.set_display_rotation(90)
+        for index, frame in enumerate(clip(5)):
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")
+            picture.pts, picture.time_base = index, Fraction(1, 25)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    report = program.done("reconstruct", bundle, video, f"{tmp_path}/frames/")
+    source = load(video)[0]
+    assert source.shape == (5, 48, 32, 3)
+    assert (report["height"], report["width"]) == (48, 32)
+    assert report["rotation"] in (90, 270)
+    assert (
+        f"turned by {report['rotation']} degrees" in program("encode", bundle, video, tmp_path / "z.npy").out
+    )
+    assert np.array_equal(load(tmp_path / "frames")[0], through(model, source)[1])
+
+
+# Audio --------------------------------------------------------------------------------------------
+
+
+def test_audio_goes_along_packet_by_packet(program: Program, bundle: Path, tmp_path: Path) -> None:
+    sound = tone(tmp_path / "tone.m4a")
+    video = save(tmp_path / "in.mp4", clip(25), audio_from=sound)
+    expected = audio_packets(video)
+    assert len(expected) > 20
+    for ending in (".mp4", ".mkv", ".mov"):
+        assert program.done("reconstruct", bundle, video, tmp_path / f"out{ending}")["audio"] == "copied"
+        assert [packet for _, packet in audio_packets(tmp_path / f"out{ending}")] == [
+            packet for _, packet in expected
+        ]
+    assert audio_packets(tmp_path / "out.mp4") == expected
+    assert program.done("encode", bundle, video, tmp_path / "z.zarr")["audio"] == "left out"
+    program.done("decode", bundle, tmp_path / "z.zarr", tmp_path / "decoded.mp4", "--audio-from", video)
+    assert audio_packets(tmp_path / "decoded.mp4") == expected
+
+
+def test_audio_that_does_not_fit_is_left_out_or_refused(
+    program: Program, bundle: Path, tmp_path: Path
+) -> None:
+    video = save(tmp_path / "in.mp4", clip(5), audio_from=tone(tmp_path / "tone.m4a", 0.3))
+    for out in ("out.gif", "frames/"):  # hold none at all
+        assert program.done("reconstruct", bundle, video, f"{tmp_path}/{out}")["audio"] == "left out"
+    assert "audio left out" in program("reconstruct", bundle, video, tmp_path / "out.gif").out
+    complaint = program.refused("reconstruct", bundle, video, tmp_path / "out.webm")
+    assert "cannot hold the aac audio" in complaint
+    assert "--no-audio" in complaint
+    assert (
+        program.done("reconstruct", bundle, video, tmp_path / "out.webm", "--no-audio")["audio"] == "left out"
+    )
+    with av.open(str(tmp_path / "out.webm")) as container:
+        assert not container.streams.audio
+    silent = save(tmp_path / "silent.mp4", clip(5))
+    assert program.done("reconstruct", bundle, silent, tmp_path / "out.webm")["audio"] is None
+
+
+# Pipes --------------------------------------------------------------------------------------------
+
+
+def test_raw_frames_through_pipes_are_exact(bundle: Path, model: Bundle, tmp_path: Path) -> None:
+    source = clip(10)
+    latents, decoded = through(model, source)
+    data = source.tobytes()
+    code, _, err = run_process(
+        "encode", bundle, "-", tmp_path / "z.zarr", "--raw", "48x32", "--fps", "30000/1001", data=data
+    )
+    assert (code, err) == (0, "")
+    assert np.array_equal(latents_of(tmp_path / "z.zarr"), latents)
+    with open_latents(tmp_path / "z.zarr") as reader:
+        assert (reader.info.fps, reader.info.frames) == (NTSC, 10)
+    code, out, err = run_process("decode", bundle, tmp_path / "z.zarr", "-", "--container", "rawvideo")
+    assert (code, out) == (0, decoded.tobytes())
+    assert err.startswith("-: 10 frames")
+    code, out, err = run_process(
+        "reconstruct", bundle, "-", "-", "--raw", "48x32", "--container", "rawvideo", "--json", data=data
+    )
+    assert (code, out) == (0, decoded.tobytes())
+    assert '"frames": 10' in err
+
+
+def test_containers_through_pipes(bundle: Path, model: Bundle, tmp_path: Path) -> None:
+    video = save(tmp_path / "in.mkv", clip(10))
+    source, times, _ = load(video)
+    with video.open("rb") as pipe:
+        first = subprocess.Popen(
+            command("reconstruct", bundle, "-", "-", "--container", "nut"),
+            stdin=pipe,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    second = subprocess.run(
+        command("encode", bundle, "-", tmp_path / "z.npy"),
+        stdin=first.stdout,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    first.communicate()
+    assert (first.returncode, second.returncode, second.stderr) == (0, 0, b"")
+    code, out, _ = run_process("reconstruct", bundle, "-", "-", data=video.read_bytes())
+    assert code == 0
+    (tmp_path / "out.mkv").write_bytes(out)
+    frames, found, _ = load(tmp_path / "out.mkv")
+    assert frames.shape == source.shape
+    assert found == times
+    assert latents_of(tmp_path / "z.npy").shape == through(model, source)[0].shape
+
+
+def test_what_pipes_cannot_do_is_one_line(bundle: Path, tmp_path: Path) -> None:
+    for data, words in (
+        (b"", ("--raw", "48x32")),
+        (b"hello", ()),
+        (b"x" * 5000, ("--raw", "48x32")),  # ends inside a frame
+        (save(tmp_path / "in.mp4", clip(3)).read_bytes()[:700], ()),
+    ):
+        code, out, err = run_process("encode", bundle, "-", tmp_path / "z.zarr", *words, data=data)
+        assert (code, out, len(err.splitlines())) == (2, b"", 1), err
+        assert "standard input" in err
+    store = tmp_path / "y.zarr"
+    assert run_process("encode", bundle, tmp_path / "in.mp4", store)[0] == 0
+    process = subprocess.Popen(
+        command("decode", bundle, store, "-", "--container", "rawvideo"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    err = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 2
+    assert "pipe was closed" in err
+    assert len(err.splitlines()) == 1
+
+
+# Long ---------------------------------------------------------------------------------------------
+
+
+def test_memory_does_not_grow_with_the_video(model: Bundle, tmp_path: Path) -> None:
+    video = save(tmp_path / "in.mp4", np.concatenate([clip(25, 96, 96)] * 16))  # 11 MB of frames
+
+    def measured(job: Callable[[Callable[[int, int | None], None]], object]) -> int:
+        seen: list[tuple[int, int]] = []
+        process = psutil.Process()
+        job(lambda done, _: seen.append((done, process.memory_info().rss)))
+        early = max(rss for done, rss in seen if done <= 150)
+        return max(rss for _, rss in seen) - early
+
+    store, out = tmp_path / "z.zarr", tmp_path / "out.mp4"
+    assert (
+        measured(
+            lambda progress: model.encode_video(video, store, checkpoint_seconds=0.05, progress=progress)
+        )
+        < 5 << 20
+    )
+    assert (
+        measured(lambda progress: model.decode_video(store, out, segment_frames=60, progress=progress))
+        < 5 << 20
+    )
+    assert (
+        measured(lambda progress: model.reconstruct_video(video, tmp_path / "r.mp4", progress=progress))
+        < 5 << 20
+    )
+    with open_video(out) as reader:
+        assert sum(1 for _ in reader) == 400
+        assert reader.info.fps == FPS

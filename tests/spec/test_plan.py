@@ -1,0 +1,158 @@
+"""Frame arithmetic and stream specifications: no torch, no model."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wfvae.errors import InputError, StateError
+from wfvae.spec.frames import (
+    OutputWindow,
+    causal_cache_length,
+    even_chunks,
+    latent_frames,
+    lead_frames,
+    padded_size,
+    tail_frames,
+    video_frames,
+)
+from wfvae.spec.stream import StateSpec, StreamSpec
+
+RATIOS = st.sampled_from([4, 8])
+
+
+@given(frames=st.integers(1, 10_000), ratio=RATIOS)
+def test_lead_video_and_tail_fill_the_latents_exactly(frames: int, ratio: int) -> None:
+    tail = tail_frames(frames, ratio)
+    assert 0 <= tail < ratio
+    assert lead_frames(ratio) + frames + tail == ratio * latent_frames(frames, ratio)
+
+
+@given(latents=st.integers(1, 10_000), ratio=RATIOS)
+def test_whole_clips_need_no_tail(latents: int, ratio: int) -> None:
+    frames = video_frames(latents, ratio)
+    assert latent_frames(frames, ratio) == latents
+    assert tail_frames(frames, ratio) == 0
+    assert latent_frames(frames + 1, ratio) == latents + 1
+
+
+@pytest.mark.parametrize(
+    ("frames", "ratio", "latents", "tail"),
+    [(1, 4, 1, 0), (2, 4, 2, 3), (5, 4, 2, 0), (6, 4, 3, 3), (9, 8, 2, 0), (10, 8, 3, 7)],
+)
+def test_known_lengths(frames: int, ratio: int, latents: int, tail: int) -> None:
+    assert (latent_frames(frames, ratio), tail_frames(frames, ratio)) == (latents, tail)
+
+
+@given(height=st.integers(1, 5000), width=st.integers(1, 5000))
+def test_sizes_are_rounded_up_to_eight(height: int, width: int) -> None:
+    for side, padded in zip((height, width), padded_size(height, width), strict=True):
+        assert padded % 8 == 0
+        assert 0 <= padded - side < 8
+
+
+@given(total=st.integers(0, 500), chunk=st.integers(1, 40))
+def test_even_chunks_cover_the_total(total: int, chunk: int) -> None:
+    chunks = list(even_chunks(total, chunk))
+    assert sum(chunks) == total
+    assert all(size == chunk for size in chunks[:-1])
+    assert all(0 < size <= chunk for size in chunks)
+
+
+@given(kernel=st.integers(1, 7), stride=st.integers(1, 5), chunk=st.integers(1, 12), index=st.integers(0, 12))
+def test_cache_length_counts_the_frames_no_complete_window_has_passed(
+    kernel: int, stride: int, chunk: int, index: int
+) -> None:
+    window = max(kernel, stride)
+    # The first frame comes with window - 1 copies of itself, then `index` chunks; windows are
+    # consumed as they complete.
+    available = window
+    for size in [0] + [chunk] * index:
+        available += size
+        while available >= window:
+            available -= stride
+    assert causal_cache_length(kernel, stride, chunk, index) == available
+
+
+def test_cache_length_of_the_papers_special_case() -> None:
+    assert [causal_cache_length(4, 3, 4, index) for index in range(7)] == [1, 2, 3, 1, 2, 3, 1]
+    assert [causal_cache_length(3, 1, 4, index) for index in range(3)] == [2, 2, 2]
+    assert [causal_cache_length(3, 2, 4, index) for index in range(3)] == [1, 1, 1]
+
+
+@given(
+    drop=st.integers(0, 13),
+    counts=st.lists(st.integers(0, 20), max_size=12),
+    limit=st.none() | st.integers(0, 80),
+)
+def test_output_window_takes_what_lies_between_drop_and_limit(
+    drop: int, counts: list[int], limit: int | None
+) -> None:
+    window, taken, position = OutputWindow(drop), [], 0
+    for count in counts:
+        part, window = window.take(count, limit)
+        taken += list(range(position, position + count))[part]
+        position += count
+    assert taken == list(range(position))[drop:][:limit]
+    assert window.given == len(taken)
+
+
+def test_impossible_counts_are_refused() -> None:
+    for call, message in (
+        (lambda: latent_frames(0, 4), "the video has 0 frames; expected at least 1"),
+        (lambda: tail_frames(-1, 4), "-1 frames"),
+        (lambda: video_frames(0, 4), "0 latents"),
+        (lambda: padded_size(0, 8), "size is 0x8"),
+        (lambda: list(even_chunks(8, 0)), "the chunk is 0"),
+        (lambda: causal_cache_length(3, 0, 4, 1), "stride 0"),
+        (lambda: causal_cache_length(3, 1, 4, -1), "index -1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+SPEC = StreamSpec(
+    "decoder",
+    ratio=4,
+    delay=2,
+    states=(
+        StateSpec("a", ("batch", 2, 5, "height/8", "width/4"), "float16", "frames"),
+        StateSpec("b", ("batch",), "int32", "a counter", initial_value=0.0),
+    ),
+)
+
+
+def test_bytes_per_stream_are_counted_without_allocating() -> None:
+    assert SPEC.bytes_per_stream(720, 1280) == 2 * 5 * 90 * 320 * 2 + 4
+
+
+def test_stream_rules() -> None:
+    assert (SPEC.drop, SPEC.chunk_multiple, SPEC.needs_drain) == (5, 1, True)
+    encoder = StreamSpec("encoder", 8, 0, ())
+    assert (encoder.drop, encoder.chunk_multiple, encoder.needs_drain) == (0, 8, False)
+
+
+def test_check_accepts_the_stream_and_names_every_problem() -> None:
+    right: dict[str, tuple[tuple[int, ...], str]] = {"a": ((3, 2, 5, 2, 6), "float16"), "b": ((3,), "int32")}
+    SPEC.check(right, 3, 16, 24)
+    with pytest.raises(StateError) as raised:
+        SPEC.check({"a": ((2, 2, 5, 2, 6), "float32"), "c": ((), "int32")}, 3, 16, 24)
+    for part in (
+        "missing b",
+        "unexpected c",
+        "a has shape (2, 2, 5, 2, 6), expected (3, 2, 5, 2, 6)",
+        "a has dtype float32, expected float16",
+        "decoder state for 3 streams of 16x24",
+    ):
+        assert part in str(raised.value)
+
+
+def test_a_size_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(InputError, match="video width is 20; expected a multiple of 8"):
+        StateSpec("a", ("batch", "width/8"), "float32", "").resolve(1, 16, 20)
+
+
+def test_state_specs_round_trip_through_json() -> None:
+    for state in SPEC.states:
+        assert StateSpec.from_dict(state.to_dict()) == state

@@ -1,0 +1,246 @@
+"""The 3-D PatchGAN: its shape, its size, its first weights, and what it does with small clips."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from wfvae.errors import ConfigError, InputError
+from wfvae.train.discriminator import PatchDiscriminator3D
+from wfvae.train.losses import generator_loss, hinge_discriminator_loss
+
+
+@pytest.fixture(scope="module")
+def published() -> PatchDiscriminator3D:
+    """With all defaults; tests that share it do not change it."""
+    return PatchDiscriminator3D()
+
+
+def small(**options: Any) -> PatchDiscriminator3D:
+    return PatchDiscriminator3D(**{"base": 4, **options})
+
+
+def clip(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+# Shape --------------------------------------------------------------------------------------------
+
+
+def test_the_published_layers(published: PatchDiscriminator3D) -> None:
+    convolutions = [m for m in published.modules() if isinstance(m, nn.Conv3d)]
+    assert [(m.in_channels, m.out_channels, m.stride, m.bias is not None) for m in convolutions] == [
+        (3, 64, (2, 2, 2), True),
+        (64, 128, (2, 2, 2), False),
+        (128, 256, (1, 2, 2), False),
+        (256, 512, (1, 2, 2), False),
+        (512, 512, (1, 1, 1), False),
+        (512, 1, (1, 1, 1), True),
+    ]
+    assert {(m.kernel_size, m.padding) for m in convolutions} == {((3, 3, 3), (1, 1, 1))}
+    kinds = [type(m).__name__ for m in published.modules() if not list(m.children())]
+    block = ["Conv3d", "BatchNorm3d", "LeakyReLU", "Dropout"]
+    assert kinds == ["Conv3d", "LeakyReLU", *block * 4, "Conv3d"]
+    assert {m.negative_slope for m in published.modules() if isinstance(m, nn.LeakyReLU)} == {0.2}
+    assert {m.p for m in published.modules() if isinstance(m, nn.Dropout)} == {0.3}
+
+
+def test_parameter_count_by_hand(published: PatchDiscriminator3D) -> None:
+    convolutions = 27 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512 * 512 + 512 * 1)
+    biases, norms = 64 + 1, 2 * (128 + 256 + 512 + 512)
+    assert parameters(published) == convolutions + biases + norms == 11_744_641
+
+
+def test_parameter_count_of_other_widths() -> None:
+    """Two layers on 5 channels, base 4: 5 -> 4 -> 8, and the block 8 -> 16 of stride 1."""
+    assert parameters(small(channels=5, layers=2)) == 27 * (5 * 4 + 4 * 8 + 8 * 16 + 16) + (4 + 1) + 2 * (
+        8 + 16
+    )
+    # Six layers: channels stop at eight times base.
+    widths = [
+        small(layers=6).blocks.get_submodule(f"{i}.0").get_parameter("weight").shape[0] for i in range(6)
+    ]
+    assert widths == [8, 16, 32, 32, 32, 32]
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 9), st.integers(1, 70), st.integers(1, 70), st.integers(1, 5))
+def test_one_logit_for_every_patch(frames: int, height: int, width: int, layers: int) -> None:
+    """Any size in eval mode. Time is halved by the first two layers, space by all, and what is left
+    over makes a patch.
+    """
+    discriminator = small(layers=layers, base=1).eval()
+    time, space = 2 ** min(layers, 2), 2**layers
+    expected = (math.ceil(frames / time), math.ceil(height / space), math.ceil(width / space))
+    assert discriminator.patches(frames, height, width) == expected
+    assert discriminator(clip(2, 3, frames, height, width)).shape == (2, 1, *expected)
+
+
+@pytest.mark.parametrize("frames", range(1, 10))
+def test_short_clips_train(frames: int) -> None:
+    """A step on one clip of 32x32: finite, with a gradient for every weight and for the clip."""
+    discriminator = small()
+    real, fake = clip(1, 3, frames, 32, 32), clip(1, 3, frames, 32, 32, seed=1).requires_grad_()
+    hinge_discriminator_loss(discriminator(real), discriminator(fake)).backward()
+    for name, parameter in discriminator.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+        # Inside the margin, real and reconstructed clips pull the last bias equally, in opposite
+        # directions.
+        assert parameter.grad.any() or name == "head.bias"
+    generator_loss(discriminator(fake)).backward()
+    assert fake.grad is not None
+    assert all(fake.grad[:, :, t].any() for t in range(frames)), "every frame is judged"
+
+
+def test_logits_against_the_layers_written_out() -> None:
+    """Eval mode, in float64, by unfolding each convolution into products."""
+    discriminator = small(layers=2, base=2).double().eval()
+    for norm in discriminator.modules():
+        if isinstance(norm, nn.BatchNorm3d):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            norm.running_mean.copy_(clip(norm.num_features))
+            norm.running_var.copy_(clip(norm.num_features, seed=1).abs() + 0.5)
+    weights = discriminator.state_dict()
+
+    def convolve(x: Tensor, name: str, stride: tuple[int, int, int]) -> Tensor:
+        padded = nn.functional.pad(x, (1,) * 6)
+        patches = padded.unfold(2, 3, stride[0]).unfold(3, 3, stride[1]).unfold(4, 3, stride[2])
+        return torch.einsum("bcthwijk,ocijk->bothw", patches, weights[f"{name}.weight"])
+
+    def channels(values: Tensor) -> Tensor:
+        return values.view(1, -1, 1, 1, 1)
+
+    video = clip(2, 3, 5, 9, 8).double()
+    x = convolve(video, "stem.0", (2, 2, 2)) + channels(weights["stem.0.bias"])
+    x = torch.where(x > 0, x, 0.2 * x)
+    for index, stride in enumerate([(2, 2, 2), (1, 1, 1)]):
+        x = convolve(x, f"blocks.{index}.0", stride)
+        norm = {
+            k: channels(weights[f"blocks.{index}.1.{k}"])
+            for k in ("running_mean", "running_var", "weight", "bias")
+        }
+        x = (x - norm["running_mean"]) / (norm["running_var"] + 1e-5).sqrt() * norm["weight"] + norm["bias"]
+        x = torch.where(x > 0, x, 0.2 * x)
+    x = convolve(x, "head", (1, 1, 1)) + channels(weights["head.bias"])
+    torch.testing.assert_close(discriminator(video), x, rtol=1e-10, atol=1e-12)
+
+
+def test_dropout_only_in_training() -> None:
+    discriminator, video = small(), clip(1, 3, 5, 32, 32)
+    torch.manual_seed(0)
+    assert not torch.equal(discriminator(video), discriminator(video))
+    discriminator.eval()
+    assert torch.equal(discriminator(video), discriminator(video))
+
+
+def test_it_can_learn() -> None:
+    """A few steps tell bright clips from dark ones, whose patches end beyond the margins."""
+    discriminator = small(dropout=0.0)
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=5e-3)
+    real, fake = clip(2, 3, 5, 32, 32).abs(), -clip(2, 3, 5, 32, 32, seed=1).abs()
+    both = torch.cat([real, fake])
+    losses = []
+    for _ in range(40):
+        logits = discriminator(both)
+        loss = hinge_discriminator_loss(logits[:2], logits[2:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 0.5
+    assert losses[-1] < 0.1
+
+
+# First weights ------------------------------------------------------------------------------------
+
+
+def test_first_weights(published: PatchDiscriminator3D) -> None:
+    drawn = []
+    for module in published.modules():
+        if isinstance(module, nn.Conv3d | nn.BatchNorm3d):
+            mean = 1.0 if isinstance(module, nn.BatchNorm3d) else 0.0
+            drawn.append((module.weight.detach() - mean).flatten())
+            assert module.bias is None or not module.bias.any()
+            count = module.weight.numel()
+            assert abs(drawn[-1].mean().item()) < 5 * 0.02 / count**0.5
+            assert drawn[-1].std().item() == pytest.approx(0.02, rel=5 / (2 * count) ** 0.5)
+    values = torch.cat(drawn)[:1_000_000] / 0.02
+    # A normal distribution's shares within 1, 2 and 3 standard deviations.
+    for width, share in ((1, 0.6827), (2, 0.9545), (3, 0.9973)):
+        assert (values.abs() < width).double().mean().item() == pytest.approx(share, abs=0.002)
+
+
+def test_refresh_is_the_seeds_and_touches_nothing_else() -> None:
+    discriminator = small(seed=1)
+    first = {name: tensor.clone() for name, tensor in discriminator.state_dict().items()}
+    places = [p.data_ptr() for p in discriminator.parameters()]
+    optimizer = torch.optim.SGD(discriminator.parameters(), lr=0.1)
+    discriminator(clip(1, 3, 5, 32, 32)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(
+        discriminator.state_dict()["blocks.0.1.running_mean"], first["blocks.0.1.running_mean"]
+    )
+    before = torch.get_rng_state()
+    discriminator.refresh(1)
+    assert all(torch.equal(tensor, first[name]) for name, tensor in discriminator.state_dict().items())
+    discriminator.refresh(2)
+    assert torch.equal(small(seed=2).head.weight, discriminator.head.weight)
+    assert torch.equal(torch.get_rng_state(), before)
+    drawn = [n for n, t in discriminator.state_dict().items() if not torch.equal(t, first[n])]
+    assert drawn == [n for n in first if n.endswith("weight")]
+    assert [p.data_ptr() for p in discriminator.parameters()] == places, (
+        "an optimizer's parameters stay its own"
+    )
+
+
+def test_refresh_gives_the_same_weights_in_any_precision() -> None:
+    wide = small(seed=3).double()
+    wide.refresh(3)
+    assert torch.equal(wide.head.weight, small(seed=3).head.weight.double())
+
+
+# Refusals -----------------------------------------------------------------------------------------
+
+
+def test_one_patch_is_too_few_for_batch_statistics() -> None:
+    discriminator, tiny = small(), clip(1, 3, 4, 16, 16)
+    with pytest.raises(
+        InputError, match="a batch of 1 clip of 4 frames of 16x16 leaves the discriminator one patch"
+    ):
+        discriminator(tiny)
+    for enough in (clip(2, 3, 4, 16, 16), clip(1, 3, 5, 16, 16), clip(1, 3, 4, 16, 17)):
+        assert discriminator(enough).isfinite().all()
+    assert discriminator.eval()(tiny).shape == (1, 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 32, 32), (1, 1, 5, 32, 32), (1, 3, 0, 32, 32), (0, 3, 5, 32, 32)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"the discriminator expects \(B, 3, T, H, W\)"):
+        small()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": 0}, "layers is 0; expected an integer >= 1"),
+        ({"base": 1.5}, "base is 1.5"),
+        ({"channels": -3}, "channels is -3"),
+        ({"dropout": 1.0}, "dropout is 1.0; expected a probability in"),
+        ({"dropout": float("nan")}, "dropout is nan"),
+    ],
+)
+def test_impossible_networks_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small(**options)

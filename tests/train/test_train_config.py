@@ -1,0 +1,362 @@
+"""Training configurations: ready ones, files, overrides and refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fixtures.program import Program
+from wfvae.cli.main import main
+from wfvae.cli.train import _default_directory
+from wfvae.errors import ConfigError
+from wfvae.model.config import Preset, WFVAEConfig
+from wfvae.train.config import DataSettings, TrainingConfig, ready_configs
+
+FOLDER = ["data.folder=videos"]
+
+
+@pytest.mark.parametrize(("name", "preset"), [("S", "S"), ("M", "M"), ("L", "L"), ("tiny-paper", "tiny")])
+@pytest.mark.parametrize(
+    ("stage", "frames", "stride", "lpips", "steps"),
+    [(1, 25, 1, 1.0, 800_000), (2, 49, 2, 1.0, 200_000), (3, 49, 2, 0.1, 200_000)],
+)
+def test_the_stages_are_those_of_the_paper(
+    name: str, preset: Preset, stage: int, frames: int, stride: int, lpips: float, steps: int
+) -> None:
+    config = TrainingConfig.load(f"{name}-stage{stage}", FOLDER)
+    assert config.model.architecture() == WFVAEConfig.preset(preset)
+    assert (config.data.frames, config.data.stride, config.data.height, config.data.width) == (
+        frames,
+        stride,
+        256,
+        256,
+    )
+    loss, optimizer = config.loss, config.optimizer
+    assert (loss.reconstruction, loss.perceptual, loss.perceptual_weight) == ("l1", "vgg", lpips)
+    assert (loss.kl_weight, loss.wavelet_weight, loss.adversarial, loss.adversarial_weight) == (
+        1e-6,
+        0.1,
+        True,
+        0.5,
+    )
+    assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (1e-5, (0.9, 0.999), 1e-4)
+    assert (optimizer.batch, optimizer.ema_decay, optimizer.schedule) == (8, 0.999, "constant")
+    assert (config.run.steps, config.run.precision) == (steps, "auto" if preset == "tiny" else "bf16")
+
+
+def ready(name: str) -> TrainingConfig:
+    """A ready configuration, with a folder if it wants one."""
+    try:
+        return TrainingConfig.load(name)
+    except ConfigError:
+        return TrainingConfig.load(name, FOLDER)
+
+
+def test_every_ready_config_loads_and_is_listed(program: Program) -> None:
+    listed = program.done("train", "--list")
+    assert listed == ready_configs()
+    assert len(listed) == 9 + 3 + 12 + 1
+    assert listed[-3:] == ["tiny-stage10", "tiny-stage11", "tiny-stage12"]
+    for name in ready_configs():
+        ready(name)
+
+
+def test_the_help_names_ready_configs(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    named = set(re.findall(r"wfvae train (\S+) --(?:out|set)", capsys.readouterr().out))
+    assert len(named) > 2
+    assert named <= set(ready_configs())
+
+
+def test_each_stage_starts_from_the_one_before() -> None:
+    for name in ready_configs():
+        preset, _, stage = name.partition("-stage")
+        if not stage:
+            assert name == "tiny-quick" and not ready(name).run.initial
+            continue
+        expected = "" if stage == "1" else f"./runs/{preset}-stage{int(stage) - 1}"
+        # These start from what had been shipped, the means of stages before.
+        assert ready(name).run.initial == ("tiny" if name in ("tiny-stage11", "tiny-stage12") else expected)
+        # With the same seed a stage on the same videos would see the crops of the one before again,
+        # in the same order.
+        assert ready(name).run.seed == int(stage) - 1
+
+
+def test_a_stage_without_the_one_before_is_refused(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    complaint = program.refused("train", "tiny-stage2", "--set", "data.workers=0")
+    assert "./runs/tiny-stage1 does not exist; expected a checkpoint directory" in complaint
+
+
+def test_a_runs_own_configuration_goes_on_with_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "checkpoints").mkdir(parents=True)
+    assert _default_directory(Path("here/config.toml")) == Path("here")
+    assert _default_directory(Path("other/config.toml")) == Path("runs/config")
+    assert _default_directory(Path("S-stage1")) == Path("runs/S-stage1")
+
+
+def test_a_folder_is_asked_for(program: Program) -> None:
+    assert "--set data.folder=DIR" in program.refused("train", "S-stage1")
+
+
+def test_toml_and_dict_read_back_equal(tmp_path: Path) -> None:
+    changes = [
+        "model.latent_dim=8",
+        "optimizer.betas=[0.5, 0.9]",
+        "run.initial=some dir",
+        "loss.frame_weights=[2, 1, 1, 1]",
+    ]
+    changes += [
+        'data.scenes=["mixed", "titles"]',
+        "loss.coarse_weights=[0, 2.5]",
+        "loss.change_weights=[1]",
+        "loss.flicker_weights=[3, 4]",
+    ]
+    config = TrainingConfig.load("tiny-stage1", changes)
+    (tmp_path / "again.toml").write_text(config.to_toml(), encoding="utf-8")
+    assert TrainingConfig.load(tmp_path / "again.toml") == config
+    assert TrainingConfig.from_dict(config.to_dict()) == config
+    assert config.model.latent_dim == 8
+    assert config.optimizer.betas == (0.5, 0.9)
+    assert config.run.initial == "some dir"
+    assert config.loss.frame_weights == (2.0, 1.0, 1.0, 1.0)
+    assert config.loss.coarse_weights == (0.0, 2.5)
+    assert config.loss.change_weights == (1.0,)
+    assert config.loss.flicker_weights == (3.0, 4.0)
+    assert config.data.scenes == ("mixed", "titles")
+    weights = [f"loss.{name}_weights" for name in ("frame", "coarse", "change", "flicker")]
+    changed = ["model.latent_dim", "data.scenes", *weights, "optimizer.betas", "run.initial"]
+    assert config.differences(TrainingConfig.load("tiny-stage1")) == changed
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_any_text_reads_back_from_toml(text: str) -> None:
+    for folder in (text, f'{text}\x7f\U0001f3ac\r\n"\\u0041'):
+        config = TrainingConfig(data=DataSettings(folder=folder or "."))
+        assert TrainingConfig.from_dict(tomllib.loads(config.to_toml())) == config
+
+
+def test_text_that_no_file_can_hold_is_refused() -> None:
+    # What the command line makes of a name whose bytes are not UTF-8.
+    with pytest.raises(
+        ConfigError, match=r"data.folder is 'v\\udcff', which is not UTF-8 .*; use another name$"
+    ):
+        TrainingConfig.load("tiny-quick", ["data.folder=v\udcff"])
+
+
+def test_text_needs_no_quotes_whatever_it_looks_like() -> None:
+    for text, read in (
+        ("2024", "2024"),
+        ("true", "true"),
+        ('"a b"', "a b"),
+        ("'x'", "x"),
+        (" x y ", "x y"),
+        ('"', '"'),
+        ("", ""),
+    ):
+        config = TrainingConfig.load("tiny-quick", [f"run.initial={text}"])
+        assert config.run.initial == read
+    assert TrainingConfig.load("tiny-quick", ["data.kind=folder", "data.folder=2024"]).data.folder == "2024"
+    # A word of a list is none.
+    with pytest.raises(ConfigError, match=r"data\.kind is 2024; expected one of 'folder', 'procedural'"):
+        TrainingConfig.load("tiny-quick", ["data.kind=2024"])
+
+
+def test_one_set_takes_several_keys_and_may_stand_anywhere(program: Program) -> None:
+    for words in (
+        ("tiny-quick", "--set", "run.seed=3", "optimizer.batch=2"),
+        ("--set", "run.seed=3", "--set", "optimizer.batch=2", "tiny-quick"),
+    ):
+        shown = program.done("train", *words, "--show")
+        assert (shown["run"]["seed"], shown["optimizer"]["batch"]) == (3, 2)
+    assert "no configuration was given" in program.refused("train", "--set", "run.seed=3")
+
+
+def test_ablations_reach_the_architecture() -> None:
+    config = TrainingConfig.load(
+        "tiny-stage1", ["model.energy_flow_l2=false", "model.energy_flow_l3=false", "loss.wavelet_weight=0"]
+    )
+    architecture = config.model.architecture()
+    assert (architecture.energy_flow_l2, architecture.energy_flow_l3) == (False, False)
+    assert config.loss.wavelet_weight == 0.0
+    wide = [
+        "model.base_channels=32",
+        "model.encoder_energy_flow_hidden_size=32",
+        "model.decoder_energy_flow_hidden_size=32",
+    ]
+    assert (
+        TrainingConfig.load("tiny-stage1", ["model.norm_type=groupnorm", *wide])
+        .model.architecture()
+        .norm_type
+        == "groupnorm"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimiser.batch=4", "unknown key optimiser; did you mean optimizer?"),
+        (
+            "optimizer.learnig_rate=1",
+            "unknown key optimizer.learnig_rate; did you mean optimizer.learning_rate?",
+        ),
+        ("data.frames=10", "a clip has 1 + 4 n frames, for example 9 or 13"),
+        ("data.frames=0", "a clip has 1 + 4 n frames, for example 1 or 5"),
+        ("data.height=100", "data.height is 100; expected a positive multiple of 8"),
+        ("data.crop_height=256", "data.crop_height is 256"),
+        (
+            "validation.crop_height=512",
+            "validation.crop_height is 512; expected a multiple of 8 up to 128, or 0",
+        ),
+        ("validation.height=12", "validation.height is 12"),
+        ("data.crop_width=0", "only one of"),
+        (
+            "data.folder=videos",
+            (
+                "data.folder is 'videos', but data.kind is \"procedural\", which reads no videos; also set"
+                " data.kind=folder"
+            ),
+        ),
+        ("data.kind=files", "data.kind is 'files'; expected one of 'folder', 'procedural'"),
+        ("run.steps=1.5", "run.steps is 1.5; expected an integer"),
+        ("run.steps=true", "run.steps is True; expected an integer"),
+        ("run.seed=-1", "run.seed is -1; expected a finite number of at least 0"),
+        ("optimizer.learning_rate=nan", "optimizer.learning_rate is nan"),
+        ("optimizer.learning_rate=inf", "optimizer.learning_rate is inf"),
+        ("optimizer.ema_decay=1.0", "optimizer.ema_decay is 1.0; expected 0 <= value < 1"),
+        ("optimizer.betas=[0.9]", "expected a list of 2 values"),
+        ('data.scenes=["mixed", "sea"]', "data.scenes is 'sea'; expected one of 'mixed', 'terrain'"),
+        ("data.scenes=titles", "data.scenes is 'titles'; expected a list of values"),
+        ("data.min_stride=2", "data.min_stride is 2; expected 0 (always 1) or an integer in 1..1"),
+        ("data.min_stride=-1", "data.min_stride is -1; expected 0"),
+        ("data.stills=1.5", "data.stills is 1.5; expected the share of the clips"),
+        ("data.stills=-1", "data.stills is -1.0; expected the share of the clips"),
+        ("data.shot_seconds=0", "data.shot_seconds is 0.0; expected seconds above 0 and at most 3600"),
+        ("data.shot_seconds=nan", "data.shot_seconds is nan; expected seconds"),
+        ("data.scenes=[]", "data.scenes is []; expected one or more of mixed, terrain, leaves"),
+        ("loss.frame_weights=2", "loss.frame_weights is 2; expected a list of values"),
+        (
+            "loss.frame_weights=[1, 1, 1]",
+            (
+                "loss.frame_weights is [1.0, 1.0, 1.0]; expected 4 positive numbers up to 1e+18, one for each"
+                " frame of a latent"
+            ),
+        ),
+        ("loss.frame_weights=[1, 1, 0, 1]", "expected 4 positive numbers"),
+        ("loss.frame_weights=[1, 1, 1e300, 1]", "expected 4 positive numbers up to 1e+18"),
+        ("loss.coarse_weights=[1e300]", "expected numbers in 0..1e+18"),
+        ("data.height=80000000000000000000", "data.height is 80000000000000000000; expected at most 1e+18"),
+        ("loss.frame_weights=[1, 1, nan, 1]", "expected 4 positive numbers"),
+        (
+            "loss.coarse_weights=[1, -1]",
+            "loss.coarse_weights is [1.0, -1.0]; expected numbers in 0..1e+18, of 2, 4, 8, ... pixels",
+        ),
+        ("loss.coarse_weights=[nan]", "expected numbers in 0..1e+18"),
+        (
+            "loss.coarse_weights=[1, 1, 1, 1, 1, 1, 1, 1, 1]",
+            (
+                "loss.coarse_weights has 9 scales, up to windows of 512 pixels, and clips are 64x64; expected"
+                " fewer scales, or larger clips"
+            ),
+        ),
+        ("loss.change_weights=[-1]", "loss.change_weights is [-1.0]; expected numbers in 0..1e+18"),
+        (
+            "loss.change_weights=[1, 1, 1, 1, 1, 1, 1]",
+            "loss.change_weights has 7 scales, up to windows of 128 pixels",
+        ),
+        (
+            "loss.flicker_weights=[1, nan]",
+            "loss.flicker_weights is [1.0, nan]; expected numbers in 0..1e+18, of 1, 2, 4, ... pixels",
+        ),
+        (
+            "loss.flicker_weights=[1, 1, 1, 1, 1, 1, 1, 1]",
+            "loss.flicker_weights has 8 scales, up to windows of 128 pixels",
+        ),
+        ("run.seed=99999999999999999999999", "run.seed is 99999999999999999999999; expected at most 1e+18"),
+        ("optimizer.learning_rate=1e300", "optimizer.learning_rate is 1e+300; expected at most 1e+18"),
+        ("optimizer.final_rate=5", "optimizer.final_rate is 5.0; expected at most 1"),
+        ("data.workers=5000", "data.workers is 5000; expected at most 512"),
+        ("run.threads=100000", "run.threads is 100000; expected at most 1024"),
+        (
+            "run.learning_rate=1",
+            (
+                "known are: steps, seed, precision, activation_checkpointing, threads, initial,"
+                " checkpoint_every, keep, log_"
+            ),
+        ),
+        ("model.preset=XL", "model.preset is 'XL'; expected one of 'S', 'M', 'L', 'tiny'"),
+        ("model.temporal_compression=2", "expected one of 4, 8"),
+        ("model.norm_type=groupnorm", "divisible by 32"),
+        ("loss.adversarial=1", "loss.adversarial is 1; expected true or false"),
+        ("data=3", "section.key=value"),
+        ("nonsense", "section.key=value"),
+        ("data.folder.x=3", "data.folder.x"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(program: Program, override: str, said: str) -> None:
+    assert said in program.refused("train", "tiny-stage1", "--set", override)
+
+
+def test_several_crops_need_a_size(program: Program) -> None:
+    overrides = ["data.crop_height=0", "data.crop_width=0", "data.crops_per_clip=4"]
+    said = program.refused(
+        "train", "tiny-stage1", *(word for override in overrides for word in ("--set", override))
+    )
+    assert "data.crops_per_clip is 4 without a size of crops" in said
+
+
+def test_wrong_files_are_refused(program: Program, tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text("[run]\nsteps = \n", encoding="utf-8")
+    assert "cannot read the training configuration" in program.refused("train", path)
+    path.write_bytes(b"\xff\xfe")
+    assert "cannot read the training configuration" in program.refused("train", path)
+    path.write_text("run = 3\n", encoding="utf-8")
+    assert "run is 3; expected a section of keys" in program.refused("train", path)
+    assert "neither a file nor a ready configuration" in program.refused("train", "S-stage4")
+    assert "no configuration was given" in program.refused("train")
+
+
+def test_show_prints_every_key(program: Program) -> None:
+    shown = program.done("train", "tiny-stage1", "--show", "--set", "run.seed=7")
+    assert shown["run"]["seed"] == 7
+    assert TrainingConfig.from_dict(shown) == TrainingConfig.load("tiny-stage1", ["run.seed=7"])
+
+
+def test_a_config_refuses_values_of_another_kind() -> None:
+    with pytest.raises(ConfigError, match="run is 5; expected a section"):
+        TrainingConfig.from_dict({"run": 5})
+
+
+def test_every_key_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    for name, section in TrainingConfig.load("tiny-stage1").to_dict().items():
+        part = text.partition(f"### [{name}]")[2].partition("\n### ")[0]
+        missing = [key for key in section if f"| `{key}` |" not in part]
+        assert not missing, f"[{name}] of docs/training.md lacks {missing}"
+
+
+def test_documented_defaults_are_those_of_the_program() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    settings = TrainingConfig(data=DataSettings(folder="videos"))
+    for section in fields(settings):
+        part = text.partition(f"### [{section.name}]")[2].partition("\n### ")[0]
+        rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", part, re.MULTILINE))
+        kind = type(getattr(settings, section.name))
+        expected = {
+            f.name: "the preset's" if f.default is None else json.dumps(f.default) for f in fields(kind)
+        }
+        assert rows == expected

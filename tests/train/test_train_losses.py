@@ -1,0 +1,652 @@
+"""The training losses against sums worked out by loops and by hand, and their gradients against
+finite differences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from wfvae.errors import InputError
+from wfvae.model.distribution import DiagonalGaussian
+from wfvae.model.vae import DecoderOutput, EncoderOutput
+from wfvae.train.losses import (
+    adaptive_weight,
+    change_loss,
+    coarse_loss,
+    flicker_loss,
+    generator_loss,
+    hinge_discriminator_loss,
+    kl_loss,
+    reconstruction_loss,
+    total_loss,
+    wavelet_loss,
+)
+
+SHAPE = (2, 3, 4, 5, 6)
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64, grad: bool = False) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=dtype).requires_grad_(grad)
+
+
+def apart(*shape: int) -> tuple[Tensor, Tensor]:
+    """Two tensors nowhere closer than 0.1, so that finite differences never cross the kink of the
+    absolute value.
+    """
+    first = draw(*shape)
+    offset = draw(*shape, seed=1)
+    return first, (first + offset.sign() * (0.1 + offset.abs())).requires_grad_()
+
+
+def outputs(
+    w2: Tensor, w3: Tensor, estimate2: Tensor | None, estimate3: Tensor | None
+) -> tuple[EncoderOutput, DecoderOutput]:
+    unused = torch.zeros(w2.shape[0], 2, 1, 1, 1)
+    return EncoderOutput(DiagonalGaussian(unused), w2, w3), DecoderOutput(unused, estimate2, estimate3)
+
+
+# Reconstruction -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+@pytest.mark.parametrize("flat", [True, False])
+def test_reconstruction_adds_a_frames_lpips_to_each_of_its_elements(kind: Any, flat: bool) -> None:
+    video, reconstruction, perceptual = draw(*SHAPE), draw(*SHAPE, seed=1), draw(2, 4, seed=2).abs()
+    expected, (x, y, p) = 0.0, (t.numpy() for t in (video, reconstruction, perceptual))
+    for b, c, t, row, column in np.ndindex(*SHAPE):
+        difference = abs(x[b, c, t, row, column] - y[b, c, t, row, column])
+        expected += (difference if kind == "l1" else difference**2) + 0.25 * p[b, t]
+    given = perceptual.reshape(-1) if flat else perceptual
+    actual = reconstruction_loss(video, reconstruction, kind=kind, perceptual=given, perceptual_weight=0.25)
+    assert actual.item() == pytest.approx(expected / 8, rel=1e-12)
+
+
+def test_reconstruction_by_hand() -> None:
+    """One clip of two frames of 3 x 1 x 2 values: all differ by 0.5 in the first frame, by 2 in the
+    second; LPIPS 0.1 and 0.3.
+    """
+    video = torch.zeros(1, 3, 2, 1, 2)
+    reconstruction = torch.tensor([0.5, -2.0]).view(1, 1, 2, 1, 1).expand(1, 3, 2, 1, 2)
+    perceptual = torch.tensor([0.1, 0.3])
+
+    def loss(kind: Any, values: Tensor | None, weight: float) -> float:
+        return reconstruction_loss(
+            video, reconstruction, kind=kind, perceptual=values, perceptual_weight=weight
+        ).item()
+
+    assert loss("l1", None, 1.0) == pytest.approx((6 * 0.5 + 6 * 2) / 2)
+    assert loss("l2", None, 1.0) == pytest.approx((6 * 0.25 + 6 * 4) / 2)
+    assert loss("l1", perceptual, 1.0) == pytest.approx((6 * 0.6 + 6 * 2.3) / 2)
+    assert loss("l1", perceptual, 0.1) == pytest.approx((6 * 0.51 + 6 * 2.03) / 2)
+
+    def weighted(values: Tensor | None) -> float:
+        weights = torch.tensor([1.0, 0.25])
+        terms = {"perceptual": values, "perceptual_weight": 0.1, "frame_weights": weights}
+        return reconstruction_loss(video, reconstruction, kind="l1", **terms).item()  # type: ignore[arg-type]
+
+    assert weighted(None) == pytest.approx((6 * 0.5 + 6 * 0.25 * 2) / 2)
+    assert weighted(perceptual) == pytest.approx((6 * 0.51 + 6 * 0.25 * 2.03) / 2)
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_reconstruction_gradients(kind: Any) -> None:
+    video, reconstruction = apart(1, 3, 2, 2, 2)
+    perceptual = draw(2, seed=3, grad=True)
+
+    def loss(y: Tensor, p: Tensor) -> Tensor:
+        return reconstruction_loss(video, y, kind=kind, perceptual=p, perceptual_weight=0.7)
+
+    assert torch.autograd.gradcheck(loss, (reconstruction, perceptual))
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_coarse_distance_is_that_of_means_over_overlapping_windows(kind: Any) -> None:
+    """Of 2 pixels at every pixel, of 4 at every second; 5 columns more than windows of 8 would need
+    for one.
+    """
+    weights, frame_weights = [0.5, 0.0, 3.0], torch.tensor([2.0, 0.5], dtype=torch.float64)
+    video, reconstruction = draw(2, 3, 2, 9, 13), draw(2, 3, 2, 9, 13, seed=1)
+    expected, (x, y) = 0.0, (video.numpy(), reconstruction.numpy())
+    for b, c, t in np.ndindex(2, 3, 2):
+        for weight, k in zip(weights, (2, 4, 8), strict=True):
+            for top in range(0, 9 - k + 1, k // 2):
+                for left in range(0, 13 - k + 1, k // 2):
+                    mean = (x - y)[b, c, t, top : top + k, left : left + k].mean()
+                    expected += (
+                        float(frame_weights[t])
+                        * weight
+                        * (k / 2) ** 2
+                        * (abs(mean) if kind == "l1" else mean**2)
+                    )
+    given = coarse_loss(video, reconstruction, kind=kind, weights=weights, frame_weights=frame_weights)
+    assert given.item() == pytest.approx(expected / 4, rel=1e-12)
+
+
+def test_coarse_distance_sees_an_even_error_at_each_scale_and_no_checks() -> None:
+    video = torch.zeros(1, 3, 1, 64, 64)
+    checks = torch.ones(64, 64)
+    checks[::2, ::2] = checks[1::2, 1::2] = -1
+
+    def loss(error: Tensor, *weights: float) -> float:
+        return coarse_loss(video, video + error, kind="l2", weights=weights).item()
+
+    assert loss(checks, 1.0, 1.0, 1.0, 1.0) == 0.0
+    for scale, windows in enumerate((63, 31, 15, 7)):
+        assert loss(torch.tensor(0.5), *[0.0] * scale, 2.0) == pytest.approx(
+            2 * 3 * 0.25 * (windows * 2**scale) ** 2
+        )
+    assert loss(torch.tensor(0.5)) == 0.0
+
+
+@pytest.mark.parametrize(("of_windows", "too_many"), [(coarse_loss, 3), (change_loss, 3), (flicker_loss, 4)])
+def test_distances_of_windows_have_gradients_and_say_what_is_wrong(of_windows: Any, too_many: int) -> None:
+    video, reconstruction = apart(1, 3, 3, 4, 6)
+    fast = of_windows is flicker_loss  # which has gradients of its own below
+    assert torch.autograd.gradcheck(
+        lambda y: of_windows(video, y, kind="l2", weights=(1.0, 2.0)), (reconstruction,), fast_mode=fast
+    )
+    half = of_windows(
+        video.to(torch.bfloat16), torch.zeros_like(video, dtype=torch.bfloat16), kind="l2", weights=(1.0,)
+    )
+    assert half.dtype == torch.float32
+    with pytest.raises(
+        InputError, match=f"pictures are 4x6; expected at least 8 pixels a side for {too_many} scales"
+    ):
+        of_windows(video, reconstruction, kind="l2", weights=[1.0] * too_many)
+    with pytest.raises(InputError, match="reconstruction has shape"):
+        of_windows(video, reconstruction[:, :1], kind="l2", weights=(1.0,))
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_distance_of_changes_is_that_of_means_from_one_frame_to_the_next(kind: Any) -> None:
+    weights = [0.5, 3.0]
+    video, reconstruction = draw(2, 3, 4, 5, 6), draw(2, 3, 4, 5, 6, seed=1)
+    expected, error = 0.0, (video - reconstruction).numpy()
+    for b, c, t in np.ndindex(2, 3, 3):
+        for weight, k in zip(weights, (2, 4), strict=True):
+            for top in range(0, 5 - k + 1, k // 2):
+                for left in range(0, 6 - k + 1, k // 2):
+                    now, before = (
+                        error[b, c, at, top : top + k, left : left + k].mean() for at in (t + 1, t)
+                    )
+                    change = now - before
+                    expected += weight * (k / 2) ** 2 * (abs(change) if kind == "l1" else change**2)
+    assert change_loss(video, reconstruction, kind=kind, weights=weights).item() == pytest.approx(
+        expected / 8, rel=1e-12
+    )
+
+
+def test_distance_of_changes_sees_what_comes_and_goes_and_not_what_stays() -> None:
+    video = torch.zeros(1, 3, 8, 8, 8)
+    flicker = torch.tensor([1.0, -1.0] * 4).view(1, 1, 8, 1, 1)
+
+    def loss(error: Tensor) -> float:
+        return change_loss(video, video + error, kind="l2", weights=(0.0, 2.0)).item()
+
+    assert loss(torch.tensor(3.0)) == 0.0
+    assert loss(draw(1, 3, 1, 8, 8).float()) == pytest.approx(0.0, abs=1e-12)
+    windows = 3 * 3
+    assert loss(flicker) == pytest.approx(2 * 4 * 7 * 3 * windows * 4 / 8)  # 7 changes of 2 each, in 8 frames
+    assert loss(10 * flicker) == pytest.approx(100 * loss(flicker))
+
+
+@pytest.mark.parametrize("step", [(0, 0), (1, -1)])
+def test_flicker_has_a_gradient_on_both_sides_of_a_change(step: tuple[int, int]) -> None:
+    """Of a smooth clip that stands still or moves, so that it goes on from frame to frame."""
+    rows, columns = torch.meshgrid(torch.arange(12.0).double(), torch.arange(12.0).double(), indexing="ij")
+    pictures = [
+        torch.sin((rows + step[0] * t) / 2) * torch.cos((columns + step[1] * t) / 3) for t in range(3)
+    ]
+    video = torch.stack(pictures).expand(1, 3, 3, 12, 12)
+    error = 0.1 * draw(1, 3, 3, 12, 12)
+    reconstruction = (video + error + 0.1 * error.sign()).requires_grad_()
+    loss = flicker_loss(video, reconstruction, kind="l2", weights=(1.0, 2.0))
+    [gradient] = torch.autograd.grad(loss, reconstruction)
+    assert loss > 0.01 and all(frame.any() for frame in gradient.unbind(dim=2))
+    # Fast, in random directions: each evaluation searches for the motion again.
+    assert torch.autograd.gradcheck(
+        lambda y: flicker_loss(video, y, kind="l2", weights=(1.0, 2.0)), (reconstruction,), fast_mode=True
+    )
+
+
+def test_flicker_says_which_clips_it_takes() -> None:
+    video = torch.zeros(1, 3, 2, 4, 5)
+    with pytest.raises(
+        InputError, match=r"video has shape \(1, 3, 2, 4, 5\); expected \(B, 3, T, H, W\) with H and W even"
+    ):
+        flicker_loss(video, video, kind="l2", weights=(1.0,))
+    with pytest.raises(InputError, match="with H and W even"):
+        flicker_loss(video[:, :1, ..., :4], video[:, :1, ..., :4], kind="l2", weights=(1.0,))
+    assert flicker_loss(video[..., :4], video[..., :4] + 1, kind="l2", weights=()).item() == 0.0
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_flicker_of_what_stands_still_is_the_change_of_luma_over_one_two_and_four_frames(kind: Any) -> None:
+    """The last frame shows something else, which nothing goes on to."""
+    weights, luma = [0.5, 0.0, 3.0], np.array([0.2126, 0.7152, 0.0722])
+    still = (
+        torch.rand(2, 3, 1, 12, 14, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    )
+    video = still.repeat(1, 1, 7, 1, 1)
+    video[:, :, 6:] += 5
+    reconstruction = video + 0.1 * draw(*video.shape)
+    error = np.einsum("bcthw,c->bthw", (video - reconstruction).numpy(), luma)
+    expected = 0.0
+    for k in (1, 2, 4):
+        for b, t in np.ndindex(2, 6 - k):
+            change = error[b, t + k] - error[b, t]
+            for weight, s, step in zip(weights, (1, 2, 4), (1, 1, 2), strict=True):
+                for top in range(0, 12 - s + 1, step):
+                    for left in range(0, 14 - s + 1, step):
+                        mean = change[top : top + s, left : left + s].mean()
+                        expected += weight * max(s / 2, 1) ** 2 * (abs(mean) if kind == "l1" else mean**2)
+    given = flicker_loss(video, reconstruction, kind=kind, weights=weights)
+    assert given.item() == pytest.approx(expected / (3 * 2 * 7), rel=1e-12)
+
+
+def test_flicker_follows_what_moves() -> None:
+    """A texture that goes 3 pixels to the right and 2 up each frame. What is always missing of it
+    goes with it; what is missing by turns flickers, and so does what stands still in front of it."""
+    generator = torch.Generator().manual_seed(0)
+    canvas, missing = torch.rand(3, 100, 100, generator=generator) * 2 - 1, torch.zeros(3, 100, 100)
+    missing[:, 36:56, 36:52] = 0.1 * torch.randn(3, 20, 16, generator=generator)
+
+    def shown(picture: Tensor) -> Tensor:
+        return torch.stack(
+            [picture[:, 20 + 2 * t : 84 + 2 * t, 26 - 3 * t : 90 - 3 * t] for t in range(8)], dim=1
+        )[None]
+
+    video, along = shown(canvas), shown(missing)
+
+    def loss(error: Tensor) -> float:
+        return flicker_loss(video, video + error, kind="l2", weights=(1.0, 1.0)).item()
+
+    turns = torch.tensor([1.0, -1.0] * 4).view(1, 1, 8, 1, 1)
+    luma = torch.einsum("chw,c->hw", missing, missing.new_tensor([0.2126, 0.7152, 0.0722]))
+    # Over one frame twice the error comes and goes, in 7 of 8 frames; over two and four frames it
+    # is the same again.
+    pairs = torch.nn.functional.avg_pool2d(luma[None], 2, 1)
+    assert loss(along * turns) == pytest.approx(
+        7 * 4 * float(luma.square().sum() + pairs.square().sum()) / (3 * 8), rel=1e-3
+    )
+    assert loss(along) < 1e-3 * loss(along * turns)
+    assert loss(along[:, :, 4:5].expand_as(along)) > loss(along * turns) / 4
+
+
+def test_flicker_is_of_luma() -> None:
+    video = (torch.rand(1, 3, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1).expand(
+        1, 3, 4, 16, 16
+    )
+    turns = torch.tensor([1.0, -1.0] * 2).view(1, 1, 4, 1, 1)
+
+    def loss(*colour: float) -> float:
+        return flicker_loss(
+            video, video + turns * torch.tensor(colour).view(1, 3, 1, 1, 1), kind="l2", weights=(1.0,)
+        ).item()
+
+    assert loss(0.1, 0.1, 0.1) == pytest.approx(256 * 3 * 0.04 / (3 * 4), rel=1e-4)
+    assert loss(0.0, 0.0, 0.1) == pytest.approx(0.0722**2 * loss(0.1, 0.1, 0.1), rel=1e-4)
+    assert loss(0.0722, 0.0, -0.2126) == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("of_changes", [change_loss, flicker_loss])
+def test_a_single_frame_does_not_change(of_changes: Any) -> None:
+    video, reconstruction = apart(1, 3, 1, 4, 6)
+    loss = of_changes(video, reconstruction, kind="l2", weights=(1.0,))
+    [gradient] = torch.autograd.grad(loss, reconstruction)
+    assert loss.item() == 0.0 and not gradient.any()
+
+
+def test_bf16_is_summed_in_fp32() -> None:
+    """1,572,864 differences of 1: in bf16 even the integers above 256 are not all there."""
+    ones = torch.ones(1, 3, 2, 512, 512, dtype=torch.bfloat16)
+    loss = reconstruction_loss(
+        ones, torch.zeros_like(ones), kind="l1", perceptual=None, perceptual_weight=1.0
+    )
+    assert (loss.dtype, loss.item()) == (torch.float32, 3 * 512 * 512)
+    bands = torch.ones(1, 24, 1, 100, 100, dtype=torch.bfloat16)
+    wavelet = wavelet_loss(*outputs(bands, bands, torch.zeros_like(bands), torch.zeros_like(bands)))
+    assert (wavelet.dtype, wavelet.item()) == (torch.float32, 2 * 240_000)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "huber"}, "'huber'; expected one of l1, l2"),
+        ({"reconstruction": torch.zeros(2, 3, 4, 5, 1)}, r"reconstruction has shape \(2, 3, 4, 5, 1\)"),
+        ({"video": torch.zeros(3, 4, 5, 6)}, r"video has shape \(3, 4, 5, 6\); expected \(B, C, T, H, W\)"),
+        (
+            {"perceptual": torch.zeros(4, 2)},
+            r"perceptual has shape \(4, 2\); expected one value per frame, \(2, 4\) or \(8,\)",
+        ),
+        ({"perceptual": torch.zeros(())}, r"perceptual has shape \(\)"),
+    ],
+)
+def test_reconstruction_refuses_what_would_broadcast(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {
+        "video": torch.zeros(SHAPE),
+        "reconstruction": torch.zeros(SHAPE),
+        "kind": "l1",
+        "perceptual": None,
+    }
+    arguments |= change
+    with pytest.raises(InputError, match=message):
+        reconstruction_loss(
+            arguments.pop("video"), arguments.pop("reconstruction"), perceptual_weight=1.0, **arguments
+        )
+
+
+# KL -----------------------------------------------------------------------------------------------
+
+
+def test_kl_against_the_integral() -> None:
+    """The definition, integral of q log(q / p), by the trapezoidal rule for each latent."""
+    mean, logvar = np.array([[0.0, 1.5], [-0.7, 0.3]]), np.array([[0.0, -2.0], [0.8, -0.5]])
+    expected = 0.0
+    for m, v in zip(mean.flat, np.exp(logvar).flat, strict=True):
+        z = np.linspace(m - 12 * math.sqrt(v), m + 12 * math.sqrt(v), 20_001)
+        log_q = -0.5 * ((z - m) ** 2 / v + np.log(2 * np.pi * v))
+        log_p = -0.5 * (z**2 + np.log(2 * np.pi))
+        expected += float(np.trapezoid(np.exp(log_q) * (log_q - log_p), z))
+    moments = torch.from_numpy(np.stack([mean, logvar], axis=1)).view(2, 2, 1, 1, 2)
+    assert kl_loss(DiagonalGaussian(moments)).item() == pytest.approx(expected / 2, rel=1e-9)
+
+
+def test_kl_is_summed_over_latents_and_divided_by_clips() -> None:
+    """Mean 2, variance 1: 2 nats for each of 4 x 3 x 2 x 2 latents, however many clips."""
+    for clips in (1, 3):
+        moments = torch.cat([torch.full((clips, 4, 3, 2, 2), 2.0), torch.zeros(clips, 4, 3, 2, 2)], dim=1)
+        assert kl_loss(DiagonalGaussian(moments)).item() == pytest.approx(96.0)
+
+
+def test_kl_gradients() -> None:
+    assert torch.autograd.gradcheck(
+        lambda moments: kl_loss(DiagonalGaussian(moments)), (draw(2, 4, 2, 1, 2, grad=True),)
+    )
+
+
+# Wavelet ------------------------------------------------------------------------------------------
+
+
+def test_wavelet_loss_is_summed_over_both_levels_and_divided_by_clips() -> None:
+    w2, w3 = draw(2, 12, 3, 4, 2), draw(2, 24, 2, 2, 1, seed=1)
+    estimate2, estimate3 = draw(2, 12, 3, 4, 2, seed=2), draw(2, 24, 2, 2, 1, seed=3)
+    first = float(np.abs(w2.numpy() - estimate2.numpy()).sum()) / 2
+    second = float(np.abs(w3.numpy() - estimate3.numpy()).sum()) / 2
+    for estimates, expected in (
+        ((estimate2, estimate3), first + second),
+        ((estimate2, None), first),
+        ((None, estimate3), second),
+        ((w2, w3), 0.0),
+    ):
+        assert wavelet_loss(*outputs(w2, w3, *estimates)).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_wavelet_loss_without_energy_paths_is_a_zero_that_adds() -> None:
+    loss = wavelet_loss(*outputs(draw(2, 12, 1, 1, 1), draw(2, 24, 1, 1, 1), None, None))
+    assert (loss.shape, loss.item(), loss.requires_grad) == ((), 0.0, False)
+    parameter = torch.ones((), dtype=torch.float64, requires_grad=True)
+    terms = total_loss(
+        reconstruction=3 * parameter, kl=parameter, wavelet=loss, kl_weight=0.5, wavelet_weight=0.1
+    )
+    terms.total.backward()
+    assert parameter.grad is not None
+    assert parameter.grad.item() == 3.5
+
+
+def test_wavelet_gradients() -> None:
+    (w2, estimate2), (w3, estimate3) = apart(2, 12, 1, 1, 1), apart(2, 24, 1, 1, 1)
+    assert torch.autograd.gradcheck(lambda a, b: wavelet_loss(*outputs(w2, w3, a, b)), (estimate2, estimate3))
+
+
+def test_wavelet_loss_refuses_bands_of_another_video() -> None:
+    with pytest.raises(
+        InputError, match=r"the decoder's w3 has shape \(1, 24, 1, 2, 2\); expected that of the encoder's w3"
+    ):
+        wavelet_loss(
+            *outputs(draw(1, 12, 1, 2, 2), draw(1, 24, 1, 1, 1), draw(1, 12, 1, 2, 2), draw(1, 24, 1, 2, 2))
+        )
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"temporal_compression": 8}, {"energy_flow_l2": False}, {"energy_flow_l3": False}]
+)
+def test_all_losses_of_a_model_reach_its_weights(
+    small_model: Callable[..., Any], config: dict[str, Any]
+) -> None:
+    model = small_model(**config)
+    video = draw(1, 3, 9, 16, 16, dtype=torch.float32).tanh()
+    encoded, decoded = model(video, sample_posterior=False)
+    wavelet = wavelet_loss(encoded, decoded)
+    pairs = ((encoded.w2, decoded.w2), (encoded.w3, decoded.w3))
+    expected = sum(
+        float(np.abs(a.detach().numpy() - b.detach().numpy()).astype(np.float64).sum())
+        for a, b in pairs
+        if b is not None
+    )
+    assert wavelet.item() == pytest.approx(expected, rel=1e-5)
+    reconstruction = reconstruction_loss(
+        video, decoded.sample, kind="l1", perceptual=None, perceptual_weight=1.0
+    )
+    last = model.decoder.conv_out.weight
+    adversarial = generator_loss(decoded.sample)
+    weight = adaptive_weight(reconstruction, adversarial, last)
+    kl = kl_loss(encoded.latent_dist)
+    terms = total_loss(
+        reconstruction=reconstruction,
+        kl=kl,
+        wavelet=wavelet,
+        adversarial=adversarial,
+        kl_weight=1e-6,
+        wavelet_weight=0.1,
+        adversarial_weight=weight,
+    )
+    assert 0 < weight.item() < math.inf
+    assert last.grad is None, "measuring the gradients leaves none behind"
+    terms.total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+# Adversarial --------------------------------------------------------------------------------------
+
+
+def test_hinge_by_hand() -> None:
+    """Means over patches: real (0.5 + 0 + 3) / 3, fake (1.25 + 0 + 0 + 4) / 4."""
+    real, fake = torch.tensor([0.5, 1.5, -2.0]), torch.tensor([0.25, -1.5, -1.0, 3.0])
+    assert hinge_discriminator_loss(real, fake).item() == pytest.approx((3.5 / 3 + 5.25 / 4) / 2)
+    assert generator_loss(fake).item() == pytest.approx(-0.75 / 4)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.lists(st.floats(-5, 5), min_size=1, max_size=8))
+def test_hinge_against_numpy(real: list[float], fake: list[float]) -> None:
+    expected = (np.maximum(0, 1 - np.array(real)).mean() + np.maximum(0, 1 + np.array(fake)).mean()) / 2
+    loss = hinge_discriminator_loss(
+        torch.tensor(real, dtype=torch.float64), torch.tensor(fake, dtype=torch.float64)
+    )
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_hinge_pulls_only_inside_the_margin() -> None:
+    real, fake = (
+        torch.tensor(v, requires_grad=True) for v in ([1.5, 0.9, -4.0, 7.0], [-1.5, -0.9, 4.0, -7.0])
+    )
+    hinge_discriminator_loss(real, fake).backward()
+    assert real.grad is not None
+    assert fake.grad is not None
+    assert real.grad.tolist() == [0.0, -0.125, -0.125, 0.0]
+    assert fake.grad.tolist() == [0.0, 0.125, 0.125, 0.0]
+
+
+def test_adversarial_gradients() -> None:
+    logits = (
+        torch.tensor([0.4, 1.6, -2.0], dtype=torch.float64).requires_grad_(),
+        draw(2, 1, 2, 2, 2, grad=True),
+    )
+    assert torch.autograd.gradcheck(hinge_discriminator_loss, logits)
+    assert torch.autograd.gradcheck(generator_loss, logits[1:])
+
+
+# Adaptive weight ----------------------------------------------------------------------------------
+
+
+def losses(reconstruction: list[float], adversarial: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Two losses whose gradients with respect to the last layer are the given vectors, and the
+    layer.
+    """
+    layer = torch.zeros(len(reconstruction), dtype=torch.float64, requires_grad=True)
+    first, second = (
+        (torch.tensor(v, dtype=torch.float64) * layer).sum() for v in (reconstruction, adversarial)
+    )
+    return first, second, layer
+
+
+@pytest.mark.parametrize(
+    ("reconstruction", "adversarial", "options", "expected"),
+    [
+        ([3.0, 4.0], [0.0, 0.02], {}, 0.5 * 5 / (0.02 + 1e-6)),
+        ([3.0, 4.0], [5.0, 12.0], {"factor": 1.0, "delta": 1.0}, 5 / 14),
+        ([0.0, 0.0], [1.0, 0.0], {}, 0.0),  # the lower end
+        ([0.0, 0.0], [0.0, 0.0], {}, 0.0),
+        ([3.0, 4.0], [0.0, 0.0], {}, 0.5 * 1e6),  # 5 / 1e-6, clamped
+        ([0.3, 0.4], [0.0, 0.0], {}, 0.5 * 0.5e6),  # just not clamped
+        ([3.0, 4.0], [0.0, 1.0], {"maximum": 2.0}, 0.5 * 2.0),
+        ([3.0, 4.0], [0.0, 0.0], {"delta": 0.0}, 0.5 * 1e6),  # a division by zero
+        ([0.0, 0.0], [0.0, 0.0], {"delta": 0.0}, 0.0),
+        ([math.inf, 0.0], [1.0, 0.0], {}, 0.5 * 1e6),
+        ([1.0, 0.0], [math.inf, 0.0], {}, 0.0),
+        ([math.nan, 0.0], [1.0, 0.0], {}, 0.0),
+    ],
+)
+def test_adaptive_weight_by_hand(
+    reconstruction: list[float], adversarial: list[float], options: dict[str, float], expected: float
+) -> None:
+    weight = adaptive_weight(*losses(reconstruction, adversarial), **options)
+    assert weight.item() == pytest.approx(expected, rel=1e-12)
+    assert (weight.shape, weight.requires_grad, weight.dtype) == ((), False, torch.float64)
+
+
+def test_adaptive_weight_keeps_the_graphs_and_leaves_no_gradient() -> None:
+    reconstruction, adversarial, layer = losses([3.0, 4.0], [0.0, 2.0])
+    weight = adaptive_weight(reconstruction, adversarial, layer, delta=0.0)
+    assert layer.grad is None
+    (reconstruction + weight * adversarial).backward()
+    assert layer.grad is not None
+    assert layer.grad.tolist() == [3.0, 4.0 + 0.5 * 5 / 2 * 2.0]
+
+
+def test_adaptive_weight_balances_the_gradients_of_a_network() -> None:
+    """Whatever the losses' scales, the weighted adversarial gradient is half as long as that of the
+    reconstruction.
+    """
+    layer, x = draw(4, 3, grad=True), draw(5, 3, seed=1)
+    reconstruction, adversarial = (x @ layer.T).square().sum() * 100, (x @ layer.T).sin().mean() * 0.1
+    weight = adaptive_weight(reconstruction, adversarial, layer, delta=0.0)
+    lengths = [
+        float(np.linalg.norm(torch.autograd.grad(loss, layer)[0].numpy()))
+        for loss in (reconstruction, weight * adversarial)
+    ]
+    assert lengths[1] == pytest.approx(lengths[0] / 2, rel=1e-12)
+
+
+def test_adaptive_weight_refuses_a_layer_that_a_loss_does_not_depend_on() -> None:
+    reconstruction, adversarial, layer = losses([1.0], [1.0])
+    for arguments, name in (
+        ((reconstruction, torch.zeros((), requires_grad=True) * 2, layer), "generator_loss"),
+        ((reconstruction.detach(), adversarial, layer), "reconstruction_loss"),
+        ((reconstruction, adversarial, layer.detach()), "reconstruction_loss"),
+    ):
+        with pytest.raises(InputError, match=f"{name} does not depend on last_layer"):
+            adaptive_weight(*arguments)
+
+
+# Total --------------------------------------------------------------------------------------------
+
+
+def test_total_is_the_weighted_sum_and_its_gradient_that_of_the_parts() -> None:
+    parts = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (7.0, 11.0, 13.0, -2.0)]
+    weight = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
+    terms = total_loss(
+        reconstruction=parts[0],
+        kl=parts[1],
+        wavelet=parts[2],
+        adversarial=parts[3],
+        kl_weight=1e-6,
+        wavelet_weight=0.1,
+        adversarial_weight=weight,
+    )
+    assert terms.total.item() == pytest.approx(7 + 11e-6 + 1.3 - 0.5, rel=1e-15)
+    terms.total.backward()
+    assert [p.grad.item() for p in parts if p.grad is not None] == [1.0, 1e-6, 0.1, 0.25]
+    assert weight.grad is None, "the weight is a constant"
+    named = terms.named()
+    assert {name: value.item() for name, value in named.items()} == {
+        "total": terms.total.item(),
+        "reconstruction": 7.0,
+        "kl": 11.0,
+        "wavelet": 13.0,
+        "adversarial": -2.0,
+        "adversarial_weight": 0.25,
+    }
+    assert not any(value.requires_grad for value in named.values())
+    told = total_loss(
+        reconstruction=parts[0],
+        kl=parts[1],
+        wavelet=parts[2],
+        kl_weight=0.0,
+        wavelet_weight=0.0,
+        perceptual=torch.tensor([0.25, 0.75]),
+    )
+    assert (told.named()["lpips"].item(), told.total.item()) == (0.5, 7.0)
+    told = total_loss(
+        reconstruction=parts[0],
+        kl=parts[1],
+        wavelet=parts[2],
+        kl_weight=0.0,
+        wavelet_weight=0.0,
+        further={"coarse": parts[1]},
+    )
+    assert (told.named()["coarse"].item(), told.total.item()) == (11.0, 18.0)
+    assert "change" not in told.named() and "flicker" not in told.named()
+    weightless = {"kl_weight": 0.0, "wavelet_weight": 0.0}
+    told = total_loss(
+        reconstruction=parts[0],
+        kl=parts[1],
+        wavelet=parts[2],
+        **weightless,
+        further={"coarse": parts[1], "change": parts[2]},
+    )
+    assert (told.named()["change"].item(), told.total.item()) == (13.0, 31.0)
+    told = total_loss(
+        reconstruction=parts[0],
+        kl=parts[1],
+        wavelet=parts[2],
+        **weightless,
+        further={"change": parts[1], "flicker": parts[2]},
+    )
+    assert (told.named()["flicker"].item(), told.total.item()) == (13.0, 31.0)
+    with pytest.raises(FrozenInstanceError):
+        terms.kl = terms.wavelet  # type: ignore[misc]
+
+
+def test_total_before_the_adversarial_loss_starts() -> None:
+    parts = [torch.tensor(v) for v in (7.0, 11.0, 13.0)]
+    terms = total_loss(
+        reconstruction=parts[0],
+        kl=parts[1],
+        wavelet=parts[2],
+        kl_weight=2.0,
+        wavelet_weight=3.0,
+        adversarial_weight=9.0,
+    )
+    assert (terms.total.item(), terms.adversarial.item(), terms.adversarial_weight.item()) == (68.0, 0.0, 0.0)

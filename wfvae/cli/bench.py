@@ -1,0 +1,180 @@
+"""`wfvae bench`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from wfvae.cli.common import (
+    add_bundle_arguments,
+    add_json_argument,
+    mebibytes,
+    open_from,
+    parse_positive,
+    parse_size,
+    progress_bar,
+    show,
+)
+from wfvae.errors import InputError, ResourceError
+from wfvae.machine import describe_machine
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from wfvae.runtime.bundle import Bundle
+    from wfvae.runtime.chunk_speed import ChunkSpeed
+    from wfvae.spec.stream import Direction
+
+SUMMARY = "measure a bundle's speed here, and choose the chunk length"
+DESCRIPTION = """\
+Streams a generated video through the bundle on this machine, in chunks of several lengths, and prints frames per second, time per chunk
+and the share of it outside the engine. All lengths take turns, and figures are medians. A chunk of N latents holds 4 N frames (8 N in a
+model with 8 frames per latent), which must be there before the first of its results comes.
+
+With --tune, the shortest chunk within 3 % of the fastest is stored in the bundle, for each direction. Streams then take it by default,
+for video of this size, with the same backend, precision hint and number of threads, on a machine with the same processor and cores. What
+streams give does not depend on it, and latents and snapshots stay valid.
+
+  wfvae bench bundle/ --size 480x832 --tune"""
+
+DEFAULT_CHUNKS = (1, 2, 4, 8)
+DEFAULT_RUNS = 5
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    add_bundle_arguments(parser, chunk=False)
+    parser.add_argument(
+        "--size",
+        type=parse_size,
+        metavar="HxW",
+        help="video size (needed unless the bundle was exported for one)",
+    )
+    parser.add_argument(
+        "--chunks",
+        type=parse_positive,
+        nargs="+",
+        default=DEFAULT_CHUNKS,
+        metavar="N",
+        help="latents per step (default: 1 2 4 8)",
+    )
+    parser.add_argument(
+        "--direction",
+        choices=("both", "encode", "decode"),
+        default="both",
+        help="what to measure (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--runs",
+        type=parse_positive,
+        default=DEFAULT_RUNS,
+        metavar="N",
+        help="turns that count (default: %(default)s)",
+    )
+    parser.add_argument("--tune", action="store_true", help="store the best chunk lengths in the bundle")
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints, and stores the choice if it was asked for."""
+    from wfvae.runtime.chunk_speed import choose, measure_direction
+    from wfvae.spec.tuning import Setting, Tuning
+
+    directions: dict[str, Direction] = {"encode": "encoder", "decode": "decoder"}
+    wanted = [direction for verb, direction in directions.items() if args.direction in ("both", verb)]
+    with open_from(args) as bundle:
+        size = args.size or bundle.manifest.size
+        if size is None:
+            raise InputError(
+                "this bundle takes video of any size, and speed depends on it; give one, such as --size"
+                " 480x832"
+            )
+        described = bundle.backend.describe()
+        setting = Setting.here(described)
+        if args.tune:
+            setting.require_named_device()
+            Tuning.require_writable(bundle.path)
+        speeds: dict[Direction, list[ChunkSpeed]] = {}
+        for direction in wanted:
+            with progress_bar(f"measuring the {direction}") as advance:
+                speeds[direction] = measure_direction(
+                    bundle, direction, size, args.chunks, args.runs, advance
+                )
+        chosen = {direction: choose(found) for direction, found in speeds.items()} if args.tune else {}
+        failure: ResourceError | None = None
+        if args.tune:
+            try:
+                _store(bundle, size, setting, speeds, chosen)
+            except ResourceError as error:
+                chosen, failure = {}, error  # raised when the measurements are shown
+        data = {
+            "bundle": bundle.identity,
+            "backend": described,
+            "machine": describe_machine(),
+            "height": size[0],
+            "width": size[1],
+            "results": [speed.to_dict() for found in speeds.values() for speed in found],
+            "tuned": {direction: speed.chunk for direction, speed in chosen.items()} or None,
+        }
+    show(args, data, _table(described, size, speeds, chosen))
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def _store(
+    bundle: Bundle,
+    size: tuple[int, int],
+    setting: Any,
+    speeds: dict[Direction, list[ChunkSpeed]],
+    chosen: dict[Direction, ChunkSpeed],
+) -> None:
+    from wfvae.spec.frames import padded_size
+    from wfvae.spec.tuning import TunedChunk
+
+    height, width = padded_size(*size)
+    version = bundle.backend.describe().get("version", "")
+    bundle.store_tuning(
+        *(
+            TunedChunk(
+                direction=direction,
+                height=height,
+                width=width,
+                setting=setting,
+                chunk=chosen[direction].chunk,
+                seconds_per_frame={speed.chunk: speed.seconds_per_frame for speed in found},
+                version=version,
+            )
+            for direction, found in speeds.items()
+        )
+    )
+
+
+def _table(
+    described: dict[str, str],
+    size: tuple[int, int],
+    speeds: dict[Direction, list[ChunkSpeed]],
+    chosen: dict[Direction, ChunkSpeed],
+) -> Table:
+    from rich.table import Table
+
+    backend = ", ".join(f"{key} {value}" if key != "name" else value for key, value in described.items())
+    runs = next(iter(speeds.values()))[0].runs
+    table = Table(title=f"{size[0]}x{size[1]}, medians of {runs} runs; {backend}", title_justify="left")
+    table.add_column("direction")
+    for column in ("latents", "frames", "ms per chunk", "frames/s", "outside the engine", "planned memory"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for direction, found in speeds.items():
+        for speed in found:
+            table.add_row(
+                direction,
+                str(speed.chunk),
+                str(speed.frames),
+                f"{speed.seconds * 1e3:,.1f}",
+                f"{speed.frames_per_second:,.2f}",
+                f"{speed.outside_engine:.2%}",
+                mebibytes(speed.planned_bytes),
+                "stored" if chosen.get(direction) is speed else "",
+            )
+    return table

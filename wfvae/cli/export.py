@@ -1,0 +1,114 @@
+"""`wfvae export`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from wfvae.cli.common import add_json_argument, mebibytes, parse_size, show
+from wfvae.errors import MissingExtraError
+
+SUMMARY = "checkpoint to bundle: stateful ONNX graphs, weights, manifest"
+DESCRIPTION = """\
+Exports a checkpoint once, for streaming: one step graph per direction whose causal caches are explicit inputs and outputs,
+symbolic in batch and length, with weights in one shared file and a manifest that says all a client must know.
+
+  wfvae export checkpoint/ bundle/                         fp32, any size
+  wfvae export checkpoint/ bundle/ --precision fp16 --size 480x832
+  wfvae export run/model.ckpt bundle/ --direct             with whole-clip graphs, for 'wfvae verify'
+  wfvae export runs/S-stage3 bundle/                       the averaged weights of a training run"""
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    return None if text == "dynamic" else parse_size(text)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help=(
+            "directory with config.json and safetensors weights, run directory of 'wfvae train', training"
+            " .ckpt, tiny (the trained model that ships), or owner/name on Hugging Face"
+        ),
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory to make")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "bf16"),
+        default="fp32",
+        help="of weights, activations and state (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--size",
+        type=_size,
+        default=None,
+        metavar="HxW|dynamic",
+        help="fix the video size in the graphs (default: dynamic)",
+    )
+    parser.add_argument(
+        "--output",
+        choices=("mean", "moments"),
+        default="mean",
+        help="what the encoder gives (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        metavar="N",
+        help="version of ONNX operators, 18 to 24 (default: 20, for bf16 22)",
+    )
+    parser.add_argument(
+        "--convolutions",
+        choices=("minimal", "plain"),
+        default="minimal",
+        help=(
+            "minimal: fewer multiplications in fp32, for CPUs, with larger weights; plain: one per filter tap"
+            " (default: %(default)s)"
+        ),
+    )
+    parser.add_argument(
+        "--direct",
+        action="store_true",
+        help="also write whole-clip graphs without state, which 'verify' compares with",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exports, and prints what was made."""
+    try:
+        from wfvae.export.bundle import ExportOptions, export_bundle
+        from wfvae.model.vae import WFVAE
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("exporting", str(error.name), "export") from error
+    from rich.console import Console
+
+    options = ExportOptions(
+        precision=args.precision,
+        size=args.size,
+        latents=args.output,
+        opset=args.opset,
+        convolutions=args.convolutions,
+        direct=args.direct,
+    )
+    console = Console(stderr=True)
+    with console.status("loading the checkpoint") as status:
+        model = WFVAE.from_pretrained(args.checkpoint)
+        manifest = export_bundle(
+            model, args.bundle, options, overwrite=args.overwrite, progress=status.update
+        )
+    size = sum(record.bytes for record in manifest.files.values())
+    graphs = ", ".join(manifest.graphs)
+    text = (
+        f"{args.bundle}: {graphs}; {manifest.parameters / 1e6:.1f} M parameters, {manifest.precision},"
+        f" {mebibytes(size)}\nbundle {manifest.identity[:16]}, checkpoint {manifest.checkpoint_sha256[:16]}"
+    )
+    show(
+        args,
+        {"bundle": str(args.bundle), "identity": manifest.identity, "bytes": size, **manifest.to_dict()},
+        text,
+    )
+    return 0

@@ -1,0 +1,149 @@
+"""`wfvae triton`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from wfvae.cli.common import add_json_argument, parse_positive, parse_size, show
+from wfvae.errors import MissingExtraError
+
+SUMMARY = "model repository for Triton Inference Server"
+DESCRIPTION = """\
+Writes encoder and decoder as stateful Triton models: a sequence is a stream, START and END are the graphs' own flags, and the
+server keeps every state tensor between requests (implicit state). docs/triton.md says how to serve it, and has a client.
+
+  wfvae triton bundle/ repository/ --size 480x832
+  wfvae triton bundle/ repository/ --platform tensorrt --max-batch 8
+
+The configuration is checked against Triton's own schema by the tests. It has not been run against a server."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory made by 'wfvae export'")
+    parser.add_argument("repository", type=Path, metavar="REPOSITORY", help="directory to make")
+    parser.add_argument(
+        "--size",
+        type=parse_size,
+        metavar="HxW",
+        help="video size served (default: the one the bundle was exported for)",
+    )
+    parser.add_argument(
+        "--platform",
+        choices=("onnxruntime", "tensorrt"),
+        default="onnxruntime",
+        help="what runs the graphs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--name",
+        default="wfvae",
+        metavar="NAME",
+        help="models are NAME_encoder and NAME_decoder (default: %(default)s)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a repository made before")
+    group = parser.add_argument_group("serving")
+    group.add_argument(
+        "--device", choices=("gpu", "cpu"), default="gpu", help="where the models run (default: %(default)s)"
+    )
+    group.add_argument(
+        "--gpus",
+        type=_gpus,
+        default=(),
+        metavar="N,N",
+        help="GPUs to use (default: all that the server sees)",
+    )
+    group.add_argument(
+        "--instances",
+        type=parse_positive,
+        default=1,
+        metavar="N",
+        help="copies per GPU (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-batch",
+        type=parse_positive,
+        default=4,
+        metavar="N",
+        help="streams that share one execution (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-sequences",
+        type=parse_positive,
+        metavar="N",
+        help="streams open at once (default: 4 times --max-batch)",
+    )
+    group.add_argument(
+        "--max-delay",
+        type=int,
+        default=2000,
+        metavar="US",
+        help="microseconds that a request waits for others (default: %(default)s)",
+    )
+    group.add_argument(
+        "--idle",
+        type=parse_positive,
+        default=60,
+        metavar="S",
+        help="seconds after which a silent stream is dropped (default: %(default)s)",
+    )
+    group.add_argument("--same-buffer", action="store_true", help="one buffer per state instead of two")
+    group.add_argument("--tf32", action="store_true", help="let CUDA round fp32 products to TF32")
+    group.add_argument(
+        "--max-latents",
+        type=parse_positive,
+        default=8,
+        metavar="N",
+        help="largest step of a TensorRT engine (default: %(default)s)",
+    )
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the repository, and prints what was made."""
+    from wfvae.spec.manifest import Manifest
+
+    try:
+        from wfvae.export.triton.config import TritonOptions
+        from wfvae.export.triton.repository import BUILD_NAME, write_repository
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("writing a Triton repository", str(error.name), "export") from error
+
+    options = TritonOptions(
+        platform=args.platform,
+        size=args.size,
+        gpu=args.device == "gpu",
+        gpus=args.gpus,
+        instances=args.instances,
+        max_batch=args.max_batch,
+        max_sequences=args.max_sequences,
+        max_delay_us=args.max_delay,
+        idle_seconds=args.idle,
+        same_buffer=args.same_buffer,
+        tf32=args.tf32,
+        max_latents=args.max_latents,
+        name=args.name,
+    )
+    Manifest.read(args.bundle).verify_files(args.bundle)
+    record = write_repository(args.bundle, args.repository, options, overwrite=args.overwrite)
+    height, width = record["options"]["size"]
+    text = (
+        f"{args.repository}: {', '.join(record['models'])} for video of {height}x{width},"
+        f" {record['precision']}, {args.platform}"
+    )
+    if args.platform == "tensorrt":
+        text += (
+            f"\nbuild the engines with {args.repository / BUILD_NAME} inside the server's image before"
+            " serving"
+        )
+    show(args, {"repository": str(args.repository), **record}, text)
+    return 0
+
+
+def _gpus(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of GPUs; expected something like 0,1"
+        ) from None

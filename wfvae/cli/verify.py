@@ -1,0 +1,122 @@
+"""`wfvae verify`."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from wfvae.cli.common import (
+    add_bundle_arguments,
+    add_input_arguments,
+    add_json_argument,
+    open_from,
+    parse_positive,
+    parse_size,
+    raw_layout,
+    show,
+)
+from wfvae.errors import InputError, MissingExtraError, ResourceError
+
+SUMMARY = "prove that the stream equals direct inference, bit by bit"
+DESCRIPTION = """\
+Checks these statements, in both directions, and prints numbers for each:
+
+  plan invariance   any chunk plan, any interleaving of streams, any snapshot in between give the same bits
+  stream = direct   the stream gives what direct inference of the whole clip gives (export with --direct for the graph without state)
+  backend = model   with --against CHECKPOINT: the exported graphs against PyTorch in float32 and float64
+  backend = onnxruntime   on any other backend or provider: against ONNX Runtime on the CPU
+
+On ONNX Runtime's CPU provider in fp32, and on OpenVINO for bundles in fp32 with either precision hint, the first two must hold with
+equal bits; so must the first for bundles in bf16 on OpenVINO. Exit code 1 if a check fails; on ONNX Runtime the first tensor that
+differs is then named.
+
+  wfvae verify bundle/ --video in.mp4 --frames 33 --certificate parity.json"""
+
+DEFAULT_FRAMES = 29
+DEFAULT_SIZE = (64, 96)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    add_bundle_arguments(parser, chunk=False)
+    parser.add_argument("--video", metavar="VIDEO", help="clip to check with (default: a generated one)")
+    parser.add_argument(
+        "--frames",
+        type=parse_positive,
+        default=DEFAULT_FRAMES,
+        metavar="N",
+        help="frames to use (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--size", type=parse_size, metavar="HxW", help="size of the generated clip (default: 64x96)"
+    )
+    parser.add_argument(
+        "--against", metavar="CHECKPOINT", help="also compare with this checkpoint in PyTorch"
+    )
+    parser.add_argument(
+        "--certificate",
+        type=Path,
+        metavar="FILE",
+        help="write a certificate: hashes, versions, machine, checks (JSON)",
+    )
+    add_input_arguments(parser)
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verifies, prints the table, and returns 1 if a check failed."""
+    try:
+        from wfvae.export.parity import render_table, verify
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("verification", str(error.name), "export") from error
+    from rich.console import Console
+
+    model = None
+    if args.against is not None:
+        from wfvae.model.vae import WFVAE
+
+        model = WFVAE.from_pretrained(args.against)
+    with open_from(args) as bundle:
+        frames, source = _clip(args, bundle.manifest.size)
+        with Console(stderr=True).status("verifying") as status:
+            result = verify(
+                bundle,
+                frames,
+                against=model,
+                progress=lambda name, done, total: status.update(f"verifying {name} ({done} of {total})"),
+            )
+        if args.certificate is not None:
+            _write(args.certificate, result.certificate(source))
+    show(args, result.to_json(), render_table(result))
+    return 0 if result.passed else 1
+
+
+def _clip(args: argparse.Namespace, fixed: tuple[int, int] | None) -> tuple[npt.NDArray[np.uint8], str]:
+    """The frames to check with, and what they are."""
+    if args.video is None:
+        from wfvae.video.synthetic.clips import ProceduralClip
+
+        height, width = args.size or fixed or DEFAULT_SIZE
+        clip = ProceduralClip(0, height, width, args.frames)
+        return clip.frames(0, args.frames), f"procedural clip, seed 0, {height}x{width}"
+    if args.size is not None:
+        raise InputError("--size is for the generated clip; a video has its own size")
+    from wfvae.runtime.media.video_reader import open_video
+
+    with open_video(args.video, raw=raw_layout(args), fps=args.fps, keep_damaged=args.keep_damaged) as reader:
+        frames = np.stack(list(itertools.islice(iter(reader), args.frames)))
+    return frames, Path(args.video).name
+
+
+def _write(path: Path, certificate: dict[str, object]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(json.dumps(certificate, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise ResourceError(f"cannot write the certificate {path}: {error.strerror}") from error

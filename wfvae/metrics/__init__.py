@@ -1,0 +1,1 @@
+"""How far two videos are apart: PSNR, SSIM and LPIPS of frames."""

@@ -1,0 +1,115 @@
+"""PSNR, SSIM and LPIPS of frames, by scikit-image and lpips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wfvae.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    import torch
+
+Frames = npt.NDArray[np.uint8]
+Values = npt.NDArray[np.float64]
+LPIPS = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""Two batches (B, 3, H, W) in [-1, 1] to (B,) distances."""
+
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+_BATCH_PIXELS = 8 * 256 * 256
+"""Pixels scored at a time, so that memory does not grow with the videos' length."""
+
+
+@dataclass(frozen=True)
+class FrameScores:
+    """Scores of T frames."""
+
+    psnr: Values
+    """dB, over all pixels and channels of a frame; infinite for identical frames."""
+    ssim: Values
+    lpips: Values | None
+    """None where LPIPS is not measured."""
+
+
+def score_frames(
+    real: Frames, reconstruction: Frames, lpips: LPIPS | None = None, *, extra: str = "eval"
+) -> FrameScores:
+    """Scores frames against their originals, both (T, H, W, 3) uint8, T >= 1.
+
+    PSNR with peak 255. SSIM as its authors define it, on [0, 1]: 11 x 11 Gaussian window of sigma
+    1.5, K1 = 0.01, K2 = 0.03, population covariance, averaged over the windows that lie wholly
+    inside the frame and over R, G and B.
+
+    Args:
+        lpips: gives the distances, or None.
+        extra: which of this package's extras brings scikit-image for the caller, named if it is not
+            installed.
+
+    Raises:
+        InputError: the shapes differ, or frames are smaller than the window.
+        MissingExtraError: scikit-image is not installed.
+    """
+    if real.shape != reconstruction.shape or real.ndim != 4 or not len(real):
+        raise InputError(
+            f"frames have shape {real.shape} and their reconstruction {reconstruction.shape}; expected the"
+            " same (T, H, W, 3)"
+        )
+    if min(real.shape[1:3]) < SSIM_WINDOW:
+        raise InputError(
+            f"frames are {real.shape[1]}x{real.shape[2]}; expected at least {SSIM_WINDOW}x{SSIM_WINDOW}, the"
+            " window of SSIM"
+        )
+    batch = max(1, _BATCH_PIXELS // (real.shape[1] * real.shape[2]))
+    psnr, ssim = scikit_image(extra)
+    parts = [
+        _score(real[k : k + batch], reconstruction[k : k + batch], psnr, ssim, lpips)
+        for k in range(0, len(real), batch)
+    ]
+    return FrameScores(
+        np.concatenate([part.psnr for part in parts]),
+        np.concatenate([part.ssim for part in parts]),
+        None if lpips is None else np.concatenate([part.lpips for part in parts if part.lpips is not None]),
+    )
+
+
+def _score(real: Frames, reconstruction: Frames, psnr: Any, ssim: Any, lpips: LPIPS | None) -> FrameScores:
+    decibels, similarity = np.empty(len(real)), np.empty(len(real))
+    for index, (before, after) in enumerate(zip(real, reconstruction, strict=True)):
+        decibels[index] = np.inf if np.array_equal(before, after) else psnr(before, after, data_range=255)
+        similarity[index] = ssim(
+            before / 255.0,  # in float64: in float32 the variances cancel, and SSIM is off by 3e-5
+            after / 255.0,
+            data_range=1.0,
+            channel_axis=-1,
+            gaussian_weights=True,
+            sigma=SSIM_SIGMA,
+            use_sample_covariance=False,
+        )
+    return FrameScores(
+        decibels, similarity, None if lpips is None else _distances(real, reconstruction, lpips)
+    )
+
+
+def _distances(real: Frames, reconstruction: Frames, lpips: LPIPS) -> Values:
+    import torch
+
+    with torch.inference_mode():
+        signed = [
+            torch.from_numpy(frames.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
+            for frames in (reconstruction, real)
+        ]
+        result: Values = lpips(*signed).reshape(-1).double().numpy()
+        return result
+
+
+def scikit_image(extra: str) -> tuple[Any, Any]:
+    """Its PSNR and SSIM. Raises `MissingExtraError` naming the extra that brings it."""
+    try:
+        from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("scoring reconstructions", str(error.name), extra) from error
+    return peak_signal_noise_ratio, structural_similarity

@@ -1,0 +1,193 @@
+"""The LPIPS network (Zhang et al. 2018, through the `lpips` package), for training and for
+evaluation.
+
+`lpips` ships its own small linear weights; the ImageNet backbone below them (VGG16 or AlexNet,
+which torchvision defines) is a download. So the backbone comes from torchvision's download folder,
+from a file that the user names, or, for tests, from a seed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from wfvae.errors import CheckpointError, MissingExtraError
+from wfvae.metrics.torchvision_operators import make_torchvision_importable
+from wfvae.model.checkpoint import why_unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Backbone = Literal["vgg", "alex"]
+DOWNLOADS: dict[Backbone, str] = {
+    "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+}
+"""torchvision's ImageNet weights of each backbone; the digits in a name are the start of the file's
+SHA-256.
+"""
+RANDOM = "random"
+
+
+def load_lpips(
+    weights: str | Path, net: Backbone = "vgg", *, seed: int = 0, extra: str = "train"
+) -> nn.Module:
+    """LPIPS version 0.1, frozen and in eval mode, on the CPU in fp32.
+
+    The module is called with two batches of images (N, 3, H, W) in [-1, 1] and gives distances (N,
+    1, 1, 1), >= 0. VGG needs images of at least 16x16 pixels, AlexNet of 32x32.
+
+    Args:
+        weights: of the backbone. The name of `net` itself ("vgg" or "alex"): torchvision's ImageNet
+            weights, read from its download folder, or downloaded to it if they are not there (528
+            MB and 233 MB). "random": drawn from `seed`, for tests; distances are then of no
+            meaning. Anything else: a file with torchvision's state dict of that network, `.pth` or
+            `.safetensors`; what it holds beyond `features.*` is ignored.
+        net: "vgg" for training, as in the paper; "alex" is the usual one for evaluation.
+        extra: which of this package's extras brings LPIPS for the caller, named if it is not
+            installed.
+
+    Raises:
+        MissingExtraError: `lpips` or torchvision is not installed.
+        CheckpointError: weights that cannot be had, are unreadable or are of another network; the
+            line names the file.
+        ResourceError: torchvision is installed and cannot be imported.
+    """
+    if net not in get_args(Backbone):
+        raise CheckpointError(
+            f"the LPIPS network is {net!r}; expected one of {', '.join(get_args(Backbone))}"
+        )
+    network = _build(net, extra)
+    if weights == RANDOM:
+        _draw_backbone(network.get_submodule("net"), seed)
+    else:
+        path = _downloaded(net) if weights == net else Path(weights)
+        _fill_backbone(network.get_submodule("net"), _read_state_dict(path, net), path, net)
+    return network.eval().requires_grad_(False)
+
+
+def _build(net: Backbone, extra: str) -> nn.Module:
+    """The network with its linear weights; the backbone's are not yet set.
+
+    Built on the meta device because torchvision's VGG16 has 124 million weights of a classifier
+    that LPIPS throws away.
+    """
+    if find_spec("lpips") is None:
+        raise MissingExtraError("LPIPS", "lpips", extra)
+    make_torchvision_importable("LPIPS", extra)
+    with _deprecations_ignored():
+        import lpips
+
+        with torch.device("meta"):
+            network: nn.Module = lpips.LPIPS(
+                net=net, version="0.1", pretrained=False, pnet_rand=True, verbose=False
+            )
+    linear_layers = network.get_submodule("lins")
+    for part in (network.get_submodule("net"), linear_layers):
+        part.to_empty(device="cpu")
+    file = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
+    linear = torch.load(file, map_location="cpu", weights_only=True)
+    linear_layers.load_state_dict(
+        {name.removeprefix("lin"): tensor for name, tensor in linear.items()}, strict=True
+    )
+    return network
+
+
+@contextmanager
+def _deprecations_ignored() -> Iterator[None]:
+    """`lpips` asks torchvision for networks in an older way, about which torchvision warns the
+    user, who can do nothing about it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torchvision\..*")
+        yield
+
+
+def _draw_backbone(backbone: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            if name.endswith(".bias"):
+                parameter.zero_()
+            else:  # keeps the features' scale from layer to layer through the ReLUs
+                parameter.normal_(0.0, (2.0 / parameter[0].numel()) ** 0.5, generator=generator)
+
+
+def _fill_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], path: Path, net: Backbone) -> None:
+    # LPIPS cuts the network into slices and keeps the layers' numbers: slice2.4.bias is
+    # torchvision's features.4.bias.
+    sources = {name: f"features.{name.partition('.')[2]}" for name in backbone.state_dict()}
+    problems = []
+    for name, parameter in backbone.named_parameters():
+        given = weights.get(sources[name])
+        if given is None:
+            problems.append(f"{sources[name]} is missing")
+        elif given.shape != parameter.shape:
+            problems.append(f"{sources[name]} is {tuple(given.shape)}, expected {tuple(parameter.shape)}")
+        elif not torch.isfinite(given).all():
+            problems.append(f"{sources[name]} holds NaN or infinite values")
+    if problems:
+        more = f" and {len(problems) - 1} more problems" if len(problems) > 1 else ""
+        raise CheckpointError(
+            f"{path} does not hold torchvision's {_title(net)} weights: {problems[0]}{more}"
+        )
+    backbone.load_state_dict({name: weights[source].float() for name, source in sources.items()}, strict=True)
+
+
+def _read_state_dict(path: Path, net: Backbone) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(
+            f"there is no file {path} with LPIPS's backbone; expected '{net}' (torchvision's weights,"
+            f" downloaded), '{RANDOM}' (for tests), or a .pth or .safetensors file with torchvision's"
+            f" {_title(net)} state dict"
+        )
+    try:
+        content = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # torch.load raises many kinds; all mean the same to a user
+        raise CheckpointError(
+            f"cannot read {path} as weights (pickled objects are refused): {why_unreadable(error)}"
+        ) from error
+    if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise CheckpointError(
+            f"{path} does not hold torchvision's {_title(net)} weights: it is no state dict, a mapping of"
+            " names to tensors"
+        )
+    return content
+
+
+def _downloaded(net: Backbone) -> Path:
+    """The file in torchvision's download folder, fetched if it is not there."""
+    url = DOWNLOADS[net]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Downloads beside it under another name, checks the SHA-256, then renames.
+        torch.hub.download_url_to_file(
+            url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False
+        )
+    except Exception as error:  # no network, a refusal, a full disk, a wrong hash
+        raise CheckpointError(
+            f"LPIPS needs torchvision's {_title(net)} weights: there is no {path}, and {url} cannot be"
+            f" downloaded ({' '.join(str(error).split()) or type(error).__name__}); put the file there, or"
+            f" name a local .pth or .safetensors file instead of '{net}'"
+        ) from error
+    return path
+
+
+def _title(net: Backbone) -> str:
+    return {"vgg": "VGG16", "alex": "AlexNet"}[net]

@@ -1,0 +1,91 @@
+"""Checks of tensors that users hand to the model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wfvae.errors import InputError
+from wfvae.model.encoder import RGB
+from wfvae.spec.frames import SPATIAL_RATIO
+
+
+def check_video(name: str, x: Tensor, dtype: torch.dtype, empty: bool = False) -> None:
+    """Raises `InputError` unless `x` is (B, 3, T, H, W) of `dtype`, finite, with H, W multiples of
+    8 (and T >= 1 unless `empty`).
+    """
+    hint = f"convert uint8 frames by {name}.float() / 127.5 - 1"
+    _check_tensor(name, x, RGB, "(B, 3, T, H, W) in [-1, 1]", hint, empty)
+    for axis, side in (("H", x.shape[3]), ("W", x.shape[4])):
+        if side % SPATIAL_RATIO or side == 0:
+            raise InputError(
+                f"{name} has {axis} = {side}; expected a positive multiple of {SPATIAL_RATIO}; pad or crop"
+                " the frames"
+            )
+    _check_dtype(name, x, dtype)
+
+
+def check_latents(name: str, z: Tensor, latent_dim: int, dtype: torch.dtype, empty: bool = False) -> None:
+    """Raises `InputError` unless `z` is (B, D, t, h, w) of `dtype`, finite, with h, w >= 1 (and t
+    >= 1 unless `empty`).
+    """
+    _check_tensor(name, z, latent_dim, f"(B, {latent_dim}, t, h, w)", f"convert by {name}.float()", empty)
+    if 0 in z.shape[3:]:
+        raise InputError(f"{name} has spatial size {tuple(z.shape[3:])}; expected at least 1x1")
+    _check_dtype(name, z, dtype)
+
+
+def check_same_stream(before: Tensor, chunk: Tensor) -> None:
+    """Raises `InputError` if `chunk` differs from the one before it in batch, height or width."""
+    if (before.shape[0], *before.shape[3:]) != (chunk.shape[0], *chunk.shape[3:]):
+        raise InputError(
+            f"a chunk of shape {tuple(chunk.shape)} follows one of {tuple(before.shape)}; batch, H and W must"
+            " stay the same in a stream"
+        )
+
+
+def check_flag(name: str, flag: Tensor, batch: int) -> None:
+    """Raises `InputError` unless `flag` is bool of shape (batch,)."""
+    if not isinstance(flag, Tensor) or flag.dtype != torch.bool or tuple(flag.shape) != (batch,):
+        given = f"{flag.dtype} of shape {tuple(flag.shape)}" if isinstance(flag, Tensor) else repr(flag)
+        raise InputError(f"{name} is {given}; expected torch.bool of shape ({batch},), one value per stream")
+
+
+def _check_tensor(
+    name: str, tensor: object, channels: int, layout: str, integer_hint: str, empty: bool
+) -> None:
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{name} is a {type(tensor).__name__}; expected a torch.Tensor of shape {layout}")
+    if tensor.ndim != 5:
+        raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected {layout}")
+    if not tensor.is_floating_point():
+        raise InputError(
+            f"{name} is {tensor.dtype}; expected floating point values of shape {layout}; {integer_hint}"
+        )
+    if tensor.shape[1] != channels:
+        raise InputError(
+            f"{name} has {tensor.shape[1]} channels; expected {channels}, in the layout {layout}"
+        )
+    if tensor.shape[0] < 1 or (tensor.shape[2] < 1 and not empty):
+        raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected at least one clip and one frame")
+    _check_finite(name, tensor)
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    # One cheap reduction first: the sum is finite only if every term is.
+    if tensor.is_meta or torch.isfinite(tensor.detach().sum(dtype=torch.float32)):
+        return
+    bad = (~torch.isfinite(tensor)).nonzero()
+    if len(bad):
+        raise InputError(
+            f"{name} has {len(bad)} values that are NaN or infinite, the first at index"
+            f" {tuple(bad[0].tolist())}"
+        )
+
+
+def _check_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    if tensor.dtype != dtype and not torch.is_autocast_enabled(tensor.device.type):
+        raise InputError(
+            f"{name} is {tensor.dtype}, but the model's weights are {dtype}; convert one of them with"
+            " .to(dtype)"
+        )

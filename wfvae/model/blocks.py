@@ -1,0 +1,220 @@
+"""Building blocks of encoder and decoder. Feature maps are (B, T, C, H, W); child names are those
+of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from wfvae.model.causal import CausalConv3d, Clip, TimeUpsample, add_fresh
+from wfvae.model.config import GROUPNORM_GROUPS, NormType
+
+NORM_EPS = 1e-6
+
+
+def per_frame(operator: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
+    """Applies an operator on images (N, C, H, W) to every frame by itself."""
+    images = operator(frames.flatten(0, 1))
+    result: Tensor = images.reshape(frames.shape[0], -1, *images.shape[1:])
+    return result
+
+
+class Norm(nn.Module):
+    """`layernorm` over the channels of each position, or `groupnorm` over a whole clip. Statistics
+    are fp32 at any precision.
+    """
+
+    def __init__(self, channels: int, kind: NormType) -> None:
+        super().__init__()
+        self.recomputed = False
+        """Whether `norm_silu` is computed again in a backward pass instead of keeping the normed
+        values. Set once by training, before its first step."""
+        self.norm: nn.LayerNorm | nn.GroupNorm
+        if kind == "layernorm":
+            self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
+        else:
+            self.norm = nn.GroupNorm(GROUPNORM_GROUPS, channels, eps=NORM_EPS)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        if isinstance(self.norm, nn.LayerNorm):
+            return per_frame(self._by_channel, frames)
+        result: Tensor = self.norm(frames.movedim(2, 1))
+        return result.movedim(1, 2)
+
+    def _by_channel(self, images: Tensor) -> Tensor:
+        normed: Tensor = self.norm(images.movedim(1, -1))
+        return normed.movedim(-1, 1)
+
+
+def norm_silu(norm: Norm, frames: Tensor) -> Tensor:
+    """Norm, then SiLU: in place where autograd does not need the normed values, recomputed in the
+    backward pass if the norm says so.
+    """
+    if norm.recomputed and torch.is_grad_enabled():
+        result: Tensor = checkpoint(_norm_silu, norm, frames, use_reentrant=False, preserve_rng_state=False)
+        return result
+    return _norm_silu(norm, frames)
+
+
+def _norm_silu(norm: Norm, frames: Tensor) -> Tensor:
+    # Image by image, so that a graph has no change of shape between a convolution, its norm, SiLU
+    # and the next convolution.
+    return per_frame(lambda images: F.silu(images, inplace=not torch.is_grad_enabled()), norm(frames))
+
+
+class _ResBlock(nn.Module):
+    """norm, SiLU, conv, norm, SiLU, dropout, conv, plus the input (through a 1x1x1 convolution
+    where channels change).
+    """
+
+    nin_shortcut: CausalConv3d
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, norm: NormType) -> None:
+        super().__init__()
+        self.norm1 = Norm(in_channels, norm)
+        self.norm2 = Norm(out_channels, norm)
+        self.dropout = nn.Dropout(dropout)
+
+
+class Res2D(_ResBlock):
+    """Residual block of 3x3 convolutions within each frame. Channels stay."""
+
+    def __init__(self, channels: int, dropout: float, norm: NormType) -> None:
+        super().__init__(channels, channels, dropout, norm)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+        # Nested, so that no name keeps an activation alive after its last use.
+        inner = norm_silu(self.norm2, per_frame(self.conv1, norm_silu(self.norm1, frames)))
+        return add_fresh(per_frame(self.conv2, self.dropout(inner)), frames)
+
+
+class Res3D(_ResBlock):
+    """Residual block of causal 3x3x3 convolutions."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, spatial: int, dropout: float, norm: NormType
+    ) -> None:
+        super().__init__(in_channels, out_channels, dropout, norm)
+        self.conv1 = CausalConv3d(in_channels, out_channels, spatial)
+        self.conv2 = CausalConv3d(out_channels, out_channels, spatial)
+        if in_channels != out_channels:
+            self.nin_shortcut = CausalConv3d(in_channels, out_channels, spatial, kernel=1)
+        self.changes_channels = in_channels != out_channels
+
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+        def inner() -> Tensor:
+            dropped: Tensor = self.dropout(
+                norm_silu(self.norm2, self.conv1(lambda: norm_silu(self.norm1, frames), clip))
+            )
+            return dropped
+
+        residual = self.conv2(inner, clip)
+        shortcut = self.nin_shortcut(frames, clip) if self.changes_channels else frames
+        return add_fresh(residual, shortcut)
+
+
+class FrameAttention(nn.Module):
+    """One-head self-attention over the positions of each frame by itself, plus the input."""
+
+    def __init__(self, channels: int, spatial: int, norm: NormType) -> None:
+        super().__init__()
+        self.norm = Norm(channels, norm)
+        self.q = CausalConv3d(channels, channels, spatial, kernel=1)
+        self.k = CausalConv3d(channels, channels, spatial, kernel=1)
+        self.v = CausalConv3d(channels, channels, spatial, kernel=1)
+        self.proj_out = CausalConv3d(channels, channels, spatial, kernel=1)
+
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+        batch, _, channels, height, width = frames.shape
+        normed = self.norm(frames)
+        # (frames, one head, positions, channels)
+        query, key, value = (
+            project(normed, clip).reshape(-1, 1, channels, height * width).transpose(2, 3)
+            for project in (self.q, self.k, self.v)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = attended.transpose(2, 3).reshape(batch, -1, channels, height, width)
+        projected: Tensor = self.proj_out(attended, clip)
+        return add_fresh(projected, frames)
+
+
+class Downsample2D(nn.Module):
+    """Halves height and width; every frame by itself."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+        # Padded at the right and bottom only, as the published model does.
+        return per_frame(lambda images: self.conv(F.pad(images, (0, 1, 0, 1))), frames)
+
+
+class Downsample3D(nn.Module):
+    """Halves time, height and width by one strided causal convolution."""
+
+    def __init__(self, channels: int, spatial: int) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(channels, channels, spatial, stride=(2, 2))
+
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+        result: Tensor = self.conv(frames, clip)
+        return result
+
+
+class Upsample2D(nn.Module):
+    """Doubles height and width by repetition, then a 3x3 convolution; every frame by itself."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+        images = frames.flatten(0, 1)
+        # A graph that is being recorded may have a form of its own.
+        images = (
+            self.convolve_doubled(images) if isinstance(images, Tensor) else images.doubling_convolution(self)
+        )
+        return images.reshape(frames.shape[0], -1, *images.shape[1:])
+
+    def convolve_doubled(self, images: Tensor) -> Tensor:
+        """(N, C, H, W), repeated to (N, C, 2 H, 2 W) and convolved."""
+        result: Tensor = self.conv(F.interpolate(images, scale_factor=2, mode="nearest"))
+        return result
+
+
+class Upsample3D(nn.Module):
+    """Doubles time (`nearest` or linear), height and width (bilinear), then a causal convolution."""
+
+    def __init__(self, channels: int, spatial: int, linear: bool, head: int, lag: int) -> None:
+        super().__init__()
+        self.time = TimeUpsample(channels, spatial, linear, head, lag)
+        self.conv = CausalConv3d(channels, channels, spatial // 2, repeated=not linear)
+
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:
+        def doubled() -> Tensor:
+            more = self.time(frames, clip)
+            large = F.interpolate(more.flatten(0, 1), scale_factor=2, mode="bilinear", align_corners=False)
+            return large.reshape(frames.shape[0], -1, *large.shape[1:])
+
+        result: Tensor = self.conv(doubled, clip)
+        return result
+
+
+class Stage(nn.Sequential):
+    """A numbered list of blocks, some of which look at time."""
+
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+        super().__init__(*blocks)
+
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:  # type: ignore[override]  # a list of blocks that also see the clip
+        for block in self:
+            frames = per_frame(block, frames) if isinstance(block, nn.Conv2d) else block(frames, clip)
+        return frames

@@ -1,0 +1,178 @@
+"""Haar wavelet transforms, two- and three-dimensional, as plain convolutions.
+
+Analysis is one dense 2x2 convolution of stride 2 over frame pairs stacked as channels; synthesis is
+one 1x1 convolution and a depth-to-space. Both are single common operators in every inference
+engine. Filter signs, band order and names are the published model's:
+
+    3-D   band bit 0 = high-pass along W, bit 1 = along H, bit 2 = along T     gain 1/(2 sqrt 2)
+    2-D   aa, ad (high along H), da (high along W), dd                         gain 1/2
+
+High-pass is the first sample minus the second. Sub-band major: channel = channels * band + c.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wfvae.errors import CheckpointError, InputError
+
+ORTHONORMAL_GAIN_3D = 1 / (2 * math.sqrt(2))
+ORTHONORMAL_GAIN_2D = 1 / 2
+RELEASED_GAIN_3D = 0.3536
+"""Taps of the published checkpoints: rounded, so their transforms are not exactly orthonormal."""
+
+_BAND_NAMES_3D = ("h", "g", "hh", "gh", "h_v", "g_v", "hh_v", "gh_v")
+_BAND_NAMES_2D = ("aa", "ad", "da", "dd")
+
+
+def haar_signs(dims: int) -> Tensor:
+    """Signs (bands, 2, 2, 2) over (t, h, w) for `dims` = 3, or (bands, 2, 2) over (h, w) for 2,
+    float64.
+    """
+    along = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)  # low-pass, high-pass
+    if dims == 3:
+        band = torch.arange(8)
+        t, h, w = (along[band >> bit & 1] for bit in (2, 1, 0))
+        return t[:, :, None, None] * h[:, None, :, None] * w[:, None, None, :]
+    # The published 2-D transform has its middle bands the other way round than the 3-D one.
+    band = torch.arange(4)
+    h, w = along[band & 1], along[band >> 1]
+    return h[:, :, None] * w[:, None, :]
+
+
+class _Haar(nn.Module):
+    """Shared by analysis and synthesis: the gain, the operator's weight, and the taps' names in a
+    checkpoint.
+    """
+
+    weight: Tensor
+
+    def __init__(self, dims: int, channels: int, gain: float | None, tap_names: tuple[str, ...]) -> None:
+        super().__init__()
+        if dims not in (2, 3):
+            raise InputError(f"a Haar transform over {dims} dimensions was asked for; expected 2 or 3")
+        if channels < 1:
+            raise InputError(f"a Haar transform of {channels} channels was asked for; expected at least 1")
+        self.dims = dims
+        self.channels = channels
+        self.bands = 2**dims
+        self.pair = dims - 1  # frames that one transform spans: 1 or 2
+        self.gain = (
+            (ORTHONORMAL_GAIN_3D if dims == 3 else ORTHONORMAL_GAIN_2D) if gain is None else float(gain)
+        )
+        self._tap_names = tap_names
+        self.register_buffer("weight", self._operator().to(torch.get_default_dtype()), persistent=False)
+
+    def _operator(self) -> Tensor:
+        """The dense weight, float64: rows are (band, channel), columns (frame of the pair, channel,
+        h, w).
+        """
+        signs = haar_signs(self.dims).reshape(self.bands, self.pair, 2, 2) * self.gain
+        dense = torch.einsum("bphw,ck->bcpkhw", signs, torch.eye(self.channels, dtype=torch.float64))
+        return dense.reshape(self.bands * self.channels, self.pair * self.channels, 2, 2)
+
+    def taps(self) -> dict[str, Tensor]:
+        """The filters by their checkpoint names, shape (1, 1, 2, 2, 2) or (1, 1, 2, 2)."""
+        signs = haar_signs(self.dims) * self.gain
+        taps = signs.to(device=self.weight.device, dtype=self.weight.dtype)[:, None, None]
+        return dict(zip(self._tap_names, taps, strict=True))
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        # Checkpoints carry the fixed filters as tensors; here they are one number, so they are
+        # written out from it.
+        for name, tap in self.taps().items():
+            destination[prefix + name] = tap
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        names = [prefix + name for name in self._tap_names]
+        missing_keys += [name for name in names if name not in state_dict]
+        found = [state_dict[name] for name in names if name in state_dict]
+        if len(found) == len(names):
+            try:
+                self.set_gain(read_gain(dict(zip(names, found, strict=True)), self.dims))
+            except CheckpointError as error:
+                error_msgs.append(str(error))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # A change of precision or device: the operator is rounded from the exact gain, never from
+        # its own rounded values.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.weight = self._operator().to(device=self.weight.device, dtype=self.weight.dtype)
+        return self
+
+    def set_gain(self, gain: float) -> None:
+        """Rebuilds the operator for filters of another gain."""
+        self.gain = gain
+        device = "cpu" if self.weight.is_meta else self.weight.device
+        self.weight = self._operator().to(device=device, dtype=self.weight.dtype)
+
+
+def read_gain(taps: Mapping[str, Tensor], dims: int) -> float:
+    """The gain of filters given in band order, by name. Raises `CheckpointError` naming a filter
+    that is not Haar's.
+    """
+    signs = haar_signs(dims)
+    gain: float | None = None
+    for (name, tap), sign in zip(taps.items(), signs, strict=True):
+        values = tap.detach().to("cpu", torch.float64)
+        if values.numel() != sign.numel():
+            raise CheckpointError(
+                f"{name} has shape {tuple(tap.shape)}; expected a Haar filter of {sign.numel()} taps"
+            )
+        gain = float(values.flatten()[0]) if gain is None else gain
+        if gain <= 0 or not torch.equal(values.reshape(sign.shape), sign * gain):
+            raise CheckpointError(
+                f"{name} is not a Haar filter: expected taps of +-{gain} with the signs of its sub-band"
+            )
+    assert gain is not None
+    return gain
+
+
+class HaarAnalysis(_Haar):
+    """Frames (B, T, channels, H, W) to sub-bands (B, T / pair, bands * channels, H/2, W/2); H, W
+    even.
+
+    The 3-D transform takes frames in aligned pairs, so T must be even; a clip or stream sees to
+    that (`wfvae.model.causal`).
+    """
+
+    def __init__(self, dims: int, channels: int, gain: float | None = None) -> None:
+        names = tuple(f"{name}_conv.conv.weight" for name in _BAND_NAMES_3D) if dims == 3 else _BAND_NAMES_2D
+        super().__init__(dims, channels, gain, names)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        batch, _, channels, height, width = frames.shape
+        pairs = frames.reshape(-1, self.pair * channels, height, width)
+        bands = F.conv2d(pairs, self.weight, stride=2)
+        return bands.reshape(batch, -1, self.bands * channels, height // 2, width // 2)
+
+
+class HaarSynthesis(_Haar):
+    """The transpose of `HaarAnalysis`, and its inverse at the orthonormal gain."""
+
+    def __init__(self, dims: int, channels: int, gain: float | None = None) -> None:
+        super().__init__(dims, channels, gain, _BAND_NAMES_3D if dims == 3 else _BAND_NAMES_2D)
+
+    def _operator(self) -> Tensor:
+        # Outputs are ordered (frame of the pair, channel, h, w), as depth-to-space wants them.
+        return super()._operator().reshape(self.bands * self.channels, -1).T[:, :, None, None].contiguous()
+
+    def forward(self, bands: Tensor) -> Tensor:
+        batch, _, _, height, width = bands.shape
+        pixels = F.conv2d(bands.reshape(-1, self.bands * self.channels, height, width), self.weight)
+        return F.pixel_shuffle(pixels, 2).reshape(batch, -1, self.channels, 2 * height, 2 * width)

@@ -1,0 +1,103 @@
+"""Frame arithmetic of the uniform stream: how a video of T frames maps to steps, latents and back.
+No torch.
+
+    video        f0 f1 f2 f3 f4 | f5 ...          T frames
+    stream  f0 f0 f0 [f0] | f1 f2 f3 f4 | f5 ...  r-1 copies of f0 in front, r = 4
+    latents         z0          z1        z2      one per r frames
+
+A T that is not 1 + r n is padded behind by repeating the last frame; the true T is recorded beside
+the latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from wfvae.errors import InputError
+
+SPATIAL_RATIO = 8
+"""Video pixels per latent pixel, in height and in width."""
+
+
+def lead_frames(ratio: int) -> int:
+    """Copies of the first frame in front of the stream."""
+    return ratio - 1
+
+
+def tail_frames(frames: int, ratio: int) -> int:
+    """Copies of the last frame behind a video of `frames` frames, so that the stream is a multiple
+    of `ratio`.
+    """
+    _require_frames(frames)
+    return (1 - frames) % ratio
+
+
+def latent_frames(frames: int, ratio: int) -> int:
+    """Latents of a video of `frames` >= 1 frames: 1 + ceil((frames - 1) / ratio)."""
+    _require_frames(frames)
+    return 1 + -(-(frames - 1) // ratio)
+
+
+def video_frames(latents: int, ratio: int) -> int:
+    """Frames that `latents` >= 1 latents decode to: 1 + ratio (latents - 1)."""
+    if latents < 1:
+        raise InputError(f"{latents} latents were given; expected at least 1")
+    return 1 + ratio * (latents - 1)
+
+
+def padded_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width rounded up to multiples of 8; the border is filled by edge replication."""
+    if height < 1 or width < 1:
+        raise InputError(f"the video size is {height}x{width}; expected at least 1x1")
+    return -(-height // SPATIAL_RATIO) * SPATIAL_RATIO, -(-width // SPATIAL_RATIO) * SPATIAL_RATIO
+
+
+def even_chunks(total: int, chunk: int) -> Iterator[int]:
+    """Splits `total` into steps of `chunk` and a smaller last one."""
+    if chunk < 1:
+        raise InputError(f"the chunk is {chunk}; expected at least 1")
+    full, rest = divmod(total, chunk)
+    yield from [chunk] * full
+    if rest:
+        yield rest
+
+
+def causal_cache_length(kernel: int, stride: int, chunk: int, index: int) -> int:
+    """Frames that a causal convolution carries over after chunk `index` (eq. 4 of the paper).
+
+    The first frame alone comes first (index 0), then `index` chunks of `chunk` frames. With kernel
+    4, stride 3, chunk 4 the lengths are 1, 2, 3, 1, ... A kernel shorter than its stride counts as
+    one of the stride's length, since it must step over the frames between its windows.
+    """
+    if min(kernel, stride, chunk) < 1 or index < 0:
+        raise InputError(
+            f"kernel {kernel}, stride {stride}, chunk {chunk} must be >= 1 and index {index} >= 0"
+        )
+    window = max(kernel, stride)
+    return window + index * chunk - stride * (index * chunk // stride + 1)
+
+
+@dataclass(frozen=True)
+class OutputWindow:
+    """Which of a decode stream's output frames belong to the video: not the first `drop`, then at
+    most T.
+    """
+
+    drop: int
+    """Output frames still to be dropped."""
+    given: int = 0
+    """Video frames given out so far."""
+
+    def take(self, count: int, limit: int | None = None) -> tuple[slice, OutputWindow]:
+        """The video's part of the next `count` output frames, and the window after them. `limit` is
+        T, if known.
+        """
+        skip = min(self.drop, count)
+        taken = count - skip if limit is None else min(count - skip, max(0, limit - self.given))
+        return slice(skip, skip + taken), OutputWindow(self.drop - skip, self.given + taken)
+
+
+def _require_frames(frames: int) -> None:
+    if frames < 1:
+        raise InputError(f"the video has {frames} frames; expected at least 1")

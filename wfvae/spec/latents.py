@@ -1,0 +1,185 @@
+"""What a file of latents says about itself, the same in every format."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from wfvae.errors import LatentsError
+
+FORMAT = "wfvae-latents/1"
+Latents = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
+ITEMS_PER_FINITE_CHECK = 1 << 22
+
+
+@dataclass(frozen=True)
+class LatentsInfo:
+    """Metadata of latents (T', D, h, w). Latents are stored as the encoder gives them, unscaled."""
+
+    frames: int | None
+    """Frames of the video, T. None until the encoder has seen the last one."""
+    height: int
+    width: int
+    """Size of the video in pixels, before padding."""
+    padded_height: int
+    padded_width: int
+    """Size that the encoder saw, in pixels."""
+    fps: Fraction
+    kind: Literal["mean", "moments"]
+    """"mean": D channels of the posterior's mean. "moments": mean and log-variance, one after the
+    other, D = 2 x channels.
+    """
+    temporal_ratio: Literal[4, 8]
+    """Video frames per latent, after the first frame."""
+    scale: tuple[float, ...] = ()
+    shift: tuple[float, ...] = ()
+    """For diffusion: (z - shift) * scale, one number per channel or one for all; not applied to
+    what is stored.
+    """
+    bundle_hash: str = ""
+    model: str = ""
+    time_base: Fraction | None = None
+    color_range: str | None = None
+    color_space: str | None = None
+    """Tick and colour tags of the source video, to carry over to a decoded one."""
+    version: str = field(default=FORMAT)
+
+    def __post_init__(self) -> None:
+        if self.version != FORMAT:
+            raise LatentsError(
+                f"latents of format '{self.version}' were given; this version of wfvae reads and writes"
+                f" {FORMAT}, upgrade it"
+            )
+        if self.kind not in ("mean", "moments"):
+            raise LatentsError(f"latents of kind '{self.kind}' are unknown; expected mean or moments")
+        if self.temporal_ratio not in (4, 8):
+            raise LatentsError(f"a temporal ratio of {self.temporal_ratio} is unknown; expected 4 or 8")
+        if not (1 <= self.height <= self.padded_height and 1 <= self.width <= self.padded_width):
+            raise LatentsError(
+                f"a video of {self.height}x{self.width} (HxW) padded to"
+                f" {self.padded_height}x{self.padded_width} cannot be; sizes must be at least 1 and padding"
+                " only adds"
+            )
+        if self.frames is not None and self.frames < 1:
+            raise LatentsError(
+                f"latents of a video of {self.frames} frames cannot be; give at least 1, or None while it is"
+                " not finished"
+            )
+        if self.fps <= 0:
+            raise LatentsError(f"a rate of {self.fps} fps cannot be; give one above 0")
+
+    @property
+    def expected_count(self) -> int | None:
+        """How many latents `frames` frames make: 1 + ceil((T - 1) / temporal_ratio). None while T
+        is unknown.
+        """
+        return None if self.frames is None else 1 + math.ceil((self.frames - 1) / self.temporal_ratio)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of JSON types; fractions as "30000/1001"."""
+        values = dataclasses.asdict(self)
+        return {
+            key: (
+                str(value)
+                if isinstance(value, Fraction)
+                else list(value)
+                if isinstance(value, tuple)
+                else value
+            )
+            for key, value in values.items()
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], name: str) -> LatentsInfo:
+        """The inverse of `to_json`. Unknown keys are ignored. Raises `LatentsError` that names the
+        file `name` and what is wrong.
+        """
+        if values.get("version") != FORMAT:
+            raise LatentsError(
+                f"'{name}' carries no {FORMAT} metadata (version is {values.get('version')!r}); expected"
+                " latents written by wfvae"
+            )
+        known = {key.name: values[key.name] for key in dataclasses.fields(cls) if key.name in values}
+        try:
+            for key in ("fps", "time_base"):
+                known[key] = None if known.get(key) is None else Fraction(known[key])
+            for key in ("scale", "shift"):
+                known[key] = tuple(float(number) for number in known.get(key, ()))
+            return cls(**known)
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise LatentsError(
+                f"the metadata of '{name}' is incomplete or wrong: {error}; encode the video again"
+            ) from error
+
+    def differences(self, other: LatentsInfo) -> list[str]:
+        """Names of the fields, but for `frames`, that differ."""
+        mine, theirs = self.to_json(), other.to_json()
+        return [key for key in mine if key != "frames" and mine[key] != theirs[key]]
+
+    def check_count(self, count: int, name: str) -> None:
+        """Raises `LatentsError` if `count` latents cannot belong to `frames` frames."""
+        if self.expected_count is not None and count != self.expected_count:
+            raise LatentsError(
+                f"'{name}' holds {count} latents, but {self.frames} frames at a ratio of"
+                f" {self.temporal_ratio} make {self.expected_count}; the number of frames is wrong, or"
+                " latents are missing"
+            )
+
+
+def info_from_text(text: str, name: str) -> dict[str, Any]:
+    """A JSON object; raises `LatentsError` for anything else."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise LatentsError(
+            f"the metadata of '{name}' is not JSON: {error}; encode the video again"
+        ) from error
+    if not isinstance(values, dict):
+        raise LatentsError(f"the metadata of '{name}' is not a JSON object; encode the video again")
+    return values
+
+
+def checked_latents(latents: Any, name: str) -> Latents:
+    """`latents` if they are finite float32 or float16 of rank 4, at least one; raises
+    `LatentsError` otherwise.
+    """
+    if (
+        not isinstance(latents, np.ndarray)
+        or latents.ndim != 4
+        or latents.dtype not in DTYPES
+        or 0 in latents.shape
+    ):
+        got = (
+            f"{latents.dtype} {latents.shape}" if isinstance(latents, np.ndarray) else type(latents).__name__
+        )
+        raise LatentsError(
+            f"latents for '{name}' are {got}; expected float32 or float16 of shape (T', D, h, w), none of"
+            " them 0"
+        )
+    check_finite(latents, 0, name)
+    return latents
+
+
+def check_finite(latents: npt.NDArray[Any], first: int, name: str) -> None:
+    """Raises `LatentsError` that names the first latent, counted from `first`, holding NaN or
+    infinity.
+    """
+    step = max(1, ITEMS_PER_FINITE_CHECK // max(1, latents[0].size)) if len(latents) else 1
+    for start in range(0, len(latents), step):
+        part = latents[start : start + step]
+        good = np.isfinite(part).all(axis=tuple(range(1, part.ndim)))
+        if not good.all():
+            index = first + start + int(np.argmin(good))
+            raise LatentsError(
+                f"latent {index} of '{name}' holds NaN or infinity; it cannot be decoded, encode the video"
+                " again"
+            )

@@ -1,0 +1,1 @@
+"""Pixels as files store them, and synthetic videos."""

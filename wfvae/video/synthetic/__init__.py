@@ -1,0 +1,1 @@
+"""Procedural videos: moving shapes, textures and text, the same for the same seed on every machine."""
