@@ -28,7 +28,7 @@ from isolated import NotMeasured
 from record import machine, machine_line, markdown_table, write_report
 
 from wfvae import WFVAE, WFVAEConfig
-from wfvae.cli.common import parse_size
+from wfvae.cli.arguments import parse_size
 from wfvae.cli.verify import DEFAULT_FRAMES, DEFAULT_SIZE
 from wfvae.errors import WFVAEError
 from wfvae.export.bundle import DTYPES, ExportOptions, export_bundle

@@ -41,7 +41,7 @@ def store(opened: Callable[..., Bundle], video: Path) -> Path:
 # Help ---------------------------------------------------------------------------------------------
 
 
-def test_help_names_every_command(program: Program) -> None:
+def test_help_lists_every_command(program: Program) -> None:
     outcome = program("--help")
     assert outcome.code == 0
     for name in cli.COMMANDS:
@@ -63,14 +63,12 @@ def test_help_of_a_command_explains_every_argument(program: Program, name: str) 
     assert max(map(len, outcome.out.splitlines())) <= 140
 
 
-def test_version(program: Program) -> None:
+def test_version_option_prints_name_and_version(program: Program) -> None:
     outcome = program("--version")
     assert (outcome.code, outcome.out.split()[0]) == (0, "wfvae")
 
 
-def test_help_and_streaming_need_neither_torch_nor_what_is_heavy(
-    bundle: Path, video: Path, tmp_path: Path
-) -> None:
+def test_help_and_streaming_without_torch_installed_work(bundle: Path, video: Path, tmp_path: Path) -> None:
     code = """
 import sys
 for name in ("torch", "onnx", "polygraphy", "lpips"):
@@ -108,7 +106,7 @@ assert cli.main(["demo", "--out", folder + "/demo"]) == 2
     assert all("pip install 'wfvae[export]'" in line for line in complaints)
 
 
-# Exit codes and complaints ------------------------------------------------------------------------
+# Exit codes and errors ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -180,7 +178,7 @@ assert cli.main(["demo", "--out", folder + "/demo"]) == 2
         ("verify B --frames 0", "'0' is not an integer of at least 1"),
     ],
 )
-def test_wrong_use_is_one_line_and_code_2_and_leaves_nothing(
+def test_wrong_use_prints_one_line_exits_2_and_leaves_no_file(
     program: Program,
     bundle: Path,
     video: Path,
@@ -205,7 +203,9 @@ def test_wrong_use_is_one_line_and_code_2_and_leaves_nothing(
     assert stored(store) == 4
 
 
-def test_a_failed_check_is_code_1(program: Program, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_with_failed_check_exits_1(
+    program: Program, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from wfvae.export import parity
 
     verified = parity.verify
@@ -224,7 +224,7 @@ def test_a_failed_check_is_code_1(program: Program, bundle: Path, monkeypatch: p
     assert outcome.report["passed"] is False
 
 
-def test_a_defect_of_ours_is_one_line_and_a_traceback_on_request(
+def test_internal_error_prints_one_line_and_traceback_only_with_debug(
     program: Program, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*arguments: Any, **options: Any) -> None:
@@ -240,7 +240,7 @@ def test_a_defect_of_ours_is_one_line_and_a_traceback_on_request(
     assert "Traceback" in program("plan", bundle, "--size", "64x64", "--debug").err
 
 
-def test_a_reader_that_ends_early_and_closed_streams(bundle: Path, video: Path, tmp_path: Path) -> None:
+def test_closed_or_full_standard_streams_give_one_line(bundle: Path, video: Path, tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -281,14 +281,14 @@ def test_a_reader_that_ends_early_and_closed_streams(bundle: Path, video: Path, 
         )
 
 
-def test_what_no_command_takes_is_told_in_its_name(program: Program) -> None:
+def test_unknown_argument_is_reported_under_the_subcommand(program: Program) -> None:
     assert (
         program.refused("encode", "a", "b", "c", "d")
         == "wfvae encode: unrecognized arguments: d; see: wfvae encode --help"
     )
 
 
-def test_the_end_of_a_terminal_ends_a_job_like_ctrl_c(bundle: Path, tmp_path: Path) -> None:
+def test_sighup_interrupts_unless_nohup_ignores_it(bundle: Path, tmp_path: Path) -> None:
     """Unless it was started by nohup."""
     code = (
         "import os, signal, sys\n"
@@ -312,7 +312,7 @@ def test_the_end_of_a_terminal_ends_a_job_like_ctrl_c(bundle: Path, tmp_path: Pa
 # Results ------------------------------------------------------------------------------------------
 
 
-def test_json_of_every_command(
+def test_json_option_of_every_command_prints_its_facts(
     program: Program, bundle: Path, video: Path, reference_dir: Path, tmp_path: Path
 ) -> None:
     store, out = tmp_path / "z.zarr", tmp_path / "out.mp4"
@@ -364,7 +364,9 @@ def test_json_of_every_command(
     assert checked["passed"] is True
 
 
-def test_text_of_every_command(program: Program, bundle: Path, video: Path, tmp_path: Path) -> None:
+def test_text_of_every_command_names_counts_and_sizes(
+    program: Program, bundle: Path, video: Path, tmp_path: Path
+) -> None:
     store = tmp_path / "z.zarr"
     assert "4 latents of 13 frames 32x48" in program("encode", bundle, video, store).out
     assert "13 frames 32x48" in program("decode", bundle, store, tmp_path / "out.gif").out
@@ -376,7 +378,9 @@ def test_text_of_every_command(program: Program, bundle: Path, video: Path, tmp_
         assert any(line.split() == ["height", "32"] for line in lines)
 
 
-def test_odd_names(program: Program, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_file_names_are_read_and_written(
+    program: Program, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "my dir ü 100% :smile: [red]"
     folder.mkdir()
     save(folder / "in %03d x.mp4".replace("%03d", "50%"), clip(5))
@@ -401,7 +405,7 @@ def test_odd_names(program: Program, bundle: Path, tmp_path: Path, monkeypatch: 
 # Progress -----------------------------------------------------------------------------------------
 
 
-def test_progress_shows_on_a_terminal_and_nowhere_else(bundle: Path, video: Path, tmp_path: Path) -> None:
+def test_progress_is_shown_on_a_terminal_only(bundle: Path, video: Path, tmp_path: Path) -> None:
     code, text = on_terminal("encode", bundle, video, tmp_path / "z.zarr", "--chunk", 1, "--json")
     assert code == 0
     assert re.search(r"encode .*\d+/13 frames .* \d:\d\d:\d\d", text), text

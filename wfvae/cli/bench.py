@@ -5,16 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from wfvae.cli.common import (
-    add_bundle_arguments,
-    add_json_argument,
-    mebibytes,
-    open_from,
-    parse_positive,
-    parse_size,
-    progress_bar,
-    show,
-)
+from wfvae.cli.arguments import add_bundle_arguments, add_json_argument, open_from, parse_positive, parse_size
+from wfvae.cli.output import mebibytes, progress_bar, show
 from wfvae.errors import InputError, ResourceError
 from wfvae.machine import describe_machine
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wfvae.cli.common import add_json_argument, mebibytes, parse_bytes, parse_positive, parse_size, show
+from wfvae.cli.arguments import add_json_argument, parse_bytes, parse_positive, parse_size
+from wfvae.cli.output import mebibytes, show
 from wfvae.errors import InputError
 from wfvae.spec.engines import BuildSettings, Span
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wfvae.cli.common import (
+from wfvae.cli.arguments import (
     add_bundle_arguments,
     add_json_argument,
     add_output_arguments,
@@ -13,9 +13,8 @@ from wfvae.cli.common import (
     container_for,
     open_from,
     output_settings,
-    progress_bar,
-    show,
 )
+from wfvae.cli.output import progress_bar, show
 
 SUMMARY = "latents to video, in constant memory"
 DESCRIPTION = """\

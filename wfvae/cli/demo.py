@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from wfvae.cli.common import add_json_argument, parse_positive, progress_bar, show
+from wfvae.cli.arguments import add_json_argument, parse_positive
+from wfvae.cli.output import progress_bar, show
 from wfvae.errors import MissingExtraError, ResourceError
 from wfvae.machine import processor_count, processor_name
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wfvae.cli.common import (
+from wfvae.cli.arguments import (
     add_bundle_arguments,
     add_input_arguments,
     add_json_argument,
     add_resume_arguments,
     check_rate,
     open_from,
-    progress_bar,
     raw_layout,
     remarks,
-    show,
 )
+from wfvae.cli.output import progress_bar, show
 
 SUMMARY = "video to latents, in constant memory"
 DESCRIPTION = """\

@@ -9,14 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wfvae.cli.common import (
-    add_execution_arguments,
-    add_json_argument,
-    open_from,
-    parse_positive,
-    progress_bar,
-    show,
-)
+from wfvae.cli.arguments import add_execution_arguments, add_json_argument, open_from, parse_positive
+from wfvae.cli.output import progress_bar, show
 from wfvae.errors import InputError, ResourceError
 
 if TYPE_CHECKING:

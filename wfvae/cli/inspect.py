@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from wfvae.cli.common import add_json_argument, mebibytes, show
+from wfvae.cli.arguments import add_json_argument
+from wfvae.cli.output import mebibytes, show
 from wfvae.cli.subbands import check_plot_name, measure_subbands, plot_subbands, subband_table
 from wfvae.errors import CheckpointError, InputError, MissingExtraError, WFVAEError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from wfvae.cli.common import (
+from wfvae.cli.arguments import (
     add_bundle_arguments,
     add_input_arguments,
     add_json_argument,
@@ -13,11 +13,10 @@ from wfvae.cli.common import (
     container_for,
     open_from,
     output_settings,
-    progress_bar,
     raw_layout,
     remarks,
-    show,
 )
+from wfvae.cli.output import progress_bar, show
 
 SUMMARY = "video to its reconstruction, in one pass"
 DESCRIPTION = """\

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wfvae.cli.common import progress_bar
+from wfvae.cli.output import progress_bar
 from wfvae.errors import InputError
 
 if TYPE_CHECKING:

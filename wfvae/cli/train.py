@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wfvae.cli.common import add_json_argument, show
+from wfvae.cli.arguments import add_json_argument
+from wfvae.cli.output import show
 from wfvae.errors import MissingExtraError
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wfvae.cli.common import add_json_argument, parse_positive, parse_size, show
+from wfvae.cli.arguments import add_json_argument, parse_positive, parse_size
+from wfvae.cli.output import show
 from wfvae.errors import MissingExtraError
 
 SUMMARY = "model repository for Triton Inference Server"

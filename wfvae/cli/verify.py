@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from wfvae.cli.common import (
+from wfvae.cli.arguments import (
     add_bundle_arguments,
     add_input_arguments,
     add_json_argument,
@@ -18,8 +18,8 @@ from wfvae.cli.common import (
     parse_positive,
     parse_size,
     raw_layout,
-    show,
 )
+from wfvae.cli.output import show
 from wfvae.errors import InputError, MissingExtraError, ResourceError
 
 SUMMARY = "prove that the stream equals direct inference, bit by bit"
