@@ -50,8 +50,13 @@ from wfvae.export.bundle import export_bundle
 from wfvae.export.weights import state_dict_sha256
 from wfvae.metrics.torchvision_operators import make_torchvision_importable
 from wfvae.runtime import open_bundle
-from wfvae.train.motion import luma
 from wfvae.video.synthetic.clips import ProceduralClip
+
+
+def luma(video: torch.Tensor) -> torch.Tensor:
+    """BT.709's luma of RGB: (B, 3, T, H, W) to (B, T, H, W), of the same range."""
+    return torch.einsum("bcthw,c->bthw", video, video.new_tensor((0.2126, 0.7152, 0.0722)))
+
 
 RESULTS = Path(__file__).parent / "results"
 SEED, FRAMES, SIDE, CHUNK = 7, 300, 256, 2

@@ -2,9 +2,7 @@
 not trained on.
 
     python benchmarks/tiny_model.py                       scores, a 300-frame stream, pictures: benchmarks/results/tiny-model.*
-    python benchmarks/tiny_model.py --ship RUN [RUN ...]  first makes the package's checkpoint from the last of these runs (in fp16),
-                                                          and draws their training curve; names end
-                                                          with the number of the stage
+    python benchmarks/tiny_model.py --ship RUN            first makes the package's checkpoint from this run (in fp16)
                           --mean-with CHECKPOINT          ... from the mean of that run's weights and these
     python benchmarks/tiny_model.py --videos FOLDER       also scores videos of your own, file by file
 
@@ -24,11 +22,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -41,15 +37,12 @@ from record import machine, write_json
 
 from wfvae import WFVAE
 from wfvae.export.bundle import export_bundle
-from wfvae.model.checkpoint import CONFIG_NAME, WEIGHTS_NAME, save_half
+from wfvae.model.checkpoint import WEIGHTS_NAME, save_half
 from wfvae.report.svg_file import Panel, svg_file
 from wfvae.report.svg_plots import WIDE, line_plot
 from wfvae.runtime import open_bundle
-from wfvae.spec.runs import RUN_CONFIG
-from wfvae.train.config import TrainingConfig
 from wfvae.train.data import Crops, FixedCrops, ProceduralClips, VideoFolder, held_out, to_model_range
 from wfvae.train.data.batch import Batch, stack_clips
-from wfvae.train.metrics import read_metrics
 from wfvae.train.validation import validate
 from wfvae.video.synthetic.clips import ProceduralClip
 
@@ -87,9 +80,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ship", nargs="+", type=Path, default=[], metavar="RUN")
+    parser.add_argument("--ship", type=Path, metavar="RUN", help="run whose weights become the package's")
     parser.add_argument(
-        "--mean-with", metavar="CHECKPOINT", help="ship the mean of these weights and the last run's"
+        "--mean-with", metavar="CHECKPOINT", help="ship the mean of these weights and the run's"
     )
     parser.add_argument(
         "--clips", type=int, default=64, help="held-out clips of each kind (default: %(default)s)"
@@ -122,7 +115,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
             " of that length"
         )
     if args.mean_with and not args.ship:
-        parser.error("--mean-with names weights for what is shipped: name runs with --ship")
+        parser.error("--mean-with names weights for what is shipped: name a run with --ship")
     args.out = args.out or RESULTS
     return args
 
@@ -155,75 +148,20 @@ def main() -> None:
     print(json.dumps(result, indent=2) if args.json else summary(result))
 
 
-def ship(runs: list[Path], mean_with: str | None = None) -> None:
-    """Writes the package's checkpoint from the last run, and the curve of all: stages that are
-    added later have one of their own.
+def ship(run: Path, mean_with: str | None = None) -> None:
+    """Writes the package's checkpoint from a run, in fp16.
 
-    Halfway from the weights that a stage began with to those that it ended with, what it learned is
-    in part kept, and what it forgot in part restored (Wortsman et al., arXiv 2109.01903).
+    With `mean_with`, halfway from the weights that a stage began with to those that it ended with,
+    what it learned is in part kept, and what it forgot in part restored (Wortsman et al., arXiv
+    2109.01903).
     """
-    stages = {stage_number(run): run for run in sorted(runs, key=stage_number)}
-    if len(stages) < len(runs):
-        raise SystemExit(f"{', '.join(map(str, runs))}: expected one run of each stage")
-    first, last = min(stages), max(stages)
-    model = WFVAE.from_pretrained(stages[last])
+    model = WFVAE.from_pretrained(run)
     if mean_with is not None:
         others = WFVAE.from_pretrained(mean_with).state_dict()
         model.load_state_dict(
             {name: (weight + others[name]) / 2 for name, weight in model.state_dict().items()}
         )
     save_half(model, SHIPPED)
-    assert (SHIPPED / CONFIG_NAME).is_file()
-    for number, run in stages.items():
-        (SHIPPED / f"stage{number}.toml").write_text(
-            told(TrainingConfig.load(run / RUN_CONFIG)), encoding="utf-8"
-        )
-    steps = [int(read_metrics(run, "train")[-1]["step"]) for run in stages.values()]
-    where = f"{len(runs)} stages" if len(runs) > 1 else f"stage {first}"
-    notes = [
-        f"Reconstruction loss of every 50th batch in levels of 255, over {' + '.join(map(str, steps))} steps"
-        f" of {where}."
-    ]
-    drawing = svg_file("Training of the tiny model", notes, training_curves(stages))
-    name = "training-curve.svg" if first == 1 else f"training-curve-stage{first}.svg"
-    (SHIPPED / name).write_text(drawing, encoding="utf-8")
-
-
-def stage_number(run: Path) -> int:
-    """What the name of a run ends with."""
-    digits = re.search(r"\d+$", run.name)
-    if digits is None:
-        raise SystemExit(
-            f"{run}: expected a run whose name ends with the number of its stage, such as tiny-stage1"
-        )
-    return int(digits[0])
-
-
-def training_curves(runs: Mapping[int, Path]) -> list[Panel]:
-    """A curve for each kind of distance that was trained with, in levels of 255, over its stages."""
-    titles = {"l1": ("L1", "L1"), "l2": ("L2", "root of L2")}
-    values: dict[str, list[float]] = {}
-    stages: dict[str, list[str]] = {}
-    for number, run in runs.items():
-        config = TrainingConfig.load(run / RUN_CONFIG)
-        kind, data = config.loss.reconstruction, config.data
-        samples = 3 * (data.crop_height or data.height) * (data.crop_width or data.width)
-        mean = [line["reconstruction"] / samples for line in read_metrics(run, "train")]
-        values.setdefault(kind, []).extend((value if kind == "l1" else value**0.5) * 127.5 for value in mean)
-        stages.setdefault(kind, []).append(str(number))
-    return [
-        Panel(
-            f"Stages with {titles[kind][0]}: {', '.join(stages[kind])}",
-            line_plot(curve, "logged step (every 50th)", titles[kind][1], "levels", WIDE, from_zero=True),
-        )
-        for kind, curve in values.items()
-    ]
-
-
-def told(config: TrainingConfig) -> str:
-    """The settings of a run, which name the run that it started from, not where that was."""
-    start = replace(config.run, initial=Path(config.run.initial).name)
-    return replace(config, run=start).to_toml()
 
 
 def score(model: WFVAE, clips: int, side: int) -> dict[str, Any]:

@@ -198,8 +198,8 @@ def shares(steps: int, threads: int, videos: Path | None) -> dict[str, Any]:
             f"data.folder={json.dumps(str(videos))}",
             f"data.workers={DataSettings().workers}",
         ]
-    config = TrainingConfig.load("tiny-stage1", settings)
-    about: dict[str, Any] = {"config": "tiny-stage1", "steps": steps, "workers": config.data.workers}
+    config = TrainingConfig.load("tiny-quick", settings)
+    about: dict[str, Any] = {"config": "tiny-quick", "steps": steps, "workers": config.data.workers}
     runs = []
     for _ in range(3):
         with tempfile.TemporaryDirectory() as folder:

@@ -29,7 +29,7 @@ from wfvae.errors import ConfigError
 from wfvae.model.config import Preset, WFVAEConfig
 from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.train.strides import strides_complaint
-from wfvae.video.synthetic.clips import SHOT_SECONDS, SceneName, shot_seconds_complaint
+from wfvae.video.synthetic.clips import SceneName
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,6 @@ class DataSettings:
     scenes: tuple[SceneName, ...] = ("mixed",)
     """What procedural clips show; each draws one of the list, so a name given twice comes twice as
     often. `mixed` changes with each shot; it is what validation shows, whatever is trained on."""
-    shot_seconds: float = SHOT_SECONDS
-    """Length of a shot of procedural clips to train on, about, but at least 8 frames. Shorter ones
-    show more cuts.
-    """
 
 
 @dataclass(frozen=True)
@@ -144,18 +140,6 @@ class LossSettings:
     """Weights of a latent's frames, in order, in the reconstruction loss (pixels and LPIPS), scaled
     to a mean of 1; empty: all alike. A clip's first frame has 1. Not the paper's. More for frames
     that come out worse, so that quality does not pulse."""
-    coarse_weights: tuple[float, ...] = ()
-    """Weights of the distance of means over windows of 2, 4, 8, ... pixels, which is added to that
-    of pixels; empty: none. Not the paper's. What is wrong over larger areas is seen first, above
-    all where it changes from frame to frame."""
-    change_weights: tuple[float, ...] = ()
-    """Weights of the distance of the same means' changes from frame to frame, likewise added;
-    empty: none. Not the paper's. What is wrong by turns flickers; what stays wrong counts nothing
-    here."""
-    flicker_weights: tuple[float, ...] = ()
-    """Weights of the distance of luma's changes along the motion of the clip, over 1, 2 and 4
-    frames, of pixels and of means over 2, 4, ... pixels, likewise added; empty: none. Not the
-    paper's. Detail that comes and goes is seen; its motion is found by block matching."""
     perceptual: str = "vgg"
     """LPIPS backbone: `vgg` (downloaded by torchvision), a local file of its weights, `random` (for
     tests), or `none`.
@@ -477,9 +461,7 @@ _AT_MOST = {"data.workers": 512, "run.threads": 1024, "optimizer.final_rate": 1}
 tell nothing.
 """
 _LARGEST = 1e18
-"""Of the others, and of lists of weights: what is computed from them still fits 64-bit integers and
-fp32.
-"""
+"""Of the others, and of lists of weights: what is computed from them fits 64-bit integers and fp32."""
 
 
 class _Checks:
@@ -520,12 +502,7 @@ class _Checks:
                 f"loss.frame_weights is {list(weights)}; expected {ratio} positive numbers up to"
                 f" {_LARGEST:g}, one for each frame of a latent"
             )
-        self._weights_of_scales("coarse_weights", config.loss.coarse_weights)
-        self._weights_of_scales("change_weights", config.loss.change_weights)
-        self._weights_of_scales("flicker_weights", config.loss.flicker_weights, smallest=1)
         if wrong := strides_complaint(config.data.stride, config.data.min_stride, config.data.stills):
-            raise ConfigError(f"data.{wrong}")
-        if wrong := shot_seconds_complaint(config.data.shot_seconds):
             raise ConfigError(f"data.{wrong}")
         if not config.data.scenes:
             raise ConfigError(f"data.scenes is []; expected one or more of {', '.join(get_args(SceneName))}")
@@ -538,21 +515,6 @@ class _Checks:
             raise ConfigError(
                 "data.folder is not set; give the directory of your videos: --set data.folder=DIR (or"
                 ' data.kind="procedural")'
-            )
-
-    def _weights_of_scales(self, name: str, weights: tuple[float, ...], smallest: int = 2) -> None:
-        data = self._config.data
-        if not all(0.0 <= weight <= _LARGEST for weight in weights):
-            scales = ", ".join(str(smallest * 2**scale) for scale in range(3))
-            raise ConfigError(
-                f"loss.{name} is {list(weights)}; expected numbers in 0..{_LARGEST:g}, of {scales}, ..."
-                " pixels"
-            )
-        height, width = data.crop_height or data.height, data.crop_width or data.width
-        if (largest := smallest * 2 ** (len(weights) - 1)) > min(height, width):
-            raise ConfigError(
-                f"loss.{name} has {len(weights)} scales, up to windows of {largest} pixels, "
-                f"and clips are {height}x{width}; expected fewer scales, or larger clips"
             )
 
     @staticmethod

@@ -9,21 +9,16 @@ hold no state and draw nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, relu
+from torch.nn.functional import relu
 
 from wfvae.errors import InputError
 from wfvae.model.distribution import DiagonalGaussian
 from wfvae.model.vae import DecoderOutput, EncoderOutput
-from wfvae.train.motion import ALIKE, displaced, luma, motion, within
-
-FLICKER_DISTANCES = (1, 2, 4)
-"""Frames over which `flicker_loss` follows what changes: faster and slower flicker."""
 
 ReconstructionKind = Literal["l1", "l2"]
 
@@ -94,120 +89,6 @@ def reconstruction_loss(
         per_frame = per_frame if frame_weights is None else per_frame * frame_weights
         total = total + perceptual_weight * channels * height * width * per_frame.sum()
     return total / (batch * frames)
-
-
-def coarse_loss(
-    video: Tensor,
-    reconstruction: Tensor,
-    *,
-    kind: ReconstructionKind,
-    weights: Sequence[float],
-    frame_weights: Tensor | None = None,
-) -> Tensor:
-    """Distance of means over windows of 2, 4, 8, ... pixels: what is wrong over larger areas is
-    seen first, above all where it changes from frame to frame. Not the paper's.
-
-    With m_k the mean of video - reconstruction over a window of k x k pixels, and windows that
-    overlap by half, so that no grid is preferred (ends of rows and columns that fill no window are
-    left out):
-
-        sum over k = 2, 4, ... of weights[k] * (k / 2)^2 * sum over b, c, t and windows of d(m_k) /
-        (B T)
-
-    d as in `reconstruction_loss`. A window stands for (k / 2)^2 pixels, so an error that is the
-    same everywhere counts about as much in each scale as in `reconstruction_loss`.
-
-    Args:
-        video, reconstruction: (B, C, T, H, W) floating point, H and W at least the largest window.
-        kind: "l1" or "l2".
-        weights: of 2, 4, 8, ... pixels.
-        frame_weights: as in `reconstruction_loss`.
-
-    Returns:
-        A scalar, differentiable in `reconstruction`.
-
-    Raises:
-        InputError: shapes that do not agree, or pictures that are smaller than a window.
-    """
-    difference = _difference_of_windows(video, reconstruction, len(weights))
-    return _distance_of_means(difference, kind, weights, frame_weights) / (video.shape[0] * video.shape[2])
-
-
-def change_loss(
-    video: Tensor, reconstruction: Tensor, *, kind: ReconstructionKind, weights: Sequence[float]
-) -> Tensor:
-    """Distance of changes from frame to frame: an error over an area that comes and goes flickers,
-    the same error held is hardly seen. Not the paper's.
-
-    That of `coarse_loss` for the means' change from the frame before,
-
-        sum over k = 2, 4, ... of weights[k] * (k / 2)^2 * sum over b, c, t >= 1 and windows of
-        d(m_k[t] - m_k[t - 1]) / (B T)
-
-    so squares of errors that have nothing to do with each other from frame to frame count twice as
-    much as there, and steady ones nothing.
-
-    Args:
-        video, reconstruction: (B, C, T, H, W) floating point, H and W at least the largest window.
-        kind: "l1" or "l2".
-        weights: of 2, 4, 8, ... pixels.
-
-    Returns:
-        A scalar, differentiable in `reconstruction`; zero for a single frame.
-
-    Raises:
-        InputError: shapes that do not agree, or pictures that are smaller than a window.
-    """
-    difference = _difference_of_windows(video, reconstruction, len(weights)).diff(dim=2)
-    return _distance_of_means(difference, kind, weights, None) / (video.shape[0] * video.shape[2])
-
-
-def flicker_loss(
-    video: Tensor, reconstruction: Tensor, *, kind: ReconstructionKind, weights: Sequence[float]
-) -> Tensor:
-    """Distance of changes along the motion: detail that comes and goes flickers, the same that is
-    missing all the time is hardly seen. Not the paper's.
-
-    With e the luma (BT.709) of video - reconstruction, and e'_k[t] that of k frames before, moved
-    to where things are in frame t (`motion.motion` of the video), if that is within the picture and
-    video[t] and video[t - k], moved, agree within `ALIKE` in each channel, else e'_k[t] = e[t]; c_k
-    = e - e'_k, and m_s(c) its mean over s x s pixels in windows that overlap by half (m_1(c) = c):
-
-        mean over k = 1, 2, 4 of
-            sum over s = 1, 2, 4, ... of weights[s] * max(s / 2, 1)^2 * sum over b, t >= k and
-            windows of d(m_s(c_k)) / (B T)
-
-    d as in `reconstruction_loss`. Distances k that reach beyond the clip count nothing.
-
-    Args:
-        video, reconstruction: (B, 3, T, H, W) floating point, [-1, 1], H and W even and at least
-            the largest window.
-        kind: "l1" or "l2".
-        weights: of 1, 2, 4, ... pixels.
-
-    Returns:
-        A scalar, differentiable in `reconstruction`; zero for a single frame.
-
-    Raises:
-        InputError: shapes that do not agree, or pictures that are smaller than a window.
-    """
-    if video.ndim != 5 or video.shape[1] != 3 or video.shape[3] % 2 or video.shape[4] % 2:
-        raise InputError(f"video has shape {tuple(video.shape)}; expected (B, 3, T, H, W) with H and W even")
-    difference = _difference_of_windows(video, reconstruction, len(weights), smallest=1)
-    video, error = _wide(video), luma(difference)
-    total = 0.0 * difference.sum()
-    for distance, displacement in (motion(luma(video), FLICKER_DISTANCES) if weights else {}).items():
-        moved = displacement.flatten(0, 1)
-        with torch.no_grad():
-            there = displaced(_frames_first(video[:, :, :-distance]), moved)
-            alike = ((there - _frames_first(video[:, :, distance:])).abs().amax(dim=1) <= ALIKE) & within(
-                moved
-            )
-        now, before = error[:, distance:], displaced(error[:, :-distance].flatten(0, 1)[:, None], moved)
-        change = ((now - before.view_as(now)) * alike.view_as(now))[:, None]
-        total = total + _distance_of_means(change, kind, weights[1:], None)
-        total = total + weights[0] * (change.abs() if kind == "l1" else change.square()).sum()
-    return total / (len(FLICKER_DISTANCES) * video.shape[0] * video.shape[2])
 
 
 def kl_loss(distribution: DiagonalGaussian) -> Tensor:
@@ -311,8 +192,6 @@ class LossTerms:
     """Mean of what LPIPS has found, which is part of `reconstruction`; detached, unweighted. None
     without LPIPS.
     """
-    further: Mapping[str, Tensor]
-    """Other distances that are part of the total, by name; detached."""
 
     def named(self) -> dict[str, Tensor]:
         """All terms by name, detached, for logging. Reading their values waits for the device; this
@@ -326,7 +205,6 @@ class LossTerms:
             "adversarial": self.adversarial,
             "adversarial_weight": self.adversarial_weight,
             **({} if self.lpips is None else {"lpips": self.lpips}),
-            **self.further,
         }
 
 
@@ -340,7 +218,6 @@ def total_loss(
     adversarial: Tensor | None = None,
     adversarial_weight: Tensor | float = 0.0,
     perceptual: Tensor | None = None,
-    further: Mapping[str, Tensor] | None = None,
 ) -> LossTerms:
     """The autoencoder's loss, eq. 6: reconstruction + kl_weight * kl + wavelet_weight * wavelet +
     adversarial_weight * adversarial.
@@ -353,11 +230,8 @@ def total_loss(
         adversarial_weight: what `adaptive_weight` returns, or a constant. Treated as a constant by
             the backward pass.
         perceptual: LPIPS of each frame, if it is part of `reconstruction`: only to be told of.
-        further: what else is added, weighted already, by name: what `coarse_loss`, `change_loss`
-            and `flicker_loss` return.
     """
-    further = further or {}
-    total = reconstruction + kl_weight * kl + wavelet_weight * wavelet + sum(further.values())
+    total = reconstruction + kl_weight * kl + wavelet_weight * wavelet
     zero = torch.zeros_like(total.detach())
     weight = zero
     if adversarial is not None:
@@ -371,7 +245,6 @@ def total_loss(
         adversarial=zero if adversarial is None else adversarial.detach(),
         adversarial_weight=weight,
         lpips=None if perceptual is None else _wide(perceptual.detach()).mean(),
-        further={name: distance.detach() for name, distance in further.items()},
     )
 
 
@@ -392,42 +265,6 @@ def _require_same_shape(name: str, given: Tensor, other: str, expected: Tensor) 
         raise InputError(
             f"{name} has shape {tuple(given.shape)}; expected that of {other}, {tuple(expected.shape)}"
         )
-
-
-def _frames_first(video: Tensor) -> Tensor:
-    """(B, C, T, H, W) to (B T, C, H, W)."""
-    return video.transpose(1, 2).flatten(0, 1)
-
-
-def _difference_of_windows(video: Tensor, reconstruction: Tensor, scales: int, smallest: int = 2) -> Tensor:
-    """What is wrong, in fp32 at least, once pictures are known to hold a window of each of the
-    scales.
-    """
-    _require_same_shape("reconstruction", reconstruction, "video", video)
-    height, width = video.shape[3:]
-    if scales and min(height, width) < (largest := smallest * 2 ** (scales - 1)):
-        raise InputError(
-            f"pictures are {height}x{width}; expected at least {largest} pixels a side for {scales} scales"
-        )
-    return _wide(video) - _wide(reconstruction)
-
-
-def _distance_of_means(
-    difference: Tensor, kind: ReconstructionKind, weights: Sequence[float], frame_weights: Tensor | None
-) -> Tensor:
-    """The sum over scales, frames and overlapping windows that `coarse_loss` states, of (B, C, T,
-    H, W).
-    """
-    batch, _, frames = difference.shape[:3]
-    pictures = _frames_first(difference)
-    total = 0.0 * difference.sum()  # a loss that depends on the reconstruction, if only on no frames of it
-    for scale, weight in enumerate(weights if frames else (), 1):
-        mean = avg_pool2d(pictures, 2**scale, 2 ** (scale - 1))
-        distance = (mean.abs() if kind == "l1" else mean.square()).sum(dim=(1, 2, 3)).view(batch, frames)
-        if frame_weights is not None:
-            distance = distance * frame_weights
-        total = total + weight * 4 ** (scale - 1) * distance.sum()
-    return total
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -53,7 +53,6 @@ def training_source(
             stills=data.stills,
             scenes=data.scenes,
             max_noise=data.noise,
-            shot_seconds=data.shot_seconds,
         )
     return VideoFolder(
         data.folder,

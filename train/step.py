@@ -23,9 +23,6 @@ from wfvae.train.data import to_model_range
 from wfvae.train.losses import (
     LossTerms,
     adaptive_weight,
-    change_loss,
-    coarse_loss,
-    flicker_loss,
     generator_loss,
     hinge_discriminator_loss,
     kl_loss,
@@ -188,16 +185,6 @@ class Trainer:
             perceptual_weight=loss.perceptual_weight,
             frame_weights=frame_weights,
         )
-        further: dict[str, Tensor] = {}
-        pair, kind = (video, decoded.sample), loss.reconstruction
-        if loss.coarse_weights:
-            further["coarse"] = coarse_loss(
-                *pair, kind=kind, weights=loss.coarse_weights, frame_weights=frame_weights
-            )
-        if loss.change_weights:
-            further["change"] = change_loss(*pair, kind=kind, weights=loss.change_weights)
-        if loss.flicker_weights:
-            further["flicker"] = flicker_loss(*pair, kind=kind, weights=loss.flicker_weights)
         adversarial: Tensor | None = None
         weight: Tensor | float = 0.0
         if judge is not None and self._adversarial:
@@ -206,7 +193,7 @@ class Trainer:
                 adversarial = generator_loss(judge(decoded.sample.float()))
             judge.requires_grad_(True)
             weight = adaptive_weight(
-                reconstruction + sum(further.values()),
+                reconstruction,
                 adversarial,
                 model.decoder.conv_out.weight,
                 factor=loss.adversarial_weight,
@@ -220,7 +207,6 @@ class Trainer:
             adversarial=adversarial,
             adversarial_weight=weight,
             perceptual=perceptual,
-            further=further,
         )
         return terms, decoded.sample
 

@@ -37,7 +37,6 @@ from wfvae.errors import MissingExtraError
 from wfvae.model.config import WFVAEConfig
 from wfvae.model.vae import WFVAE
 from wfvae.spec.manifest import Manifest
-from wfvae.train.config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -1241,57 +1240,27 @@ def test_what_flicker_needs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert flicker.parse_arguments([]).out == BENCHMARKS / "results" / "flicker.json"
 
 
-def test_later_stages_of_the_model_that_ships_have_their_own_curve(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_that_ships_is_made_from_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny_model, "SHIPPED", tmp_path / "shipped")
     (tmp_path / "shipped").mkdir()
-    runs = [tmp_path / name for name in ("tiny-stage9", "tiny-stage10", "elsewhere")]
-    for number, run_folder in enumerate(runs):
-        WFVAE.random(
-            WFVAEConfig.preset("tiny").with_changes(base_channels=8, latent_dim=number + 1)
-        ).save_pretrained(run_folder)
-        config = TrainingConfig.load(
-            "tiny-stage9", [f"run.initial={tmp_path}/tiny-stage8", f"run.seed={number}"]
-        )
-        (run_folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-        lines = [{"kind": "train", "step": step, "reconstruction": 40.0} for step in (50, 100)]
-        (run_folder / "metrics.jsonl").write_text(
-            "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
-        )
-    tiny_model.ship([runs[1], runs[0]])
+    config = WFVAEConfig.preset("tiny").with_changes(base_channels=8)
+    run_folder = tmp_path / "run"
+    WFVAE.random(config).save_pretrained(run_folder)
+    tiny_model.ship(run_folder)
     assert sorted(path.name for path in (tmp_path / "shipped").iterdir()) == [
         "config.json",
         "diffusion_pytorch_model.safetensors",
-        "stage10.toml",
-        "stage9.toml",
-        "training-curve-stage9.svg",
     ]
-    assert WFVAE.from_pretrained(tmp_path / "shipped").config.latent_dim == 2
-    tenth = TrainingConfig.load(tmp_path / "shipped" / "stage10.toml")
-    assert (tenth.run.seed, tenth.run.initial) == (1, "tiny-stage8")
-    assert "100 + 100 steps of 2 stages" in (tmp_path / "shipped" / "training-curve-stage9.svg").read_text(
-        encoding="utf-8"
-    )
-    tiny_model.ship([runs[1]])
-    assert "100 steps of stage 10" in (tmp_path / "shipped" / "training-curve-stage10.svg").read_text(
-        encoding="utf-8"
-    )
-    other = WFVAE.from_pretrained(runs[1])
-    for parameter in other.parameters():
+    zeros = WFVAE.from_pretrained(run_folder)
+    for parameter in zeros.parameters():
         torch.nn.init.zeros_(parameter)
-    other.save_pretrained(tmp_path / "zeros")
-    tiny_model.ship([runs[1]], str(tmp_path / "zeros"))
+    zeros.save_pretrained(tmp_path / "zeros")
+    tiny_model.ship(run_folder, str(tmp_path / "zeros"))
     whole, half = (
-        dict(WFVAE.from_pretrained(folder).named_parameters()) for folder in (runs[1], tmp_path / "shipped")
+        dict(WFVAE.from_pretrained(folder).named_parameters())
+        for folder in (run_folder, tmp_path / "shipped")
     )
     assert all(torch.equal(half[name], (whole[name] / 2).half().float()) for name in whole)
-    with pytest.raises(SystemExit, match="expected one run of each stage"):
-        tiny_model.ship([runs[1], runs[1]])
-    with pytest.raises(
-        SystemExit, match="elsewhere: expected a run whose name ends with the number of its stage"
-    ):
-        tiny_model.ship([runs[2]])
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_a_step_is_that_of_the_cpu(recompute: bool) -> None:
     told = []
     for device in (torch.device("cpu"), torch.device("cuda")):
         config = TrainingConfig.load(
-            "tiny-stage1",
+            "tiny-quick",
             [*SETTINGS, "run.precision=fp32", f"run.activation_checkpointing={str(recompute).lower()}"],
         )
         state = TrainingState.fresh(config, device)
@@ -49,7 +49,7 @@ def test_a_step_is_that_of_the_cpu(recompute: bool) -> None:
 
 def test_a_run_in_bf16_ends_with_scores(tmp_path: Path) -> None:
     shape = ["validation.clips=2", "validation.frames=5", "validation.height=64", "validation.width=64"]
-    config = TrainingConfig.load("tiny-stage1", [*SETTINGS, *shape, "run.steps=3"])
+    config = TrainingConfig.load("tiny-quick", [*SETTINGS, *shape, "run.steps=3"])
     result = train(config, tmp_path, World(0, 1, torch.device("cuda")))
     assert result.finished
     assert result.scores is not None and result.scores.psnr_db > 0

@@ -51,7 +51,7 @@ from wfvae.train.config import TrainingConfig
 from wfvae.train.data import BadClipLedger, Batch, BatchStream, ProceduralClips, VideoFolder, held_out
 from wfvae.train.discriminator import PatchDiscriminator3D
 from wfvae.train.loop import Watcher, train
-from wfvae.train.losses import flicker_loss, hinge_discriminator_loss
+from wfvae.train.losses import hinge_discriminator_loss
 from wfvae.train.metrics import Metrics, read_metrics
 from wfvae.train.perceptual import PerceptualLoss
 from wfvae.train.sources import training_source, validation_source
@@ -580,15 +580,6 @@ def test_the_strides_of_the_settings_reach_training_and_validation(tmp_path: Pat
         ):
             assert isinstance(source, ProceduralClips | VideoFolder)
             assert source.strides == Strides(3, 2, stills)
-
-
-def test_the_length_of_shots_of_the_settings_reaches_training(tmp_path: Path) -> None:
-    config = small(data__shot_seconds=0.8)
-    for source, seconds in (
-        (training_source(config, tmp_path), 0.8),
-        (validation_source(config, tmp_path), 4.0),
-    ):
-        assert isinstance(source, ProceduralClips) and source.shot_seconds == seconds
 
 
 @pytest.mark.slow
@@ -1749,32 +1740,6 @@ def test_the_reconstruction_loss_of_a_step_is_the_one_asked_for(
     _, told = one_step(small(loss__reconstruction=kind, loss__frame_weights=[3, 3, 1, 1]))
     weights = torch.tensor([1.0, 1.5, 1.5, 0.5, 0.5]).view(1, 1, 5, 1, 1)
     assert told["reconstruction"] == pytest.approx(float((apart * weights).sum() / (2 * 5)), rel=1e-5)
-    assert "coarse" not in told
-    settings = {
-        "loss__reconstruction": kind,
-        "loss__frame_weights": [3, 3, 1, 1],
-        "loss__coarse_weights": [0, 2],
-    }
-    _, told_coarse = one_step(small(**settings))
-    means = torch.nn.functional.avg_pool3d(clips / 127.5 - 1 - reconstruction, (1, 4, 4), (1, 2, 2))
-    assert told_coarse["coarse"] == pytest.approx(
-        float(2 * 4 * (distance(means) * weights).sum() / (2 * 5)), rel=1e-5
-    )
-    assert told_coarse["total"] == pytest.approx(told["total"] + told_coarse["coarse"], rel=1e-5)
-    assert told_coarse["gradient_norm"] != pytest.approx(told["gradient_norm"], rel=1e-2)
-    assert "change" not in told_coarse
-    _, told_change = one_step(small(**settings, loss__change_weights=[0, 3]))
-    changes = distance(means.diff(dim=2))
-    assert told_change["change"] == pytest.approx(float(3 * 4 * changes.sum() / (2 * 5)), rel=1e-5)
-    assert told_change["total"] == pytest.approx(told_coarse["total"] + told_change["change"], rel=1e-5)
-    assert told_change["gradient_norm"] != pytest.approx(told_coarse["gradient_norm"], rel=1e-2)
-    assert "flicker" not in told_change
-    _, told_flicker = one_step(small(**settings, loss__flicker_weights=[2e4, 3e4]))  # little of noise goes on
-    video = clips / 127.5 - 1
-    flicker = flicker_loss(video, reconstruction, kind=kind, weights=(2e4, 3e4))
-    assert told_flicker["flicker"] == pytest.approx(float(flicker), rel=1e-3) and flicker > 0
-    assert told_flicker["total"] == pytest.approx(told_coarse["total"] + told_flicker["flicker"], rel=1e-5)
-    assert told_flicker["gradient_norm"] != pytest.approx(told_coarse["gradient_norm"], rel=1e-2)
 
 
 def test_a_clipped_gradient_is_what_the_optimiser_gets() -> None:
@@ -1888,7 +1853,7 @@ def test_recomputation_more_than_halves_what_a_step_holds() -> None:
     peaks = []
     for recompute in (False, True):
         config = TrainingConfig.load(
-            "tiny-stage1", [f"run.activation_checkpointing={str(recompute).lower()}", "run.precision=fp32"]
+            "tiny-quick", [f"run.activation_checkpointing={str(recompute).lower()}", "run.precision=fp32"]
         )
         trainer = Trainer(config, TrainingState.fresh(config, CPU.device), CPU, None)
         clips = torch.randint(
@@ -2292,14 +2257,14 @@ def test_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch)
 
 def test_learning_rate_follows_its_schedule() -> None:
     shape = ["optimizer.learning_rate=1.0", "optimizer.warmup_steps=10", "optimizer.final_rate=0.2"]
-    settings = TrainingConfig.load("tiny-stage1", [*shape, "optimizer.schedule_steps=0"]).optimizer
+    settings = TrainingConfig.load("tiny-quick", [*shape, "optimizer.schedule_steps=0"]).optimizer
     assert [learning_rate(settings, step, 110) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
     # The half cosine: its middle lies half way between 1 and 0.2, its end at 0.2.
     assert [learning_rate(settings, step, 110) for step in (10, 60, 110, 500)] == pytest.approx(
         [1.0, 0.6, 0.2, 0.2]
     )
     # Of a run that ends half way down: its length changes nothing.
-    fixed = TrainingConfig.load("tiny-stage1", [*shape, "optimizer.schedule_steps=110"]).optimizer
+    fixed = TrainingConfig.load("tiny-quick", [*shape, "optimizer.schedule_steps=110"]).optimizer
     assert [learning_rate(fixed, step, 60) for step in (10, 60)] == pytest.approx([1.0, 0.6])
     constant = TrainingConfig.load("S-stage1", ["data.folder=x"]).optimizer
     assert {learning_rate(constant, step, 800_000) for step in (0, 400_000, 799_999)} == {1e-5}
@@ -2340,6 +2305,6 @@ def test_a_folder_of_videos_trains_and_bad_files_are_told_once(tmp_path: Path, p
 
 
 def test_showing_makes_no_run(tmp_path: Path, program: Program) -> None:
-    shown = program("train", "tiny-stage1", "--show", "--set", "run.steps=5", "--out", tmp_path / "run")
+    shown = program("train", "tiny-quick", "--show", "--set", "run.steps=5", "--out", tmp_path / "run")
     assert "steps = 5\n" in shown.out
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ import numpy as np
 from wfvae.errors import InputError
 from wfvae.train.data.clip_source import Clip
 from wfvae.train.strides import Strides, strides_complaint
-from wfvae.video.synthetic.clips import MAX_NOISE, MAX_SIDE, MIN_SIDE, SHOT_SECONDS, ProceduralClip, SceneName
+from wfvae.video.synthetic.clips import MAX_NOISE, MAX_SIDE, MIN_SIDE, ProceduralClip, SceneName
 
 __all__ = ["HELD_OUT_SEEDS", "TRAINING_SEEDS", "ProceduralClips", "Split"]
 
@@ -53,7 +53,6 @@ class ProceduralClips:
         split: Split = "train",
         scenes: Sequence[str] = ("mixed",),
         max_noise: float = 8.0,
-        shot_seconds: float = SHOT_SECONDS,
     ) -> None:
         """Describe the set; nothing is painted yet.
 
@@ -71,8 +70,6 @@ class ProceduralClips:
                 given twice comes twice as often.
             max_noise: film grain of the noisy clips goes up to this standard deviation, 0..64
                 levels of 255; 0 for none.
-            shot_seconds: length of a shot, about, above 0 and at most 3600, but at least 8 frames;
-                shorter ones show more cuts.
 
         Raises:
             InputError: an argument is outside its range.
@@ -108,12 +105,10 @@ class ProceduralClips:
                 f"scenes is {scenes!r}; expected a list of one or more of {', '.join(get_args(SceneName))}"
             )
         for scene in scenes:
-            # Refuses an unknown scene here rather than in a worker, and a wrong length of shots.
-            ProceduralClip(0, size[0], size[1], scene=scene, shot_seconds=shot_seconds)
+            ProceduralClip(0, size[0], size[1], scene=scene)  # refuses an unknown scene here, not in a worker
         self.seed, self.count, self.frames, self.size = seed, count, frames, (size[0], size[1])
         self.strides = Strides(stride, min_stride or stride, float(stills))
         self.split, self.scenes, self.max_noise = split, tuple(scenes), float(max_noise)
-        self.shot_seconds = float(shot_seconds)
 
     def __len__(self) -> int:
         return self.count
@@ -155,5 +150,4 @@ class ProceduralClips:
             scene=scene,
             noise=noise,
             motion_blur=blur,
-            shot_seconds=self.shot_seconds,
         )

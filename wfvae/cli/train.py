@@ -27,7 +27,7 @@ SUMMARY = "videos to a checkpoint: one stage of training"
 DESCRIPTION = """\
 Trains a model by a configuration: a TOML file, or the name of a ready one (--list). Every key can be set on the command line.
 
-  wfvae train tiny-stage1 --out runs/tiny1                                procedural video, one CPU
+  wfvae train tiny-quick --out runs/quick                                 procedural video, five minutes on two cores
   wfvae train S-stage1 --set data.folder=videos/                          the paper's stage I, into runs/S-stage1
   torchrun --nproc-per-node 8 -m wfvae train S-stage1 --set data.folder=videos/
   wfvae train S-stage1 --set data.folder=videos/ --resume                 after a kill, with the same result as without
@@ -250,9 +250,6 @@ def _progress(
                 f"{name} {values[name]:.4g}"
                 for name in (
                     "reconstruction",
-                    "coarse",
-                    "change",
-                    "flicker",
                     "lpips",
                     "kl",
                     "wavelet",
