@@ -10,18 +10,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.figure import Figure
 
 from wfvae.errors import InputError
-from wfvae.report.png import png_data_uri
-from wfvae.report.svg_file import Panel, picture, svg_file
-from wfvae.report.svg_plots import WIDE, line_plot
+from wfvae.report.plots import draw_line, plot_style, svg_text
 
 Array = npt.NDArray[Any]
 
 PEAK = 2.0
 LEVELS = 127.5
 """8-bit levels per unit of video in [-1, 1]."""
-PICTURE_SIDE = 420
 _COLOURS = np.array(
     [(12, 12, 30), (64, 26, 110), (158, 42, 99), (226, 88, 52), (250, 166, 46), (252, 252, 190)],
     dtype=np.float64,
@@ -122,34 +120,22 @@ class Totals:
 
 def picture_of(error: Error, title: str, note: str) -> str:
     """An SVG file: the difference over height and width as a heat map, and per frame as a line."""
-    height, width = error.heat.shape
     top = float(error.heat.max())
     scale = f"black: equal; brightest: {top * LEVELS:.3g} 8-bit levels" if top else "equal everywhere"
-    side = PICTURE_SIDE / max(height, width)
-    heat = picture(
-        png_data_uri(heat_colours(error.heat)),
-        round(width * side),
-        round(height * side),
-        "difference over height and width",
-    )
     # In the unit that keeps three digits before the point or one after it.
     values = [float(value) * LEVELS for value in error.per_frame]
     power = max(0, -math.floor(math.log10(max(values)) / 3)) * 3 if max(values) > 0 else 0
     unit = "8-bit levels" if power == 0 else f"1e-{power} 8-bit levels"
-    curve = line_plot(
-        [value * 10**power for value in values],
-        "frame",
-        "RMS difference",
-        unit,
-        WIDE,
-        least_span=0.1,
-        from_zero=True,
-    )
-    panels = [
-        Panel(f"RMS difference over height and width ({scale})", heat),
-        Panel("RMS difference per frame", curve),
-    ]
-    return svg_file(f"{title}: block-wise against direct", [note], panels)
+    curve = [value * 10**power for value in values]
+    with plot_style():
+        figure = Figure((9.8, 6.5))
+        figure.suptitle(f"{title}: block-wise against direct\n{note}", fontsize=9)
+        heat, line = figure.subplots(2, height_ratios=(2, 1))
+        heat.imshow(heat_colours(error.heat), interpolation="none")
+        heat.set_axis_off()
+        heat.set_title(f"RMS difference over height and width ({scale})")
+        draw_line(line, curve, "frame", "RMS difference", unit, least_span=0.1, from_zero=True)
+        return svg_text(figure, f"{title}: block-wise against direct")
 
 
 def heat_colours(heat: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:

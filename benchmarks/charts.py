@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from wfvae.report.svg_plots import nice_ticks
+from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 560, 400
 """Of a chart, without its legend."""
@@ -95,7 +95,8 @@ class _Axis:
     def ticks(self) -> list[tuple[float, str]]:
         """Values and how they are written."""
         if not self.log:
-            return [(value, f"{value:,.6g}") for value in nice_ticks(self._low, self._high, 5)]
+            values = MaxNLocator(5).tick_values(self._low, self._high)
+            return [(value, f"{value:,.6g}") for value in values if self._low <= value <= self._high]
         span = self._high - self._low
         factors = range(1, 10) if span < 0.8 else (1, 2, 5) if span < 2.2 else (1,)
         powers = range(math.floor(self._low), math.ceil(self._high) + 1)

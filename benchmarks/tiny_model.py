@@ -32,14 +32,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from record import machine, write_json
 
 from wfvae import WFVAE
 from wfvae.export.bundle import export_bundle
 from wfvae.model.checkpoint import WEIGHTS_NAME, save_half
-from wfvae.report.svg_file import Panel, svg_file
-from wfvae.report.svg_plots import WIDE, line_plot
+from wfvae.report.plots import draw_line, plot_style, svg_text
 from wfvae.runtime import open_bundle
 from wfvae.train.data import Crops, FixedCrops, ProceduralClips, VideoFolder, held_out, to_model_range
 from wfvae.train.data.batch import Batch, stack_clips
@@ -340,20 +340,17 @@ def stream(model: WFVAE, count: int, out: Path) -> dict[str, Any]:
         for video in (frames, pixels)
     ]
     Image.fromarray(np.concatenate(rows, axis=0)).save(out / "tiny-model-consecutive.png", optimize=True)
-    curve = line_plot([float(v) for v in psnr], "frame", "PSNR", "dB", WIDE, least_span=5.0)
-    moving = line_plot(
-        [float(v) for v in flicker], "frame", "change of the error", "levels", WIDE, from_zero=True
+    title = (
+        f"A stream through the tiny model: procedural clip, seed {STREAM_SEED}, {count} frames of"
+        f" {STREAM_SIDE}x{STREAM_SIDE}, in steps of {CHUNK} latents"
     )
-    notes = [
-        f"Procedural clip, seed {STREAM_SEED}, {count} frames of {STREAM_SIDE}x{STREAM_SIDE}, streamed in"
-        f" steps of {CHUNK} latents."
-    ]
-    drawing = svg_file(
-        "A stream through the tiny model",
-        notes,
-        [Panel("Quality per frame", curve), Panel("Flicker", moving)],
-    )
-    (out / "tiny-model-stream.svg").write_text(drawing, encoding="utf-8")
+    with plot_style():
+        figure = Figure((9.8, 6))
+        figure.suptitle(title)
+        above, below = figure.subplots(2)
+        draw_line(above, psnr.tolist(), "frame", "PSNR", "dB", least_span=5.0)
+        draw_line(below, flicker.tolist(), "frame", "change of the error", "levels", from_zero=True)
+        (out / "tiny-model-stream.svg").write_text(svg_text(figure, title), encoding="utf-8")
     return {
         "frames": count,
         "latents_per_step": CHUNK,

@@ -1,4 +1,4 @@
-"""The sub-band statistics, and the side-by-side frames that are shown with them."""
+"""Statistics of the eight Haar sub-bands of a video."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from wfvae.evaluation.subbands import (
     HIGH_ALONG_WIDTH,
     SubbandStatistics,
 )
-from wfvae.report.side_by_side import BACKGROUND, GAP, difference, side_by_side, side_by_side_size
 from wfvae.video.synthetic.clips import ProceduralClip
-from wfvae.video.synthetic.font import GLYPH_HEIGHT, draw_text, text_mask, text_size
 
 
 def video(frames: int = 8, height: int = 24, width: int = 32) -> np.ndarray:
@@ -139,67 +137,9 @@ def test_a_change_of_size_and_an_empty_count_are_refused() -> None:
         statistics.bands(bin_width=0.0)
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (15, 33), (64, 64), (90, 321)])
-def test_side_by_side_keeps_the_pictures_and_is_even(height: int, width: int) -> None:
-    before = video(2, height, width)
-    after = np.clip(before.astype(int) + 3, 0, 255).astype(np.uint8)
-    sheet = side_by_side(before, after, gain=8)
-    assert sheet.shape == (2, *side_by_side_size(height, width), 3)
-    assert sheet.shape[1] % 2 == sheet.shape[2] % 2 == 0
-    top = strip_height(width)
-    second, third = width + GAP, 2 * (width + GAP)
-    assert np.array_equal(sheet[:, top : top + height, :width], before)
-    assert np.array_equal(sheet[:, top : top + height, second : second + width], after)
-    assert np.array_equal(sheet[:, top : top + height, third : third + width], difference(before, after, 8))
-    assert (sheet[:, top:, width : width + GAP] == BACKGROUND).all()
-    assert (sheet[0, :top] != BACKGROUND).any(), "there are labels"
-
-
-def strip_height(width: int) -> int:
-    """Height of the strip of labels, from the public size of a picture whose height makes no
-    padding.
-    """
-    return next(
-        side_by_side_size(height, width)[0] - height
-        for height in (100, 101)
-        if side_by_side_size(height, width)[0] % 2 == 0
-    )
-
-
-def test_difference_is_grey_where_equal_and_clips() -> None:
-    before = np.array([[[100, 100, 100]]], dtype=np.uint8)
-    after = np.array([[[100, 101, 0]]], dtype=np.uint8)
-    assert difference(before, after, 8).tolist() == [[[128, 136, 0]]]
-
-
-def test_side_by_side_refuses_what_does_not_match() -> None:
-    with pytest.raises(InputError, match="same shape"):
-        side_by_side(video(2), video(3))
-    with pytest.raises(InputError, match="uint8"):
-        side_by_side(video(2), video(2).astype(np.float32))
-    with pytest.raises(InputError, match="gain"):
-        side_by_side(video(2), video(2), gain=0)
-    with pytest.raises(InputError, match=r"\(T, H, W, 3\)"):
-        side_by_side(video(1)[0], video(1)[0])
-
-
-def test_font_draws_every_printable_character_differently() -> None:
-    drawn = {text_mask(chr(code)).tobytes() for code in range(32, 127)}
-    assert len(drawn) == 95
-    assert np.array_equal(text_mask("é"), text_mask("?"))
-
-
-def test_text_is_cut_at_the_borders() -> None:
-    assert text_mask("Ab\nc", 2).shape == text_size("Ab\nc", 2) == (36, 22)
-    picture = np.zeros((2, 10, 10, 3), dtype=np.uint8)
-    draw_text(picture, "HH", -2, -3, (9, 8, 7))
-    assert (picture.reshape(-1, 3).max(axis=0) == (9, 8, 7)).all()
-    assert not picture[:, GLYPH_HEIGHT - 2 :].any()
-    for top, left in ((-50, 0), (0, -50), (50, 0), (0, 50)):
-        before = picture.copy()
-        draw_text(picture, "H", top, left, (1, 1, 1))
-        assert np.array_equal(picture, before)
-    with pytest.raises(InputError, match="scale"):
-        text_mask("A", 0)
-    with pytest.raises(InputError, match="image"):
-        draw_text(picture.astype(np.int16), "A", 0, 0, (1, 1, 1))  # type: ignore[arg-type]
+def test_zero_level_changes_only_the_mean_band() -> None:
+    statistics = statistics_of(np.full((2, 4, 4, 3), 200, dtype=np.uint8))
+    plain, middle = statistics.bands(), statistics.bands(zero_level=255)
+    assert plain[0].energy == pytest.approx(200.0**2 * 96)
+    assert middle[0].energy == pytest.approx((200 - 127.5) ** 2 * 96)
+    assert plain[1:] == middle[1:]

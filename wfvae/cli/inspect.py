@@ -9,7 +9,7 @@ from typing import Any
 
 from wfvae.cli.arguments import add_json_argument
 from wfvae.cli.output import mebibytes, show
-from wfvae.cli.subbands import check_plot_name, measure_subbands, plot_subbands, subband_table
+from wfvae.cli.subbands import check_plot, measure_subbands, plot_subbands, subband_table
 from wfvae.errors import CheckpointError, InputError, MissingExtraError, WFVAEError
 
 SUMMARY = "what a bundle, latents, a checkpoint or a video is"
@@ -94,7 +94,7 @@ def _subbands(args: argparse.Namespace, path: Path) -> int:
     ):
         raise InputError(f"{path} is no video; --subbands is for videos and folders of images")
     if args.plot is not None:
-        check_plot_name(args.plot)
+        check_plot(args.plot)
     facts = measure_subbands(path, args.bin_width or 1.0)
     if args.plot is not None:
         plot_subbands(facts, args.plot)

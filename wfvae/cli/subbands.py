@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wfvae.cli.output import progress_bar
-from wfvae.errors import InputError
+from wfvae.errors import InputError, MissingExtraError
+from wfvae.files import write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,7 +22,7 @@ _MIDDLE = 255
 
 
 def measure_subbands(video: Path, bin_width: float) -> dict[str, Any]:
-    """Energy and entropy of the eight sub-bands of a video, read once and in constant memory.
+    """Measures energy and entropy of a video's eight sub-bands, in constant memory.
 
     Raises:
         MediaError: the video cannot be read.
@@ -39,6 +40,7 @@ def measure_subbands(video: Path, bin_width: float) -> dict[str, Any]:
             progress(count, info.frames)
     if count < 2:
         raise InputError(f"{video} has {count} frame; sub-bands in time need at least 2")
+    plain, centred = statistics.bands(bin_width), statistics.bands(bin_width, _MIDDLE)
     return {
         "kind": "sub-bands",
         "video": video.name,
@@ -55,78 +57,67 @@ def measure_subbands(video: Path, bin_width: float) -> dict[str, Any]:
                 "high_pass_along": axes,
                 "energy": band.energy,
                 "energy_share": band.share,
-                "centred_energy_share": centred.share,
+                "centred_energy_share": middle.share,
                 "entropy_bits": band.entropy,
             }
-            for band, centred, axes in zip(
-                statistics.bands(bin_width), statistics.bands(bin_width, _MIDDLE), BAND_AXES, strict=True
-            )
+            for band, middle, axes in zip(plain, centred, BAND_AXES, strict=True)
         ],
     }
 
 
 def subband_table(facts: dict[str, Any]) -> Table:
-    """The sub-bands for a terminal."""
+    """Returns the sub-bands as a table for a terminal."""
     from rich.table import Table
 
-    table = Table(
-        "band",
-        "high-pass along",
-        "energy",
-        "share",
-        "centred share",
-        "entropy, bits",
-        title=f"{facts['frames_counted']} frames",
-    )
+    columns = ("band", "high-pass along", "energy", "share", "centred share", "entropy, bits")
+    table = Table(*columns, title=f"{facts['frames_counted']} frames")
     for band in facts["bands"]:
         shares = [f"{100 * band[key]:.4g} %" for key in ("energy_share", "centred_energy_share")]
-        table.add_row(
-            band["name"],
-            band["high_pass_along"] or "–",
-            f"{band['energy']:.4g}",
-            *shares,
-            f"{band['entropy_bits']:.3f}",
-        )
+        axes, entropy = band["high_pass_along"] or "–", f"{band['entropy_bits']:.3f}"
+        table.add_row(band["name"], axes, f"{band['energy']:.4g}", *shares, entropy)
     return table
 
 
-def check_plot_name(path: Path) -> None:
-    """Raises `InputError` for another kind of file: before the video is read, not after."""
+def check_plot(path: Path) -> None:
+    """Raises an error if a plot cannot be drawn or written, before the video is read."""
     if path.suffix.lower() != ".svg":
-        raise InputError(
-            f"the plot is written as SVG, and '{path}' ends otherwise; give a name that ends in .svg"
-        )
+        raise InputError(f"the plot is written as SVG, but got '{path}'; give a name that ends in .svg")
     if not path.parent.is_dir():
-        raise InputError(f"there is no directory {path.parent} for the plot; make it, or choose another one")
+        raise InputError(
+            f"there is no directory {path.parent} for the plot; create it, or choose another one"
+        )
+    try:
+        import wfvae.report.plots  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("a plot", str(error.name), "plots") from error
 
 
 def plot_subbands(facts: dict[str, Any], path: Path) -> None:
     """Draws energy shares and entropies as bars, as in Fig. 8 of the paper, into an SVG file.
 
-    Raises `ResourceError` where it cannot be written.
+    Raises:
+        ResourceError: the file cannot be written.
     """
-    from wfvae.report.data import SubbandBar, SubbandSeries
-    from wfvae.report.svg_file import Panel, svg_file, write_svg
-    from wfvae.report.svg_plots import WIDE, bar_plot
+    from matplotlib.figure import Figure
 
-    series = [
-        SubbandSeries(
-            label, tuple(SubbandBar(band["name"], band[key], band["entropy_bits"]) for band in facts["bands"])
-        )
-        for label, key in (("8-bit levels", "energy_share"), ("centred, [-1, 1]", "centred_energy_share"))
-    ]
-    energy = bar_plot(series, lambda bar: bar.energy_share, "share of the energy", "", WIDE, log=True)
-    entropy = bar_plot(series[:1], lambda bar: bar.entropy_bits, "entropy", "bits", WIDE, log=False)
+    from wfvae.report.plots import draw_bars, plot_style, svg_text
+
+    bands = facts["bands"]
+    names = [band["name"] for band in bands]
+    shares = {
+        "8-bit levels": [band["energy_share"] for band in bands],
+        "centred, [-1, 1]": [band["centred_energy_share"] for band in bands],
+    }
+    entropies = {"8-bit levels": [band["entropy_bits"] for band in bands]}
+    title = f"Haar sub-bands of {facts['video']}"
     notes = (
-        (
-            f"{facts['frames_counted']} frames of {facts['height']}x{facts['width']}; letters stand for time,"
-            " height, width: L sums, H differences of neighbours"
-        ),
-        f"{facts['definition'].replace('bin_width', format(facts['bin_width'], 'g'))}",
+        f"{facts['frames_counted']} frames of {facts['height']}x{facts['width']}; letters stand for time, height,"
+        f" width: L sums, H differences of neighbours; bins of {facts['bin_width']:g} levels"
     )
-    write_svg(
-        path,
-        svg_file(
-            f"Haar sub-bands of {facts['video']}", notes, [Panel("Energy", energy), Panel("Entropy", entropy)]
-        ),
-    )
+    with plot_style():
+        figure = Figure((10, 6))
+        above, below = figure.subplots(2)
+        figure.suptitle(f"{title}\n{notes}", x=0.01, ha="left", fontsize=9)
+        draw_bars(above, names, shares, "share of the energy", log=True)
+        draw_bars(below, names, entropies, "entropy (bits)")
+        write_whole(path, svg_text(figure, title) + "\n")

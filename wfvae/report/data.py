@@ -1,6 +1,4 @@
-"""What the demo's report shows, as plain data: numbers, texts and a few frames. `export.report`
-renders it.
-"""
+"""What the demo's report shows, as plain data. `wfvae.report.page` renders it."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import InputError
+from wfvae.evaluation.subbands import Subband
 from wfvae.export.parity.verification import Check
 
 
@@ -20,30 +19,23 @@ class RunInfo:
     """What ran, on what, and how to repeat it."""
 
     model: str
-    """Name of the model, such as "WF-VAE-S"."""
     parameters: int
-    """Number of the model's parameters."""
     bundle_hash: str
-    """Hash of the bundle's weights, as in its manifest."""
     backend: str
-    """Name of the backend that produced the numbers."""
     versions: tuple[tuple[str, str], ...]
     """(package, version) pairs."""
     cpu: str
-    """The processor's name."""
     threads: int
-    """Threads the backend was given."""
     finished: datetime
-    """When the run ended; shown with its time zone if it has one."""
+    """When the run ended, with a time zone."""
     commands: tuple[str, ...]
-    """Command lines that a user can repeat, in order."""
+    """Command lines that repeat the run, in order."""
     source: str
     """Where the video came from: a file name, or a description of the procedural clip."""
     frames: int
     height: int
     width: int
     fps: float
-    """The video's frame rate."""
 
 
 @dataclass(frozen=True)
@@ -56,42 +48,20 @@ class Stage:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Speeds and sizes."""
+    """Speeds in frames per second, sizes in bytes."""
 
     encode_fps: float
-    """Video frames encoded per second of wall time."""
     decode_fps: float
     stages: tuple[Stage, ...]
     encoder_state_bytes: int
-    """Bytes of state that one encoder stream holds between steps."""
+    """State that one stream holds between steps."""
     decoder_state_bytes: int
     raw_video_bytes: int
-    """Bytes of the video as 8-bit RGB, frames x height x width x 3."""
+    """The video as 8-bit RGB."""
     latents_bytes: int
-    """Bytes of the latents as written."""
+    """The latents as written."""
     video_file_bytes: int | None = None
-    """Bytes of the compressed video file, None when the clip was never a file."""
-
-
-@dataclass(frozen=True)
-class StepTimes:
-    """Wall time of every step of a stream."""
-
-    label: str
-    """What a step is, such as "encode, 8 frames per step"."""
-    seconds: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class SubbandBar:
-    """One sub-band of one video."""
-
-    name: str
-    """LLL ... HHH; the letters stand for time, height, width."""
-    energy_share: float
-    """Part of the energy of all bands, 0..1."""
-    entropy_bits: float
-    """Shannon entropy of the quantised coefficients, bits per coefficient."""
+    """The compressed video file; None if the source is not one file."""
 
 
 @dataclass(frozen=True)
@@ -99,20 +69,17 @@ class SubbandSeries:
     """The sub-bands of one video."""
 
     label: str
-    """Whose they are, such as "input"."""
-    bars: tuple[SubbandBar, ...]
+    bands: tuple[Subband, ...]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One frame before and after."""
+    """One frame before and after, both (H, W, 3) uint8."""
 
     frame: int
     """Its index in the video."""
     reference: npt.NDArray[np.uint8]
-    """(H, W, 3) uint8."""
     reconstruction: npt.NDArray[np.uint8]
-    """(H, W, 3) uint8."""
 
 
 @dataclass(frozen=True)
@@ -123,33 +90,19 @@ class ReportData:
     throughput: Throughput
     parity: tuple[Check, ...]
     psnr_per_frame: tuple[float, ...]
-    """PSNR in dB of the reconstruction against the input, infinite where they are equal."""
-    step_times: tuple[StepTimes, ...] = ()
+    """dB; infinite for frames equal to the input."""
     subbands: tuple[SubbandSeries, ...] = ()
-    """One series or two (input and reconstruction)."""
-    subband_bin_width: float = 1.0
-    """Bin width of the entropies, in 8-bit levels."""
+    """At most two: input and reconstruction."""
     pictures: tuple[Picture, ...] = ()
-    difference_gain: int = 8
-    """Amplification of the differences shown."""
     video: str | None = None
     """Path of the side-by-side video relative to the report, with forward slashes."""
-    title: str = "WF-VAE demo report"
 
     def __post_init__(self) -> None:
-        if self.video is not None and (
-            self.video.startswith(("/", "\\")) or ":" in self.video or not self.video
-        ):
+        if self.video is not None and (not self.video or self.video[0] in "/\\" or ":" in self.video):
             raise InputError(
                 f"video is {self.video!r}; expected a path relative to the report, such as 'side_by_side.mp4'"
             )
         if any(math.isnan(value) for value in self.psnr_per_frame):
-            raise InputError(
-                "psnr_per_frame holds a value that is not a number; a frame equal to the input has an"
-                " infinite PSNR"
-            )
+            raise InputError("psnr_per_frame holds a NaN; expected infinity for frames equal to the input")
         if len(self.subbands) > 2:
-            raise InputError(
-                f"{len(self.subbands)} series of sub-bands were given; expected at most two, input and"
-                " reconstruction"
-            )
+            raise InputError(f"got {len(self.subbands)} series of sub-bands; expected at most two")

@@ -1,51 +1,42 @@
-"""Numbers as people read them in the report."""
+"""Numbers as the report shows them."""
 
 from __future__ import annotations
 
 import math
 
-TIMES, MISSING = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
-
 
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:
-    """A number for reading: infinite as a sign, missing as a dash."""
+    """Formats a number; an infinite one as ∞, a missing one as a dash.
+
+    Example:
+        >>> number(1234.5, 1, " dB")
+        '1,234.5 dB'
+    """
     if value is None:
-        return MISSING
-    if math.isinf(value):
-        return "∞" + unit
-    return f"{value:,.{digits}f}{unit}"
+        return "–"
+    return "∞" + unit if math.isinf(value) else f"{value:,.{digits}f}{unit}"
 
 
 def byte_count(count: int) -> str:
-    """A size in the largest binary unit that leaves at least one before the point."""
-    size = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
+    """Formats a size in the largest binary unit that leaves at least one before the point."""
+    size, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB"):
+        if size < 1024:
             break
-        size /= 1024
+        size, unit = size / 1024, larger
     return f"{count:,} bytes" if unit == "bytes" else f"{size:,.1f} {unit}"
 
 
 def exact_bytes(count: int) -> str:
-    """A size as `byte_count`, with the exact count where that is rounded."""
+    """Formats a size as `byte_count`, with the exact count where that is rounded."""
     return byte_count(count) if count < 1024 else f"{byte_count(count)} ({count:,} bytes)"
 
 
 def scientific(value: float) -> str:
-    """A deviation: zero as 0, else three digits and an exponent."""
+    """Formats a deviation: zero as 0, else with three digits and an exponent."""
     return "0" if value == 0 else f"{value:.2e}"
 
 
-def seconds_text(value: float) -> str:
-    """A duration with sensible digits."""
-    return f"{value:,.2f} s" if value < 100 else f"{value:,.0f} s"
-
-
-def percent(part: int, whole: int) -> str:
-    """A share in percent, a dash when there is no whole."""
-    return f"{100 * part / whole:.2f} %" if whole else number(None)
-
-
-def share_text(value: float) -> str:
-    """A share that may be tiny: four significant digits."""
-    return f"{value:.4g}"
+def duration(seconds: float) -> str:
+    """Formats a duration in seconds."""
+    return f"{seconds:,.2f} s" if seconds < 100 else f"{seconds:,.0f} s"

@@ -1,0 +1,215 @@
+"""Plots as SVG by matplotlib, in one style for the report, the command line and the benchmarks.
+
+The same figure always gives the same text. Its colours follow the reader's light or dark scheme,
+and its labels are text, not outlines.
+
+Example:
+    >>> from matplotlib.figure import Figure
+    >>> with plot_style():
+    ...     figure = Figure((8, 3))
+    ...     draw_line(figure.subplots(), [30.1, 31.4, 30.8], "frame", "PSNR", "dB")
+    ...     svg = svg_text(figure, "PSNR by frame")
+    >>> svg.startswith("<svg")
+    True
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from html import escape
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+PAPER, INK, SOFT, GRID = "#ffffff", "#1b1f27", "#5b6472", "#dfe3e9"
+ACCENT, SECOND = "#1f6fb2", "#b4562b"
+COLOURS = (ACCENT, SECOND, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c8c8c")
+_DARK = {
+    PAPER: "#1a1f26",
+    INK: "#e7eaef",
+    SOFT: "#9aa5b4",
+    GRID: "#2d343f",
+    ACCENT: "#66b2f2",
+    SECOND: "#f0a277",
+}
+"""Colours of the dark scheme. All others must be readable on both papers."""
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "wfvae",
+    "font.size": 9,
+    "font.sans-serif": ["DejaVu Sans"],
+    "figure.facecolor": PAPER,
+    "figure.constrained_layout.use": True,
+    "text.color": INK,
+    "hatch.color": SECOND,
+    "hatch.linewidth": 2.0,
+    "lines.linewidth": 1.4,
+    "legend.frameon": False,
+    "axes.facecolor": PAPER,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": SOFT,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": SOFT,
+}
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+_MOST_POINTS = 400
+_DOTS_AT = 0.98
+"""Height of the dots of infinite values, as a share of the plot's."""
+
+
+def plot_style() -> AbstractContextManager[None]:
+    """Returns the context in which figures are made, drawn and rendered."""
+    return matplotlib.rc_context(_STYLE)
+
+
+def svg_text(figure: Figure, label: str) -> str:
+    """Renders a figure as an `<svg>` element that can stand in a page or be a file of its own.
+
+    Args:
+        label: what the figure shows, for readers who cannot see it.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
+    text = buffer.getvalue().decode()
+    text = re.sub(
+        r' id="[A-Za-z.]+[0-9]?d?_\d+"', "", text[text.index("<svg") :]
+    )  # groups, numbered in each figure
+    rules = "".join(
+        f'[style*="{kind}: {light}"]{{{kind}:{dark} !important}}'
+        for light, dark in _DARK.items()
+        for kind in ("fill", "stroke")
+    )
+    scheme = (
+        f"text{{font-family:system-ui,sans-serif !important}}@media (prefers-color-scheme:dark){{{rules}}}"
+    )
+    text = text.replace("</style>", f"{scheme}</style>", 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+
+
+def draw_line(
+    axes: Axes,
+    values: Sequence[float],
+    x_label: str,
+    y_label: str,
+    unit: str,
+    *,
+    least_span: float = 0.0,
+    from_zero: bool = False,
+) -> None:
+    """Draws a line over the index 0, 1, ..., with its mean.
+
+    A long series is drawn as the mean and the range of neighbouring values. Infinite values are
+    dots along the top.
+
+    Args:
+        least_span: the y axis spans at least this much, so that tiny changes look tiny.
+        from_zero: the y axis starts at zero.
+    """
+    x, low, mean, high = _neighbours(np.asarray(values, dtype=np.float64))
+    if len(x) < len(values):
+        axes.fill_between(x, low, high, color=ACCENT, alpha=0.2, linewidth=0)
+    axes.plot(x, mean, color=ACCENT, marker="." if len(x) == 1 else None)
+    infinite = x[np.isinf(high) | np.isnan(mean)]
+    axes.plot(
+        infinite, np.full(len(infinite), _DOTS_AT), ".", color=ACCENT, transform=axes.get_xaxis_transform()
+    )
+    finite = [value for value in values if math.isfinite(value)]
+    if finite:
+        average = math.fsum(finite) / len(finite)
+        axes.axhline(average, color=SECOND, linestyle="--", linewidth=1.1)
+        axes.set_title(f"mean {average:,.2f} {unit}", loc="right", color=SECOND)
+        bottom, top = _range(min(finite), max(finite), least_span)
+        axes.set_ylim(0.0 if from_zero else bottom, top)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel=x_label, ylabel=f"{y_label} ({unit})")
+    axes.margins(x=0.01)
+
+
+def _neighbours(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], ...]:
+    """Returns positions, minima, means and maxima of runs of neighbours; NaN where none is finite."""
+    runs = min(len(values), _MOST_POINTS)
+    edges = np.arange(runs) * len(values) // runs
+    sizes = np.diff(edges, append=len(values))
+    finite = np.where(np.isfinite(values), values, np.nan)
+    with np.errstate(invalid="ignore"):
+        means = np.add.reduceat(np.nan_to_num(finite), edges) / np.add.reduceat(
+            np.isfinite(values) * 1.0, edges
+        )
+    low = np.fmin.reduceat(finite, edges)
+    return edges + (sizes - 1) / 2, low, means, np.fmax.reduceat(finite, edges)
+
+
+def _range(low: float, high: float, least_span: float) -> tuple[float, float]:
+    """Returns the ends of an axis that shows these values with some room."""
+    span = max(high - low, least_span, 1e-3 * max(abs(high), 1e-9))
+    middle = (low + high) / 2
+    return middle - 0.58 * span, middle + 0.58 * span
+
+
+def draw_bars(
+    axes: Axes,
+    names: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    y_label: str,
+    *,
+    log: bool = False,
+    labels: bool = True,
+) -> None:
+    """Draws a group of bars for each name, the first series filled and the second hatched.
+
+    Args:
+        series: by label, a value for each name.
+        log: shares (0..1) on a logarithmic axis in per cent; values of 0 get no bar.
+        labels: write each bar's value above it.
+    """
+    thick = 0.8 / len(series)
+    looks: tuple[dict[str, Any], ...] = (
+        {"color": ACCENT},
+        {"facecolor": PAPER, "edgecolor": SECOND, "hatch": "////"},
+    )
+    for place, ((label, values), look) in enumerate(zip(series.items(), looks, strict=False)):
+        x = np.arange(len(names)) + (place + 0.5) * thick - 0.4
+        drawn = [value if value > 0 or not log else math.nan for value in values]
+        bars = axes.bar(x, drawn, 0.92 * thick, label=label, **look)
+        if labels:
+            texts = [_bar_text(value, log) if math.isfinite(value) else "" for value in drawn]
+            axes.bar_label(bars, texts, padding=2, fontsize=7)
+    if log:
+        positive = [value for values in series.values() for value in values if value > 0]
+        axes.set_yscale("log")
+        axes.set_ylim(min(positive, default=0.1) / 2, 4.0)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+        axes.yaxis.set_minor_locator(MaxNLocator(1, prune="both"))
+    else:
+        axes.margins(y=0.12)
+    axes.set_xticks(range(len(names)), names)
+    axes.grid(visible=False, axis="x")
+    axes.set(xlabel="sub-band", ylabel=y_label)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), borderaxespad=0)
+
+
+def _bar_text(value: float, log: bool) -> str:
+    if not log:
+        return f"{value:.2f}"
+    return f"{100 * value:.1f}%" if value >= 0.01 else f"{100 * value:.2g}%"
