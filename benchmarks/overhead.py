@@ -32,7 +32,7 @@ from stage_clocks import ENGINE, OTHER, STAGES, WAITING, Clocks, stage_clocks
 from wfvae import WFVAE, WFVAEConfig
 from wfvae.export.bundle import export_bundle
 from wfvae.model.config import Preset
-from wfvae.runtime import Bundle
+from wfvae.runtime import Bundle, decode_video, encode_video, reconstruct_video
 
 JOBS = ("encode", "decode", "reconstruct")
 _COLOURS = (
@@ -59,16 +59,16 @@ def measure(
     """
     latents, small = folder / "latents.zarr", make_video(folder / "small.mp4", 5, 64)
     work: dict[str, Callable[[], Any]] = {
-        "encode": lambda: bundle.encode_video(video, latents),
-        "decode": lambda: bundle.decode_video(latents, folder / "decoded.mp4"),
-        "reconstruct": lambda: bundle.reconstruct_video(video, folder / "reconstructed.mp4"),
+        "encode": lambda: encode_video(bundle, video, latents),
+        "decode": lambda: decode_video(bundle, latents, folder / "decoded.mp4"),
+        "reconstruct": lambda: reconstruct_video(bundle, video, folder / "reconstructed.mp4"),
     }
     # Loads sessions, codecs and what else is loaded at first use; whole jobs would take long.
-    bundle.encode_video(small, folder / "small.zarr")
-    bundle.decode_video(folder / "small.zarr", folder / "small-decoded.mp4")
-    bundle.reconstruct_video(small, folder / "small-reconstructed.mp4")
+    encode_video(bundle, small, folder / "small.zarr")
+    decode_video(bundle, folder / "small.zarr", folder / "small-decoded.mp4")
+    reconstruct_video(bundle, small, folder / "small-reconstructed.mp4")
     if "encode" not in jobs:
-        bundle.encode_video(video, latents)
+        encode_video(bundle, video, latents)
     found: dict[str, list[tuple[float, Clocks]]] = {name: [] for name in jobs}
     for _ in range(runs):
         for name in jobs:

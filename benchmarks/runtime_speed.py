@@ -18,7 +18,7 @@ from turns import ratio, take_turns
 
 from wfvae import WFVAE
 from wfvae.runtime import Bundle
-from wfvae.runtime.backends.base import BoolArray, FloatArray, StepSession, StreamState
+from wfvae.runtime.backends.base import FloatArray
 from wfvae.runtime.pixels import to_network
 from wfvae.spec.stream import Direction
 
@@ -62,24 +62,6 @@ class ClipSpeed:
     stream_work_in_pairs: float
     """The same where direct inference, too, computes frames in pairs, one of them a copy
     (`wfvae.export.forms.minimal_filtering`): the count for graphs exported in fp32, as these are."""
-
-
-class StepClock:
-    """A session that adds up the time of draining steps."""
-
-    def __init__(self, session: StepSession) -> None:
-        self.graph = session.graph
-        self.drain = 0.0
-        self._session = session
-
-    def new_state(self, batch: int, height: int, width: int) -> StreamState:
-        return self._session.new_state(batch, height, width)
-
-    def step(self, state: StreamState, x: FloatArray, start: BoolArray, end: BoolArray) -> FloatArray:
-        begin = time.perf_counter()
-        result = self._session.step(state, x, start, end)
-        self.drain += (time.perf_counter() - begin) * bool(end.all())
-        return result
 
 
 def measure_speed(
@@ -205,7 +187,6 @@ def _stream(
     bundle: Bundle, direction: Direction, data: Any, size: int, chunk: int, drains: list[float]
 ) -> float:
     """A stream from opening to its last frame, fed chunk by chunk."""
-    clock = StepClock(bundle.step_session(direction))
     begin = time.perf_counter()
     opened: Any
     if direction == "encoder":
@@ -213,12 +194,12 @@ def _stream(
     else:
         opened, step = bundle.decoder(height=size, width=size, chunk=chunk, pixels="float32"), chunk
     with opened as stream:
-        stream.session = clock
         for start in range(0, len(data), step):
             stream.push(data[start : start + step])
+        before = stream.engine_seconds
         stream.finish()
     elapsed = time.perf_counter() - begin
-    drains.append(clock.drain)
+    drains.append(stream.engine_seconds - before)
     return elapsed
 
 

@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from unittest.mock import patch
 
-import wfvae.runtime.feed as feed
+import wfvae.runtime.decoder_feed as decoder_feed
+import wfvae.runtime.encoder_feed as encoder_feed
 import wfvae.runtime.stream as stream
-from wfvae.runtime.jobs.report import TimedSession
+from wfvae.runtime.backends.onnxruntime import OnnxRuntimeStep
+from wfvae.runtime.backends.openvino import OpenVinoStep
+from wfvae.runtime.feed import Feed
 from wfvae.runtime.latents.latent_files import LatentsReader
 from wfvae.runtime.latents.zarr_latents import ZarrWriter
 from wfvae.runtime.media.container_source import ContainerSource
@@ -33,10 +36,10 @@ STAGES: tuple[tuple[str, Kind, tuple[tuple[Any, str], ...]], ...] = (
     ("video decode", "work", ((ContainerSource, "_next"),)),
     ("colour conversion in", "work", ((ContainerSource, "_convert"),)),
     ("latents read", "work", ((LatentsReader, "read"),)),
-    ("pixels to network", "work", ((feed, "to_network"),)),
-    ("feed", "work", ((stream, "run_step"), (feed.EncoderFeed, "push"), (feed.DecoderFeed, "push"))),
-    (ENGINE, "work", ((TimedSession, "step"),)),
-    ("postprocess", "work", ((feed, "to_uint8_frames"),)),
+    ("pixels to network", "work", ((encoder_feed, "to_network"),)),
+    ("feed", "work", ((stream, "run_step"), (Feed, "push"))),
+    (ENGINE, "work", ((OnnxRuntimeStep, "step"), (OpenVinoStep, "step"))),
+    ("postprocess", "work", ((decoder_feed, "to_uint8_frames"),)),
     ("latents write", "work", ((ZarrWriter, "append"), (ZarrWriter, "finish"))),
     ("colour conversion out", "work", ((YUVConverter, "convert"),)),
     (

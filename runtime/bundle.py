@@ -6,13 +6,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wfvae.errors import BundleError, InputError
 from wfvae.runtime.backends.base import Backend, DirectSession, FloatArray, StepSession
-from wfvae.runtime.feed import DecoderFeed, EncoderFeed, PixelType
+from wfvae.runtime.decoder_feed import DecoderFeed, PixelType
+from wfvae.runtime.encoder_feed import EncoderFeed
 from wfvae.runtime.pixels import Frames
 from wfvae.runtime.pool import StreamPool
 from wfvae.runtime.snapshot import Snapshot
@@ -22,9 +22,6 @@ from wfvae.spec.manifest import Manifest
 from wfvae.spec.memory import MemoryPlan, plan_memory
 from wfvae.spec.stream import Direction
 from wfvae.spec.tuning import Setting, TunedChunk, Tuning
-
-if TYPE_CHECKING:
-    from wfvae.runtime.jobs import Report
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "openvino")
 
@@ -222,7 +219,7 @@ class Bundle:
         stream.restore(content)
         return stream
 
-    # Whole arrays and files -----------------------------------------------------------------------
+    # Whole arrays --------------------------------------------------------------------------------
 
     def encode(self, frames: Frames, *, chunk: int | None = None) -> FloatArray:
         """Latents (1 + ceil((T-1)/r), D, h, w) float32 of a video (T, H, W, 3), uint8 or floating
@@ -255,26 +252,6 @@ class Bundle:
         with self.decoder(**size, frames=frames, chunk=chunk, pixels=pixels) as stream:
             result: Frames = np.concatenate([stream.push(array), stream.finish()])
             return result
-
-    def encode_video(self, video: str | Path, latents: str | Path, **options: Any) -> Report:
-        """Encodes a video file, directory of images or pipe to a latents file. See
-        `wfvae.runtime.jobs.encode_video`.
-        """
-        from wfvae.runtime.jobs import encode_video
-
-        return encode_video(self, video, latents, **options)
-
-    def decode_video(self, latents: str | Path, video: str | Path, **options: Any) -> Report:
-        """Decodes a latents file to a video. See `wfvae.runtime.jobs.decode_video`."""
-        from wfvae.runtime.jobs import decode_video
-
-        return decode_video(self, latents, video, **options)
-
-    def reconstruct_video(self, video: str | Path, out: str | Path, **options: Any) -> Report:
-        """Encodes and decodes a video in one pass. See `wfvae.runtime.jobs.reconstruct_video`."""
-        from wfvae.runtime.jobs import reconstruct_video
-
-        return reconstruct_video(self, video, out, **options)
 
     # Facts ----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from wfvae.runtime.backends.base import Array
 from wfvae.runtime.bundle import Bundle
-from wfvae.runtime.jobs.report import Progress, TimedSession, no_progress
+from wfvae.runtime.jobs.report import Progress, no_progress
 from wfvae.runtime.pixels import Frames
 from wfvae.spec.stream import Direction
 from wfvae.video.synthetic.clips import ProceduralClip
@@ -88,7 +88,6 @@ def measure_direction(
         stream = bundle.decoder(height=height, width=width, chunk=lengths[-1])
     done = 0
     with stream:
-        stream.session = session = TimedSession(stream.session)
         feed = _feeder(bundle, direction, height, width, lengths[-1])
         stream.push(
             feed(1)[: 1 if direction == "encoder" else None]
@@ -97,14 +96,14 @@ def measure_direction(
             for chunk in lengths:
                 data = feed(chunk)
                 stream.push(data)
-                begin, engine = time.perf_counter(), session.seconds
+                begin, engine = time.perf_counter(), stream.engine_seconds
                 for _ in range(pushes[chunk]):
                     stream.push(data)
                 if turn:
                     timings[chunk].append(
                         (
                             (time.perf_counter() - begin) / pushes[chunk],
-                            (session.seconds - engine) / pushes[chunk],
+                            (stream.engine_seconds - engine) / pushes[chunk],
                         )
                     )
                 done += bundle.ratio * chunk * (pushes[chunk] + 1)

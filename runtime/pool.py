@@ -13,7 +13,7 @@ import numpy as np
 from wfvae.errors import StreamingError
 from wfvae.runtime.backends.base import Array, StepSession, StreamState
 from wfvae.runtime.feed import Feed
-from wfvae.runtime.stream import run_step
+from wfvae.runtime.step import run_step
 
 F = TypeVar("F", bound=Feed)
 
@@ -37,7 +37,7 @@ class PooledStream(Generic[F]):
     @property
     def runnable(self) -> bool:
         """Whether a step could advance this stream now."""
-        return self.feed.ready() > 0 or self.feed.draining
+        return self.feed.ready > 0 or self.feed.draining
 
     @property
     def finished(self) -> bool:
@@ -117,8 +117,8 @@ class StreamPool(Generic[F]):
             return {}
         group = self._choose(runnable)
         state = self._regroup(group)
-        counts = [stream.feed.ready() for stream in group if not stream.feed.draining]
-        outputs = run_step(
+        counts = [stream.feed.ready for stream in group if not stream.feed.draining]
+        outputs, _ = run_step(
             self._session,
             state,
             [stream.feed for stream in group],

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from wfvae.errors import ResourceError, StateError
+from wfvae.errors import StateError
+from wfvae.files import write_whole
 from wfvae.runtime.backends.base import Array
 from wfvae.spec.stream import Direction
 
@@ -38,8 +39,8 @@ class Snapshot:
     counters: Mapping[str, int]
     state: Mapping[str, Array]
     """State tensors by name, batch of one. bfloat16 as bits in uint16."""
-    waiting: Mapping[str, Array]
-    """Input that was pushed and has not run yet."""
+    pending: Mapping[str, Array]
+    """Input that has not run yet, and results that were not returned yet."""
     attached: Mapping[str, Array] = field(default_factory=dict)
     """Arrays that whoever saved the snapshot put beside it."""
     note: str = ""
@@ -63,7 +64,7 @@ class Snapshot:
         }
         tensors = {
             prefix + name: np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-            for prefix, group in ((_STATE, self.state), (_INPUT, self.waiting), (_ATTACHED, self.attached))
+            for prefix, group in ((_STATE, self.state), (_INPUT, self.pending), (_ATTACHED, self.attached))
             for name, array in group.items()
         }
         tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))  # so that each is aligned
@@ -92,7 +93,7 @@ class Snapshot:
                 width=width,
                 counters=json.loads(header["counters"]),
                 state=_group(tensors, _STATE),
-                waiting=_group(tensors, _INPUT),
+                pending=_group(tensors, _INPUT),
                 attached=_group(tensors, _ATTACHED),
                 note=header["note"],
             )
@@ -104,6 +105,27 @@ class Snapshot:
                 " stream anew"
             ) from error
 
+    def require(
+        self, bundle: str, direction: Direction, height: int, width: int, counters: Iterable[str]
+    ) -> None:
+        """Raises `StateError` unless this is a snapshot of such a stream."""
+        problems = []
+        if self.bundle != bundle:
+            problems.append(f"it was made by bundle {self.bundle[:12]}, and this one is {bundle[:12]}")
+        if self.direction != direction:
+            problems.append(f"it is of the {self.direction}, and this stream is of the {direction}")
+        if (self.height, self.width) != (height, width):
+            problems.append(f"it is of {self.height}x{self.width} video, and this stream is {height}x{width}")
+        if problems:
+            raise StateError(f"the snapshot does not fit: {'; '.join(problems)}")
+        expected = set(counters)
+        whole = all(isinstance(value, int) for value in self.counters.values())
+        if self.counters.keys() != expected or not whole:
+            raise StateError(
+                f"the snapshot has the counters {self.counters}; expected whole numbers for"
+                f" {', '.join(sorted(expected))}"
+            )
+
     @classmethod
     def read(cls, path: str | Path) -> Snapshot:
         """Raises `StateError` if `path` can't be read or is not a snapshot."""
@@ -113,19 +135,8 @@ class Snapshot:
             raise StateError(f"cannot read the snapshot {path}: {error.strerror}") from error
 
     def write(self, path: str | Path) -> None:
-        """Writes to a temporary name, then renames it. Raises `ResourceError` if it cannot."""
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        pieces = self._pieces()
-        try:
-            with temporary.open("wb") as file:
-                file.writelines(pieces)
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise ResourceError(
-                f"cannot write the snapshot {path}: {error.strerror}; check the disk's space and permissions"
-            ) from error
+        """Writes the snapshot atomically. Raises `ResourceError` if it cannot."""
+        write_whole(Path(path), self._pieces())
 
 
 def _layout(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -> bytes:

@@ -1,30 +1,30 @@
-"""One stream: push input of any amount, get what is ready, finish. See `docs/streaming.md` for the
-rules it follows.
-"""
+"""One stream: push any amount of input, get what is ready, finish. `docs/streaming.md` has the rules."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
-from wfvae.errors import StateError, StreamingError
+from wfvae.errors import StreamingError
 from wfvae.runtime.backends.base import Array, StepSession, StreamState
-from wfvae.runtime.feed import DecoderFeed, EncoderFeed, Feed
+from wfvae.runtime.decoder_feed import DecoderFeed
+from wfvae.runtime.encoder_feed import EncoderFeed
+from wfvae.runtime.feed import Feed
 from wfvae.runtime.snapshot import Snapshot
+from wfvae.runtime.step import run_step
+from wfvae.spec.frames import padded_size
 from wfvae.spec.stream import StreamSpec
 
 DEFAULT_CHUNK = 4
 """Latents per step. More amortise a step's overhead and cost memory; results do not depend on it."""
 
-F = TypeVar("F", bound=Feed)
-S = TypeVar("S", bound="Stream[Any]")
-
 _READY = "ready"
-"""Name of results in a snapshot that were computed and not given out yet."""
+"""Name of results in a snapshot that were computed and not returned yet."""
+
+F = TypeVar("F", bound=Feed)
 
 
 class Stream(Generic[F]):
@@ -36,21 +36,20 @@ class Stream(Generic[F]):
 
     def __init__(self, session: StepSession, feed: F, chunk: int, bundle: str) -> None:
         self.session = session
-        """What runs the steps; may be replaced by one that wraps it, to measure for example."""
+        """What runs the steps, shared with other streams."""
+        self.engine_seconds = 0.0
+        """Seconds spent in the backend so far."""
         self._feed = feed
         self._chunk = chunk
         self._bundle = bundle
-        height, width = (-(-side // 8) * 8 for side in (feed.height, feed.width))
-        self._state: StreamState | None = session.new_state(1, height, width)
+        self._state: StreamState | None = session.new_state(1, *padded_size(feed.height, feed.width))
         # Results of a call that failed at a later step; the next call returns them.
         self._ready: list[Array] = []
 
-    def __enter__(self: S) -> S:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -59,29 +58,39 @@ class Stream(Generic[F]):
 
     @property
     def spec(self) -> StreamSpec:
-        """The rules and state of this stream."""
+        """The rules and state tensors of this stream."""
         return self.session.graph.stream
 
     @property
-    def feed(self) -> F:
-        """Counters of what was pushed and given out."""
-        return self._feed
+    def finished(self) -> bool:
+        """Whether the input has ended and all results have been computed."""
+        return self._feed.finished
 
     def push(self, data: Any) -> Array:
         """Takes any amount of input and returns what has become ready, which may be nothing.
 
-        An encoder takes frames (T, H, W, 3), uint8 or floating point in [-1, 1], and returns
-        latents (t, D, h, w) float32. A decoder takes unscaled latents and returns frames.
+        Args:
+            data: an encoder takes frames (T, H, W, 3), uint8 or floating point in [-1, 1], and
+                returns latents (t, D, h, w) float32. A decoder takes unscaled latents, and returns
+                frames.
 
         Raises:
-            InputError: naming what is wrong with `data`; the stream is as it was before.
+            InputError: `data` is wrong; the stream is unchanged.
             StreamingError: the stream is finished or closed.
-            ResourceError: a step failed. `data` is queued and nothing is lost: to go on, push no
+            ResourceError: a step failed. `data` is queued and nothing is lost: to continue, push no
                 frames (an array of length 0).
+        """
+        self.queue(data)
+        return self._collect()
+
+    def queue(self, data: Any) -> None:
+        """Queues input without running a step; the next `push` or `finish` runs it.
+
+        A decoder whose last latent holds more frames than the video has takes that latent so, and
+        then `finish(frames)`. Raises as `push` does.
         """
         self._require_open()
         self._feed.push(data)
-        return self._collect()
 
     def finish(self, frames: int | None = None) -> Array:
         """Ends the stream and returns the rest.
@@ -93,75 +102,53 @@ class Stream(Generic[F]):
         Raises as `push` does; after a failed step, call it again.
         """
         self._require_open()
-        interrupted = self._feed.closed and (self._ready or self._feed.ready() or self._feed.draining)
+        interrupted = self._feed.closed and (self._ready or self._feed.ready or self._feed.draining)
         if not interrupted:
             self._feed.close(frames)
         return self._collect()
 
     def iterate(self, chunks: Iterable[Any], frames: int | None = None) -> Iterator[Array]:
-        """Pulls input chunk by chunk as results are asked for, so that no more is read than is
-        needed; then finishes.
-        """
+        """Pulls chunks of input as results are asked for, then finishes with `frames`."""
         for chunk in chunks:
-            self._require_open()
-            self._feed.push(chunk)
+            self.queue(chunk)
             yield from self._advance()
         self._require_open()
         self._feed.close(frames)
         yield from self._advance()
 
     def snapshot(self) -> bytes:
-        """The stream as it is now, as safetensors. `restore` takes it up with the same bits."""
+        """Returns the stream's state as safetensors; a stream restored from it gives the same bits."""
         return self.capture().to_bytes()
 
     def save(self, path: str | Path) -> None:
         """Writes a snapshot to a file, atomically."""
         self.capture().write(path)
 
-    def restore(self, snapshot: bytes | Snapshot) -> None:
-        """Takes up where the stream stood that gave `snapshot`.
+    def capture(self) -> Snapshot:
+        """Returns a snapshot as arrays."""
+        state, feed = self._require_open(), self._feed
+        pending = feed.arrays() | ({_READY: np.concatenate(self._ready)} if self._ready else {})
+        return Snapshot(
+            self._bundle, self.spec.direction, feed.height, feed.width, feed.counters(), state.read(), pending
+        )
 
-        Raises `StateError` if it is another bundle's, direction's or size's, or damaged; the stream
-        is then as it was.
+    def restore(self, snapshot: bytes | Snapshot) -> None:
+        """Restores the stream from a snapshot.
+
+        Raises:
+            StateError: the snapshot is damaged, or of another bundle, direction or size; the stream
+                is unchanged.
         """
         snapshot = snapshot if isinstance(snapshot, Snapshot) else Snapshot.from_bytes(snapshot)
-        state = self._require_open()
-        problems = []
-        if snapshot.bundle != self._bundle:
-            problems.append(
-                f"it was made by bundle {snapshot.bundle[:12]}, and this one is {self._bundle[:12]}"
-            )
-        if snapshot.direction != self.spec.direction:
-            problems.append(
-                f"it is of the {snapshot.direction}, and this stream is of the {self.spec.direction}"
-            )
-        if (snapshot.height, snapshot.width) != (self._feed.height, self._feed.width):
-            problems.append(
-                f"it is of {snapshot.height}x{snapshot.width} video, and this stream is"
-                f" {self._feed.height}x{self._feed.width}"
-            )
-        if problems:
-            raise StateError(f"the snapshot does not fit: {'; '.join(problems)}")
-        counters = snapshot.counters
-        if counters.keys() != self._feed.counters().keys() or not all(
-            isinstance(value, int) for value in counters.values()
-        ):
-            raise StateError(
-                f"the snapshot has the counters {counters}; expected whole numbers for"
-                f" {', '.join(self._feed.counters())}"
-            )
-        check_state(self.spec, snapshot.state, 1, state.height, state.width)
-        state.write(snapshot.state)
-        self._feed.restore(snapshot.counters, snapshot.waiting)
-        self._ready = [snapshot.waiting[_READY]] if _READY in snapshot.waiting else []
-
-    def capture(self) -> Snapshot:
-        """The stream as it is now, as arrays."""
         state, feed = self._require_open(), self._feed
-        waiting = feed.arrays() | ({_READY: np.concatenate(self._ready)} if self._ready else {})
-        return Snapshot(
-            self._bundle, self.spec.direction, feed.height, feed.width, feed.counters(), state.read(), waiting
-        )
+        snapshot.require(self._bundle, self.spec.direction, feed.height, feed.width, feed.counters())
+        given = {
+            name: (array.shape, _dtype_name(array, self.spec, name)) for name, array in snapshot.state.items()
+        }
+        self.spec.check(given, 1, state.height, state.width)
+        state.write(snapshot.state)
+        feed.restore(snapshot.counters, snapshot.pending)
+        self._ready = [snapshot.pending[_READY]] if _READY in snapshot.pending else []
 
     def _require_open(self) -> StreamState:
         if self._state is None:
@@ -171,11 +158,14 @@ class Stream(Generic[F]):
     def _advance(self) -> Iterator[Array]:
         """Runs steps of at most `chunk` latents while input is ready."""
         state, feed = self._require_open(), self._feed
-        while (ready := feed.ready()) or feed.draining:
-            yield run_step(self.session, state, [feed], min(ready, self._chunk) or 1)[0]
+        while feed.ready or feed.draining:
+            latents = min(feed.ready, self._chunk) or 1
+            (result,), seconds = run_step(self.session, state, [feed], latents)
+            self.engine_seconds += seconds
+            yield result
 
     def _collect(self) -> Array:
-        """All that is ready, in one array."""
+        """Runs all steps that can run, and returns all that is ready in one array."""
         for part in self._advance():
             if len(part):
                 self._ready.append(part)
@@ -188,31 +178,37 @@ class Stream(Generic[F]):
 class EncoderStream(Stream[EncoderFeed]):
     """Video in, latents out."""
 
+    @property
+    def frames_seen(self) -> int:
+        """Video frames pushed so far."""
+        return self._feed.frames_seen
+
+    @property
+    def latents_given(self) -> int:
+        """Latents returned so far."""
+        return self._feed.latents_given
+
 
 class DecoderStream(Stream[DecoderFeed]):
     """Latents in, video out."""
 
+    @property
+    def latents_seen(self) -> int:
+        """Latents pushed so far."""
+        return self._feed.latents_seen
 
-def run_step(session: StepSession, state: StreamState, feeds: list[Any], latents: int) -> list[Array]:
-    """Advances the streams of `feeds`, one per row of `state`, by `latents` each, and returns each
-    one's part of the output.
-    """
-    rows: list[Feed] = feeds
-    draining = [feed.draining for feed in rows]
-    start = np.array([not feed.started for feed in rows])
-    x = np.stack([feed.take(latents) for feed in rows])
-    output = session.step(state, x, start, np.array(draining))
-    return [
-        feed.absorb(result, drained) for feed, result, drained in zip(rows, output, draining, strict=True)
-    ]
+    @property
+    def frames_given(self) -> int:
+        """Video frames returned so far."""
+        return self._feed.frames_given
+
+    @property
+    def channels(self) -> int:
+        """Channels D of a latent. An encoder of moments returns 2 D, the first D of them means."""
+        return self._feed.channels
 
 
-def check_state(spec: StreamSpec, tensors: Mapping[str, Array], batch: int, height: int, width: int) -> None:
-    """Raises `StateError` unless `tensors` are this stream's state at this (padded) size."""
-    names = {spec.name: spec.dtype for spec in spec.states}
-    given = {}
-    for name, array in tensors.items():
-        # bfloat16 travels as its bits.
-        dtype = "bfloat16" if names.get(name) == "bfloat16" and array.dtype == np.uint16 else str(array.dtype)
-        given[name] = (array.shape, dtype)
-    spec.check(given, batch, height, width)
+def _dtype_name(array: Array, spec: StreamSpec, name: str) -> str:
+    """Names a state tensor's type; bfloat16 is stored as its bits."""
+    declared = {state.name: state.dtype for state in spec.states}.get(name)
+    return "bfloat16" if declared == "bfloat16" and array.dtype == np.uint16 else str(array.dtype)

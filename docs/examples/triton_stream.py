@@ -24,7 +24,8 @@ import numpy as np
 
 from wfvae.errors import InputError, WFVAEError
 from wfvae.runtime.backends.base import Array, FloatArray
-from wfvae.runtime.feed import DecoderFeed, EncoderFeed
+from wfvae.runtime.decoder_feed import DecoderFeed
+from wfvae.runtime.encoder_feed import EncoderFeed
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_reader import open_video
 from wfvae.runtime.media.video_writer import open_video_writer
@@ -128,23 +129,23 @@ class TritonStream:
     def push(self, data: Array) -> Iterator[Array]:
         """Takes any amount of input, and gives what becomes ready."""
         self._feed.push(data)
-        while self._feed.ready() > self._latents:
+        while self._feed.ready > self._latents:
             yield self._step(self._latents, end=False)
 
     def finish(self, frames: int | None = None) -> Iterator[Array]:
         """Ends the stream, and gives the rest. `frames` is a decoder's true number of video frames."""
         self._feed.close(frames)
-        while ready := self._feed.ready():
+        while ready := self._feed.ready:
             count = min(ready, self._latents)
             yield self._step(count, end=not self._drains and count == ready)
         if self._drains:
             # Also where no more frames are wanted: it is what frees the sequence's slot.
             channels, (height, width) = int(self._rules.graph.inputs[0].shape[2]), self._rules.size
             output = self._infer(np.zeros((1, channels, height // 8, width // 8), np.float32), end=True)
-            yield self._feed.absorb(output, True)
+            yield self._feed.accept_output(output, True)
 
     def _step(self, count: int, end: bool) -> Array:
-        return self._feed.absorb(self._infer(self._feed.take(count), end), False)
+        return self._feed.accept_output(self._infer(self._feed.step_input(count), end), False)
 
     def _infer(self, x: FloatArray, end: bool) -> FloatArray:
         graph, start = self._rules.graph, not self._feed.started

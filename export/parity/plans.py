@@ -72,7 +72,7 @@ def stepped(job: Job, steps: Sequence[int]) -> Array:
         parts = [stream.push(piece) for piece in pieces[:-1]]
         # Without a step in between: an incomplete last group of frames would otherwise run in a
         # step of its own.
-        stream.feed.push(pieces[-1])
+        stream.queue(pieces[-1])
         return np.concatenate([*parts, stream.finish()])
 
 

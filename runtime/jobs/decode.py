@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-from wfvae.errors import LatentsError
 from wfvae.runtime.backends.base import Array
-from wfvae.runtime.jobs.job import CHECKPOINT_SECONDS, DEPTH, check_distinct, forget, load_snapshot
-from wfvae.runtime.jobs.report import Progress, Report, TimedSession, no_progress
+from wfvae.runtime.bundle import Bundle
+from wfvae.runtime.jobs.checkpoints import CHECKPOINT_SECONDS, DEPTH, Checkpoints
+from wfvae.runtime.jobs.report import Progress, Report, no_progress
+from wfvae.runtime.jobs.sources import fingerprint_latents, require_distinct, require_origin
 from wfvae.runtime.latents.latent_files import LatentsReader, open_latents
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_writer import PIPE, is_image_folder, open_video_writer
 from wfvae.runtime.prefetch import BackgroundSink, prefetch
-from wfvae.runtime.snapshot import Snapshot
 from wfvae.runtime.stream import DecoderStream
 from wfvae.spec.frames import video_frames
 from wfvae.spec.latents import LatentsInfo
 
-if TYPE_CHECKING:
-    from wfvae.runtime.bundle import Bundle
-
 SEGMENT_FRAMES = 48
 """Frames per resumable piece of a decoded video: each begins with a key frame."""
-_FINGERPRINT_LATENTS = 16
+_PENDING = "pending"
+"""Name of decoded frames, in a snapshot, that belong to a segment which was not finished."""
 
 
 def decode_video(
@@ -54,229 +49,170 @@ def decode_video(
 
     Args:
         video: a file, a directory or pattern for PNG images, or `-` for standard output.
-        resume: go on where an interrupted run of the same job stopped (files; images and pipes
-            begin anew).
+        chunk: latents per step; the result does not depend on it.
+        resume: continue an interrupted run of the same job (files; images and pipes start over).
+        overwrite: replace an existing result.
         any_bundle: accept latents of another model.
-        audio_from: a media file whose audio goes along.
+        audio_from: a media file whose audio is copied.
         output: further fields of `OutputVideo`, such as `crf`.
         container: format of a pipe.
         segment_frames: frames per piece that survives an interruption. The file's bytes depend on
-            it, its meaning does not.
+            it, its content does not.
         checkpoint_seconds: time between two snapshots. After an interruption, what was decoded
-            since the last one is decoded again, and written only from the first incomplete piece
-            on.
+            since the last one is decoded again.
         observe: called with each piece of the decoded video, (T, H, W, 3) uint8, in order.
 
     Raises:
-        LatentsError: unreadable latents, NaN in them, or another bundle's.
-        MediaError, ResourceError, BundleError: in one line.
+        LatentsError: the latents are unreadable, hold NaN, or are another bundle's.
+        MediaError: the video cannot be written.
+        ResourceError: the disk is full, or a step needs more memory than there is.
     """
-    check_distinct(audio_from, video)
-    check_distinct(latents, video)
-    with open_latents(latents) as reader:
+    require_distinct(audio_from, video)
+    require_distinct(latents, video)
+    with ExitStack() as stack:
+        reader = stack.enter_context(open_latents(latents))
+        require_origin(bundle, reader, latents, any_bundle)
         info = reader.info
-        _check_origin(bundle, info, latents, any_bundle)
-        if not reader.count:
-            raise LatentsError(f"{latents} holds no latents yet; encode the video to it first")
+        height, width = info.height, info.width
         frames = info.frames if info.frames is not None else video_frames(reader.count, bundle.ratio)
+        chunk = chunk or bundle.default_chunk("decoder", height=height, width=width)
         target = _output_video(info, {**(output or {}), "audio_from": audio_from})
-        chunk = chunk or bundle.default_chunk("decoder", height=info.height, width=info.width)
-        job = _Decoding(bundle, reader, frames, target, chunk, progress, observe)
-        if _resumable(video):
-            return job.segmented(latents, Path(video), resume, overwrite, segment_frames, checkpoint_seconds)
-        return job.plain(latents, video, overwrite, container)
+        stream = stack.enter_context(bundle.decoder(height=height, width=width, frames=frames, chunk=chunk))
+        began = time.perf_counter()
+        job = _Decoding(reader, stream, chunk, target, frames, progress, observe)
+        if _is_segmented(video):
+            checkpoints = Checkpoints(Path(video), fingerprint_latents(reader, bundle), checkpoint_seconds)
+            resumed_at = job.to_segments(Path(video), latents, segment_frames, checkpoints, resume, overwrite)
+        else:
+            job.to_writer(video, container, overwrite)
+            resumed_at = 0
+        return Report(
+            source=str(latents),
+            destination=str(video),
+            frames=frames - resumed_at,
+            latents=reader.count,
+            height=height,
+            width=width,
+            fps=float(info.fps),
+            seconds=time.perf_counter() - began,
+            engine_seconds=stream.engine_seconds,
+            resumed_at=resumed_at,
+            complete=reader.complete,
+        )
 
 
-@dataclass
 class _Decoding:
-    """A decode job, to a file in segments or to anything else in one go."""
+    """A decode job: to a file in segments, or to anything else in one go."""
 
-    bundle: Bundle
-    reader: LatentsReader
-    frames: int
-    target: OutputVideo
-    chunk: int
-    progress: Progress
-    observe: Callable[[Array], None] | None
-
-    def segmented(
+    def __init__(
         self,
-        source: str | Path,
+        reader: LatentsReader,
+        stream: DecoderStream,
+        chunk: int,
+        target: OutputVideo,
+        frames: int,
+        progress: Progress,
+        observe: Callable[[Array], None] | None,
+    ) -> None:
+        self._reader, self._stream, self._chunk, self._target = reader, stream, chunk, target
+        self._frames, self._progress, self._observe = frames, progress, observe
+
+    def to_writer(self, video: str | Path, container: str | None, overwrite: bool) -> None:
+        """Decodes to images, a GIF or a pipe."""
+        with ExitStack() as stack:
+            writer = stack.enter_context(
+                open_video_writer(video, self._target, overwrite=overwrite, container=container)
+            )
+            sink = stack.enter_context(BackgroundSink(writer.write, DEPTH))
+            for part in stack.enter_context(closing(self._parts())):
+                sink.put(part)
+                self._progress(self._stream.frames_given, self._frames)
+            sink.close()
+
+    def to_segments(
+        self,
         video: Path,
+        source: str | Path,
+        segment_frames: int,
+        checkpoints: Checkpoints,
         resume: bool,
         overwrite: bool,
-        segment_frames: int,
-        checkpoint_seconds: float,
-    ) -> Report:
-        record = video.with_name(video.name + ".resume")
-        note = self._origin()
+    ) -> int:
+        """Decodes to a file that can be resumed. Returns the frames that an earlier run had finished."""
+        stream = self._stream
         with ExitStack() as stack:
             writer = stack.enter_context(
                 SegmentedVideoWriter.open(
                     video,
-                    self.target,
+                    self._target,
                     segment_frames=segment_frames,
                     resume=resume,
                     overwrite=overwrite,
-                    origin=note,
+                    origin=checkpoints.fingerprint,
                 )
             )
-            stream = stack.enter_context(self._stream())
-            snapshot = load_snapshot(record, note, resume, source)
+            resumed_at = writer.frames_done
+            snapshot = checkpoints.load(source) if resume else None
             if snapshot is None:
-                forget(record)
-            pending = stream.feed.empty()
-            position = 0  # frames that lie before `pending` in the video
-            if (
-                snapshot is not None
-                and snapshot.counters["given"] - len(snapshot.attached["pending"]) <= writer.frames_done
-            ):
-                stream.restore(snapshot)
-                pending = snapshot.attached["pending"]
-                position = stream.feed.frames_given - len(pending)
-            resumed_at = skip = writer.frames_done
-            skip -= position
-            began = checkpoint = time.perf_counter()
-
-            def write(item: tuple[Array, Snapshot | None]) -> None:
-                part, saved = item
-                if len(part):
-                    writer.write(part)
-                if saved is not None:
-                    saved.write(record)
-
-            sink = stack.enter_context(BackgroundSink(write, DEPTH))
-            done = position
-            for part in stack.enter_context(closing(self._parts(stream, pending))):
+                checkpoints.forget()
+            pending, done = None, 0
+            if snapshot is not None:
+                held = snapshot.attached[_PENDING]
+                position = snapshot.counters["given"] - len(held)
+                if position <= resumed_at:
+                    stream.restore(snapshot)
+                    pending, done = held, position
+            to_skip = resumed_at - done  # frames that are in finished segments
+            sink = stack.enter_context(checkpoints.sink(writer.write))
+            for part in stack.enter_context(closing(self._parts(pending))):
                 before, done = done, done + len(part)
                 saved = None
-                due = time.perf_counter() - checkpoint >= checkpoint_seconds
-                if due and done // segment_frames > before // segment_frames:
-                    # A segment ends inside this part; its rest goes into the snapshot, since only
-                    # whole segments survive.
+                # Only whole segments survive: where one ends inside this part, the snapshot holds the rest.
+                if done // segment_frames > before // segment_frames and checkpoints.due:
                     rest = part[len(part) - done % segment_frames :]
-                    saved = replace(stream.capture(), note=note, attached={"pending": rest})
-                    checkpoint = time.perf_counter()
-                dropped = min(skip, len(part))
-                skip -= dropped
-                sink.put((part[dropped:], saved))
-                self.progress(done, self.frames)
+                    saved = checkpoints.take(stream, {_PENDING: rest})
+                skipped = min(to_skip, len(part))
+                to_skip -= skipped
+                sink.put((part[skipped:], saved))
+                self._progress(done, self._frames)
             sink.close()
             writer.finish()
-        forget(record)
-        return self._report(source, video, self.frames - resumed_at, began, stream, resumed_at)
+        checkpoints.forget()
+        return resumed_at
 
-    def plain(self, source: str | Path, video: str | Path, overwrite: bool, container: str | None) -> Report:
-        with ExitStack() as stack:
-            writer = stack.enter_context(
-                open_video_writer(video, self.target, overwrite=overwrite, container=container)
-            )
-            stream = stack.enter_context(self._stream())
-            began = time.perf_counter()
-            sink = stack.enter_context(BackgroundSink(writer.write, DEPTH))
-            for part in stack.enter_context(closing(self._parts(stream, stream.feed.empty()))):
-                sink.put(part)
-                self.progress(stream.feed.frames_given, self.frames)
-            sink.close()
-        return self._report(source, video, self.frames, began, stream, 0)
-
-    def _origin(self) -> str:
-        """Tells one source and model from another well enough to refuse to resume with the wrong
-        one.
-        """
-        reader = self.reader
-        digest = hashlib.sha256(
-            json.dumps([reader.info.to_json(), reader.shape, self.bundle.identity], sort_keys=True).encode()
-        )
-        for index in sorted(
-            {k * (reader.count - 1) // _FINGERPRINT_LATENTS for k in range(_FINGERPRINT_LATENTS + 1)}
-        ):
-            digest.update(reader.read(index, index + 1).tobytes())
-        return digest.hexdigest()
-
-    def _stream(self) -> DecoderStream:
-        info = self.reader.info
-        stream = self.bundle.decoder(
-            height=info.height, width=info.width, frames=self.frames, chunk=self.chunk
-        )
-        stream.session = TimedSession(stream.session)
-        return stream
-
-    def _parts(self, stream: DecoderStream, pending: Array) -> Generator[Array, None, None]:
-        """The video from where `stream` stands, after what it had given out but not written."""
-        if len(pending):
+    def _parts(self, pending: Array | None = None) -> Generator[Array, None, None]:
+        """Yields `pending`, and then the video from where the stream stands."""
+        if pending is not None and len(pending):
             yield pending
-        channels = int(stream.session.graph.inputs[0].shape[2])
-        with prefetch(self.reader.chunks(self.chunk, start=stream.feed.latents_seen), DEPTH) as source:
+        stream = self._stream
+        chunks = self._reader.chunks(self._chunk, start=stream.latents_seen)
+        with prefetch(chunks, DEPTH) as source:
             for latents in source:
-                # Moments begin with the means.
-                yield from self._observed(stream.push(latents[:, :channels]))
+                yield from self._observed(stream.push(latents[:, : stream.channels]))
         yield from self._observed(stream.finish())
 
     def _observed(self, part: Array) -> Iterator[Array]:
         if len(part):
-            if self.observe is not None:
-                self.observe(part)
+            if self._observe is not None:
+                self._observe(part)
             yield part
-
-    def _report(
-        self,
-        source: str | Path,
-        video: str | Path,
-        frames: int,
-        began: float,
-        stream: DecoderStream,
-        resumed_at: int,
-    ) -> Report:
-        info = self.reader.info
-        return Report(
-            source=str(source),
-            destination=str(video),
-            frames=frames,
-            latents=self.reader.count,
-            height=info.height,
-            width=info.width,
-            fps=float(info.fps),
-            seconds=time.perf_counter() - began,
-            engine_seconds=cast("TimedSession", stream.session).seconds,
-            resumed_at=resumed_at,
-            complete=self.reader.complete,
-        )
-
-
-def _check_origin(bundle: Bundle, info: LatentsInfo, source: str | Path, any_bundle: bool) -> None:
-    if info.temporal_ratio != bundle.ratio:
-        raise LatentsError(
-            f"the latents {source} have {info.temporal_ratio} frames each, and this bundle's have"
-            f" {bundle.ratio}"
-        )
-    same = info.bundle_hash == bundle.identity or (
-        info.model and info.model == bundle.manifest.checkpoint_sha256
-    )
-    if not same and not any_bundle:
-        raise LatentsError(
-            f"the latents {source} were made by another model (bundle {info.bundle_hash[:12] or 'unknown'},"
-            f" this one is {bundle.identity[:12]}); decode them with the bundle that encoded them, or insist"
-            " with --any-bundle"
-        )
 
 
 def _output_video(info: LatentsInfo, changes: dict[str, Any]) -> OutputVideo:
-    known = {key: value for key, value in changes.items() if value is not None}
+    given = {key: value for key, value in changes.items() if value is not None}
     is_rgb = info.color_space == "rgb"
+    # In a tick that frames at this rate do not fall on, such as Matroska's millisecond, the rate
+    # would be uneven.
+    fits = info.time_base and (1 / info.fps / info.time_base).denominator == 1
     carried = {
         "color_range": None if is_rgb else info.color_range,
         "color_space": None if is_rgb else info.color_space,
-        # A tick that frames at this rate do not fall on, such as Matroska's millisecond, would make
-        # the rate uneven.
-        "time_base": (
-            info.time_base if info.time_base and (1 / info.fps / info.time_base).denominator == 1 else None
-        ),
+        "time_base": info.time_base if fits else None,
     }
-    return OutputVideo(width=info.width, height=info.height, fps=info.fps, **{**carried, **known})
+    return OutputVideo(width=info.width, height=info.height, fps=info.fps, **{**carried, **given})
 
 
-def _resumable(video: str | Path) -> bool:
-    return (
-        str(video) != PIPE and not is_image_folder(video) and Path(video).suffix.lower() not in ("", ".gif")
-    )
+def _is_segmented(video: str | Path) -> bool:
+    if str(video) == PIPE or is_image_folder(video):
+        return False
+    return Path(video).suffix.lower() not in ("", ".gif")

@@ -4,40 +4,27 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from wfvae.errors import LatentsError
 from wfvae.files import discard_tree
-from wfvae.runtime.backends.base import FloatArray
-from wfvae.runtime.jobs.job import (
-    CHECKPOINT_SECONDS,
-    DEPTH,
-    FROM_PIPE,
-    fingerprint,
-    forget,
-    load_snapshot,
-    timed_encoder,
-)
-from wfvae.runtime.jobs.report import Progress, Report, TimedSession, no_progress
-from wfvae.runtime.latents.latent_files import (
-    LatentsWriter,
-    check_latents_destination,
-    open_latents,
-    open_latents_writer,
-)
+from wfvae.runtime.bundle import Bundle
+from wfvae.runtime.jobs.checkpoints import CHECKPOINT_SECONDS, DEPTH, Checkpoints
+from wfvae.runtime.jobs.report import Progress, Report, no_progress
+from wfvae.runtime.jobs.sources import fingerprint_video
+from wfvae.runtime.latents.latent_files import check_latents_destination, open_latents, open_latents_writer
 from wfvae.runtime.media.video_info import RawVideo, VideoInfo
 from wfvae.runtime.media.video_reader import VideoReader, open_video
-from wfvae.runtime.prefetch import BackgroundSink, prefetch
-from wfvae.runtime.snapshot import Snapshot
+from wfvae.runtime.prefetch import prefetch
 from wfvae.runtime.stream import EncoderStream
 from wfvae.spec.frames import padded_size
 from wfvae.spec.latents import LatentsInfo
 
-if TYPE_CHECKING:
-    from wfvae.runtime.bundle import Bundle
+_COPIED_LATENTS = 16
+"""Latents per piece when a finished store is copied to a clip format."""
 
 
 def encode_video(
@@ -59,46 +46,49 @@ def encode_video(
     Args:
         video: a file, a directory of images, or `-` for standard input.
         chunk: latents per step; the result does not depend on it.
-        resume: go on where an interrupted run of the same job stopped; without one, begin.
+        resume: continue an interrupted run of the same job; if there is none, begin.
         overwrite: replace an existing result.
-        checkpoint_seconds: how much work an interruption may cost at most.
+        checkpoint_seconds: work that an interruption costs at most.
         raw: layout of a headerless pipe.
         fps: rate of a directory of images.
         keep_damaged: encode damaged frames as the decoder conceals them, instead of stopping there.
 
     Raises:
-        MediaError, LatentsError, ResourceError, BundleError: in one line; latents that were
-            finished stay readable.
+        MediaError: the video cannot be read.
+        LatentsError: the destination cannot be written, or was changed since the interrupted run.
+        ResourceError: the disk is full, or a step needs more memory than there is. Latents that
+            were finished stay readable.
     """
     latents = Path(latents)
-    store = (
-        latents if latents.suffix.lower() == ".zarr" else latents.with_name(latents.name + ".partial.zarr")
-    )
-    record = store.with_name(store.name + ".resume")
+    in_place = latents.suffix.lower() == ".zarr"
+    store = latents if in_place else latents.with_name(latents.name + ".partial.zarr")
     check_latents_destination(latents, overwrite=overwrite or resume)
     with ExitStack() as stack:
         reader = stack.enter_context(open_video(video, raw=raw, fps=fps, keep_damaged=keep_damaged))
         info = reader.info
         chunk = chunk or bundle.default_chunk("encoder", height=info.height, width=info.width)
-        stream = stack.enter_context(timed_encoder(bundle, info, chunk))
-        snapshot = load_snapshot(record, fingerprint(video), resume and store.exists(), video)
+        stream = stack.enter_context(bundle.encoder(height=info.height, width=info.width, chunk=chunk))
+        checkpoints = Checkpoints(store, fingerprint_video(video), checkpoint_seconds)
+        snapshot = checkpoints.load(video) if resume and store.exists() else None
         began = time.perf_counter()
         if snapshot is not None:
             stream.restore(snapshot)
+        resumed_at = stream.frames_seen
+        # A run may have been killed between the last latent and the end of the job.
         finished = None if snapshot is None else _finished(store)
-        if finished is None:
-            job = _Encoding(reader, stream, store, record, _latents_info(bundle, info), snapshot is not None)
-            resumed_at = stream.feed.frames_seen
-            frames, count = job.run(bundle.ratio * chunk, fingerprint(video), checkpoint_seconds, progress)
-        else:
-            # Killed between the last latent and the end of the job.
+        if finished is not None:
             frames, count = finished
             resumed_at = frames
-        engine_seconds = cast("TimedSession", stream.session).seconds
-    if store != latents:
-        _convert(store, latents)
-    forget(record)
-    if store != latents:
+        else:
+            if snapshot is None:
+                checkpoints.forget()
+            target = _latents_info(bundle, info)
+            _encode(reader, stream, bundle.ratio * chunk, store, target, checkpoints, progress)
+            frames, count = stream.frames_seen, stream.latents_given
+    if not in_place:
+        _copy(store, latents)
+    checkpoints.forget()
+    if not in_place:
         discard_tree(store)
     progress(frames, frames)
     return Report(
@@ -110,7 +100,7 @@ def encode_video(
         width=info.width,
         fps=float(info.fps),
         seconds=time.perf_counter() - began,
-        engine_seconds=engine_seconds,
+        engine_seconds=stream.engine_seconds,
         resumed_at=resumed_at,
         variable_frame_rate=info.variable_frame_rate,
         rotation=info.rotation,
@@ -118,61 +108,40 @@ def encode_video(
     )
 
 
-@dataclass
-class _Encoding:
-    """An encode job into a store, from the beginning or from where a restored stream stands."""
-
-    reader: VideoReader
-    stream: EncoderStream
-    store: Path
-    record: Path
-    info: LatentsInfo
-    resumed: bool
-
-    def run(self, step: int, note: str, checkpoint_seconds: float, progress: Progress) -> tuple[int, int]:
-        """Encodes to the end. Returns the video's frames and latents."""
-        feed = self.stream.feed
-        with ExitStack() as stack:
-            writer = stack.enter_context(open_latents_writer(self.store, self.info, resume=self.resumed))
-            if self.resumed:
-                self._go_on(writer)
-            else:
-                forget(self.record)
-
-            def write(item: tuple[FloatArray, Snapshot | None]) -> None:
-                part, saved = item
-                if len(part):
-                    writer.append(part)
-                if saved is not None:
-                    saved.write(self.record)
-
-            sink = stack.enter_context(BackgroundSink(write, DEPTH))
-            source = stack.enter_context(prefetch(self.reader.chunks(step), DEPTH))
-            checkpoint = time.perf_counter()
-            for frames in source:
-                part = self.stream.push(frames)
-                due = note != FROM_PIPE and time.perf_counter() - checkpoint >= checkpoint_seconds
-                sink.put((part, replace(self.stream.capture(), note=note) if due else None))
-                checkpoint = time.perf_counter() if due else checkpoint
-                progress(feed.frames_seen, self.reader.info.frames)
-            sink.put((self.stream.finish(), None))
-            sink.close()
-            writer.finish(feed.frames_seen)
-        return feed.frames_seen, feed.latents_given
-
-    def _go_on(self, writer: LatentsWriter) -> None:
-        given = self.stream.feed.latents_given
-        if writer.latents_done < given:
-            raise LatentsError(
-                f"{self.store} holds {writer.latents_done} latents, but the interrupted run had written"
-                f" {given}; it was changed since, run without --resume to begin anew"
-            )
-        writer.truncate(given)
-        self.reader.seek_frames(self.stream.feed.frames_seen)
+def _encode(
+    reader: VideoReader,
+    stream: EncoderStream,
+    step: int,
+    store: Path,
+    info: LatentsInfo,
+    checkpoints: Checkpoints,
+    progress: Progress,
+) -> None:
+    """Encodes to the end of the video, from where `stream` stands, `step` frames at a time."""
+    resumed = stream.frames_seen > 0
+    with ExitStack() as stack:
+        writer = stack.enter_context(open_latents_writer(store, info, resume=resumed))
+        if resumed:
+            given = stream.latents_given
+            if writer.latents_done < given:
+                raise LatentsError(
+                    f"{store} holds {writer.latents_done} latents, but the interrupted run had written"
+                    f" {given}; it was changed since, run without --resume to start over"
+                )
+            writer.truncate(given)
+            reader.seek_frames(stream.frames_seen)
+        sink = stack.enter_context(checkpoints.sink(writer.append))
+        for frames in stack.enter_context(prefetch(reader.chunks(step), DEPTH)):
+            part = stream.push(frames)
+            sink.put((part, checkpoints.take(stream) if checkpoints.due else None))
+            progress(stream.frames_seen, reader.info.frames)
+        sink.put((stream.finish(), None))
+        sink.close()
+        writer.finish(stream.frames_seen)
 
 
 def _finished(store: Path) -> tuple[int, int] | None:
-    """Frames and latents of a complete store, None of another."""
+    """Returns the frames and latents of a complete store, None for another one."""
     with open_latents(store) as reader:
         return (cast(int, reader.info.frames), reader.count) if reader.complete else None
 
@@ -199,12 +168,12 @@ def _latents_info(bundle: Bundle, video: VideoInfo) -> LatentsInfo:
     )
 
 
-def _convert(store: Path, destination: Path) -> None:
+def _copy(store: Path, destination: Path) -> None:
     """Copies a finished store to a clip format, piece by piece."""
-    with (
-        open_latents(store) as reader,
-        open_latents_writer(destination, replace(reader.info, frames=None)) as writer,
-    ):
-        for part in reader.chunks(16):
+    with ExitStack() as stack:
+        reader = stack.enter_context(open_latents(store))
+        info = replace(reader.info, frames=None)
+        writer = stack.enter_context(open_latents_writer(destination, info))
+        for part in reader.chunks(_COPIED_LATENTS):
             writer.append(part)
         writer.finish(cast(int, reader.info.frames))

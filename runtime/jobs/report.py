@@ -1,16 +1,10 @@
-"""What a job tells while it runs and when it is done."""
+"""What a job reports while it runs, and at its end."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
-
-from wfvae.runtime.backends.base import BoolArray, FloatArray, StepSession, StreamState
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 Progress = Callable[[int, int | None], None]
 """Called with frames done and frames in all, None if unknown."""
@@ -27,7 +21,7 @@ class Report:
     source: str
     destination: str
     frames: int
-    """Video frames that went through in this run."""
+    """Video frames processed in this run."""
     latents: int
     height: int
     width: int
@@ -36,7 +30,7 @@ class Report:
     seconds: float
     """Wall time."""
     engine_seconds: float
-    """Time inside the backend."""
+    """Time spent in the backend."""
     resumed_at: int
     """Frames that an earlier run had finished."""
     complete: bool = True
@@ -46,7 +40,7 @@ class Report:
     keep the average rate only.
     """
     rotation: int = 0
-    """Clockwise degrees by which the source's frames were turned, as it asks for."""
+    """Clockwise degrees by which the source's frames were rotated, as its metadata says."""
     audio: str | None = None
     """`copied`, `left out`, or None where there was none."""
 
@@ -56,22 +50,5 @@ class Report:
         return self.frames / self.seconds if self.seconds else 0.0
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns the fields and the throughput, for JSON."""
         return {**asdict(self), "frames_per_second": self.frames_per_second}
-
-
-class TimedSession:
-    """Measures the time spent in a session."""
-
-    def __init__(self, session: StepSession) -> None:
-        self.graph = session.graph
-        self.seconds = 0.0
-        self._session = session
-
-    def new_state(self, batch: int, height: int, width: int) -> StreamState:
-        return self._session.new_state(batch, height, width)
-
-    def step(self, state: StreamState, x: FloatArray, start: BoolArray, end: BoolArray) -> FloatArray:
-        began = time.perf_counter()
-        result = self._session.step(state, x, start, end)
-        self.seconds += time.perf_counter() - began
-        return result

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from fixtures.program import Program, clip, names, save
 from wfvae.errors import BundleError, InputError, ResourceError
 from wfvae.evaluation.sources import reconstruct
-from wfvae.runtime import Bundle, open_bundle
+from wfvae.runtime import Bundle, decode_video, encode_video, open_bundle
 from wfvae.runtime.chunk_speed import ChunkSpeed, choose, measure_direction
 from wfvae.runtime.stream import DEFAULT_CHUNK
 from wfvae.spec.manifest import Manifest
@@ -142,10 +142,10 @@ def test_steps_are_as_long_as_was_chosen(copy: Path, tmp_path: Path) -> None:
     assert lengths == [1] * 7
     lengths.clear()
     video = save(tmp_path / "in.mp4", frames)
-    bundle.encode_video(video, tmp_path / "z.npy")
+    encode_video(bundle, video, tmp_path / "z.npy")
     assert lengths == [3, 3, 1]
     lengths.clear()
-    bundle.decode_video(tmp_path / "z.npy", tmp_path / "out.mkv")
+    decode_video(bundle, tmp_path / "z.npy", tmp_path / "out.mkv")
     assert lengths[:4] == [2, 2, 2, 1]
     lengths.clear()
     made = [after for _, after in reconstruct(bundle, iter(frames), 16, 24, None)]

@@ -15,7 +15,7 @@ import pytest
 
 from fixtures.program import Program, clip, command, names, on_terminal, run_process, save, stored
 from wfvae.cli import main as cli
-from wfvae.runtime import Bundle
+from wfvae.runtime import Bundle, encode_video
 from wfvae.runtime.jobs import Report
 
 REPORT_KEYS = {field.name for field in dataclasses.fields(Report)} | {"frames_per_second"}
@@ -34,7 +34,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def store(opened: Callable[..., Bundle], video: Path) -> Path:
     store = video.with_name("z.zarr")
-    opened("4x8x8-trilinear").encode_video(video, store)
+    encode_video(opened("4x8x8-trilinear"), video, store)
     return store
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from fixtures.program import Program, clip, command, latents_of, load, names, run_process, save
-from wfvae.runtime import Bundle
+from wfvae.runtime import Bundle, encode_video
 from wfvae.runtime.latents.latent_files import open_latents
 
 NAME = "4x8x8-trilinear"
@@ -377,7 +377,7 @@ def big_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def big_store(model: Bundle, big_video: Path) -> Path:
     store = big_video.with_name("z.zarr")
-    model.encode_video(big_video, store)
+    encode_video(model, big_video, store)
     return store
 
 

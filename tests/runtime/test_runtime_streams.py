@@ -84,7 +84,7 @@ def test_any_plan_gives_the_bits_of_one_shot(
     with bundle.encoder(height=height, width=width, chunk=chunks[0]) as encoder:
         given_out = [encoder.push(piece) for piece in pieces(as_float(clip) if floats else clip, sizes)]
         assert same_bits(np.concatenate([*given_out, encoder.finish()]), latents)
-        assert (encoder.feed.frames_seen, encoder.feed.latents_given) == (frames, len(latents))
+        assert (encoder.frames_seen, encoder.latents_given) == (frames, len(latents))
     whole = bundle.decode(latents, frames=frames, height=height, width=width, chunk=100, pixels="float32")
     assert whole.shape == clip.shape
     with bundle.decoder(
@@ -92,7 +92,7 @@ def test_any_plan_gives_the_bits_of_one_shot(
     ) as decoder:
         parts = [decoder.push(piece) for piece in pieces(latents, sizes)]
         assert same_bits(np.concatenate([*parts, decoder.finish()]), whole)
-        assert decoder.feed.frames_given == frames
+        assert decoder.frames_given == frames
 
 
 @pytest.mark.parametrize("name", FIXTURES)
@@ -156,7 +156,7 @@ def test_a_decoder_that_does_not_know_the_length(opened: Opened, name: str) -> N
                 assert same_bits(np.concatenate([part, decoder.finish(frames=frames)]), whole[:frames])
             else:
                 with pytest.raises(
-                    InputError, match=rf"frames is {frames}, but {given_out} have been given out"
+                    InputError, match=rf"frames is {frames}, but {given_out} were returned already"
                 ):
                     decoder.finish(frames=frames)
 
@@ -310,7 +310,7 @@ WRONG_FRAMES: list[tuple[Any, str]] = [
     (GOOD.astype(np.int64), r"frames are int64; expected uint8, or floating point"),
     (GOOD.astype(bool), r"frames are bool"),
     ("frames", r"shape \(\)"),
-    (as_float(GOOD), r"frames are float32, but those before were uint8; keep to one type"),
+    (as_float(GOOD), r"frames are float32, but those before were uint8; use one type"),
 ]
 
 
@@ -423,7 +423,7 @@ def own_bundle(exported: Callable[..., Path]) -> Bundle:
 def content(snapshot: Snapshot) -> Any:
     arrays = {
         name: (a.shape, a.dtype, a.tobytes())
-        for group in (snapshot.state, snapshot.waiting)
+        for group in (snapshot.state, snapshot.pending)
         for name, a in group.items()
     }
     return arrays, snapshot.counters

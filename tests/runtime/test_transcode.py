@@ -30,8 +30,8 @@ from fixtures.program import (
     save,
     tone,
 )
-from wfvae.runtime import Bundle
-from wfvae.runtime.jobs import SEGMENT_FRAMES, decode_video, encode_video
+from wfvae.runtime import Bundle, decode_video, encode_video, reconstruct_video
+from wfvae.runtime.jobs import SEGMENT_FRAMES
 from wfvae.runtime.latents.latent_files import open_latents
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo
@@ -227,7 +227,7 @@ def test_reconstruct_of_any_length(opened: Callable[..., Bundle], tmp_path: Path
     for count in range(1, 19):
         source = clip(count, 16, 16)
         save(f"{tmp_path}/in/", source)  # type: ignore[arg-type]
-        report = model.reconstruct_video(tmp_path / "in", f"{tmp_path}/out/", chunk=2)
+        report = reconstruct_video(model, tmp_path / "in", f"{tmp_path}/out/", chunk=2)
         assert report.frames == count
         assert np.array_equal(load(tmp_path / "out")[0], through(model, source)[1])
 
@@ -406,16 +406,16 @@ def test_memory_does_not_grow_with_the_video(model: Bundle, tmp_path: Path) -> N
     store, out = tmp_path / "z.zarr", tmp_path / "out.mp4"
     assert (
         measured(
-            lambda progress: model.encode_video(video, store, checkpoint_seconds=0.05, progress=progress)
+            lambda progress: encode_video(model, video, store, checkpoint_seconds=0.05, progress=progress)
         )
         < 5 << 20
     )
     assert (
-        measured(lambda progress: model.decode_video(store, out, segment_frames=60, progress=progress))
+        measured(lambda progress: decode_video(model, store, out, segment_frames=60, progress=progress))
         < 5 << 20
     )
     assert (
-        measured(lambda progress: model.reconstruct_video(video, tmp_path / "r.mp4", progress=progress))
+        measured(lambda progress: reconstruct_video(model, video, tmp_path / "r.mp4", progress=progress))
         < 5 << 20
     )
     with open_video(out) as reader:

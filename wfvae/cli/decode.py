@@ -46,9 +46,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Decodes, and prints the report."""
+    from wfvae.runtime import decode_video
+
     container = container_for(args, args.video)
     with open_from(args) as bundle, progress_bar("decode") as progress:
-        report = bundle.decode_video(
+        report = decode_video(
+            bundle,
             args.latents,
             args.video,
             chunk=args.chunk,

@@ -42,9 +42,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Encodes, and prints the report."""
+    from wfvae.runtime import encode_video
+
     check_rate(args, args.video)
     with open_from(args) as bundle, progress_bar("encode") as progress:
-        report = bundle.encode_video(
+        report = encode_video(
+            bundle,
             args.video,
             args.latents,
             chunk=args.chunk,

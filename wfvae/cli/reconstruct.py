@@ -40,10 +40,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reconstructs, and prints the report."""
+    from wfvae.runtime import reconstruct_video
+
     check_rate(args, args.video)
     container = container_for(args, args.out)
     with open_from(args) as bundle, progress_bar("reconstruct") as progress:
-        report = bundle.reconstruct_video(
+        report = reconstruct_video(
+            bundle,
             args.video,
             args.out,
             chunk=args.chunk,

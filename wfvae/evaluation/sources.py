@@ -16,6 +16,7 @@ from wfvae.evaluation.frame_counts import announced_frames, decoded_frames
 from wfvae.evaluation.protocol import Frame, Prepared, Protocol, open_prepared
 from wfvae.evaluation.video_files import Pair
 from wfvae.runtime.bundle import Bundle
+from wfvae.runtime.reconstruction import ReconstructionStream
 
 Frames = npt.NDArray[np.uint8]
 _FRAMES_AT_ONCE = 8
@@ -142,22 +143,11 @@ def reconstruct(
     """Streams frames (H, W, 3) uint8 through encoder and decoder; gives each piece of the video
     with its reconstruction.
     """
-    waiting: list[Frame] = []
-    taken = chunk or bundle.default_chunk("encoder", height=height, width=width)
-    with (
-        bundle.encoder(height=height, width=width, chunk=taken) as encoder,
-        bundle.decoder(height=height, width=width, chunk=chunk) as decoder,
-    ):
-        channels = int(decoder.session.graph.inputs[0].shape[2])  # an encoder of moments gives the mean first
-        while piece := list(itertools.islice(frames, bundle.ratio * taken)):
-            waiting += piece
-            part = decoder.push(encoder.push(np.stack(piece))[:, :channels])
+    with ReconstructionStream(bundle, height, width, chunk) as stream:
+        while piece := list(itertools.islice(frames, bundle.ratio * stream.chunk)):
+            real, part = stream.push(np.stack(piece))
             if len(part):
-                yield np.stack(waiting[: len(part)]), part
-                del waiting[: len(part)]
-        # Queued, not decoded: the last latent may hold more frames than the video has, which only
-        # `finish` is told.
-        decoder.feed.push(encoder.finish()[:, :channels])
-        part = decoder.finish(encoder.feed.frames_seen)
+                yield real, part
+        real, part = stream.finish()
         if len(part):
-            yield np.stack(waiting), part
+            yield real, part

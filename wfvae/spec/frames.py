@@ -53,6 +53,12 @@ def padded_size(height: int, width: int) -> tuple[int, int]:
     return -(-height // SPATIAL_RATIO) * SPATIAL_RATIO, -(-width // SPATIAL_RATIO) * SPATIAL_RATIO
 
 
+def latent_size(height: int, width: int) -> tuple[int, int]:
+    """Returns the height and width of the latents of a video of this size."""
+    rows, columns = padded_size(height, width)
+    return rows // SPATIAL_RATIO, columns // SPATIAL_RATIO
+
+
 def even_chunks(total: int, chunk: int) -> Iterator[int]:
     """Splits `total` into steps of `chunk` and a smaller last one."""
     if chunk < 1:

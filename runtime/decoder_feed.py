@@ -1,0 +1,124 @@
+"""The feed of a decoder: latents in, video frames out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from wfvae.errors import InputError
+from wfvae.runtime.backends.base import FloatArray
+from wfvae.runtime.feed import Feed, check_frame_count
+from wfvae.runtime.pixels import Frames, check_latents, to_float_frames, to_uint8_frames
+from wfvae.spec.frames import OutputWindow, latent_frames, latent_size, video_frames
+from wfvae.spec.manifest import GraphSpec
+
+PixelType = Literal["uint8", "float32"]
+
+
+class DecoderFeed(Feed):
+    """Latents (t, D, h, w) in, frames (T, H, W, 3) out."""
+
+    def __init__(
+        self,
+        graph: GraphSpec,
+        height: int,
+        width: int,
+        frames: int | None = None,
+        pixels: PixelType = "uint8",
+    ) -> None:
+        super().__init__(height, width)
+        check_frame_count(frames)
+        if pixels not in ("uint8", "float32"):
+            raise InputError(f"pixels is {pixels!r}; expected uint8 or float32")
+        self.latents_seen = 0
+        """Latents pushed so far."""
+        self.channels = int(graph.inputs[0].shape[2])
+        """Channels D of a latent."""
+        self._stream = graph.stream
+        self._frames = frames
+        self._pixels = pixels
+        self._window = OutputWindow(self._stream.drop)
+
+    @property
+    def frames_given(self) -> int:
+        """Video frames returned so far."""
+        return self._window.given
+
+    @property
+    def finished(self) -> bool:
+        return self.closed and self._queue.count == 0 and self._window.given >= (self._frames or 0)
+
+    @property
+    def draining(self) -> bool:
+        return self.closed and self._queue.count == 0 and not self.finished
+
+    @property
+    def ready(self) -> int:
+        return self._queue.count
+
+    def step_input(self, latents: int) -> FloatArray:
+        if self.draining:
+            return np.zeros((latents, self.channels, *latent_size(self.height, self.width)), np.float32)
+        return self._queue.first(latents)
+
+    def accept_output(self, output: FloatArray, drained: bool) -> Frames:
+        if not drained:
+            self._queue.remove(len(output) // self._stream.ratio)
+        self.started = True
+        part, self._window = self._window.take(len(output), self._frames)
+        convert = to_uint8_frames if self._pixels == "uint8" else to_float_frames
+        return convert(output[part], self.height, self.width)
+
+    def empty(self) -> Frames:
+        shape = (0, self.height, self.width, 3)
+        return np.empty(shape, np.uint8) if self._pixels == "uint8" else np.empty(shape, np.float32)
+
+    def counters(self) -> dict[str, int]:
+        return {
+            "latents_seen": self.latents_seen,
+            "drop": self._window.drop,
+            "given": self._window.given,
+            "frames": -1 if self._frames is None else self._frames,
+            "float": int(self._pixels == "float32"),
+            "started": int(self.started),
+            "closed": int(self.closed),
+        }
+
+    def _push(self, data: Any) -> None:
+        latents = check_latents(data, self.channels, self.height, self.width)
+        seen = self.latents_seen + len(latents)
+        if self._frames is not None:
+            expected = latent_frames(self._frames, self._stream.ratio)
+            if seen > expected:
+                raise InputError(
+                    f"{seen} latents were pushed, but a video of {self._frames} frames has {expected}"
+                )
+        self.latents_seen = seen
+        self._queue.add(latents)
+
+    def _close(self, frames: int | None) -> None:
+        if not self.latents_seen:
+            raise InputError("the stream has no latents; push at least 1 before finish")
+        check_frame_count(frames)
+        if frames is not None and self._frames not in (None, frames):
+            raise InputError(f"frames is {frames}, but the stream was opened with {self._frames}")
+        total = frames or self._frames or video_frames(self.latents_seen, self._stream.ratio)
+        expected = latent_frames(total, self._stream.ratio)
+        if expected != self.latents_seen:
+            raise InputError(
+                f"{self.latents_seen} latents were pushed for a video of {total} frames, which has {expected}"
+            )
+        if self._window.given > total:
+            raise InputError(
+                f"frames is {total}, but {self._window.given} were returned already; pass `frames` when"
+                " opening the decoder"
+            )
+        self._frames = total
+
+    def _restore(self, counters: Mapping[str, int]) -> None:
+        self.latents_seen = counters["latents_seen"]
+        self._window = OutputWindow(counters["drop"], counters["given"])
+        self._frames = None if counters["frames"] < 0 else counters["frames"]
+        self._pixels = "float32" if counters["float"] else "uint8"

@@ -1,0 +1,78 @@
+"""An encoder and a decoder in series: video in, its reconstruction out."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from wfvae.runtime.bundle import Bundle
+from wfvae.runtime.feed import Queue
+
+Frames = npt.NDArray[np.uint8]
+
+
+class ReconstructionStream:
+    """Streams frames (T, H, W, 3) uint8 through a bundle. A context manager.
+
+    `chunk` is the latents per step of both directions; None takes each one's default.
+    """
+
+    def __init__(self, bundle: Bundle, height: int, width: int, chunk: int | None = None) -> None:
+        self.chunk = chunk or bundle.default_chunk("encoder", height=height, width=width)
+        """Latents per step of the encoder."""
+        self._encoder = bundle.encoder(height=height, width=width, chunk=self.chunk)
+        self._decoder = bundle.decoder(height=height, width=width, chunk=chunk)
+        # Frames whose reconstruction is not ready: a bounded number, the delay of the two streams.
+        self._waiting = Queue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Releases the state of both streams."""
+        self._encoder.close()
+        self._decoder.close()
+
+    @property
+    def frames_seen(self) -> int:
+        """Video frames pushed so far."""
+        return self._encoder.frames_seen
+
+    @property
+    def frames_given(self) -> int:
+        """Frames of the reconstruction returned so far."""
+        return self._decoder.frames_given
+
+    @property
+    def latents_given(self) -> int:
+        """Latents that went from the encoder to the decoder so far."""
+        return self._encoder.latents_given
+
+    @property
+    def engine_seconds(self) -> float:
+        """Seconds spent in the backend so far."""
+        return self._encoder.engine_seconds + self._decoder.engine_seconds
+
+    def push(self, frames: Frames) -> tuple[Frames, Frames]:
+        """Takes frames, and returns those whose reconstruction became ready, with it."""
+        self._waiting.add(frames)
+        latents = self._encoder.push(frames)[:, : self._decoder.channels]  # of moments, the means
+        return self._paired(self._decoder.push(latents))
+
+    def finish(self) -> tuple[Frames, Frames]:
+        """Ends the video, and returns the rest of it with its reconstruction."""
+        # Queued and not decoded yet: the last latent may hold more frames than the video has.
+        self._decoder.queue(self._encoder.finish()[:, : self._decoder.channels])
+        return self._paired(self._decoder.finish(self._encoder.frames_seen))
+
+    def _paired(self, part: Frames) -> tuple[Frames, Frames]:
+        if not len(part):
+            return part, part
+        frames: Frames = self._waiting.first(len(part))
+        self._waiting.remove(len(part))
+        return frames, part
