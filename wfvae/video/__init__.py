@@ -1,1 +1,1 @@
-"""Pixels as files store them, and synthetic videos."""
+"""Videos as data: how stored pixels are read, names of video files, and procedural clips."""

@@ -1,9 +1,7 @@
-"""How the pixels that a video stores are to be read: matrix, range, transparency, rotation.
+"""How the pixels that a video stores are interpreted: matrix, range, transparency, rotation.
 
-One reading for the runtime and for training, so that a model is trained on what it will be given.
-
-swscale guesses where it is not told: it takes every unnamed matrix for BT.601 and every grey frame
-for full range.
+The runtime and training share this interpretation, so that a model is trained on what it is later
+given. swscale alone would take every untagged matrix for BT.601 and every grey frame for full range.
 """
 
 from __future__ import annotations
@@ -20,53 +18,31 @@ from av.video.reformatter import ColorRange
 RGBArray = npt.NDArray[np.uint8]
 
 SWS_MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
-"""Colour matrices by their number in ITU-T H.273, to swscale's own numbers; swscale cannot compute
-the others.
-"""
+"""swscale's number of each colour matrix that it can compute, by the number in ITU-T H.273."""
 
-FULL_RANGE_CODECS = frozenset(
-    {
-        "png",
-        "apng",
-        "bmp",
-        "tiff",
-        "mjpeg",
-        "gif",
-        "rawvideo",
-        "ffv1",
-        "huffyuv",
-        "ffvhuff",
-        "utvideo",
-        "jpeg2000",
-        "pgm",
-        "ppm",
-    }
-)
+_FULL_RANGE_CODECS = "png apng bmp tiff mjpeg gif rawvideo ffv1 huffyuv ffvhuff utvideo jpeg2000 pgm ppm"
+FULL_RANGE_CODECS = frozenset(_FULL_RANGE_CODECS.split())
 """Codecs whose untagged grey or YUV frames hold full range, as images and intermediate files do."""
 
 _BT709, _SMPTE170M = 1, 6
-_UNNAMED = frozenset({0, 2, 3})
-"""RGB, unspecified and reserved: what video that says nothing of its matrix has."""
+_UNTAGGED = frozenset({0, 2, 3})
+"""RGB, unspecified and reserved: the values of video that states no matrix."""
 _HD_WIDTH, _HD_HEIGHT = 1280, 576
 
 
 def sws_matrix(frame: av.VideoFrame) -> int | None:
-    """swscale's number of the matrix to read a frame with; None if swscale cannot compute it
-    (YCgCo, constant-luminance BT.2020).
+    """swscale's number of the matrix of a frame, None if swscale cannot compute it (such as YCgCo).
 
-    Untagged video counts as BT.709 from 1280 wide or above 576 high, as BT.601 below, as players
-    do.
+    As in players, untagged video counts as BT.709 from 1280 wide or above 576 high, else as BT.601.
     """
-    if frame.colorspace in _UNNAMED:
+    if frame.colorspace in _UNTAGGED:
         is_hd = frame.width >= _HD_WIDTH or frame.height > _HD_HEIGHT
         return SWS_MATRICES[_BT709 if is_hd else _SMPTE170M]
     return SWS_MATRICES.get(frame.colorspace)
 
 
 def range_of(frame: av.VideoFrame, codec: str) -> ColorRange:
-    """The range of a frame's levels: as it says, else full where the format or the codec implies
-    it, else limited.
-    """
+    """The range of a frame's levels: as tagged, else full if the format or codec implies it."""
     if frame.color_range in (ColorRange.MPEG, ColorRange.JPEG):
         return ColorRange(frame.color_range)
     full = codec in FULL_RANGE_CODECS or frame.format.is_rgb or frame.format.name.startswith("yuvj")
@@ -74,24 +50,13 @@ def range_of(frame: av.VideoFrame, codec: str) -> ColorRange:
 
 
 def is_limited_grey(frame: av.VideoFrame, codec: str) -> bool:
-    """Whether swscale, which passes grey levels as they are, leaves it to `LIMITED_TO_FULL` to
-    stretch them.
-    """
-    return (
-        len(frame.format.components) == 1
-        and not frame.format.is_rgb
-        and range_of(frame, codec) == ColorRange.MPEG
-    )
+    """Whether the frame needs `LIMITED_TO_FULL`, since swscale does not stretch grey levels."""
+    is_grey = len(frame.format.components) == 1 and not frame.format.is_rgb
+    return is_grey and range_of(frame, codec) == ColorRange.MPEG
 
 
-def _limited_to_full() -> RGBArray:
-    levels = (np.arange(256) - 16) * (255 / 219)
-    table: RGBArray = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-    return table
-
-
-LIMITED_TO_FULL = _limited_to_full()
-"""Levels 16..235 to 0..255, to be indexed by the former."""
+LIMITED_TO_FULL: RGBArray = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
+"""Maps levels 16..235 to 0..255, indexed by the former."""
 
 
 def may_be_transparent(frame: av.VideoFrame) -> bool:
@@ -100,9 +65,9 @@ def may_be_transparent(frame: av.VideoFrame) -> bool:
 
 
 def over_black(rgba: RGBArray) -> RGBArray:
-    """(H, W, 4) with straight alpha -> (H, W, 3) over black, rounded to nearest.
+    """Blends (H, W, 4) with straight alpha over black: (H, W, 3), rounded to nearest.
 
-    Transparent pixels may hold any colour, which must not come to light.
+    Transparent pixels may hold any colour, which must not become visible.
     """
     alpha = rgba[..., 3:]
     if alpha.min() == 255:
@@ -121,15 +86,13 @@ class Orientation:
 
     @property
     def rotation(self) -> int:
-        """Clockwise degrees; with a mirroring left over, the angle of the rotation that precedes
-        it.
-        """
+        """Clockwise degrees; if the frame is also mirrored, the rotation that comes first."""
         if self.transpose:
             return 90 if self.mirror_x else 270
         return 180 if self.mirror_y else 0
 
     def apply(self, frame: RGBArray) -> RGBArray:
-        """(h, w, 3) stored -> (H, W, 3) displayed, contiguous."""
+        """Turns a stored frame (h, w, 3) into the displayed one (H, W, 3), contiguous."""
         if self.transpose:
             frame = frame.transpose(1, 0, 2)
         if self.mirror_x:
@@ -139,26 +102,27 @@ class Orientation:
         return np.ascontiguousarray(frame)
 
 
-def orientation_of(frame: av.VideoFrame) -> Orientation:
-    """The orientation in the frame's display matrix: nine 16.16 fixed-point numbers, rows (a b u),
-    (c d v), (x y w).
+_BY_ANGLE = {
+    90: Orientation(transpose=True, mirror_y=True),
+    180: Orientation(mirror_x=True, mirror_y=True),
+    270: Orientation(transpose=True, mirror_x=True),
+}
+"""By counter-clockwise degrees."""
 
-    A stored point (x, y) is displayed at (a x + c y, b x + d y). Angles that are no multiple of 90
-    degrees go to the nearest one.
+
+def orientation_of(frame: av.VideoFrame) -> Orientation:
+    """Reads the orientation from a frame's display matrix.
+
+    The matrix is nine 16.16 fixed-point numbers, rows (a b u), (c d v), (x y w): a stored point
+    (x, y) is displayed at (a x + c y, b x + d y). Angles are rounded to multiples of 90 degrees.
     """
     try:
         side_data: Any = frame.side_data
         matrix = side_data[SideDataType.DISPLAYMATRIX]
     except KeyError:
         return Orientation()
-    except (
-        ValueError
-    ):  # beside data of a kind that PyAV does not know, such as EXIF, only the angle can be had
-        return Orientation(
-            *{90: (True, False, True), 180: (False, True, True), 270: (True, True, False)}.get(
-                frame.rotation % 360, ()
-            )
-        )
+    except ValueError:  # PyAV fails on other side data that it does not know (EXIF), and gives the angle only
+        return _BY_ANGLE.get(frame.rotation % 360, Orientation())
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return Orientation(False, a < 0, d < 0)

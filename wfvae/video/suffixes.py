@@ -1,4 +1,4 @@
-"""How files of video are told from others in a folder, before any is opened."""
+"""The endings of video files, by which a folder is searched before any file is opened."""
 
 from __future__ import annotations
 

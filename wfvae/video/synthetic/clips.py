@@ -1,16 +1,9 @@
 """Procedural videos: endless, varied clips from a seed, for tests, the demo, verification and the
 training of small models.
 
-    clip = ProceduralClip(seed=7, height=256, width=256)
-    clip.frame(1_000_000)        # (256, 256, 3) uint8, without painting the frames before it
-    clip.frames(0, 33)           # (33, 256, 256, 3) uint8
-    for frame in clip: ...       # endless, unless `frames` was given
-
-A clip is a row of shots, of about four seconds unless told otherwise, joined by cuts, fades through
-black and dissolves. A frame depends on the arguments and its index alone, bit for bit the same on
-every machine (see `procedural_noise` for how), and memory does not grow with the length. Seeds are
-split by the caller: any integer gives a clip that shares nothing with those of other integers, so
-held-out data is just other seeds.
+A clip is a row of shots of about four seconds, joined by cuts, fades through black and dissolves.
+A frame depends on the arguments and its index alone and has the same bits on every machine (the
+module `noise` describes how); memory does not grow with the length.
 """
 
 from __future__ import annotations
@@ -18,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -28,24 +21,11 @@ from wfvae.video.synthetic.noise import Dice, Field
 from wfvae.video.synthetic.paint import Packed, Stage, average, blend, dim, to_pixels
 from wfvae.video.synthetic.scenes import SCENES, Scene, SceneKind, build_scene
 
-__all__ = [
-    "BLUR_SAMPLES",
-    "MAX_NOISE",
-    "MAX_SHOT_SECONDS",
-    "MAX_SIDE",
-    "MIN_SIDE",
-    "SCENES",
-    "SHOT_SECONDS",
-    "SHUTTER",
-    "ProceduralClip",
-    "SceneName",
-]
-
 MIN_SIDE = 8
 MAX_SIDE = 8192
 MAX_NOISE = 64.0
 SHOT_SECONDS = 4.0
-"""Length of a shot, about, unless another is given."""
+"""Default length of a shot, about."""
 MAX_SHOT_SECONDS = 3600.0
 BLUR_SAMPLES = (1, 2, 4, 8, 16)
 SHUTTER = 0.5
@@ -66,12 +46,19 @@ Frames = npt.NDArray[np.uint8]
 class ProceduralClip:
     """A deterministic video that is painted frame by frame on demand.
 
+    Different seeds give unrelated clips, so held-out data is other seeds. A clip is not safe for
+    several threads at once (it keeps the two latest shots); give each thread its own.
+
     Attributes:
         seed, height, width, fps, scene, noise, motion_blur, cuts, shot_seconds: as given.
         length: number of frames, None for a clip without end.
 
-    Not safe for several threads at once (it keeps the two latest shots); give each thread its own
-    clip, they are small until used.
+    Example:
+        >>> clip = ProceduralClip(seed=7, height=32, width=48)
+        >>> clip.frames(0, 5).shape
+        (5, 32, 48, 3)
+        >>> clip.frame(1_000_000).dtype  # without painting the frames before it
+        dtype('uint8')
     """
 
     def __init__(
@@ -88,18 +75,17 @@ class ProceduralClip:
         cuts: bool = True,
         shot_seconds: float = SHOT_SECONDS,
     ) -> None:
-        """Describe a clip; nothing is painted yet.
+        """Describes a clip; nothing is painted yet.
 
         Args:
             seed: any integer >= 0.
             height, width: pixels, each 8..8192.
             frames: number of frames, >= 1; None for no end.
-            fps: frames per second, > 0; motion is laid out in seconds, so a higher rate means
-                smaller steps.
+            fps: frames per second, > 0; a higher rate means smaller steps of the same motion.
             scene: one of `SCENES`, or "mixed" for a kind per shot.
             noise: standard deviation of film grain in 8-bit levels, 0..64.
             motion_blur: pictures averaged per frame over half the frame time: 1 (off), 2, 4, 8 or
-                16; the time taken grows alike.
+                16; painting takes as many times longer.
             cuts: False for a single shot without end.
             shot_seconds: length of a shot, above 0 and at most 3600, but at least 8 frames; each is
                 up to half as much longer or shorter.
@@ -112,47 +98,31 @@ class ProceduralClip:
         _check_integer("width", width, MIN_SIDE, MAX_SIDE)
         if frames is not None:
             _check_integer("frames", frames, 1, None)
-        if isinstance(fps, bool) or not isinstance(fps, int | float | Fraction) or not 0 < fps <= 10_000:
-            raise InputError(f"fps is {fps!r}; expected frames per second above 0 and at most 10000")
-        if scene not in get_args(SceneName):
-            raise InputError(f"scene is {scene!r}; expected 'mixed' or one of {', '.join(SCENES)}")
-        if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise <= MAX_NOISE:
-            raise InputError(
-                f"noise is {noise!r}; expected a standard deviation of 0 to {MAX_NOISE:g} levels of 255"
-            )
-        if motion_blur not in BLUR_SAMPLES or isinstance(motion_blur, bool):
-            raise InputError(
-                f"motion_blur is {motion_blur!r}; expected the pictures to average, one of {BLUR_SAMPLES} (1"
-                " = off)"
-            )
+        is_rate = _is_real(fps) and 0 < fps <= 10_000
+        _check("fps", fps, is_rate, "frames per second above 0 and at most 10000")
+        _check("scene", scene, scene in get_args(SceneName), f"'mixed' or one of {', '.join(SCENES)}")
+        is_noise = _is_real(noise) and 0 <= noise <= MAX_NOISE
+        _check("noise", noise, is_noise, f"a standard deviation of 0 to {MAX_NOISE:g} levels of 255")
+        is_blur = _is_real(motion_blur) and motion_blur in BLUR_SAMPLES
+        _check("motion_blur", motion_blur, is_blur, f"the pictures to average, one of {BLUR_SAMPLES}")
         if wrong := shot_seconds_complaint(shot_seconds):
             raise InputError(wrong)
         self.seed, self.height, self.width, self.length = int(seed), int(height), int(width), frames
-        self.fps, self.scene, self.noise, self.motion_blur, self.cuts = (
-            fps,
-            scene,
-            noise,
-            int(motion_blur),
-            cuts,
-        )
-        self.shot_seconds, self._rate = float(shot_seconds), float(fps)
+        self.fps, self.scene, self.noise, self.motion_blur = fps, scene, noise, int(motion_blur)
+        self.cuts, self.shot_seconds, self._rate = cuts, float(shot_seconds), float(fps)
         self._shot_frames = max(round(self.shot_seconds * self._rate), 8)
         self._join_frames = min(round(_JOIN_SECONDS * self._rate), self._shot_frames // 4)
         self._stage = Stage(self.height, self.width)
         self._shots: OrderedDict[int, Scene] = OrderedDict()
 
     def __repr__(self) -> str:
+        size = f"{self.height}x{self.width}"
         length = "endless" if self.length is None else f"{self.length} frames"
-        return (
-            f"ProceduralClip(seed={self.seed}, {self.height}x{self.width}, {length}, {self.fps} fps,"
-            f" scene={self.scene!r})"
-        )
+        return f"ProceduralClip(seed={self.seed}, {size}, {length}, {self.fps} fps, scene={self.scene!r})"
 
     def __len__(self) -> int:
         if self.length is None:
-            raise TypeError(
-                "this clip has no end and so no len(); give `frames` to limit it, or read frames(start, stop)"
-            )
+            raise TypeError("this clip has no end and so no len(); limit it with `frames`")
         return self.length
 
     def __iter__(self) -> Iterator[Frames]:
@@ -162,26 +132,25 @@ class ProceduralClip:
             index += 1
 
     def frame(self, index: int) -> Frames:
-        """The frame at an index: (H, W, 3) uint8 RGB.
-
-        Raises:
-            InputError: index is negative or not below `length`.
-        """
+        """Paints the frame at an index: (H, W, 3) uint8 RGB."""
         _check_integer("index", index, 0, None if self.length is None else self.length - 1)
         return to_pixels(self._exposed(int(index)), self._grain(int(index)))
 
     def frames(self, start: int, stop: int) -> Frames:
-        """The frames start..stop-1: (stop - start, H, W, 3) uint8 RGB.
-
-        Raises:
-            InputError: not 0 <= start <= stop <= length.
-        """
+        """Paints the frames start..stop-1: (stop - start, H, W, 3) uint8 RGB."""
         _check_integer("start", start, 0, self.length)
         _check_integer("stop", stop, int(start), self.length)
-        taken = np.empty((stop - start, self.height, self.width, 3), dtype=np.uint8)
+        painted = np.empty((stop - start, self.height, self.width, 3), dtype=np.uint8)
         for position, index in enumerate(range(start, stop)):
-            taken[position] = self.frame(index)
-        return taken
+            painted[position] = self.frame(index)
+        return painted
+
+    def shot_starts(self, frames: int) -> list[int]:
+        """The first frames of the shots that begin within `frames` frames, in order."""
+        starts = [0]
+        while self.cuts and (start := self._shot_start(len(starts))) < frames:
+            starts.append(start)
+        return starts
 
     def _exposed(self, index: int) -> Packed:
         """One frame, averaged over the time that the shutter is open."""
@@ -191,49 +160,30 @@ class ProceduralClip:
         return average([self._joined(index, index + SHUTTER * step / samples) for step in range(samples)])
 
     def _joined(self, index: int, moment: float) -> Packed:
-        """The picture at a moment (in frames), with the shot changes near the frame `index`
-        applied.
-        """
+        """The picture at a moment (in frames), with the shot change near the frame `index`, if any."""
         shot, start, following = self._locate(index)
-        picture = self._shot(shot).render((moment - start) / self._rate)
         half = self._join_frames / 2
         if shot > 0 and index - start < half:
-            return self._join(shot, start, index, moment, picture, is_new=True)
+            return self._changing(shot - 1, shot, start, index, moment)
         if following is not None and following - index <= half:
-            return self._join(shot + 1, following, index, moment, picture, is_new=False)
-        return picture
+            return self._changing(shot, shot + 1, following, index, moment)
+        return self._picture(shot, moment)
 
-    def _join(
-        self, shot: int, start: int, index: int, moment: float, picture: Packed, is_new: bool
-    ) -> Packed:
-        """A picture close to the change to `shot`, which starts at frame `start`: cut, fade through
-        black, or dissolve.
-        """
-        manner = Dice(self.seed, _CUT, shot, 1).unit()
+    def _changing(self, old: int, new: int, start: int, index: int, moment: float) -> Packed:
+        """The picture close to `start`, where `old` changes to `new`: a cut, a fade or a dissolve."""
+        kind = Dice(self.seed, _CUT, new, 1).unit()
         progress = (index - start) / self._join_frames + 0.5
-        if manner < 0.6:
-            return picture
-        if manner < 0.8:
-            return dim(picture, np.uint64(int(256 * abs(2 * progress - 1))))
-        other = shot - 1 if is_new else shot
-        other_start = self._shot_start(other)
-        beside = self._shot(other).render((moment - other_start) / self._rate)
+        if kind < 0.8:
+            picture = self._picture(new if index >= start else old, moment)
+            return picture if kind < 0.6 else dim(picture, np.uint64(int(256 * abs(2 * progress - 1))))
         weight = np.uint64(int(256 * min(max(progress, 0.0), 1.0)))
-        return blend(beside, picture, weight) if is_new else blend(picture, beside, weight)
+        return blend(self._picture(old, moment), self._picture(new, moment), weight)
 
-    def shot_starts(self, frames: int) -> list[int]:
-        """The first frames of the shots that begin within so many frames, in order; [0] without
-        cuts.
-        """
-        starts = [0]
-        while self.cuts and (start := self._shot_start(len(starts))) < frames:
-            starts.append(start)
-        return starts
+    def _picture(self, shot: int, moment: float) -> Packed:
+        return self._shot(shot).render((moment - self._shot_start(shot)) / self._rate)
 
     def _shot_start(self, shot: int) -> int:
-        """The first frame of a shot: every shot has a slot of equal length and begins up to a
-        quarter of it early or late.
-        """
+        """The first frame of a shot: slots of equal length, begun up to a quarter early or late."""
         if shot == 0:
             return 0
         quarter = self._shot_frames // 4
@@ -244,32 +194,26 @@ class ProceduralClip:
         if not self.cuts:
             return 0, 0, None
         shot = index // self._shot_frames
-        start, following = self._shot_start(shot), self._shot_start(shot + 1)
-        if index < start:
-            return shot - 1, self._shot_start(shot - 1), start
-        if index >= following:
-            return shot + 1, following, self._shot_start(shot + 2)
-        return shot, start, following
+        if index < self._shot_start(shot):
+            shot -= 1
+        elif index >= self._shot_start(shot + 1):
+            shot += 1
+        return shot, self._shot_start(shot), self._shot_start(shot + 1)
 
     def _shot(self, shot: int) -> Scene:
-        """A shot's scene, built when first needed; only the latest are kept, so that memory stays
-        constant.
-        """
-        scene = self._shots.get(shot)
-        if scene is None:
+        """A shot's scene, built when first needed; the latest are kept, so that memory is constant."""
+        if shot not in self._shots:
             dice = Dice(self.seed, _SHOT, shot)
             kind = dice.choice(SCENES)
-            scene = build_scene(kind if self.scene == "mixed" else self.scene, dice, self._stage)
-            self._shots[shot] = scene
+            name: Any = kind if self.scene == "mixed" else self.scene
+            self._shots[shot] = build_scene(name, dice, self._stage)
             while len(self._shots) > _KEPT_SHOTS:
                 self._shots.popitem(last=False)
         self._shots.move_to_end(shot)
-        return scene
+        return self._shots[shot]
 
     def _grain(self, index: int) -> Field | None:
-        """Film grain, mostly in brightness: (H, W, 3) int32 at 16 steps per level, or None without
-        noise.
-        """
+        """Film grain, mostly in brightness: (H, W, 3) int32 at 16 steps per level, None without noise."""
         if self.noise == 0:
             return None
         count = self.height * self.width
@@ -283,23 +227,28 @@ class ProceduralClip:
 
 
 def shot_seconds_complaint(seconds: float) -> str:
-    """What is wrong with a length of shots, begins with `shot_seconds`; "" if nothing."""
-    if (
-        isinstance(seconds, bool)
-        or not isinstance(seconds, int | float)
-        or not 0 < seconds <= MAX_SHOT_SECONDS
-    ):
-        return f"shot_seconds is {seconds!r}; expected seconds above 0 and at most {MAX_SHOT_SECONDS:g}"
-    return ""
+    """What is wrong with a length of shots; "" if nothing."""
+    if _is_real(seconds) and 0 < seconds <= MAX_SHOT_SECONDS:
+        return ""
+    return f"shot_seconds is {seconds!r}; expected seconds above 0 and at most {MAX_SHOT_SECONDS:g}"
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float | Fraction) and not isinstance(value, bool)
+
+
+def _check(name: str, value: object, is_valid: bool, expected: str) -> None:
+    if not is_valid:
+        raise InputError(f"{name} is {value!r}; expected {expected}")
 
 
 def _check_integer(name: str, value: int, low: int, high: int | None) -> None:
-    """Raise InputError unless value is an integer (numpy's count, bool does not) in low..high."""
-    wanted = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | np.integer)
-        or value < low
-        or (high is not None and value > high)
-    ):
-        raise InputError(f"{name} is {value!r}; expected {wanted}")
+    """Raises `InputError` unless value is an integer in low..high (numpy's count, bool does not)."""
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    is_valid = is_integer and low <= value and (high is None or value <= high)
+    _check(
+        name,
+        value,
+        is_valid,
+        f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}",
+    )

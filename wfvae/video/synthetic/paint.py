@@ -2,7 +2,7 @@
 
 A packed pixel is one uint64 with red, green and blue in lanes of 21 bits. Colours take 12 bits of a
 lane and weights 8 bits, so one multiplication blends all three channels without a lane spilling
-into the next; that is what makes numpy fast enough here. Weights run 0..256, 256 = all of it.
+into the next, which makes numpy fast enough here. Weights run 0..256, 256 = all of it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from wfvae.video.synthetic.noise import COLOUR_MAX, Field, cosine, sine
+from wfvae.video.synthetic.noise import Field, cosine, sine
 
 Packed = npt.NDArray[np.uint64]
 Weight = npt.NDArray[np.uint64]
 Plane = npt.NDArray[np.float32]
 Coordinate = npt.NDArray[np.int64]
+Window = tuple[slice, slice]
+
+COLOUR_MAX = 255 * 16
+"""Colours have 16 steps per 8-bit level, so that slow fades and sub-pixel motion don't jump."""
+FIXED_BITS = 16
 
 _LANE = 21
 _LANES = np.uint64(0xFFF | 0xFFF << _LANE | 0xFFF << 2 * _LANE)
 _HALF = np.uint64(128 | 128 << _LANE | 128 << 2 * _LANE)
 _WHOLE = np.uint64(256)
 _EIGHT = np.uint64(8)
-FIXED_BITS = 16
 
 
 def pack(colours: Field) -> Packed:
@@ -41,42 +45,42 @@ def pack_colour(red: int, green: int, blue: int) -> np.uint64:
     return np.uint64(red * 16 << 2 * _LANE | green * 16 << _LANE | blue * 16)
 
 
-def unpack(pixels: Packed) -> Field:
-    """(H, W) packed -> (H, W, 3) int32 in 0..COLOUR_MAX."""
-    colours = np.empty((*pixels.shape, 3), dtype=np.int32)
-    for channel, shift in enumerate((2 * _LANE, _LANE, 0)):
-        colours[..., channel] = pixels >> np.uint64(shift) & np.uint64(0xFFF)
-    return colours
-
-
 def blend(below: Packed | np.uint64, above: Packed | np.uint64, weight: Weight | np.uint64) -> Packed:
     """`above` over `below` with weights 0..256, rounded to nearest."""
-    mixed = below * (_WHOLE - weight)
-    mixed = mixed + above * weight
-    mixed += _HALF
-    mixed >>= _EIGHT
-    mixed &= _LANES
-    result: Packed = mixed
-    return result
+    return _divided(below * (_WHOLE - weight) + above * weight)
 
 
 def dim(pixels: Packed, weight: Weight | np.uint64) -> Packed:
-    """Multiply pixels with weights 0..256 (256 = unchanged)."""
-    dimmed = pixels * weight
-    dimmed += _HALF
-    dimmed >>= _EIGHT
-    dimmed &= _LANES
-    return dimmed
+    """Multiplies pixels with weights 0..256 (256 = unchanged)."""
+    return _divided(pixels * weight)
+
+
+def _divided(weighted: Packed) -> Packed:
+    """Divides each lane by 256, rounded to nearest; reuses the array."""
+    weighted += _HALF
+    weighted >>= _EIGHT
+    weighted &= _LANES
+    return weighted
 
 
 def average(pictures: list[Packed]) -> Packed:
     """The mean of 2**n pictures, n <= 4."""
-    total = pictures[0].copy()
-    for picture in pictures[1:]:
-        total += picture
-    total >>= np.uint64(len(pictures).bit_length() - 1)
-    total &= _LANES
-    return total
+    total: Packed = np.add.reduce(pictures)
+    return total >> np.uint64(len(pictures).bit_length() - 1) & _LANES
+
+
+def to_pixels(pixels: Packed, grain: Field | None = None) -> npt.NDArray[np.uint8]:
+    """Converts (H, W) packed to (H, W, 3) uint8.
+
+    grain: (H, W, 3) int32 at 16 steps per level, added before rounding.
+    """
+    colours = np.empty((*pixels.shape, 3), dtype=np.int32)
+    for channel, shift in enumerate((2 * _LANE, _LANE, 0)):
+        colours[..., channel] = pixels >> np.uint64(shift) & np.uint64(0xFFF)
+    if grain is not None:
+        colours += grain
+        np.clip(colours, 0, COLOUR_MAX, out=colours)
+    return ((colours + 8) >> 4).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,13 @@ class Texture:
         """From (side, side, 3) int32 in 0..COLOUR_MAX."""
         return cls(pack(colours).reshape(-1), colours.shape[0])
 
+    @classmethod
+    def of_levels(cls, field: Field) -> Texture:
+        """From (side, side) int32 in 0..FIELD_MAX, in the lowest lane; sampling gives that range."""
+        return cls(field.astype(np.uint64).reshape(-1), field.shape[0])
+
     def sample(self, u: Coordinate, v: Coordinate) -> Packed:
-        """Bilinear lookup at columns u and rows v, int64 with FIXED_BITS fraction bits, which
-        broadcast together.
-        """
+        """Bilinear lookup at columns u and rows v, int64 with FIXED_BITS fraction bits, broadcast."""
         last = self.side - 1
         shift = last.bit_length()
         column, row = u >> FIXED_BITS, v >> FIXED_BITS
@@ -139,15 +146,13 @@ class Stage:
         """(H, W) weights that darken the corners a little."""
         x = self.columns.astype(np.float32) / np.float32(self.unit)
         y = self.rows.astype(np.float32) / np.float32(self.unit)
-        return (np.float32(256.0) - np.minimum((x * x + y * y) * np.float32(34.0), np.float32(60.0))).astype(
-            np.uint64
-        )
+        darker = np.minimum((x * x + y * y) * np.float32(34.0), np.float32(60.0))
+        return (np.float32(256.0) - darker).astype(np.uint64)
 
     def coordinates(
-        self, centre: tuple[float, float], step: float, turns: float, rows: slice
+        self, centre: tuple[float, float], step: float, turns: float, rows: slice = slice(None)
     ) -> tuple[Coordinate, Coordinate]:
-        """Texture columns and rows of every pixel in the given rows of the frame, for
-        `Texture.sample`.
+        """Texture columns and rows of every pixel in some rows of the frame, for `Texture.sample`.
 
         Args:
             centre: column and row of the texel under the middle of the frame.
@@ -160,6 +165,16 @@ class Stage:
         v = (to_fixed(centre[1]) + self.columns * across) + y * along
         return u, v
 
+    def window(self, x: float, y: float, reach: float, tall: float | None = None) -> Window | None:
+        """The rows and columns within `reach` pixels of a point; None if none are in the frame.
+
+        tall: the reach in rows, if it is another one.
+        """
+        tall = reach if tall is None else tall
+        rows = slice(max(math.floor(y - tall), 0), min(math.ceil(y + tall), self.height))
+        columns = slice(max(math.floor(x - reach), 0), min(math.ceil(x + reach), self.width))
+        return None if rows.start >= rows.stop or columns.start >= columns.stop else (rows, columns)
+
 
 def to_fixed(number: float) -> int:
     """A real number as an integer with FIXED_BITS fraction bits."""
@@ -167,66 +182,46 @@ def to_fixed(number: float) -> int:
 
 
 def to_weight(distance: Plane, softness: float = 1.0) -> Weight:
-    """Signed distance in pixels (negative inside) to coverage 0..256; the edge is `softness` pixels
-    wide.
-    """
+    """Signed distance in pixels (negative inside) to coverage 0..256 with an edge `softness` wide."""
     cover = np.float32(128.0) - distance * np.float32(256.0 / softness)
-    np.clip(cover, 0.0, 256.0, out=cover)
-    return cover.astype(np.uint64)
+    covered: Weight = np.clip(cover, 0.0, 256.0).astype(np.uint64)
+    return covered
 
 
 def outline(kind: str, x: Plane, y: Plane, radius: float, aspect: float) -> Plane:
-    """Signed distance (about pixels, negative inside) to a shape round the origin: "disc", "ring",
-    "box", "star" or "polygon<n>".
+    """Signed distance (about pixels, negative inside) to a shape round the origin.
+
+    kind: "disc", "ring", "box", "star" or "polygon<n>".
     """
     size = np.float32(radius)
     if kind in ("disc", "ring"):
-        distance = np.sqrt(x * x + y * y) - size
-        return (
-            np.abs(distance + size * np.float32(0.25)) - size * np.float32(0.25)
-            if kind == "ring"
-            else distance
-        )
+        disc: Plane = np.sqrt(x * x + y * y) - size
+        rim = size * np.float32(0.25)
+        return disc if kind == "disc" else np.abs(disc + rim) - rim
     if kind == "box":
         corner = size * np.float32(0.2)
         dx = np.maximum(np.abs(x) - size * np.float32(0.95) + corner, 0)
         dy = np.maximum(np.abs(y) - size * np.float32(aspect) + corner, 0)
         rounded: Plane = np.sqrt(dx * dx + dy * dy) - corner
         return rounded
-    if kind == "star":
-        # Two triangles: their union is the minimum of the distances.
-        return np.minimum(
-            _polygon(x, y, 3, size * np.float32(0.55)), _polygon(x, -y, 3, size * np.float32(0.55))
-        )
+    if kind == "star":  # the union of two triangles
+        apothem = size * np.float32(0.55)
+        return np.minimum(_polygon(x, y, 3, apothem), _polygon(x, -y, 3, apothem))
     return _polygon(x, y, int(kind.removeprefix("polygon")), size * np.float32(0.8))
 
 
 def _polygon(x: Plane, y: Plane, corners: int, apothem: np.float32) -> Plane:
-    """Distance to a regular polygon as the largest of the distances to its sides."""
-    sides = [
-        x * np.float32(cosine(k / corners + 0.25)) + y * np.float32(sine(k / corners + 0.25))
-        for k in range(corners)
-    ]
-    distance = sides[0]
-    for side in sides[1:]:
-        distance = np.maximum(distance, side)
+    """Distance to a regular polygon: the largest of the distances to its sides."""
+    turns = [k / corners + 0.25 for k in range(corners)]
+    sides = [x * np.float32(cosine(turn)) + y * np.float32(sine(turn)) for turn in turns]
+    distance: Plane = np.maximum.reduce(sides)
     return distance - apothem
 
 
-def window(stage: Stage, x: float, y: float, reach: float) -> tuple[slice, slice]:
-    """The rows and columns of the frame within `reach` pixels of the point (x, y); empty slices
-    when there are none.
-    """
-    top, bottom = math.floor(y - reach), math.ceil(y + reach)
-    left, right = math.floor(x - reach), math.ceil(x + reach)
-    rows = slice(min(max(top, 0), stage.height), min(max(bottom, 0), stage.height))
-    columns = slice(min(max(left, 0), stage.width), min(max(right, 0), stage.width))
-    return rows, columns
-
-
 def sample_mask(mask: npt.NDArray[np.uint8], u: Coordinate, v: Coordinate) -> Weight:
-    """Bilinear lookup in a mask with empty borders (h, w) uint8 of weights 0..255, zero outside;
-    fixed-point coordinates.
+    """Bilinear lookup of weights 0..255 in an (h, w) mask with empty borders, zero outside.
+
+    u, v: columns and rows, int64 with FIXED_BITS fraction bits.
     """
     height, width = mask.shape
     u = np.clip(u, 0, (width - 1 << FIXED_BITS) - 1)
@@ -239,14 +234,3 @@ def sample_mask(mask: npt.NDArray[np.uint8], u: Coordinate, v: Coordinate) -> We
     lower = flat.take(corner + width) * (256 - weight_u) + flat.take(corner + width + 1) * weight_u
     weight: Weight = ((upper * (256 - weight_v) + lower * weight_v) >> 16).view(np.uint64)
     return weight
-
-
-def to_pixels(pixels: Packed, grain: Field | None) -> npt.NDArray[np.uint8]:
-    """(H, W) packed -> (H, W, 3) uint8, with grain (H, W, 3) int32 at 16 steps per level added
-    before rounding.
-    """
-    colours = unpack(pixels)
-    if grain is not None:
-        colours += grain
-        np.clip(colours, 0, COLOUR_MAX, out=colours)
-    return ((colours + 8) >> 4).astype(np.uint8)
