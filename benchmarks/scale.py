@@ -151,7 +151,7 @@ def stated_bytes(graph: GraphSpec, frames: int, size: int) -> int:
     """Weights, activations, input and output of a clip in one piece, as the direct graph needs
     them.
 
-    The activations are the largest of the sums of products in the manifest (`GraphSpec.scratch`).
+    The activations are the largest of the sums of products in the manifest (`GraphSpec.scratch_bytes`).
     """
     ratio = graph.stream.ratio
     latents = latent_frames(frames, ratio)
@@ -163,7 +163,7 @@ def stated_bytes(graph: GraphSpec, frames: int, size: int) -> int:
         "width/8": size // 8,
     }
     activations = 0
-    for peak in graph.scratch:
+    for peak in graph.scratch_bytes:
         total = 0
         for term in peak:
             factor = int(term[0])

@@ -8,13 +8,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import onnx
 import torch
+from msgspec.structs import replace
 
 from wfvae.errors import BundleError
 from wfvae.export.recorder.graph import trace
@@ -28,13 +29,14 @@ from wfvae.spec.manifest import (
     STEP,
     WEIGHTS_NAME,
     GraphSpec,
+    Kind,
     Manifest,
+    Precision,
     TensorSpec,
     record_file,
 )
 from wfvae.spec.stream import Dim, Direction
 
-Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPSETS = range(18, 25)
 DEFAULT_OPSET = 20
@@ -98,7 +100,7 @@ class ExportOptions:
         )
 
 
-def graph_key(direction: Direction, kind: str) -> str:
+def graph_key(direction: Direction, kind: Kind) -> str:
     """A graph's key in the manifest; its file is the key with `.onnx`."""
     return direction if kind == STEP else f"{direction}.{kind}"
 
@@ -150,7 +152,8 @@ def export_bundle(
                 options.minimal,
                 filters,
             )
-            graphs[key] = replace(graph, weights_bytes=traced[key].weights_bytes, scratch=traced[key].scratch)
+            facts = traced[key]
+            graphs[key] = replace(graph, weights_bytes=facts.weights_bytes, scratch_bytes=facts.scratch)
             traced[key].model.metadata_props.add(
                 key=METADATA_KEY, value=json.dumps(graphs[key].to_dict(), sort_keys=True)
             )
@@ -206,7 +209,7 @@ def _check_destination(destination: Path, overwrite: bool) -> None:
 
 
 def _graphs(model: WFVAE, options: ExportOptions) -> dict[str, GraphSpec]:
-    kinds = (STEP, DIRECT) if options.direct else (STEP,)
+    kinds: tuple[Kind, ...] = (STEP, DIRECT) if options.direct else (STEP,)
     directions: tuple[Direction, ...] = ("encoder", "decoder")
     specs = [
         graph_spec(model, direction, kind, options.latents) for direction in directions for kind in kinds
@@ -214,7 +217,7 @@ def _graphs(model: WFVAE, options: ExportOptions) -> dict[str, GraphSpec]:
     return {graph_key(spec.direction, spec.kind): spec for spec in specs}
 
 
-def graph_spec(model: WFVAE, direction: Direction, kind: str, latents: str) -> GraphSpec:
+def graph_spec(model: WFVAE, direction: Direction, kind: Kind, latents: str) -> GraphSpec:
     """Names, types and symbolic shapes of a graph's inputs and outputs."""
     stream = model.stream_spec(direction)
     channels = model.config.latent_dim
@@ -247,4 +250,5 @@ def graph_spec(model: WFVAE, direction: Direction, kind: str, latents: str) -> G
                     "this row's stream ended before this step, which only drains it",
                 )
             )
-    return GraphSpec(f"{graph_key(direction, kind)}.onnx", kind, stream, tuple(inputs), (output,))
+    file = f"{graph_key(direction, kind)}.onnx"
+    return GraphSpec.of_stream(file, kind, stream, tuple(inputs), (output,))

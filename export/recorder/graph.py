@@ -31,7 +31,7 @@ class TracedGraph:
     model: onnx.ModelProto
     constants: Mapping[str, Tensor]
     scratch: tuple[tuple[tuple[int | str, ...], ...], ...]
-    """See `GraphSpec.scratch`."""
+    """See `GraphSpec.scratch_bytes`."""
 
     @property
     def weights_bytes(self) -> int:

@@ -32,9 +32,10 @@ from wfvae.spec.engines import (
     engine_key,
     fit_settings,
     graph_sha256,
+    list_engine,
     profiles_for,
     read_engine,
-    sound_entries,
+    sound_records,
 )
 from wfvae.spec.manifest import GraphSpec, Manifest
 from wfvae.spec.tensorrt import Builder, BuilderConfig, ErrorLog, HostMemory, OnnxParser, make_logger, member
@@ -112,7 +113,7 @@ def build_engines(
                 bytes=content.nbytes,
             )
             write_whole(bundle / record.file, content)
-            _list(bundle, record)
+            list_engine(bundle, record)
         built.append(record)
     return BuildReport(tuple(built), tuple(kept))
 
@@ -127,22 +128,12 @@ def _present(
 ) -> EngineRecord | None:
     """The engine that a build would make, if it is there and unchanged."""
     key = engine_key(graph_sha256(manifest, graph), manifest.precision, settings, profiles, target)
-    for record, _ in sound_entries(manifest):
+    for record in sound_records(manifest):
         if record.graph == graph and record.key == key:
             with contextlib.suppress(BundleError):
                 read_engine(record, bundle)
                 return record
     return None
-
-
-def _list(bundle: Path, record: EngineRecord) -> None:
-    """Puts an engine into the manifest, which is read anew: another process may have added one
-    meanwhile.
-    """
-    manifest = Manifest.read(bundle)
-    # Damaged entries are dropped: the error that names them says to build anew.
-    others = tuple(entry for other, entry in sound_entries(manifest) if other.file != record.file)
-    manifest.with_engines((*others, record.to_dict())).write(bundle)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ import onnx
 from wfvae.errors import BundleError
 from wfvae.export.triton.config import FORMAT, PLATFORMS, TritonOptions, config_text, model_size, tensor_dims
 from wfvae.export.triton.graph import with_second_axis
-from wfvae.spec.engines import WHOLE_CLIP, sound_entries
+from wfvae.spec.engines import WHOLE_CLIP, sound_records
 from wfvae.spec.manifest import WEIGHTS_NAME, GraphSpec, Manifest, state_input
 from wfvae.spec.stream import Direction
 
@@ -129,7 +129,7 @@ def _engine_steps(manifest: Manifest, graph: GraphSpec) -> tuple[int, int, int] 
 
     None if there is no engine: then the options decide.
     """
-    for record, _ in reversed(sound_entries(manifest)):
+    for record in reversed(sound_records(manifest)):
         if record.graph == graph.direction:
             spans = [profile.latents for profile in record.profiles if profile.name != WHOLE_CLIP]
             return min(span.low for span in spans), spans[0].best, max(span.high for span in spans)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -147,7 +148,9 @@ def broken(source: Path, target: Path, file: str, tensor: str, *, factor: float 
         model.graph.node.insert(index + 1 + offset, new)
     onnx.save(model, str(target / file))
     manifest = Manifest.read(target)
-    replace(manifest, files={**manifest.files, file: record_file(target / file)}).write(target)
+    msgspec.structs.replace(manifest, files={**manifest.files, file: record_file(target / file)}).write(
+        target
+    )
     return target
 
 

@@ -302,14 +302,14 @@ def test_steps_are_those_of_the_bundles_engines(exported: Exported) -> None:
         settings = BuildSettings(chunk=chunk, whole_clip=whole_clip)
         profiles = profiles_for(settings, manifest.graphs[direction])
         return EngineRecord(
-            direction,
-            graph_sha256(manifest, direction),
-            manifest.precision,
-            settings,
-            profiles,
-            target,
-            "0" * 64,
-            7,
+            graph=direction,
+            graph_sha256=graph_sha256(manifest, direction),
+            precision=manifest.precision,
+            settings=settings,
+            profiles=profiles,
+            target=target,
+            sha256="0" * 64,
+            bytes=7,
         ).to_dict()
 
     def first_shapes(*engines: dict[str, Any]) -> list[str]:

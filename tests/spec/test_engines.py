@@ -6,12 +6,12 @@ import argparse
 import hashlib
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from wfvae.cli import build as build_command
 from wfvae.errors import BundleError, InputError
@@ -28,6 +28,7 @@ from wfvae.spec.engines import (
     read_engine,
 )
 from wfvae.spec.manifest import Manifest
+from wfvae.spec.records import read_as
 
 HERE = Target("11.4.0.106", "NVIDIA H200", "9.0")
 SPANS = st.lists(st.integers(1, 9), min_size=3, max_size=3).map(lambda sizes: Span(*sorted(sizes)))
@@ -56,7 +57,14 @@ def record(
     settings = settings or BuildSettings()
     profiles = profiles_for(settings, manifest.graphs[graph])
     return EngineRecord(
-        graph, graph_sha256(manifest, graph), manifest.precision, settings, profiles, target, "0" * 64, 7
+        graph=graph,
+        graph_sha256=graph_sha256(manifest, graph),
+        precision=manifest.precision,
+        settings=settings,
+        profiles=profiles,
+        target=target,
+        sha256="0" * 64,
+        bytes=7,
     )
 
 
@@ -78,7 +86,7 @@ def test_the_command_of_settings_gives_them_back(settings: BuildSettings) -> Non
     parser = argparse.ArgumentParser()
     build_command.configure(parser)
     assert build_command.settings_from(parser.parse_args(words[2:])) == settings
-    assert BuildSettings.from_dict(settings.to_dict()) == settings
+    assert read_as(BuildSettings, settings.to_dict(), BundleError) == settings
 
 
 @given(settings=SETTINGS)

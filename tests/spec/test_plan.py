@@ -17,6 +17,7 @@ from wfvae.spec.frames import (
     tail_frames,
     video_frames,
 )
+from wfvae.spec.records import read_as
 from wfvae.spec.stream import StateSpec, StreamSpec
 
 RATIOS = st.sampled_from([4, 8])
@@ -155,4 +156,4 @@ def test_a_size_that_does_not_divide_is_refused() -> None:
 
 def test_state_specs_round_trip_through_json() -> None:
     for state in SPEC.states:
-        assert StateSpec.from_dict(state.to_dict()) == state
+        assert read_as(StateSpec, state.to_dict(), StateError) == state

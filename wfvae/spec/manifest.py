@@ -1,5 +1,6 @@
-"""The bundle's manifest: everything a client needs to drive the graphs. No torch. Specified in
-`docs/bundle-format.md`.
+"""The bundle's manifest: everything a client needs to drive the graphs.
+
+The format is specified in `docs/bundle-format.md`; its JSON Schema is generated from these classes.
 """
 
 from __future__ import annotations
@@ -7,247 +8,214 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import Meta
+from msgspec.structs import force_setattr, replace
 
 from wfvae.errors import BundleError
-from wfvae.spec.stream import Dim, Direction, StateSpec, StreamSpec
+from wfvae.files import write_whole
+from wfvae.spec.records import Record, read_as
+from wfvae.spec.stream import Direction, Shape, Size, StateSpec, StreamSpec, Text, state_input, state_output
 
-FORMAT = "wfvae-bundle/1"
+__all__ = ["state_input", "state_output"]
+
+FORMAT: Final = "wfvae-bundle/1"
 MANIFEST_NAME = "manifest.json"
 WEIGHTS_NAME = "weights.bin"
+LOCK_NAME = ".lock"
+"""Held while the manifest's engines or the tuning are changed."""
 METADATA_KEY = "wfvae.graph"
 """Key of the ONNX metadata entry that repeats a graph's part of the manifest."""
 
-STEP, DIRECT = "step", "direct"
+STEP: Final = "step"
+DIRECT: Final = "direct"
+Kind = Literal["step", "direct"]
+Count = Annotated[int, Meta(ge=0)]
+SHA256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+FileName = Annotated[str, Meta(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+GraphName = Annotated[str, Meta(pattern=r"^(encoder|decoder)(\.direct)?$")]
+Precision = Literal["fp32", "fp16", "bf16"]
+Factor = int | Annotated[str, Meta(pattern="^(batch|latents|groups|height/8|width/8)$")]
+FIRST_IS_INTEGER = {"prefixItems": [{"type": "integer"}]}
+Product = Annotated[tuple[Factor, ...], Meta(min_length=1, extra_json_schema=FIRST_IS_INTEGER)]
+PaddedSide = Annotated[int, Meta(ge=8, multiple_of=8)]
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a graph. Symbols in `shape`: batch, frames, latents, height, width,
-    height/k, width/k.
+class TensorSpec(Record, frozen=True):
+    """One input or output of a graph, other than state."""
+
+    name: Annotated[str, Meta(pattern="^(frames|latents|start|end)$")]
+    dtype: Literal["float32", "bool"]
+    shape: Shape
+    """Sizes, or the symbols batch, frames, latents, height, width, height/k, width/k."""
+    meaning: Text
+
+
+class GraphSpec(Record, frozen=True, kw_only=True):
+    """One ONNX graph.
+
+    A `step` graph advances streams and carries state; a `direct` graph takes a whole clip.
     """
 
-    name: str
-    dtype: str
-    shape: tuple[Dim, ...]
-    meaning: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "meaning": self.meaning}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TensorSpec:
-        return cls(str(data["name"]), str(data["dtype"]), tuple(data["shape"]), str(data["meaning"]))
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """One ONNX graph. A `step` graph advances streams and carries state; a `direct` graph takes a
-    whole clip and has none.
-    """
-
-    file: str
-    kind: str
-    stream: StreamSpec
-    inputs: tuple[TensorSpec, ...]
+    file: FileName
+    kind: Kind
+    direction: Direction
+    ratio: Literal[4, 8]
+    chunk_multiple: Size
+    lead_frames: Count
+    delay_frames: Count
+    drop_frames: Count
+    drain: bool
+    inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=3)]
     """Without the state tensors."""
-    outputs: tuple[TensorSpec, ...]
+    outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=1)]
     """Without the state tensors."""
-    weights_bytes: int = 0
+    weights_bytes: Count = 0
     """Bytes of the weights that this graph reads."""
-    scratch: tuple[tuple[tuple[int | str, ...], ...], ...] = ()
+    scratch_bytes: tuple[Annotated[tuple[Product, ...], Meta(min_length=1)], ...] = ()
     """Bytes of activations alive at once: the largest of these sums of products. Each product is a
     factor and symbols among batch, latents, height/8, width/8."""
+    states: tuple[StateSpec, ...] = ()
+    """State tensors of a step graph; a direct graph has none."""
+
+    @classmethod
+    def of_stream(
+        cls,
+        file: str,
+        kind: Kind,
+        stream: StreamSpec,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+    ) -> GraphSpec:
+        """Returns the graph of a stream, whose rules it repeats."""
+        return cls(
+            file=file,
+            kind=kind,
+            direction=stream.direction,
+            ratio=stream.ratio,
+            chunk_multiple=stream.chunk_multiple,
+            lead_frames=stream.lead,
+            delay_frames=stream.delay,
+            drop_frames=stream.drop,
+            drain=stream.needs_drain,
+            inputs=inputs,
+            outputs=outputs,
+            states=stream.states if kind == STEP else (),
+        )
+
+    def __post_init__(self) -> None:
+        stream = self.stream
+        written = (self.chunk_multiple, self.lead_frames, self.drop_frames, self.drain)
+        if written != (stream.chunk_multiple, stream.lead, stream.drop, stream.needs_drain):
+            raise BundleError(f"the stream rules of {self.file} contradict each other")
+        if (self.direction == "encoder" and self.delay_frames) or (self.kind == DIRECT and self.states):
+            raise BundleError(f"{self.file} has a delay or state tensors, which a graph of its kind has not")
 
     @property
-    def direction(self) -> Direction:
-        return self.stream.direction
-
-    @property
-    def states(self) -> tuple[StateSpec, ...]:
-        """State tensors of a step graph; a direct graph has none."""
-        return self.stream.states if self.kind == STEP else ()
+    def stream(self) -> StreamSpec:
+        """The rules of the graph's stream."""
+        return StreamSpec(self.direction, self.ratio, self.delay_frames, self.states)
 
     @property
     def has_end(self) -> bool:
         """Whether the graph takes the `end` flag."""
         return any(tensor.name == "end" for tensor in self.inputs)
 
-    def to_dict(self) -> dict[str, Any]:
-        stream = self.stream
-        return {
-            "file": self.file,
-            "kind": self.kind,
-            "direction": stream.direction,
-            "ratio": stream.ratio,
-            "chunk_multiple": stream.chunk_multiple,
-            "lead_frames": stream.ratio - 1 if stream.direction == "encoder" else 0,
-            "delay_frames": stream.delay,
-            "drop_frames": stream.drop,
-            "drain": stream.needs_drain,
-            "inputs": [tensor.to_dict() for tensor in self.inputs],
-            "outputs": [tensor.to_dict() for tensor in self.outputs],
-            "weights_bytes": self.weights_bytes,
-            "scratch_bytes": [[list(term) for term in peak] for peak in self.scratch],
-            "states": [
-                {**state.to_dict(), "input": state_input(state.name), "output": state_output(state.name)}
-                for state in self.states
-            ],
-        }
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GraphSpec:
-        states = tuple(StateSpec.from_dict(state) for state in data["states"])
-        stream = StreamSpec(data["direction"], int(data["ratio"]), int(data["delay_frames"]), states)
-        inputs, outputs = (
-            tuple(TensorSpec.from_dict(tensor) for tensor in data[key]) for key in ("inputs", "outputs")
-        )
-        scratch = tuple(tuple(tuple(term) for term in peak) for peak in data["scratch_bytes"])
-        return cls(
-            str(data["file"]), str(data["kind"]), stream, inputs, outputs, int(data["weights_bytes"]), scratch
-        )
+        """Reads a graph's entry of a manifest. Raises `BundleError`."""
+        return read_as(cls, data, BundleError, "a graph's description is damaged: {}; export the bundle anew")
 
 
-def state_input(name: str) -> str:
-    """Graph input that takes the state tensor `name`."""
-    return f"state.{name}"
-
-
-def state_output(name: str) -> str:
-    """Graph output that gives the state tensor `name` for the next step."""
-    return f"next_state.{name}"
-
-
-@dataclass(frozen=True)
-class FileRecord:
+class FileRecord(Record, frozen=True):
     """A file of the bundle, by content."""
 
-    sha256: str
-    bytes: int
+    sha256: SHA256
+    bytes: Count
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """`manifest.json`."""
+class Manifest(Record, frozen=True, kw_only=True):
+    """`manifest.json`.
 
-    model: Mapping[str, Any]
-    """The model's configuration, as in its `config.json`."""
-    checkpoint_sha256: str
-    """Hash of the checkpoint's tensors (names, types, shapes, values): two exports of one
-    checkpoint agree in it.
+    Example:
+        >>> manifest = Manifest.read(Path("bundle"))  # doctest: +SKIP
+        >>> manifest.graphs["decoder"].drop_frames  # doctest: +SKIP
+        5
     """
-    precision: str
-    """Type of weights, activations and state: fp32, fp16 or bf16. Frames and latents are float32 at
-    any precision.
+
+    format: Literal["wfvae-bundle/1"] = FORMAT
+    model: Annotated[Mapping[str, Any], Meta(extra_json_schema={"required": ["latent_dim"]})]
+    """The model's configuration, as in its `config.json`. No client needs it to run the graphs."""
+    checkpoint_sha256: SHA256
+    """Hash of the checkpoint's tensors (names, types, shapes, values). All exports of a checkpoint
+    have the same.
     """
-    latents: str
-    """What the encoder gives: `mean` (D channels) or `moments` (2 D channels: mean, log-variance)."""
-    size: tuple[int, int] | None
-    """(height, width) if they are fixed in the graphs, None if they are symbolic."""
-    opset: int
-    parameters: int
+    parameters: Size
     """Trainable parameters of the model."""
-    graphs: Mapping[str, GraphSpec]
-    """By key: `encoder`, `decoder`, and on request `encoder.direct`, `decoder.direct`."""
-    files: Mapping[str, FileRecord]
+    precision: Precision
+    """Type of weights, activations and state. Frames and latents are float32 at any precision."""
+    latents: Literal["mean", "moments"]
+    """The encoder's output: `mean` (D channels) or `moments` (2 D channels: mean, log-variance)."""
+    size: tuple[PaddedSide, PaddedSide] | None
+    """(height, width) if they are fixed in the graphs, None if they are symbolic."""
+    opset: Annotated[int, Meta(ge=18, le=24)]
+    graphs: Annotated[
+        Mapping[GraphName, GraphSpec], Meta(extra_json_schema={"required": ["encoder", "decoder"]})
+    ]
+    files: Annotated[Mapping[FileName, FileRecord], Meta(extra_json_schema={"required": [WEIGHTS_NAME]})]
     """Every file that the graphs need, by name relative to the bundle."""
     producer: Mapping[str, str]
-    """Versions of what made the bundle."""
-    engines: tuple[Mapping[str, Any], ...] = field(default=())
-    """TensorRT engines, see `docs/bundle-format.md`. They do not enter the bundle's identity."""
+    """Versions of the packages that made the bundle."""
+    identity: SHA256 = ""
+    """Hash of everything but the engines, computed here. Latents and snapshots refer to it."""
+    engines: tuple[Mapping[str, Any], ...] = ()
+    """TensorRT engines, read by `wfvae.spec.engines`."""
 
-    @property
-    def identity(self) -> str:
-        """Hash of everything but the engines. Latents and snapshots name it, so that they are not
-        mixed with another bundle's.
-        """
-        return _identity(self._content())
+    def __post_init__(self) -> None:
+        force_setattr(self, "identity", _identity(self.to_dict()))
 
     def with_engines(self, engines: tuple[Mapping[str, Any], ...]) -> Manifest:
+        """Returns a manifest that lists these engines; its identity is the same."""
         return replace(self, engines=engines)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            **self._content(),
-            "identity": self.identity,
-            "engines": [dict(engine) for engine in self.engines],
-        }
-
-    def _content(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "model": dict(self.model),
-            "checkpoint_sha256": self.checkpoint_sha256,
-            "parameters": self.parameters,
-            "precision": self.precision,
-            "latents": self.latents,
-            "size": None if self.size is None else list(self.size),
-            "opset": self.opset,
-            "graphs": {key: graph.to_dict() for key, graph in self.graphs.items()},
-            "files": {
-                name: {"sha256": record.sha256, "bytes": record.bytes} for name, record in self.files.items()
-            },
-            "producer": dict(self.producer),
-        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Manifest:
-        """Raises `BundleError` if the format is another, an entry is missing or of the wrong kind,
-        or anything has been changed.
+        """Reads the content of `manifest.json`.
+
+        Raises:
+            BundleError: the format is another, an entry is missing or wrong, or anything was changed.
         """
         if data.get("format") != FORMAT:
             raise BundleError(
-                f"the manifest's format is {data.get('format')!r}; this version reads {FORMAT!r}; export the"
-                " bundle anew"
+                f"the manifest's format is {data.get('format')!r}; this version reads {FORMAT!r};"
+                " export the bundle anew"
             )
-        try:
-            size = data["size"]
-            manifest = cls(
-                model=data["model"],
-                checkpoint_sha256=str(data["checkpoint_sha256"]),
-                precision=str(data["precision"]),
-                latents=str(data["latents"]),
-                size=None if size is None else (int(size[0]), int(size[1])),
-                opset=int(data["opset"]),
-                parameters=int(data["parameters"]),
-                graphs={key: GraphSpec.from_dict(graph) for key, graph in data["graphs"].items()},
-                files={
-                    name: FileRecord(str(f["sha256"]), int(f["bytes"])) for name, f in data["files"].items()
-                },
-                producer=data["producer"],
-                engines=tuple(data["engines"]),
-            )
-            content = {key: value for key, value in data.items() if key not in ("identity", "engines")}
-            unchanged = data["identity"] == manifest.identity == _identity(content)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise BundleError(
-                f"the manifest is damaged: {type(error).__name__} {error}; export the bundle anew"
-            ) from error
-        if not unchanged:
+        manifest = read_as(cls, data, BundleError, "the manifest is damaged: {}; export the bundle anew")
+        if manifest.to_dict() != data:
             raise BundleError(
                 f"{MANIFEST_NAME} has been changed (its SHA-256 differs); copy the bundle anew, or export it"
                 " again"
             )
-        manifest._check_names()
+        manifest._check_graphs()
         return manifest
 
-    def _check_names(self) -> None:
-        missing = [key for key in ("encoder", "decoder") if key not in self.graphs]
-        missing += [graph.file for graph in self.graphs.values() if graph.file not in self.files]
-        foreign = [name for name in self.files if Path(name).name != name]
-        if missing or foreign:
-            problems = [f"{', '.join(missing)} missing"] * bool(missing) + [
-                f"{', '.join(foreign)} outside of the bundle"
-            ] * bool(foreign)
+    def _check_graphs(self) -> None:
+        problems = [f"{key} is missing" for key in ("encoder", "decoder") if key not in self.graphs]
+        for key, graph in self.graphs.items():
+            if graph.file not in self.files:
+                problems.append(f"{graph.file} is missing")
+            if key != graph.direction + ("" if graph.kind == STEP else f".{DIRECT}"):
+                problems.append(f"{key} is the {graph.kind} graph of the {graph.direction}")
+            if graph.kind == STEP and not graph.states:
+                problems.append(f"the states of {key} are missing")
+        if problems:
             raise BundleError(f"the manifest is incomplete: {'; '.join(problems)}; export the bundle anew")
 
     def write(self, bundle: Path) -> None:
-        """Writes `manifest.json` to a temporary name, then renames it."""
-        temporary = bundle / (MANIFEST_NAME + ".tmp")
-        temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(bundle / MANIFEST_NAME)
+        """Writes `manifest.json` atomically. Raises `ResourceError` if that fails."""
+        write_whole(bundle / MANIFEST_NAME, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def read(cls, bundle: Path) -> Manifest:
@@ -267,9 +235,7 @@ class Manifest:
         return cls.from_dict(data)
 
     def verify_files(self, bundle: Path) -> None:
-        """Raises `BundleError` naming every file that is missing or whose content is not what was
-        exported.
-        """
+        """Raises `BundleError` naming every file that is missing or was changed since the export."""
         problems = []
         for name, record in self.files.items():
             path = bundle / name
@@ -286,6 +252,12 @@ class Manifest:
 
 
 def _identity(content: Mapping[str, Any]) -> str:
+    covered = {key: value for key, value in content.items() if key not in ("identity", "engines")}
+    return json_sha256(covered)
+
+
+def json_sha256(content: Mapping[str, Any]) -> str:
+    """SHA-256 of an object as JSON, with keys sorted and no white space."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -296,5 +268,5 @@ def file_sha256(path: Path) -> str:
 
 
 def record_file(path: Path) -> FileRecord:
-    """The record of an existing file."""
+    """Returns the record of an existing file."""
     return FileRecord(file_sha256(path), path.stat().st_size)

@@ -89,7 +89,7 @@ def _io_bytes(graph: GraphSpec, streams: int, chunk: int, rows: int, columns: in
 
 def _scratch_bytes(graph: GraphSpec, streams: int, chunk: int, rows: int, columns: int) -> int:
     values = {"batch": streams, "latents": chunk, "height/8": rows // 8, "width/8": columns // 8}
-    return max((_evaluate(peak, values) for peak in graph.scratch), default=0)
+    return max((_evaluate(peak, values) for peak in graph.scratch_bytes), default=0)
 
 
 def _evaluate(terms: Sequence[Sequence[Any]], values: Mapping[str, int]) -> int:

@@ -1,27 +1,39 @@
-"""What a stream carries from chunk to chunk, as data. No torch: model, graph, manifest and runtime
-all read these objects.
-"""
+"""What a stream carries from chunk to chunk, as data: model, graph, manifest and runtime read it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
+from msgspec.structs import force_setattr
 
 from wfvae.errors import InputError, StateError
+from wfvae.spec.frames import lead_frames
+from wfvae.spec.records import Record
 
 Direction = Literal["encoder", "decoder"]
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int32": 4}
 
-Dim = int | str
-"""A fixed size, or a symbol: `batch`, `height/8`, `width/8` (video height and width, divided
-exactly).
-"""
+Text = Annotated[str, Meta(min_length=1)]
+Size = Annotated[int, Meta(ge=1)]
+Symbol = Annotated[str, Meta(pattern=r"^(batch|frames|latents|(height|width)(/[248])?)$")]
+Dim = Size | Symbol
+"""A fixed size, or a symbol: `batch`, `height/8`, `width/8` (video height and width, divided exactly)."""
+Shape = Annotated[
+    tuple[Dim, ...], Meta(min_length=1, extra_json_schema={"prefixItems": [{"const": "batch"}]})
+]
 
 
 def resolve_dim(dim: Dim, batch: int, height: int, width: int) -> int:
-    """The size that a symbolic dimension has for this batch and this (padded) video size."""
+    """Returns the size of a dimension for this batch and this (padded) video size.
+
+    Example:
+        >>> resolve_dim("height/8", 1, 480, 832)
+        60
+    """
     if isinstance(dim, int):
         return dim
     if dim == "batch":
@@ -33,79 +45,78 @@ def resolve_dim(dim: Dim, batch: int, height: int, width: int) -> int:
     return size // by
 
 
-@dataclass(frozen=True)
-class StateSpec:
+def state_input(name: str) -> str:
+    """Graph input that takes the state tensor `name`."""
+    return f"state.{name}"
+
+
+def state_output(name: str) -> str:
+    """Graph output that holds the state tensor `name` for the next step."""
+    return f"next_state.{name}"
+
+
+class StateSpec(Record, frozen=True):
     """One state tensor of a stream."""
 
-    name: str
+    name: Text
     """Module path in the model, for example `encoder.down2.1.conv1`."""
-    shape: tuple[Dim, ...]
+    shape: Shape
     """Symbolic shape; the first dimension is always `batch`, one row per stream."""
-    dtype: str
-    """`float32`, `float16`, `bfloat16`, `float64`, or `int32` for counters."""
-    meaning: str
+    dtype: Annotated[str, Meta(pattern="^(float32|float16|bfloat16|int32)$")]
+    """`float32`, `float16`, `bfloat16` (`float64` outside of bundles), or `int32` for counters."""
+    meaning: Text
     """One phrase for people who write a client."""
     initial_value: float = 0.0
-    """Fill before the first step. `start` makes a row ignore its state, so any finite value would
-    do.
-    """
+    """Fill before the first step. `start` makes a row ignore its state, so any finite value would do."""
+    input: str = ""
+    """Name of the graph's input, derived from `name`."""
+    output: str = ""
+    """Name of the graph's output, derived from `name`."""
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "input", state_input(self.name))
+        force_setattr(self, "output", state_output(self.name))
 
     def resolve(self, batch: int, height: int, width: int) -> tuple[int, ...]:
-        """The concrete shape for a batch of streams of (padded) video size height x width."""
-        return tuple(resolve_dim(d, batch, height, width) for d in self.shape)
+        """Returns the concrete shape for a batch of streams of (padded) video size height x width."""
+        return tuple(resolve_dim(dim, batch, height, width) for dim in self.shape)
 
     def bytes_per_stream(self, height: int, width: int) -> int:
         """Bytes that one stream (one batch row) holds."""
         return math.prod(self.resolve(1, height, width)) * DTYPE_BYTES[self.dtype]
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "meaning": self.meaning,
-            "initial_value": self.initial_value,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> StateSpec:
-        return cls(
-            str(data["name"]),
-            tuple(data["shape"]),
-            str(data["dtype"]),
-            str(data["meaning"]),
-            float(data["initial_value"]),
-        )
-
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """The rules of one direction's uniform stream: r-1 copies of the first frame lead, and every
-    step is alike.
+    """The rules of one direction's stream: r-1 copies of the first frame lead, and all steps are alike.
+
+    Example:
+        >>> decoder = StreamSpec("decoder", ratio=4, delay=2, states=())
+        >>> decoder.drop, decoder.needs_drain
+        (5, True)
     """
 
     direction: Direction
-    ratio: int
-    """Video frames per latent, r: 4 or 8."""
+    ratio: Literal[4, 8]
+    """Video frames per latent, r."""
     delay: int
-    """Video frames by which the decoder's output lags (0 for the encoder and for nearest
-    interpolation).
-    """
+    """Video frames by which the decoder's output lags (0 for the encoder and for nearest interpolation)."""
     states: tuple[StateSpec, ...]
 
     @property
     def chunk_multiple(self) -> int:
-        """Every step takes a positive multiple of this many input frames (video frames, or
-        latents).
-        """
+        """Every step takes a positive multiple of this many input frames (video frames, or latents)."""
         return self.ratio if self.direction == "encoder" else 1
 
     @property
+    def lead(self) -> int:
+        """Copies of the first frame that the encoder takes in front of the video."""
+        return lead_frames(self.ratio) if self.direction == "encoder" else 0
+
+    @property
     def drop(self) -> int:
-        """Output frames of the stream's beginning that carry no video frame: the r-1 leading copies
-        and the delay.
-        """
-        return self.ratio - 1 + self.delay if self.direction == "decoder" else 0
+        """First output frames that carry no video: the r-1 leading copies and the delay."""
+        return lead_frames(self.ratio) + self.delay if self.direction == "decoder" else 0
 
     @property
     def needs_drain(self) -> bool:
@@ -113,34 +124,28 @@ class StreamSpec:
         return self.delay > 0
 
     def bytes_per_stream(self, height: int, width: int) -> int:
-        """Bytes of all state tensors of one stream; a runtime that swaps two buffers holds twice
-        this.
-        """
+        """Bytes of all state tensors of one stream; a runtime with two buffers holds twice this."""
         return sum(state.bytes_per_stream(height, width) for state in self.states)
 
     def check(
         self, given: Mapping[str, tuple[Sequence[int], str]], batch: int, height: int, width: int
     ) -> None:
-        """Raises `StateError` if a state, given as name -> (shape, dtype), is not this stream's at
-        this size.
+        """Raises `StateError` unless the states, given as name -> (shape, dtype), are this stream's.
 
-        All that is wrong is named in one error: missing, unexpected, misshaped and mistyped
-        entries.
+        The error lists all missing, unexpected, misshaped and mistyped entries.
         """
         wanted = {state.name: state for state in self.states}
         problems = [f"missing {name}" for name in wanted if name not in given]
         problems += [f"unexpected {name}" for name in given if name not in wanted]
-        for name, (shape, dtype) in given.items():
-            if name not in wanted:
-                continue
+        for name in [name for name in wanted if name in given]:
+            shape, dtype = given[name]
             expected = wanted[name].resolve(batch, height, width)
             if tuple(shape) != expected:
                 problems.append(f"{name} has shape {tuple(shape)}, expected {expected}")
             if dtype != wanted[name].dtype:
                 problems.append(f"{name} has dtype {dtype}, expected {wanted[name].dtype}")
         if problems:
-            where = f"{self.direction} state for {batch} streams of {height}x{width}"
             raise StateError(
-                f"{where}: {'; '.join(problems)}; start from the initial state, or restore a snapshot of the"
-                " same model and size"
+                f"{self.direction} state for {batch} streams of {height}x{width}: {'; '.join(problems)};"
+                " start from the initial state, or restore a snapshot of the same model and size"
             )
