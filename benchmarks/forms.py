@@ -35,20 +35,15 @@ from roofline import compile_model, seconds_of
 from torch import Tensor, nn
 from turns import take_turns
 
-from wfvae.export.forms.minimal_filtering import (
-    Way,
-    analyse,
-    convolve_pairs,
-    convolve_repeated,
-    convolve_rows,
-    filters_of,
-    synthesise,
-    transform,
-)
-from wfvae.export.forms.subpixel import convolve_doubled, phase_filters
-from wfvae.export.recorder.tracer import ONNX_TYPES, Tracer
+from wfvae.export.forms.form import Form as ExportForm
+from wfvae.export.forms.minimal_filtering import MinimalFiltering, analyse, synthesise, transform
+from wfvae.export.forms.subpixel import SubPixel
+from wfvae.export.recorder.builder import onnx_type
+from wfvae.export.recorder.recording import Recorder
+from wfvae.export.recorder.tensor import TracedTensor
 from wfvae.model.blocks import FrameAttention, Norm, Upsample2D
-from wfvae.model.causal import CausalConv3d, OfflineClip, cat_frames
+from wfvae.model.causal import CausalConv3d, OfflineClip
+from wfvae.model.ops import cat_frames, upsample_conv
 
 ENGINES = ("onnxruntime", "openvino-fp32", "openvino-bf16")
 TOLERANCE = {"onnxruntime": 1e-4, "openvino-fp32": 1e-4, "openvino-bf16": 2e-2}
@@ -115,14 +110,23 @@ def _filtered(convolve: Callable[..., Tensor], filters: Mapping[str, Tensor], bi
     return Form(lambda x, *tensors: convolve(x, tensors[:-1], tensors[-1]), tensors={**filters, "bias": bias})
 
 
+def _in_form(form: ExportForm, weight: Tensor, bias: Tensor | None, before: Callable[..., Tensor]) -> Form:
+    """A form of the export, on what `before` returns."""
+    return _filtered(lambda x, *rest: form.compute(before(x), *rest), form.filters(weight), bias)
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
 def in_pairs(count: int, channels: int, outputs: int, side: int) -> Layer:
     conv = _convolution(channels, outputs)
     weight, bias = conv.conv.weight, conv.conv.bias
     forms = {
-        "sum of taps": Form(conv.sum_of_taps, conv),
-        "in pairs of frames": _filtered(convolve_pairs, filters_of(weight, "pairs"), bias),
-        "in pairs of frames and of rows": _filtered(
-            convolve_pairs, filters_of(weight, "pairs and rows"), bias
+        "sum of taps": Form(conv.convolve, conv),
+        "in pairs of frames": _in_form(MinimalFiltering("pairs"), weight, bias, _unchanged),
+        "in pairs of frames and of rows": _in_form(
+            MinimalFiltering("pairs and rows"), weight, bias, _unchanged
         ),
     }
     return Layer(
@@ -136,8 +140,8 @@ def one_by_one(count: int, channels: int, outputs: int, side: int) -> Layer:
     conv = _convolution(channels, outputs)
     weight, bias = conv.conv.weight, conv.conv.bias
     forms = {
-        "sum of taps": Form(conv.sum_of_taps, conv),
-        "in pairs of rows": _filtered(convolve_rows, filters_of(weight, "rows"), bias),
+        "sum of taps": Form(conv.convolve, conv),
+        "in pairs of rows": _in_form(MinimalFiltering("rows"), weight, bias, _unchanged),
         "in pairs of rows and of columns": _filtered(_rows_and_columns, _tile_filters(weight), bias),
     }
     return Layer(
@@ -190,12 +194,9 @@ def _rows_and_columns(frames: Tensor, filters: Sequence[Tensor], bias: Tensor) -
 
 def doubling(count: int, channels: int, side: int) -> Layer:
     upsample = Upsample2D(channels)
-    filters = phase_filters(upsample.conv.weight)
     forms = {
-        "repetition, then 3x3": Form(lambda x: upsample.convolve_doubled(x.flatten(0, 1)), upsample),
-        "four 2x2": _filtered(
-            lambda x, parts, bias: convolve_doubled(x.flatten(0, 1), parts, bias), filters, upsample.conv.bias
-        ),
+        "repetition, then 3x3": Form(lambda x: upsample_conv(x.flatten(0, 1), upsample.conv), upsample),
+        "four 2x2": _in_form(SubPixel(), upsample.conv.weight, upsample.conv.bias, lambda x: x.flatten(0, 1)),
     }
     return Layer("height and width doubled, 3x3 convolution", ((1, count, channels, side, side),), forms)
 
@@ -208,17 +209,16 @@ def nearest(count: int, channels: int, side: int) -> Layer:
     def repeated(x: Tensor) -> Tensor:
         return torch.stack([x, x], dim=2).flatten(1, 2)
 
-    def after_repetition(convolve: Callable[..., Tensor], way: Way) -> Form:
-        return _filtered(
-            lambda x, filters, bias: convolve(repeated(x), filters, bias), filters_of(weight, way), bias
-        )
-
     forms = {
-        "sum of taps": Form(lambda x: conv.sum_of_taps(repeated(x)), conv),
-        "in pairs of frames": after_repetition(convolve_pairs, "pairs"),
-        "in pairs of frames and of rows": after_repetition(convolve_pairs, "pairs and rows"),
-        "three products": after_repetition(convolve_repeated, "repeats"),
-        "three products in pairs of rows": after_repetition(convolve_repeated, "repeats and rows"),
+        "sum of taps": Form(lambda x: conv.convolve(repeated(x)), conv),
+        "in pairs of frames": _in_form(MinimalFiltering("pairs"), weight, bias, repeated),
+        "in pairs of frames and of rows": _in_form(
+            MinimalFiltering("pairs and rows"), weight, bias, repeated
+        ),
+        "three products": _in_form(MinimalFiltering("repeats"), weight, bias, repeated),
+        "three products in pairs of rows": _in_form(
+            MinimalFiltering("repeats and rows"), weight, bias, repeated
+        ),
     }
     return Layer(
         "frame rate doubled by repetition, 3x3x3 convolution", ((1, count + 1, channels, side, side),), forms
@@ -252,18 +252,15 @@ def norm(count: int, channels: int, side: int) -> Layer:
 
     def over_channels(x: Any, scale: Any, shift: Any) -> Any:
         images = x.reshape(count, channels, side, side)
-        axis = x.tracer.integers([1])
+        axis = x.integers([1])
 
         def mean(values: Any) -> Any:
-            return x.tracer.emit(
-                "ReduceMean", [values, axis], (count, 1, side, side), values.dtype, keepdims=1
-            )
+            return x.emit("ReduceMean", [values, axis], (count, 1, side, side), keepdims=1)
 
         centred = images - mean(images)
-        deviation = x.tracer.emit(
-            "Sqrt", [mean(centred * centred) + block.norm.eps], (count, 1, side, side), x.dtype
-        )
-        normed = x.tracer.binary("Div", centred, deviation) * scale + shift
+        variance = mean(centred * centred) + block.norm.eps
+        deviation = x.emit("Sqrt", [variance], (count, 1, side, side))
+        normed = centred / deviation * scale + shift
         return F.silu(normed).reshape(1, count, channels, side, side)
 
     forms = {
@@ -278,9 +275,7 @@ def history(count: int, channels: int, side: int) -> Layer:
     conv = _convolution(channels, channels)
     shapes = tuple((1, frames, channels, side, side) for frames in (2, count))
     forms = {
-        "cache and frames concatenated": Form(
-            lambda history, x: conv.sum_of_taps(cat_frames([history, x])), conv
-        ),
+        "cache and frames concatenated": Form(lambda history, x: conv.convolve(cat_frames(history, x)), conv),
         "concatenated for each tap": _tap_by_tap(conv),
     }
     return Layer("3x3x3 convolution with its causal cache", shapes, forms)
@@ -291,7 +286,7 @@ def _tap_by_tap(conv: CausalConv3d) -> Form:
 
     def compute(history: Tensor, x: Tensor) -> Tensor:
         count = x.shape[1]
-        taken = [cat_frames([history, x[:, : count - 2]]), cat_frames([history[:, 1:], x[:, : count - 1]]), x]
+        taken = [cat_frames(history, x[:, : count - 2]), cat_frames(history[:, 1:], x[:, : count - 1]), x]
         weight, bias = conv.conv.weight, conv.conv.bias
         parts = [
             F.conv2d(frames.flatten(0, 1), weight[:, :, tap], bias if tap == 0 else None, padding=1)
@@ -305,18 +300,19 @@ def _tap_by_tap(conv: CausalConv3d) -> Form:
 
 def record(form: Form, shapes: Sequence[Shape]) -> onnx.ModelProto:
     """The form as the export would write it for a fixed size."""
-    tracer = Tracer(form)
-    inputs = [tracer.add_input(f"x{index}", shape, torch.float32) for index, shape in enumerate(shapes)]
-    with tracer.recording():
-        result: Any = form(*cast("list[Tensor]", inputs))
-    tracer.keep_only([result])
+    recorder = Recorder(form)
+    builder = recorder.builder
+    inputs = [builder.add_input(f"x{index}", shape, torch.float32) for index, shape in enumerate(shapes)]
+    with recorder.recording():
+        result: Any = form(*cast("list[Tensor]", [TracedTensor(recorder, value) for value in inputs]))
+    builder.keep_only([result])
     values = [
-        helper.make_tensor_value_info(value.name, ONNX_TYPES[torch.float32], shape)
+        helper.make_tensor_value_info(value.name, onnx_type(torch.float32), shape)
         for value, shape in zip(inputs, shapes, strict=True)
     ]
-    output = helper.make_tensor_value_info(result.name, ONNX_TYPES[torch.float32], None)
-    constants = [numpy_helper.from_array(tensor.numpy(), name) for name, tensor in tracer.constants.items()]
-    graph = helper.make_graph(tracer.nodes, "form", values, [output], constants)
+    output = helper.make_tensor_value_info(result.name, onnx_type(torch.float32), None)
+    constants = [numpy_helper.from_array(tensor.numpy(), name) for name, tensor in builder.constants.items()]
+    graph = helper.make_graph(builder.nodes, "form", values, [output], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=9)
 
 

@@ -50,7 +50,7 @@ def _frames_first(x: Tensor) -> Tensor:
     return _ours(x.contiguous())
 
 
-def _cat_frames(parts: Sequence[Tensor]) -> Tensor:
+def _cat_frames(*parts: Tensor) -> Tensor:
     return _ours(torch.cat([part.movedim(2, 1) for part in parts], dim=2))
 
 
@@ -170,7 +170,7 @@ _REPLACED: tuple[tuple[object, str, object], ...] = (
     (wfvae.model.blocks, "per_frame", _per_frame),
     (wfvae.model.encoder, "per_frame", _per_frame),
     (wfvae.model.decoder, "per_frame", _per_frame),
-    (wfvae.model.blocks, "add_fresh", _add),
+    (wfvae.model.blocks, "accumulate", _add),
     (wfvae.model.blocks, "norm_silu", _norm_silu),
     (wfvae.model.encoder, "norm_silu", _norm_silu),
     (wfvae.model.decoder, "norm_silu", _norm_silu),

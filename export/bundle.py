@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from wfvae.errors import BundleError
 from wfvae.export.recorder.graph import trace
-from wfvae.export.recorder.tracer import FilterStore
+from wfvae.export.recorder.recording import FilterStore
 from wfvae.export.weights import state_dict_sha256, store_constants
 from wfvae.model.vae import WFVAE
 from wfvae.spec.frames import SPATIAL_RATIO
@@ -82,11 +82,12 @@ class ExportOptions:
             )
 
     @property
-    def minimal(self) -> bool:
-        """Whether convolutions are transformed. Half precision keeps the plain form: it has no bits
-        to spare for sums of frames.
+    def forms(self) -> str:
+        """Key of `wfvae.export.forms.table.FORMS`.
+
+        Half precision is always plain: it has no bits to spare for sums of frames.
         """
-        return self.convolutions == "minimal" and self.precision == "fp32"
+        return self.convolutions if self.precision == "fp32" else "plain"
 
     @property
     def opset_version(self) -> int:
@@ -146,11 +147,11 @@ def export_bundle(
             traced[key] = trace(
                 model,
                 graph,
-                options.latents == "mean",
-                options.size,
-                options.opset_version,
-                options.minimal,
-                filters,
+                mean_only=options.latents == "mean",
+                size=options.size,
+                opset=options.opset_version,
+                convolutions=options.forms,
+                filters=filters,
             )
             facts = traced[key]
             graphs[key] = replace(graph, weights_bytes=facts.weights_bytes, scratch_bytes=facts.scratch)

@@ -12,8 +12,8 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
+from wfvae.export.recorder.builder import onnx_type
 from wfvae.export.recorder.graph import TracedGraph
-from wfvae.export.recorder.tracer import ONNX_TYPES, tensor_bytes
 
 _ALIGNMENT = 64
 # Smaller tensors stay in the graph, where parsers want the scalars and shapes that they fold.
@@ -36,18 +36,18 @@ def store_constants(graphs: Iterable[TracedGraph], path: Path) -> None:
         for name in sorted(external):
             file.write(b"\0" * (-file.tell() % _ALIGNMENT))
             places[name] = (file.tell(), external[name].nbytes)
-            file.write(tensor_bytes(external[name]))
+            file.write(_content(external[name]))
     for graph in graphs:
         for name in sorted(graph.constants):
             tensor = graph.constants[name]
-            proto = TensorProto(name=name, data_type=ONNX_TYPES[tensor.dtype], dims=list(tensor.shape))
+            proto = TensorProto(name=name, data_type=onnx_type(tensor.dtype), dims=list(tensor.shape))
             if name in places:
                 offset, length = places[name]
                 proto.data_location = TensorProto.EXTERNAL
                 for key, value in (("location", path.name), ("offset", offset), ("length", length)):
                     proto.external_data.add(key=key, value=str(value))
             else:
-                proto.raw_data = tensor_bytes(tensor)
+                proto.raw_data = bytes(_content(tensor))
             graph.model.graph.initializer.append(proto)
 
 
@@ -55,7 +55,12 @@ def state_dict_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Hash of a checkpoint's tensors: names, types, shapes and values, ordered by name."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().to("cpu").contiguous()
+        tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        digest.update(_content(tensor))
     return digest.hexdigest()
+
+
+def _content(tensor: Tensor) -> memoryview:
+    """Returns the content in ONNX's raw layout: row-major, little-endian."""
+    return tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().data

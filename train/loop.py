@@ -196,7 +196,7 @@ class _Run:
         self._note_changes(source, checkpoint)
         if world.is_first:
             self._validation = validation_source(config, directory, self._indexing)
-            if isinstance(self._validation, InspectedSource):
+            if self._validation is not None and isinstance(self._validation, InspectedSource):
                 self._held_out_ledger.note(self._validation.unusable)
             world.any(False)
             if checkpoint is None and config.run.precision == "bf16" and self._slow_bf16:

@@ -9,7 +9,8 @@ from itertools import product as combinations
 import numpy as np
 import onnx
 
-from wfvae.export.recorder.symbolic import Size
+from wfvae.export.symbolic import Size
+from wfvae.spec.frames import SPATIAL_RATIO
 
 # Operators whose result is the same memory under another shape.
 _VIEWS = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Identity"})
@@ -18,8 +19,8 @@ _PROBES = {
     "batch": (1, 4),
     "latents": (1, 2, 4, 16),
     "groups": (1, 4),
-    "height/8": (4, 32, 128),
-    "width/8": (4, 32, 128),
+    f"height/{SPATIAL_RATIO}": (4, 32, 128),
+    f"width/{SPATIAL_RATIO}": (4, 32, 128),
 }
 
 

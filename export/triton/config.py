@@ -100,7 +100,7 @@ def model_size(manifest: Manifest, wanted: tuple[int, int] | None) -> tuple[int,
         return manifest.size
     size = padded_size(*wanted)
     if manifest.size not in (None, size):
-        fixed = "x".join(map(str, manifest.size or ()))
+        fixed = "x".join(map(str, manifest.size))
         raise InputError(
             f"the bundle was exported for {fixed} only, and {wanted[0]}x{wanted[1]} is wanted; export"
             " another one"

@@ -200,7 +200,7 @@ def _options(video: OutputVideo, codec: str, muxer: str) -> dict[str, str]:
 
 
 def _has_avx512() -> bool:
-    extensions = np.show_config(mode="dicts") or {}
+    extensions = np.show_config(mode="dicts")
     found = extensions.get("SIMD Extensions", {}).get("found", [])
     return any(name.startswith("AVX512") or name == "X86_V4" for name in found)
 

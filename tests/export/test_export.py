@@ -25,8 +25,9 @@ from torch import nn
 from wfvae.errors import BundleError, StreamingError
 from wfvae.export.bundle import OPSETS, ExportOptions, export_bundle, graph_spec
 from wfvae.export.recorder.graph import trace
-from wfvae.export.recorder.symbolic import Size
-from wfvae.export.recorder.tracer import _HANDLERS, Tracer
+from wfvae.export.recorder.recording import Recorder
+from wfvae.export.recorder.tensor import OVERRIDES, TracedTensor
+from wfvae.export.symbolic import Size
 from wfvae.model.causal import CausalConv3d, StreamChunk
 from wfvae.model.config import WFVAEConfig
 from wfvae.model.vae import WFVAE
@@ -444,16 +445,20 @@ def test_groupnorm_is_refused_with_the_reason(small_model: SmallModel, tmp_path:
 def test_training_mode_is_refused(small_model: SmallModel) -> None:
     model = small_model(dropout=0.1).train()
     with pytest.raises(StreamingError, match=r"in training mode; call eval\(\)"):
-        trace(model, graph_spec(model, "encoder", "step", "mean"), True, None, 20)
+        trace(model, graph_spec(model, "encoder", "step", "mean"), opset=20)
 
 
 def test_an_unknown_operation_is_refused(
     small_model: SmallModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(_HANDLERS, torch.nn.functional.silu)
+    monkeypatch.delitem(OVERRIDES, torch.nn.functional.silu)
     with pytest.raises(StreamingError, match="the export has no ONNX form for silu"):
         export_bundle(small_model(), tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
+
+
+def add_input(recorder: Recorder, name: str, shape: Any, dtype: torch.dtype) -> Any:
+    return TracedTensor(recorder, recorder.builder.add_input(name, shape, dtype))
 
 
 class Toy(nn.Module):
@@ -486,16 +491,16 @@ def test_a_cache_that_varies_is_refused(kernel: int, stride: int, chunk: int, co
     ... frames long.
     """
     toy = Toy(kernel, stride)
-    tracer = Tracer(toy)
+    recorder = Recorder(toy)
     batch, height, width = (Size.symbol(name) for name in ("batch", "height", "width"))
-    frames: Any = tracer.add_input(
-        "frames", (batch, chunk * Size.symbol("n"), 3, height, width), torch.float32
+    frames: Any = add_input(
+        recorder, "frames", (batch, chunk * Size.symbol("n"), 3, height, width), torch.float32
     )
-    state: Any = tracer.add_input("state.conv", (batch, kernel - stride, 3, height, width), torch.float32)
-    start: Any = tracer.add_input("start", (batch,), torch.bool)
+    state: Any = add_input(recorder, "state.conv", (batch, kernel - stride, 3, height, width), torch.float32)
+    start: Any = add_input(recorder, "start", (batch,), torch.bool)
     clip = StreamChunk({"conv": state} if kernel > stride else {}, start, start)
     if constant:
-        with tracer.recording():
+        with recorder.recording():
             toy(frames, clip)
         assert clip.next_state["conv"].shape == (batch, kernel - stride, 3, height, width)
     else:
@@ -503,31 +508,31 @@ def test_a_cache_that_varies_is_refused(kernel: int, stride: int, chunk: int, co
             pytest.raises(
                 StreamingError, match=r"its causal cache would change from chunk to chunk \(eq\. 4\)"
             ),
-            tracer.recording(),
+            recorder.recording(),
         ):
             toy(frames, clip)
 
 
-def test_operations_outside_of_a_trace_are_refused() -> None:
-    tracer = Tracer(nn.Identity())
-    x: Any = tracer.add_input("x", (Size.symbol("n"), 2), torch.float32)
-    with pytest.raises(StreamingError, match="outside of a trace"):
-        torch.relu(x)
-    with tracer.recording(), pytest.raises(StreamingError, match="no ONNX form for relu"):
+def test_unknown_functions_and_varying_slices_are_refused() -> None:
+    recorder = Recorder(nn.Identity())
+    x: Any = add_input(recorder, "x", (Size.symbol("n"), 2), torch.float32)
+    with pytest.raises(StreamingError, match="no ONNX form for relu"):
         torch.relu(x)
     with pytest.raises(StreamingError, match="a slice ends at"):
         x[: Size.symbol("n") - 1]
 
 
 def test_shapes_that_are_taken_back_leave_no_node() -> None:
-    tracer = Tracer(nn.Identity())
-    frames: Any = tracer.add_input("frames", (Size.symbol("batch"), Size.symbol("n"), 2, 4, 4), torch.float32)
-    with tracer.recording():
+    recorder = Recorder(nn.Identity())
+    frames: Any = add_input(
+        recorder, "frames", (Size.symbol("batch"), Size.symbol("n"), 2, 4, 4), torch.float32
+    )
+    with recorder.recording():
         images = frames.flatten(0, 1)
         assert images.reshape(frames.shape) is frames
         whole = images.flatten(1, 3)
-    tracer.keep_only([whole])
-    assert [(node.op_type, node.input[0]) for node in tracer.nodes] == [("Reshape", "frames")]
+    recorder.builder.keep_only([whole])
+    assert [(node.op_type, node.input[0]) for node in recorder.builder.nodes] == [("Reshape", "frames")]
     assert whole.shape == (Size.symbol("batch") * Size.symbol("n"), 32)
 
 
@@ -537,12 +542,12 @@ def test_a_convolution_pads_by_itself() -> None:
         torch.randn(2, 2, 5, 6, generator=torch.Generator().manual_seed(0)),
     )
     around = (0, 1, 2, 3)
-    tracer = Tracer(conv)
-    traced: Any = tracer.add_input("images", images.shape, torch.float32)
-    with tracer.recording():
+    recorder = Recorder(conv)
+    traced: Any = add_input(recorder, "images", images.shape, torch.float32)
+    with recorder.recording():
         result: Any = conv(torch.nn.functional.pad(traced, around))
-    tracer.keep_only([result])
-    [node] = tracer.nodes
+    recorder.builder.keep_only([result])
+    [node] = recorder.builder.nodes
     assert (node.op_type, list(node.attribute[[a.name for a in node.attribute].index("pads")].ints)) == (
         "Conv",
         [3, 1, 4, 2],
@@ -689,6 +694,6 @@ def test_presets_are_traced(preset: Any) -> None:
     for direction in ("encoder", "decoder"):
         for kind in ("step", "direct"):
             graph = graph_spec(model, direction, kind, "mean")  # type: ignore[arg-type]
-            traced = trace(model, graph, True, None, 20, ExportOptions().minimal)
+            traced = trace(model, graph, opset=20, convolutions="minimal")
             assert traced.weights_bytes > 4 * 0.2 * sum(parameter.numel() for parameter in model.parameters())
             assert {node.op_type for node in traced.model.graph.node} <= OPERATORS

@@ -18,8 +18,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from wfvae.export.bundle import DTYPES, ExportOptions, graph_spec
+from wfvae.export.recorder.builder import onnx_type
 from wfvae.export.recorder.graph import trace
-from wfvae.export.recorder.tracer import ONNX_TYPES
 from wfvae.model.config import WFVAEConfig
 from wfvae.model.vae import WFVAE
 from wfvae.spec.engines import DIRECT_LATENTS, input_shapes
@@ -78,7 +78,7 @@ def traced(
     with torch.device("meta"):
         model = WFVAE(WFVAEConfig.preset(preset)).to(DTYPES[precision]).eval()
     spec = graph_spec(model, direction, kind, "mean")
-    found = trace(model, spec, True, None, OPSETS[precision], ExportOptions(precision=precision).minimal)
+    found = trace(model, spec, opset=OPSETS[precision], convolutions=ExportOptions(precision=precision).forms)
     return Audited(spec, found.model, dict(found.constants))
 
 
@@ -119,7 +119,7 @@ def sized(
     for name, tensor in audited.constants.items():
         if name not in values:
             graph.input.append(
-                helper.make_tensor_value_info(name, ONNX_TYPES[tensor.dtype], list(tensor.shape))
+                helper.make_tensor_value_info(name, onnx_type(tensor.dtype), list(tensor.shape))
             )
     # Resize needs its scales' values; other constants' shapes do.
     for node in graph.node:
@@ -236,7 +236,7 @@ def test_ranks_and_types_of_inputs_and_outputs(
     preset: Any, direction: Any, kind: str, precision: str
 ) -> None:
     audited = traced(preset, direction, kind, precision)
-    names = {ONNX_TYPES[getattr(torch, name)] for name in DATA_TYPES}
+    names = {onnx_type(getattr(torch, name)) for name in DATA_TYPES}
     for value in [*audited.model.graph.input, *audited.model.graph.output]:
         assert value.type.tensor_type.elem_type in names, value.name
     assert max(len(shape) for _, shape in sized(preset, direction, kind, precision, 3).values()) <= 8

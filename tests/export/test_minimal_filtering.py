@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -20,20 +19,18 @@ from hypothesis import strategies as st
 from wfvae import WFVAE, WFVAEConfig
 from wfvae.errors import BundleError
 from wfvae.export.bundle import ExportOptions, export_bundle, graph_spec
+from wfvae.export.forms.form import Convolution
 from wfvae.export.forms.minimal_filtering import (
     ROWS_ALONE_FROM_CHANNELS,
     ROWS_FROM_CHANNELS,
     MinimalFiltering,
-    Way,
-    convolve_pairs,
-    convolve_repeated,
-    convolve_rows,
-    filters_of,
+    Variant,
+    choose,
     parity,
 )
 from wfvae.export.parity.verifier import verify
 from wfvae.export.recorder.graph import trace
-from wfvae.export.recorder.symbolic import Size
+from wfvae.export.symbolic import Size
 from wfvae.model.causal import CausalConv3d
 from wfvae.video.synthetic.clips import ProceduralClip
 
@@ -50,10 +47,18 @@ def convolution(
 
 
 def filtered(conv: CausalConv3d, frames: torch.Tensor, rows: bool) -> torch.Tensor:
-    return convolve_pairs(frames, list(filters_of(conv.conv.weight, way_of(rows)).values()), conv.conv.bias)
+    return convolve(MinimalFiltering(way_of(rows)), conv, frames)
 
 
-def way_of(rows: bool) -> Way:
+def convolve(form: MinimalFiltering, conv: CausalConv3d, frames: torch.Tensor) -> torch.Tensor:
+    return form.compute(frames, list(form.filters(conv.conv.weight).values()), conv.conv.bias)
+
+
+def filters_of(weight: torch.Tensor, variant: Variant) -> dict[str, torch.Tensor]:
+    return MinimalFiltering(variant).filters(weight)
+
+
+def way_of(rows: bool) -> Variant:
     return "pairs and rows" if rows else "pairs"
 
 
@@ -74,7 +79,7 @@ def cases(draw: st.DrawFn) -> tuple[CausalConv3d, torch.Tensor, bool]:
 def test_pairs_equal_the_sum_of_taps(case: tuple[CausalConv3d, torch.Tensor, bool]) -> None:
     """Borders too: all of every frame is compared."""
     conv, frames, rows = case
-    torch.testing.assert_close(filtered(conv, frames, rows), conv.sum_of_taps(frames), rtol=0, atol=1e-12)
+    torch.testing.assert_close(filtered(conv, frames, rows), conv.convolve(frames), rtol=0, atol=1e-12)
 
 
 @given(cases(), st.sampled_from(["first", "last"]))
@@ -84,9 +89,8 @@ def test_a_whole_clip_equals_the_sum_of_taps(
     conv, frames, rows = case
     # An odd clip, and as history copies of its first frame, as an offline clip has them.
     clip = torch.cat([frames[:, :1], frames[:, :1], frames[:, :-1]], dim=1)
-    filters = list(filters_of(conv.conv.weight, way_of(rows)).values())
-    result = MinimalFiltering(lone)(way_of(rows), clip, filters, conv.conv.bias)
-    torch.testing.assert_close(result, conv.sum_of_taps(clip), rtol=0, atol=1e-12)
+    result = convolve(MinimalFiltering(way_of(rows), lone), conv, clip)
+    torch.testing.assert_close(result, conv.convolve(clip), rtol=0, atol=1e-12)
 
 
 @given(cases())
@@ -107,24 +111,21 @@ def test_rows_alone_equal_the_sum_of_taps(sizes: tuple[int, ...], seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
     frames = torch.randn(batch, count + 2, channels, height, width, generator=generator, dtype=torch.float64)
     conv = convolution(seed, channels, outputs)
-    result = convolve_rows(frames, list(filters_of(conv.conv.weight, "rows").values()), conv.conv.bias)
-    torch.testing.assert_close(result, conv.sum_of_taps(frames), rtol=0, atol=1e-12)
+    result = convolve(MinimalFiltering("rows"), conv, frames)
+    torch.testing.assert_close(result, conv.convolve(frames), rtol=0, atol=1e-12)
 
 
 @given(cases())
 def test_repeated_frames_need_three_products(case: tuple[CausalConv3d, torch.Tensor, bool]) -> None:
     """In a step, and in a whole clip, whose first frame was not repeated."""
     conv, frames, rows = case
-    way: Way = "repeats and rows" if rows else "repeats"
-    filters = list(filters_of(conv.conv.weight, way).values())
+    form = MinimalFiltering("repeats and rows" if rows else "repeats")
     step = frames[:, ::2].repeat_interleave(2, dim=1)
     clip = torch.cat([step[:, :1], step], dim=1)  # the first frame, and two copies of it as history
     for given_frames in (step, clip):
-        result = MinimalFiltering("first")(way, given_frames, filters, conv.conv.bias)
-        torch.testing.assert_close(result, conv.sum_of_taps(given_frames), rtol=0, atol=1e-12)
-    head = convolve_repeated(
-        step[:, :1].expand_as(step).float(), [part.float() for part in filters], conv.float().conv.bias
-    )
+        result = convolve(form, conv, given_frames)
+        torch.testing.assert_close(result, conv.convolve(given_frames), rtol=0, atol=1e-12)
+    head = convolve(form, conv.float(), step[:, :1].expand_as(step).float())
     assert torch.equal(head, head[:, :1].expand_as(head))
 
 
@@ -133,9 +134,7 @@ def test_wide_convolutions_are_transformed_in_blocks(outputs: int) -> None:
     """Blocks of output channels, the last one shorter."""
     conv = convolution(0, 2, outputs)
     frames = torch.randn(1, 4, 2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.testing.assert_close(
-        filtered(conv, frames, rows=True), conv.sum_of_taps(frames), rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(filtered(conv, frames, rows=True), conv.convolve(frames), rtol=0, atol=1e-12)
 
 
 def test_filters_are_those_of_the_paper() -> None:
@@ -190,9 +189,13 @@ def test_parity_is_known_or_not(length: Any, expected: int | None) -> None:
     "options", [{"stride": (2, 2)}, {"kernel": 1}, {"kernel_spatial": 1}, {"stride": (2, 1)}]
 )
 def test_other_convolutions_do_not_fit(options: dict[str, Any]) -> None:
-    frames = torch.zeros(1, 4, 2, 4, 4)
-    assert MinimalFiltering("first").way(convolution(0, 2, 2), frames) == "pairs"
-    assert MinimalFiltering("first").way(convolution(0, 2, 2, **options), frames) is None
+    assert choose(described(convolution(0, 2, 2), 4)) == MinimalFiltering("pairs")
+    assert choose(described(convolution(0, 2, 2, **options), 4)) is None
+
+
+def described(conv: CausalConv3d, length: Any, unpaired: Any = "first") -> Convolution:
+    stride = (conv.stride, conv.stride_spatial)
+    return Convolution(conv.conv.weight, conv.conv.bias, length, stride, conv.repeated, unpaired)
 
 
 # Graphs -------------------------------------------------------------------------------------------
@@ -310,7 +313,7 @@ def test_planned_memory_covers_an_odd_number_of_rows(direction: Any, interpolati
     values = {"batch": 2, "latents": 3, "height/8": 3, "width/8": 2}
 
     def most(size: tuple[int, int] | None) -> int:
-        peaks = trace(model, spec, True, size, 20, minimal=True).scratch
+        peaks = trace(model, spec, size=size, opset=20, convolutions="minimal").scratch
         return max(
             sum(math.prod(values.get(str(part), part) for part in term) for term in peak) for peak in peaks
         )  # type: ignore[misc]
@@ -334,8 +337,8 @@ def test_plain_and_minimal_bundles_differ_in_rounding_alone(small_model: SmallMo
 
 
 def test_half_precision_is_plain() -> None:
-    assert ExportOptions().minimal and not ExportOptions(convolutions="plain").minimal
-    assert not ExportOptions(precision="fp16").minimal and not ExportOptions(precision="bf16").minimal
+    assert ExportOptions().forms == "minimal" and ExportOptions(convolutions="plain").forms == "plain"
+    assert ExportOptions(precision="fp16").forms == ExportOptions(precision="bf16").forms == "plain"
 
 
 @pytest.mark.parametrize(
@@ -349,13 +352,16 @@ def test_half_precision_is_plain() -> None:
     ],
 )
 def test_the_way_depends_on_channels_and_on_whether_frames_come_in_pairs(
-    channels: int, length: Any, way: Way | None
+    channels: int, length: Any, way: Variant | None
 ) -> None:
     with torch.device("meta"):
         narrower, same = CausalConv3d(channels, channels + 1, 1), CausalConv3d(channels + 1, channels, 1)
         repeated = CausalConv3d(channels, channels, 1, repeated=True)
-    frames: Any = SimpleNamespace(shape=(1, length, channels, 4, 4))
-    assert [MinimalFiltering("first").way(conv, frames) for conv in (narrower, same)] == [way, way]
-    repeats: dict[Way | None, Way | None] = {"pairs": "repeats", "pairs and rows": "repeats and rows"}
-    assert MinimalFiltering("first").way(repeated, frames) == repeats.get(way, way)
-    assert MinimalFiltering("last").way(repeated, frames) == way
+
+    def chosen(conv: CausalConv3d, unpaired: Any = "first") -> Variant | None:
+        form = choose(described(conv, length, unpaired))
+        return None if form is None else form.name
+
+    assert [chosen(conv) for conv in (narrower, same)] == [way, way]
+    repeats: dict[Variant | None, Variant | None] = {"pairs": "repeats", "pairs and rows": "repeats and rows"}
+    assert chosen(repeated) == repeats.get(way, way) and chosen(repeated, "last") == way

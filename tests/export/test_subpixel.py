@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wfvae.export.forms.subpixel import convolve_doubled, phase_filters
+from wfvae.export.forms.subpixel import SubPixel
 from wfvae.model.blocks import Upsample2D
 from wfvae.model.causal import OfflineClip
 
@@ -33,13 +33,13 @@ def test_phases_equal_the_doubled_image(case: tuple[Tensor, Tensor, Tensor]) -> 
     images, weight, bias = case
     doubled = images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     expected = F.conv2d(doubled, weight, bias, padding=1)
-    result = convolve_doubled(images, list(phase_filters(weight).values()), bias)
+    result = SubPixel().compute(images, list(SubPixel().filters(weight).values()), bias)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
 
 
 def test_taps_on_repeated_pixels_are_added() -> None:
     """Worked by hand: an even row sees one row above and, twice, its own."""
-    filters = phase_filters(
+    filters = SubPixel().filters(
         torch.tensor([[1.0, 2.0, 4.0], [10.0, 20.0, 40.0], [100.0, 200.0, 400.0]])[None, None]
     )
     assert filters["phase00"].flatten().tolist() == [1, 6, 110, 660]
@@ -58,8 +58,8 @@ def test_the_networks_block_gives_the_same(batch: int) -> None:
         torch.manual_seed(0)
         block = Upsample2D(4).double().requires_grad_(False)
         frames = torch.randn(batch, 3, 4, 5, 3, dtype=torch.float64)
-    filters = list(phase_filters(block.conv.weight).values())
-    images = convolve_doubled(frames.flatten(0, 1), filters, block.conv.bias)
+    filters = list(SubPixel().filters(block.conv.weight).values())
+    images = SubPixel().compute(frames.flatten(0, 1), filters, block.conv.bias)
     torch.testing.assert_close(
         images.reshape(batch, 3, 4, 10, 6), block(frames, OfflineClip()), rtol=0, atol=1e-12
     )

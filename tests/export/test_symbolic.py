@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wfvae.errors import StreamingError
-from wfvae.export.recorder.symbolic import Size, broadcast, product, simplify, slice_length
+from wfvae.export.symbolic import Size, broadcast, product, simplify, slice_length
 
 SYMBOLS = ("batch", "latents", "height/8")
 MONOMIALS = st.lists(st.sampled_from(SYMBOLS), max_size=3).map(lambda symbols: tuple(sorted(symbols)))

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wfvae.model.causal import CausalConv3d, OfflineClip, cat_frames
+from wfvae.model.causal import CausalConv3d, OfflineClip
+from wfvae.model.ops import cat_frames
 from wfvae.model.tap_sum import repeat_head, sum_of_taps
 
 
@@ -106,7 +107,7 @@ def test_the_repeated_head_gathers_the_gradients_of_its_copies(batch: int, frame
         .reshape(batch, frames, 2, 3, 2)
         .requires_grad_()
     )
-    found, expected = repeat_head(source, count), cat_frames([source[:, :1]] * count + [source])
+    found, expected = repeat_head(source, count), cat_frames(*[source[:, :1]] * count, source)
     assert torch.equal(found, expected)
     outer = torch.randn(expected.shape, dtype=torch.float64)
     torch.testing.assert_close(

@@ -11,8 +11,9 @@ from wfvae.spec.frames import SPATIAL_RATIO
 
 
 def check_video(name: str, x: Tensor, dtype: torch.dtype, empty: bool = False) -> None:
-    """Raises `InputError` unless `x` is (B, 3, T, H, W) of `dtype`, finite, with H, W multiples of
-    8 (and T >= 1 unless `empty`).
+    """Raises `InputError` unless `x` is a finite (B, 3, T, H, W) of `dtype`.
+
+    H and W must be multiples of 8, and T >= 1 unless `empty`.
     """
     hint = f"convert uint8 frames by {name}.float() / 127.5 - 1"
     _check_tensor(name, x, RGB, "(B, 3, T, H, W) in [-1, 1]", hint, empty)
@@ -26,8 +27,9 @@ def check_video(name: str, x: Tensor, dtype: torch.dtype, empty: bool = False) -
 
 
 def check_latents(name: str, z: Tensor, latent_dim: int, dtype: torch.dtype, empty: bool = False) -> None:
-    """Raises `InputError` unless `z` is (B, D, t, h, w) of `dtype`, finite, with h, w >= 1 (and t
-    >= 1 unless `empty`).
+    """Raises `InputError` unless `z` is a finite (B, D, t, h, w) of `dtype`.
+
+    h and w must be >= 1, and t unless `empty`.
     """
     _check_tensor(name, z, latent_dim, f"(B, {latent_dim}, t, h, w)", f"convert by {name}.float()", empty)
     if 0 in z.shape[3:]:
@@ -44,17 +46,17 @@ def check_same_stream(before: Tensor, chunk: Tensor) -> None:
         )
 
 
-def check_flag(name: str, flag: Tensor, batch: int) -> None:
+def check_flag(name: str, flag: object, batch: int) -> None:
     """Raises `InputError` unless `flag` is bool of shape (batch,)."""
-    if not isinstance(flag, Tensor) or flag.dtype != torch.bool or tuple(flag.shape) != (batch,):
-        given = f"{flag.dtype} of shape {tuple(flag.shape)}" if isinstance(flag, Tensor) else repr(flag)
+    if not torch.is_tensor(flag) or flag.dtype != torch.bool or tuple(flag.shape) != (batch,):
+        given = f"{flag.dtype} of shape {tuple(flag.shape)}" if torch.is_tensor(flag) else repr(flag)
         raise InputError(f"{name} is {given}; expected torch.bool of shape ({batch},), one value per stream")
 
 
 def _check_tensor(
     name: str, tensor: object, channels: int, layout: str, integer_hint: str, empty: bool
 ) -> None:
-    if not isinstance(tensor, Tensor):
+    if not torch.is_tensor(tensor):
         raise InputError(f"{name} is a {type(tensor).__name__}; expected a torch.Tensor of shape {layout}")
     if tensor.ndim != 5:
         raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected {layout}")

@@ -1,5 +1,6 @@
-"""Building blocks of encoder and decoder. Feature maps are (B, T, C, H, W); child names are those
-of the published checkpoints.
+"""Building blocks of encoder and decoder.
+
+Feature maps are (B, T, C, H, W). Child names are those of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -11,29 +12,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wfvae.model.causal import CausalConv3d, Clip, TimeUpsample, add_fresh
+from wfvae.model.causal import CausalConv3d, Clip, TimeUpsample
 from wfvae.model.config import GROUPNORM_GROUPS, NormType
+from wfvae.model.ops import accumulate, upsample_conv
 
 NORM_EPS = 1e-6
 
 
 def per_frame(operator: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
-    """Applies an operator on images (N, C, H, W) to every frame by itself."""
+    """Applies an operator on images (N, C, H, W) to every frame separately."""
     images = operator(frames.flatten(0, 1))
     result: Tensor = images.reshape(frames.shape[0], -1, *images.shape[1:])
     return result
 
 
 class Norm(nn.Module):
-    """`layernorm` over the channels of each position, or `groupnorm` over a whole clip. Statistics
-    are fp32 at any precision.
+    """`layernorm` over the channels of each position, or `groupnorm` over a whole clip.
+
+    Statistics are fp32 at any precision.
     """
 
     def __init__(self, channels: int, kind: NormType) -> None:
         super().__init__()
         self.recomputed = False
-        """Whether `norm_silu` is computed again in a backward pass instead of keeping the normed
-        values. Set once by training, before its first step."""
+        """Whether a backward pass computes `norm_silu` again instead of keeping the normed values.
+
+        Set once by training, before its first step.
+        """
         self.norm: nn.LayerNorm | nn.GroupNorm
         if kind == "layernorm":
             self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
@@ -52,9 +57,7 @@ class Norm(nn.Module):
 
 
 def norm_silu(norm: Norm, frames: Tensor) -> Tensor:
-    """Norm, then SiLU: in place where autograd does not need the normed values, recomputed in the
-    backward pass if the norm says so.
-    """
+    """Norm, then SiLU: in place without autograd, recomputed in a backward pass if the norm asks it."""
     if norm.recomputed and torch.is_grad_enabled():
         result: Tensor = checkpoint(_norm_silu, norm, frames, use_reentrant=False, preserve_rng_state=False)
         return result
@@ -68,8 +71,9 @@ def _norm_silu(norm: Norm, frames: Tensor) -> Tensor:
 
 
 class _ResBlock(nn.Module):
-    """norm, SiLU, conv, norm, SiLU, dropout, conv, plus the input (through a 1x1x1 convolution
-    where channels change).
+    """norm, SiLU, conv, norm, SiLU, dropout, conv, plus the input.
+
+    Where channels change, the input passes a 1x1x1 convolution.
     """
 
     nin_shortcut: CausalConv3d
@@ -92,7 +96,7 @@ class Res2D(_ResBlock):
     def forward(self, frames: Tensor, clip: Clip) -> Tensor:
         # Nested, so that no name keeps an activation alive after its last use.
         inner = norm_silu(self.norm2, per_frame(self.conv1, norm_silu(self.norm1, frames)))
-        return add_fresh(per_frame(self.conv2, self.dropout(inner)), frames)
+        return accumulate(per_frame(self.conv2, self.dropout(inner)), frames)
 
 
 class Res3D(_ResBlock):
@@ -117,11 +121,11 @@ class Res3D(_ResBlock):
 
         residual = self.conv2(inner, clip)
         shortcut = self.nin_shortcut(frames, clip) if self.changes_channels else frames
-        return add_fresh(residual, shortcut)
+        return accumulate(residual, shortcut)
 
 
 class FrameAttention(nn.Module):
-    """One-head self-attention over the positions of each frame by itself, plus the input."""
+    """One-head self-attention over the positions of each frame, plus the input."""
 
     def __init__(self, channels: int, spatial: int, norm: NormType) -> None:
         super().__init__()
@@ -142,11 +146,11 @@ class FrameAttention(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value)
         attended = attended.transpose(2, 3).reshape(batch, -1, channels, height, width)
         projected: Tensor = self.proj_out(attended, clip)
-        return add_fresh(projected, frames)
+        return accumulate(projected, frames)
 
 
 class Downsample2D(nn.Module):
-    """Halves height and width; every frame by itself."""
+    """Halves height and width of every frame."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -170,24 +174,14 @@ class Downsample3D(nn.Module):
 
 
 class Upsample2D(nn.Module):
-    """Doubles height and width by repetition, then a 3x3 convolution; every frame by itself."""
+    """Doubles height and width of every frame by repetition, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, frames: Tensor, clip: Clip) -> Tensor:
-        images = frames.flatten(0, 1)
-        # A graph that is being recorded may have a form of its own.
-        images = (
-            self.convolve_doubled(images) if isinstance(images, Tensor) else images.doubling_convolution(self)
-        )
-        return images.reshape(frames.shape[0], -1, *images.shape[1:])
-
-    def convolve_doubled(self, images: Tensor) -> Tensor:
-        """(N, C, H, W), repeated to (N, C, 2 H, 2 W) and convolved."""
-        result: Tensor = self.conv(F.interpolate(images, scale_factor=2, mode="nearest"))
-        return result
+        return per_frame(lambda images: upsample_conv(images, self.conv), frames)
 
 
 class Upsample3D(nn.Module):

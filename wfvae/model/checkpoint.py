@@ -169,7 +169,7 @@ def read_training_checkpoint(path: str | Path) -> dict[str, Tensor]:
     weights = content.get("ema_state_dict") or (
         state_dict.get("gen_model") if isinstance(state_dict, Mapping) else None
     )
-    if not isinstance(weights, Mapping) or not all(isinstance(t, Tensor) for t in weights.values()):
+    if not isinstance(weights, Mapping) or not all(map(torch.is_tensor, weights.values())):
         raise CheckpointError(
             f"{path} holds neither ema_state_dict nor state_dict.gen_model; its entries are:"
             f" {_some(map(str, content))}"

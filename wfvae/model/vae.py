@@ -287,7 +287,7 @@ class WFVAE(nn.Module):
         height: int,
         width: int,
     ) -> StreamChunk:
-        if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+        if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
             raise StateError(
                 f"the state is a {type(state).__name__}; expected a mapping of names to tensors, as"
                 " initial_state returns"

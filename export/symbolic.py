@@ -11,12 +11,13 @@ import math
 from collections.abc import Iterable, Mapping
 
 from wfvae.errors import StreamingError
+from wfvae.spec.frames import SPATIAL_RATIO
 
 Monomial = tuple[str, ...]
 """Symbols of a product, sorted; () is the constant term."""
 
 _HALF = "half of "
-_MAY_BE_HALVED = "height/8"
+_MAY_BE_HALVED = f"height/{SPATIAL_RATIO}"
 """Half of a clip's length would depend on how it is cut into chunks."""
 
 

@@ -1,0 +1,208 @@
+"""The ONNX operators of each function that the network calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wfvae.errors import StreamingError
+from wfvae.export.forms.form import Convolution
+from wfvae.export.forms.table import choose_form
+from wfvae.export.recorder.builder import Value
+from wfvae.export.recorder.tensor import TracedTensor, overrides
+from wfvae.export.symbolic import Size, broadcast, simplify
+from wfvae.model import ops
+
+_HALF = (torch.float16, torch.bfloat16)
+_IMAGE_AXES = 3
+"""(C, H, W) at the end of every shape."""
+
+
+# Operations of the model
+
+
+@overrides(ops.cat_frames)
+def _cat_frames(*parts: TracedTensor) -> TracedTensor:
+    return _cat(parts, dim=1)
+
+
+@overrides(ops.interleave)
+def _interleave(first: TracedTensor, second: TracedTensor) -> TracedTensor:
+    batch, _, *image = first.shape
+    return _stack([first, second], dim=2).reshape(batch, -1, *image)
+
+
+@overrides(ops.accumulate)
+def _accumulate(total: TracedTensor, term: TracedTensor) -> TracedTensor:
+    # As images, like the convolutions around it: then no change of shape stands between them.
+    image = total.shape[-_IMAGE_AXES:]
+    return (total.reshape(-1, *image) + term.reshape(-1, *image)).reshape(total.shape)
+
+
+@overrides(ops.frame_numbers)
+def _frame_numbers(frames: TracedTensor) -> TracedTensor:
+    count = frames.shape[1]
+    end = frames.emit(
+        "Squeeze", [frames.recorder.shapes.vector([count]), frames.integers([0])], [], torch.int64
+    )
+    bounds = [frames.constant(torch.tensor(0)), end, frames.constant(torch.tensor(1))]
+    return frames.emit("Range", bounds, [count], torch.int64).to(torch.int32)[None]
+
+
+@overrides(ops.causal_conv)
+def _causal_conv(
+    frames: TracedTensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], repeated: bool
+) -> TracedTensor:
+    convolution = Convolution(weight, bias, frames.shape[1], stride, repeated, frames.recorder.unpaired)
+    return _in_form(convolution, ops.causal_conv, frames, weight, bias, stride, repeated)
+
+
+@overrides(ops.upsample_conv)
+def _upsample_conv(images: TracedTensor, conv: nn.Conv2d) -> TracedTensor:
+    return _in_form(Convolution(conv.weight, conv.bias, doubled=True), ops.upsample_conv, images, conv)
+
+
+def _in_form(
+    convolution: Convolution, operation: ops.Operation[Any], x: TracedTensor, *arguments: Any
+) -> TracedTensor:
+    """Computes a convolution in the form that the export chooses, if none as the network does."""
+    form = choose_form(x.recorder.convolutions, convolution)
+    result: Any
+    if form is None:
+        result = operation.default(x, *arguments)
+    else:
+        traced: Any = x
+        result = form.compute(traced, x.recorder.filters(convolution.weight, form), convolution.bias)
+    return cast(TracedTensor, result)
+
+
+# Functions of torch
+
+
+@overrides(F.conv2d)
+def _conv2d(
+    x: TracedTensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> TracedTensor:
+    strides, pads = ([pair] * 2 if isinstance(pair, int) else list(pair) for pair in (stride, padding))
+    kernel = list(weight.shape[2:])
+    height, width = (
+        (x.shape[axis + 2] + (2 * pads[axis] - kernel[axis])) // strides[axis] + 1 for axis in (0, 1)
+    )
+    # A convolution pads each side by any amount, so a padding before it becomes a part of it.
+    source, (left, right, top, bottom) = x.unpadded or (x, (0, 0, 0, 0))
+    inputs = [source, x.constant(weight)] + ([] if bias is None else [x.constant(bias)])
+    # Attributes are stated even where they equal the default: some parsers want them.
+    return x.emit(
+        "Conv",
+        inputs,
+        (x.shape[0], weight.shape[0], height, width),
+        kernel_shape=kernel,
+        strides=strides,
+        pads=[pads[0] + top, pads[1] + left, pads[0] + bottom, pads[1] + right],
+        dilations=[1, 1],
+        group=groups,
+    )
+
+
+@overrides(F.layer_norm)
+def _layer_norm(
+    x: TracedTensor, normalized_shape: Any, weight: Tensor, bias: Tensor, eps: float
+) -> TracedTensor:
+    # Statistics in fp32: half-precision sums of squares overflow.
+    inputs = [x, x.constant(weight), x.constant(bias)]
+    if x.dtype in _HALF:
+        inputs = [value.float() for value in inputs]
+    wide = inputs[0].dtype
+    return x.emit("LayerNormalization", inputs, x.shape, wide, axis=-1, epsilon=eps).to(x.dtype)
+
+
+@overrides(F.silu)
+def _silu(x: TracedTensor, inplace: bool = False) -> TracedTensor:
+    return x * x.emit("Sigmoid", [x], x.shape)
+
+
+@overrides(F.scaled_dot_product_attention)
+def _attention(query: TracedTensor, key: TracedTensor, value: TracedTensor) -> TracedTensor:
+    scaled = query * (1 / math.sqrt(cast(int, query.shape[-1])))
+    scores = query.emit("MatMul", [scaled, key.transpose(2, 3)], (*query.shape[:-1], key.shape[-2]))
+    wide = scores.float()
+    weights = wide.emit("Softmax", [wide], wide.shape, axis=-1).to(query.dtype)
+    return query.emit("MatMul", [weights, value], query.shape)
+
+
+@overrides(F.interpolate)
+def _interpolate(x: TracedTensor, *, scale_factor: int, mode: str, **_: Any) -> TracedTensor:
+    sampling: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    if mode == "nearest":
+        sampling = {
+            "mode": "nearest",
+            "coordinate_transformation_mode": "asymmetric",
+            "nearest_mode": "floor",
+        }
+    scales = x.constant(torch.tensor([1.0, 1.0, scale_factor, scale_factor]))
+    no_region = Value("", (), torch.float32)
+    shape = (*x.shape[:2], x.shape[2] * scale_factor, x.shape[3] * scale_factor)
+    return x.emit("Resize", [x, no_region, scales], shape, **sampling)
+
+
+@overrides(F.pad)
+def _pad(x: TracedTensor, pad: tuple[int, int, int, int], **_: Any) -> TracedTensor:
+    left, right, top, bottom = pad
+    leading = [0] * (x.ndim - 2)
+    amounts = x.integers([*leading, top, left, *leading, bottom, right])
+    shape = (*x.shape[:-2], x.shape[-2] + (top + bottom), x.shape[-1] + (left + right))
+    result = x.emit("Pad", [x, amounts], shape, mode="constant")
+    result.unpadded = (x, pad)
+    return result
+
+
+@overrides(F.pixel_shuffle)
+def _pixel_shuffle(x: TracedTensor, factor: int) -> TracedTensor:
+    batch, channels, height, width = x.shape
+    shape = (batch, cast(int, channels) // factor**2, height * factor, width * factor)
+    return x.emit("DepthToSpace", [x], shape, blocksize=factor, mode="CRD")
+
+
+@overrides(torch.cat)
+def _cat(parts: Sequence[TracedTensor], dim: int = 0) -> TracedTensor:
+    if len(parts) == 1:
+        return parts[0]
+    shape = list(parts[0].shape)
+    shape[dim] = simplify(sum((Size.of(part.shape[dim]) for part in parts), Size.of(0)))
+    return parts[0].emit("Concat", list(parts), shape, axis=dim)
+
+
+@overrides(torch.stack)
+def _stack(parts: Sequence[TracedTensor], dim: int = 0) -> TracedTensor:
+    return _cat([part.unsqueeze(dim) for part in parts], dim)
+
+
+@overrides(torch.where)
+def _where(condition: TracedTensor, yes: Any, no: Any) -> TracedTensor:
+    dtypes = (value.dtype for value in (yes, no) if isinstance(value, TracedTensor))
+    dtype = next(dtypes, torch.float32)
+    inputs = [condition, condition.operand(yes, dtype), condition.operand(no, dtype)]
+    return condition.emit("Where", inputs, broadcast([value.shape for value in inputs]), dtype)
+
+
+@overrides(torch.clamp)
+def _clamp(x: TracedTensor, max: int) -> TracedTensor:
+    return x.emit("Min", [x, x.operand(max, x.dtype)], x.shape)
+
+
+@overrides(F.dropout)
+def _dropout(x: TracedTensor, p: float, training: bool, inplace: bool = False) -> TracedTensor:
+    if training:
+        raise StreamingError("the network is in training mode; call eval() before exporting")
+    return x

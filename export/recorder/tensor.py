@@ -1,0 +1,235 @@
+"""A stand-in for tensors: it records an ONNX node for each operation.
+
+It has the methods of a tensor that the network uses. Functions of torch and of `wfvae.model.ops`
+are looked up in `OVERRIDES`, as torch's function-override protocol wants it; any other raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from wfvae.errors import StreamingError
+from wfvae.export.recorder.builder import Value, onnx_type
+from wfvae.export.recorder.recording import Recorder
+from wfvae.export.symbolic import Length, Size, broadcast, product, simplify, slice_length
+
+OVERRIDES: dict[Any, Callable[..., TracedTensor]] = {}
+"""What each function does with traced tensors (`wfvae.export.recorder.overrides`)."""
+_SLICE_TO_END = (1 << 63) - 1
+Override = TypeVar("Override", bound=Callable[..., Any])
+
+
+def overrides(function: Any) -> Callable[[Override], Override]:
+    """Registers the decorated function in `OVERRIDES`."""
+
+    def register(override: Override) -> Override:
+        OVERRIDES[function] = override
+        return override
+
+    return register
+
+
+class TracedTensor(Value):
+    """Stands for a tensor of the graph that `recorder` records."""
+
+    def __init__(self, recorder: Recorder, value: Value) -> None:
+        super().__init__(value.name, value.shape, value.dtype)
+        self.recorder = recorder
+        self.reshaped: TracedTensor | None = None
+        """The tensor of which this is another shape."""
+        self.unpadded: tuple[TracedTensor, tuple[int, int, int, int]] | None = None
+        """The tensor that this is with zeros around it: left, right, top and bottom."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> TracedTensor:
+        override = OVERRIDES.get(func)
+        if override is None:
+            raise StreamingError(f"the export has no ONNX form for {getattr(func, '__name__', func)}")
+        return override(*args, **(kwargs or {}))
+
+    def emit(
+        self,
+        operator: str,
+        inputs: Sequence[Value],
+        shape: Sequence[Length],
+        dtype: torch.dtype | None = None,
+        **attributes: Any,
+    ) -> TracedTensor:
+        """Records a node in this tensor's graph; `dtype` of the result is this tensor's if None."""
+        value = self.recorder.builder.emit(operator, inputs, shape, dtype or self.dtype, **attributes)
+        return TracedTensor(self.recorder, value)
+
+    def integers(self, values: Sequence[int]) -> Value:
+        """Returns a constant vector in this tensor's graph."""
+        return self.recorder.builder.integers(values)
+
+    def constant(self, tensor: Tensor) -> TracedTensor:
+        """Returns a constant of this tensor's graph."""
+        return TracedTensor(self.recorder, self.recorder.builder.constant(tensor))
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    # Shapes
+
+    def __getitem__(self, index: Any) -> TracedTensor:
+        result = self
+        for axis, entry in enumerate(index if isinstance(index, tuple) else (index,)):
+            if entry is None:
+                result = result.unsqueeze(axis)
+            elif entry != slice(None):
+                result = result._slice(axis, entry)
+        return result
+
+    def _slice(self, axis: int, entry: slice) -> TracedTensor:
+        # Bounds that reach the whole length come in as the length itself.
+        start = _constant_bound(entry.start)
+        whole = isinstance(entry.stop, Size) and entry.stop == self.shape[axis]
+        stop = None if whole else _constant_bound(entry.stop)
+        step = entry.step or 1
+        if not start and stop is None and step == 1:
+            return self
+        shape = list(self.shape)
+        shape[axis] = slice_length(shape[axis], start, stop, step)
+        bounds = [start or 0, _SLICE_TO_END if stop is None else stop, axis, step]
+        inputs = [self.integers([bound]) for bound in bounds[: 4 if step != 1 else 3]]
+        return self.emit("Slice", [self, *inputs], shape)
+
+    def unsqueeze(self, axis: int) -> TracedTensor:
+        shape = (*self.shape[:axis], 1, *self.shape[axis:])
+        return self.emit("Unsqueeze", [self, self.integers([axis])], shape)
+
+    def reshape(self, *shape: Any) -> TracedTensor:
+        target = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else list(shape)
+        if -1 in target:
+            known = product(size for size in target if size != -1)
+            target[target.index(-1)] = product(self.shape).divide(known)
+        target = [simplify(size) for size in target]
+        origin = self.reshaped or self
+        if tuple(target) == origin.shape:
+            return origin
+        result = self.emit("Reshape", [origin, self.recorder.shapes.target(target)], target)
+        result.reshaped = origin
+        return result
+
+    def flatten(self, first: int, last: int) -> TracedTensor:
+        merged = product(self.shape[first : last + 1])
+        return self.reshape(*self.shape[:first], merged, *self.shape[last + 1 :])
+
+    def narrow(self, axis: int, start: int, length: Length) -> TracedTensor:
+        """Takes an image's first rows, where a rounded-up half was doubled again.
+
+        No other slice may end at a bound that changes with the clip.
+        """
+        if self.ndim != 4 or axis != 2 or start != 0:
+            raise StreamingError(
+                f"a graph's slices have constant bounds, but for an image's first rows; asked for {length}"
+                f" from axis {axis}"
+            )
+        shape = (*self.shape[:axis], length, *self.shape[axis + 1 :])
+        if shape == self.shape:
+            return self
+        end = self.recorder.shapes.vector([length])
+        return self.emit("Slice", [self, self.integers([start]), end, self.integers([axis])], shape)
+
+    def movedim(self, source: int, destination: int) -> TracedTensor:
+        order = list(range(self.ndim))
+        order.insert(destination % self.ndim, order.pop(source % self.ndim))
+        return self._permute(order)
+
+    def transpose(self, first: int, second: int) -> TracedTensor:
+        order = list(range(self.ndim))
+        order[first], order[second] = order[second], order[first]
+        return self._permute(order)
+
+    def _permute(self, order: list[int]) -> TracedTensor:
+        return self.emit("Transpose", [self], [self.shape[axis] for axis in order], perm=order)
+
+    def expand(self, *shape: Length) -> TracedTensor:
+        # Every size in full: unlike Reshape, Expand has no -1.
+        return self.emit("Expand", [self, self.recorder.shapes.vector(list(shape))], shape)
+
+    def new_zeros(self, shape: tuple[int, ...]) -> TracedTensor:
+        return self.constant(torch.zeros(shape, dtype=self.dtype))
+
+    # Values
+
+    def to(self, dtype: torch.dtype) -> TracedTensor:
+        if dtype == self.dtype:
+            return self
+        return self.emit("Cast", [self], self.shape, dtype, to=onnx_type(dtype))
+
+    def float(self) -> TracedTensor:
+        return self.to(torch.float32)
+
+    def clone(self) -> Self:
+        return self
+
+    def operand(self, value: Any, dtype: torch.dtype) -> TracedTensor:
+        """Returns a tensor, size or number as a tensor of this graph; a number has type `dtype`."""
+        if isinstance(value, TracedTensor):
+            return value
+        if isinstance(value, Size):
+            return TracedTensor(self.recorder, self.recorder.shapes.value(value)).to(dtype)
+        return self.constant(value if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype))
+
+    def _binary(
+        self, operator: str, other: Any, dtype: torch.dtype | None = None, reflected: bool = False
+    ) -> TracedTensor:
+        """Records an element-wise operator; `dtype` of the result is this tensor's if None."""
+        right = self.operand(other, self.dtype)
+        if right.dtype != self.dtype:
+            raise StreamingError(f"{operator} of {self.dtype} and {right.dtype} would need a cast")
+        operands = [right, self] if reflected else [self, right]
+        return self.emit(operator, operands, broadcast([value.shape for value in operands]), dtype)
+
+    def __add__(self, other: Any) -> TracedTensor:
+        return self._binary("Add", other)
+
+    def __radd__(self, other: Any) -> TracedTensor:
+        return self._binary("Add", other, reflected=True)
+
+    def __sub__(self, other: Any) -> TracedTensor:
+        return self._binary("Sub", other)
+
+    def __rsub__(self, other: Any) -> TracedTensor:
+        return self._binary("Sub", other, reflected=True)
+
+    def __mul__(self, other: Any) -> TracedTensor:
+        return self._binary("Mul", other)
+
+    def __rmul__(self, other: Any) -> TracedTensor:
+        return self._binary("Mul", other, reflected=True)
+
+    def __truediv__(self, other: Any) -> TracedTensor:
+        return self._binary("Div", other)
+
+    def __le__(self, other: Any) -> TracedTensor:
+        return self._binary("LessOrEqual", other, torch.bool)
+
+    def __eq__(self, other: object) -> TracedTensor:  # type: ignore[override]  # as tensors do
+        return self._binary("Equal", other, torch.bool)
+
+    __hash__ = object.__hash__
+
+    def __and__(self, other: Any) -> TracedTensor:
+        return self._binary("And", other, torch.bool)
+
+    def __or__(self, other: Any) -> TracedTensor:
+        return self._binary("Or", other, torch.bool)
+
+
+def _constant_bound(bound: Any) -> int | None:
+    bound = simplify(bound) if isinstance(bound, Size) else bound
+    if isinstance(bound, Size):
+        raise StreamingError(
+            f"a slice ends at {bound}, which changes with the clip's size; a graph needs constant bounds"
+        )
+    return cast("int | None", bound)
