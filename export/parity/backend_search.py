@@ -127,10 +127,10 @@ def tensorrt_runner(graph: ExposedGraph, model: onnx.ModelProto, feeds: Feeds) -
         TrtRunner,
     )
 
-    from wfvae.runtime.backends.nvidia.cuda import CudaBindings
+    from wfvae.runtime.backends.nvidia.cuda import Cuda
 
     described = graph.bundle.backend.describe()
-    CudaBindings(int(described["device"].partition(":")[2]))  # Polygraphy takes the thread's GPU
+    Cuda(int(described["device"].partition(":")[2]))  # Polygraphy takes the thread's GPU
     load_external_data_for_model(model, str(graph.bundle.path))
     profile = Profile()
     for name in feeds[0]:

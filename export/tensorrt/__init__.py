@@ -1,3 +1,1 @@
-"""TensorRT engines from a bundle's graphs. Nothing in here has ever run on a GPU; see
-`docs/tensorrt.md`.
-"""
+"""TensorRT engines from a bundle's graphs (experimental: not yet run on a GPU)."""

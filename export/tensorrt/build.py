@@ -1,13 +1,8 @@
-"""Builds a bundle's TensorRT engines: one per direction, strongly typed, with optimisation profiles
-from the manifest's shapes.
+"""Builds a bundle's TensorRT engines: one per direction, with profiles from the manifest's shapes.
 
-The graphs fix every type, so a bundle exported as fp16 or bf16 gives such an engine; fp32 may use
-TF32 by choice. Weights are found by the graph's path. Polygraphy's loaders would do this too, but
-they print TensorRT's reasons to standard output and do not return them, and have no way to ask for
-an editable timing cache; the tests use them, to check this and the runtime from outside.
-
-Nothing in here has ever run on a GPU: TensorRT's libraries are not to be had on the machines that
-this was written on.
+The networks are strongly typed: the graphs fix every type, so a bundle's precision is its engines'.
+Polygraphy's loaders are not used, since they print TensorRT's reasons instead of returning them, and
+cannot ask for an editable timing cache.
 """
 
 from __future__ import annotations
@@ -17,12 +12,11 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from wfvae.errors import BundleError
-from wfvae.export.tensorrt.files import write_whole
 from wfvae.export.tensorrt.progress import BuildProgress, Progress, cancelling, make_monitor, no_progress
 from wfvae.export.tensorrt.timing_cache import TimingCacheFile
+from wfvae.files import write_whole
 from wfvae.spec.engines import (
     ENGINES_FOLDER,
     BuildSettings,
@@ -38,7 +32,7 @@ from wfvae.spec.engines import (
     sound_records,
 )
 from wfvae.spec.manifest import GraphSpec, Manifest
-from wfvae.spec.tensorrt import Builder, BuilderConfig, ErrorLog, HostMemory, OnnxParser, make_logger, member
+from wfvae.spec.tensorrt import Builder, ErrorLog, IBuilderConfig, IHostMemory, OnnxParser, TensorRT
 
 
 @dataclass(frozen=True)
@@ -47,11 +41,21 @@ class BuildReport:
 
     built: tuple[EngineRecord, ...]
     kept: tuple[EngineRecord, ...]
-    """Engines that were there already, unchanged."""
+    """Engines that existed already, unchanged."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One engine to build."""
+
+    graph: GraphSpec
+    profiles: tuple[Profile, ...]
+    settings: BuildSettings
+    cache: TimingCacheFile
 
 
 def timing_cache_path(bundle: Path, target: Target) -> Path:
-    """Where a bundle keeps the timing cache of a GPU and version."""
+    """Returns where a bundle keeps the timing cache of a GPU and version."""
     return bundle / ENGINES_FOLDER / f"{target.slug}.timing-cache"
 
 
@@ -59,28 +63,29 @@ def build_engines(
     bundle: Path,
     settings: BuildSettings,
     target: Target,
-    trt: Any,
+    trt: TensorRT,
     *,
     timing_cache: TimingCacheFile | None = None,
     again: bool = False,
     progress: Progress = no_progress,
 ) -> BuildReport:
-    """Builds what is missing and lists it in the manifest, engine by engine: what is finished stays
-    if a later one fails.
+    """Builds the missing engines (experimental: not yet run on a GPU).
+
+    Each finished engine is listed in the manifest at once, and stays if a later one fails.
 
     Args:
         bundle: the bundle's directory; its files are verified first.
         settings: sizes and choices. A bundle of fixed size overrides height and width.
         target: TensorRT's version and the GPU, which must be the calling thread's.
-        trt: the module `tensorrt`.
+        trt: the library that builds.
         timing_cache: None keeps one in the bundle, per GPU and version.
-        again: also build what is there already.
+        again: also build engines that exist.
         progress: called from TensorRT's threads.
 
     Raises:
         BundleError: the bundle is damaged, or TensorRT can't build it; with TensorRT's reason.
-        ResourceError: the disk is full.
-        KeyboardInterrupt: by Ctrl-C; no half file is left.
+        ResourceError: the disk is full, or another process holds the manifest.
+        KeyboardInterrupt: by Ctrl-C; no partial file is left.
     """
     manifest = Manifest.read(bundle)
     manifest.verify_files(bundle)
@@ -91,17 +96,13 @@ def build_engines(
         profiles = profiles_for(settings, graph)
         if not profiles:
             continue  # a direct graph, for verification only
-        present = None if again else _present(bundle, manifest, key, settings, profiles, target)
+        present = None if again else _find_present(bundle, manifest, key, settings, profiles, target)
         if present is not None:
             kept.append(present)
             continue
-        steps = BuildProgress(key, progress)
-        with (
-            cancelling(steps),
-            _build(bundle / graph.file, graph, profiles, settings, trt, cache, steps) as memory,
-        ):
-            # Held by TensorRT; copied nowhere but to disk.
-            content = memoryview(memory)  # type: ignore[arg-type]  # it is a buffer
+        phases = BuildProgress(key, progress)
+        job = _Job(graph, profiles, settings, cache)
+        with cancelling(phases), _build(bundle / graph.file, job, trt, phases) as content:
             record = EngineRecord(
                 graph=key,
                 graph_sha256=graph_sha256(manifest, key),
@@ -118,7 +119,7 @@ def build_engines(
     return BuildReport(tuple(built), tuple(kept))
 
 
-def _present(
+def _find_present(
     bundle: Path,
     manifest: Manifest,
     graph: str,
@@ -126,7 +127,7 @@ def _present(
     profiles: tuple[Profile, ...],
     target: Target,
 ) -> EngineRecord | None:
-    """The engine that a build would make, if it is there and unchanged."""
+    """Returns the engine that a build would make, if it exists and is unchanged."""
     key = engine_key(graph_sha256(manifest, graph), manifest.precision, settings, profiles, target)
     for record in sound_records(manifest):
         if record.graph == graph and record.key == key:
@@ -137,80 +138,67 @@ def _present(
 
 
 @contextlib.contextmanager
-def _build(
-    path: Path,
-    graph: GraphSpec,
-    profiles: tuple[Profile, ...],
-    settings: BuildSettings,
-    trt: Any,
-    cache: TimingCacheFile,
-    progress: BuildProgress,
-) -> Iterator[HostMemory]:
-    """The serialized engine of one graph, for as long as the context lasts."""
+def _build(path: Path, job: _Job, trt: TensorRT, progress: BuildProgress) -> Iterator[memoryview]:
+    """Yields the serialized engine of one graph, whose memory TensorRT owns."""
     log = ErrorLog()
-    logger = make_logger(trt, log)
-    builder: Builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(member(trt, "NetworkDefinitionCreationFlag", "STRONGLY_TYPED")))
-    parser: OnnxParser = trt.OnnxParser(network, logger)
+    logger = trt.logger(log)
+    builder: Builder = trt.interface("Builder")(logger)
+    network = builder.create_network(1 << int(trt.member("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")))
+    parser: OnnxParser = trt.interface("OnnxParser")(network, logger)
     _parse(parser, path, trt, log)
     config = builder.create_builder_config()
-    # The configuration refers to the monitor, which therefore must outlive it.
-    monitor = make_monitor(trt, progress)
-    _configure(config, settings, trt)
-    config.progress_monitor = monitor
-    for profile in profiles:
-        _add_profile(builder, config, profile, graph, log)
-    cache.attach(trt, config, log)
-    memory = builder.build_serialized_network(network, config)
+    _configure(config, job.settings, trt)
+    # The configuration only refers to the monitor, which therefore must outlive it.
+    config.progress_monitor = monitor = make_monitor(trt, progress)
+    for profile in job.profiles:
+        _add_profile(builder, config, profile, job.graph, log)
+    job.cache.attach(trt, config, log)
+    memory: IHostMemory | None = builder.build_serialized_network(network, config)
     if progress.cancelled:
         raise KeyboardInterrupt
     if memory is None:
-        missing = (
-            ", or the timing cache has no entry for a kernel (it is read-only)" if cache.read_only else ""
-        )
+        cause = ", or the timing cache has no entry for a kernel (it is read-only)"
         raise BundleError(
-            f"TensorRT {trt.__version__} could not build {path.name}{missing}: {log.take()}; narrower"
+            f"{trt} could not build {path.name}{cause if job.cache.read_only else ''}: {log.take()}; narrower"
             " --batch, --chunk, --height or --width need less memory"
         )
-    cache.save(config)
-    yield memory
+    job.cache.save(config)
+    yield memoryview(memory)
     del parser, monitor, logger
 
 
-def _parse(parser: OnnxParser, path: Path, trt: Any, log: ErrorLog) -> None:
+def _parse(parser: OnnxParser, path: Path, trt: TensorRT, log: ErrorLog) -> None:
     """Reads a graph and, by its path, the weights. Raises `BundleError` with the parser's reasons."""
     if parser.parse_from_file(str(path)) and not parser.num_errors:
         return
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    reasons = "; ".join(" ".join(f"{error.node_name()}: {error.desc()}".split()) for error in errors[:3])
-    raise BundleError(f"TensorRT {trt.__version__} can't read {path.name}: {reasons or log.take()}")
+    errors = [parser.get_error(index) for index in range(min(parser.num_errors, 3))]
+    reasons = "; ".join(" ".join(f"{error.node_name()}: {error.desc()}".split()) for error in errors)
+    raise BundleError(f"{trt} can't read {path.name}: {reasons or log.take()}")
 
 
-def _configure(config: BuilderConfig, settings: BuildSettings, trt: Any) -> None:
-    """Flags and limits. Raises `BundleError` if TensorRT has or takes one not."""
-    tf32 = member(trt, "BuilderFlag", "TF32")
-    (config.set_flag if settings.tf32 else config.clear_flag)(
-        tf32
-    )  # never left to a default: TensorRT's is on
+def _configure(config: IBuilderConfig, settings: BuildSettings, trt: TensorRT) -> None:
+    """Sets flags and limits. Raises `BundleError` if TensorRT does not have or take one."""
+    tf32 = trt.member("BuilderFlag", "TF32")
+    set_flag = config.set_flag if settings.tf32 else config.clear_flag  # TensorRT's own default is on
+    set_flag(tf32)
     if config.get_flag(tf32) != settings.tf32:
-        raise BundleError(f"TensorRT {trt.__version__} did not take TF32 {'on' if settings.tf32 else 'off'}")
+        raise BundleError(f"{trt} did not take TF32 {'on' if settings.tf32 else 'off'}")
     config.builder_optimization_level = settings.optimization_level
     if settings.workspace is not None:
-        config.set_memory_pool_limit(member(trt, "MemoryPoolType", "WORKSPACE"), settings.workspace)
+        config.set_memory_pool_limit(trt.member("MemoryPoolType", "WORKSPACE"), settings.workspace)
 
 
 def _add_profile(
-    builder: Builder, config: BuilderConfig, profile: Profile, graph: GraphSpec, log: ErrorLog
+    builder: Builder, config: IBuilderConfig, profile: Profile, graph: GraphSpec, log: ErrorLog
 ) -> None:
     """Adds a profile with a range for every input. Raises `BundleError` if TensorRT refuses it."""
     ranges = builder.create_optimization_profile()
+    refused = f"TensorRT refuses the profile {profile.name!r} of {graph.file}"
     try:
         for name, (low, best, high) in profile.shapes(graph).items():
             ranges.set_shape(name, low, best, high)
-        refused = config.add_optimization_profile(ranges) < 0
+        accepted = config.add_optimization_profile(ranges) >= 0
     except (ValueError, RuntimeError) as error:
-        raise BundleError(
-            f"TensorRT refuses the profile {profile.name!r} of {graph.file}: {error}"
-        ) from error
-    if refused:
-        raise BundleError(f"TensorRT refuses the profile {profile.name!r} of {graph.file}: {log.take()}")
+        raise BundleError(f"{refused}: {error}") from error
+    if not accepted:
+        raise BundleError(f"{refused}: {log.take()}")

@@ -1,4 +1,4 @@
-"""Progress of a TensorRT build, and the way to stop one. Nothing in here has ever run on a GPU."""
+"""Progress of a TensorRT build, and how to stop one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from wfvae.spec.tensorrt import TensorRT
+
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, and how many of how many steps of it are."""
+"""Called with a description, the number of finished steps and the number of all steps."""
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
@@ -17,7 +19,8 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 
 class BuildProgress:
-    """Follows the phases of a build: the outermost one's steps, and the name of the innermost one.
+    """Reports a build's phases: the steps of the outermost one and the name of the innermost one.
+
     TensorRT may call from any thread.
     """
 
@@ -29,69 +32,53 @@ class BuildProgress:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the build was asked to stop."""
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
         """Asks TensorRT to stop at the next step."""
         self._cancelled.set()
 
-    def start(self, phase: str, steps: int) -> None:
-        """A phase begins, inside of those that are open."""
+    def update(self, phase: str, done: int, total: int | None = None) -> None:
+        """Sets the finished steps of a phase. `total` opens it, inside of the phases that are open."""
         with self._lock:
-            self._phases[phase] = (0, steps)
-            self._show()
-
-    def advance(self, phase: str, step: int) -> bool:
-        """Step number `step` of a phase is done. Returns whether to go on."""
-        with self._lock:
-            if phase in self._phases:
-                self._phases[phase] = (step + 1, self._phases[phase][1])
-            self._show()
-        return not self.cancelled
+            if total is None and phase not in self._phases:
+                return
+            self._phases[phase] = (done, self._phases[phase][1] if total is None else total)
+            names = list(self._phases)
+            inner = f", {names[-1]}" if len(names) > 1 else ""
+            # A display that fails is no reason to stop a build.
+            with contextlib.suppress(Exception):
+                self._report(f"{self._label}: {names[0]}{inner}", *self._phases[names[0]])
 
     def finish(self, phase: str) -> None:
-        """A phase ends, possibly before its last step."""
+        """Ends a phase, possibly before its last step."""
         with self._lock:
             self._phases.pop(phase, None)
 
-    def _show(self) -> None:
-        if self._phases:
-            names = list(self._phases)
-            done, total = self._phases[names[0]]
-            inner = f", {names[-1]}" if len(names) > 1 else ""
-            self._report(f"{self._label}: {names[0]}{inner}", done, total)
 
+def make_monitor(trt: TensorRT, progress: BuildProgress) -> Any:
+    """Returns a progress monitor of TensorRT that passes its calls to `progress`."""
 
-def make_monitor(trt: Any, progress: BuildProgress) -> Any:
-    """TensorRT's view of `progress`."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # a class of a module without types
+    class Monitor(trt.interface("IProgressMonitor")):  # type: ignore[misc]  # of a module without types
         def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
+            super().__init__()  # which TensorRT's classes demand
 
-        # An exception must not pass through TensorRT's frames; a display that fails is no reason to
-        # stop a build.
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            with contextlib.suppress(Exception):
-                progress.start(phase_name, num_steps)
+            progress.update(phase_name, 0, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            with contextlib.suppress(Exception):
-                progress.advance(phase_name, step)
+            progress.update(phase_name, step + 1)
             return not progress.cancelled
 
         def phase_finish(self, phase_name: str) -> None:
-            with contextlib.suppress(Exception):
-                progress.finish(phase_name)
+            progress.finish(phase_name)
 
     return Monitor()
 
 
 @contextlib.contextmanager
 def cancelling(progress: BuildProgress) -> Iterator[None]:
-    """Turns Ctrl-C and a polite kill into `progress.cancel()`, and raises `KeyboardInterrupt` when
-    TensorRT has stopped.
+    """Turns SIGINT and SIGTERM into `progress.cancel()`, and raises `KeyboardInterrupt` at the end.
 
     A `KeyboardInterrupt` raised at once would have to pass through TensorRT's own frames.
     """
@@ -100,7 +87,7 @@ def cancelling(progress: BuildProgress) -> Iterator[None]:
         progress.cancel()
 
     former = {}
-    with contextlib.suppress(ValueError):  # not in the main thread, where no signal arrives anyway
+    with contextlib.suppress(ValueError):  # not the main thread: no signal arrives here
         for number in (signal.SIGINT, signal.SIGTERM):
             former[number] = signal.signal(number, stop)
     try:

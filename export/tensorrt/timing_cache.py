@@ -1,18 +1,15 @@
 """TensorRT's timing cache as a file: kernels that were timed once are not timed again, and a build
-can be made to repeat its choices.
-
-Nothing in here has ever run on a GPU.
+can repeat an earlier one's choices.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from wfvae.errors import BundleError
-from wfvae.export.tensorrt.files import write_whole
-from wfvae.spec.tensorrt import BuilderConfig, ErrorLog, member
+from wfvae.files import write_whole
+from wfvae.spec.tensorrt import ErrorLog, IBuilderConfig, TensorRT
 
 
 @dataclass(frozen=True)
@@ -23,37 +20,32 @@ class TimingCacheFile:
     read_only: bool = False
     """Take every choice from the cache, and fail where it has none."""
 
-    def attach(self, trt: Any, config: BuilderConfig, log: ErrorLog) -> None:
-        """Gives the cache to a build.
-
-        Raises `BundleError` if it is another GPU's or version's, or if it is read-only and not
-        there.
-        """
-        # Without this flag a cache holds what was timed; with it, the choices themselves, which a
-        # read-only build then repeats.
-        config.set_flag(member(trt, "BuilderFlag", "EDITABLE_TIMING_CACHE"))
+    def attach(self, trt: TensorRT, config: IBuilderConfig, log: ErrorLog) -> None:
+        """Makes a build use the cache. Raises `BundleError` if it is missing or does not fit."""
+        # Without this flag a cache holds timings; with it, the choices themselves.
+        config.set_flag(trt.member("BuilderFlag", "EDITABLE_TIMING_CACHE"))
         if self.read_only:
-            config.set_flag(member(trt, "BuilderFlag", "ERROR_ON_TIMING_CACHE_MISS"))
+            config.set_flag(trt.member("BuilderFlag", "ERROR_ON_TIMING_CACHE_MISS"))
         cache = config.create_timing_cache(self._content())
         if cache is None or not config.set_timing_cache(cache, False):
             raise BundleError(
-                f"TensorRT {trt.__version__} refuses the timing cache {self.path}: {log.take()}; it is of"
-                " another GPU or version, or damaged; choose another file with --timing-cache, or delete it"
+                f"{trt} refuses the timing cache {self.path}: {log.take()}; it is of another GPU or version,"
+                " or damaged; choose another file with --timing-cache, or delete it"
             )
 
-    def save(self, config: BuilderConfig) -> None:
-        """Writes the cache with what the build added, whole or not at all."""
+    def save(self, config: IBuilderConfig) -> None:
+        """Writes the cache with what the build added."""
         cache = None if self.read_only else config.get_timing_cache()
         if cache is not None:
-            write_whole(self.path, memoryview(cache.serialize()))  # type: ignore[arg-type]  # it is a buffer
+            write_whole(self.path, memoryview(cache.serialize()))
 
     def _content(self) -> bytes:
-        if self.read_only and not self.path.is_file():
-            raise BundleError(
-                f"there is no timing cache {self.path}, and it was to be used read-only; build once without"
-                " --timing-cache-only"
-            )
         try:
-            return self.path.read_bytes() if self.path.is_file() else b""
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            if not self.read_only:
+                return b""
+            text = f"there is no timing cache {self.path} to read"
+            raise BundleError(f"{text}; build once without --timing-cache-only") from None
         except OSError as error:
             raise BundleError(f"cannot read the timing cache {self.path}: {error.strerror}") from error

@@ -246,7 +246,7 @@ def test_what_is_asked_of_polygraphys_tensorrt_runner(
         real = getattr(loaders, name)
         monkeypatch.setattr(loaders, name, lambda *given, real=real, **named: Recorded(real, *given, **named))
     gpus: list[int] = []
-    monkeypatch.setattr("wfvae.runtime.backends.nvidia.cuda.CudaBindings", gpus.append)
+    monkeypatch.setattr("wfvae.runtime.backends.nvidia.cuda.Cuda", gpus.append)
     bundle = opened(NAME)
     described = {"name": "tensorrt", "device": "cuda:1", "tf32": "true"}
     monkeypatch.setattr(bundle.backend, "describe", lambda: described)
@@ -285,7 +285,7 @@ def test_the_real_classes_are_made_without_tensorrt(
     """Only names and arguments: an engine is built when the runner starts."""
     from wfvae.export.parity.exposed_graph import ExposedGraph
 
-    monkeypatch.setattr("wfvae.runtime.backends.nvidia.cuda.CudaBindings", lambda index: None)
+    monkeypatch.setattr("wfvae.runtime.backends.nvidia.cuda.Cuda", lambda index: None)
     bundle = opened(NAME)
     monkeypatch.setattr(
         bundle.backend, "describe", lambda: {"name": "tensorrt", "device": "cuda:0", "tf32": "false"}

@@ -1,10 +1,9 @@
-"""Every name that is used of TensorRT and cuda-bindings, against the real packages. A test of names
-and signatures: nothing is run.
+"""Every name that is used of TensorRT and cuda-bindings, against the real packages. Nothing is run.
 
 TensorRT's bindings are a small wheel of their own. They load over empty stub libraries, which are
-compiled here, and then tell what they have: classes, parameters and enums of 10.13 and of 11.4.
-cuda-bindings loads without a driver. The wheels are fetched once by pip into the user's cache;
-without a registry, a compiler or a wheel for this Python the tests are skipped and say so.
+compiled here, and then show what they have: classes, parameters and enums of 10.13 and of 11.4.
+cuda-bindings loads without a driver. pip fetches the wheels once into the user's cache; the tests are
+skipped without a registry, a compiler or a wheel for this Python.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from typing import Any
 
 import pytest
 
-from wfvae.runtime.backends.nvidia.cuda import Cuda, CudaBindings
+from wfvae.files import replacing
+from wfvae.runtime.backends.nvidia.cuda import Cuda
 from wfvae.spec import tensorrt as tensorrt_api
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,61 +43,43 @@ STUB_SYMBOLS = (
     "getPluginRegistry",
     "initLibNvInferPlugins",
 )
-"""All that the bindings of both versions link to."""
-SOURCES = [
-    *(ROOT / "export" / "tensorrt").glob("*.py"),
-    *(ROOT / "runtime" / "backends" / "nvidia").glob("*.py"),
-    ROOT / "wfvae" / "spec" / "tensorrt.py",
+"""Everything that the bindings of both versions link to."""
+PROTOCOLS = [
+    value
+    for value in vars(tensorrt_api).values()
+    if getattr(value, "_is_protocol", False) and value.__module__ == tensorrt_api.__name__
 ]
+"""Named as TensorRT's classes."""
 
 
 FAILED: list[str] = []
-"""Why packages could not be had. One failure is enough not to wait for a registry again."""
+"""Why pip failed, after which no test waits for it again."""
 
 
 def installed(*requirements: str) -> Path:
-    """A folder with these packages alone. Skips the test if they can't be had."""
-    folder = (
-        CACHE
-        / f"{'-'.join(requirements).replace('==', '-')}-py{sys.version_info.major}{sys.version_info.minor}"
-    )
-    if not folder.is_dir():
-        if FAILED:
-            pytest.skip(FAILED[0])
-        building = folder.with_name(f"{folder.name}.{os.getpid()}")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--only-binary=:all:",
-        ]
-        command += ["--retries", "1", "--timeout", "10", "--target", str(building), *requirements]
+    """A folder with these packages alone. Skips the test if pip cannot fetch them."""
+    name = "-".join(requirements).replace("==", "-")
+    folder = CACHE / f"{name}-py{sys.version_info.major}{sys.version_info.minor}"
+    if folder.is_dir():
+        return folder
+    if FAILED:
+        pytest.skip(FAILED[0])
+    command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary=:all:", "--retries", "1", "--timeout", "10", *requirements, "--target"]
+    with replacing(folder) as building:
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-            error = (done.stderr.strip().splitlines() or ["?"])[-1] if done.returncode else None
-        except subprocess.TimeoutExpired:
-            error = "it takes more than a minute"
-        if error is not None:
-            shutil.rmtree(building, ignore_errors=True)
-            FAILED.append(f"pip can't get {' '.join(requirements)}: {error}")
+            subprocess.run([*command, building], capture_output=True, text=True, timeout=60, check=True)
+        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+            FAILED.append(f"pip cannot get {' '.join(requirements)}: {error.stderr or error}"[-300:])
             pytest.skip(FAILED[0])
-        try:
-            building.replace(folder)
-        except OSError:  # another process was first
-            shutil.rmtree(building, ignore_errors=True)
     return folder
 
 
 def run(code: str, *path: Path, **variables: str) -> Any:
-    """What `code`, in a process of its own with these folders on its path, prints as JSON."""
+    """What `code` prints as JSON, in a process of its own with these folders on its path."""
     environment = {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT]))}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT
-    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -116,26 +98,25 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         source.write_text("".join(f"void *{symbol}(void) {{ return 0; }}\n" for symbol in STUB_SYMBOLS))
         for name in ("nvinfer", "nvonnxparser", "nvinfer_plugin"):
             library = f"lib{name}.so.{major}"
-            subprocess.run(
-                [compiler, "-shared", "-fPIC", f"-Wl,-soname,{library}", "-o", folder / library, source],
-                check=True,
-            )
+            options = ["-shared", "-fPIC", f"-Wl,-soname,{library}", "-o", folder / library]
+            subprocess.run([compiler, *options, source], check=True)
         return folder
 
     return build
 
 
 DESCRIBE = """
-import json, sys
+import json
 import tensorrt_bindings as trt
 def members(thing):
-    return {name: (getattr(thing, name).__doc__ or "") for name in dir(thing) if not name.startswith("_") or name == "__init__"}
-names = [name for name in dir(trt) if not name.startswith("__")]
-classes = {name: members(getattr(trt, name)) for name in names if isinstance(getattr(trt, name), type)}
-enums = {name: getattr(trt, name).__members__ for name in names if hasattr(getattr(trt, name), "__members__")}
-enums = {name: {k: int(v) for k, v in found.items()} for name, found in enums.items()}
-settable = {n: [a for a in dir(getattr(trt, n)) if getattr(getattr(getattr(trt, n), a), "fset", None)] for n in classes}
-print(json.dumps({"version": trt.__version__, "names": names, "classes": classes, "enums": enums, "settable": settable}))
+    names = [name for name in dir(thing) if not name.startswith("_") or name == "__init__"]
+    return {name: (getattr(thing, name).__doc__ or "") for name in names}
+found = {name: getattr(trt, name) for name in dir(trt) if not name.startswith("__")}
+classes = {name: members(value) for name, value in found.items() if isinstance(value, type)}
+enums = {name: value.__members__ for name, value in found.items() if hasattr(value, "__members__")}
+enums = {name: {member: int(value) for member, value in values.items()} for name, values in enums.items()}
+settable = {n: [a for a in dir(found[n]) if getattr(getattr(found[n], a), "fset", None)] for n in classes}
+print(json.dumps({"version": trt.__version__, "classes": classes, "enums": enums, "settable": settable}))
 """
 
 
@@ -146,7 +127,6 @@ class Bindings:
         self._path, self._stubs = folder, stubs
         found = self.run(DESCRIBE)
         self.version: str = found["version"]
-        self.names: set[str] = set(found["names"])
         self.classes: dict[str, dict[str, str]] = found["classes"]
         self.enums: dict[str, dict[str, int]] = found["enums"]
         self.settable: dict[str, list[str]] = found["settable"]
@@ -165,53 +145,49 @@ class Bindings:
         return found
 
 
-@pytest.fixture(scope="module", params=sorted(TENSORRT))
-def bindings(request: pytest.FixtureRequest, stubs: Callable[[str], Path]) -> Bindings:
-    folder = installed(TENSORRT[request.param])
-    return _bindings(folder, stubs(request.param.split(".")[0]))
-
-
 @cache
-def _bindings(folder: Path, stubs: Path) -> Bindings:
+def describe(folder: Path, stubs: Path) -> Bindings:
     return Bindings(folder, stubs)
 
 
-def methods(protocol: type) -> dict[str, Callable[..., Any]]:
-    return {
-        name: value
-        for name, value in vars(protocol).items()
-        if inspect.isfunction(value) and not name.startswith("_")
-    }
+@pytest.fixture(scope="module", params=sorted(TENSORRT))
+def bindings(request: pytest.FixtureRequest, stubs: Callable[[str], Path]) -> Bindings:
+    return describe(installed(TENSORRT[request.param]), stubs(request.param.split(".")[0]))
 
 
-def accepts(kind: Any, real: str) -> bool:
-    """Whether a parameter or result of our type fits TensorRT's, as its bindings write it."""
-    text = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
-    expected = {
-        "int": r"\bint\b|SupportsInt",
-        "str": r"\bstr\b",
-        "bool": r"\bbool\b",
-        "None": r"None",
-        "bytes": r"[Bb]uffer",
-        "tuple[int, ...]": r"\btuple\b|Dims",
-        "str | None": r"\bstr\b",
-        "Sequence[int]": r"Dims",
-        "Sequence[Sequence[int]]": r"[Ll]ist\[.*Dims\]",
-        "Sequence[str]": r"[Ll]ist\[str\]",
-    }
-    names = {protocol.__name__: name for protocol, name in tensorrt_api.CONTRACT.items()}
-    bare = text.removesuffix(" | None")
-    if text in expected:
-        return re.search(expected[text], real) is not None
-    return bare == "Any" or real.endswith((names[bare], f"::I{names[bare]}"))
+def methods(owner: type) -> dict[str, Callable[..., Any]]:
+    found = {name: value for name, value in vars(owner).items() if not name.startswith("_")}
+    return {name: value for name, value in found.items() if inspect.isfunction(value)}
 
 
-CALLS = [(protocol, name) for protocol in tensorrt_api.CONTRACT for name in methods(protocol)]
+TYPES = {
+    "int": r"\bint\b|SupportsInt",
+    "str": r"\bstr\b",
+    "str | None": r"\bstr\b",
+    "bool": r"\bbool\b",
+    "None": r"None",
+    "bytes": r"[Bb]uffer",
+    "Shape": r"\btuple\b|Dims",
+    "Sequence[int]": r"Dims",
+    "Sequence[str]": r"[Ll]ist\[str\]",
+}
+"""Our types as patterns of TensorRT's, as its bindings write them."""
+
+
+def accepts(kind: str, real: str) -> bool:
+    """Whether a parameter or result of our type fits TensorRT's."""
+    if kind in TYPES:
+        return re.search(TYPES[kind], real) is not None
+    name = kind.removesuffix(" | None")
+    return name == "Any" or real.endswith((name, f"::{name}", f"::I{name}"))
+
+
+CALLS = [(protocol, name) for protocol in PROTOCOLS for name in methods(protocol)]
 
 
 @pytest.mark.parametrize(("protocol", "method"), CALLS, ids=[f"{p.__name__}.{m}" for p, m in CALLS])
-def test_methods_have_these_parameters(bindings: Bindings, protocol: type, method: str) -> None:
-    owner = tensorrt_api.CONTRACT[protocol]
+def test_method_has_these_parameters(bindings: Bindings, protocol: type, method: str) -> None:
+    owner = protocol.__name__
     ours = inspect.signature(methods(protocol)[method])
     parameters = [(name, p.annotation) for name, p in ours.parameters.items() if name != "self"]
     assert method in bindings.classes[owner], f"TensorRT {bindings.version} has no {owner}.{method}"
@@ -226,108 +202,71 @@ def test_methods_have_these_parameters(bindings: Bindings, protocol: type, metho
         and all(accepts(kind, real) for (_, kind), (_, real, _) in zip(parameters, theirs, strict=False))
         and all(default for _, _, default in theirs[len(parameters) :])
     ]
-    assert fitting, (
-        f"TensorRT {bindings.version}: {owner}.{method} takes {overloads}, and we call it with {parameters}"
-    )
-    assert any(accepts(ours.return_annotation, returned) for returned in fitting), (
-        ours.return_annotation,
-        fitting,
-    )
+    assert fitting, f"TensorRT {bindings.version}: {owner}.{method} takes {overloads}, not {parameters}"
+    assert any(accepts(ours.return_annotation, returned) for returned in fitting), fitting
 
 
-def test_attributes_are_there_and_can_be_set(bindings: Bindings) -> None:
-    for protocol, owner in tensorrt_api.CONTRACT.items():
-        for name, value in vars(protocol).items():
-            if isinstance(value, property):
-                assert name in bindings.classes[owner], f"{owner}.{name}"
-        for name in typing.get_type_hints(protocol):
-            assert name in bindings.settable[owner], f"{owner}.{name}"
+def test_classes_attributes_and_constructors_exist(bindings: Bindings) -> None:
+    assert len(PROTOCOLS) >= 11
+    for protocol in PROTOCOLS:
+        owner = protocol.__name__
+        properties = {name for name, value in vars(protocol).items() if isinstance(value, property)}
+        assert properties <= set(bindings.classes[owner]), owner
+        assert set(typing.get_type_hints(protocol)) <= set(bindings.settable[owner]), owner
+    for owner, wanted in tensorrt_api.CONSTRUCTED.items():
+        taken = [[name for name, _, _ in theirs] for theirs, _ in bindings.overloads(owner, "__init__")]
+        assert list(wanted) in taken, owner
 
 
-def test_enum_members_are_there(bindings: Bindings) -> None:
+def test_enum_members_exist(bindings: Bindings) -> None:
     for enum, names in tensorrt_api.MEMBERS.items():
         assert set(names) <= set(bindings.enums[enum]), f"TensorRT {bindings.version} {enum}"
     assert set(tensorrt_api.DATA_TYPES.values()) == set(tensorrt_api.MEMBERS["DataType"])
     assert {"ERROR", "INTERNAL_ERROR"} <= set(bindings.classes["ILogger"])
-
-
-def test_constructors_take_these(bindings: Bindings) -> None:
-    for owner, wanted in tensorrt_api.CONSTRUCTED.items():
-        assert any(
-            tuple(name for name, _, _ in theirs) == wanted
-            for theirs, _ in bindings.overloads(owner, "__init__")
-        ), owner
-
-
-def test_nothing_else_is_used_of_the_module(bindings: Bindings) -> None:
-    """Attributes of `trt` in our sources: all are in the tables that the tests above go through,
-    and in the real module.
-    """
-    used = set()
-    for source in SOURCES:
-        for node in ast.walk(ast.parse(source.read_text())):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("trt", "self._trt"):
-                used.add(node.attr)
-    assert used == {*tensorrt_api.CONSTRUCTED, *tensorrt_api.LISTED, "__version__"}
-    assert used - {"__version__"} <= bindings.names
+    assert "TacticSource" in bindings.enums
 
 
 OUR_CLASSES = """
 import json, sys
 import tensorrt_bindings as trt
 sys.modules["tensorrt"] = trt
-from wfvae.spec.tensorrt import MEMBERS, ErrorLog, load_tensorrt, make_logger, member, tactic_sources
+from wfvae.spec.tensorrt import MEMBERS, ErrorLog, TensorRT
 from wfvae.export.tensorrt.progress import BuildProgress, make_monitor
-assert load_tensorrt() is trt
+ours = TensorRT.load()
 for enum, names in MEMBERS.items():
-    assert [member(trt, enum, name).name for name in names] == list(names)
+    assert [ours.member(enum, name).name for name in names] == list(names)
 log = ErrorLog()
-logger = make_logger(trt, log)
+logger = ours.logger(log)
 logger.log(trt.ILogger.WARNING, "a warning")
 logger.log(trt.ILogger.ERROR, "an\\nerror")
 seen = []
 progress = BuildProgress("encoder", lambda *report: seen.append(report))
-monitor = make_monitor(trt, progress)
+monitor = make_monitor(ours, progress)
 monitor.phase_start("a", None, 2)
 going_on = [monitor.step_complete("a", 0)]
 progress.cancel()
 going_on.append(monitor.step_complete("a", 1))
 monitor.phase_finish("a")
 refused = []
-for make in (trt.Builder, trt.Runtime):
+for name in ("Builder", "Runtime"):
     try:
-        make(logger)
-    except TypeError as error:  # the stub library's null: the logger was taken
+        ours.interface(name)(logger)
+    except TypeError as error:  # the stub library's null: the logger was accepted
         refused.append("nullptr" in str(error))
-flag = 1 << int(member(trt, "NetworkDefinitionCreationFlag", "STRONGLY_TYPED"))
-sources = tactic_sources(trt, 1 << int(trt.TacticSource.JIT_CONVOLUTIONS) | 1 << 40)
-print(json.dumps([log.take(), seen, going_on, refused, flag, sources]))
+flag = 1 << int(ours.member("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"))
+sources = ours.tactic_sources(1 << int(trt.TacticSource.JIT_CONVOLUTIONS) | 1 << 40)
+print(json.dumps([str(ours), log.take(), seen, going_on, refused, flag, sources]))
 """
 
 
-def test_our_logger_and_monitor_are_made_of_the_real_classes(bindings: Bindings) -> None:
-    log, seen, going_on, refused, flag, sources = bindings.run(OUR_CLASSES)
+def test_logger_and_monitor_are_accepted_by_real_classes(bindings: Bindings) -> None:
+    title, log, seen, going_on, refused, flag, sources = bindings.run(OUR_CLASSES)
+    assert title == f"TensorRT {bindings.version}"
     assert sources == ["JIT_CONVOLUTIONS", "source 40"]
     assert log == "an error"
     assert seen == [["encoder: a", 0, 2], ["encoder: a", 1, 2], ["encoder: a", 2, 2]]
     assert going_on == [True, False] and refused == [True, True]
-    assert flag == (2 if bindings.version.startswith("10.") else 1)  # another value in each, hence by name
-
-
-def test_what_differs_between_the_versions(stubs: Callable[[str], Path]) -> None:
-    """The reasons for looking names up, and for which names are not used at all."""
-    ten, eleven = (_bindings(installed(TENSORRT[v]), stubs(v.split(".")[0])) for v in ("10.13", "11.4"))
-    assert {"FP16", "BF16", "INT8", "FP8"} <= set(ten.enums["BuilderFlag"]) - set(eleven.enums["BuilderFlag"])
-    assert "EXPLICIT_BATCH" in ten.enums["NetworkDefinitionCreationFlag"]
-    assert "EXPLICIT_BATCH" not in eleven.enums["NetworkDefinitionCreationFlag"]
-    gone = {
-        "create_execution_context_without_device_memory",
-        "device_memory_size",
-        "get_device_memory_size_for_profile",
-    }
-    assert gone <= set(ten.classes["ICudaEngine"]) and not gone & set(eleven.classes["ICudaEngine"])
-    for flag in ("EDITABLE_TIMING_CACHE", "ERROR_ON_TIMING_CACHE_MISS"):
-        assert ten.enums["BuilderFlag"][flag] != eleven.enums["BuilderFlag"][flag]
+    assert flag == (2 if bindings.version.startswith("10.") else 1)  # hence members by name
 
 
 # cuda-bindings ------------------------------------------------------------------------------------
@@ -339,9 +278,9 @@ def cuda(request: pytest.FixtureRequest) -> Path:
 
 
 def runtime_calls() -> list[tuple[str, int]]:
-    """The functions of CUDA that `CudaBindings` calls, and with how many arguments."""
+    """The functions of CUDA that `Cuda` calls, and with how many arguments."""
     found = []
-    for node in ast.walk(ast.parse((ROOT / "runtime" / "backends" / "nvidia" / "cuda.py").read_text())):
+    for node in ast.walk(ast.parse(Path(inspect.getfile(Cuda)).read_text())):
         if not isinstance(node, ast.Call):
             continue
         text = ast.unparse(node.func)
@@ -355,9 +294,10 @@ def runtime_calls() -> list[tuple[str, int]]:
 CUDA_DESCRIBE = """
 import json
 from cuda.bindings import runtime as rt
-docs = {name: (getattr(rt, name).__doc__ or "").strip().splitlines()[:1] for name in dir(rt) if name.startswith("cuda")}
-values = {name: list(getattr(rt, name).__members__) for name in dir(rt) if hasattr(getattr(rt, name), "__members__")}
-print(json.dumps([docs, values, [name for name in dir(rt.cudaDeviceProp)]]))
+found = {name: getattr(rt, name) for name in dir(rt) if name.startswith("cuda")}
+docs = {name: (value.__doc__ or "").strip().splitlines()[:1] for name, value in found.items()}
+values = {name: list(value.__members__) for name, value in found.items() if hasattr(value, "__members__")}
+print(json.dumps([docs, values, dir(rt.cudaDeviceProp)]))
 """
 
 
@@ -378,13 +318,13 @@ def test_cuda_functions_take_as_many_arguments(cuda: Path) -> None:
 
 CUDA_CALL = """
 import inspect, json
-from wfvae.runtime.backends.nvidia.cuda import Cuda, CudaBindings, DeviceError, load_cuda
+from wfvae.runtime.backends.nvidia.cuda import Cuda, DeviceError, load_cuda
 try:
-    CudaBindings(0)
+    Cuda(0)
     made = None
 except DeviceError as error:
     made = str(error)
-cuda = CudaBindings.__new__(CudaBindings)
+cuda = Cuda.__new__(Cuda)
 cuda._rt, cuda._device_id = load_cuda(), 0
 outcomes = {}
 for name, method in vars(Cuda).items():
@@ -398,18 +338,10 @@ print(json.dumps([made, outcomes]))
 """
 
 
-def test_cuda_takes_integers_as_handles_and_says_that_there_is_no_gpu(cuda: Path) -> None:
+def test_cuda_accepts_integers_as_handles_and_names_missing_gpu(cuda: Path) -> None:
     made, outcomes = run(CUDA_CALL, cuda, CUDA_VISIBLE_DEVICES="")
     assert re.match(r"GPU 0: .* \(cudaError\w+, from cudaGetDeviceCount\)$", made)
-    # A handle of the wrong kind would be a TypeError; without a driver every call that reaches CUDA
-    # fails.
+    # A handle of a wrong type would be a TypeError; without a driver every call of CUDA fails.
     assert set(outcomes) == set(methods(Cuda))
     assert set(outcomes.values()) <= {"DeviceError", "done"}
     assert outcomes["launch"] == outcomes["copy_in"] == outcomes["allocate"] == "DeviceError"
-
-
-def test_the_implementation_has_every_method_of_the_interface() -> None:
-    for name, method in methods(Cuda).items():
-        assert list(inspect.signature(method).parameters) == list(
-            inspect.signature(getattr(CudaBindings, name)).parameters
-        ), name

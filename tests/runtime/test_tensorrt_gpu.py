@@ -1,8 +1,4 @@
-"""TensorRT on a GPU. These tests have never run: the machines that this was written on have neither
-a GPU nor TensorRT's libraries.
-
-Where both are: pip install 'wfvae[export,tensorrt,dev]' and pytest -m gpu
-"""
+"""TensorRT on a GPU (not yet run): pip install 'wfvae[export,tensorrt,dev]' and pytest -m gpu."""
 
 from __future__ import annotations
 
@@ -17,9 +13,14 @@ import numpy as np
 import pytest
 
 from wfvae.errors import ResourceError, WFVAEError
+from wfvae.export.tensorrt.build import BuildReport, build_engines, timing_cache_path
+from wfvae.export.tensorrt.timing_cache import TimingCacheFile
 from wfvae.runtime import Bundle, open_bundle
+from wfvae.runtime.backends.nvidia.cuda import Cuda
+from wfvae.runtime.backends.nvidia.tensorrt_backend import target_here
 from wfvae.spec.engines import BuildSettings, Span, engine_records
 from wfvae.spec.manifest import Manifest
+from wfvae.spec.tensorrt import TensorRT
 
 pytestmark = pytest.mark.gpu
 HEIGHT, WIDTH = 64, 96
@@ -28,43 +29,35 @@ SETTINGS = BuildSettings(
 )
 NAME = "4x8x8-trilinear"
 TOLERANCE = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 3e-1}
+Engines = Callable[..., Bundle]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def gpu() -> Any:
-    """The GPU, or what is missing."""
-    from wfvae.runtime.backends.nvidia.cuda import CudaBindings
-    from wfvae.spec.tensorrt import load_tensorrt
+def build(path: Path, **options: Any) -> BuildReport:
+    trt = TensorRT.load()
+    return build_engines(path, SETTINGS, target_here(trt, Cuda(0)), trt, **options)
 
+
+@pytest.fixture(scope="module")
+def built(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`built(**export options)`: a bundle with engines for this GPU. Skips without one."""
     try:
-        load_tensorrt()
-        return CudaBindings(0)
+        TensorRT.load()
+        Cuda(0)
     except WFVAEError as error:
         pytest.skip(f"no GPU test: {error}")
 
-
-@pytest.fixture(scope="module")
-def built(
-    exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, gpu: Any
-) -> Callable[..., Path]:
-    """`built(**export options)`: a bundle with engines for this GPU."""
-    from wfvae.export.tensorrt.build import build_engines
-    from wfvae.runtime.backends.nvidia.tensorrt_backend import target_here
-    from wfvae.spec.tensorrt import load_tensorrt
-
     @cache
-    def build(**options: Any) -> Path:
+    def make(**options: Any) -> Path:
         path = tmp_path_factory.mktemp("engines") / "bundle"
         shutil.copytree(exported(NAME, **options), path)
-        trt = load_tensorrt()
-        build_engines(path, SETTINGS, target_here(trt, gpu), trt)
+        build(path)
         return path
 
-    return build
+    return make
 
 
 @pytest.fixture(scope="module")
-def engines(built: Callable[..., Path]) -> Callable[..., Bundle]:
+def engines(built: Callable[..., Path]) -> Engines:
     """`engines(cuda_graphs, **export options)`: such a bundle, opened on TensorRT."""
 
     @cache
@@ -80,36 +73,29 @@ def video(frames: int, seed: int = 0) -> Any:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_engines_agree_with_onnxruntime_in_fp32(
-    engines: Callable[..., Bundle], opened: Callable[..., Bundle], precision: str
+    engines: Engines, opened: Callable[..., Bundle], precision: str
 ) -> None:
-    bundle = engines(precision=precision)
-    latents = opened(NAME).encode(video(26), chunk=2)
-    assert np.abs(bundle.encode(video(26), chunk=2) - latents).max() <= TOLERANCE[precision] * max(
-        1.0, np.abs(latents).max()
-    )
-    expected = opened(NAME).decode(latents, frames=26, chunk=2, pixels="float32")
+    bundle, reference, tolerance = engines(precision=precision), opened(NAME), TOLERANCE[precision]
+    latents = reference.encode(video(26), chunk=2)
+    error = np.abs(bundle.encode(video(26), chunk=2) - latents).max()
+    assert error <= tolerance * max(1.0, np.abs(latents).max())
+    options = {"frames": 26, "chunk": 2, "pixels": "float32"}
     assert (
-        np.abs(bundle.decode(latents, frames=26, chunk=2, pixels="float32") - expected).max()
-        <= TOLERANCE[precision] * 2
+        np.abs(bundle.decode(latents, **options) - reference.decode(latents, **options)).max()
+        <= 2 * tolerance
     )
 
 
-def test_verification_passes(engines: Callable[..., Bundle]) -> None:
+def test_verification_passes(engines: Engines) -> None:
     from wfvae.export.parity import verify
 
     result = verify(engines(), video(29))
-    assert result.passed and {"backend = onnxruntime"} <= {check.name for check in result.checks}
+    assert result.passed and "backend = onnxruntime" in {check.name for check in result.checks}
     backend = result.certificate("video.mp4")["backend"]
-    assert (
-        backend["gpu"]
-        and backend["driver"] != "unknown"
-        and backend["tactic_sources"] not in ("none", "no engine is open")
-    )
+    assert backend["gpu"] and backend["driver"] != "unknown" and "CONVOLUTIONS" in backend["tactic_sources"]
 
 
-def test_no_tensor_of_an_engine_differs_from_onnxruntime(
-    engines: Callable[..., Bundle], opened: Callable[..., Bundle]
-) -> None:
+def test_no_inner_tensor_differs_from_onnxruntime(engines: Engines, opened: Callable[..., Bundle]) -> None:
     from wfvae.export.parity.backend_search import search_backend
     from wfvae.export.parity.plans import Job
     from wfvae.export.parity.rules import BOUNDS
@@ -119,9 +105,8 @@ def test_no_tensor_of_an_engine_differs_from_onnxruntime(
     assert found.startswith("no tensor differs within a step"), found
 
 
-def test_cuda_graphs_change_no_bit(engines: Callable[..., Bundle]) -> None:
-    frames = video(4 * 20)
-    plain, captured = engines(), engines(cuda_graphs=True)
+def test_cuda_graphs_give_same_bits(engines: Engines) -> None:
+    plain, captured, frames = engines(), engines(cuda_graphs=True), video(4 * 20)
     latents = plain.encode(frames, chunk=2)
     assert np.array_equal(captured.encode(frames, chunk=2), latents)
     assert np.array_equal(captured.decode(latents, chunk=2), plain.decode(latents, chunk=2))
@@ -129,18 +114,17 @@ def test_cuda_graphs_change_no_bit(engines: Callable[..., Bundle]) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_snapshot_is_taken_up_with_the_same_bits(engines: Callable[..., Bundle], precision: str) -> None:
+def test_stream_restored_mid_clip_gives_same_bits(engines: Engines, precision: str) -> None:
     bundle, frames = engines(precision=precision), video(41)
     with bundle.encoder(height=HEIGHT, width=WIDTH, chunk=2) as stream:
-        first = stream.push(frames[:21])
+        stream.push(frames[:21])
         saved = stream.snapshot()
         rest = np.concatenate([stream.push(frames[21:]), stream.finish()])
     with bundle.restore(saved, chunk=2) as stream:
         assert np.array_equal(np.concatenate([stream.push(frames[21:]), stream.finish()]), rest)
-    assert len(first) and len(rest)
 
 
-def test_streams_in_one_batch_do_not_mix(engines: Callable[..., Bundle]) -> None:
+def test_pool_of_streams_agrees_with_each_alone(engines: Engines) -> None:
     bundle = engines()
     clips = {seed: video(17 + 4 * seed, seed) for seed in range(3)}
     results: dict[int, list[Any]] = {seed: [] for seed in clips}
@@ -149,15 +133,12 @@ def test_streams_in_one_batch_do_not_mix(engines: Callable[..., Bundle]) -> None
             results[seed].append(part)
     for seed, clip in clips.items():
         alone = bundle.encode(clip, chunk=2)
-        assert np.abs(np.concatenate(results[seed]) - alone).max() <= TOLERANCE["fp32"] * max(
-            1.0, np.abs(alone).max()
-        )
+        error = np.abs(np.concatenate(results[seed]) - alone).max()
+        assert error <= TOLERANCE["fp32"] * max(1.0, np.abs(alone).max())
 
 
-def test_the_first_step_is_what_polygraphy_runs(engines: Callable[..., Bundle]) -> None:
-    """An independent way to run an engine: Polygraphy's loader and its runner, which allocates and
-    copies everything anew.
-    """
+def test_first_step_gives_bits_of_polygraphys_runner(engines: Engines) -> None:
+    """An independent way to run an engine, which allocates and copies everything for each run."""
     pytest.importorskip("polygraphy")
     loaders = importlib.import_module("polygraphy.backend.trt")
     bundle = engines()
@@ -175,22 +156,15 @@ def test_the_first_step_is_what_polygraphy_runs(engines: Callable[..., Bundle]) 
         assert np.array_equal(array, expected[f"next_state.{name}"]), name
 
 
-def test_a_build_from_the_timing_cache_alone(built: Callable[..., Path], gpu: Any) -> None:
-    from wfvae.export.tensorrt.build import build_engines, timing_cache_path
-    from wfvae.export.tensorrt.timing_cache import TimingCacheFile
-    from wfvae.runtime.backends.nvidia.tensorrt_backend import target_here
-    from wfvae.spec.tensorrt import load_tensorrt
-
-    path, trt = built(), load_tensorrt()
-    target = target_here(trt, gpu)
-    cache_file = TimingCacheFile(timing_cache_path(path, target), read_only=True)
-    assert len(build_engines(path, SETTINGS, target, trt, timing_cache=cache_file, again=True).built) == 4
+def test_build_from_timing_cache_alone_succeeds(built: Callable[..., Path]) -> None:
+    path = built()
+    cache_path = timing_cache_path(path, target_here(TensorRT.load(), Cuda(0)))
+    assert len(build(path, timing_cache=TimingCacheFile(cache_path, read_only=True), again=True).built) == 4
 
 
-def test_out_of_memory_is_one_error_and_the_gpu_goes_on(engines: Callable[..., Bundle]) -> None:
+def test_gpu_goes_on_after_out_of_memory(engines: Engines) -> None:
     bundle = engines()
-    device = bundle.step_session("encoder").engine.device  # type: ignore[attr-defined]
     expected = bundle.encode(video(9), chunk=2)
     with pytest.raises(ResourceError, match="no memory"):
-        device.cuda.allocate(1 << 50)
+        Cuda(0).allocate(1 << 50)
     assert np.array_equal(bundle.encode(video(9), chunk=2), expected)

@@ -1,3 +1,3 @@
 """NVIDIA GPUs: TensorRT as backend, the part of CUDA that it drives, and versions of what is
-installed. Imports none of it.
+installed. Importing this package imports none of NVIDIA's.
 """

@@ -1,23 +1,20 @@
-"""The small part of CUDA that the TensorRT backend uses, and its implementation by NVIDIA's
-`cuda-bindings`. No torch.
-
-Nothing here has ever run on a GPU: the tests check names and signatures against the real
-`cuda-bindings`, and the backend's logic against a recording stand-in.
-"""
+"""The part of CUDA that the TensorRT backend uses, through NVIDIA's `cuda-bindings`. No torch."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from wfvae.errors import MissingExtraError, ResourceError, WFVAEError
 from wfvae.runtime.backends.nvidia.driver import driver_version
 
+_MEBIBYTE = 1 << 20
+
 
 class DeviceError(WFVAEError):
-    """A GPU that is not there, or a call to it that failed."""
+    """A GPU that does not exist, or a call to it that failed."""
 
 
 @dataclass(frozen=True)
@@ -31,93 +28,22 @@ class DeviceInfo:
     """The driver's version, such as 580.65.06, or "unknown"."""
 
 
-class Cuda(Protocol):
-    """One GPU. Addresses and handles are integers; sizes are in bytes. Every method may raise
-    `DeviceError`.
+class Cuda:
+    """One GPU. Addresses and handles are integers; sizes are in bytes.
 
-    Streams run what is given to them in order, and beside each other. A call that takes a stream
-    returns before the work is done.
+    A stream runs its work in order, and beside other streams. Methods that take a stream return
+    before the work is done. Every method may raise `DeviceError`.
     """
 
-    def activate(self) -> None:
-        """Makes this the calling thread's GPU. To be called in each thread before anything else."""
-
-    def info(self) -> DeviceInfo:
-        """Which GPU it is."""
-
-    def allocate(self, size: int) -> int:
-        """Device memory, aligned to 256 bytes. Raises `ResourceError` if there is not enough."""
-
-    def free(self, address: int) -> None:
-        """Gives device memory back."""
-
-    def allocate_pinned(self, size: int) -> int:
-        """Host memory that is copied from and to without a detour. Raises `ResourceError` if there
-        is not enough.
-        """
-
-    def free_pinned(self, address: int) -> None:
-        """Gives pinned memory back."""
-
-    def copy_in(self, device: int, host: int, size: int, stream: int) -> None:
-        """Copies from host to device."""
-
-    def copy_out(self, host: int, device: int, size: int, stream: int) -> None:
-        """Copies from device to host."""
-
-    def fill_zero(self, device: int, size: int, stream: int) -> None:
-        """Sets bytes to 0."""
-
-    def create_stream(self) -> int:
-        """A stream that does not wait for the default stream."""
-
-    def destroy_stream(self, stream: int) -> None:
-        """Ends a stream."""
-
-    def synchronize(self, stream: int) -> None:
-        """Waits until a stream's work is done. Failures of that work are raised here."""
-
-    def create_event(self) -> int:
-        """A mark in a stream."""
-
-    def destroy_event(self, event: int) -> None:
-        """Removes an event."""
-
-    def record(self, event: int, stream: int) -> None:
-        """Puts the mark behind what the stream has to do now."""
-
-    def wait(self, stream: int, event: int) -> None:
-        """Lets a stream's further work wait for the mark."""
-
-    def synchronize_event(self, event: int) -> None:
-        """Waits for the mark. Failures of the work before it are raised here."""
-
-    def begin_capture(self, stream: int) -> None:
-        """From here on the stream's work is written down instead of done."""
-
-    def end_capture(self, stream: int) -> int:
-        """Ends the writing down and returns it as a graph that can be launched."""
-
-    def launch(self, graph: int, stream: int) -> None:
-        """Does a graph's work."""
-
-    def destroy_graph(self, graph: int) -> None:
-        """Removes a graph."""
-
-
-class CudaBindings:
-    """`Cuda` by `cuda.bindings.runtime`."""
-
     def __init__(self, device_id: int = 0) -> None:
-        """Raises `MissingExtraError` without the package, and `DeviceError` without such a GPU or
-        its driver.
-        """
+        """Raises `MissingExtraError` without the package, and `DeviceError` without GPU or driver."""
         self._rt = load_cuda()
         self._device_id = device_id
         self._call(self._rt.cudaGetDeviceCount)
         self.activate()
 
     def activate(self) -> None:
+        """Makes this the calling thread's GPU. Call it in each thread before any other method."""
         self._call(self._rt.cudaSetDevice, self._device_id)
 
     def info(self) -> DeviceInfo:
@@ -126,52 +52,43 @@ class CudaBindings:
         return DeviceInfo(name, f"{properties.major}.{properties.minor}", driver_version() or "unknown")
 
     def allocate(self, size: int) -> int:
-        return int(self._call(self._rt.cudaMalloc, size, wanted=size))
+        """Returns device memory aligned to 256 bytes. Raises `ResourceError` if there is not enough."""
+        text = f"GPU {self._device_id} has no memory for {size / _MEBIBYTE:.0f} MiB more"
+        return int(self._call(self._rt.cudaMalloc, size, no_memory=text))
 
     def free(self, address: int) -> None:
         self._call(self._rt.cudaFree, address)
 
     def allocate_pinned(self, size: int) -> int:
-        try:
-            return int(self._call(self._rt.cudaMallocHost, size, wanted=size))
-        except ResourceError as error:
-            raise ResourceError(
-                f"no memory for {size / (1 << 20):.0f} MiB of pinned host memory; use a smaller chunk or size"
-            ) from error
+        """Returns page-locked host memory. Raises `ResourceError` if there is not enough."""
+        text = f"no memory for {size / _MEBIBYTE:.0f} MiB of pinned host memory"
+        return int(self._call(self._rt.cudaMallocHost, size, no_memory=text))
 
     def free_pinned(self, address: int) -> None:
         self._call(self._rt.cudaFreeHost, address)
 
     def copy_in(self, device: int, host: int, size: int, stream: int) -> None:
-        self._call(
-            self._rt.cudaMemcpyAsync,
-            device,
-            host,
-            size,
-            self._rt.cudaMemcpyKind.cudaMemcpyHostToDevice,
-            stream,
-        )
+        """Copies from host to device."""
+        kind = self._rt.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call(self._rt.cudaMemcpyAsync, device, host, size, kind, stream)
 
     def copy_out(self, host: int, device: int, size: int, stream: int) -> None:
-        self._call(
-            self._rt.cudaMemcpyAsync,
-            host,
-            device,
-            size,
-            self._rt.cudaMemcpyKind.cudaMemcpyDeviceToHost,
-            stream,
-        )
+        """Copies from device to host."""
+        kind = self._rt.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call(self._rt.cudaMemcpyAsync, host, device, size, kind, stream)
 
     def fill_zero(self, device: int, size: int, stream: int) -> None:
         self._call(self._rt.cudaMemsetAsync, device, 0, size, stream)
 
     def create_stream(self) -> int:
+        """Returns a stream that does not wait for the default stream."""
         return int(self._call(self._rt.cudaStreamCreateWithFlags, self._rt.cudaStreamNonBlocking))
 
     def destroy_stream(self, stream: int) -> None:
         self._call(self._rt.cudaStreamDestroy, stream)
 
     def synchronize(self, stream: int) -> None:
+        """Waits until a stream's work is done, and raises if that work failed."""
         self._call(self._rt.cudaStreamSynchronize, stream)
 
     def create_event(self) -> int:
@@ -181,23 +98,24 @@ class CudaBindings:
         self._call(self._rt.cudaEventDestroy, event)
 
     def record(self, event: int, stream: int) -> None:
+        """Puts the event behind the stream's present work."""
         self._call(self._rt.cudaEventRecord, event, stream)
 
     def wait(self, stream: int, event: int) -> None:
+        """Lets a stream's further work wait for the event."""
         self._call(self._rt.cudaStreamWaitEvent, stream, event, 0)
 
     def synchronize_event(self, event: int) -> None:
+        """Waits for the event, and raises if the work before it failed."""
         self._call(self._rt.cudaEventSynchronize, event)
 
     def begin_capture(self, stream: int) -> None:
-        # Other threads may allocate meanwhile.
-        self._call(
-            self._rt.cudaStreamBeginCapture,
-            stream,
-            self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal,
-        )
+        """Records the stream's further work instead of running it. Other threads may allocate."""
+        mode = self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call(self._rt.cudaStreamBeginCapture, stream, mode)
 
     def end_capture(self, stream: int) -> int:
+        """Ends the recording and returns it as an executable graph."""
         graph = self._call(self._rt.cudaStreamEndCapture, stream)
         try:
             return int(self._call(self._rt.cudaGraphInstantiate, graph, 0))
@@ -210,19 +128,15 @@ class CudaBindings:
     def destroy_graph(self, graph: int) -> None:
         self._call(self._rt.cudaGraphExecDestroy, graph)
 
-    def _call(self, function: Callable[..., Any], *arguments: Any, wanted: int | None = None) -> Any:
-        """Calls and returns the result, or raises by the status that comes before it. `wanted`:
-        bytes of an allocation.
-        """
+    def _call(self, function: Callable[..., Any], *arguments: Any, no_memory: str | None = None) -> Any:
+        """Returns a function's result, or raises by its status. `no_memory` words a lack of memory."""
         status, *results = function(*arguments)
         if status == self._rt.cudaError_t.cudaSuccess:
             return results[0] if results else None
         self._rt.cudaGetLastError()  # else the next call would report it again
         if status == self._rt.cudaError_t.cudaErrorMemoryAllocation:
-            amount = "" if wanted is None else f" for {wanted / (1 << 20):.0f} MiB more"
-            raise ResourceError(
-                f"GPU {self._device_id} has no memory{amount}; use a smaller chunk, size or number of streams"
-            )
+            text = no_memory or f"GPU {self._device_id} has no memory"
+            raise ResourceError(f"{text}; use a smaller chunk, size or number of streams")
         reason = self._rt.cudaGetErrorString(status)[1]
         text = reason.decode() if isinstance(reason, bytes) else str(reason)
         raise DeviceError(f"GPU {self._device_id}: {text} ({status.name}, from {function.__name__})")
@@ -230,14 +144,12 @@ class CudaBindings:
 
 @functools.cache
 def load_cuda() -> Any:
-    """The module `cuda.bindings.runtime`. Raises `MissingExtraError` if it is not installed."""
+    """Imports `cuda.bindings.runtime`. Raises `MissingExtraError` if it is not installed."""
     try:
         from cuda.bindings import runtime
     except ModuleNotFoundError as error:
         raise MissingExtraError("driving a GPU", "cuda-bindings", "tensorrt") from error
     except (ImportError, OSError) as error:
-        raise DeviceError(
-            f"cuda-bindings is installed but does not load: {error}; install it again for this machine's"
-            " driver"
-        ) from error
+        text = f"cuda-bindings is installed but does not load: {error}"
+        raise DeviceError(f"{text}; install it again for this machine's driver") from error
     return runtime

@@ -1,18 +1,15 @@
-"""CUDA graphs of a stream's steady step: the run is captured once per direction of the state's
-swap, and launched from then on.
+"""CUDA graphs of a stream's steady step: captured once per direction of the state's swap, then launched.
 
-A graph holds addresses, so the two directions need one each; and it needs an execution context of
-its own, which nothing else touches. What cannot be captured is run as if there were no graphs.
-Nothing here has ever run on a GPU.
+A graph holds addresses, so the two directions need one each, and each needs an execution context
+that nothing else uses. A step that cannot be captured runs without graphs.
 """
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 
-from wfvae.errors import ResourceError, WFVAEError
-from wfvae.runtime.backends.nvidia.cuda import DeviceError
+from wfvae.errors import WFVAEError
+from wfvae.runtime.backends.nvidia.device import ignoring_device_errors
 from wfvae.runtime.backends.nvidia.tensorrt_engine import Binding, LoadedEngine, Runner
 
 
@@ -23,7 +20,7 @@ class _Entry:
     runner: Runner
     binding: Binding
     scratch: tuple[int, int]
-    """Address and size. Like the binding, the graph holds it for good."""
+    """Address and size. A graph is valid for this binding and this scratch memory only."""
     graph: int | None = None
 
 
@@ -34,24 +31,23 @@ class GraphCache:
         self._engine = engine
         self._entries: dict[tuple[int, int], _Entry] = {}
         self.fallback: str | None = None
-        """Why graphs are not used any more, if they are not."""
+        """Why graphs are no longer used; None while they are."""
 
     def run(self, parity: int, profile: int, binding: Binding) -> bool:
-        """Gives a run to the compute stream: plainly at first, captured the second time, launched
-        from then on.
+        """Enqueues a run: without a graph at first, captured the second time, launched from then on.
 
         Args:
             parity: which of the two state buffers is read.
-            profile: one that takes a single number of latents, so that there are no more graphs
-                than two per profile.
+            profile: one for a single number of latents, so that a profile has at most two graphs.
+            binding: where inputs and outputs are.
 
-        Returns whether it did; if not, the caller runs without a graph.
+        Returns False if graphs cannot be used; the caller then runs without one.
         """
         if self.fallback is not None:
             return False
-        key, scratch = (profile, parity), self._engine.device.scratch
+        device, key = self._engine.device, (profile, parity)
         entry = self._entries.get(key)
-        if entry is not None and (entry.binding, entry.scratch) != (binding, scratch.place):
+        if entry is not None and (entry.binding, entry.scratch) != (binding, device.scratch.place):
             self._drop(key)
             entry = None
         if entry is None:
@@ -59,41 +55,39 @@ class GraphCache:
             runner = self._engine.new_runner(profile)
             runner.bind(binding)
             runner.enqueue()
-            self._entries[key] = _Entry(runner, binding, scratch.place)
+            self._entries[key] = _Entry(runner, binding, device.scratch.place)
             return True
-        if entry.graph is None and not self._capture(entry):
-            return False
-        assert entry.graph is not None
-        self._engine.device.cuda.launch(entry.graph, self._engine.device.compute)
+        if entry.graph is None:
+            try:
+                entry.graph = self._capture(entry.runner)
+            except WFVAEError as error:
+                self.fallback = str(error)
+                self.release()
+                return False
+        device.cuda.launch(entry.graph, device.compute)
         return True
 
     def release(self) -> None:
-        """Removes all graphs. No launch may be under way."""
+        """Destroys all graphs. No launch may be under way."""
         for key in list(self._entries):
             self._drop(key)
 
-    def _capture(self, entry: _Entry) -> bool:
+    def _capture(self, runner: Runner) -> int:
         cuda, stream = self._engine.device.cuda, self._engine.device.compute
+        cuda.begin_capture(stream)
         try:
-            cuda.begin_capture(stream)
-            try:
-                entry.runner.enqueue()
-            except BaseException:
-                with contextlib.suppress(DeviceError, ResourceError):
-                    cuda.destroy_graph(cuda.end_capture(stream))
-                raise
-            entry.graph = cuda.end_capture(stream)
-        except WFVAEError as error:
-            self.fallback = str(error)
-            self.release()
-            return False
-        return True
+            runner.enqueue()
+        except BaseException:
+            with ignoring_device_errors():
+                cuda.destroy_graph(cuda.end_capture(stream))
+            raise
+        return cuda.end_capture(stream)
 
     def _drop(self, key: tuple[int, int]) -> None:
-        entry = self._entries.pop(key)
-        if entry.graph is not None:
-            # A launch may still be under way.
-            with contextlib.suppress(DeviceError, ResourceError):
-                self._engine.device.cuda.synchronize(self._engine.device.compute)
-            with contextlib.suppress(DeviceError, ResourceError):
-                self._engine.device.cuda.destroy_graph(entry.graph)
+        device, graph = self._engine.device, self._entries.pop(key).graph
+        if graph is None:
+            return
+        with ignoring_device_errors():  # a launch may still be under way
+            device.cuda.synchronize(device.compute)
+        with ignoring_device_errors():
+            device.cuda.destroy_graph(graph)

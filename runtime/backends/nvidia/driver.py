@@ -1,7 +1,6 @@
-"""Versions of what drives an NVIDIA GPU, asked of the libraries themselves, for certificates. Needs
-no package and no GPU to import.
+"""Versions of driver, CUDA and cuDNN for certificates, read from the libraries themselves.
 
-Nothing here has ever run on a GPU: the tests call it over stand-in libraries that they compile.
+Imports no package, and works without a GPU.
 """
 
 from __future__ import annotations
@@ -14,23 +13,18 @@ _TEXT = 256
 
 
 def driver_version() -> str | None:
-    """The driver's version, such as 580.65.06, from NVML. None without a driver."""
+    """Returns the driver's version, such as 580.65.06, from NVML. None without a driver."""
     nvml = _library("libnvidia-ml.so.1")
     if nvml is None or nvml.nvmlInit_v2() != 0:
         return None
-    try:
-        text = ctypes.create_string_buffer(_TEXT)
-        return (
-            text.value.decode() if nvml.nvmlSystemGetDriverVersion(text, ctypes.c_uint(_TEXT)) == 0 else None
-        )
-    finally:
-        nvml.nvmlShutdown()
+    text = ctypes.create_string_buffer(_TEXT)
+    status = nvml.nvmlSystemGetDriverVersion(text, ctypes.c_uint(_TEXT))
+    nvml.nvmlShutdown()
+    return None if status else text.value.decode()
 
 
 def gpu_name(index: int) -> str | None:
-    """The name of the GPU that CUDA programs of this process call `index`. None if there is no such
-    GPU.
-    """
+    """Returns the name of the GPU with this index in CUDA programs. None if there is no such GPU."""
     cuda = _library("libcuda.so.1")
     device, text = ctypes.c_int(), ctypes.create_string_buffer(_TEXT)
     found = (
@@ -43,9 +37,7 @@ def gpu_name(index: int) -> str | None:
 
 
 def cuda_version() -> str | None:
-    """The version of the CUDA runtime library that this process has loaded, such as 13.0. None if
-    it has loaded none.
-    """
+    """Returns the version of the CUDA runtime library that this process has loaded, such as 13.0."""
     for major in (13, 12):
         runtime, number = _library(f"libcudart.so.{major}", loaded=True), ctypes.c_int()
         if runtime is not None and runtime.cudaRuntimeGetVersion(ctypes.byref(number)) == 0:
@@ -54,9 +46,7 @@ def cuda_version() -> str | None:
 
 
 def cudnn_version() -> str | None:
-    """The version of cuDNN 9 that this process has loaded, such as 9.13.0. None if it has loaded
-    none.
-    """
+    """Returns the version of cuDNN 9 that this process has loaded, such as 9.13.0."""
     cudnn = _library("libcudnn.so.9", loaded=True)
     if cudnn is None:
         return None
@@ -66,9 +56,7 @@ def cudnn_version() -> str | None:
 
 
 def _library(name: str, loaded: bool = False) -> Any:
-    """A shared library by its name, or None. `loaded`: only if the process has it already, by
-    whatever path.
-    """
+    """Opens a shared library by name, or returns None. `loaded`: only if the process has it already."""
     mode = os.RTLD_NOW | (getattr(os, "RTLD_NOLOAD", 0) if loaded else 0)
     try:
         return ctypes.CDLL(name, mode=mode)
