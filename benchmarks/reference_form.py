@@ -165,7 +165,7 @@ def _haar_synthesis(self: HaarSynthesis, bands: Tensor) -> Tensor:
 
 _TORCH = SimpleNamespace(cat=_cat_channels)
 _REPLACED: tuple[tuple[object, str, object], ...] = (
-    (wfvae.model.vae, "_frames_first", _frames_first),
+    (wfvae.model.vae, "frames_first", _frames_first),
     (wfvae.model.causal, "cat_frames", _cat_frames),
     (wfvae.model.blocks, "per_frame", _per_frame),
     (wfvae.model.encoder, "per_frame", _per_frame),

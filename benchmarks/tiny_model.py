@@ -38,7 +38,7 @@ from record import machine, write_json
 
 from wfvae import WFVAE
 from wfvae.export.bundle import export_bundle
-from wfvae.model.checkpoint import WEIGHTS_NAME, save_half
+from wfvae.model.checkpoint import WEIGHTS_NAME, write_checkpoint
 from wfvae.report.plots import draw_line, plot_style, svg_text
 from wfvae.runtime import open_bundle
 from wfvae.train.data import Crops, FixedCrops, ProceduralClips, VideoFolder, held_out, to_model_range
@@ -161,7 +161,10 @@ def ship(run: Path, mean_with: str | None = None) -> None:
         model.load_state_dict(
             {name: (weight + others[name]) / 2 for name, weight in model.state_dict().items()}
         )
-    save_half(model, SHIPPED)
+    # Half the size; Haar taps stay fp32, since their synthesis inverts them exactly.
+    trained = {name for name, _ in model.named_parameters()}
+    weights = {name: t.half() if name in trained else t for name, t in model.state_dict().items()}
+    write_checkpoint(SHIPPED, model.config, weights)
 
 
 def score(model: WFVAE, clips: int, side: int) -> dict[str, Any]:

@@ -1,57 +1,46 @@
-"""Checkpoints: the published directory format, training checkpoints, and Hugging Face repositories.
-No pickle is ever executed.
+"""Checkpoints: directories as published, training checkpoints, and Hugging Face repositories.
+
+They are read as a configuration and named tensors. No pickle is ever executed.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from wfvae.errors import CheckpointError, MissingExtraError
+from wfvae.errors import CheckpointError, MissingExtraError, ResourceError
+from wfvae.files import replacing, write_whole
 from wfvae.model.config import WFVAEConfig
-from wfvae.model.vae import WFVAE
 from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_MODEL, newest_of_run
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 SHIPPED = ("tiny",)
-"""Names of the checkpoints that come with the package, in `wfvae/data`."""
+"""Names of the checkpoints that come with the package, in `wfvae/weights`."""
 _LISTED = 8
 
 
-def load(
-    source: str | Path,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    revision: str | None = None,
-) -> WFVAE:
-    """Loads a model for inference (in eval mode).
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read."""
 
-    Args:
-        source: `tiny`, the small trained model that comes with the package (a directory of that
-            name goes first); a directory with `config.json` and
-            `diffusion_pytorch_model.safetensors`; the directory of a training run, whose newest
-            averaged weights are taken; a training checkpoint `*.ckpt` with a `config.json` beside
-            it; or a Hugging Face repository `owner/name` (needs the extra `hub`).
-        device, dtype: where and in what precision the weights are placed.
-        revision: branch, tag or commit of a Hugging Face repository.
+    config: WFVAEConfig
+    weights: Mapping[str, Tensor]
+    path: Path
+    """Where it lies, for messages."""
 
-    Raises:
-        CheckpointError: naming every missing, unexpected and misshaped tensor, or what could not be
-            read.
-        ConfigError: if `config.json` is not a WF-VAE's.
-    """
+
+def read_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
+    """Reads a checkpoint; see `wfvae.model.vae.WFVAE.from_pretrained`."""
     path = Path(source)
     if path.suffix == ".safetensors":
         raise CheckpointError(
@@ -63,32 +52,26 @@ def load(
                 f"{source} is not a checkpoint; expected a directory with {CONFIG_NAME} and {WEIGHTS_NAME},"
                 " or a .ckpt file"
             )
-        _require_config(path.parent, source)
-        return _build(
-            WFVAEConfig.from_json(path.parent / CONFIG_NAME),
-            read_training_checkpoint(path),
-            path,
-            device,
-            dtype,
-        )
+        return Checkpoint(_read_config(path.parent, source), read_training_checkpoint(path), path)
     if not path.is_dir() and str(source) in SHIPPED:
         path = Path(str(files("wfvae") / "weights" / str(source)))
     if not path.is_dir():
         path = _download(str(source), revision)
     path = model_of_run(path)
-    _require_config(path, source)
-    return _build(
-        WFVAEConfig.from_json(path / CONFIG_NAME), _read_weights(path / WEIGHTS_NAME), path, device, dtype
-    )
+    return Checkpoint(_read_config(path, source), _read_weights(path / WEIGHTS_NAME), path)
 
 
 def model_of_run(directory: Path) -> Path:
-    """The averaged weights in a run or in one of its checkpoints; the directory itself if it is
-    neither.
+    """Returns the averaged weights of a training run or of one of its checkpoints.
 
-    Raises `CheckpointError` if the run has no checkpoint yet.
+    Any other directory is returned as it is.
+
+    Raises:
+        CheckpointError: the run has no checkpoint yet.
     """
-    if (directory / RUN_CHECKPOINTS).is_dir() and not (directory / CONFIG_NAME).is_file():
+    if (directory / CONFIG_NAME).is_file():
+        return directory
+    if (directory / RUN_CHECKPOINTS).is_dir():
         newest = newest_of_run(directory)
         if newest is None:
             raise CheckpointError(
@@ -96,66 +79,31 @@ def model_of_run(directory: Path) -> Path:
                 " make one"
             )
         directory = newest
-    return (
-        directory / RUN_MODEL
-        if (directory / RUN_MODEL).is_dir() and not (directory / CONFIG_NAME).is_file()
-        else directory
-    )
+    return directory / RUN_MODEL if (directory / RUN_MODEL).is_dir() else directory
 
 
-def _require_config(directory: Path, source: str | Path) -> None:
-    if not (directory / CONFIG_NAME).is_file():
-        raise CheckpointError(
-            f"{directory} has no {CONFIG_NAME}, so {source} cannot be loaded; a checkpoint has one beside its"
-            " weights"
-        )
+def write_checkpoint(directory: Path, config: WFVAEConfig, weights: Mapping[str, Tensor]) -> None:
+    """Writes `config.json` and the weights, each atomically.
 
-
-def save(model: WFVAE, directory: str | Path) -> None:
-    """Writes `config.json` and the weights, each to a temporary name first. Raises
-    `CheckpointError` if the disk refuses.
+    Raises:
+        CheckpointError: the disk refuses.
     """
-    _write(
-        {name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()},
-        model.config,
-        Path(directory),
-    )
-
-
-def _write(tensors: Mapping[str, Tensor], config: WFVAEConfig, directory: Path) -> None:
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        temporary = directory / (WEIGHTS_NAME + ".tmp")
-        save_file(dict(tensors), temporary, metadata={"format": "pt"})
-        temporary.chmod(0o644)  # safetensors makes files for the owner's eyes only
-        os.replace(temporary, directory / WEIGHTS_NAME)
-        temporary = directory / (CONFIG_NAME + ".tmp")
-        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, directory / CONFIG_NAME)
-    except (OSError, SafetensorError) as error:
+        with replacing(directory / WEIGHTS_NAME) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+            temporary.chmod(0o644)  # safetensors makes files that only their owner can read
+        write_whole(directory / CONFIG_NAME, json.dumps(config.to_dict(), indent=2) + "\n")
+    except (ResourceError, SafetensorError) as error:
         raise CheckpointError(f"cannot write the checkpoint {directory}: {error}") from error
 
 
-def save_half(model: WFVAE, directory: str | Path) -> None:
-    """As `save`, with the trained weights rounded to fp16: half the size. Haar taps stay fp32,
-    since their synthesis inverts them exactly.
-
-    `load` gives the rounded weights in the precision it is asked for.
-    """
-    trained = {name for name, _ in model.named_parameters()}
-    tensors = {
-        name: (t.half() if name in trained else t).detach().cpu().contiguous()
-        for name, t in model.state_dict().items()
-    }
-    _write(tensors, model.config, Path(directory))
-
-
 def read_training_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The generator's weights in a training checkpoint: the EMA if there is one, names without
-    `module.`.
+    """Reads the generator's weights, averaged ones if there are any, names without `module.`.
 
-    Raises `CheckpointError` if the file is unreadable, holds anything but tensors and plain values,
-    or holds no generator.
+    Raises:
+        CheckpointError: the file is unreadable, holds other objects than tensors and plain values,
+            or holds no generator.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -165,47 +113,46 @@ def read_training_checkpoint(path: str | Path) -> dict[str, Tensor]:
             f" {why_unreadable(error)}"
         ) from error
     content = content if isinstance(content, Mapping) else {}
+    weights = content.get("ema_state_dict")
     state_dict = content.get("state_dict")
-    weights = content.get("ema_state_dict") or (
-        state_dict.get("gen_model") if isinstance(state_dict, Mapping) else None
-    )
+    if not weights and isinstance(state_dict, Mapping):
+        weights = state_dict.get("gen_model")
     if not isinstance(weights, Mapping) or not all(map(torch.is_tensor, weights.values())):
         raise CheckpointError(
             f"{path} holds neither ema_state_dict nor state_dict.gen_model; its entries are:"
-            f" {_some(map(str, content))}"
+            f" {_first_names(map(str, content))}"
         )
     return {str(name).removeprefix("module."): tensor for name, tensor in weights.items()}
 
 
 def why_unreadable(error: Exception) -> str:
-    """The first line of what `torch.load` or safetensors complain of, but for torch's advice to
-    load pickled objects all the same.
+    """Returns the first line of an error of `torch.load` or safetensors.
+
+    torch's own advice, to load pickled objects all the same, is left out.
     """
     if isinstance(error, pickle.UnpicklingError):
         return "it is no file of torch.save, or holds other objects than tensors"
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def load_weights(model: WFVAE, weights: Mapping[str, Tensor], source: object) -> None:
-    """Fills `model` strictly. Raises one `CheckpointError` that names all missing, unexpected and
-    misshaped tensors.
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
+    """Fills `model` strictly.
+
+    Raises:
+        CheckpointError: names all missing, unexpected and misshaped tensors, or a damaged one. The
+            model is then unchanged.
     """
     expected = model.state_dict()
-    problems: list[str] = []
-    for what, names in (
-        ("missing", [name for name in expected if name not in weights]),
-        ("unexpected", [name for name in weights if name not in expected]),
-        (
-            "misshaped",
-            [
-                f"{name} {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
-                for name, tensor in expected.items()
-                if name in weights and weights[name].shape != tensor.shape
-            ],
-        ),
-    ):
-        if names:
-            problems.append(f"{len(names)} {what}: {', '.join(names)}")
+    found = {
+        "missing": [name for name in expected if name not in weights],
+        "unexpected": [name for name in weights if name not in expected],
+        "misshaped": [
+            f"{name} {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ],
+    }
+    problems = [f"{len(names)} {what}: {', '.join(names)}" for what, names in found.items() if names]
     if problems:
         raise CheckpointError(
             f"the weights in {source} are not those of this configuration; {'; '.join(problems)}"
@@ -221,18 +168,13 @@ def load_weights(model: WFVAE, weights: Mapping[str, Tensor], source: object) ->
         ) from error
 
 
-def _build(
-    config: WFVAEConfig,
-    weights: Mapping[str, Tensor],
-    source: Path,
-    device: torch.device | str,
-    dtype: torch.dtype,
-) -> WFVAE:
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise CheckpointError(f"dtype is {dtype!r}; expected torch.float32, float16, bfloat16 or float64")
-    model = WFVAE(config).to(dtype)
-    load_weights(model, weights, source)
-    return model.to(device).eval()
+def _read_config(directory: Path, source: str | Path) -> WFVAEConfig:
+    if not (directory / CONFIG_NAME).is_file():
+        raise CheckpointError(
+            f"{directory} has no {CONFIG_NAME}, so {source} cannot be loaded; a checkpoint has one beside its"
+            " weights"
+        )
+    return WFVAEConfig.from_json(directory / CONFIG_NAME)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -251,9 +193,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _download(name: str, revision: str | None) -> Path:
-    """A local snapshot of a Hugging Face repository. Never exercised by the tests, which have no
-    network.
-    """
+    """Returns a local snapshot of a Hugging Face repository. The tests, which have no network, use a stub."""
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith(("/", ".ckpt")):
         raise CheckpointError(
             f"{name} does not exist; expected a checkpoint directory, a .ckpt file, or a Hugging Face name"
@@ -271,6 +211,6 @@ def _download(name: str, revision: str | None) -> Path:
         raise CheckpointError(f"cannot download {name}: {' '.join(str(error).split())}") from error
 
 
-def _some(names: Any) -> str:
+def _first_names(names: Iterable[str]) -> str:
     listed = list(names)
     return ", ".join(listed[:_LISTED]) + (", ..." if len(listed) > _LISTED else "") or "none"

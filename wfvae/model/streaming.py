@@ -1,17 +1,23 @@
-"""Streams in PyTorch: iterators of chunks of any sizes through the model's steps. The production
-loop is `wfvae.runtime`.
+"""Streams in PyTorch: single steps, and iterators over chunks of any sizes (`docs/streaming.md`).
+
+The production loop is `wfvae.runtime`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from wfvae.errors import InputError
-from wfvae.model.arguments import check_latents, check_same_stream, check_video
+from wfvae.errors import InputError, StateError, StreamingError
+from wfvae.model.arguments import check_flag, check_latents, check_same_stream, check_video
+from wfvae.model.causal import StreamChunk, bind_paths, collect_state_specs
+from wfvae.model.config import WFVAEConfig
+from wfvae.model.decoder import Decoder
+from wfvae.model.encoder import Encoder
+from wfvae.model.layout import channels_first, frames_first, lay_out_weights
 from wfvae.spec.frames import (
     SPATIAL_RATIO,
     OutputWindow,
@@ -20,84 +26,236 @@ from wfvae.spec.frames import (
     tail_frames,
     video_frames,
 )
-from wfvae.spec.stream import Direction
+from wfvae.spec.stream import Direction, StreamSpec
 
-if TYPE_CHECKING:
-    from wfvae.model.vae import WFVAE
-
-State = dict[str, Tensor]
+State = Mapping[str, Tensor]
 
 
-def stream_encode(model: WFVAE, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """See `WFVAE.stream_encode`."""
-    ratio = model.config.temporal_compression
-    state: State | None = None
-    waiting: Tensor | None = None  # frames short of a whole step
-    last: Tensor | None = None
-    seen = 0
-    for chunk in chunks:
-        check_video("chunk", chunk, model.dtype, empty=True)
-        if not chunk.shape[2]:
-            continue
+class StreamingVAE(nn.Module):
+    """Encoder and decoder, with the steps that stream videos through them.
+
+    The model holds no state: one object serves any number of streams.
+    """
+
+    def __init__(self, config: WFVAEConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or WFVAEConfig()
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+        bind_paths(self)
+        lay_out_weights(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights, which inputs and states must have (except under autocast)."""
+        return self.encoder.conv_out.conv.weight.dtype
+
+    def stream_spec(self, direction: Direction) -> StreamSpec:
+        """Returns what a stream of this direction carries and how it is driven.
+
+        Raises:
+            StreamingError: the model cannot be streamed.
+        """
+        if direction not in get_args(Direction):
+            raise InputError(f"direction is {direction!r}; expected one of {', '.join(get_args(Direction))}")
+        if self.config.norm_type == "groupnorm":
+            raise StreamingError(
+                "a model with norm_type 'groupnorm' cannot be streamed: its statistics mix all frames of a"
+                " clip; use norm_type 'layernorm', or whole clips with encode and decode"
+            )
+        delay = self.decoder.delay if direction == "decoder" else 0
+        states = collect_state_specs(self, f"{direction}.", str(self.dtype).removeprefix("torch."))
+        return StreamSpec(direction, self.config.temporal_compression, delay, states)
+
+    def initial_state(self, direction: Direction, batch: int, height: int, width: int) -> dict[str, Tensor]:
+        """Returns the state before the first step of `batch` streams of height x width pixels."""
+        for name, value in (("batch", batch), ("height", height), ("width", width)):
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} is {value!r}; expected an integer >= 1")
+        device = next(self.parameters()).device
+        state = {}
+        for spec in self.stream_spec(direction).states:
+            shape, dtype = spec.resolve(batch, height, width), getattr(torch, spec.dtype)
+            state[spec.name] = torch.full(shape, spec.initial_value, dtype=dtype, device=device)
+        return state
+
+    def encoder_step(
+        self, chunk: Tensor, state: State, start: Tensor, end: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Runs one step of the uniform encode stream: a pure function, rows independent.
+
+        Args:
+            chunk: (B, 3, r m, H, W), the next frames of each row's stream. r-1 copies of a video's
+                first frame lead its stream.
+            state: what the previous step returned, or `initial_state("encoder", B, H, W)`.
+            start: bool (B,), this row's stream begins here; its state is ignored.
+            end: accepted for symmetry; an encoder has nothing to drain.
+
+        Returns:
+            moments (B, 2 D, m, H/8, W/8) and the next state.
+
+        Raises:
+            InputError, StateError: name what is wrong.
+
+        Example:
+            >>> from wfvae import WFVAE, WFVAEConfig
+            >>> model = WFVAE.random(WFVAEConfig.preset("tiny"))
+            >>> state = model.initial_state("encoder", 1, 16, 16)
+            >>> frames = torch.zeros(1, 3, 4, 16, 16)  # an image, four times
+            >>> moments, state = model.encoder_step(frames, state, start=torch.tensor([True]))
+            >>> moments.shape
+            torch.Size([1, 32, 1, 2, 2])
+        """
+        check_video("chunk", chunk, self.dtype)
+        spec = self.stream_spec("encoder")
+        if chunk.shape[2] % spec.chunk_multiple:
+            raise InputError(
+                f"the chunk has {chunk.shape[2]} frames; an encoder step takes multiples of"
+                f" {spec.chunk_multiple}; stream_encode takes chunks of any size"
+            )
+        clip = self._stream_chunk(spec, state, start, end, (chunk.shape[0], *chunk.shape[3:]))
+        result = self.encoder(frames_first(chunk), clip)
+        return channels_first(result.moments), clip.next_state
+
+    def decoder_step(
+        self, chunk: Tensor, state: State, start: Tensor, end: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Runs one step of the uniform decode stream: a pure function, rows independent.
+
+        Args:
+            chunk: unscaled latents (B, D, m, h, w), m >= 1.
+            state: what the previous step returned, or `initial_state("decoder", B, H, W)`.
+            start: bool (B,), this row's stream begins here; its state is ignored.
+            end: bool (B,), this row's stream ended before this chunk, which only drains it (its
+                content does not matter).
+
+        Returns:
+            frames (B, 3, r m, H, W) and the next state. The first `stream_spec("decoder").drop`
+            frames of a stream are to be dropped.
+
+        Raises:
+            InputError, StateError: name what is wrong.
+        """
+        check_latents("chunk", chunk, self.config.latent_dim, self.dtype)
+        batch, _, _, height, width = chunk.shape
+        size = (batch, height * SPATIAL_RATIO, width * SPATIAL_RATIO)
+        clip = self._stream_chunk(self.stream_spec("decoder"), state, start, end, size)
+        result = self.decoder(frames_first(chunk), clip)
+        return channels_first(result.video), clip.next_state
+
+    def stream_encode(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Streams one batch of videos of any length T through `encoder_step`.
+
+        Args:
+            chunks: tensors (B, 3, t, H, W), t >= 0 of any sizes.
+
+        Yields:
+            moments (B, 2 D, m, h, w) as they become ready, 1 + ceil((T - 1) / r) latents in all.
+            The last frame is repeated if T is not 1 + r n.
+
+        Example:
+            >>> from wfvae import WFVAE, WFVAEConfig
+            >>> model = WFVAE.random(WFVAEConfig.preset("tiny"))
+            >>> chunks = [torch.zeros(1, 3, 5, 16, 16), torch.zeros(1, 3, 2, 16, 16)]
+            >>> [moments.shape[2] for moments in model.stream_encode(chunks)]
+            [2, 1]
+        """
+        ratio = self.config.temporal_compression
+        state: State | None = None
+        waiting: Tensor | None = None  # frames short of a whole step
+        last: Tensor | None = None
+        seen = 0
+        for chunk in chunks:
+            check_video("chunk", chunk, self.dtype, empty=True)
+            if not chunk.shape[2]:
+                continue
+            if last is None or waiting is None:
+                waiting = chunk[:, :, :1].expand(-1, -1, lead_frames(ratio), -1, -1)
+            else:
+                check_same_stream(last, chunk)
+            seen += chunk.shape[2]
+            last = chunk[:, :, -1:]
+            frames = torch.cat([waiting, chunk], dim=2)
+            ready = frames.shape[2] // ratio * ratio
+            waiting = frames[:, :, ready:].clone()
+            if ready:
+                moments, state = self._next_step("encoder", frames[:, :, :ready], state)
+                yield moments
         if last is None or waiting is None:
-            waiting = chunk[:, :, :1].expand(-1, -1, lead_frames(ratio), -1, -1)
-        else:
-            check_same_stream(last, chunk)
-        seen += chunk.shape[2]
-        last = chunk[:, :, -1:]
-        frames = torch.cat([waiting, chunk], dim=2)
-        ready = frames.shape[2] // ratio * ratio
-        waiting = frames[:, :, ready:].clone()
-        if ready:
-            moments, state = _step(model, "encoder", frames[:, :, :ready], state)
-            yield moments
-    if last is None or waiting is None:
-        raise InputError("the stream has no frames; expected at least 1")
-    if waiting.shape[2]:
-        tail = last.expand(-1, -1, tail_frames(seen, ratio), -1, -1)
-        yield _step(model, "encoder", torch.cat([waiting, tail], dim=2), state)[0]
+            raise InputError("the stream has no frames; expected at least 1")
+        if waiting.shape[2]:
+            tail = last.expand(-1, -1, tail_frames(seen, ratio), -1, -1)
+            yield self._next_step("encoder", torch.cat([waiting, tail], dim=2), state)[0]
 
+    def stream_decode(self, chunks: Iterable[Tensor], frames: int | None = None) -> Iterator[Tensor]:
+        """Streams one batch of latents of any length through `decoder_step`.
 
-def stream_decode(model: WFVAE, chunks: Iterable[Tensor], frames: int | None) -> Iterator[Tensor]:
-    """See `WFVAE.stream_decode`."""
-    spec = model.stream_spec("decoder")
-    window = OutputWindow(spec.drop)
-    state: State | None = None
-    last: Tensor | None = None
-    latents = 0
-    for chunk in chunks:
-        check_latents("chunk", chunk, model.config.latent_dim, model.dtype, empty=True)
-        if not chunk.shape[2]:
-            continue
-        if last is not None:
-            check_same_stream(last, chunk)
-        last = chunk[:, :, -1:]
-        latents += chunk.shape[2]
-        video, state = _step(model, "decoder", chunk, state)
-        part, window = window.take(video.shape[2], frames)
-        if part.stop > part.start:
+        Args:
+            chunks: unscaled latents (B, D, m, h, w), m >= 0 of any sizes.
+            frames: the video's true T, if it is not 1 + r n for n + 1 latents.
+
+        Yields:
+            frames (B, 3, t, H, W) as they become ready, exactly T in all.
+        """
+        spec = self.stream_spec("decoder")
+        window = OutputWindow(spec.drop)
+        state: State | None = None
+        last: Tensor | None = None
+        latents = 0
+        for chunk in chunks:
+            check_latents("chunk", chunk, self.config.latent_dim, self.dtype, empty=True)
+            if not chunk.shape[2]:
+                continue
+            if last is not None:
+                check_same_stream(last, chunk)
+            last = chunk[:, :, -1:]
+            latents += chunk.shape[2]
+            video, state = self._next_step("decoder", chunk, state)
+            part, window = window.take(video.shape[2], frames)
+            if part.stop > part.start:
+                yield video[:, :, part]
+        if last is None:
+            raise InputError("the stream has no latents; expected at least 1")
+        total = video_frames(latents, spec.ratio) if frames is None else frames
+        if latent_frames(total, spec.ratio) != latents:
+            raise InputError(
+                f"{latents} latents were given for T = {total} frames, which have"
+                f" {latent_frames(total, spec.ratio)}"
+            )
+        if window.given < total:
+            video, _ = self._next_step("decoder", last, state, end=True)
+            part, _ = window.take(video.shape[2], total)
             yield video[:, :, part]
-    if last is None:
-        raise InputError("the stream has no latents; expected at least 1")
-    total = video_frames(latents, spec.ratio) if frames is None else frames
-    if latent_frames(total, spec.ratio) != latents:
-        raise InputError(
-            f"{latents} latents were given for T = {total} frames, which have"
-            f" {latent_frames(total, spec.ratio)}"
-        )
-    if window.given < total:
-        video, _ = _step(model, "decoder", last, state, end=True)
-        part, _ = window.take(video.shape[2], total)
-        yield video[:, :, part]
 
+    def _next_step(
+        self, direction: Direction, chunk: Tensor, state: State | None, end: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Runs a step of all rows; without a state, their first one."""
+        batch, device = chunk.shape[0], chunk.device
+        start = torch.full((batch,), state is None, device=device)
+        if state is None:
+            factor = 1 if direction == "encoder" else SPATIAL_RATIO
+            state = self.initial_state(direction, batch, chunk.shape[3] * factor, chunk.shape[4] * factor)
+        step = self.encoder_step if direction == "encoder" else self.decoder_step
+        return step(chunk, state, start, torch.full((batch,), end, device=device))
 
-def _step(
-    model: WFVAE, direction: Direction, chunk: Tensor, state: State | None, end: bool = False
-) -> tuple[Tensor, State]:
-    batch, device = chunk.shape[0], chunk.device
-    start = torch.full((batch,), state is None, device=device)
-    if state is None:
-        factor = 1 if direction == "encoder" else SPATIAL_RATIO
-        state = model.initial_state(direction, batch, chunk.shape[3] * factor, chunk.shape[4] * factor)
-    step = model.encoder_step if direction == "encoder" else model.decoder_step
-    return step(chunk, state, start, torch.full((batch,), end, device=device))
+    def _stream_chunk(
+        self, spec: StreamSpec, state: State, start: Tensor, end: Tensor | None, size: tuple[int, ...]
+    ) -> StreamChunk:
+        """Checks what a step was given; `size` is (batch, height, width) of the video."""
+        if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
+            raise StateError(
+                f"the state is a {type(state).__name__}; expected a mapping of names to tensors, as"
+                " initial_state returns"
+            )
+        check_flag("start", start, size[0])
+        if torch.is_autocast_enabled(start.device.type):
+            raise StreamingError(
+                "a stream cannot run under autocast, which mixes precisions in its state; convert the model"
+                " by .to(dtype)"
+            )
+        given = {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in state.items()}
+        spec.check(given, *size)
+        end = torch.zeros(size[0], dtype=torch.bool, device=start.device) if end is None else end
+        check_flag("end", end, size[0])
+        return StreamChunk(state, start, end)
