@@ -291,12 +291,7 @@ class Bundle:
 
         Raises `ResourceError` if the folder cannot be written.
         """
-        try:
-            stored = Tuning.read(self.path, self.identity)
-        except BundleError:  # damaged: there is nothing in it to keep
-            stored = Tuning(self.identity)
-        self._tuning = stored.with_entries(*entries)
-        self._tuning.write(self.path)
+        self._tuning = Tuning.store(self.path, self.identity, *entries)
 
     def step_session(self, direction: Direction) -> StepSession:
         """The session of a direction's step graph, opened at first use and shared by all streams."""

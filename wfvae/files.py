@@ -73,17 +73,23 @@ def not_written(path: Path, error: OSError) -> ResourceError:
 def commit(temporary: Path, path: Path) -> None:
     """Forces a file or a folder to the disk, and gives it the name `path` in one step.
 
-    A folder replaces another one in two steps, since no file system does it in one.
+    A folder replaces another one in two steps, since no file system does it in one. The old one
+    comes back if the second step fails.
     """
-    if temporary.is_dir():
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if path.is_dir():
-            discard_tree(path)
-    else:
-        _sync(temporary)
-    os.replace(temporary, path)
+    files = [file for file in temporary.rglob("*") if file.is_file()] if temporary.is_dir() else [temporary]
+    for file in files:
+        _sync(file)
+    former = temporary_name(path, "old")
+    if temporary.is_dir() and path.is_dir():
+        discard(former)
+        os.replace(path, former)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        if former.exists():
+            os.replace(former, path)
+        raise
+    discard(former)
     _sync(path.parent)
 
 
@@ -96,6 +102,16 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def require_writable(path: Path) -> None:
+    """Raises `ResourceError` if no file can be made beside `path`."""
+    probe = temporary_name(path, "probe")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise not_written(path, error) from error
 
 
 def remove_leftovers(path: Path) -> None:
@@ -142,8 +158,8 @@ def locked(path: Path, busy: str, wait: float = 0.0) -> Iterator[None]:
 
     Args:
         path: the lock file; it is made, and left there.
-        busy: message of the error if another process holds the lock.
-        wait: seconds to wait for another process.
+        busy: message of the error if another process or thread holds the lock.
+        wait: seconds to wait for it.
 
     Raises:
         ResourceError: another process holds the lock, or the file cannot be written.
@@ -151,15 +167,13 @@ def locked(path: Path, busy: str, wait: float = 0.0) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(path, timeout=wait)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ResourceError(busy) from error
-    except NotImplementedError:  # a file system without locks: nothing is held
-        yield
-        return
-    except OSError as error:
-        raise not_written(path, error) from error
+    with suppress(NotImplementedError):  # a file system without locks: nothing is held
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ResourceError(busy) from error
+        except OSError as error:
+            raise not_written(path, error) from error
     try:
         yield
     finally:

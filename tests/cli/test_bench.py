@@ -1,13 +1,12 @@
-"""`wfvae bench`: what it measures, what it chooses, and where the choice holds. No time is asserted
-anywhere.
-"""
+"""`wfvae bench`: what it measures, what it chooses, and where the choice holds. No time is asserted."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fixtures.program import Program, clip, names, save
-from wfvae.errors import BundleError, InputError, ResourceError
+from wfvae.errors import BundleError, InputError
 from wfvae.evaluation.sources import reconstruct
 from wfvae.runtime import Bundle, decode_video, encode_video, open_bundle
 from wfvae.runtime.chunk_speed import ChunkSpeed, choose, measure_direction
@@ -36,57 +36,50 @@ def copy(exported: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def open_here(path: Path, **options: Any) -> Bundle:
-    return open_bundle(path, provider="cpu", threads=1, **options)
+    return open_bundle(path, **{"provider": "cpu", "threads": 1, **options})
 
 
-def entry(
-    bundle: Bundle, direction: Any = "encoder", chunk: int = 2, height: int = 16, width: int = 24
-) -> TunedChunk:
-    return TunedChunk(
-        direction,
-        height,
-        width,
-        Setting.here(bundle.backend.describe()),
-        chunk,
-        {1: 0.25, chunk: 0.125},
-        "1.2.3",
-    )
+def entry(bundle: Bundle, direction: Any = "encoder", chunk: int = 2, width: int = 24) -> TunedChunk:
+    setting = Setting.here(bundle.backend.describe())
+    return TunedChunk(direction, 16, width, setting, chunk, {1: 0.25, chunk: 0.125}, "1.2.3")
+
+
+def default(bundle: Bundle, direction: Any = "encoder", height: int = 16, width: int = 24) -> int:
+    return bundle.default_chunk(direction, height=height, width=width)
+
+
+def failing(number: int, reason: str) -> Callable[..., None]:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(number, reason)
+
+    return fail
 
 
 # The command --------------------------------------------------------------------------------------
 
 
-def test_it_measures_and_stores_nothing_unasked(program: Program, copy: Path) -> None:
-    before = names(copy)
+def test_bench_measures_every_length_and_stores_nothing_unasked(program: Program, copy: Path) -> None:
+    before, bundle = names(copy), open_here(copy)
     result = program.done("bench", copy, *CPU, *SIZE, "--chunks", 2, 1, 2)
-    assert [(r["direction"], r["chunk"], r["frames"], r["runs"]) for r in result["results"]] == [
-        ("encoder", 1, 4, 2),
-        ("encoder", 2, 8, 2),
-        ("decoder", 1, 4, 2),
-        ("decoder", 2, 8, 2),
-    ]
+    rows = [(row["direction"], row["chunk"], row["frames"], row["runs"]) for row in result["results"]]
+    assert rows == [("encoder", 1, 4, 2), ("encoder", 2, 8, 2), ("decoder", 1, 4, 2), ("decoder", 2, 8, 2)]
     for row in result["results"]:
         assert row["seconds"] > 0 and 0 < row["outside_engine"] < 1
         assert row["frames_per_second"] == pytest.approx(row["frames"] / row["seconds"])
         assert row["seconds_per_frame"] == pytest.approx(row["seconds"] / row["frames"])
-        assert (
-            row["planned_bytes"]
-            == open_here(copy).plan(row["direction"], height=14, width=20, chunk=row["chunk"]).total_bytes
-        )
-    assert (
-        result["tuned"] is None
-        and result["backend"]["name"] == "onnxruntime"
-        and result["machine"]["cores"] >= 1
-    )
-    assert names(copy) == before
+        plan = bundle.plan(row["direction"], height=14, width=20, chunk=row["chunk"])
+        assert row["planned_bytes"] == plan.total_bytes
+    assert result["tuned"] is None and result["machine"]["cores"] >= 1
+    assert result["backend"]["name"] == "onnxruntime" and names(copy) == before
     one = program("bench", copy, *CPU, *SIZE, "--chunks", 1, "--direction", "decode")
     assert one.code == 0 and "decoder" in one.out and "encoder" not in one.out and "frames/s" in one.out
 
 
-def test_a_tuned_bundle_streams_by_it_and_stays_itself(program: Program, copy: Path, tmp_path: Path) -> None:
+def test_tuned_bundle_streams_in_the_chosen_chunks_and_keeps_its_identity(
+    program: Program, copy: Path, tmp_path: Path
+) -> None:
     video = save(tmp_path / "in.mp4", clip(13, 14, 20))
-    identity = open_here(copy).identity
-    manifest = (copy / "manifest.json").read_bytes()
+    identity, manifest = open_here(copy).identity, (copy / "manifest.json").read_bytes()
     program.done("encode", copy, video, tmp_path / "before.npy", *CPU)
     with open_here(copy).encoder(height=14, width=20) as stream:
         stream.push(clip(3, 14, 20))
@@ -95,94 +88,74 @@ def test_a_tuned_bundle_streams_by_it_and_stays_itself(program: Program, copy: P
     assert set(tuned) == {"encoder", "decoder"} and set(tuned.values()) <= {1, 3}
     bundle = open_here(copy)
     for direction, chunk in tuned.items():
-        assert bundle.default_chunk(direction, height=14, width=20) == chunk
-        assert bundle.default_chunk(direction, height=16, width=24) == chunk  # the same padded size
-        assert bundle.default_chunk(direction, height=17, width=20) == DEFAULT_CHUNK
+        assert default(bundle, direction, 14, 20) == default(bundle, direction, 16, 24) == chunk
+        assert default(bundle, direction, 17, 20) == DEFAULT_CHUNK  # another padded size
         assert bundle.plan(direction, height=14, width=20).chunk == chunk
     assert bundle.identity == identity and (copy / "manifest.json").read_bytes() == manifest
     bundle.restore(snapshot).close()
     program.done("encode", copy, video, tmp_path / "after.npy", *CPU)
     assert np.array_equal(np.load(tmp_path / "before.npy"), np.load(tmp_path / "after.npy"))
-    program.done("decode", copy, tmp_path / "after.npy", tmp_path / "out.mkv", *CPU)
     assert f"encoder 16x24 chunk {tuned['encoder']} (onnxruntime" in program("inspect", copy).out
 
 
-def test_steps_are_as_long_as_was_chosen(copy: Path, tmp_path: Path) -> None:
-    """Through streams, pools, snapshots and files alike."""
+def test_streams_pools_and_files_step_by_the_chosen_chunk(copy: Path, tmp_path: Path) -> None:
     bundle = open_here(copy)
     bundle.store_tuning(entry(bundle, "encoder", 3), entry(bundle, "decoder", 2))
     lengths: list[int] = []
-    for direction, per_latent in (("encoder", 4), ("decoder", 1)):
-        session: Any = bundle.step_session(direction)  # type: ignore[arg-type]
+
+    def count(session: Any, per_latent: int) -> None:
         step = session.step
 
-        def counted(
-            state: Any, x: Any, start: Any, end: Any, step: Any = step, per_latent: int = per_latent
-        ) -> Any:
+        def counted(state: Any, x: Any, start: Any, end: Any) -> Any:
             lengths.append(x.shape[1] // per_latent)
             return step(state, x, start, end)
 
         session.step = counted
+
+    count(bundle.step_session("encoder"), 4)
+    count(bundle.step_session("decoder"), 1)
     frames = clip(25, 16, 24)  # 7 latents
-    latents = bundle.encode(frames)
-    assert lengths == [3, 3, 1]
-    lengths.clear()
-    bundle.decode(latents[:5], frames=17)
-    assert lengths[:3] == [2, 2, 1]
-    lengths.clear()
-    with bundle.encoder_pool(height=16, width=24, rows=1) as pool:
-        stream = pool.open()
-        stream.push(frames)
-        stream.finish()
-        while not stream.finished:
-            pool.step()
-    assert lengths == [3, 3, 1]
-    lengths.clear()
-    bundle.encode(frames, chunk=1)
-    assert lengths == [1] * 7
-    lengths.clear()
     video = save(tmp_path / "in.mp4", frames)
-    encode_video(bundle, video, tmp_path / "z.npy")
-    assert lengths == [3, 3, 1]
-    lengths.clear()
-    decode_video(bundle, tmp_path / "z.npy", tmp_path / "out.mkv")
-    assert lengths[:4] == [2, 2, 2, 1]
-    lengths.clear()
-    made = [after for _, after in reconstruct(bundle, iter(frames), 16, 24, None)]
-    assert lengths[:3] == [3, 2, 1] and sum(map(len, made)) == 25
+
+    def pool() -> None:
+        with bundle.encoder_pool(height=16, width=24, rows=1) as rows:
+            stream = rows.open()
+            stream.push(frames)
+            stream.finish()
+            while not stream.finished:
+                rows.step()
+
+    jobs: list[tuple[Callable[[], object], list[int]]] = [
+        (lambda: bundle.encode(frames), [3, 3, 1]),
+        (lambda: bundle.decode(np.zeros((5, 4, 2, 3), np.float32), frames=17), [2, 2, 1]),
+        (pool, [3, 3, 1]),
+        (lambda: bundle.encode(frames, chunk=1), [1] * 7),
+        (lambda: encode_video(bundle, video, tmp_path / "z.npy"), [3, 3, 1]),
+        (lambda: decode_video(bundle, tmp_path / "z.npy", tmp_path / "out.mkv"), [2, 2, 2, 1]),
+        (lambda: list(reconstruct(bundle, iter(frames), 16, 24, None)), [3, 2, 1]),
+    ]
+    for job, expected in jobs:
+        lengths.clear()
+        job()
+        assert lengths[: len(expected)] == expected
 
 
-def test_what_it_refuses(program: Program, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_use_is_refused(program: Program, copy: Path) -> None:
     assert "--size" in program.refused("bench", copy)
     assert "'0' is not an integer of at least 1" in program.refused("bench", copy, "--chunks", 0)
     assert "more than the limit" in program.refused("bench", copy, *CPU, *SIZE, "--limit", "1K")
     assert "is not a bundle" in program.refused("bench", copy.parent, *SIZE)
-    bundle = open_here(copy)
+    setting = Setting({"name": "onnxruntime", "device": "cuda:0"}, "a CPU", 1)
     with pytest.raises(InputError, match="cuda:0, which does not name the GPU"):
-        replace(
-            entry(bundle).setting, backend={"name": "onnxruntime", "device": "cuda:0"}
-        ).require_named_device()
-
-    def full(self: Path, target: Any) -> Any:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)
-    before = names(copy)
-    with pytest.raises(ResourceError, match="No space left on device; the chunk lengths were not stored"):
-        bundle.store_tuning(entry(bundle))
-    assert names(copy) == before
+        setting.require_named_device()
 
 
-def test_a_bundle_that_cannot_be_written_is_told_before_measuring(
+def test_bundle_that_cannot_be_written_is_refused_before_measuring(
     program: Program, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_only(*arguments: object, **options: object) -> None:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(
-        "wfvae.runtime.chunk_speed.measure_direction", lambda *arguments: pytest.fail("it began to measure")
-    )
-    monkeypatch.setattr(Path, "touch", read_only)
+    measured = "wfvae.runtime.chunk_speed.measure_direction"
+    monkeypatch.setattr(measured, lambda *arguments: pytest.fail("it began to measure"))
+    monkeypatch.setattr(Path, "touch", failing(30, "Read-only file system"))
     line = program.refused("bench", copy, *CPU, *SIZE, "--tune")
     assert f"cannot write {copy / TUNING_NAME}: Read-only file system" in line and "without --tune" in line
 
@@ -191,40 +164,22 @@ def test_a_bundle_that_cannot_be_written_is_told_before_measuring(
 def test_measurements_that_cannot_be_stored_are_shown(
     program: Program, copy: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
 ) -> None:
-    def read_only(*arguments: object, **options: object) -> None:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(Tuning, "require_writable", lambda folder: None)
-    for name in ("write_text", "unlink"):  # such a file system refuses to remove what is not there, too
-        monkeypatch.setattr(Path, name, read_only)
-    outcome = program(
-        "bench",
-        copy,
-        *CPU,
-        *SIZE,
-        "--chunks",
-        1,
-        "--direction",
-        "decode",
-        "--tune",
-        *(["--json"] if as_json else []),
-    )
-    assert outcome.code == 2
-    assert (
-        "Read-only file system; the chunk lengths were not stored" in outcome.err
-        and len(outcome.err.splitlines()) == 1
-    )
+    monkeypatch.setattr("wfvae.files.os.replace", failing(28, "No space left on device"))
+    words = ["--chunks", 1, "--direction", "decode", "--tune", *(["--json"] if as_json else [])]
+    outcome = program("bench", copy, *CPU, *SIZE, *words)
+    assert outcome.code == 2 and len(outcome.err.splitlines()) == 1
+    assert "No space left on device" in outcome.err and "the chunk lengths were not stored" in outcome.err
+    assert TUNING_NAME not in names(copy)
     if as_json:
         assert [row["chunk"] for row in outcome.report["results"]] == [1] and outcome.report["tuned"] is None
     else:
         assert "decoder" in outcome.out and "stored" not in outcome.out
 
 
-def test_progress_reaches_the_end(copy: Path) -> None:
+def test_progress_rises_to_the_end(copy: Path) -> None:
     calls: list[tuple[int, int | None]] = []
-    measure_direction(
-        open_here(copy), "decoder", (8, 8), [1, 2], 1, lambda done, total: calls.append((done, total))
-    )
+    bundle = open_here(copy)
+    measure_direction(bundle, "decoder", (8, 8), [1, 2], 1, lambda *numbers: calls.append(numbers))
     assert calls[-1][0] == calls[-1][1] and [done for done, _ in calls] == sorted({done for done, _ in calls})
 
 
@@ -238,18 +193,22 @@ def speeds(seconds_per_frame: dict[int, float]) -> list[ChunkSpeed]:
     ]
 
 
-def test_the_shortest_within_three_per_cent() -> None:
-    assert choose(speeds({1: 1.2, 2: 1.029, 4: 1.0, 8: 1.01})).chunk == 2
-    assert choose(speeds({1: 1.2, 2: 1.031, 4: 1.0, 8: 1.01})).chunk == 4
-    assert choose(speeds({8: 1.0, 4: 1.02, 1: 1.5})).chunk == 4
-
-
 @given(st.dictionaries(st.integers(1, 64), st.floats(1e-6, 1e3), min_size=1))
-def test_the_choice_is_fast_and_none_shorter_is(seconds: dict[int, float]) -> None:
+def test_choice_is_within_three_per_cent_of_the_fastest_and_no_shorter_one_is(
+    seconds: dict[int, float],
+) -> None:
     chosen = choose(speeds(seconds)).chunk
     fastest = min(seconds.values())
     assert seconds[chosen] <= fastest * 1.0301
     assert all(each > fastest * 1.0299 for chunk, each in seconds.items() if chunk < chosen)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chunk"),
+    [({1: 1.2, 2: 1.029, 4: 1.0, 8: 1.01}, 2), ({1: 1.2, 2: 1.031, 4: 1.0}, 4), ({8: 1.0, 4: 1.02}, 4)],
+)
+def test_choice_of_known_measurements(seconds: dict[int, float], chunk: int) -> None:
+    assert choose(speeds(seconds)).chunk == chunk
 
 
 # Where it holds -----------------------------------------------------------------------------------
@@ -263,40 +222,45 @@ def test_the_choice_is_fast_and_none_shorter_is(seconds: dict[int, float]) -> No
         {"backend": {"name": "openvino", "device": "x", "precision_hint": "bf16", "threads": "1"}},
     ],
 )
-def test_another_machine_or_backend_does_not_take_it(copy: Path, change: dict[str, Any]) -> None:
+def test_choice_of_another_machine_or_backend_is_not_taken(copy: Path, change: dict[str, Any]) -> None:
     bundle = open_here(copy)
     own = entry(bundle)
     bundle.store_tuning(replace(own, setting=replace(own.setting, **change)))
-    assert open_here(copy).default_chunk("encoder", height=16, width=24) == DEFAULT_CHUNK
+    assert default(open_here(copy)) == DEFAULT_CHUNK
     bundle.store_tuning(own)
-    assert open_here(copy).default_chunk("encoder", height=16, width=24) == own.chunk
-    assert (
-        open_bundle(copy, provider="cpu", threads=2).default_chunk("encoder", height=16, width=24)
-        == DEFAULT_CHUNK
-    )
+    assert default(open_here(copy)) == own.chunk
+    assert default(open_here(copy, threads=2)) == DEFAULT_CHUNK
     assert len(Tuning.read(copy, bundle.identity).entries) == 2
 
 
-def test_a_choice_replaces_an_earlier_one_for_the_same(copy: Path) -> None:
+def test_choice_replaces_an_earlier_one_for_the_same(copy: Path) -> None:
     bundle = open_here(copy)
-    others = [entry(bundle, "decoder"), entry(bundle, "encoder", width=32)]
+    others = [entry(bundle, "decoder"), entry(bundle, width=32)]
     bundle.store_tuning(entry(bundle, chunk=2), *others)
     bundle.store_tuning(entry(bundle, chunk=5))
     assert Tuning.read(copy, bundle.identity).entries == (*others, entry(bundle, chunk=5))
 
 
-def test_a_choice_that_does_not_fit_the_limit_is_not_taken(copy: Path) -> None:
+def test_choices_stored_at_the_same_time_are_all_kept(copy: Path) -> None:
+    bundle = open_here(copy)
+    entries = [entry(bundle, width=8 * width) for width in range(1, 9)]
+    with ThreadPoolExecutor(len(entries)) as threads:
+        list(threads.map(lambda one: Tuning.store(copy, bundle.identity, one), entries))
+    assert len(Tuning.read(copy, bundle.identity).entries) == len(entries)
+
+
+def test_choice_that_does_not_fit_the_limit_is_not_taken(copy: Path) -> None:
     bundle = open_here(copy)
     bundle.store_tuning(entry(bundle, chunk=40))
     limit = bundle.plan("encoder", height=16, width=24, chunk=DEFAULT_CHUNK).total_bytes
-    assert open_here(copy, memory_limit=limit).default_chunk("encoder", height=16, width=24) == DEFAULT_CHUNK
-    assert open_here(copy, memory_limit=100 * limit).default_chunk("encoder", height=16, width=24) == 40
+    assert default(open_here(copy, memory_limit=limit)) == DEFAULT_CHUNK
+    assert default(open_here(copy, memory_limit=100 * limit)) == 40
 
 
-def test_choices_of_another_bundle_are_not_taken(copy: Path) -> None:
+def test_choices_of_another_bundle_or_format_are_not_taken(copy: Path) -> None:
     bundle = open_here(copy)
     bundle.store_tuning(entry(bundle))
-    assert Tuning.read(copy, "0" * 64) == Tuning("0" * 64)
+    assert Tuning.read(copy, "0" * 64) == Tuning(bundle="0" * 64)
     data = json.loads((copy / TUNING_NAME).read_text())
     (copy / TUNING_NAME).write_text(json.dumps({**data, "format": "wfvae-tuning/2"}))
     assert Tuning.read(copy, bundle.identity).entries == ()
@@ -312,25 +276,22 @@ def test_choices_of_another_bundle_are_not_taken(copy: Path) -> None:
         lambda text: "\ufffd",
     ],
 )
-def test_a_damaged_file_is_named_and_can_be_made_anew(copy: Path, damage: Callable[[str], str]) -> None:
+def test_damaged_file_is_named_and_can_be_made_anew(copy: Path, damage: Callable[[str], str]) -> None:
     bundle = open_here(copy)
     bundle.store_tuning(entry(bundle))
     path = copy / TUNING_NAME
-    changed = damage(path.read_text())
-    assert changed != path.read_text()
-    path.write_text(changed)
-    with pytest.raises(
-        BundleError, match=r"tuning.json is damaged .*remove it, and measure again with: wfvae bench"
-    ):
+    damaged = damage(path.read_text())
+    assert damaged != path.read_text()
+    path.write_text(damaged)
+    advice = r"tuning.json is damaged .*remove it, and measure again with: wfvae bench"
+    with pytest.raises(BundleError, match=advice):
         open_here(copy).encoder(height=16, width=24)
-    open_here(copy).encode(
-        np.zeros((1, 16, 24, 3), np.uint8), chunk=1
-    )  # who says what he wants is not kept from it
+    open_here(copy).encode(np.zeros((1, 16, 24, 3), np.uint8), chunk=1)  # needs no default
     open_here(copy).store_tuning(entry(bundle, chunk=7))
-    assert open_here(copy).default_chunk("encoder", height=16, width=24) == 7
+    assert default(open_here(copy)) == 7
 
 
-def test_the_file_is_as_documented(copy: Path) -> None:
+def test_file_is_as_documented(copy: Path) -> None:
     bundle = open_here(copy)
     bundle.store_tuning(entry(bundle))
     data = json.loads((copy / TUNING_NAME).read_text())
@@ -338,10 +299,10 @@ def test_the_file_is_as_documented(copy: Path) -> None:
     assert (data["format"], data["bundle"]) == ("wfvae-tuning/1", Manifest.read(copy).identity)
     [found] = data["entries"]
     assert set(found) == {"direction", "height", "width", "setting", "chunk", "seconds_per_frame", "version"}
+    assert found["seconds_per_frame"] == {"1": 0.25, "2": 0.125}
     assert set(found["setting"]) == {"backend", "cpu", "cores"}
-    assert found["setting"]["backend"] == {
-        "name": "onnxruntime",
-        "provider": "CPUExecutionProvider",
-        "device": "cpu",
-        "threads": "1",
-    }
+    backend = {"name": "onnxruntime", "provider": "CPUExecutionProvider", "device": "cpu", "threads": "1"}
+    assert found["setting"]["backend"] == backend
+    content = {key: value for key, value in data.items() if key != "sha256"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert data["sha256"] == hashlib.sha256(text.encode()).hexdigest()

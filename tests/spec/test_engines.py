@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import shlex
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from wfvae.spec.engines import (
     find_engine,
     graph_sha256,
     input_shapes,
+    list_engine,
     profiles_for,
     read_engine,
 )
@@ -209,3 +211,12 @@ def test_an_engine_is_read_only_if_its_content_is_right(manifest: Manifest, tmp_
     (tmp_path / entry.file).write_bytes(b"Content")
     with pytest.raises(BundleError, match="has been changed"):
         read_engine(entry, tmp_path)
+
+
+def test_engines_listed_at_the_same_time_are_all_kept(manifest: Manifest, tmp_path: Path) -> None:
+    manifest.write(tmp_path)
+    records = [record(manifest, settings=BuildSettings(chunk=chunk)) for chunk in range(1, 13)]
+    with ThreadPoolExecutor(len(records)) as threads:
+        list(threads.map(lambda entry: list_engine(tmp_path, entry), records))
+    listed = Manifest.read(tmp_path).engines
+    assert sorted(entry["file"] for entry in listed) == sorted(entry.file for entry in records)

@@ -189,14 +189,17 @@ class EngineRecord(Record, frozen=True, kw_only=True):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EngineRecord:
         """Raises `BundleError` if the entry is damaged, or names a file that is not the engine's."""
-        damaged = "an engine's entry in the manifest is damaged ({}); build the engines anew"
-        record = read_as(cls, data, BundleError, damaged)
+        record = read_as(cls, data, _damaged)
         if record.to_dict() != data:
             raise BundleError(
                 f"the manifest's entry of {data.get('file')} has been changed; build the engines anew:"
                 " wfvae build BUNDLE"
             )
         return record
+
+
+def _damaged(problem: str) -> BundleError:
+    return BundleError(f"an engine's entry in the manifest is damaged ({problem}); build the engines anew")
 
 
 def read_engine(record: EngineRecord, bundle: Path) -> bytes:

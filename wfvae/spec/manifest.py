@@ -126,7 +126,7 @@ class GraphSpec(Record, frozen=True, kw_only=True):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GraphSpec:
         """Reads a graph's entry of a manifest. Raises `BundleError`."""
-        return read_as(cls, data, BundleError, "a graph's description is damaged: {}; export the bundle anew")
+        return read_as(cls, data, _damaged)
 
 
 class FileRecord(Record, frozen=True):
@@ -192,7 +192,7 @@ class Manifest(Record, frozen=True, kw_only=True):
                 f"the manifest's format is {data.get('format')!r}; this version reads {FORMAT!r};"
                 " export the bundle anew"
             )
-        manifest = read_as(cls, data, BundleError, "the manifest is damaged: {}; export the bundle anew")
+        manifest = read_as(cls, data, _damaged)
         if manifest.to_dict() != data:
             raise BundleError(
                 f"{MANIFEST_NAME} has been changed (its SHA-256 differs); copy the bundle anew, or export it"
@@ -249,6 +249,10 @@ class Manifest(Record, frozen=True, kw_only=True):
             raise BundleError(
                 f"the bundle {bundle} is damaged: {'; '.join(problems)}; copy it anew, or export it again"
             )
+
+
+def _damaged(problem: str) -> BundleError:
+    return BundleError(f"the manifest is damaged: {problem}; export the bundle anew")
 
 
 def _identity(content: Mapping[str, Any]) -> str:

@@ -35,8 +35,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read_as(
     kind: type[T],
     data: object,
-    error: type[WFVAEError],
-    message: str = "{}",
+    fail: Callable[[str], WFVAEError],
     *,
     name: str = "",
     hook: Callable[[type, Any], Any] | None = None,
@@ -46,8 +45,7 @@ def read_as(
     Args:
         kind: a record, or any type that msgspec converts to.
         data: what `json.loads` or `tomllib.loads` returned.
-        error: what to raise.
-        message: its text, where `{}` stands for the problem.
+        fail: makes the error from a phrase that says what is wrong.
         name: key under which `data` was found, for the text.
         hook: converts to types that JSON does not have; called with the type and the value.
 
@@ -57,19 +55,19 @@ def read_as(
         ...     x: int
         >>> read_as(Point, {"x": 3}, ConfigError)
         Point(x=3)
-        >>> read_as(Point, {"x": "3"}, ConfigError, "a.json: {}; write it anew")
+        >>> read_as(Point, {"x": "3"}, ConfigError)
         Traceback (most recent call last):
-        wfvae.errors.ConfigError: a.json: x is '3'; expected an integer; write it anew
+        wfvae.errors.ConfigError: x is '3'; expected an integer
     """
     try:
         return msgspec.convert(data, kind, str_keys=True, dec_hook=hook)
     except msgspec.ValidationError as problem:
-        raise error(message.format(_explain(problem, kind, data, name))) from problem
+        raise fail(_explain(problem, kind, data, name)) from problem
 
 
 def check_fields(
     record: msgspec.Struct,
-    error: type[WFVAEError],
+    fail: Callable[[str], WFVAEError],
     *,
     section: str = "",
     hook: Callable[[type, Any], Any] | None = None,
@@ -81,7 +79,7 @@ def check_fields(
     """
     for field in structs.fields(record):
         name = f"{section}.{field.name}" if section else field.name
-        value = read_as(field.type, getattr(record, field.name), error, name=name, hook=hook)
+        value = read_as(field.type, getattr(record, field.name), fail, name=name, hook=hook)
         structs.force_setattr(record, field.name, value)
 
 

@@ -1,24 +1,25 @@
-"""Chunk lengths that `wfvae bench --tune` chose, kept beside the manifest. Specified in
-`docs/bundle-format.md`, Tuning.
+"""Chunk lengths that `wfvae bench --tune` chose, kept beside the manifest.
 
-They change how fast a stream runs, never what it gives, and so are no part of the bundle's
-identity.
+Specified in `docs/bundle-format.md`, section Tuning. They change the speed of a stream, never its
+results, and so are no part of the bundle's identity.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
+from msgspec.structs import force_setattr, replace
 
 from wfvae.errors import BundleError, InputError, ResourceError
-from wfvae.files import remove_leftovers, temporary_name
+from wfvae.files import locked, require_writable, write_whole
 from wfvae.machine import processor_count, processor_name
-from wfvae.spec.stream import Direction
+from wfvae.spec.manifest import LOCK_NAME, json_sha256
+from wfvae.spec.records import Record, read_as
+from wfvae.spec.stream import Direction, Size
 
 FORMAT = "wfvae-tuning/1"
 TUNING_NAME = "tuning.json"
@@ -28,29 +29,26 @@ not outdate a choice.
 """
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(Record, frozen=True):
     """Where a measurement holds."""
 
     backend: Mapping[str, str]
-    """What of `Backend.describe()` speed depends on."""
+    """The part of `Backend.describe()` that speed depends on."""
     cpu: str
     """The processor's name."""
-    cores: int
+    cores: Size
     """How many of its cores the program may use."""
 
     @classmethod
     def here(cls, described: Mapping[str, str]) -> Setting:
-        """The setting of a backend on this machine."""
-        return cls(
-            {key: described[key] for key in _SPEED_FACTS if key in described},
-            processor_name(),
-            processor_count(),
-        )
+        """Returns the setting of a backend on this machine."""
+        facts = {key: described[key] for key in _SPEED_FACTS if key in described}
+        return cls(facts, processor_name(), processor_count())
 
     def require_named_device(self) -> None:
-        """Raises `InputError` where the backend does not tell its GPU by name: another GPU would
-        take the choice for its own.
+        """Raises `InputError` where the backend does not name its GPU.
+
+        Another GPU would take the choice for its own.
         """
         if self.backend.get("device", "").startswith("cuda:"):
             raise InputError(
@@ -59,19 +57,18 @@ class Setting:
             )
 
 
-@dataclass(frozen=True)
-class TunedChunk:
-    """A choice, and what it was made from."""
+class TunedChunk(Record, frozen=True):
+    """A choice, and the measurements it was made from."""
 
     direction: Direction
-    height: int
+    height: Size
     """Padded video height."""
-    width: int
+    width: Size
     """Padded video width."""
     setting: Setting
-    chunk: int
+    chunk: Size
     """Latents per step."""
-    seconds_per_frame: Mapping[int, float]
+    seconds_per_frame: Mapping[int, Annotated[float, Meta(ge=0)]]
     """By the latents per step that were measured."""
     version: str = ""
     """The backend's, when it was measured."""
@@ -81,124 +78,85 @@ class TunedChunk:
         """What the choice is found by."""
         return self.direction, self.height, self.width, self.setting
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {
-            "seconds_per_frame": {str(chunk): seconds for chunk, seconds in self.seconds_per_frame.items()}
-        }
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TunedChunk:
-        found = cls(
-            direction=data["direction"],
-            height=int(data["height"]),
-            width=int(data["width"]),
-            setting=Setting(
-                dict(data["setting"]["backend"]), str(data["setting"]["cpu"]), int(data["setting"]["cores"])
-            ),
-            chunk=int(data["chunk"]),
-            seconds_per_frame={
-                int(chunk): float(seconds) for chunk, seconds in data["seconds_per_frame"].items()
-            },
-            version=str(data["version"]),
-        )
-        if found.chunk < 1:
-            raise ValueError(f"chunk {found.chunk}")
-        return found
+class Tuning(Record, frozen=True, kw_only=True):
+    """All choices of a bundle: the content of `tuning.json`."""
 
-
-@dataclass(frozen=True)
-class Tuning:
-    """All choices of a bundle."""
-
+    format: str = FORMAT
     bundle: str
     """The bundle's identity."""
-    entries: tuple[TunedChunk, ...] = field(default=())
+    entries: tuple[TunedChunk, ...] = ()
+    sha256: str = ""
+    """Hash of the rest, computed here."""
+
+    def __post_init__(self) -> None:
+        content = self.to_dict()
+        del content["sha256"]
+        force_setattr(self, "sha256", json_sha256(content))
 
     def find(self, direction: Direction, height: int, width: int, setting: Setting) -> TunedChunk | None:
-        """The choice for exactly this padded size and setting, if there is one."""
-        return next(
-            (entry for entry in self.entries if entry.place == (direction, height, width, setting)), None
-        )
-
-    def with_entries(self, *entries: TunedChunk) -> Tuning:
-        """With these choices in place of earlier ones for the same."""
-        places = [entry.place for entry in entries]
-        return Tuning(
-            self.bundle, (*(entry for entry in self.entries if entry.place not in places), *entries)
-        )
+        """Returns the choice for exactly this padded size and setting, if there is one."""
+        place = (direction, height, width, setting)
+        return next((entry for entry in self.entries if entry.place == place), None)
 
     @classmethod
     def read(cls, folder: Path, bundle: str) -> Tuning:
-        """The choices stored in a bundle's folder; none if they were made for another bundle.
+        """Reads the choices of a bundle's folder; none if they were made for another bundle.
 
-        Raises `BundleError` if the file is damaged.
+        Raises:
+            BundleError: the file is damaged.
         """
         path = folder / TUNING_NAME
+
+        def damaged(problem: object) -> BundleError:
+            return BundleError(
+                f"{path} is damaged ({problem}); remove it, and measure again with: wfvae bench {folder} --tune"
+            )
+
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return cls(bundle)
+            return cls(bundle=bundle)
         except (OSError, ValueError) as error:
-            raise _damaged(path, error) from error
+            raise damaged(error) from error
+        if isinstance(data, dict) and (data.get("format"), data.get("bundle")) != (FORMAT, bundle):
+            return cls(bundle=bundle)
+        found = read_as(cls, data, damaged)
+        if found.to_dict() != data:
+            raise damaged("its SHA-256 differs")
+        return found
+
+    @classmethod
+    def store(cls, folder: Path, bundle: str, *entries: TunedChunk) -> Tuning:
+        """Writes choices in place of earlier ones for the same, and returns all of the bundle.
+
+        Raises:
+            ResourceError: the folder cannot be written.
+        """
+        places = [entry.place for entry in entries]
         try:
-            if data["format"] != FORMAT or data["bundle"] != bundle:
-                return cls(bundle)
-            if data["sha256"] != _sha256(data):
-                raise ValueError("its SHA-256 differs")
-            return cls(bundle, tuple(TunedChunk.from_dict(entry) for entry in data["entries"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _damaged(path, error) from error
+            with locked(folder / LOCK_NAME, f"another process is changing {folder}; try again", wait=60):
+                try:
+                    stored = cls.read(folder, bundle)
+                except BundleError:  # damaged: nothing in it can be kept
+                    stored = cls(bundle=bundle)
+                others = [entry for entry in stored.entries if entry.place not in places]
+                changed = replace(stored, entries=(*others, *entries))
+                write_whole(folder / TUNING_NAME, json.dumps(changed.to_dict(), indent=1) + "\n")
+        except ResourceError as error:
+            raise _not_stored(error) from error
+        return changed
 
     @staticmethod
     def require_writable(folder: Path) -> None:
-        """Raises `ResourceError` if choices cannot be stored in a bundle's folder, which is better
-        known before measuring than after.
-        """
-        path = folder / TUNING_NAME
-        probe = temporary_name(path, "probe")
+        """Raises `ResourceError` if choices cannot be stored, which is better known before measuring."""
         try:
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise _not_written(path, error) from error
-
-    def write(self, folder: Path) -> None:
-        """Writes the file under a temporary name, then renames it. Raises `ResourceError` if the
-        folder cannot be written.
-        """
-        path = folder / TUNING_NAME
-        data: dict[str, Any] = {
-            "format": FORMAT,
-            "bundle": self.bundle,
-            "entries": [entry.to_dict() for entry in self.entries],
-        }
-        temporary = temporary_name(path)
-        try:
-            remove_leftovers(path)
-            temporary.write_text(
-                json.dumps({**data, "sha256": _sha256(data)}, indent=1) + "\n", encoding="utf-8"
-            )
-            temporary.replace(path)
-        except OSError as error:
-            raise _not_written(path, error) from error
-        finally:
-            with contextlib.suppress(OSError):  # a read-only file system refuses even what is not there
-                temporary.unlink(missing_ok=True)
+            require_writable(folder / TUNING_NAME)
+        except ResourceError as error:
+            raise _not_stored(error) from error
 
 
-def _sha256(data: Mapping[str, Any]) -> str:
-    content = {key: value for key, value in data.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _not_written(path: Path, error: OSError) -> ResourceError:
+def _not_stored(error: ResourceError) -> ResourceError:
     return ResourceError(
-        f"cannot write {path}: {error.strerror or error}; the chunk lengths were not stored; "
-        "make the bundle's folder writable, or measure without --tune and give --chunk"
-    )
-
-
-def _damaged(path: Path, error: Exception) -> BundleError:
-    return BundleError(
-        f"{path} is damaged ({error}); remove it, and measure again with: wfvae bench {path.parent} --tune"
+        f"{error}; the chunk lengths were not stored; measure without --tune, and give --chunk"
     )

@@ -1,0 +1,133 @@
+"""Atomic writes and locks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wfvae.errors import ResourceError
+from wfvae.files import Content, locked, replacing, require_writable, write_whole
+
+
+def dead_process() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "written"),
+    [("ä\n", "ä\n".encode()), (b"\0\1", b"\0\1"), (memoryview(b"ab"), b"ab"), ([b"a", "b", b"c"], b"abc")],
+)
+def test_write_whole_makes_folders_and_replaces(tmp_path: Path, content: Content, written: bytes) -> None:
+    path = tmp_path / "new" / "folder" / "file"
+    for _ in range(2):
+        write_whole(path, content)
+        assert path.read_bytes() == written and names(path.parent) == ["file"]
+    write_whole(path, b"other")
+    assert path.read_bytes() == b"other"
+
+
+def test_write_whole_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_whole(path, "old")
+
+    def pieces() -> object:
+        yield b"half"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ResourceError, match=r"^cannot write .*file: No space left on device; check the disk"):
+        write_whole(path, pieces())  # type: ignore[arg-type]
+    assert path.read_text() == "old" and names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("write", [lambda path: write_whole(path, ""), require_writable])
+def test_folder_that_takes_no_files_is_reported_in_one_line(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ResourceError, match=r"^cannot write .*inside: .*; check the disk's space and permissions$"
+    ):
+        write(tmp_path / "file" / "inside")
+
+
+def test_folder_replaces_a_folder_as_a_whole(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        with replacing(tmp_path / "store") as temporary:
+            (temporary / "inner").mkdir(parents=True)
+            (temporary / "inner" / content).touch()
+    assert names(tmp_path / "store" / "inner") == ["new"] and names(tmp_path) == ["store"]
+
+
+def test_folder_stays_when_its_replacement_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, honest = tmp_path / "store", os.replace
+    store.mkdir()
+
+    def fail_for_the_new(source: Path, target: Path) -> None:
+        if Path(source).name.endswith(".part"):
+            raise PermissionError(13, "Permission denied")
+        honest(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_for_the_new)
+    with pytest.raises(ResourceError, match="Permission denied"), replacing(store) as temporary:
+        temporary.mkdir()
+    assert names(tmp_path) == ["store"]
+
+
+def test_exception_inside_replacing_passes_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "file") as temporary:
+        temporary.touch()
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    dead, alive = dead_process(), os.getppid()
+    (tmp_path / f".file.{dead}.old").mkdir()
+    for name in (f".file.{dead}.part", f".file.{alive}.part", f".other.{dead}.part", ".file.x.part"):
+        (tmp_path / name).touch()
+    write_whole(tmp_path / "file", "")
+    assert set(names(tmp_path)) == {f".file.{alive}.part", f".other.{dead}.part", ".file.x.part", "file"}
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from wfvae.files import locked
+with locked(Path(sys.argv[1]), "busy"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_lock_is_held_across_processes_until_the_process_ends(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None and process.stdout is not None
+    with process.stdin, process.stdout:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(ResourceError, match=r"^busy$"), locked(path, "busy"):
+            pytest.fail("the lock was taken twice")
+        process.kill()
+        process.wait()
+        with locked(path, "busy", wait=60):
+            pass
+
+
+def test_lock_in_a_missing_folder_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="cannot write"), locked(tmp_path / "file" / "lock", "busy"):
+        pass
