@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
+
+from msgspec.structs import replace
 
 from wfvae.errors import LatentsError
 from wfvae.files import discard_tree

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.lib import format as npy_format
 from safetensors import SafetensorError, safe_open
 

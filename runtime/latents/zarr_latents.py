@@ -11,13 +11,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import zarr
+from msgspec.structs import replace
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, WrapperStore
 

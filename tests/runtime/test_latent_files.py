@@ -4,7 +4,6 @@ refused in one line.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from safetensors.numpy import load_file, save_file
 
 from fixtures.latents_info import INFO
@@ -73,7 +73,7 @@ def test_what_is_appended_is_read_back_bit_for_bit(
             array.shape,
             np.dtype(dtype),
         )
-        assert reader.info == dataclasses.replace(INFO, frames=frames)
+        assert reader.info == replace(INFO, frames=frames)
         assert reader.read().tobytes() == array.tobytes()
         assert np.concatenate(list(reader.chunks(chunk))).tobytes() == array.tobytes()
         middle = len(array) // 2
@@ -154,7 +154,7 @@ def test_resume_without_a_store_begins_one_and_refuses_other_settings(tmp_path: 
     with open_latents_writer(path, INFO, resume=True) as writer:
         assert writer.latents_done == 0
         writer.append(latents(2))
-    other = dataclasses.replace(INFO, bundle_hash="another", width=40)
+    other = replace(INFO, bundle_hash="another", width=40)
     with pytest.raises(LatentsError, match="width, bundle_hash"):
         open_latents_writer(path, other, resume=True)
     with pytest.raises(LatentsError, match=r"\.zarr"):
@@ -191,7 +191,7 @@ def test_after_a_kill_every_latent_that_counts_is_whole(tmp_path: Path) -> None:
         assert reader.count >= 12
         assert reader.count % 2 == 0
         assert np.array_equal(reader.read()[:, 0, 0, 0], np.repeat(np.arange(reader.count // 2), 2))
-        with open_latents_writer(path, dataclasses.replace(reader.info, frames=None), resume=True) as writer:
+        with open_latents_writer(path, replace(reader.info, frames=None), resume=True) as writer:
             done = writer.latents_done
             writer.append(np.zeros((1, 3, 16, 16), np.float32))
             writer.finish(frames=1 + 4 * done)
@@ -291,7 +291,7 @@ def wrong_rank_safetensors(path: Path) -> None:
     save_file(
         {"latents": latents(4)[0]},
         path,
-        metadata={"wfvae": json.dumps(dataclasses.replace(INFO, frames=13).to_json())},
+        metadata={"wfvae": json.dumps(replace(INFO, frames=13).to_json())},
     )
 
 
@@ -423,9 +423,7 @@ def test_an_old_store_is_replaced_by_the_first_append_not_before(tmp_path: Path)
 def test_metadata_survives_json(
     frames: int | None, fps: Fraction, ratio: Any, scale: list[float], tick: Fraction | None
 ) -> None:
-    info = dataclasses.replace(
-        INFO, frames=frames, fps=fps, temporal_ratio=ratio, scale=tuple(scale), time_base=tick
-    )
+    info = replace(INFO, frames=frames, fps=fps, temporal_ratio=ratio, scale=tuple(scale), time_base=tick)
     assert LatentsInfo.from_json(json.loads(json.dumps(info.to_json())), "x") == info
 
 
@@ -442,7 +440,7 @@ def test_metadata_survives_json(
 )
 def test_metadata_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(LatentsError):
-        dataclasses.replace(INFO, **change)
+        replace(INFO, **change)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -4,11 +4,9 @@ the document says.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import struct
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy.typing as npt
 import pytest
 import safetensors
 import zarr
+from msgspec.structs import fields, replace
 
 from fixtures.latents_info import INFO as COMPLETE
 from wfvae.runtime.latents.latent_files import LatentsInfo, open_latents, open_latents_writer
@@ -54,13 +53,13 @@ def write(path: Path, dtype: Any, finish: bool = True) -> npt.NDArray[Any]:
 
 
 @pytest.mark.parametrize(("dtype", "code"), [(np.float32, "F32"), (np.float16, "F16")])
-def test_safetensors(tmp_path: Path, dtype: Any, code: str) -> None:
+def test_safetensors_file_is_as_documented(tmp_path: Path, dtype: Any, code: str) -> None:
     latents = write(tmp_path / "z.safetensors", dtype)
     with safetensors.safe_open(tmp_path / "z.safetensors", framework="numpy") as file:  # type: ignore[no-untyped-call]
         assert list(file.keys()) == ["latents"]
         assert file.get_tensor("latents").tobytes() == latents.tobytes()
         assert json.loads(file.metadata()["wfvae"]) == EXPECTED
-    # By hand, too.
+    # Read without a library, too.
     data = (tmp_path / "z.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])["latents"]
@@ -69,7 +68,7 @@ def test_safetensors(tmp_path: Path, dtype: Any, code: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_npy(tmp_path: Path, dtype: Any) -> None:
+def test_npy_file_is_as_documented(tmp_path: Path, dtype: Any) -> None:
     latents = write(tmp_path / "z.npy", dtype)
     read = np.load(tmp_path / "z.npy", allow_pickle=False)
     assert read.dtype == dtype and read.flags.c_contiguous and read.tobytes() == latents.tobytes()
@@ -79,14 +78,14 @@ def test_npy(tmp_path: Path, dtype: Any) -> None:
 
 @pytest.mark.parametrize("finish", [True, False])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_zarr(tmp_path: Path, dtype: Any, finish: bool) -> None:
+def test_zarr_store_is_as_documented(tmp_path: Path, dtype: Any, finish: bool) -> None:
     latents = write(tmp_path / "z.zarr", dtype, finish)
     group = zarr.open_group(tmp_path / "z.zarr", mode="r")
     assert dict(group.attrs) == {"format": "wfvae-latents/1"}
     array: Any = group["latents"]
     assert array.dtype == dtype and np.asarray(array[:]).tobytes() == latents.tobytes()
     assert array.attrs["wfvae"] == {**EXPECTED, "frames": 19 if finish else None, "complete": finish}
-    # By hand, too.
+    # Read without a library, too.
     metadata = json.loads((tmp_path / "z.zarr/latents/zarr.json").read_text(encoding="utf-8"))
     assert metadata["shape"] == [6, 3, 4, 6] and metadata["dimension_names"] == [
         "time",
@@ -100,7 +99,7 @@ def test_zarr(tmp_path: Path, dtype: Any, finish: bool) -> None:
     assert chunk.tobytes() == latents[:4].tobytes()
 
 
-def test_every_key_is_documented_and_no_other() -> None:
+def test_document_lists_every_key_and_no_other() -> None:
     table = TEXT.partition("## Metadata")[2].partition("## `.safetensors`")[0]
     documented = [
         key
@@ -108,14 +107,14 @@ def test_every_key_is_documented_and_no_other() -> None:
         for key in re.findall(r"`([^`]+)`", row)
     ]
     assert len(documented) == len(set(documented))
-    assert set(documented) == set(EXPECTED) == {field.name for field in dataclasses.fields(LatentsInfo)}
+    assert set(documented) == set(EXPECTED) == {field.name for field in fields(LatentsInfo)}
 
 
-def test_keys_of_the_future_are_ignored(tmp_path: Path) -> None:
+def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
     write(tmp_path / "z.npy", np.float32)
     sidecar = tmp_path / "z.npy.json"
     sidecar.write_text(
         json.dumps({**json.loads(sidecar.read_text(encoding="utf-8")), "later": 1}), encoding="utf-8"
     )
     with open_latents(tmp_path / "z.npy") as reader:
-        assert reader.info == dataclasses.replace(INFO, frames=19)
+        assert reader.info == replace(INFO, frames=19)

@@ -1,19 +1,20 @@
-"""What a file of latents says about itself, the same in every format."""
+"""The metadata of latents, the same in every file format. Specified in `docs/latents-format.md`."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import LatentsError
+from wfvae.spec.frames import latent_frames
+from wfvae.spec.records import check_fields, read_as
+from wfvae.spec.stream import Size
 
 FORMAT = "wfvae-latents/1"
 Latents = npt.NDArray[np.float32] | npt.NDArray[np.float16]
@@ -21,107 +22,88 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
 ITEMS_PER_FINITE_CHECK = 1 << 22
 
 
-@dataclass(frozen=True)
-class LatentsInfo:
-    """Metadata of latents (T', D, h, w). Latents are stored as the encoder gives them, unscaled."""
+class LatentsInfo(msgspec.Struct, frozen=True):
+    """Metadata of latents (T', D, h, w), which are stored unscaled.
 
-    frames: int | None
+    Raises `LatentsError` on construction if a value is out of range.
+
+    Example:
+        >>> info = LatentsInfo(17, 30, 41, 32, 48, Fraction(25), "mean", temporal_ratio=4)
+        >>> info.expected_count
+        5
+    """
+
+    frames: Size | None
     """Frames of the video, T. None until the encoder has seen the last one."""
-    height: int
-    width: int
+    height: Size
+    width: Size
     """Size of the video in pixels, before padding."""
-    padded_height: int
-    padded_width: int
+    padded_height: Size
+    padded_width: Size
     """Size that the encoder saw, in pixels."""
     fps: Fraction
     kind: Literal["mean", "moments"]
-    """"mean": D channels of the posterior's mean. "moments": mean and log-variance, one after the
-    other, D = 2 x channels.
-    """
+    """"mean": D channels of the posterior's mean. "moments": D means, then D log-variances."""
     temporal_ratio: Literal[4, 8]
     """Video frames per latent, after the first frame."""
     scale: tuple[float, ...] = ()
     shift: tuple[float, ...] = ()
-    """For diffusion: (z - shift) * scale, one number per channel or one for all; not applied to
-    what is stored.
-    """
+    """For diffusion: (z - shift) * scale, one number per channel or one for all."""
     bundle_hash: str = ""
     model: str = ""
     time_base: Fraction | None = None
     color_range: str | None = None
     color_space: str | None = None
     """Tick and colour tags of the source video, to carry over to a decoded one."""
-    version: str = field(default=FORMAT)
+    version: str = FORMAT
 
     def __post_init__(self) -> None:
+        check_fields(self, LatentsError, hook=_read_fraction)
         if self.version != FORMAT:
             raise LatentsError(
                 f"latents of format '{self.version}' were given; this version of wfvae reads and writes"
                 f" {FORMAT}, upgrade it"
             )
-        if self.kind not in ("mean", "moments"):
-            raise LatentsError(f"latents of kind '{self.kind}' are unknown; expected mean or moments")
-        if self.temporal_ratio not in (4, 8):
-            raise LatentsError(f"a temporal ratio of {self.temporal_ratio} is unknown; expected 4 or 8")
-        if not (1 <= self.height <= self.padded_height and 1 <= self.width <= self.padded_width):
+        if self.height > self.padded_height or self.width > self.padded_width:
             raise LatentsError(
                 f"a video of {self.height}x{self.width} (HxW) padded to"
-                f" {self.padded_height}x{self.padded_width} cannot be; sizes must be at least 1 and padding"
-                " only adds"
-            )
-        if self.frames is not None and self.frames < 1:
-            raise LatentsError(
-                f"latents of a video of {self.frames} frames cannot be; give at least 1, or None while it is"
-                " not finished"
+                f" {self.padded_height}x{self.padded_width} cannot be; padding only adds"
             )
         if self.fps <= 0:
             raise LatentsError(f"a rate of {self.fps} fps cannot be; give one above 0")
 
     @property
     def expected_count(self) -> int | None:
-        """How many latents `frames` frames make: 1 + ceil((T - 1) / temporal_ratio). None while T
-        is unknown.
-        """
-        return None if self.frames is None else 1 + math.ceil((self.frames - 1) / self.temporal_ratio)
+        """How many latents `frames` frames make. None while T is unknown."""
+        return None if self.frames is None else latent_frames(self.frames, self.temporal_ratio)
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of JSON types; fractions as "30000/1001"."""
-        values = dataclasses.asdict(self)
-        return {
-            key: (
-                str(value)
-                if isinstance(value, Fraction)
-                else list(value)
-                if isinstance(value, tuple)
-                else value
-            )
-            for key, value in values.items()
-        }
+        """Returns a dict of JSON types, with fractions as "30000/1001"."""
+        values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self, enc_hook=str))
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], name: str) -> LatentsInfo:
-        """The inverse of `to_json`. Unknown keys are ignored. Raises `LatentsError` that names the
-        file `name` and what is wrong.
+        """Reads what `to_json` returned. Unknown keys are ignored.
+
+        Raises:
+            LatentsError: naming the file `name` and what is wrong.
         """
         if values.get("version") != FORMAT:
             raise LatentsError(
                 f"'{name}' carries no {FORMAT} metadata (version is {values.get('version')!r}); expected"
                 " latents written by wfvae"
             )
-        known = {key.name: values[key.name] for key in dataclasses.fields(cls) if key.name in values}
-        try:
-            for key in ("fps", "time_base"):
-                known[key] = None if known.get(key) is None else Fraction(known[key])
-            for key in ("scale", "shift"):
-                known[key] = tuple(float(number) for number in known.get(key, ()))
-            return cls(**known)
-        except (TypeError, ValueError, ZeroDivisionError) as error:
-            raise LatentsError(
-                f"the metadata of '{name}' is incomplete or wrong: {error}; encode the video again"
-            ) from error
+
+        def wrong(problem: str) -> LatentsError:
+            return LatentsError(
+                f"the metadata of '{name}' is incomplete or wrong: {problem}; encode the video again"
+            )
+
+        return read_as(cls, values, wrong, hook=_read_fraction)
 
     def differences(self, other: LatentsInfo) -> list[str]:
-        """Names of the fields, but for `frames`, that differ."""
+        """Names of the fields, except `frames`, that differ."""
         mine, theirs = self.to_json(), other.to_json()
         return [key for key in mine if key != "frames" and mine[key] != theirs[key]]
 
@@ -133,6 +115,13 @@ class LatentsInfo:
                 f" {self.temporal_ratio} make {self.expected_count}; the number of frames is wrong, or"
                 " latents are missing"
             )
+
+
+def _read_fraction(kind: type, value: Any) -> Any:
+    try:
+        return Fraction(value)
+    except ZeroDivisionError as error:
+        raise ValueError(str(error)) from error
 
 
 def info_from_text(text: str, name: str) -> dict[str, Any]:
