@@ -27,22 +27,21 @@ def parameters(module: torch.nn.Module) -> int:
 def test_presets_have_the_parameters_of_table_3(name: str) -> None:
     with torch.device("meta"):
         model = WFVAE(WFVAEConfig.preset(name))
-    assert (round(parameters(model.encoder) / 1e6, 1), round(parameters(model.decoder) / 1e6, 1)) == TABLE_3[
-        name
-    ]
+    millions = tuple(round(parameters(half) / 1e6, 1) for half in (model.encoder, model.decoder))
+    assert millions == TABLE_3[name]
 
 
-def test_the_tiny_preset_is_tiny() -> None:
+def test_tiny_preset_has_at_most_three_million_parameters() -> None:
     model = WFVAE(WFVAEConfig.preset("tiny"))
     assert 0 < parameters(model) <= 3_000_000
 
 
-def test_a_preset_takes_overrides() -> None:
+def test_preset_with_overrides_replaces_single_fields() -> None:
     config = WFVAEConfig.preset("L", latent_dim=16, temporal_compression=8)
     assert (config.base_channels, config.latent_dim, config.temporal_compression) == (192, 16, 8)
 
 
-def test_unknown_presets_and_overrides_are_refused() -> None:
+def test_unknown_preset_or_override_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"preset 'XL' does not exist; choose one of S, M, L, tiny"):
         WFVAEConfig.preset("XL")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="override channels, width is not"):
@@ -52,29 +51,22 @@ def test_unknown_presets_and_overrides_are_refused() -> None:
 @pytest.mark.parametrize("flow", [64, 128, 256])
 @pytest.mark.parametrize("compression", [4, 8])
 @pytest.mark.parametrize("latent_dim", [4, 8, 16, 32])
-def test_sizes_of_the_paper_build(flow: int, compression: int, latent_dim: int) -> None:
-    config = WFVAEConfig(
-        temporal_compression=compression,  # type: ignore[arg-type]
-        latent_dim=latent_dim,
-        encoder_energy_flow_hidden_size=flow,
-        decoder_energy_flow_hidden_size=flow,
-    )
+def test_models_of_the_papers_sizes_are_built(flow: int, compression: Any, latent_dim: int) -> None:
+    flows = {f"{side}_energy_flow_hidden_size": flow for side in ("encoder", "decoder")}
+    config = WFVAEConfig(temporal_compression=compression, latent_dim=latent_dim, **flows)
     with torch.device("meta"):
         model = WFVAE(config)
-    assert model.encoder.conv_out.conv.out_channels == 2 * latent_dim
-    assert model.encoder.connect_l1.out_channels == model.encoder.connect_l2.out_channels == flow
-    assert (
-        model.decoder.connect_l1[0].conv1.conv.in_channels
-        == model.decoder.connect_l2[0].conv1.conv.in_channels
-        == flow
-    )
-    assert model.encoder.connect_l1.in_channels == config.w2_channels == {4: 12, 8: 24}[compression]
+    encoder, decoder = model.encoder, model.decoder
+    assert encoder.conv_out.conv.out_channels == 2 * latent_dim
+    assert encoder.connect_l1.out_channels == encoder.connect_l2.out_channels == flow
+    assert {path[0].conv1.conv.in_channels for path in (decoder.connect_l1, decoder.connect_l2)} == {flow}
+    assert encoder.connect_l1.in_channels == config.w2_channels == {4: 12, 8: 24}[compression]
 
 
 @pytest.mark.parametrize(
     "folder", ["4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear", "released-L-16ch"]
 )
-def test_published_files_round_trip(folder: str, reference_dir: Path) -> None:
+def test_published_file_round_trips(folder: str, reference_dir: Path) -> None:
     path = reference_dir / folder / "config.json"
     published = json.loads(path.read_text())
     config = WFVAEConfig.from_json(path)
@@ -120,19 +112,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "compression": ({"temporal_compression": 2}, "temporal_compression is 2"),
     "fractional compression": ({"temporal_compression": 4.0}, "temporal_compression is 4.0"),
-    "norm": ({"norm_type": "batchnorm"}, "norm_type is 'batchnorm'; expected one of layernorm, groupnorm"),
+    "norm": (
+        {"norm_type": "batchnorm"},
+        "norm_type is 'batchnorm'; expected one of 'groupnorm', 'layernorm'",
+    ),
     "interpolation": (
         {"t_interpolation": "cubic"},
-        "t_interpolation is 'cubic'; expected one of nearest, trilinear",
+        "t_interpolation is 'cubic'; expected one of 'nearest', 'trilinear'",
     ),
     "dropout range": ({"dropout": 1.0}, "dropout is 1.0"),
     "dropout NaN": ({"dropout": float("nan")}, "dropout is nan"),
     "dropout type": ({"dropout": "0"}, "dropout is '0'"),
     "flag": ({"energy_flow_l2": 1}, "energy_flow_l2 is 1; expected true or false"),
-    "scale type": ({"scale": "0.18"}, "scale is '0.18'; expected a finite number"),
+    "scale type": ({"scale": "0.18"}, "scale is '0.18'; expected a list of one or more values"),
     "scale empty": ({"scale": ()}, r"scale is \(\)"),
     "scale zero": ({"scale": (0.0,)}, "expected no zero"),
-    "shift NaN": ({"shift": float("nan")}, r"shift is \[nan\]"),
+    "shift NaN": ({"shift": float("nan")}, r"shift\[0\] is nan"),
     "shift count": ({"latent_dim": 8, "shift": (0.0, 1.0)}, "shift has 2 values for 8 latent channels"),
     "groupnorm": (
         {"norm_type": "groupnorm", "base_channels": 12},
@@ -142,13 +137,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_values_out_of_range_are_named(case: str) -> None:
+def test_value_out_of_range_is_named(case: str) -> None:
     values, message = REFUSED[case]
     with pytest.raises(ConfigError, match=message):
         WFVAEConfig(**values)
 
 
-def test_from_dict_names_everything_that_is_wrong() -> None:
+def test_from_dict_lists_everything_that_is_wrong() -> None:
     data = WFVAEConfig().to_dict() | {
         "_class_name": "AutoencoderKL",
         "l1_upsample_block": "Other",
@@ -166,7 +161,7 @@ def test_from_dict_names_everything_that_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"depth": 3}', '{"dropout": 2}', "\xff"])
-def test_an_unreadable_file_is_named(content: str, tmp_path: Path) -> None:
+def test_unreadable_file_is_named(content: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"config\.json"):
@@ -175,7 +170,7 @@ def test_an_unreadable_file_is_named(content: str, tmp_path: Path) -> None:
         WFVAEConfig.from_json(tmp_path / "absent.json")
 
 
-def test_a_copy_with_changes_is_validated_and_the_original_immutable() -> None:
+def test_copy_with_changes_is_validated_and_the_original_immutable() -> None:
     config = WFVAEConfig()
     assert config.with_changes(latent_dim=8).latent_dim == 8
     with pytest.raises(ConfigError):

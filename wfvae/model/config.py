@@ -1,101 +1,88 @@
-"""Model configuration: what a checkpoint's `config.json` says, as a validated, immutable object. No
-torch.
-"""
+"""Model configuration: a checkpoint's `config.json` as a validated, immutable object. No torch."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, structs
 
 from wfvae.errors import ConfigError
+from wfvae.spec.records import check_fields
 
 Interpolation = Literal["nearest", "trilinear"]
 NormType = Literal["layernorm", "groupnorm"]
 Preset = Literal["S", "M", "L", "tiny"]
+Positive = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0)]
+Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
+Finites = Annotated[tuple[Finite, ...], Meta(min_length=1)]
 
 LATENT_SCALE = 0.18215
 """Factor by which published latents are scaled before diffusion."""
 
 GROUPNORM_GROUPS = 32
 
+
 # The published `config.json` names eight building blocks; only two combinations exist, one per
 # temporal compression. ("dowmsample" is the published spelling.)
-_L2_BLOCKS = {
-    "l2_dowmsample_block": "Spatial2xTime2x3DDownsample",
-    "l2_downsample_wavelet": "HaarWaveletTransform3D",
-    "l2_upsample_block": "Spatial2xTime2x3DUpsample",
-    "l2_upsample_wavelet": "InverseHaarWaveletTransform3D",
-}
-_BLOCKS: dict[int, dict[str, str]] = {
-    4: {
-        "l1_dowmsample_block": "Downsample",
-        "l1_downsample_wavelet": "HaarWaveletTransform2D",
-        "l1_upsample_block": "Upsample",
-        "l1_upsample_wavelet": "InverseHaarWaveletTransform2D",
-        **_L2_BLOCKS,
-    },
-    8: {
-        "l1_dowmsample_block": "Spatial2xTime2x3DDownsample",
-        "l1_downsample_wavelet": "HaarWaveletTransform3D",
-        "l1_upsample_block": "Spatial2xTime2x3DUpsample",
-        "l1_upsample_wavelet": "InverseHaarWaveletTransform3D",
-        **_L2_BLOCKS,
-    },
+_BLOCK_KEYS = ("dowmsample_block", "downsample_wavelet", "upsample_block", "upsample_wavelet")
+_SPATIAL_BLOCKS = ("Downsample", "HaarWaveletTransform2D", "Upsample", "InverseHaarWaveletTransform2D")
+_TEMPORAL_BLOCKS = (
+    "Spatial2xTime2x3DDownsample",
+    "HaarWaveletTransform3D",
+    "Spatial2xTime2x3DUpsample",
+    "InverseHaarWaveletTransform3D",
+)
+_L2_BLOCKS = {f"l2_{key}": name for key, name in zip(_BLOCK_KEYS, _TEMPORAL_BLOCKS, strict=True)}
+_BLOCKS = {
+    ratio: {f"l1_{key}": name for key, name in zip(_BLOCK_KEYS, names, strict=True)} | _L2_BLOCKS
+    for ratio, names in ((4, _SPATIAL_BLOCKS), (8, _TEMPORAL_BLOCKS))
 }
 # Keys whose only published value is this one.
-_FIXED_KEYS: dict[str, Any] = {"_class_name": "WFVAEModel", "attention_type": "AttnBlock3DFix"}
+_FIXED_KEYS = {"_class_name": "WFVAEModel", "attention_type": "AttnBlock3DFix"}
 _IGNORED_KEYS = frozenset({"_diffusers_version", "_name_or_path"})
-# Ours alone: written only where they differ from the default, so that a standard model's file has
-# the published keys and no others.
+# Not published: written only where they differ from the default, so that a standard model's file
+# has the published keys and no others.
 _EXTENSION_KEYS = ("energy_flow_l2", "energy_flow_l3")
 
 
-@dataclass(frozen=True)
-class WFVAEConfig:
-    """Architecture of a WF-VAE. Field names are the keys of the published `config.json`, except
-    `temporal_compression`.
+class WFVAEConfig(Struct, frozen=True):
+    """Architecture of a WF-VAE.
 
-    Raises `ConfigError` on construction if a value is out of range or two values contradict each
-    other.
+    Field names are the keys of the published `config.json`, except `temporal_compression`. Raises
+    `ConfigError` on construction if a value is out of range or two values contradict each other.
     """
 
-    base_channels: int = 128
+    base_channels: Positive = 128
     """C of the paper: channels at H/2 in the decoder. S 128, M 160, L 192."""
-    latent_dim: int = 4
+    latent_dim: Positive = 4
     """Latent channels D."""
     temporal_compression: Literal[4, 8] = 4
     """Video frames per latent, r. Space is always compressed 8x8."""
-    encoder_num_resblocks: int = 2
+    encoder_num_resblocks: Count = 2
     """Residual blocks per encoder level."""
-    decoder_num_resblocks: int = 2
+    decoder_num_resblocks: Count = 2
     """Residual blocks per decoder level, before upsampling."""
-    encoder_energy_flow_hidden_size: int = 128
+    encoder_energy_flow_hidden_size: Positive = 128
     """Channels of the encoder's inflow paths (C_flow of the paper)."""
-    decoder_energy_flow_hidden_size: int = 128
+    decoder_energy_flow_hidden_size: Positive = 128
     """Channels of the decoder's outflow paths (C_flow of the paper)."""
-    connect_res_layer_num: int = 1
+    connect_res_layer_num: Count = 1
     """Residual blocks in each outflow path."""
     use_attention: bool = True
     """Per-frame attention between the two middle residual blocks."""
     norm_type: NormType = "layernorm"
-    """`layernorm` over channels at each position; `groupnorm` (ablation) mixes time and cannot be
-    streamed.
-    """
+    """`layernorm` over channels at each position; `groupnorm` (ablation) cannot be streamed."""
     t_interpolation: Interpolation = "trilinear"
-    """Time upsampling in the decoder. `trilinear` looks one frame ahead, so a stream lags behind
-    its input.
-    """
-    dropout: float = 0.0
+    """Time upsampling in the decoder. `trilinear` looks one frame ahead, so streams lag behind."""
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     """Dropout in the residual blocks, active in training mode only."""
-    scale: tuple[float, ...] = (LATENT_SCALE,)
-    """Per-channel factor for diffusion: scaled = (latent - shift) * scale. One value serves all
-    channels.
-    """
-    shift: tuple[float, ...] = (0.0,)
+    scale: Finites = (LATENT_SCALE,)
+    """For diffusion: scaled = (latent - shift) * scale, one value per channel or one for all."""
+    shift: Finites = (0.0,)
     """Per-channel offset, see `scale`."""
     energy_flow_l2: bool = True
     """The W(2) energy path, inflow and outflow (ablation, Table 4 of the paper)."""
@@ -103,30 +90,12 @@ class WFVAEConfig:
     """The W(3) energy path, inflow and outflow (ablation, Table 4 of the paper)."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "base_channels",
-            "latent_dim",
-            "encoder_energy_flow_hidden_size",
-            "decoder_energy_flow_hidden_size",
-        ):
-            _require_int(name, getattr(self, name), minimum=1)
-        for name in ("encoder_num_resblocks", "decoder_num_resblocks", "connect_res_layer_num"):
-            _require_int(name, getattr(self, name), minimum=0)
-        for name in ("use_attention", "energy_flow_l2", "energy_flow_l3"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected true or false")
-        _require_int("temporal_compression", self.temporal_compression, minimum=4)
-        _require_choice("temporal_compression", self.temporal_compression, (4, 8))
-        _require_choice("norm_type", self.norm_type, get_args(NormType))
-        _require_choice("t_interpolation", self.t_interpolation, get_args(Interpolation))
-        if (
-            isinstance(self.dropout, bool)
-            or not isinstance(self.dropout, (int, float))
-            or not 0.0 <= self.dropout < 1.0
-        ):
-            raise ConfigError(f"dropout is {self.dropout!r}; expected a probability, 0 <= dropout < 1")
         for name in ("scale", "shift"):
-            object.__setattr__(self, name, _float_tuple(name, getattr(self, name)))
+            value = getattr(self, name)
+            if isinstance(value, int | float):
+                structs.force_setattr(self, name, (value,))
+        check_fields(self, ConfigError)
+        for name in ("scale", "shift"):
             self._per_channel(name)
         if 0.0 in self.scale:
             raise ConfigError(
@@ -137,57 +106,60 @@ class WFVAEConfig:
 
     @classmethod
     def preset(cls, name: Preset, **overrides: Any) -> WFVAEConfig:
-        """The paper's S, M or L (Table 3; D = 4, C_flow = 128), or `tiny` for demos and tests.
+        """Returns the paper's S, M or L (Table 3; D = 4, C_flow = 128), or `tiny` for demos and tests.
 
-        `overrides` replace single fields, for example `preset("L", latent_dim=16)`.
+        `overrides` replace single fields.
+
+        Example:
+            >>> config = WFVAEConfig.preset("L", latent_dim=16)
+            >>> config.base_channels, config.latent_dim
+            (192, 16)
         """
-        try:
-            values = dict(_PRESETS[name])
-        except KeyError:
-            raise ConfigError(
-                f"preset {name!r} does not exist; choose one of {', '.join(_PRESETS)}"
-            ) from None
-        unknown = set(overrides) - {f.name for f in fields(cls)}
+        if name not in _PRESETS:
+            raise ConfigError(f"preset {name!r} does not exist; choose one of {', '.join(_PRESETS)}")
+        unknown = set(overrides) - set(cls.__struct_fields__)
         if unknown:
             raise ConfigError(f"preset override {', '.join(sorted(unknown))} is not a configuration field")
-        return cls(**{**values, **overrides})
+        return cls(**{**_PRESETS[name], **overrides})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> WFVAEConfig:
-        """Reads the published keys. Raises `ConfigError` naming every unknown key and every
-        unsupported block.
+        """Reads the published keys.
+
+        Raises:
+            ConfigError: naming every unknown key and every unsupported block.
         """
-        data = dict(data)
+        values = {key: value for key, value in data.items() if key not in _IGNORED_KEYS}
         problems: list[str] = []
         for key, value in _FIXED_KEYS.items():
-            if key in data and data.pop(key) != value:
+            if values.pop(key, value) != value:
                 problems.append(f"{key} must be {value!r}")
-        blocks = {key: data.pop(key, _BLOCKS[4][key]) for key in _BLOCKS[4]}
-        compression = next((r for r, wanted in _BLOCKS.items() if blocks == wanted), None)
+        blocks = {key: values.pop(key, default) for key, default in _BLOCKS[4].items()}
+        compression = next((ratio for ratio, wanted in _BLOCKS.items() if blocks == wanted), None)
         if compression is None:
             problems.append(f"the block keys {blocks} are neither the 4x8x8 nor the 8x8x8 combination")
-        names = {f.name for f in fields(cls)} - {"temporal_compression"}
-        unknown = sorted(set(data) - names - _IGNORED_KEYS)
+        unknown = sorted(values.keys() - (set(cls.__struct_fields__) - {"temporal_compression"}))
         if unknown:
             problems.append(f"unknown keys: {', '.join(unknown)}")
         if problems:
             raise ConfigError("this is not a WF-VAE configuration: " + "; ".join(problems))
-        values = {key: value for key, value in data.items() if key in names}
-        return cls(temporal_compression=compression, **values)  # type: ignore[arg-type]
+        return cls(**values, temporal_compression=compression)  # type: ignore[arg-type]
 
     @classmethod
     def from_json(cls, path: str | Path) -> WFVAEConfig:
-        """Reads a `config.json`. Raises `ConfigError` naming the file if it is unreadable or not a
-        WF-VAE's.
+        """Reads a `config.json`.
+
+        Raises:
+            ConfigError: naming the file, if it is unreadable or not a WF-VAE's.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot read the model configuration {path}: {error}") from error
         if not isinstance(data, dict):
+            found = type(data).__name__
             raise ConfigError(
-                f"cannot read the model configuration {path}: expected a JSON object, found"
-                f" {type(data).__name__}"
+                f"cannot read the model configuration {path}: expected an object, found {found}"
             )
         try:
             return cls.from_dict(data)
@@ -195,17 +167,17 @@ class WFVAEConfig:
             raise ConfigError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The published keys and values, JSON-ready. `from_dict` reads it back to an equal object."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "temporal_compression"}
+        """Returns the published keys and values, JSON-ready. `from_dict` reads them back."""
+        values = structs.asdict(self) | {"scale": list(self.scale), "shift": list(self.shift)}
+        blocks = _BLOCKS[values.pop("temporal_compression")]
         for key in _EXTENSION_KEYS:
             if values[key]:
                 del values[key]
-        values["scale"], values["shift"] = list(self.scale), list(self.shift)
-        return dict(sorted({**_FIXED_KEYS, **_BLOCKS[self.temporal_compression], **values}.items()))
+        return dict(sorted({**_FIXED_KEYS, **blocks, **values}.items()))
 
     def with_changes(self, **changes: Any) -> WFVAEConfig:
-        """A copy with some fields replaced, validated anew."""
-        return replace(self, **changes)
+        """Returns a copy with some fields replaced, validated anew."""
+        return structs.replace(self, **changes)
 
     @property
     def latent_scale(self) -> tuple[float, ...]:
@@ -226,8 +198,7 @@ class WFVAEConfig:
         values: tuple[float, ...] = getattr(self, name)
         if len(values) == self.latent_dim:
             return values
-        # The published 16-channel checkpoint lists four equal values; equal values can mean only
-        # one thing.
+        # The published 16-channel checkpoint lists four equal values, which can mean only one thing.
         if values and len(set(values)) == 1:
             return values[:1] * self.latent_dim
         raise ConfigError(
@@ -236,56 +207,28 @@ class WFVAEConfig:
         )
 
     def _check_groupnorm_widths(self) -> None:
-        c, flow_e, flow_d = (
-            self.base_channels,
-            self.encoder_energy_flow_hidden_size,
-            self.decoder_energy_flow_hidden_size,
-        )
-        widths = {c, 2 * c, 4 * c}
+        base, inflow = self.base_channels, self.encoder_energy_flow_hidden_size
+        outflow = self.decoder_energy_flow_hidden_size
+        widths = {base, 2 * base, 4 * base}
         if self.energy_flow_l3:
-            widths |= {2 * c + flow_e, 4 * c + flow_d}
+            widths |= {2 * base + inflow, 4 * base + outflow}
         if self.energy_flow_l2:
-            widths |= {4 * c + flow_d}
+            widths.add(4 * base + outflow)
         if (self.energy_flow_l2 or self.energy_flow_l3) and self.connect_res_layer_num:
-            widths |= {flow_d}
-        bad = sorted(w for w in widths if w % GROUPNORM_GROUPS)
+            widths.add(outflow)
+        bad = sorted(width for width in widths if width % GROUPNORM_GROUPS)
         if bad:
             raise ConfigError(
-                f"norm_type 'groupnorm' needs channel counts divisible by {GROUPNORM_GROUPS}; this model has"
-                f" {bad}"
+                f"norm_type 'groupnorm' needs channel counts divisible by {GROUPNORM_GROUPS};"
+                f" this model has {bad}"
             )
-
-
-def _require_int(name: str, value: object, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{name} is {value!r}; expected an integer >= {minimum}")
-
-
-def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(map(str, choices))}")
-
-
-def _float_tuple(name: str, value: object) -> tuple[float, ...]:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = [value]
-    if (
-        isinstance(value, (list, tuple))
-        and value
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
-    ):
-        numbers = tuple(float(v) for v in value)
-        if all(math.isfinite(v) for v in numbers):
-            return numbers
-    raise ConfigError(f"{name} is {value!r}; expected a finite number or a list of them")
 
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "S": {"base_channels": 128},
     "M": {"base_channels": 160},
     "L": {"base_channels": 192},
-    # Sized so that fp32 encode and decode run in real time's vicinity on two CPU cores; channels
-    # stay multiples of 8.
+    # Sized for fp32 near real time on two CPU cores; channels stay multiples of 8.
     "tiny": {
         "base_channels": 16,
         "latent_dim": 16,

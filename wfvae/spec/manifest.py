@@ -57,6 +57,15 @@ class GraphSpec(Record, frozen=True, kw_only=True):
     """One ONNX graph.
 
     A `step` graph advances streams and carries state; a `direct` graph takes a whole clip.
+
+    Example:
+        >>> decoder = StreamSpec("decoder", ratio=4, delay=2, states=())
+        >>> shape = ("batch", "latents", 4, "height/8", "width/8")
+        >>> latents = TensorSpec("latents", "float32", shape, "unscaled")
+        >>> frames = TensorSpec("frames", "float32", ("batch", "frames", 3, "height", "width"), "RGB")
+        >>> graph = GraphSpec.of_stream("decoder.onnx", STEP, decoder, (latents,), (frames,))
+        >>> graph.drop_frames, graph.drain
+        (5, True)
     """
 
     file: FileName
@@ -137,12 +146,14 @@ class FileRecord(Record, frozen=True):
 
 
 class Manifest(Record, frozen=True, kw_only=True):
-    """`manifest.json`.
+    """The content of `manifest.json`.
 
     Example:
-        >>> manifest = Manifest.read(Path("bundle"))  # doctest: +SKIP
-        >>> manifest.graphs["decoder"].drop_frames  # doctest: +SKIP
-        5
+        >>> options = {"precision": "fp32", "latents": "mean", "size": None, "opset": 20}
+        >>> nothing = {"model": {}, "graphs": {}, "files": {}, "producer": {}}
+        >>> manifest = Manifest(checkpoint_sha256="0" * 64, parameters=1, **options, **nothing)
+        >>> manifest.with_engines(({"file": "engines/x"},)).identity == manifest.identity
+        True
     """
 
     format: Literal["wfvae-bundle/1"] = FORMAT
