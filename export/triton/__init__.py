@@ -1,1 +1,1 @@
-"""Triton model repositories of a bundle."""
+"""Triton model repositories from a bundle (experimental: not yet served on a GPU)."""

@@ -1,22 +1,19 @@
-"""Bundle to Triton model repository: one model per direction, with weights, configuration and, for
-TensorRT, a build script.
+"""Bundle to Triton model repository: one model per direction, with its weights and configuration.
 
     repository/
-      wfvae.json                  what it was made from and how
+      wfvae.json                  what it was made from, and how
       wfvae_encoder/config.pbtxt
       wfvae_encoder/1/model.onnx  the bundle's graph in Triton's shapes
-      wfvae_encoder/1/weights.bin this direction's part of the bundle's weights, copied: ONNX tools refuse links
+      wfvae_encoder/1/weights.bin this direction's part of the weights, a copy: ONNX tools refuse links
       wfvae_decoder/...
+      build_engines.sh            for TensorRT
 
-No torch. Nothing here has met a server: see `docs/triton.md`.
+No torch.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,9 @@ import onnx
 from wfvae.errors import BundleError
 from wfvae.export.triton.config import FORMAT, PLATFORMS, TritonOptions, config_text, model_size, tensor_dims
 from wfvae.export.triton.graph import with_second_axis
+from wfvae.files import replacing
 from wfvae.spec.engines import WHOLE_CLIP, sound_records
-from wfvae.spec.manifest import WEIGHTS_NAME, GraphSpec, Manifest, state_input
+from wfvae.spec.manifest import WEIGHTS_NAME, GraphSpec, Manifest
 from wfvae.spec.stream import Direction
 
 RECORD_NAME = "wfvae.json"
@@ -35,23 +33,32 @@ VERSION = "1"
 GRAPH_NAME = "model.onnx"
 DIRECTIONS: tuple[Direction, ...] = ("encoder", "decoder")
 _ALIGNMENT = 64
+_SCRIPT = """\
+#!/bin/sh
+# Builds the TensorRT engines of this repository. Written by 'wfvae triton'.
+# Run it on the GPU that serves, inside the server's own image: a plan fits one TensorRT version and
+# one kind of GPU.
+set -eu
+cd "$(dirname "$0")"
+trtexec="${TRTEXEC:-/usr/src/tensorrt/bin/trtexec}"
+"""
 
 
 def write_repository(
     bundle: Path, repository: Path, options: TritonOptions | None = None, *, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Writes the repository to a temporary directory that is renamed when complete, and returns its
-    record.
+    """Writes the repository and returns its record (experimental: not yet served on a GPU).
 
     Args:
         bundle: directory of the bundle, whose files have been verified.
-        repository: directory to make.
+        repository: directory to make; it appears when it is complete.
+        options: how the server runs the models.
         overwrite: replace a repository made before (never another directory).
 
     Raises:
-        BundleError: the bundle cannot be served by this platform, or the repository cannot be
-            written.
+        BundleError: the bundle cannot be served by this platform, or the directory is not ours.
         InputError: options that do not fit the bundle.
+        ResourceError: the repository cannot be written.
     """
     options = options or TritonOptions()
     manifest = Manifest.read(bundle)
@@ -65,69 +72,60 @@ def write_repository(
         "checkpoint_sha256": manifest.checkpoint_sha256,
         "models": [f"{options.name}_{direction}" for direction in DIRECTIONS],
         "precision": manifest.precision,
-        "options": {**asdict(options), "size": list(size), "gpus": list(options.gpus)},
+        "options": {**options.to_dict(), "size": list(size)},
     }
-    building, former = (
-        repository.with_name(f".{repository.name}.{os.getpid()}.{end}") for end in ("tmp", "old")
-    )
-    try:
-        building.mkdir(parents=True)
+    with replacing(repository) as building:
         for direction, graph in graphs.items():
             model = building / f"{options.name}_{direction}"
             (model / VERSION).mkdir(parents=True)
             (model / "config.pbtxt").write_text(texts[direction], encoding="utf-8")
             _write_graph(bundle, graph, model / VERSION)
         if options.platform == "tensorrt":
-            _write_build_script(building / BUILD_NAME, manifest, options, size)
+            script = building / BUILD_NAME
+            script.write_text(build_script(manifest, options, size), encoding="utf-8")
+            script.chmod(0o755)
         (building / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        if repository.exists():
-            repository.replace(former)
-        try:
-            building.replace(repository)
-        except OSError:
-            if former.exists():
-                former.replace(repository)
-            raise
-    except OSError as error:
-        raise BundleError(
-            f"cannot write the repository {repository}: {error.strerror or error}; check space and"
-            " permissions"
-        ) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-        if repository.exists():
-            shutil.rmtree(former, ignore_errors=True)
     return record
+
+
+def build_script(manifest: Manifest, options: TritonOptions, size: tuple[int, int]) -> str:
+    """Returns a shell script that builds the TensorRT engines with `trtexec`."""
+    plan = PLATFORMS["tensorrt"][1]
+    commands = []
+    for direction in DIRECTIONS:
+        folder = f"{options.name}_{direction}/{VERSION}"
+        words = ['"$trtexec"', f"--onnx={folder}/{GRAPH_NAME}", f"--saveEngine={folder}/{plan}"]
+        words += ["--stronglyTyped", "--skipInference"] + ([] if options.tf32 else ["--noTF32"])
+        shapes = engine_shapes(manifest, manifest.graphs[direction], options, size)
+        words += [f"--{kind}Shapes={text}" for kind, text in shapes.items()]
+        commands.append(" \\\n  ".join(words) + "\n")
+    return _SCRIPT + "".join(commands)
 
 
 def engine_shapes(
     manifest: Manifest, graph: GraphSpec, options: TritonOptions, size: tuple[int, int]
 ) -> dict[str, str]:
-    """TensorRT's optimisation profile as `trtexec` takes it: the texts for min, opt and max shapes
-    of all inputs.
+    """Returns the min, opt and max shapes of all inputs as `trtexec` takes them.
 
-    Where the bundle has an engine of this direction, its step lengths are taken, so that both serve
+    Where the bundle has an engine of this direction, its step lengths are used, so that both serve
     the same steps.
     """
     steps = _engine_steps(manifest, graph) or (1, min(4, options.max_latents), options.max_latents)
     batches = (1, options.max_batch, options.max_batch)
+    dims = {tensor.name: tensor_dims(tensor.shape, size) for tensor in graph.inputs}
+    dims |= {state.input: tensor_dims(state.shape, size) for state in graph.states}
     texts = {}
     for kind, batch, latents in zip(("min", "opt", "max"), batches, steps, strict=True):
-        count = latents * (graph.stream.ratio if graph.direction == "encoder" else 1)
-        shapes = {tensor.name: tensor_dims(tensor.shape, size) for tensor in graph.inputs}
-        shapes |= {state_input(state.name): tensor_dims(state.shape, size) for state in graph.states}
-        texts[kind] = ",".join(
-            f"{name}:{'x'.join(str(count if d < 0 else d) for d in (batch, *dims))}"
-            for name, dims in shapes.items()
-        )
+        count = latents * (graph.ratio if graph.direction == "encoder" else 1)
+        shapes = {name: [batch, *(count if d < 0 else d for d in found)] for name, found in dims.items()}
+        texts[kind] = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
     return texts
 
 
 def _engine_steps(manifest: Manifest, graph: GraphSpec) -> tuple[int, int, int] | None:
-    """(least, best, most) latents per step of the bundle's newest engine of this direction, those
-    of verification left out.
+    """Returns the (least, best, most) latents per step of the newest engine of this direction.
 
-    None if there is no engine: then the options decide.
+    Profiles for verification do not count. None if there is no engine.
     """
     for record in reversed(sound_records(manifest)):
         if record.graph == graph.direction:
@@ -144,52 +142,16 @@ def _write_graph(bundle: Path, graph: GraphSpec, folder: Path) -> None:
 
 
 def _copy_weights(model: onnx.ModelProto, source: Path, target: Path) -> None:
-    """Copies what the graph reads of the bundle's weights, and tells the graph where it is now."""
+    """Copies the weights that the graph reads, and writes their new offsets into the graph."""
     with source.open("rb") as weights, target.open("wb") as file:
         for tensor in model.graph.initializer:
             if tensor.data_location != onnx.TensorProto.EXTERNAL:
                 continue
-            place = {entry.key: entry.value for entry in tensor.external_data}
+            entries = {entry.key: entry for entry in tensor.external_data}
             file.write(b"\0" * (-file.tell() % _ALIGNMENT))
-            weights.seek(int(place["offset"]))
-            for entry in tensor.external_data:
-                if entry.key == "offset":
-                    entry.value = str(file.tell())
-            file.write(weights.read(int(place["length"])))
-
-
-def _write_build_script(
-    path: Path, manifest: Manifest, options: TritonOptions, size: tuple[int, int]
-) -> None:
-    plan = PLATFORMS["tensorrt"][1]
-    lines = [
-        "#!/bin/sh",
-        (
-            "# Builds the TensorRT engines of this repository. Run it on the GPU that serves, inside the"
-            " server's own image: a plan is good"
-        ),
-        (
-            "# for one TensorRT version and one kind of GPU. Written by 'wfvae triton'; has never run on the"
-            " machine that wrote it."
-        ),
-        "set -eu",
-        'cd "$(dirname "$0")"',
-        'trtexec="${TRTEXEC:-/usr/src/tensorrt/bin/trtexec}"',
-    ]
-    for direction in DIRECTIONS:
-        folder = f"{options.name}_{direction}/{VERSION}"
-        shapes = engine_shapes(manifest, manifest.graphs[direction], options, size)
-        arguments = [
-            f"--onnx={folder}/{GRAPH_NAME}",
-            f"--saveEngine={folder}/{plan}",
-            "--stronglyTyped",
-            "--skipInference",
-        ]
-        arguments += [] if options.tf32 else ["--noTF32"]
-        arguments += [f"--{kind}Shapes={text}" for kind, text in shapes.items()]
-        lines.append(" \\\n  ".join(['"$trtexec"', *arguments]))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    path.chmod(0o755)
+            weights.seek(int(entries["offset"].value))
+            entries["offset"].value = str(file.tell())
+            file.write(weights.read(int(entries["length"].value)))
 
 
 def _check_destination(repository: Path, overwrite: bool) -> None:
@@ -199,6 +161,5 @@ def _check_destination(repository: Path, overwrite: bool) -> None:
     if not ours and not (repository.is_dir() and not any(repository.iterdir())):
         raise BundleError(f"{repository} exists and was not made by 'wfvae triton'; choose another name")
     if ours and not overwrite:
-        raise BundleError(
-            f"the repository {repository} exists; choose another name, or replace it with --overwrite"
-        )
+        text = f"the repository {repository} exists"
+        raise BundleError(f"{text}; choose another name, or replace it with --overwrite")

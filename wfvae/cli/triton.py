@@ -9,94 +9,50 @@ from wfvae.cli.arguments import add_json_argument, parse_positive, parse_size
 from wfvae.cli.output import show
 from wfvae.errors import MissingExtraError
 
-SUMMARY = "model repository for Triton Inference Server"
+SUMMARY = "model repository for Triton Inference Server (experimental)"
 DESCRIPTION = """\
-Writes encoder and decoder as stateful Triton models: a sequence is a stream, START and END are the graphs' own flags, and the
-server keeps every state tensor between requests (implicit state). docs/triton.md says how to serve it, and has a client.
+Writes encoder and decoder as stateful Triton models: a sequence is a stream, START and END are the
+graphs' own flags, and the server keeps every state tensor between requests (implicit state).
+docs/triton.md describes serving, and has a client.
 
   wfvae triton bundle/ repository/ --size 480x832
   wfvae triton bundle/ repository/ --platform tensorrt --max-batch 8
 
-The configuration is checked against Triton's own schema by the tests. It has not been run against a server."""
+Experimental: the configuration is checked against Triton's own schema, and has not been served on a
+GPU."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory made by 'wfvae export'")
     parser.add_argument("repository", type=Path, metavar="REPOSITORY", help="directory to make")
-    parser.add_argument(
-        "--size",
-        type=parse_size,
-        metavar="HxW",
-        help="video size served (default: the one the bundle was exported for)",
-    )
-    parser.add_argument(
-        "--platform",
-        choices=("onnxruntime", "tensorrt"),
-        default="onnxruntime",
-        help="what runs the graphs (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--name",
-        default="wfvae",
-        metavar="NAME",
-        help="models are NAME_encoder and NAME_decoder (default: %(default)s)",
-    )
+    text = "video size served (default: the one the bundle was exported for)"
+    parser.add_argument("--size", type=parse_size, metavar="HxW", help=text)
+    platforms, text = ("onnxruntime", "tensorrt"), "what runs the graphs (default: %(default)s)"
+    parser.add_argument("--platform", choices=platforms, default="onnxruntime", help=text)
+    text = "models are NAME_encoder and NAME_decoder (default: %(default)s)"
+    parser.add_argument("--name", default="wfvae", metavar="NAME", help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace a repository made before")
+
     group = parser.add_argument_group("serving")
-    group.add_argument(
-        "--device", choices=("gpu", "cpu"), default="gpu", help="where the models run (default: %(default)s)"
-    )
-    group.add_argument(
-        "--gpus",
-        type=_gpus,
-        default=(),
-        metavar="N,N",
-        help="GPUs to use (default: all that the server sees)",
-    )
-    group.add_argument(
-        "--instances",
-        type=parse_positive,
-        default=1,
-        metavar="N",
-        help="copies per GPU (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max-batch",
-        type=parse_positive,
-        default=4,
-        metavar="N",
-        help="streams that share one execution (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max-sequences",
-        type=parse_positive,
-        metavar="N",
-        help="streams open at once (default: 4 times --max-batch)",
-    )
-    group.add_argument(
-        "--max-delay",
-        type=int,
-        default=2000,
-        metavar="US",
-        help="microseconds that a request waits for others (default: %(default)s)",
-    )
-    group.add_argument(
-        "--idle",
-        type=parse_positive,
-        default=60,
-        metavar="S",
-        help="seconds after which a silent stream is dropped (default: %(default)s)",
-    )
+    text = "where the models run (default: %(default)s)"
+    group.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help=text)
+    text = "GPUs to use (default: all that the server sees)"
+    group.add_argument("--gpus", type=_gpus, default=(), metavar="N,N", help=text)
+    text = "copies per GPU (default: %(default)s)"
+    group.add_argument("--instances", type=parse_positive, default=1, metavar="N", help=text)
+    text = "streams that share one execution (default: %(default)s)"
+    group.add_argument("--max-batch", type=parse_positive, default=4, metavar="N", help=text)
+    text = "streams open at once (default: 4 times --max-batch)"
+    group.add_argument("--max-sequences", type=parse_positive, metavar="N", help=text)
+    text = "microseconds that a request waits for others (default: %(default)s)"
+    group.add_argument("--max-delay", type=int, default=2000, metavar="US", help=text)
+    text = "seconds after which a silent stream is dropped (default: %(default)s)"
+    group.add_argument("--idle", type=parse_positive, default=60, metavar="S", help=text)
     group.add_argument("--same-buffer", action="store_true", help="one buffer per state instead of two")
     group.add_argument("--tf32", action="store_true", help="let CUDA round fp32 products to TF32")
-    group.add_argument(
-        "--max-latents",
-        type=parse_positive,
-        default=8,
-        metavar="N",
-        help="largest step of a TensorRT engine (default: %(default)s)",
-    )
+    text = "largest step of a TensorRT engine (default: %(default)s)"
+    group.add_argument("--max-latents", type=parse_positive, default=8, metavar="N", help=text)
     add_json_argument(parser)
 
 
@@ -133,10 +89,8 @@ def run(args: argparse.Namespace) -> int:
         f" {record['precision']}, {args.platform}"
     )
     if args.platform == "tensorrt":
-        text += (
-            f"\nbuild the engines with {args.repository / BUILD_NAME} inside the server's image before"
-            " serving"
-        )
+        script = args.repository / BUILD_NAME
+        text += f"\nbuild the engines with {script} inside the server's image before serving"
     show(args, {"repository": str(args.repository), **record}, text)
     return 0
 
