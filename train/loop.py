@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -484,7 +484,7 @@ class _Run:
             return
         fast: Literal["fp32", "bf16"] = "fp32" if self._slow_bf16 else "bf16"
         chosen = fast if checkpoint is None else config_of(checkpoint).run.precision
-        self._config = replace(self._config, run=replace(self._config.run, precision=chosen))
+        self._config = self._config.with_changes(run={"precision": chosen})
 
     def _state(self, checkpoint: Path | None) -> TrainingState:
         with self._full_memory("for the model with its average, optimiser and discriminator", _SMALLER_MODEL):

@@ -21,7 +21,6 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -387,7 +386,7 @@ def test_ctrl_c_and_a_polite_kill_keep_the_work(
     step = int(checkpoint.name.removeprefix("step-"))
     assert step >= 2
     assert b"of 100000" in out
-    on = replace(settings, run=replace(settings.run, steps=step + 1))
+    on = settings.with_changes(run={"steps": step + 1})
     assert train(on, run, CPU, resume=True).step == step + 1
 
 
@@ -502,11 +501,10 @@ def test_two_processes_equal_one_with_the_whole_batch(
     """
     config = small(model__dropout=0.0, run__steps=3, optimizer__batch=4)
     train(config, tmp_path / "one", CPU)
-    optimizer, run = (
-        replace(config.optimizer, accumulate=accumulate),
-        replace(config.run, activation_checkpointing=recompute),
+    changed = config.with_changes(
+        optimizer={"accumulate": accumulate}, run={"activation_checkpointing": recompute}
     )
-    assert two_processes(replace(config, optimizer=optimizer, run=run), tmp_path) == 3
+    assert two_processes(changed, tmp_path) == 3
     _assert_close(last_state(tmp_path / "one"), last_state(tmp_path / "two"))
     _assert_same_gradients(tmp_path / "one", tmp_path / "two")
     one, two = (read_metrics(tmp_path / name, "train") for name in ("one", "two"))
@@ -528,7 +526,7 @@ def test_two_processes_resumed_end_with_the_bits_of_an_uninterrupted_run(
         optimizer__accumulate=accumulate,
         loss__adversarial=True,
     )
-    config = replace(plain, run=replace(plain.run, activation_checkpointing=recompute))
+    config = plain.with_changes(run={"activation_checkpointing": recompute})
     assert two_processes(config, tmp_path) == 4
     whole = last_state(tmp_path / "two")
     logged = read_metrics(tmp_path / "two", "train")
@@ -555,7 +553,7 @@ def test_starting_from_a_run_that_has_not_ended_is_told(tmp_path: Path) -> None:
     assert told == [f"run.initial {tmp_path / 'begun'} has not ended: this run starts from its step 1 of 4"]
     told.clear()
     train(
-        replace(again, run=replace(again.run, initial=str(tmp_path / "again"))),
+        again.with_changes(run={"initial": str(tmp_path / "again")}),
         tmp_path / "third",
         CPU,
         watcher=Watcher(notice=told.append),
@@ -610,9 +608,7 @@ def test_a_fault_of_the_second_process_between_steps_costs_no_step(tmp_path: Pat
     seed, good = next(
         (seed, good_steps(seed, 1)) for seed in range(100) if 1 < good_steps(seed, 1) < good_steps(seed, 0)
     )
-    done = run_two_processes(
-        replace(config, run=replace(config.run, seed=seed, checkpoint_every=100)), tmp_path
-    )
+    done = run_two_processes(config.with_changes(run={"seed": seed, "checkpoint_every": 100}), tmp_path)
     assert done.returncode != 0
     told = complaints(done)
     assert sum("more than the limit of 0; the last is 'cut.mp4'" in line for line in told) == 1
