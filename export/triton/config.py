@@ -85,13 +85,15 @@ def model_size(manifest: Manifest, wanted: tuple[int, int] | None) -> tuple[int,
 
     Raises `InputError` if no size is known, or another than the bundle's is wanted.
     """
-    size = manifest.size if wanted is None else padded_size(*wanted)
-    if size is None:
-        raise InputError(
-            "the bundle is for any size, and a Triton model has one; state it with --size HEIGHTxWIDTH"
-        )
-    if wanted is not None and manifest.size not in (None, size):
-        fixed = "x".join(map(str, manifest.size or ()))
+    if wanted is None:
+        if manifest.size is None:
+            raise InputError(
+                "the bundle is for any size, and a Triton model has one; state it with --size HEIGHTxWIDTH"
+            )
+        return manifest.size
+    size = padded_size(*wanted)
+    if manifest.size is not None and manifest.size != size:
+        fixed = "x".join(map(str, manifest.size))
         given = f"{wanted[0]}x{wanted[1]} is wanted"
         raise InputError(f"the bundle was exported for {fixed} only, and {given}; export another one")
     return size
