@@ -1,8 +1,7 @@
-"""Proof that a bundle's streams give what direct inference and the model give, as numbers (design:
-parity is the product).
+"""Verification that a bundle's streams give what direct inference and the model give.
 
 with open_bundle("bundle/") as bundle:
-    verification = verify(bundle, frames, against=model, progress=lambda stage, done, total: None)
+    verification = verify(bundle, frames, against=model)
 verification.passed, verification.to_json(), verification.certificate("video.mp4")
 """
 

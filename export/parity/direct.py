@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 
 def clip_input(job: Job) -> Array:
-    """The whole clip as a direct graph takes it, without batch: frames (T', 3, H', W') in [-1, 1],
-    T' = 1 + r n, or latents.
+    """Returns the clip as a direct graph takes it, without batch.
+
+    Returns:
+        Frames (T', 3, H', W') in [-1, 1], T' = 1 + r n; or latents.
     """
     if job.direction == "decoder":
         return job.data
@@ -29,25 +31,20 @@ def clip_input(job: Job) -> Array:
     return to_network(np.concatenate([job.data, np.repeat(job.data[-1:], tail, axis=0)]))
 
 
-def clip_output(job: Job, output: Array) -> Array:
-    """What belongs to the job of a whole clip's output: latents (t, D, h, w), or frames (T, H, W,
-    3) cropped to the true size.
+def run_direct(job: Job) -> Array:
+    """Runs the job through the bundle's direct graph.
+
+    Returns:
+        Latents (t, D, h, w), or frames (T, H, W, 3) float32.
     """
+    output: Array = job.bundle.direct_session(job.direction).run(clip_input(job)[None])[0]
     if job.direction == "encoder":
         return output
-    return np.ascontiguousarray(output[: job.frames, :, : job.height, : job.width].transpose(0, 2, 3, 1))
-
-
-def run_direct(job: Job) -> Array:
-    """The job through the bundle's direct graph."""
-    output = job.bundle.direct_session(job.direction).run(clip_input(job)[None])[0]
-    return (
-        to_float_frames(output[: job.frames], job.height, job.width) if job.direction == "decoder" else output
-    )
+    return to_float_frames(output[: job.frames], job.height, job.width)
 
 
 class ModelReference:
-    """The PyTorch model on the CPU, offline, in one precision. The model given is not changed."""
+    """A copy of the PyTorch model on the CPU, offline, in one precision."""
 
     def __init__(self, model: WFVAE, dtype: torch.dtype, mean_only: bool) -> None:
         self._model = copy.deepcopy(model).to(device="cpu", dtype=dtype).eval()
@@ -55,7 +52,7 @@ class ModelReference:
         self._mean_only = mean_only
 
     def run(self, job: Job) -> Array:
-        """The job's result, in the reference's precision."""
+        """Runs the job in the reference's precision."""
         import torch
 
         with torch.no_grad():
@@ -66,7 +63,10 @@ class ModelReference:
             else:
                 output = self._model.decode(x).sample
             result: Array = output[0].movedim(1, 0).numpy()
-        return clip_output(job, result)
+        if job.direction == "encoder":
+            return result
+        cropped = result[: job.frames, :, : job.height, : job.width]
+        return np.ascontiguousarray(cropped.transpose(0, 2, 3, 1))
 
 
 def require_checkpoint(model: WFVAE, expected: str) -> None:

@@ -1,5 +1,4 @@
-"""A graph of the bundle with chosen inner tensors as outputs, run step by step with state fed by
-hand.
+"""A graph of the bundle with chosen inner tensors as outputs, run step by step.
 
 Polygraphy exposes the tensors and runs the sessions; it is imported only when a search is made.
 """
@@ -21,8 +20,10 @@ from wfvae.runtime.bundle import Bundle
 from wfvae.spec.manifest import STEP, GraphSpec, state_input, state_output
 from wfvae.spec.stream import resolve_dim
 
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+_FLOAT_BYTES = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
 """Types that are compared. Integers are shapes and counters, and NumPy has no bfloat16."""
+_STATE_TYPES = {"float32": np.float32, "float16": np.float16, "int32": np.int32}
+_SHAPED_BY_INPUT = ("Reshape", "Expand", "Range")
 _SEVERITY_ERROR = 3
 
 
@@ -35,9 +36,7 @@ class FrameAxis:
     bytes_per_latent: int
 
     def own_frames(self, array: Array, latents: int) -> Array:
-        """The frames that belong to a step, frames first: the last ones, behind what was carried
-        over from the step before.
-        """
+        """Returns a step's own frames, frames first: the last ones, behind the cached frames."""
         frames = np.moveaxis(array, self.axis, 0)
         return frames[len(frames) - self.per_latent * latents :]
 
@@ -52,36 +51,26 @@ class ExposedGraph:
 
     @cached_property
     def frame_axes(self) -> dict[str, FrameAxis]:
-        """The inner tensors and outputs that are made of frames, in graph order.
+        """The inner tensors and outputs that consist of frames, in graph order.
 
         Found by comparing the shapes for two lengths: exactly one axis may grow, in proportion
-        (plus what is carried over).
+        (plus the cached frames).
         """
-        short, long = self._shapes(2), self._shapes(3)
+        short, long = self._float_shapes(2), self._float_shapes(3)
         found = {}
-        for name in self.order:
-            (kind, first), (other_kind, second) = short.get(name, (0, None)), long.get(name, (0, None))
-            if (
-                kind not in _FLOATS
-                or kind != other_kind
-                or first is None
-                or second is None
-                or len(first) != len(second)
-            ):
+        for name, (first, item_bytes) in short.items():
+            second, _ = long.get(name, ((), 0))
+            if len(first) != len(second):
                 continue
             grown = [axis for axis, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
-            if len(grown) != 1 or 0 in first:
+            if len(grown) != 1:
                 continue
-            per_latent = second[grown[0]] - first[grown[0]]
-            if per_latent <= 0 or (self.spec.kind == STEP and first[grown[0]] < 2 * per_latent):
+            [axis] = grown
+            per_latent = second[axis] - first[axis]
+            if per_latent <= 0 or (self.spec.kind == STEP and first[axis] < 2 * per_latent):
                 continue
-            size = (
-                int(np.prod(first))
-                // first[grown[0]]
-                * per_latent
-                * (4 if kind == onnx.TensorProto.FLOAT else 2)
-            )
-            found[name] = FrameAxis(grown[0], per_latent, size)
+            size = math.prod(first) // first[axis] * per_latent * item_bytes
+            found[name] = FrameAxis(axis, per_latent, size)
         return found
 
     @property
@@ -94,8 +83,13 @@ class ExposedGraph:
         """The node that makes each tensor."""
         return {output: node for node in self.model.graph.node for output in node.output}
 
+    def float_tensors(self, latents: int) -> dict[str, int]:
+        """Returns the floating-point tensors that nodes make, with their bytes in such a step."""
+        shapes = self._float_shapes(latents)
+        return {name: math.prod(shape) * item_bytes for name, (shape, item_bytes) in shapes.items()}
+
     def run_steps(self, x: Array, steps: Sequence[int], names: Collection[str]) -> dict[str, Array]:
-        """The named tensors' frames over a whole stream, concatenated, frames first.
+        """Returns the named tensors' frames over a whole stream, concatenated, frames first.
 
         Args:
             x: network input of one stream, without batch: all of its frames with lead and tail, or
@@ -109,22 +103,18 @@ class ExposedGraph:
         return {name: np.concatenate(found) for name, found in parts.items()}
 
     def feeds(self, x: Array, steps: Sequence[int]) -> list[dict[str, Array]]:
-        """All inputs of each step of a stream, states included, as this graph makes them; arguments
-        as of `run_steps`.
-        """
+        """Returns all inputs of each step, states included, as this graph computes them."""
         return [feeds for _, feeds, _ in self._stream(x, steps, ())]
 
     def _stream(
         self, x: Array, steps: Sequence[int], names: Collection[str]
     ) -> Iterator[tuple[int, dict[str, Array], Mapping[str, Array]]]:
-        """Each step's latents, inputs and results; these are good until the next one."""
+        """Yields each step's latents, inputs and results; results are valid until the next step."""
         stream = self.spec.stream
-        state = {
-            spec.name: np.full(
-                spec.resolve(1, self._height, self._width), spec.initial_value, _numpy_type(spec.dtype)
-            )
-            for spec in stream.states
-        }
+        state = {}
+        for spec in stream.states:
+            shape = spec.resolve(1, self._height, self._width)
+            state[spec.name] = np.full(shape, spec.initial_value, _STATE_TYPES[spec.dtype])
         plan = [(count, False) for count in steps] + ([(1, True)] if stream.needs_drain else [])
         position = 0
         with self._runner([*names, *(state_output(name) for name in state)]) as runner:
@@ -135,41 +125,27 @@ class ExposedGraph:
                 feeds = {
                     self.spec.inputs[0].name: np.ascontiguousarray(piece[None]),
                     "start": np.array([index == 0]),
+                    **({"end": np.array([drain])} if self.spec.has_end else {}),
+                    **{state_input(name): array for name, array in state.items()},
                 }
-                if self.spec.has_end:
-                    feeds["end"] = np.array([drain])
-                feeds |= {state_input(name): array for name, array in state.items()}
                 results = runner.infer(feeds)
                 state = {name: np.array(results[state_output(name)]) for name in state}
                 yield latents, feeds, results
 
     def run_clip(self, x: Array, names: Collection[str]) -> dict[str, Array]:
-        """The named tensors of a direct graph for a whole clip without batch, frames first."""
+        """Returns the named tensors of a direct graph for a clip without batch, frames first."""
         with self._runner(list(names)) as runner:
             results = runner.infer({self.spec.inputs[0].name: x[None]})
             return {
                 name: np.moveaxis(np.array(results[name]), self.frame_axes[name].axis, 0) for name in names
             }
 
-    def float_tensors(self, latents: int) -> dict[str, int]:
-        """The tensors of floating point that nodes make, in graph order, and their bytes in a step
-        of `latents`.
-        """
-        shapes = self._shapes(latents)
-        found = {}
-        for name in self.order:
-            kind, shape = shapes.get(name, (0, None))
-            if kind in _FLOATS and shape is not None and 0 not in shape:
-                found[name] = math.prod(shape) * (4 if kind == onnx.TensorProto.FLOAT else 2)
-        return found
-
     def exposing(self, names: Collection[str]) -> onnx.ModelProto:
-        """A copy of the graph with these tensors as its outputs. Its weights stay in the bundle's
-        file.
-        """
+        """Returns a copy of the graph with these outputs. Its weights stay in the bundle's file."""
         from polygraphy.backend.onnx import modify_outputs
 
-        return modify_outputs(self.model, outputs=list(dict.fromkeys(names)), copy=True)  # type: ignore[no-any-return]
+        model: onnx.ModelProto = modify_outputs(self.model, outputs=list(dict.fromkeys(names)), copy=True)
+        return model
 
     def _runner(self, names: Sequence[str]) -> Any:
         from polygraphy.backend.onnxrt import OnnxrtRunner
@@ -177,111 +153,89 @@ class ExposedGraph:
         return OnnxrtRunner(self.session(self.exposing(names)))
 
     def session(self, model: onnx.ModelProto) -> Any:
-        """An ONNX Runtime session as the backend opens them: same provider, same number of threads.
-        On the CPU for other backends.
-        """
+        """Opens an ONNX Runtime session as the backend does; on the CPU for other backends."""
         import onnxruntime as ort
 
         described = self.bundle.backend.describe()
         options = ort.SessionOptions()
         options.log_severity_level = _SEVERITY_ERROR
         # The weights stay in the bundle's file, though the graph comes from memory.
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(self.bundle.path.resolve())
-        )
+        folder_option = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(folder_option, str(self.bundle.path.resolve()))
         if described.get("threads", "all") != "all":
             options.intra_op_num_threads = int(described["threads"])
         providers: list[Any] = [described.get("provider", "CPUExecutionProvider")]
         if providers[0] == "CUDAExecutionProvider":
-            device = int(described.get("device", "cuda:0").partition(":")[2])
             settings = {
-                "device_id": device,
+                "device_id": int(described.get("device", "cuda:0").partition(":")[2]),
                 "cudnn_conv_algo_search": "HEURISTIC",
                 "use_tf32": int(described.get("tf32") == "true"),
             }
             providers = [(providers[0], settings), "CPUExecutionProvider"]
         return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
 
-    def _shapes(self, latents: int) -> dict[str, tuple[int, tuple[int, ...] | None]]:
-        """Type and shape of every tensor for a step or clip of `latents`; None where it could not
-        be inferred.
+    def _float_shapes(self, latents: int) -> dict[str, tuple[tuple[int, ...], int]]:
+        """Returns shape and bytes per value of floating-point tensors for a step or clip, in order.
+
+        Tensors without values, or whose shape cannot be inferred, are left out.
         """
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         self._fix_sizes(model, latents)
         self._fold_shape_arithmetic(model)
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        found = {}
+        shapes = {}
         for value in (*inferred.value_info, *inferred.output):
-            kind = value.type.tensor_type
-            known = all(dim.HasField("dim_value") for dim in kind.shape.dim)
-            found[value.name] = (
-                int(kind.elem_type),
-                tuple(int(dim.dim_value) for dim in kind.shape.dim) if known else None,
-            )
-        return found
+            tensor = value.type.tensor_type
+            shape = tuple(int(dim.dim_value) for dim in tensor.shape.dim)  # 0 where it is not known
+            if tensor.elem_type in _FLOAT_BYTES and 0 not in shape:
+                shapes[value.name] = shape, _FLOAT_BYTES[tensor.elem_type]
+        return {name: shapes[name] for name in self.order if name in shapes}
 
     def _fix_sizes(self, model: onnx.ModelProto, latents: int) -> None:
+        """Replaces the symbolic sizes of inputs and outputs."""
         ratio = self.spec.stream.ratio
-        counts = {
-            "latents": latents,
-            "frames": ratio * latents if self.spec.kind == STEP else 1 + ratio * (latents - 1),
-        }
+        frames = ratio * latents if self.spec.kind == STEP else 1 + ratio * (latents - 1)
+        counts = {"latents": latents, "frames": frames}
         for value in (*model.graph.input, *model.graph.output):
             for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param:
-                    symbol = dim.dim_param
-                    size = (
-                        counts[symbol]
-                        if symbol in counts
-                        else resolve_dim(symbol, 1, self._height, self._width)
-                    )
+                if symbol := dim.dim_param:
+                    size = counts.get(symbol) or resolve_dim(symbol, 1, self._height, self._width)
                     dim.Clear()
                     dim.dim_value = size
 
     def _fold_shape_arithmetic(self, model: onnx.ModelProto) -> None:
-        """Makes computed shapes constants: ONNX's own inference does not follow divisions of sizes."""
+        """Makes computed shapes constants, since ONNX's inference does not follow divisions."""
         from polygraphy.backend.onnx import modify_outputs
 
         made = {output for node in model.graph.node for output in node.output}
-        asks = [
-            node
-            for node in model.graph.node
-            if node.op_type in ("Reshape", "Expand", "Range") and node.input[1] in made
+        shaped = [
+            node for node in model.graph.node if node.op_type in _SHAPED_BY_INPUT and node.input[1] in made
         ]
-        wanted = list(dict.fromkeys(node.input[1] for node in asks))
+        wanted = list(dict.fromkeys(node.input[1] for node in shaped))
         if not wanted:
             return
+        feeds = {}
+        for value in model.graph.input:
+            tensor = value.type.tensor_type
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            feeds[value.name] = np.zeros([dim.dim_value for dim in tensor.shape.dim], dtype)
         session = self.session(modify_outputs(model, outputs=wanted, copy=True))
-        feeds = {
-            value.name: np.zeros(
-                [dim.dim_value for dim in value.type.tensor_type.shape.dim], _input_type(value)
-            )
-            for value in model.graph.input
-        }
         for name, value in zip(wanted, session.run(wanted, feeds), strict=True):
             model.graph.initializer.append(numpy_helper.from_array(value, f"folded/{name}"))
-        for node in asks:
+        for node in shaped:
             node.input[1] = f"folded/{node.input[1]}"
 
 
-def blocks(names: Sequence[str], sizes: Mapping[str, int], budget: int) -> Iterator[list[str]]:
-    """Cuts `names` into runs whose sizes sum to at most `budget` (at least one name each)."""
+def blocks(sizes: Mapping[str, int], budget: int) -> Iterator[list[str]]:
+    """Cuts names with their sizes into runs of at most `budget` (at least one name each)."""
     block: list[str] = []
     used = 0
-    for name in names:
-        if block and used + sizes[name] > budget:
+    for name, size in sizes.items():
+        if block and used + size > budget:
             yield block
             block, used = [], 0
         block.append(name)
-        used += sizes[name]
+        used += size
     if block:
         yield block
-
-
-def _input_type(value: onnx.ValueInfoProto) -> Any:
-    return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-
-
-def _numpy_type(name: str) -> Any:
-    return {"float32": np.float32, "float16": np.float16, "int32": np.int32}[name]

@@ -1,9 +1,9 @@
-"""The ways to cut one stream into steps that must not change its result."""
+"""Plans: ways to cut one stream into steps, none of which may change its result."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ _LONGEST_STEP = 5
 
 @dataclass(frozen=True)
 class Job:
-    """One video's worth of work in one direction."""
+    """One video to encode, or its latents to decode."""
 
     bundle: Bundle
     direction: Direction
@@ -33,41 +33,43 @@ class Job:
     width: int
 
     @property
+    def verb(self) -> str:
+        """Its direction in reports."""
+        return "encode" if self.direction == "encoder" else "decode"
+
+    @property
     def latents(self) -> int:
         """Latents of the video."""
         return latent_frames(self.frames, self.bundle.ratio)
 
     def open(self, chunk: int) -> EncoderStream | DecoderStream:
-        """A stream for this job. A decoder gives float32 frames, so that rounding to 8 bits hides
-        nothing.
-        """
+        """Opens a stream. A decoder returns float32 frames: rounding would hide errors."""
         if self.direction == "encoder":
             return self.bundle.encoder(height=self.height, width=self.width, chunk=chunk)
         return self.bundle.decoder(
             height=self.height, width=self.width, frames=self.frames, chunk=chunk, pixels="float32"
         )
 
-    def split(self, steps: Sequence[int]) -> Iterator[Array]:
-        """The data in pieces that complete `steps` latents each."""
+    def split(self, steps: Sequence[int]) -> list[Array]:
+        """Cuts the data into pieces that complete `steps` latents each."""
         ratio = self.bundle.ratio if self.direction == "encoder" else 1
-        lead = lead_frames(ratio)
-        ends = np.cumsum(steps) * ratio - lead
-        yield from np.split(self.data, np.minimum(ends[:-1], len(self.data)))
+        ends = np.cumsum(steps) * ratio - lead_frames(ratio)
+        return np.split(self.data, np.minimum(ends[:-1], len(self.data)))
 
 
 def single_call(job: Job) -> Array:
-    """The reference plan: one step of everything."""
+    """Runs the reference plan: one step of everything."""
     return chunked(job, job.latents)
 
 
 def chunked(job: Job, chunk: int) -> Array:
-    """Steps of `chunk` latents and a smaller last one."""
+    """Runs steps of `chunk` latents and a smaller last one."""
     return stepped(job, tuple(even_chunks(job.latents, chunk)))
 
 
 def stepped(job: Job, steps: Sequence[int]) -> Array:
-    """Steps of exactly these numbers of latents (and the drain, where the decoder needs one)."""
-    pieces = list(job.split(steps))
+    """Runs steps of exactly these numbers of latents (and the drain, if the decoder needs one)."""
+    pieces = job.split(steps)
     with job.open(max(steps)) as stream:
         parts = [stream.push(piece) for piece in pieces[:-1]]
         # Without a step in between: an incomplete last group of frames would otherwise run in a
@@ -77,7 +79,7 @@ def stepped(job: Job, steps: Sequence[int]) -> Array:
 
 
 def ragged_steps(latents: int) -> tuple[int, ...]:
-    """Pseudo-random steps of 1 to 5 latents, always the same for a length."""
+    """Returns pseudo-random steps of 1 to 5 latents, always the same for a length."""
     dice, steps = random.Random(_SEED), list[int]()
     while (left := latents - sum(steps)) > 0:
         steps.append(min(left, dice.randint(1, _LONGEST_STEP)))
@@ -85,9 +87,7 @@ def ragged_steps(latents: int) -> tuple[int, ...]:
 
 
 def odd_pushes(job: Job) -> Array:
-    """Pushes of odd sizes, which never stay aligned with groups of r frames; the stream cuts its
-    steps itself.
-    """
+    """Pushes odd sizes, which never stay aligned with groups of r frames."""
     dice = random.Random(_SEED + 1)
     with job.open(2) as stream:
         parts, position = [], 0
@@ -99,9 +99,7 @@ def odd_pushes(job: Job) -> Array:
 
 
 def suspended(job: Job) -> Array:
-    """Snapshots to bytes after each third of the input, each restored to a new stream that goes on;
-    the last one before the end.
-    """
+    """Takes a snapshot after each third of the input, and restores it to a new stream."""
     cuts = [len(job.data) // 3, 2 * len(job.data) // 3]
     parts = []
     stream = job.open(DEFAULT_CHUNK)
@@ -115,56 +113,53 @@ def suspended(job: Job) -> Array:
 
 
 def interleaved(job: Job, other: Job) -> tuple[Array, Array]:
-    """Both jobs as rows of one batch: `other` joins after the first step and, being shorter, leaves
-    before the last.
+    """Runs both jobs as rows of one batch.
+
+    `other` joins after the first step and, being shorter, leaves before the last.
     """
     chunk = max(1, job.latents // 4)
     open_pool: Any = job.bundle.encoder_pool if job.direction == "encoder" else job.bundle.decoder_pool
-    pieces = list(job.split(tuple(even_chunks(job.latents, chunk))))
-
-    def options(row: Job) -> dict[str, Any]:
-        return {} if row.direction == "encoder" else {"frames": row.frames, "pixels": "float32"}
-
+    first_piece, *pieces = job.split(tuple(even_chunks(job.latents, chunk)))
+    results: dict[int, list[Array]] = {}
     with open_pool(height=job.height, width=job.width, rows=2, chunk=chunk) as pool:
-        first = pool.open(**options(job))
-        second: Any = None
-        results: dict[int, list[Array]] = {}
 
-        def run(until: int) -> None:
-            for _ in range(until):
-                for row, result in pool.step().items():
-                    results.setdefault(id(row), []).append(result)
+        def open_row(row: Job) -> Any:
+            return pool.open(
+                **({} if row.direction == "encoder" else {"frames": row.frames, "pixels": "float32"})
+            )
 
+        def run_step() -> None:
+            for row, result in pool.step().items():
+                results.setdefault(id(row), []).append(result)
+
+        first = open_row(job)
+        first.push(first_piece)
+        if pieces:
+            run_step()
+        second = open_row(other)
+        second.push(other.data)
+        second.finish()
         for piece in pieces[:-1]:
             first.push(piece)
-            run(1)
-            if second is None:
-                second = pool.open(**options(other))
-                second.push(other.data)
-                second.finish()
-        if second is None:  # a video of one step: both rows run it together
-            second = pool.open(**options(other))
-            second.push(other.data)
-            second.finish()
-        first.push(pieces[-1])
+            run_step()
+        if pieces:
+            first.push(pieces[-1])
         first.finish()
         while not (first.finished and second.finished):
-            run(1)
+            run_step()
         return np.concatenate(results[id(first)]), np.concatenate(results[id(second)])
 
 
 def companion(job: Job) -> Job:
-    """Another video of the same size and about half the length, to share a batch with `job`."""
+    """Returns another video of the same size and about half the length, to share a batch."""
     latents = max(1, job.latents // 2)
     frames = min(job.frames, 1 + job.bundle.ratio * (latents - 1))
-    if job.direction == "encoder":
-        data: Array = 255 - job.data[::-1][:frames]
-    else:
-        data = -job.data[::-1][:latents]
+    backwards: Array = 255 - job.data[::-1] if job.direction == "encoder" else -job.data[::-1]
+    data = backwards[: frames if job.direction == "encoder" else latents]
     return Job(job.bundle, job.direction, np.ascontiguousarray(data), frames, job.height, job.width)
 
 
 def describe_steps(steps: Iterable[int]) -> str:
-    """Steps for people, a long row shortened."""
+    """Formats steps for people, a long row shortened."""
     texts = [str(step) for step in steps]
     return "+".join(texts if len(texts) <= 6 else [*texts[:5], "..."])

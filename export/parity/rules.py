@@ -1,4 +1,4 @@
-"""What each comparison is held to: equal bits where they can be had, else a stated bound."""
+"""What each comparison must satisfy: equal bits where they are attainable, else a stated bound."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Rule:
         return f"error <= {self.tolerance:g}" + (" of the largest value" if self.relative else "")
 
     def allowed(self, expected: Array) -> float:
-        """The largest absolute error allowed beside this reference."""
+        """Returns the largest absolute error allowed beside this reference."""
         peak = float(np.abs(expected).max(initial=0.0)) if self.relative else 0.0
         return self.tolerance * max(1.0, peak if math.isfinite(peak) else 0.0)
 
     def accepts(self, difference: Difference, allowed: float) -> bool:
-        """Whether `difference` passes. NaN, another shape and nothing compared never do."""
+        """Returns whether `difference` passes. NaN, another shape and no values never do."""
         if difference.problem is not None or difference.elements == 0:
             return False
         return difference.equal_bits if self.tolerance == 0 else difference.max_abs <= allowed
@@ -52,17 +52,15 @@ EXACT = Rule(
 BOUNDS: Mapping[str, Rule] = {
     "fp32": Rule(
         1e-4,
-        reason=(
-            "measured 6e-6 on ONNX Runtime's CPU provider; the model itself is held to this bound against the"
-            " published implementation, it leaves room for other orders of summation, and a wrong operation"
-            " exceeds it by far"
-        ),
+        reason="measured 6e-6 on ONNX Runtime's CPU provider; the model itself is held to this bound against"
+        " the published implementation, it leaves room for other orders of summation, and a wrong operation"
+        " exceeds it by far",
     ),
     "tf32": Rule(
         1e-2,
         True,
-        "products are rounded to 10 bits: measured 2.2e-3 of the largest value, PyTorch with operands rounded"
-        " so (no GPU)",
+        "products are rounded to 10 bits: measured 2.2e-3 of the largest value, PyTorch with operands"
+        " rounded so (no GPU)",
     ),
     "fp16": Rule(
         1e-2,
@@ -79,10 +77,10 @@ BOUNDS: Mapping[str, Rule] = {
 
 
 def model_rule(backend: Mapping[str, str], precision: str) -> Rule:
-    """The bound on a backend's results beside the PyTorch model's.
+    """Returns the bound on a backend's results beside the PyTorch model's.
 
     Args:
-        backend: what `Backend.describe()` says.
+        backend: what `Backend.describe()` returned.
         precision: the bundle's.
     """
     if backend.get("precision_hint") == "bf16":
@@ -91,48 +89,39 @@ def model_rule(backend: Mapping[str, str], precision: str) -> Rule:
 
 
 def plan_rule(backend: Mapping[str, str], precision: str) -> Rule:
-    """What plan invariance is held to: any steps beside one call of the step graph.
+    """Returns the rule of plan invariance: any steps beside one call of the step graph.
 
     ONNX Runtime's CPU kernels compute each frame by the same operations however many share the
-    call, so there fp32 results must have equal bits. The same was measured of OpenVINO's, with both
-    hints, for bundles in a precision that it computes in on this CPU. (Others, fp16 and on many
-    CPUs bf16, it computes in a wider type and rounds only the state, so results depend on where
-    steps end.) Elsewhere a library may choose another kernel for another shape, and the results are
-    only close.
+    call, so fp32 results must have equal bits. The same was measured for OpenVINO, with both hints,
+    for bundles in a precision that it computes in on this CPU. (Others, fp16 and on many CPUs bf16,
+    it computes in a wider type and rounds only the state, so results depend on where steps end.)
+    Elsewhere a library may choose another kernel for another shape.
     """
-    exact = (
-        backend["cpu_precisions"].split(", ")
-        if backend.get("name") == "openvino"
-        else ["fp32"]
-        if is_reference(backend)
-        else []
-    )
+    exact = ["fp32"] if is_reference(backend) else []
+    if backend.get("name") == "openvino":
+        exact = backend["cpu_precisions"].split(", ")
     return EXACT if precision in exact else model_rule(backend, precision)
 
 
 def stream_rule(backend: Mapping[str, str], precision: str) -> Rule:
-    """What stream = direct is held to: the plans' rule, but for bf16 bundles on OpenVINO with the
-    bf16 hint.
+    """Returns the rule of stream = direct: the plans', except for bf16 with OpenVINO's bf16 hint.
 
-    There the direct graph is rounded at other places than the step graph, whose state passes
-    through bfloat16.
+    There the direct graph rounds at other places than the step graph, whose state is bfloat16.
     """
     rounded_elsewhere = backend.get("precision_hint") == "bf16" and precision == "bf16"
     return model_rule(backend, precision) if rounded_elsewhere else plan_rule(backend, precision)
 
 
 def reference_rule(backend: Mapping[str, str], precision: str) -> Rule:
-    """The bound on a backend's results beside those of ONNX Runtime's CPU provider, from the same
-    bundle.
+    """Returns the bound on a backend's results beside ONNX Runtime's CPU provider, same bundle.
 
-    Both round, the reference no more than the backend. Each is as far from the model as was
-    measured at most, so they are no farther from each other than twice that, for which the bound on
-    one of them has room.
+    Both round, the reference no more than the backend. Each differs from the model by at most what
+    was measured, so the two differ by at most twice that, for which one bound has room.
     """
     rule = model_rule(backend, precision)
     return replace(rule, reason=f"either side may be as far from the model as this: {rule.reason}")
 
 
 def is_reference(backend: Mapping[str, str]) -> bool:
-    """Whether it is ONNX Runtime's CPU provider, which other backends are compared with."""
+    """Returns whether this is ONNX Runtime's CPU provider, the reference for other backends."""
     return backend.get("name") == "onnxruntime" and backend.get("provider") == "CPUExecutionProvider"

@@ -1,14 +1,16 @@
-"""The result of a verification: its checks, and what is derived from them."""
+"""The result of a verification: its checks, as JSON and as a certificate."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from wfvae.export.parity.certificate import write_certificate
+from wfvae.export.parity.certificate import FORMAT, installed_versions
+from wfvae.machine import describe_machine
 
 if TYPE_CHECKING:
     from wfvae.spec.manifest import Manifest
@@ -26,7 +28,7 @@ class Check:
     plan: str
     """The plan that was streamed, or the clip that was compared."""
     frames: int
-    """Video frames compared; 0 if nothing could be."""
+    """Video frames compared; 0 if none could be."""
     equal_bits: bool
     max_abs: float
     """NaN where there is no number."""
@@ -45,21 +47,18 @@ class Check:
     equal_uint8: bool | None = None
     """Whether the frames rounded to 8 bits are equal, too; None for latents."""
     problem: str | None = None
-    """What makes numbers meaningless: nothing to compare, another shape, NaN."""
+    """Why there are no numbers: nothing to compare, another shape, NaN."""
     first_difference: str | None = None
-    """Where the two computations part, if that was looked for."""
+    """The first tensor at which the two computations differ, if it was searched for."""
 
     @property
     def holds(self) -> bool:
-        """Whether it passed, did compare something, and found numbers."""
+        """Whether it passed, compared something, and found numbers."""
         return self.passed and self.frames > 0 and not math.isnan(self.max_abs)
 
     def to_json(self) -> dict[str, Any]:
-        """The check as strict JSON: an infinite PSNR is "inf", a number that does not exist is
-        null.
-        """
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        values["ulp_histogram"] = dict(self.ulp_histogram)
+        """Returns strict JSON: an infinite PSNR is "inf", a number that does not exist is null."""
+        values = vars(self) | {"ulp_histogram": dict(self.ulp_histogram)}
         for key in ("max_abs", "psnr_db"):
             value = values[key]
             if value is not None and not math.isfinite(value):
@@ -69,9 +68,7 @@ class Check:
 
 @dataclass(frozen=True)
 class NotAvailable:
-    """Something that would have been checked, but cannot be with this bundle. It is neither passed
-    nor failed.
-    """
+    """Something that cannot be checked with this bundle. It is neither passed nor failed."""
 
     name: str
     direction: str
@@ -97,7 +94,7 @@ class Verification:
         return bool(self.checks) and all(check.holds for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        """{"passed", "checks", "not_available"}: strict JSON."""
+        """Returns strict JSON: {"passed", "checks", "not_available"}."""
         return {
             "passed": self.passed,
             "checks": [check.to_json() for check in self.checks],
@@ -105,10 +102,38 @@ class Verification:
         }
 
     def certificate(self, source: str, date: datetime | None = None) -> dict[str, Any]:
-        """The certificate. See `wfvae.export.parity.certificate`.
+        """Returns what was verified, with what, where and when, as strict JSON.
+
+        It names no person, no host and no path. Per-frame hashes are SHA-256 of each latent's
+        (D, h, w) or frame's (H, W, 3) values, row-major, little-endian, as direct inference (or,
+        without a direct graph, one step of everything) computed them.
 
         Args:
             source: where the video came from; of a path only the file's name is kept.
-            date: when, with a time zone; now, if not given.
+            date: when, with a time zone; the present moment by default.
         """
-        return write_certificate(self, source, date)
+        found = self.to_json()
+        moment = (date or datetime.now(UTC)).astimezone(UTC)
+        return {
+            "format": FORMAT,
+            "passed": self.passed,
+            "date": moment.isoformat(timespec="seconds"),
+            "bundle": self._describe_bundle(),
+            "backend": dict(self.backend),
+            "versions": installed_versions(),
+            "machine": describe_machine(),
+            "video": {"source": re.split(r"[\\/]", source.rstrip("\\/"))[-1], **self.video},
+            "checks": found["checks"],
+            "not_available": found["not_available"],
+            "frame_sha256": {name: list(hashes) for name, hashes in self.frame_sha256.items()},
+        }
+
+    def _describe_bundle(self) -> dict[str, Any] | None:
+        if self.manifest is None:
+            return None
+        keys = ("identity", "checkpoint_sha256", "precision", "latents")
+        return {
+            **{key: getattr(self.manifest, key) for key in keys},
+            "producer": dict(self.manifest.producer),
+            "files": {name: record.sha256 for name, record in self.manifest.files.items()},
+        }

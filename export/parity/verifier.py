@@ -1,10 +1,8 @@
-"""Runs the statements of parity on a bundle: plan invariance, stream = direct, backend = model,
-backend = ONNX Runtime.
-"""
+"""Verifies a bundle: plan invariance, stream = direct, backend = model, backend = ONNX Runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -12,21 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import InputError
+from wfvae.export.parity import plans
 from wfvae.export.parity.certificate import array_sha256, frame_hashes
-from wfvae.export.parity.difference import Array, Difference, measure, nothing
+from wfvae.export.parity.difference import Array, measure, not_compared
 from wfvae.export.parity.direct import ModelReference, require_checkpoint, run_direct
-from wfvae.export.parity.plans import (
-    Job,
-    chunked,
-    companion,
-    describe_steps,
-    interleaved,
-    odd_pushes,
-    ragged_steps,
-    single_call,
-    stepped,
-    suspended,
-)
+from wfvae.export.parity.plans import Job
 from wfvae.export.parity.rules import Rule, is_reference, model_rule, plan_rule, reference_rule, stream_rule
 from wfvae.export.parity.verification import Check, NotAvailable, Verification
 from wfvae.runtime.bundle import Bundle, open_bundle
@@ -46,6 +34,13 @@ BACKEND_ONNXRUNTIME = "backend = onnxruntime"
 
 Progress = Callable[[str, int, int], None]
 DIRECTIONS: tuple[Direction, Direction] = ("encoder", "decoder")
+_WHOLE = "video"
+_COMPARED = f"steps of {DEFAULT_CHUNK}"
+_NO_DIRECT = "the bundle has no direct graph, so one step of everything stands for it; export with --direct"
+_NO_BFLOAT16 = (
+    "ONNX Runtime's CPU provider has no bfloat16 convolution; compare with the model (--against), or another"
+    " precision's bundle"
+)
 
 
 def verify(
@@ -55,8 +50,9 @@ def verify(
     against: WFVAE | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Verification:
-    """Checks a bundle on a video, in both directions; the decoder gets the encoder's direct
-    latents.
+    """Checks a bundle on a video, in both directions.
+
+    The decoder gets the latents of the encoder's direct inference.
 
     Args:
         bundle: opened on the backend in question.
@@ -69,20 +65,22 @@ def verify(
         InputError: `frames` is not such a video.
         CheckpointError: `against` is another checkpoint.
         BundleError, ResourceError: the backend cannot run the bundle at this size.
+
+    Example:
+        >>> from wfvae import WFVAE
+        >>> from wfvae.export.bundle import ExportOptions, export_bundle
+        >>> _ = export_bundle(WFVAE.from_pretrained("tiny"), "bundle", ExportOptions(direct=True))
+        >>> with open_bundle("bundle") as bundle:
+        ...     verify(bundle, np.zeros((5, 16, 16, 3), np.uint8)).passed
+        True
     """
-    if (
-        not isinstance(frames, np.ndarray)
-        or frames.ndim != 4
-        or frames.shape[3] != 3
-        or frames.dtype != np.uint8
-        or frames.size == 0
-    ):
-        given = (
-            f"{frames.dtype} of shape {frames.shape}"
-            if isinstance(frames, np.ndarray)
-            else type(frames).__name__
+    if not isinstance(frames, np.ndarray):
+        raise InputError(f"frames are {type(frames).__name__}; expected a NumPy array (T, H, W, 3) of uint8")
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or frames.size == 0:
+        raise InputError(
+            f"frames are {frames.dtype} of shape {frames.shape}; expected uint8 of shape (T, H, W, 3) with at"
+            " least 1 frame"
         )
-        raise InputError(f"frames are {given}; expected uint8 of shape (T, H, W, 3) with at least 1 frame")
     if against is not None:
         require_checkpoint(against, bundle.manifest.checkpoint_sha256)
     return _Verifier(bundle, frames, against, progress).run()
@@ -98,71 +96,60 @@ class _Verifier:
     done: int = 0
     searched: set[tuple[str, str]] = field(default_factory=set)
 
-    def run(self) -> Verification:
-        bundle, hashes = self.bundle, dict[str, tuple[str, ...]]()
-        self.described = bundle.backend.describe()
-        precision = bundle.manifest.precision
-        self.rules = {
-            name: plan_rule(self.described, precision) for name in (PLAN_INVARIANCE, STREAM_ONE_CALL)
-        }
-        self.rules[STREAM_DIRECT] = stream_rule(self.described, precision)
-        missing = []
-        clips = self._clips()
+    def __post_init__(self) -> None:
+        self.described = self.bundle.backend.describe()
+        self.precision = self.bundle.manifest.precision
+        plan = plan_rule(self.described, self.precision)
+        stream = stream_rule(self.described, self.precision)
+        self.rules = {PLAN_INVARIANCE: plan, STREAM_ONE_CALL: plan, STREAM_DIRECT: stream}
         self.reference = self._open_reference()
+        self.clips = self._make_clips()
         # Per direction: whole clip direct, seven plans, one stream per further clip, two precisions
         # of the model, the other backend.
-        self.total = 2 * (
-            7 + len(clips) + (2 if self.against is not None else 0) + (self.reference is not None)
-        )
+        further = len(self.clips) + (2 if self.against is not None else 0) + (self.reference is not None)
+        self.total = 2 * (7 + further)
+
+    def run(self) -> Verification:
+        """Runs all checks."""
+        hashes: dict[str, tuple[str, ...]] = {}
         latents: dict[str, Array] = {}
         for direction in DIRECTIONS:
-            if not self._has_direct(direction):
-                reason = (
-                    "the bundle has no direct graph, so one step of everything stands for it; export with"
-                    " --direct"
-                )
-                missing.append(NotAvailable("direct graph", _verb(direction), reason))
-            if self.reference is None and not is_reference(self.described):
-                missing.append(NotAvailable(BACKEND_ONNXRUNTIME, _verb(direction), _NO_BFLOAT16))
-            for label, clip in clips.items():
+            for label, clip in self.clips.items():
                 job = self._job(direction, clip, latents.get(label))
-                if job is None:
-                    self._skip(direction, label, len(clip))
+                if direction == "decoder" and not (label in latents and np.isfinite(latents[label]).all()):
+                    problem = "nothing was compared: the encoder's latents are not finite"
+                    self.checks.append(self._compare(self._statement(direction), job, label, problem))
                     continue
-                result = self._verify_clip(job, label)
+                result = self._check_whole(job) if label == _WHOLE else self._check_further(job, label)
                 if direction == "encoder":
                     latents[label] = result
                 if label == _WHOLE:
                     hashes |= _hashes(direction, result)
-        height, width = self.frames.shape[1:3]
-        video = {
-            "frames": len(self.frames),
-            "height": height,
-            "width": width,
-            "sha256": array_sha256(self.frames),
-        }
-        # Again: by now it is known what has been loaded, and whether something fell back.
+        count, height, width, _ = self.frames.shape
+        digest = array_sha256(self.frames)
         return Verification(
-            tuple(self.checks), tuple(missing), bundle.manifest, bundle.backend.describe(), video, hashes
+            checks=tuple(self.checks),
+            not_available=tuple(self._not_available()),
+            manifest=self.bundle.manifest,
+            # Described again: only after a run it is known what was loaded, and what fell back.
+            backend=self.bundle.backend.describe(),
+            video={"frames": count, "height": height, "width": width, "sha256": digest},
+            frame_sha256=hashes,
         )
 
     def _open_reference(self) -> Bundle | None:
-        """The bundle on ONNX Runtime's CPU provider; None if that is what is verified, or if it
-        can't run this precision.
+        """Opens the bundle on ONNX Runtime's CPU provider.
+
+        None if that is what is verified, or if it cannot run this precision.
         """
-        if is_reference(self.described) or self.bundle.manifest.precision == "bf16":
+        if is_reference(self.described) or self.precision == "bf16":
             return None
         threads = self.described.get("threads", "all")
-        return open_bundle(
-            self.bundle.path,
-            "onnxruntime",
-            provider="cpu",
-            threads=int(threads) if threads.isdecimal() else None,
-            verify=False,
-        )
+        count = int(threads) if threads.isdecimal() else None
+        return open_bundle(self.bundle.path, "onnxruntime", provider="cpu", threads=count, verify=False)
 
-    def _clips(self) -> dict[str, npt.NDArray[np.uint8]]:
-        """The video, one of a length that is not 1 + r n, and an image."""
+    def _make_clips(self) -> dict[str, npt.NDArray[np.uint8]]:
+        """Returns the video, one of a length that is not 1 + r n, and an image."""
         count = len(self.frames)
         clips = {_WHOLE: self.frames}
         if count > 2 and (count - 1) % self.bundle.ratio == 0:
@@ -171,204 +158,164 @@ class _Verifier:
             clips["image"] = self.frames[:1]
         return clips
 
-    def _job(self, direction: Direction, clip: Array, latents: Array | None) -> Job | None:
-        """None if the decoder has no latents that it could take."""
+    def _not_available(self) -> Iterator[NotAvailable]:
+        for direction, verb in zip(DIRECTIONS, ("encode", "decode"), strict=True):
+            if not self._has_direct(direction):
+                yield NotAvailable("direct graph", verb, _NO_DIRECT)
+            if self.reference is None and not is_reference(self.described):
+                yield NotAvailable(BACKEND_ONNXRUNTIME, verb, _NO_BFLOAT16)
+
+    def _job(self, direction: Direction, clip: Array, latents: Array | None) -> Job:
         count, height, width = clip.shape[:3]
-        if direction == "encoder":
+        if direction == "encoder" or latents is None:
             return Job(self.bundle, direction, clip, count, height, width)
-        if latents is None or not np.isfinite(latents).all():
-            return None
-        channels = int(self.bundle.manifest.graphs["decoder"].inputs[0].shape[2])  # of moments, the means
+        # Of moments, the decoder takes the means.
+        channels = int(self.bundle.manifest.graphs["decoder"].inputs[0].shape[2])
         return Job(self.bundle, direction, np.ascontiguousarray(latents[:, :channels]), count, height, width)
 
-    def _verify_clip(self, job: Job, label: str) -> Array:
-        """All checks of one clip in one direction. Returns its direct result."""
-        direct_name = STREAM_DIRECT if self._has_direct(job.direction) else STREAM_ONE_CALL
-        whole = label == _WHOLE
-        self._advance(f"{_verb(job.direction)} {label}: direct")
-        reference = single_call(job) if whole else None
-        direct = (
-            run_direct(job)
-            if self._has_direct(job.direction)
-            else single_call(job)
-            if reference is None
-            else reference
-        )
-        if reference is None:
-            self._stream_check(direct_name, job, f"{label}, steps of 1", chunked(job, 1), direct, _ones(job))
-            return direct
-        steps = (job.latents,)
-        if self._has_direct(job.direction):
-            self._stream_check(direct_name, job, "one step", reference, direct, steps)
-        for plan, streamed, steps_taken in self._plans(job):
-            self._stream_check(PLAN_INVARIANCE, job, plan, streamed, reference, steps_taken)
+    def _check_further(self, job: Job, label: str) -> Array:
+        """Checks the stream of a further clip. Returns its direct result."""
+        self._advance(f"{job.verb} {label}: direct")
+        direct = run_direct(job) if self._has_direct(job.direction) else plans.single_call(job)
+        plan, steps = f"{label}, steps of 1", (1,) * job.latents
+        self._check_stream(self._statement(job.direction), job, plan, plans.chunked(job, 1), direct, steps)
+        return direct
+
+    def _check_whole(self, job: Job) -> Array:
+        """Runs all checks of the video in one direction. Returns its direct result."""
+        statement = self._statement(job.direction)
+        self._advance(f"{job.verb} {_WHOLE}: direct")
+        reference = direct = plans.single_call(job)
+        if statement == STREAM_DIRECT:
+            direct = run_direct(job)
+            self._check_stream(statement, job, "one step", reference, direct, (job.latents,))
+        for plan, streamed, steps in self._plans(job):
+            self._check_stream(PLAN_INVARIANCE, job, plan, streamed, reference, steps)
             if plan == "steps of 1":
-                self._stream_check(direct_name, job, plan, streamed, direct, steps_taken)
+                self._check_stream(statement, job, plan, streamed, direct, steps)
             if plan == _COMPARED:
-                self._compare_reference(job, streamed)
-        self._interleaved(job, reference)
-        self._compare_model(job, direct)
+                self._check_reference(job, streamed)
+        self._check_rows(job, reference)
+        self._check_model(job, direct)
         return direct
 
     def _plans(self, job: Job) -> Iterator[tuple[str, Array, tuple[int, ...] | None]]:
-        """Plans of one row: name, result, and the latents of each step where these are fixed."""
-        verb = _verb(job.direction)
+        """Yields plans of one row: name, result, and latents of each step if these are fixed."""
         for chunk in dict.fromkeys((1, 2, DEFAULT_CHUNK)):
-            self._advance(f"{verb}: steps of {chunk}")
-            yield f"steps of {chunk}", chunked(job, chunk), tuple(even_chunks(job.latents, chunk))
-        self._advance(f"{verb}: ragged steps")
-        ragged = ragged_steps(job.latents)
-        yield f"ragged steps {describe_steps(ragged)}", stepped(job, ragged), ragged
-        self._advance(f"{verb}: odd pushes")
-        yield "pushes of 1, 3, 5, 7", odd_pushes(job), None
-        self._advance(f"{verb}: snapshot and restore")
-        yield "3 snapshots, restored", suspended(job), None
+            self._advance(f"{job.verb}: steps of {chunk}")
+            yield f"steps of {chunk}", plans.chunked(job, chunk), tuple(even_chunks(job.latents, chunk))
+        self._advance(f"{job.verb}: ragged steps")
+        ragged = plans.ragged_steps(job.latents)
+        yield f"ragged steps {plans.describe_steps(ragged)}", plans.stepped(job, ragged), ragged
+        self._advance(f"{job.verb}: odd pushes")
+        yield "pushes of 1, 3, 5, 7", plans.odd_pushes(job), None
+        self._advance(f"{job.verb}: snapshot and restore")
+        yield "3 snapshots, restored", plans.suspended(job), None
 
-    def _interleaved(self, job: Job, reference: Array) -> None:
-        self._advance(f"{_verb(job.direction)}: two rows")
-        other = companion(job)
-        first, second = interleaved(job, other)
-        self._stream_check(PLAN_INVARIANCE, job, "two rows: the first", first, reference, None)
-        self._stream_check(
-            PLAN_INVARIANCE, other, "two rows: joins later, leaves earlier", second, single_call(other), None
-        )
+    def _check_rows(self, job: Job, reference: Array) -> None:
+        """Checks two streams that share a batch."""
+        self._advance(f"{job.verb}: two rows")
+        other = plans.companion(job)
+        first, second = plans.interleaved(job, other)
+        expected, late = plans.single_call(other), "two rows: joins later, leaves earlier"
+        self._check_stream(PLAN_INVARIANCE, job, "two rows: the first", first, reference, None)
+        self._check_stream(PLAN_INVARIANCE, other, late, second, expected, None)
 
-    def _compare_reference(self, job: Job, streamed: Array) -> None:
+    def _check_reference(self, job: Job, streamed: Array) -> None:
         if self.reference is None:
             return
-        self._advance(f"{_verb(job.direction)}: ONNX Runtime")
-        expected = chunked(replace(job, bundle=self.reference), DEFAULT_CHUNK)
-        rule = reference_rule(self.described, self.bundle.manifest.precision)
-        check = self._check(BACKEND_ONNXRUNTIME, job, _COMPARED, streamed, expected, rule)
-        self.checks.append(self._searched_backend(check, job))
+        self._advance(f"{job.verb}: ONNX Runtime")
+        expected = plans.chunked(replace(job, bundle=self.reference), DEFAULT_CHUNK)
+        rule = reference_rule(self.described, self.precision)
+        check = self._compare(BACKEND_ONNXRUNTIME, job, _COMPARED, (streamed, expected), rule)
+        self.checks.append(self._search_backend(check, job))
 
-    def _compare_model(self, job: Job, direct: Array) -> None:
+    def _check_model(self, job: Job, direct: Array) -> None:
         if self.against is None:
             return
         import torch
 
-        mean_only = self.bundle.manifest.latents == "mean"
+        rule = model_rule(self.described, self.precision)
         for dtype in (torch.float32, torch.float64):
-            precision = str(dtype).removeprefix("torch.")
-            self._advance(f"{_verb(job.direction)}: PyTorch {precision}")
-            expected = ModelReference(self.against, dtype, mean_only).run(job)
-            rule = model_rule(self.described, self.bundle.manifest.precision)
-            check = self._check(f"{BACKEND_MODEL} {precision}", job, "direct", direct, expected, rule)
-            self.checks.append(self._searched_backend(check, job))
+            name = str(dtype).removeprefix("torch.")
+            self._advance(f"{job.verb}: PyTorch {name}")
+            expected = ModelReference(self.against, dtype, self.bundle.manifest.latents == "mean").run(job)
+            check = self._compare(f"{BACKEND_MODEL} {name}", job, "direct", (direct, expected), rule)
+            self.checks.append(self._search_backend(check, job))
 
-    def _stream_check(
-        self, name: str, job: Job, plan: str, actual: Array, expected: Array, steps: tuple[int, ...] | None
+    def _check_stream(
+        self, name: str, job: Job, plan: str, actual: Array, expected: Array, steps: Sequence[int] | None
     ) -> None:
-        check = self._check(name, job, plan, actual, expected, self.rules[name])
+        check = self._compare(name, job, plan, (actual, expected))
         if self.described.get("name") != "onnxruntime":
-            # There, plans are not compared tensor by tensor; but what goes wrong is as a rule wrong
-            # beside the reference, too.
-            check = self._searched_backend(check, job)
-        # One search per statement and direction: further plans differ by the same tensor, as a
-        # rule.
-        elif not check.equal_bits and steps is not None and (name, job.direction) not in self.searched:
-            self.searched.add((name, job.direction))
+            # Plans are compared by tensor on ONNX Runtime only; this compares with the reference.
+            check = self._search_backend(check, job)
+        elif not check.equal_bits and steps is not None:
             from wfvae.export.parity.layer_search import search_direct, search_plans
 
-            self._say_search(job)
-            found = search_direct(job, steps) if name == STREAM_DIRECT else search_plans(job, steps)
-            check = replace(check, first_difference=found)
+            search = search_direct if name == STREAM_DIRECT else search_plans
+            check = self._search(check, name, job, lambda: search(job, steps))
         self.checks.append(check)
 
-    def _searched_backend(self, check: Check, job: Job) -> Check:
-        """The check with where this backend parts from ONNX Runtime, if it failed; searched once
-        per direction.
-        """
-        if check.passed or self.reference is None or (BACKEND_ONNXRUNTIME, job.direction) in self.searched:
+    def _search_backend(self, check: Check, job: Job) -> Check:
+        """Adds where the backend differs from ONNX Runtime to a check that failed."""
+        reference = self.reference
+        if check.passed or reference is None:
             return check
-        self.searched.add((BACKEND_ONNXRUNTIME, job.direction))
         from wfvae.export.parity.backend_search import search_backend
 
-        self._say_search(job)
-        rule = reference_rule(self.described, self.bundle.manifest.precision)
-        return replace(
-            check,
-            first_difference=search_backend(
-                job, self.reference, tuple(even_chunks(job.latents, DEFAULT_CHUNK)), rule
-            ),
+        rule, steps = reference_rule(self.described, self.precision), even_chunks(job.latents, DEFAULT_CHUNK)
+        return self._search(
+            check, BACKEND_ONNXRUNTIME, job, lambda: search_backend(job, reference, tuple(steps), rule)
         )
 
-    def _say_search(self, job: Job) -> None:
-        self.progress(
-            f"{_verb(job.direction)}: looking for the first tensor that differs", self.done, self.total
-        )
+    def _search(self, check: Check, name: str, job: Job, search: Callable[[], str]) -> Check:
+        """Searches once per statement and direction: further plans mostly differ alike."""
+        if (name, job.direction) in self.searched:
+            return check
+        self.searched.add((name, job.direction))
+        self.progress(f"{job.verb}: searching the first tensor that differs", self.done, self.total)
+        return replace(check, first_difference=search())
 
-    def _check(self, name: str, job: Job, plan: str, actual: Array, expected: Array, rule: Rule) -> Check:
-        picture = job.direction == "decoder"
-        difference = measure(actual, expected, picture=picture)
-        rounded = _equal_uint8(actual, expected) if picture and difference.problem is None else None
-        return self._make(
-            name, job.direction, plan, job.frames, difference, rule, rule.allowed(expected), rounded
-        )
-
-    def _make(
-        self,
-        name: str,
-        direction: Direction,
-        plan: str,
-        frames: int,
-        found: Difference,
-        rule: Rule,
-        allowed: float,
-        rounded: bool | None,
+    def _compare(
+        self, name: str, job: Job, plan: str, arrays: tuple[Array, Array] | str, rule: Rule | None = None
     ) -> Check:
+        """Compares a result with what was expected, or records why that cannot be done."""
+        rule = rule or self.rules[name]
+        picture = job.direction == "decoder"
+        rounded, allowed = None, rule.tolerance
+        if isinstance(arrays, str):
+            found = not_compared(arrays)
+        else:
+            actual, expected = arrays
+            found, allowed = measure(actual, expected, picture=picture), rule.allowed(expected)
+            if picture and found.problem is None:
+                rounded = bool(np.array_equal(_to_uint8(actual), _to_uint8(expected)))
+        numbers = {key: value for key, value in vars(found).items() if key != "elements"}
         return Check(
             name=name,
-            direction=_verb(direction),
+            direction=job.verb,
             backend=" ".join(self.described[key] for key in ("name", "provider") if key in self.described),
             plan=plan,
-            frames=frames if found.elements else 0,
-            equal_bits=found.equal_bits,
-            max_abs=found.max_abs,
-            max_ulp=found.max_ulp,
-            psnr_db=found.psnr_db,
+            frames=job.frames if found.elements else 0,
             passed=rule.accepts(found, allowed),
-            equal_share=found.equal_share,
             tolerance=allowed,
             rule=rule.text,
             reason=rule.reason,
-            ulp_histogram=found.ulp_histogram,
             equal_uint8=rounded,
-            problem=found.problem,
+            **numbers,
         )
 
-    def _skip(self, direction: Direction, label: str, frames: int) -> None:
-        problem = nothing("nothing was compared: the encoder's latents are not finite")
-        name = STREAM_DIRECT if self._has_direct(direction) else STREAM_ONE_CALL
-        self.checks.append(
-            self._make(
-                name, direction, label, frames, problem, self.rules[name], self.rules[name].tolerance, None
-            )
-        )
+    def _statement(self, direction: Direction) -> str:
+        return STREAM_DIRECT if self._has_direct(direction) else STREAM_ONE_CALL
 
     def _has_direct(self, direction: Direction) -> bool:
         return f"{direction}.direct" in self.bundle.manifest.graphs
 
     def _advance(self, stage: str) -> None:
-        """Says that `stage` begins."""
+        """Reports that `stage` begins."""
         self.progress(stage, self.done, self.total)
         self.done += 1
-
-
-_WHOLE = "video"
-_COMPARED = f"steps of {DEFAULT_CHUNK}"
-_NO_BFLOAT16 = (
-    "ONNX Runtime's CPU provider has no bfloat16 convolution; compare with the model (--against), or another"
-    " precision's bundle"
-)
-
-
-def _verb(direction: Direction) -> str:
-    return "encode" if direction == "encoder" else "decode"
-
-
-def _ones(job: Job) -> tuple[int, ...]:
-    return (1,) * job.latents
 
 
 def _hashes(direction: Direction, result: Array) -> dict[str, tuple[str, ...]]:
@@ -377,11 +324,7 @@ def _hashes(direction: Direction, result: Array) -> dict[str, tuple[str, ...]]:
     return {"frames_float32": frame_hashes(result), "frames_uint8": frame_hashes(_to_uint8(result))}
 
 
-def _equal_uint8(actual: Array, expected: Array) -> bool:
-    return bool(np.array_equal(_to_uint8(actual), _to_uint8(expected)))
-
-
 def _to_uint8(frames: Array) -> npt.NDArray[np.uint8]:
-    """Float frames (T, H, W, 3) rounded as the decoder stream rounds them; NaN becomes black."""
+    """Rounds float frames (T, H, W, 3) as the decoder stream does; NaN becomes black."""
     finite = np.nan_to_num(frames.astype(np.float32, copy=False), nan=-1.0)
     return to_uint8_frames(finite.transpose(0, 3, 1, 2), *frames.shape[1:3])

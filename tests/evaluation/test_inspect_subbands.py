@@ -35,7 +35,7 @@ def test_energy_and_entropy_are_those_of_the_decoded_video(program: Program, vid
     assert (report["frames"], report["frames_counted"]) == (9, 8)
     assert report["coefficients_per_band"] == 4 * 17 * 24 * 3
     assert bands["name"] == list(BAND_NAMES)
-    expected, centred = energies(blocks), energies(blocks / 127.5 - 1)  # the latter is what the encoder gets
+    expected, centred = energies(blocks), energies(blocks / 127.5 - 1)
     assert bands["energy"] == pytest.approx(expected.tolist())
     assert bands["energy_share"] == pytest.approx((expected / expected.sum()).tolist())
     assert bands["centred_energy_share"] == pytest.approx((centred / centred.sum()).tolist())

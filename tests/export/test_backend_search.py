@@ -1,15 +1,15 @@
-"""A backend beside ONNX Runtime on the CPU: the check, and the first tensor at which the two part.
+"""A backend beside ONNX Runtime on the CPU: the check, and the first tensor at which they differ.
 
-The other backend is ONNX Runtime with one weight changed, or one that forgets its state. The
-TensorRT runner is only checked for what it asks of Polygraphy: stand-ins record it, and the real
-classes' signatures must take it. No GPU.
+The other backend is ONNX Runtime with one weight changed, or one that forgets its state. Without a
+GPU, the TensorRT runner is checked by the graph, profile and settings that it passes to Polygraphy.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pytest
 
 from wfvae.export.parity import Verification, verify
 from wfvae.export.parity import backend_search as search
+from wfvae.export.parity.exposed_graph import ExposedGraph
 from wfvae.export.parity.rules import BOUNDS, reference_rule
 from wfvae.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeOptions
 from wfvae.runtime.bundle import Bundle
@@ -53,16 +54,15 @@ def on_another(path: Path, folder: Path, **options: Any) -> Bundle:
 
 
 def with_changed_weight(source: Path, folder: Path, direction: str, place: float) -> tuple[Path, str]:
-    """A copy of a bundle in which a convolution, at this share of the way through a graph, has
-    other weights; and its output's name.
+    """Copies a bundle and changes the weights of a convolution at this share of a graph's length.
+
+    Returns:
+        The copy and the name of the convolution's output.
     """
     shutil.copytree(source, folder)
     graph = onnx.load(str(source / f"{direction}.onnx"), load_external_data=False).graph
-    weights = {
-        tensor.name: tensor
-        for tensor in graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-    }
+    external = onnx.TensorProto.EXTERNAL
+    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_location == external}
     nodes = [node for node in graph.node if node.op_type == "Conv" and node.input[1] in weights]
     node = nodes[int(place * len(nodes))]
     entry = {item.key: item.value for item in weights[node.input[1]].external_data}
@@ -75,7 +75,7 @@ def with_changed_weight(source: Path, folder: Path, direction: str, place: float
 
 
 def runner_over(folder: Path) -> search.MakeRunner:
-    """Reads inner tensors of graphs whose weights are in `folder`."""
+    """Returns a runner maker for graphs whose weights are in `folder`."""
 
     def make(graph: Any, model: onnx.ModelProto, feeds: Any) -> Any:
         from polygraphy.backend.onnxrt import OnnxrtRunner
@@ -83,16 +83,14 @@ def runner_over(folder: Path) -> search.MakeRunner:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        return OnnxrtRunner(
-            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]),
-            name="another",
-        )
+        cpu = ["CPUExecutionProvider"]
+        return OnnxrtRunner(ort.InferenceSession(model.SerializeToString(), options, providers=cpu))
 
     return make
 
 
 def failed(result: Verification) -> dict[tuple[str, str], str]:
-    """By statement and direction, what the failed checks say of where the computations part."""
+    """Returns the first differences that failed checks name, by statement and direction."""
     found: dict[tuple[str, str], str] = {}
     for check in result.checks:
         if not check.passed:
@@ -101,21 +99,24 @@ def failed(result: Verification) -> dict[tuple[str, str], str]:
     return found
 
 
-def test_another_backend_is_compared_with_onnxruntime_both_ways(exported: Callable[..., Path]) -> None:
+def test_another_backend_is_compared_with_onnxruntime_in_both_directions(
+    exported: Callable[..., Path],
+) -> None:
     path = exported(NAME)
     stages: list[tuple[int, int]] = []
-    result = verify(
-        on_another(path, path), FRAMES, progress=lambda stage, done, total: stages.append((done, total))
-    )
+
+    def note(stage: str, done: int, total: int) -> None:
+        stages.append((done, total))
+
+    result = verify(on_another(path, path), FRAMES, progress=note)
     found = [check for check in result.checks if check.name == CHECK]
     assert result.passed and [(check.direction, check.plan) for check in found] == [
         ("encode", "steps of 4"),
         ("decode", "steps of 4"),
     ]
     assert all(check.equal_bits and check.frames == 21 and check.backend == "another" for check in found)
-    assert {check.rule for check in found} == {"error <= 0.0001"} and all(
-        "either side" in check.reason for check in found
-    )
+    assert {check.rule for check in found} == {"error <= 0.0001"}
+    assert all("either side" in check.reason for check in found)
     assert stages[-1] == (stages[-1][1] - 1, stages[-1][1])
     assert all(entry["reason"] for entry in result.to_json()["checks"])
 
@@ -128,7 +129,7 @@ def test_onnxruntime_on_the_cpu_is_not_compared_with_itself(opened: Callable[...
     ("direction", "place"),
     [("encoder", 0.3), ("encoder", 0.8), pytest.param("decoder", 0.6, marks=pytest.mark.slow)],
 )
-def test_the_layer_with_another_weight_is_named(
+def test_layer_with_another_weight_is_named(
     exported: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -169,12 +170,10 @@ def test_openvino_is_searched_with_a_runner_of_its_own(
     assert differences[CHECK, "decode"].startswith(f"{tensor} (node ")
 
 
-def test_a_backend_that_forgets_its_state_has_no_wrong_tensor(
+def test_backend_that_forgets_its_state_has_no_wrong_tensor(
     exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both are fed the reference's states, so an error that is only carried over is told from one
-    that a step makes.
-    """
+    """Both get the reference's states, which separates an error carried over from a step's own."""
 
     def forgetting(session: Any) -> Any:
         if session.graph.direction == "decoder":
@@ -196,22 +195,17 @@ def test_a_backend_that_forgets_its_state_has_no_wrong_tensor(
     bundle = on_another(path, path, step_of=forgetting)
     differences = failed(verify(bundle, FRAMES))
     assert {name for name, _ in differences} >= {"plan invariance", "stream = direct"}
-    texts = [text for text in differences.values() if text]
-    assert len(texts) == 1 and all(
-        text.startswith("no tensor differs within a step from equal states") for text in texts
-    )
+    [text] = [text for text in differences.values() if text]
+    assert text.startswith("no tensor differs within a step from equal states")
 
 
-def test_a_backend_whose_tensors_cannot_be_read_is_said(
+def test_backend_whose_tensors_cannot_be_read_is_not_searched(
     exported: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = exported(NAME)
     folder, _ = with_changed_weight(path, tmp_path / "changed", "encoder", 0.5)
     differences = failed(verify(on_another(path, folder), FRAMES[:5]))
-    assert (
-        differences[CHECK, "encode"]
-        == "not searched: there is no way yet to read inner tensors on the backend another"
-    )
+    assert "cannot be read on the backend another" in differences[CHECK, "encode"]
     assert set(search.RUNNERS) == {"onnxruntime", "openvino", "tensorrt"}
 
 
@@ -226,33 +220,33 @@ def test_tolerances_between_backends_have_a_reason(precision: str) -> None:
 
 
 class Recorded:
-    """Stands for a class of `polygraphy.backend.trt`: keeps its arguments, which the real one's
-    signature must take.
-    """
+    """Records arguments of a class of `polygraphy.backend.trt`; its signature must take them."""
 
     def __init__(self, real: type, *arguments: Any, **named: Any) -> None:
         bound = inspect.signature(real).bind(*arguments, **named)
         self.kind, self.arguments = real.__name__, bound.arguments
 
 
-def test_what_is_asked_of_polygraphys_tensorrt_runner(
+def exposed_on_tensorrt(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, direction: str, device: str
+) -> ExposedGraph:
+    described = {"name": "tensorrt", "device": device, "tf32": "true"}
+    monkeypatch.setattr(bundle.backend, "describe", lambda: described)
+    return ExposedGraph(bundle, bundle.manifest.graphs[direction], 16, 24)
+
+
+def test_tensorrt_engine_is_strongly_typed_with_profiles_of_the_feeds(
     opened: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import polygraphy.backend.trt as loaders
 
-    from wfvae.export.parity.exposed_graph import ExposedGraph
-
     for name in ("CreateConfig", "EngineFromNetwork", "NetworkFromOnnxBytes", "TrtRunner"):
-        real = getattr(loaders, name)
-        monkeypatch.setattr(loaders, name, lambda *given, real=real, **named: Recorded(real, *given, **named))
+        monkeypatch.setattr(loaders, name, functools.partial(Recorded, getattr(loaders, name)))
     gpus: list[int] = []
     monkeypatch.setattr("wfvae.runtime.backends.nvidia.cuda.Cuda", gpus.append)
-    bundle = opened(NAME)
-    described = {"name": "tensorrt", "device": "cuda:1", "tf32": "true"}
-    monkeypatch.setattr(bundle.backend, "describe", lambda: described)
-    graph = ExposedGraph(bundle, bundle.manifest.graphs["decoder"], 16, 24)
+    graph = exposed_on_tensorrt(opened(NAME), monkeypatch, "decoder", "cuda:1")
     feeds = graph.feeds(np.zeros((6, 4, 2, 3), np.float32), (4, 2))
-    assert [feed["latents"].shape[1] for feed in feeds] == [4, 2, 1] and len(feeds) == 3  # with the drain
+    assert [feed["latents"].shape[1] for feed in feeds] == [4, 2, 1]  # with the drain
     names = list(graph.float_tensors(4))
     runner = search.tensorrt_runner(graph, graph.exposing(names), feeds)
     assert runner.kind == "TrtRunner" and gpus == [1]
@@ -260,12 +254,10 @@ def test_what_is_asked_of_polygraphys_tensorrt_runner(
     network, config = engine.arguments["network"], engine.arguments["config"]
     assert network.arguments["strongly_typed"] is True and config.arguments["tf32"] is True
     [profile] = config.arguments["kwargs"]["profiles"]
+    assert set(profile) == set(feeds[0])
     ranges = profile["latents"]
-    assert (ranges.min, ranges.opt, ranges.max) == (
-        (1, 1, 4, 2, 3),
-        (1, 4, 4, 2, 3),
-        (1, 4, 4, 2, 3),
-    ) and set(profile) == set(feeds[0])
+    longest = (1, 4, 4, 2, 3)
+    assert (ranges.min, ranges.opt, ranges.max) == ((1, 1, 4, 2, 3), longest, longest)
     for state in graph.spec.states:
         ranges = profile[f"state.{state.name}"]
         assert {ranges.min, ranges.opt, ranges.max} == {state.resolve(1, 16, 24)}
@@ -274,25 +266,17 @@ def test_what_is_asked_of_polygraphys_tensorrt_runner(
     # The weights are inside: TensorRT's parser has no folder to look for them in.
     assert not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
     session = ort.InferenceSession(network.arguments["model_bytes"], providers=["CPUExecutionProvider"])
-    results = dict(zip(names, session.run(names, feeds[0]), strict=True))
     name = f"next_state.{graph.spec.states[0].name}"
-    assert np.array_equal(results[name], feeds[1][name.removeprefix("next_")])
+    [result] = session.run([name], feeds[0])
+    assert np.array_equal(result, feeds[1][name.removeprefix("next_")])
 
 
-def test_the_real_classes_are_made_without_tensorrt(
+def test_polygraphy_takes_the_runner_without_tensorrt(
     opened: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only names and arguments: an engine is built when the runner starts."""
-    from wfvae.export.parity.exposed_graph import ExposedGraph
-
     monkeypatch.setattr("wfvae.runtime.backends.nvidia.cuda.Cuda", lambda index: None)
-    bundle = opened(NAME)
-    monkeypatch.setattr(
-        bundle.backend, "describe", lambda: {"name": "tensorrt", "device": "cuda:0", "tf32": "false"}
-    )
-    graph = ExposedGraph(bundle, bundle.manifest.graphs["encoder"], 16, 24)
-    feeds: list[Mapping[str, Any]] = [
-        {value.name: np.zeros((1, 1), np.float32) for value in graph.model.graph.input}
-    ]
+    graph = exposed_on_tensorrt(opened(NAME), monkeypatch, "encoder", "cuda:0")
+    feeds = [{value.name: np.zeros((1, 1), np.float32) for value in graph.model.graph.input}]
     runner = search.tensorrt_runner(graph, graph.exposing([graph.spec.outputs[0].name]), feeds)
     assert type(runner).__name__ == "TrtRunner" and runner.name.startswith("tensorrt")

@@ -1,9 +1,8 @@
-"""Verification of bundles: equal bits where they are promised, and every way to fail is seen and
-named.
-"""
+"""Verification of bundles: equal bits where promised, and every failure is found and named."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -18,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import msgspec
 import numpy as np
 import onnx
@@ -31,75 +29,43 @@ from rich.console import Console
 
 from wfvae.errors import CheckpointError, InputError
 from wfvae.export.bundle import ExportOptions, export_bundle
-from wfvae.export.parity import Check, Verification, measure, render_table, ulp_distance, verify
+from wfvae.export.parity import Verification, measure, render_table, ulp_distance, verify
 from wfvae.export.parity.plans import ragged_steps
 from wfvae.export.parity.rules import BOUNDS, EXACT, model_rule, plan_rule, stream_rule
 from wfvae.model.config import WFVAEConfig
 from wfvae.model.vae import WFVAE
+from wfvae.runtime import Bundle, open_bundle
 from wfvae.spec.manifest import Manifest, record_file
 from wfvae.video.synthetic.clips import ProceduralClip
 
 FIXTURES = ("4x8x8-trilinear", "8x8x8-trilinear", "4x8x8-nearest-16ch")
 EXACT_CHECKS = {"plan invariance", "stream = direct"}
-SCHEMA = {
-    "type": "object",
-    "required": ["passed", "checks"],
-    "properties": {
-        "passed": {"type": "boolean"},
-        "checks": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "required": [
-                    "name",
-                    "direction",
-                    "backend",
-                    "plan",
-                    "frames",
-                    "equal_bits",
-                    "max_abs",
-                    "max_ulp",
-                    "psnr_db",
-                    "passed",
-                ],
-                "properties": {
-                    "name": {"type": "string"},
-                    "direction": {"enum": ["encode", "decode"]},
-                    "backend": {"type": "string"},
-                    "plan": {"type": "string"},
-                    "frames": {"type": "integer", "minimum": 0},
-                    "equal_bits": {"type": "boolean"},
-                    "max_abs": {"type": ["number", "null"], "minimum": 0},
-                    "max_ulp": {"type": ["integer", "null"], "minimum": 0},
-                    "psnr_db": {"anyOf": [{"type": ["number", "null"]}, {"enum": ["inf", "-inf"]}]},
-                    "passed": {"type": "boolean"},
-                },
-            },
-        },
-    },
+JSON_KEYS = {
+    "name": str,
+    "direction": str,
+    "backend": str,
+    "plan": str,
+    "frames": int,
+    "equal_bits": bool,
+    "max_abs": float | None,
+    "max_ulp": int | None,
+    "psnr_db": float | str | None,
+    "passed": bool,
 }
+Made = Callable[..., tuple[Path, WFVAE]]
 
 
-def clip(
-    frames: int, height: int = 16, width: int = 24, seed: int = 5
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return ProceduralClip(seed, height, width).frames(0, frames)
+def clip(frames: int, height: int = 16, width: int = 24) -> np.ndarray:
+    return ProceduralClip(5, height, width).frames(0, frames)
 
 
-def opened(path: Path) -> Any:
-    from wfvae.runtime import open_bundle
-
+def opened(path: Path) -> Bundle:
     return open_bundle(path, provider="cpu", threads=1)
 
 
 @pytest.fixture(scope="module")
-def bundles(
-    tmp_path_factory: pytest.TempPathFactory, reference_dir: Path
-) -> Callable[..., tuple[Path, WFVAE]]:
-    """`bundles(name, **options)`: the bundle of a fixture or of the tiny preset, and its model,
-    made once.
-    """
+def bundles(tmp_path_factory: pytest.TempPathFactory, reference_dir: Path) -> Made:
+    """`bundles(name, **options)`: bundle and model of a fixture or of the tiny preset."""
     made: dict[str, tuple[Path, WFVAE]] = {}
 
     def export(name: str, **options: Any) -> tuple[Path, WFVAE]:
@@ -123,15 +89,16 @@ def bundles(
 
 
 @pytest.fixture(scope="module")
-def verified(bundles: Callable[..., tuple[Path, WFVAE]]) -> Verification:
-    """One verification against its model, for tests of what is made from it."""
+def verified(bundles: Made) -> Verification:
+    """One verification against its model, for tests of its JSON, certificate and table."""
     path, model = bundles("4x8x8-trilinear")
     return verify(opened(path), clip(13), against=model)
 
 
 def broken(source: Path, target: Path, file: str, tensor: str, *, factor: float = 1e-3) -> Path:
-    """A copy of a bundle in which `tensor` also gets the mean over the step's frames, which depends
-    on the plan; its hashes are right.
+    """Copies a bundle and adds to `tensor` the mean over a step's frames, which varies by plan.
+
+    Its hashes are right.
     """
     shutil.copytree(source, target)
     model = onnx.load(str(target / file), load_external_data=False)
@@ -148,18 +115,23 @@ def broken(source: Path, target: Path, file: str, tensor: str, *, factor: float 
         model.graph.node.insert(index + 1 + offset, new)
     onnx.save(model, str(target / file))
     manifest = Manifest.read(target)
-    msgspec.structs.replace(manifest, files={**manifest.files, file: record_file(target / file)}).write(
-        target
-    )
+    files = {**manifest.files, file: record_file(target / file)}
+    msgspec.structs.replace(manifest, files=files).write(target)
     return target
+
+
+def table_text(verification: Verification) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render_table(verification))
+    return console.export_text()
 
 
 # What is promised ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*FIXTURES, "tiny"])
-def test_streams_have_the_bits_of_direct_inference_and_results_are_the_models(
-    name: str, bundles: Callable[..., tuple[Path, WFVAE]], record_property: Callable[[str, object], None]
+def test_streams_have_the_bits_of_direct_inference_and_agree_with_the_model(
+    name: str, bundles: Made, record_property: Callable[[str, object], None]
 ) -> None:
     path, model = bundles(name)
     frames = clip(33 if name.startswith("8") else 21, 20, 28)  # sizes that are not multiples of 8
@@ -168,49 +140,36 @@ def test_streams_have_the_bits_of_direct_inference_and_results_are_the_models(
     assert not verification.not_available
     for direction in ("encode", "decode"):
         checks = [check for check in verification.checks if check.direction == direction]
-        assert {check.name for check in checks} == {
-            *EXACT_CHECKS,
-            "backend = model float32",
-            "backend = model float64",
-        }
+        models = {"backend = model float32", "backend = model float64"}
+        assert {check.name for check in checks} == EXACT_CHECKS | models
         exact = [check for check in checks if check.name in EXACT_CHECKS]
         assert len(exact) >= 10
         for check in exact:
-            assert (check.equal_bits, check.max_ulp, check.max_abs, check.equal_share) == (
-                True,
-                0,
-                0.0,
-                1.0,
-            ), check
+            assert (check.equal_bits, check.max_ulp, check.max_abs, check.equal_share) == (True, 0, 0.0, 1.0)
             assert check.rule == "equal bits" and check.ulp_histogram.keys() == {"0"}
-        assert {check.frames for check in exact if check.name == "stream = direct"} == {
-            len(frames),
-            len(frames) - 1,
-            1,
-        }
+        lengths = {check.frames for check in exact if check.name == "stream = direct"}
+        assert lengths == {len(frames), len(frames) - 1, 1}
         for check in checks:
-            if check.name not in EXACT_CHECKS:
+            if check.name in models:
                 record_property(f"{direction} {check.name}", check.max_abs)
-                assert (
-                    0 < check.max_abs < 2e-5
-                )  # what is measured is about 5e-6; the bound for users is wider
+                assert 0 < check.max_abs < 2e-5  # measured: about 5e-6
 
 
 @pytest.mark.parametrize("frames", [1, 2, 6])
-def test_short_videos(frames: int, bundles: Callable[..., tuple[Path, WFVAE]]) -> None:
+def test_short_videos_have_equal_bits(frames: int, bundles: Made) -> None:
     for name in ("8x8x8-trilinear", "4x8x8-nearest-16ch"):
         verification = verify(opened(bundles(name)[0]), clip(frames, 8, 8))
         assert verification.passed and all(check.equal_bits for check in verification.checks)
 
 
-def test_bundles_of_moments_and_of_a_fixed_size(bundles: Callable[..., tuple[Path, WFVAE]]) -> None:
+def test_bundles_of_moments_and_of_a_fixed_size_pass(bundles: Made) -> None:
     path, model = bundles("4x8x8-trilinear", latents="moments", size=(16, 24))
     verification = verify(opened(path), clip(9), against=model)
     assert verification.passed
     assert {check.direction for check in verification.checks} == {"encode", "decode"}
 
 
-def test_fp16_is_held_to_its_bound(bundles: Callable[..., tuple[Path, WFVAE]]) -> None:
+def test_fp16_is_held_to_its_bound(bundles: Made) -> None:
     path, model = bundles("4x8x8-trilinear", precision="fp16")
     verification = verify(opened(path), clip(9), against=model)
     assert verification.passed
@@ -219,50 +178,43 @@ def test_fp16_is_held_to_its_bound(bundles: Callable[..., tuple[Path, WFVAE]]) -
             assert 1e-4 < check.max_abs <= check.tolerance and not check.equal_bits
 
 
-def test_without_direct_graphs_one_step_stands_for_them_and_it_is_said(
-    bundles: Callable[..., tuple[Path, WFVAE]],
-) -> None:
+def test_bundle_without_direct_graphs_is_compared_with_one_step(bundles: Made) -> None:
     path, _ = bundles("4x8x8-trilinear", direct=False)
     verification = verify(opened(path), clip(9))
     assert verification.passed
     assert {check.name for check in verification.checks} == {"plan invariance", "stream = one call"}
-    assert [(entry.name, entry.direction) for entry in verification.not_available] == [
+    entries = verification.to_json()["not_available"]
+    assert [(entry["name"], entry["direction"]) for entry in entries] == [
         ("direct graph", "encode"),
         ("direct graph", "decode"),
     ]
-    entries = verification.to_json()["not_available"]
     assert all("--direct" in entry["reason"] and "passed" not in entry for entry in entries)
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(render_table(verification))
-    assert "not available: direct graph, encode" in console.export_text()
+    assert "not available: direct graph, encode" in table_text(verification)
 
 
-def test_progress_counts_to_the_total(bundles: Callable[..., tuple[Path, WFVAE]]) -> None:
+def test_progress_counts_to_the_total(bundles: Made) -> None:
     path, model = bundles("4x8x8-trilinear")
     for frames, against in ((9, None), (9, model), (8, model), (1, None)):
-        seen: list[tuple[str, int, int]] = []
+        seen: list[tuple[int, int]] = []
         verify(
             opened(path),
             clip(frames, 8, 8),
             against=against,
-            progress=lambda *news, seen=seen: seen.append(news),
+            progress=lambda stage, done, total, seen=seen: seen.append((done, total)),
         )
-        assert [done for _, done, _ in seen] == list(range(len(seen)))
-        assert {total for *_, total in seen} == {len(seen)}
+        assert seen == [(done, len(seen)) for done in range(len(seen))]
 
 
 # What must fail -----------------------------------------------------------------------------------
 
 
-def test_another_checkpoint_is_refused(bundles: Callable[..., tuple[Path, WFVAE]]) -> None:
+def test_model_of_another_checkpoint_is_refused_and_no_model_is_changed(bundles: Made) -> None:
     path, model = bundles("4x8x8-trilinear")
-    other = bundles("8x8x8-trilinear")[1]
     with pytest.raises(CheckpointError, match="was exported from"):
-        verify(opened(path), clip(5), against=other)
+        verify(opened(path), clip(5), against=bundles("8x8x8-trilinear")[1])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     verify(opened(path), clip(5), against=model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert model.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -273,7 +225,7 @@ def test_another_checkpoint_is_refused(bundles: Callable[..., tuple[Path, WFVAE]
         np.zeros((16, 16, 3), np.uint8),
     ],
 )
-def test_what_is_no_video_is_refused(frames: Any, bundles: Callable[..., tuple[Path, WFVAE]]) -> None:
+def test_arrays_that_are_no_video_are_refused(frames: Any, bundles: Made) -> None:
     with pytest.raises(InputError, match="expected uint8 of shape"):
         verify(opened(bundles("4x8x8-trilinear")[0]), frames)
 
@@ -285,119 +237,70 @@ def test_what_is_no_video_is_refused(frames: Any, bundles: Callable[..., tuple[P
         ("encoder.onnx", "encoder.mid.0.conv1/Conv_2", "encode"),
     ],
 )
-def test_a_graph_that_mixes_frames_fails_and_the_tensor_is_named(
-    file: str,
-    tensor: str,
-    direction: str,
-    bundles: Callable[..., tuple[Path, WFVAE]],
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
+def test_graph_that_mixes_frames_fails_and_the_tensor_is_named(
+    file: str, tensor: str, direction: str, bundles: Made, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = broken(bundles("4x8x8-trilinear")[0], tmp_path / "broken", file, tensor)
     verification = verify(opened(path), clip(9))
-    assert not verification.passed
-    assert (
-        all(check.passed for check in verification.checks if check.direction == "encode")
-        or direction == "encode"
-    )
     failed = [check for check in verification.checks if not check.passed]
     assert {check.direction for check in failed} == {direction}
-    [found] = [
-        check.first_difference
-        for check in failed
-        if check.name == "plan invariance" and check.first_difference
-    ]
-    assert found.startswith(f"{tensor} (node broken/add, Add), by at most ")
-    [beside_direct] = [
-        check.first_difference
-        for check in failed
-        if check.name == "stream = direct" and check.first_difference
-    ]
+    found = {check.name: check.first_difference for check in failed if check.first_difference}
+    assert found["plan invariance"].startswith(f"{tensor} (node broken/add, Add), by at most ")
     # The broken sum has no counterpart in the direct graph; the first tensor behind it that has one
     # is a convolution of the same stage.
-    assert beside_direct.startswith(tensor.rpartition(".")[0].rpartition(".")[0]) and "Conv" in beside_direct
+    stage = tensor.rpartition(".")[0].rpartition(".")[0]
+    assert found["stream = direct"].startswith(stage) and "Conv" in found["stream = direct"]
+    assert sum(check.first_difference is not None for check in failed) == 2, "searched once per statement"
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_broken_direct_graph_is_named(bundles: Callable[..., tuple[Path, WFVAE]], tmp_path: Path) -> None:
-    path = broken(
-        bundles("4x8x8-nearest-16ch")[0],
-        tmp_path / "broken",
-        "decoder.direct.onnx",
-        "decoder.mid.0.conv1/Conv_0",
-    )
+def test_broken_direct_graph_is_named(bundles: Made, tmp_path: Path) -> None:
+    file, tensor = "decoder.direct.onnx", "decoder.mid.0.conv1/Conv_0"
+    path = broken(bundles("4x8x8-nearest-16ch")[0], tmp_path / "broken", file, tensor)
     verification = verify(opened(path), clip(9))
     assert {check.name for check in verification.checks if not check.passed} == {"stream = direct"}
     found = next(check.first_difference for check in verification.checks if check.first_difference)
     assert found.startswith("decoder.mid.0.conv2/Conv_0")
 
 
-def test_an_equal_graph_has_no_first_difference(verified: Verification) -> None:
-    assert all(check.first_difference is None for check in verified.checks)
-
-
-@pytest.mark.parametrize("file", ["encoder.onnx", "decoder.onnx"])
-def test_nan_fails_everywhere_behind_it(
-    file: str, bundles: Callable[..., tuple[Path, WFVAE]], tmp_path: Path
-) -> None:
-    direction = file.removesuffix(".onnx")
-    path = broken(
-        bundles("4x8x8-trilinear")[0],
-        tmp_path / "nan",
-        file,
-        f"{direction}.mid.0.conv1/Conv_2",
-        factor=math.nan,
-    )
+@pytest.mark.parametrize("direction", ["encoder", "decoder"])
+def test_nan_in_a_step_graph_fails_every_plan(direction: str, bundles: Made, tmp_path: Path) -> None:
+    file, tensor = f"{direction}.onnx", f"{direction}.mid.0.conv1/Conv_2"
+    path = broken(bundles("4x8x8-trilinear")[0], tmp_path / "nan", file, tensor, factor=math.nan)
     verification = verify(opened(path), clip(5))
-    assert not verification.passed
-    plans = [
-        check
-        for check in verification.checks
-        if check.name == "plan invariance" and check.direction == direction[:-1]
-    ]
+    checks = [check for check in verification.checks if check.direction == direction[:-1]]
+    plans = [check for check in checks if check.name == "plan invariance"]
     assert plans and not any(check.passed for check in plans)
     assert all("NaN" in (check.problem or "") for check in plans)
     json.dumps(verification.to_json(), allow_nan=False)
 
 
-def test_latents_that_cannot_be_decoded_fail_as_nothing_compared(
-    bundles: Callable[..., tuple[Path, WFVAE]], tmp_path: Path
-) -> None:
-    path = broken(
-        bundles("4x8x8-trilinear")[0],
-        tmp_path / "nan",
-        "encoder.direct.onnx",
-        "encoder.mid.0.conv1/Conv_2",
-        factor=math.nan,
-    )
-    verification = verify(opened(path), clip(5))
-    decode = [check for check in verification.checks if check.direction == "decode"]
+def test_latents_that_cannot_be_decoded_fail_as_nothing_compared(bundles: Made, tmp_path: Path) -> None:
+    file, tensor = "encoder.direct.onnx", "encoder.mid.0.conv1/Conv_2"
+    path = broken(bundles("4x8x8-trilinear")[0], tmp_path / "nan", file, tensor, factor=math.nan)
+    decode = [check for check in verify(opened(path), clip(5)).checks if check.direction == "decode"]
     assert decode and not any(check.passed or check.frames for check in decode)
+
+
+@pytest.mark.parametrize("changed", [{"passed": False}, {"frames": 0}, {"max_abs": math.nan}])
+def test_verification_with_a_check_that_does_not_hold_has_not_passed(
+    verified: Verification, changed: dict[str, Any]
+) -> None:
+    assert verified.passed and all(check.first_difference is None for check in verified.checks)
+    assert not Verification(()).passed
+    assert not replace(verified, checks=(*verified.checks, replace(verified.checks[0], **changed))).passed
 
 
 # Numbers ------------------------------------------------------------------------------------------
 
 
-def test_a_comparison_of_nothing_or_of_nan_or_of_other_shapes_is_a_problem() -> None:
+def test_comparison_of_nothing_or_of_nan_or_of_other_shapes_never_passes() -> None:
     one = np.ones((2, 3), np.float32)
-    for actual, expected in (
-        (one[:0], one[:0]),
-        (one, one[:1]),
-        (one, np.full_like(one, np.nan)),
-        (np.full_like(one, np.nan),) * 2,
-    ):
+    nan = np.full_like(one, np.nan)
+    for actual, expected in ((one[:0], one[:0]), (one, one[:1]), (one, nan), (nan, nan)):
         found = measure(actual, expected, picture=True)
         assert found.problem
         assert not any(rule.accepts(found, math.inf) for rule in (EXACT, *BOUNDS.values()))
-
-
-def test_a_verification_without_checks_or_with_one_that_compared_nothing_has_not_passed(
-    verified: Verification,
-) -> None:
-    assert verified.passed
-    assert not Verification(()).passed
-    assert not replace(verified, checks=(replace(verified.checks[0], frames=0),)).passed
-    assert not replace(verified, checks=(*verified.checks, replace(verified.checks[0], passed=False))).passed
 
 
 def test_zeros_of_both_signs_are_0_ulp_apart_and_not_equal_bits() -> None:
@@ -405,7 +308,7 @@ def test_zeros_of_both_signs_are_0_ulp_apart_and_not_equal_bits() -> None:
     assert (found.equal_bits, found.max_ulp, found.max_abs, found.equal_share) == (False, 0, 0.0, 0.5)
 
 
-def test_measures_of_a_known_difference() -> None:
+def test_known_difference_has_the_worked_numbers() -> None:
     expected = np.zeros((10,), np.float32)
     actual = expected.copy()
     actual[0] = 0.02
@@ -434,8 +337,7 @@ def test_ulp_counts_steps_of_nextafter(value: float, steps: int, up: bool) -> No
         there, taken = after, taken + 1
     a, b = np.array([start]), np.array([there])
     assert ulp_distance(a, b)[0] == taken == ulp_distance(b, a)[0]
-    distance = measure(a, b, picture=False).ulp_histogram
-    [label] = distance
+    [label] = measure(a, b, picture=False).ulp_histogram
     low, _, high = label.partition("-")
     assert int(low) <= taken <= int(high or low)
 
@@ -447,7 +349,7 @@ def test_ulp_distances_add_up_along_the_line(a: float, b: float, c: float) -> No
     assert (ulp_distance(low, high)[0] == 0) == (low[0] == high[0])
 
 
-def test_rules_ask_for_bits_only_where_they_can_be_had() -> None:
+def test_rules_ask_for_bits_only_where_they_are_attainable() -> None:
     cpu = {"name": "onnxruntime", "provider": "CPUExecutionProvider"}
     cuda = {"name": "onnxruntime", "provider": "CUDAExecutionProvider"}
     assert stream_rule(cpu, "fp32") is EXACT
@@ -456,10 +358,8 @@ def test_rules_ask_for_bits_only_where_they_can_be_had() -> None:
     assert model_rule({**cuda, "tf32": "true"}, "fp32") is BOUNDS["tf32"]
     assert stream_rule({"name": "tensorrt"}, "bf16") is BOUNDS["bf16"]
     for backend in (cpu, cuda, {"name": "tensorrt"}):
-        assert all(
-            plan_rule(backend, precision) is stream_rule(backend, precision)
-            for precision in ("fp32", "fp16", "bf16")
-        )
+        for precision in ("fp32", "fp16", "bf16"):
+            assert plan_rule(backend, precision) is stream_rule(backend, precision)
 
 
 @given(st.integers(1, 200))
@@ -469,34 +369,24 @@ def test_ragged_steps_cover_the_stream(latents: int) -> None:
     assert steps == ragged_steps(latents)
 
 
-# What comes out -----------------------------------------------------------------------------------
+# JSON, certificate, table -------------------------------------------------------------------------
 
 
-def test_json_has_the_agreed_keys(verified: Verification) -> None:
+def test_json_has_the_documented_keys(verified: Verification) -> None:
     data = json.loads(json.dumps(verified.to_json(), allow_nan=False))
-    jsonschema.validate(data, SCHEMA)
-    assert data["passed"] is True
-    rounded = [check["equal_uint8"] for check in data["checks"] if check["direction"] == "decode"]
-    assert rounded and all(isinstance(value, bool) for value in rounded)
+    assert data["passed"] is True and data["checks"]
+    for check in data["checks"]:
+        assert all(isinstance(check[key], kind) for key, kind in JSON_KEYS.items()), check
+        assert check["direction"] in ("encode", "decode")
+        assert isinstance(check["equal_uint8"], bool) == (check["direction"] == "decode")
 
 
-def test_a_check_holds_if_it_compared_numbers(verified: Verification) -> None:
-    [check, *_] = verified.checks
-    assert check.holds
-    assert not any(
-        replace(check, **changed).holds
-        for changed in ({"passed": False}, {"frames": 0}, {"max_abs": math.nan})
-    )
-
-
-def test_the_certificate_says_what_was_verified_and_names_no_place(
-    verified: Verification, bundles: Callable[..., tuple[Path, WFVAE]]
+def test_certificate_has_hashes_and_versions_and_names_no_place(
+    verified: Verification, bundles: Made
 ) -> None:
     path, _ = bundles("4x8x8-trilinear")
-    certificate = verified.certificate(
-        "/home/someone/films/walk.mp4", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    )
-    text = json.dumps(certificate, allow_nan=False)
+    date = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    certificate = verified.certificate("/home/someone/films/walk.mp4", date)
     manifest = Manifest.read(path)
     assert certificate["bundle"]["identity"] == manifest.identity
     assert certificate["bundle"]["checkpoint_sha256"] == manifest.checkpoint_sha256
@@ -506,89 +396,51 @@ def test_the_certificate_says_what_was_verified_and_names_no_place(
     assert certificate["machine"].keys() == {"cpu", "cores", "os", "architecture"}
     assert certificate["date"] == "2026-01-02T03:04:05+00:00"
     assert certificate["video"]["source"] == "walk.mp4" and certificate["video"]["frames"] == 13
-    assert len(certificate["frame_sha256"]["latents"]) == 4
-    assert [len(certificate["frame_sha256"][key]) for key in ("frames_float32", "frames_uint8")] == [13, 13]
+    lengths = {key: len(hashes) for key, hashes in certificate["frame_sha256"].items()}
+    assert lengths == {"latents": 4, "frames_float32": 13, "frames_uint8": 13}
     assert certificate["checks"] == verified.to_json()["checks"]
-    for private in (
-        str(path),
-        str(Path.home()),
-        "someone",
-        platform.node(),
-        os.environ.get("USER") or "someone",
-    ):
-        assert private in ("", "/") or private not in text
-    assert "/home" not in text and "/tmp" not in text
+    text = json.dumps(certificate, allow_nan=False)
+    for private in (path, Path.home(), "someone", platform.node(), os.environ.get("USER"), "/home", "/tmp"):
+        assert str(private) in ("", "/", "None") or str(private) not in text
 
 
-def test_frame_hashes_are_those_of_a_stream(
-    verified: Verification, bundles: Callable[..., tuple[Path, WFVAE]]
-) -> None:
-    import hashlib
-
+def test_frame_hashes_are_those_of_a_stream(verified: Verification, bundles: Made) -> None:
     bundle = opened(bundles("4x8x8-trilinear")[0])
     latents = bundle.encode(clip(13), chunk=2)
-    frames = bundle.decode(latents, chunk=1)
-    assert verified.frame_sha256["latents"] == tuple(
-        hashlib.sha256(latent.tobytes()).hexdigest() for latent in latents
-    )
-    assert verified.frame_sha256["frames_uint8"] == tuple(
-        hashlib.sha256(frame.tobytes()).hexdigest() for frame in frames
-    )
+    for key, arrays in (("latents", latents), ("frames_uint8", bundle.decode(latents, chunk=1))):
+        expected = tuple(hashlib.sha256(array.tobytes()).hexdigest() for array in arrays)
+        assert verified.frame_sha256[key] == expected
 
 
-def test_the_table_shows_numbers_and_outcome(verified: Verification) -> None:
+def test_table_shows_numbers_and_outcome(verified: Verification) -> None:
     failing = replace(
         verified.checks[-1],
         passed=False,
         equal_bits=False,
         equal_share=0.99999,
         max_ulp=1234,
-        max_abs=0.5,
         first_difference="decoder.x (node x)",
     )
     for verification, words in (
         (
             verified,
-            [
-                "plan invariance",
-                "stream = direct",
-                "backend = model float64",
-                "equal bits",
-                "100 %",
-                "inf",
-                "checks passed",
-            ],
+            "plan invariance|stream = direct|backend = model float64|equal bits|100 %|inf|checks passed",
         ),
         (
             replace(verified, checks=(failing,)),
-            ["1,234", "99.99 %", "FAILED", "decoder.x (node x)", "1 of 1 checks failed"],
+            "1,234|99.99 %|FAILED|decoder.x (node x)|1 of 1 checks failed",
         ),
-        (Verification(()), ["no check was made"]),
+        (Verification(()), "no check was made"),
     ):
-        console = Console(width=200, record=True, file=io.StringIO())
-        console.print(render_table(verification))
-        text = console.export_text()
-        assert all(word in text for word in words)
+        text = table_text(verification)
+        assert all(word in text for word in words.split("|"))
 
 
-def test_polygraphy_is_not_imported_until_something_differs(
-    bundles: Callable[..., tuple[Path, WFVAE]],
-) -> None:
+def test_polygraphy_is_not_imported_while_nothing_differs(bundles: Made) -> None:
     code = (
-        "import sys; from wfvae.export.parity import verify; from wfvae.runtime import open_bundle; import"
-        " numpy as np\nassert verify(open_bundle(sys.argv[1], threads=1), np.zeros((5, 16, 16, 3),"
-        " np.uint8)).passed\nprint(sorted({m.partition('.')[0] for m in sys.modules} & {'polygraphy'}))"
+        "import sys; from wfvae.export.parity import verify; from wfvae.runtime import open_bundle;"
+        " import numpy as np\n"
+        "assert verify(open_bundle(sys.argv[1], threads=1), np.zeros((5, 16, 16, 3), np.uint8)).passed\n"
+        "assert 'polygraphy' not in {name.partition('.')[0] for name in sys.modules}"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(bundles("4x8x8-trilinear")[0])],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == "[]"
-
-
-def test_a_check_is_frozen(verified: Verification) -> None:
-    with pytest.raises(AttributeError):
-        verified.checks[0].passed = False  # type: ignore[misc]
-    assert isinstance(verified.checks[0], Check)
+    subprocess.run([sys.executable, "-c", code, str(bundles("4x8x8-trilinear")[0])], check=True)

@@ -133,7 +133,8 @@ def test_page_with_full_data_shows_every_number() -> None:
         procedural clip, seed 5|37 frames|64×48|25 fps|41.37|28.94|12.31 s|5.82 s|131 s|In all 150 s|7,340,032
         18,874,368|340,992|14.0 KiB (14,336 bytes)|98,765|4.20 %|23.8 ×|1.65 ×|stream = direct|decode|8+8+1
         3.25e-06|4,321|117.53|∞|mean 33.51 dB|lowest 32.50 dB|highest 34.50 dB|0.9621|1e-05|9.125|1.750
-        amplified 8 times|Input, frame 2|Reconstruction, ∞ dB|All 2 parity checks passed|PSNR (dB)|entropy (bits)
+        amplified 8 times|Input, frame 2|Reconstruction, ∞ dB|All 2 parity checks passed
+        PSNR (dB)|entropy (bits)
     """.replace("\n", "|").split("|"):
         assert expected.strip() in page.text, expected
     assert all(page.text.count(name) == 2 * 2 + 1 for name in BAND_NAMES), "two plots, two widths, one table"
@@ -288,7 +289,7 @@ def test_browser_shows_the_page_without_errors_or_requests(tmp_path: Path, width
     done = subprocess.run([*command, page], capture_output=True, text=True, timeout=120, check=True)
     assert ":CONSOLE" not in done.stderr
     events = json.loads(log.read_text())["events"]
-    # The browser's own requests are "not an origin"; what a page asks for carries the page's origin.
+    # The browser's own requests are "not an origin"; those of a page carry its origin.
     origins = {event.get("params", {}).get("initiator", "not an origin") for event in events}
     assert origins == {"not an origin"}
     with av.open(str(shot)) as container:

@@ -21,7 +21,7 @@ def test_side_by_side_keeps_the_pictures_and_is_even(height: int, width: int) ->
     sheet = side_by_side(before, after)
     assert sheet.shape == (2, *side_by_side_size(height, width), 3)
     assert sheet.shape[1] % 2 == sheet.shape[2] % 2 == 0
-    top = min(side_by_side_size(even, width)[0] - even for even in (100, 101))  # the strip of labels
+    top = min(side_by_side_size(even, width)[0] - even for even in (100, 101))
     for index, expected in enumerate((before, after, difference(before, after))):
         left = index * (width + GAP)
         assert np.array_equal(sheet[:, top : top + height, left : left + width], expected)

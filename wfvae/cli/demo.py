@@ -11,10 +11,12 @@ from wfvae.errors import MissingExtraError, ResourceError
 
 SUMMARY = "the whole job on a generated or given video, with a report"
 DESCRIPTION = """\
-Makes a clip of 10 s (or takes yours), exports the tiny model, streams the clip through encode and decode, verifies
-that the stream equals direct inference, and writes reconstruction.mp4, side_by_side.mp4 and report.html.
+Makes a clip of 10 s (or takes yours), exports the tiny model, streams the clip through encode and
+decode, verifies that the stream equals direct inference, and writes reconstruction.mp4,
+side_by_side.mp4 and report.html.
 
-The tiny model was trained on procedural video only (docs/training.md): its pictures of anything else are soft.
+The tiny model was trained on procedural video only (docs/training.md): its pictures of anything
+else are soft.
 
   wfvae demo
   wfvae demo my.mp4 --out demo/"""

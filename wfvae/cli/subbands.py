@@ -111,8 +111,8 @@ def plot_subbands(facts: dict[str, Any], path: Path) -> None:
     entropies = {"8-bit levels": [band["entropy_bits"] for band in bands]}
     title = f"Haar sub-bands of {facts['video']}"
     notes = (
-        f"{facts['frames_counted']} frames of {facts['height']}x{facts['width']}; letters stand for time, height,"
-        f" width: L sums, H differences of neighbours; bins of {facts['bin_width']:g} levels"
+        f"{facts['frames_counted']} frames of {facts['height']}x{facts['width']}; letters stand for time,"
+        f" height, width: L sums, H differences of neighbours; bins of {facts['bin_width']:g} levels"
     )
     with plot_style():
         figure = Figure((10, 6))

@@ -147,7 +147,7 @@ def draw_line(
 
 
 def _neighbours(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], ...]:
-    """Returns positions, minima, means and maxima of runs of neighbours; NaN where none is finite."""
+    """Returns positions, minima, means, maxima of runs of neighbours; NaN if none is finite."""
     runs = min(len(values), _MOST_POINTS)
     edges = np.arange(runs) * len(values) // runs
     sizes = np.diff(edges, append=len(values))

@@ -1,4 +1,4 @@
-"""Input, reconstruction and amplified difference next to one another: frames of the demo's video."""
+"""Frames of the demo's video: input, reconstruction and amplified difference side by side."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def side_by_side(reference: Frames, reconstruction: Frames) -> Frames:
         reference, reconstruction: (T, H, W, 3) uint8.
 
     Returns:
-        (T, H', W', 3) uint8 with H', W' = `side_by_side_size(H, W)`. The pictures keep their pixels.
+        (T, H', W', 3) uint8 with H', W' = `side_by_side_size(H, W)`; pictures keep their pixels.
 
     Raises:
         InputError: the arrays differ in shape or type, or are not (T, H, W, 3).
