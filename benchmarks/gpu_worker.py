@@ -261,7 +261,7 @@ class BundleEngine:
         except ImportError as error:
             raise Unavailable(f"TensorRT is not installed ({error})") from error
         from wfvae.cli.main import COMMANDS
-        from wfvae.runtime.bundle import BACKENDS
+        from wfvae.runtime.backends.registry import BACKENDS
 
         if "tensorrt" not in BACKENDS or "build" not in COMMANDS:
             raise Unavailable("this version of wfvae has no TensorRT backend")

@@ -38,30 +38,11 @@ def program(capsys: pytest.CaptureFixture[str]) -> Program:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shared_sessions() -> Iterator[None]:
-    """Bundles of the same files share ONNX Runtime's sessions, which hold no state: opening one
-    takes longer than most tests use it.
-    """
-    from wfvae.runtime.backends import onnxruntime as onnxruntime_backend
-    from wfvae.runtime.backends.onnxruntime import OnnxRuntimeBackend
+def session_cache() -> Iterator[None]:
+    """Bundles of equal files share ONNX Runtime's sessions: opening one takes longer than most tests."""
+    from wfvae.runtime.backends.session_cache import SessionCache, shared_sessions
 
-    kept: dict[object, Any] = {}
-    open_session = OnnxRuntimeBackend._session
-
-    def session(self: OnnxRuntimeBackend, graph: Any) -> Any:
-        files = [path for path in (self._bundle / graph.file, self._bundle / "weights.bin") if path.is_file()]
-        contents = tuple(hashlib.sha256(path.read_bytes()).digest() for path in files)
-        # Tests put stand-ins in place of the class.
-        key = contents, repr(self._options), onnxruntime_backend.ort.InferenceSession
-        if self._provider != "CPUExecutionProvider" or key not in kept:
-            kept[key] = open_session(self, graph)
-        kept[key] = kept.pop(key)
-        if len(kept) > _KEPT_SESSIONS:
-            del kept[next(iter(kept))]
-        return kept[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OnnxRuntimeBackend, "_session", session)
+    with shared_sessions(SessionCache(_KEPT_SESSIONS)):
         yield
 
 

@@ -32,13 +32,13 @@ class OpenVinoRunner(BaseRunner):  # type: ignore[misc]  # Polygraphy has no typ
     def activate_impl(self) -> None:
         """Compiles the model."""
         from wfvae.runtime.backends.openvino import OpenVinoOptions, compile_settings, open_core
-        from wfvae.runtime.backends.openvino_norms import norm_without_turning
+        from wfvae.runtime.backends.openvino_norms import rewrite_norms
 
         load_external_data_for_model(self._proto, str(self._folder))
         hint, threads = self._described["precision_hint"], self._described["threads"]
         core = open_core()
         model = core.read_model(self._proto.SerializeToString())
-        norm_without_turning(model, coarse=hint == "bf16")
+        rewrite_norms(model, coarse=hint == "bf16")
         options = OpenVinoOptions(precision_hint=hint, threads=None if threads == "all" else int(threads))
         self._compiled = core.compile_model(model, "CPU", compile_settings(options))
 

@@ -1,26 +1,34 @@
 """What a backend offers: sessions that run a bundle's graphs, and the streaming state they keep on
 their device.
+
+To add a backend, write a module with these classes, and enter it in `registry.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from ml_dtypes import bfloat16
 
+from wfvae.errors import BundleError, ResourceError
+from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.spec.manifest import GraphSpec
+from wfvae.spec.stream import StateSpec
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
+_LONGEST_MESSAGE = 300
+
 
 class StreamState(Protocol):
-    """The state of a batch of streams, held by the backend in two buffers per tensor that change
-    roles at each step.
-    """
+    """The state of a batch of streams, in two buffers per tensor that swap roles at each step."""
 
     batch: int
     height: int
@@ -29,7 +37,7 @@ class StreamState(Protocol):
     """Padded video width."""
 
     def read(self) -> dict[str, Array]:
-        """Copies of the current tensors by name, batch first. bfloat16 comes as its bits in uint16."""
+        """Returns copies of the current tensors by name, batch first; bfloat16 as bits in uint16."""
 
     def write(self, tensors: Mapping[str, Array]) -> None:
         """Replaces the current tensors. The caller has checked names, shapes and types."""
@@ -41,7 +49,7 @@ class StepSession(Protocol):
     graph: GraphSpec
 
     def new_state(self, batch: int, height: int, width: int) -> StreamState:
-        """Initial state for `batch` streams of a padded video size."""
+        """Returns the initial state of `batch` streams of a padded video size."""
 
     def step(self, state: StreamState, x: FloatArray, start: BoolArray, end: BoolArray) -> FloatArray:
         """Advances every row by `x` (batch first) and returns the graph's output.
@@ -54,14 +62,14 @@ class DirectSession(Protocol):
     """Runs a direct graph."""
 
     def run(self, x: FloatArray) -> FloatArray:
-        """The graph's output for whole clips."""
+        """Returns the graph's output for whole clips."""
 
 
 class Backend(Protocol):
     """Opens sessions on one device."""
 
     def describe(self) -> dict[str, str]:
-        """Name, version, device and settings, for reports and certificates."""
+        """Returns name, version, device and settings, for reports and certificates."""
 
     def open_step(self, graph: GraphSpec) -> StepSession: ...
 
@@ -69,15 +77,51 @@ class Backend(Protocol):
 
 
 def output_shape(graph: GraphSpec, x: FloatArray) -> tuple[int, ...]:
-    """The shape of a graph's output for an input of this shape."""
+    """Returns the shape of a graph's output for the input `x`."""
     batch, count, _, height, width = x.shape
-    stream = graph.stream
-    if stream.direction == "encoder":
-        latents = -(-count // stream.ratio)
-        return (batch, latents, _channels(graph), height // 8, width // 8)
-    frames = stream.ratio * count if graph.kind == "step" else 1 + stream.ratio * (count - 1)
-    return (batch, frames, _channels(graph), height * 8, width * 8)
+    channels = int(graph.outputs[0].shape[2])
+    ratio = graph.stream.ratio
+    if graph.stream.direction == "encoder":
+        return (batch, -(-count // ratio), channels, height // SPATIAL_RATIO, width // SPATIAL_RATIO)
+    frames = ratio * count if graph.kind == "step" else 1 + ratio * (count - 1)
+    return (batch, frames, channels, height * SPATIAL_RATIO, width * SPATIAL_RATIO)
 
 
-def _channels(graph: GraphSpec) -> int:
-    return int(graph.outputs[0].shape[2])
+def initial_tensor(spec: StateSpec, batch: int, height: int, width: int) -> Array:
+    """Returns a state tensor as it is before the first step, bfloat16 as bits in uint16."""
+    filled = np.full(spec.resolve(batch, height, width), spec.initial_value, np.dtype(spec.dtype))
+    return filled.view(np.uint16) if filled.dtype == bfloat16 else filled
+
+
+@contextmanager
+def run_errors(graph: GraphSpec, x: Array) -> Iterator[None]:
+    """Turns what a library raises while it runs `graph` on `x` into one of our errors, on one line."""
+    try:
+        yield
+    except Exception as error:  # libraries' exceptions have no common base
+        text = one_line(error)
+        where = f"{graph.file} failed on an input of shape {x.shape}"
+        if isinstance(error, MemoryError) or "alloc" in text.lower() or "memory" in text.lower():
+            raise ResourceError(
+                f"{where}: out of memory; use a smaller chunk, size or batch ({text})"
+            ) from error
+        raise BundleError(f"{where}: {text}") from error
+
+
+@contextmanager
+def allocation_errors(spec: StateSpec, batch: int, height: int, width: int) -> Iterator[None]:
+    """Turns a failed allocation of a state tensor into `ResourceError`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        shape = spec.resolve(batch, height, width)
+        megabytes = math.prod(shape) * np.dtype(spec.dtype).itemsize / 2**20
+        raise ResourceError(
+            f"no memory for the state of {batch} streams of {height}x{width} (at {spec.name},"
+            f" {megabytes:.0f} MB); use a smaller size, fewer streams, or another device"
+        ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the beginning of an error's message, without line breaks."""
+    return " ".join(str(error).split())[:_LONGEST_MESSAGE]

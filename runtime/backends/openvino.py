@@ -1,5 +1,5 @@
-"""OpenVINO as backend, on the CPU. State stays in two sets of buffers that change roles at each
-step; none of it is copied.
+"""OpenVINO as backend, on the CPU. State stays in two sets of buffers that swap roles at each step;
+none of it is copied.
 """
 
 from __future__ import annotations
@@ -10,12 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 
-from wfvae.errors import BundleError, InputError, MissingExtraError, ResourceError
-from wfvae.runtime.backends.base import Array, BoolArray, FloatArray, StreamState, output_shape
-from wfvae.runtime.backends.bfloat16 import narrow, widen
-from wfvae.runtime.backends.openvino_norms import norm_without_turning
-from wfvae.runtime.backends.signal_stack import kept_signal_stack
+from wfvae.errors import BundleError, InputError, MissingExtraError
+from wfvae.runtime.backends.base import (
+    Array,
+    BoolArray,
+    FloatArray,
+    StreamState,
+    allocation_errors,
+    initial_tensor,
+    one_line,
+    output_shape,
+    run_errors,
+)
+from wfvae.runtime.backends.openvino_norms import rewrite_norms
+from wfvae.runtime.backends.signal_stack import preserved_signal_stack
 from wfvae.spec.manifest import GraphSpec, state_input, state_output
 from wfvae.spec.stream import StateSpec
 
@@ -31,20 +41,18 @@ class OpenVinoOptions:
     """How OpenVINO is set up."""
 
     precision_hint: str = "fp32"
-    """`fp32` or `bf16`: what is computed in. With bf16, a float32 state is held in bfloat16, too.
-    Video and latents stay float32.
+    """Precision of the computation, `fp32` or `bf16`. With bf16, a float32 state is held in
+    bfloat16, too. Video and latents stay float32.
     """
     threads: int | None = None
-    """CPU threads; None takes all cores."""
+    """CPU threads; None uses all cores."""
 
 
 class OpenVinoState:
-    """State of a batch of streams, in two sets of tensors, each of which belongs to an inference
-    request that writes it.
+    """State of a batch of streams, in two sets of tensors, each written by its own inference request.
 
-    A request reads what the other one wrote. With shapes that are not fixed OpenVINO copies
-    whatever is written to a tensor of the caller's, but not what it writes to its own and reads
-    from another request's.
+    A request reads the tensors that the other one wrote. With symbolic shapes, OpenVINO copies what
+    it writes to a tensor of the caller, but not what it writes to its own tensors.
     """
 
     def __init__(self, session: OpenVinoStep, batch: int, height: int, width: int) -> None:
@@ -64,7 +72,7 @@ class OpenVinoState:
         return request
 
     def swap(self) -> None:
-        """Makes what the last step wrote the current state."""
+        """Makes the result of the last step the current state."""
         request = self._requests[self._next]
         self._tensors = {spec.name: request.get_tensor(state_output(spec.name)) for spec in self.specs}
         self._next = 1 - self._next
@@ -74,35 +82,27 @@ class OpenVinoState:
 
     def write(self, tensors: Mapping[str, Array]) -> None:
         for spec in self.specs:
-            _fill(self._tensors[spec.name], tensors[spec.name], spec)
+            _write(self._tensors[spec.name], tensors[spec.name], spec)
 
     def _allocate(self, spec: StateSpec) -> Any:
-        shape = spec.resolve(self.batch, self.height, self.width)
+        initial = initial_tensor(spec, self.batch, self.height, self.width)
         ov = load_openvino()
-        try:
-            tensor = ov.Tensor(self._types[spec.name], ov.Shape(list(shape)))
-        except (RuntimeError, MemoryError) as error:
-            raise ResourceError(
-                f"no memory for the state of {self.batch} streams of {self.height}x{self.width} (at"
-                f" {spec.name}, shape {shape}); use a smaller size or fewer streams"
-            ) from error
-        _bits(tensor)[...] = (
-            narrow(np.array(spec.initial_value, np.float32)) if _is_bfloat16(tensor) else spec.initial_value
-        )
+        with allocation_errors(spec, self.batch, self.height, self.width):
+            tensor = ov.Tensor(self._types[spec.name], ov.Shape(list(initial.shape)))
+        _write(tensor, initial, spec)
         return tensor
 
 
 class OpenVinoStep:
-    """A step graph in OpenVINO, compiled once for all streams. Safe to use from several threads,
-    each with its own states.
+    """A step graph in OpenVINO, compiled once for all streams. Thread-safe, since a state belongs to
+    its caller.
     """
 
     def __init__(self, graph: GraphSpec, model: Any) -> None:
         self.graph = graph
-        self.state_types = {
-            spec.name: model.input(state_input(spec.name)).get_element_type() for spec in graph.states
-        }
-        """What each state tensor is held in, which with the bf16 hint is not what the bundle says."""
+        inputs = {spec.name: model.input(state_input(spec.name)) for spec in graph.states}
+        self.state_types = {name: tensor.get_element_type() for name, tensor in inputs.items()}
+        """Type that each state tensor is held in; with the bf16 hint, not that of the bundle."""
         self._model = model
         self._x = graph.inputs[0].name
         self._output = graph.outputs[0].name
@@ -111,17 +111,14 @@ class OpenVinoStep:
         return OpenVinoState(self, batch, height, width)
 
     def new_request(self) -> Any:
-        """An inference request. Requests of one model share its weights and the memory of its
-        activations.
-        """
+        """Returns an inference request. Requests of one model share weights and activation memory."""
         return self._model.create_infer_request()
 
     def step(self, state: StreamState, x: FloatArray, start: BoolArray, end: BoolArray) -> FloatArray:
         assert isinstance(state, OpenVinoState)
         result = np.empty(output_shape(self.graph, x), np.float32)
         feeds = {self._x: x, "start": start, **({"end": end} if self.graph.has_end else {})}
-        request = state.request
-        _infer(request, feeds, self._output, result, self.graph)
+        _infer(state.request, feeds, self._output, result, self.graph)
         state.swap()
         return result
 
@@ -134,13 +131,8 @@ class OpenVinoDirect:
 
     def run(self, x: FloatArray) -> FloatArray:
         result = np.empty(output_shape(self._graph, x), np.float32)
-        _infer(
-            self._model.create_infer_request(),
-            {self._graph.inputs[0].name: x},
-            self._graph.outputs[0].name,
-            result,
-            self._graph,
-        )
+        feeds, output = {self._graph.inputs[0].name: x}, self._graph.outputs[0].name
+        _infer(self._model.create_infer_request(), feeds, output, result, self._graph)
         return result
 
 
@@ -148,9 +140,7 @@ class OpenVinoBackend:
     """Opens a bundle's graphs in OpenVINO."""
 
     def __init__(self, bundle: Path, options: OpenVinoOptions) -> None:
-        """Raises `InputError` if there is no such precision hint, and `BundleError` if this CPU
-        does not compute in it.
-        """
+        """Raises `InputError` for an unknown precision hint, `BundleError` if the CPU lacks it."""
         self._bundle = bundle
         self._options = options
         self._core = open_core()
@@ -158,9 +148,7 @@ class OpenVinoBackend:
         self._device = str(self._core.get_property(_DEVICE, "FULL_DEVICE_NAME"))
         capabilities = self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
         require_precision(options.precision_hint, capabilities, self._device)
-        self._cpu_precisions = [
-            precision for precision, name in _CAPABILITIES.items() if name in capabilities
-        ]
+        self._precisions = [hint for hint, name in _CAPABILITIES.items() if name in capabilities]
 
     def describe(self) -> dict[str, str]:
         return {
@@ -168,9 +156,8 @@ class OpenVinoBackend:
             "version": self._version,
             "device": self._device,
             "precision_hint": self._options.precision_hint,
-            # What OpenVINO lists, whatever the hint: where bf16 is missing, bundles in it are
-            # computed in fp32.
-            "cpu_precisions": ", ".join(self._cpu_precisions),
+            # Where bf16 is missing, bundles in bf16 are computed in fp32.
+            "cpu_precisions": ", ".join(self._precisions),
             "threads": str(self._options.threads or "all"),
         }
 
@@ -183,43 +170,40 @@ class OpenVinoBackend:
     def _compile(self, graph: GraphSpec) -> Any:
         try:
             model = self._core.read_model(str(self._bundle / graph.file))
-            norm_without_turning(model, coarse=self._options.precision_hint == "bf16")
+            rewrite_norms(model, coarse=self._options.precision_hint == "bf16")
             if self._options.precision_hint == "bf16":
                 model = _with_bfloat16_state(model, graph)
             return self._core.compile_model(model, _DEVICE, compile_settings(self._options))
         except (RuntimeError, MemoryError) as error:
             raise BundleError(
-                f"OpenVINO {self._version} cannot load {graph.file}: {_one_line(error)}"
+                f"OpenVINO {self._version} cannot load {graph.file}: {one_line(error)}"
             ) from error
 
 
 def compile_settings(options: OpenVinoOptions) -> dict[str, Any]:
-    """OpenVINO's own settings for a model of the runtime, whatever its graph."""
+    """Returns OpenVINO's own settings for any model of the runtime."""
     return {
-        # Never left to OpenVINO: on a CPU that has bf16 its default is bf16.
+        # OpenVINO's default is bf16 on a CPU that has it.
         "INFERENCE_PRECISION_HINT": _OV_HINTS[options.precision_hint],
-        # One step at a time with all threads. Each further stream of OpenVINO's would hold
-        # activations of its own.
+        # One step at a time with all threads: each further stream of OpenVINO holds its own
+        # activations.
         "NUM_STREAMS": 1,
-        # Pinned to the first cores, programs that run side by side would share these and leave the
-        # others idle.
+        # Programs that run side by side would all be pinned to the first cores.
         "ENABLE_CPU_PINNING": False,
         **({} if options.threads is None else {"INFERENCE_NUM_THREADS": options.threads}),
     }
 
 
 def open_core() -> Any:
-    """OpenVINO with its CPU plugin loaded, and signals handled as before. Raises
-    `MissingExtraError` if it is not installed.
-    """
+    """Loads OpenVINO and its CPU plugin. Raises `MissingExtraError` if it is not installed."""
     core = load_openvino().Core()
-    with kept_signal_stack():
-        core.get_property(_DEVICE, "FULL_DEVICE_NAME")  # the first question loads the plugin
+    with preserved_signal_stack():
+        core.get_property(_DEVICE, "FULL_DEVICE_NAME")  # loads the plugin
     return core
 
 
 def load_openvino() -> Any:
-    """The package openvino. Raises `MissingExtraError` if it is not installed."""
+    """Imports the package openvino. Raises `MissingExtraError` if it is not installed."""
     try:
         import openvino
     except ModuleNotFoundError as error:
@@ -228,7 +212,7 @@ def load_openvino() -> Any:
 
 
 def require_precision(hint: str, capabilities: Sequence[str], device: str) -> None:
-    """Raises unless a device that lists these capabilities computes in the precision asked for."""
+    """Raises unless a device with these capabilities computes in the precision `hint`."""
     if hint not in PRECISION_HINTS:
         raise InputError(f"the precision hint is {hint!r}; expected {' or '.join(PRECISION_HINTS)}")
     if _CAPABILITIES[hint] not in capabilities:
@@ -239,10 +223,10 @@ def require_precision(hint: str, capabilities: Sequence[str], device: str) -> No
 
 
 def _with_bfloat16_state(model: Any, graph: GraphSpec) -> Any:
-    """The model with float32 state taken and given as bfloat16.
+    """Returns the model with its float32 state in bfloat16.
 
-    OpenVINO keeps in float32 whatever lies between a float32 output and the convolutions before it.
-    State leaves the network everywhere, so a step would compute nearly all but the convolutions in
+    OpenVINO computes in float32 between a float32 output and the convolutions before it. State
+    leaves the network everywhere, so a step would compute nearly all but the convolutions in
     float32: slower, and with other roundings than the direct graph, which has no state.
     """
     from openvino.preprocess import PrePostProcessor
@@ -259,45 +243,37 @@ def _with_bfloat16_state(model: Any, graph: GraphSpec) -> Any:
 def _infer(
     request: Any, feeds: Mapping[str, Array], output: str, result: FloatArray, graph: GraphSpec
 ) -> None:
-    """Runs a request. It reads `feeds` and writes `result` where they are; they are not touched
-    after the call.
-    """
+    """Runs a request. It reads `feeds` and writes `result` in place, and not after the call."""
     ov = load_openvino()
     held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
-    try:
+    with run_errors(graph, next(iter(held.values()))):
         for name, array in held.items():
             request.set_tensor(name, ov.Tensor(array, shared_memory=True))
         request.set_tensor(output, ov.Tensor(result, shared_memory=True))
         request.infer()
-    except (RuntimeError, MemoryError) as error:
-        text = _one_line(error)
-        where = f"{graph.file} failed on an input of shape {next(iter(held.values())).shape}"
-        if isinstance(error, MemoryError) or "alloc" in text.lower() or "memory" in text.lower():
-            raise ResourceError(
-                f"{where}: out of memory; use a smaller chunk, size or batch ({text})"
-            ) from error
-        raise BundleError(f"{where}: {text}") from error
 
 
-def _is_bfloat16(tensor: Any) -> bool:
-    return bool(tensor.get_element_type() == load_openvino().Type.bf16)
+def _read(tensor: Any, spec: StateSpec) -> Array:
+    """Returns a copy in the bundle's type, bfloat16 as its bits."""
+    bits = _bits(tensor)
+    return bits.view(bfloat16).astype(np.float32) if _is_narrowed(tensor, spec) else bits.copy()
+
+
+def _write(tensor: Any, array: Array, spec: StateSpec) -> None:
+    narrowed = _is_narrowed(tensor, spec)
+    _bits(tensor)[...] = array.astype(bfloat16).view(np.uint16) if narrowed else array
 
 
 def _bits(tensor: Any) -> Array:
-    """A tensor's memory; of bfloat16, which numpy has not, its bits in uint16."""
+    """Returns a tensor's memory, bfloat16 as bits in uint16."""
     array: Array = tensor.data
     return array.view(np.uint16) if _is_bfloat16(tensor) else array
 
 
-def _read(tensor: Any, spec: StateSpec) -> Array:
-    """A copy in the bundle's type, bfloat16 as its bits."""
-    array = _bits(tensor)
-    return widen(array) if _is_bfloat16(tensor) and spec.dtype == "float32" else array.copy()
+def _is_narrowed(tensor: Any, spec: StateSpec) -> bool:
+    """Whether a float32 state is held in bfloat16."""
+    return _is_bfloat16(tensor) and spec.dtype == "float32"
 
 
-def _fill(tensor: Any, array: Array, spec: StateSpec) -> None:
-    _bits(tensor)[...] = narrow(array) if _is_bfloat16(tensor) and spec.dtype == "float32" else array
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+def _is_bfloat16(tensor: Any) -> bool:
+    return bool(tensor.get_element_type() == load_openvino().Type.bf16)

@@ -1,9 +1,8 @@
-"""Layer norms for OpenVINO without transposes: over the channels where these lie, next to each
-other in OpenVINO's own memory layout.
+"""Layer norms for OpenVINO without transposes.
 
-A bundle's graph turns frames so that channels come last, as ONNX's LayerNormalization wants them,
-and back. OpenVINO's convolutions have channels last in memory anyway, and bring frames into plain
-order only to have them turned (docs/performance.md has the times).
+A bundle's graph transposes frames so that channels come last, as ONNX's LayerNormalization wants
+them, and back. OpenVINO's convolutions have channels last in memory anyway, so that each norm would
+cost two copies (docs/performance.md has the times). Rewritten, a norm is a few means over channels.
 """
 
 from __future__ import annotations
@@ -20,32 +19,31 @@ _CHANNELS_LAST, _CHANNELS_BACK = [0, 2, 3, 1], [0, 3, 1, 2]
 
 @dataclass(frozen=True)
 class _TurnedNorm:
-    """A norm between transposes: what it norms, what is added to the variance, scale and shift, and
-    where the result leaves.
-    """
+    """A norm between two transposes."""
 
     images: Any
+    """Its input (N, C, H, W)."""
     epsilon: float
     scale: Any
     shift: Any
     result: Any
+    """The output to replace."""
 
 
-def norm_without_turning(model: Any, *, coarse: bool) -> int:
-    """Rewrites each norm over the channels of images (N, C, H, W) of an `openvino.Model`.
+def rewrite_norms(model: Any, *, coarse: bool) -> int:
+    """Rewrites each norm over the channels of images (N, C, H, W) of an `openvino.Model`, in place.
 
-    Norms that look otherwise, such as those of half-precision graphs, stay as they are.
+    Norms of another form, such as those of half-precision graphs, are left alone.
 
     Args:
-        model: changed in place.
-        coarse: the model will be computed in bfloat16, where a mean is too coarse to be subtracted
-            once: what is left of it is subtracted, too. Results are then about as close to the
-            definition as those of OpenVINO's own norm (docs/openvino.md).
+        coarse: the model will be computed in bfloat16, where one subtraction of the mean is not
+            exact enough: the mean of the result is subtracted, too. Results are then about as close
+            to the definition as those of OpenVINO's own norm (docs/openvino.md).
 
     Returns:
-        How many were rewritten.
+        The number of norms that were rewritten.
     """
-    _fold_constants(model)  # which axes a norm is over comes out of an operation
+    _fold_constants(model)  # the axes of a norm are computed by an operation
     found = [norm for node in model.get_ordered_ops() if (norm := _turned_norm(node)) is not None]
     for norm in found:
         norm.result.replace(_norm(norm, 2 if coarse else 1))
@@ -54,9 +52,7 @@ def norm_without_turning(model: Any, *, coarse: bool) -> int:
 
 
 def _turned_norm(norm: Any) -> _TurnedNorm | None:
-    """What `norm` is part of: Transpose, norm over the last axis, times a constant, plus a
-    constant, Transpose back.
-    """
+    """Matches Transpose, a norm over the last axis, a scale, a shift, and Transpose back."""
     if norm.get_type_name() != "MVN":
         return None
     scaled = _only_user(norm)
@@ -68,12 +64,9 @@ def _turned_norm(norm: Any) -> _TurnedNorm | None:
         return None
     orders, axes = [_listed(turned), _listed(back)], _listed(norm)
     scale, shift, about = _constant(scaled), _constant(shifted), norm.get_attributes()
-    if (
-        orders != [_CHANNELS_LAST, _CHANNELS_BACK]
-        or axes not in ([-1], [len(_CHANNELS_LAST) - 1])
-        or scale is None
-        or shift is None
-    ):
+    if orders != [_CHANNELS_LAST, _CHANNELS_BACK] or axes not in ([-1], [3]):
+        return None
+    if scale is None or shift is None:
         return None
     if not about["normalize_variance"] or about["eps_mode"].lower() != "inside_sqrt":
         return None
@@ -81,7 +74,7 @@ def _turned_norm(norm: Any) -> _TurnedNorm | None:
 
 
 def _norm(norm: _TurnedNorm, centrings: int) -> Any:
-    """The output of new nodes that norm images as the turned ones were."""
+    """Adds nodes that compute the same norm over axis 1, and returns their output."""
     from openvino import opset13 as op
 
     channels, centred = op.constant(np.array([_CHANNELS])), norm.images
@@ -108,7 +101,7 @@ def _only_user(node: Any) -> Any | None:
 
 
 def _constant(node: Any) -> Any | None:
-    """A node's second input, if it is a constant: an array."""
+    """Returns a node's second input as an array, if it is a constant."""
     source = node.input_value(1).get_node()
     return np.asarray(source.data) if source.get_type_name() == "Constant" else None
 

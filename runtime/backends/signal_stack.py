@@ -1,4 +1,4 @@
-"""The stack that a thread's signal handlers run on, kept where a library would leave it in pieces."""
+"""Preserves the memory that a thread's signal handlers run on, while a library replaces it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ class _SignalStack(ctypes.Structure):
 
 
 @contextmanager
-def kept_signal_stack() -> Iterator[None]:
-    """Gives the calling thread the signal stack back that it had before.
+def preserved_signal_stack() -> Iterator[None]:
+    """Restores the calling thread's signal stack at the end of the block. Acts on Linux only.
 
-    OpenVINO's CPU plugin registers one for the thread that loads it, and unmaps its memory when it
-    is unloaded. The stack before is put back only if plugins go in the reverse of the order in
-    which they came, and on the same threads; otherwise the thread is left with one that no longer
-    exists, and the next signal, handled or not, ends the process. Does nothing but on Linux, where
-    that is so; and nothing where the stack before is not told.
+    OpenVINO's CPU plugin registers a signal stack for the thread that loads it, and unmaps its
+    memory when it is unloaded. Unless plugins are unloaded in the reverse order of their loading,
+    and on the same threads, a thread is left with a stack that no longer exists, and the next
+    signal ends the process.
     """
     if sys.platform != "linux":
         yield
@@ -36,7 +35,7 @@ def kept_signal_stack() -> Iterator[None]:
     try:
         yield
     finally:
-        # Refused if the processor's state has outgrown it meanwhile (a program that may use AMX):
-        # then none is safe, too.
+        # The kernel refuses a stack that the processor's state has outgrown, as after a program
+        # enabled AMX. Then no other one is safe either.
         if known and libc.sigaltstack(ctypes.byref(before), None) != 0:
             libc.sigaltstack(ctypes.byref(_SignalStack(None, _DISABLED, 0)), None)

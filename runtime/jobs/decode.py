@@ -17,7 +17,7 @@ from wfvae.runtime.latents.latent_files import LatentsReader, open_latents
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_writer import PIPE, is_image_folder, open_video_writer
-from wfvae.runtime.prefetch import BackgroundSink, prefetch
+from wfvae.runtime.prefetch import BackgroundSink, Prefetch
 from wfvae.runtime.stream import DecoderStream
 from wfvae.spec.frames import video_frames
 from wfvae.spec.latents import LatentsInfo
@@ -186,7 +186,7 @@ class _Decoding:
             yield pending
         stream = self._stream
         chunks = self._reader.chunks(self._chunk, start=stream.latents_seen)
-        with prefetch(chunks, DEPTH) as source:
+        with Prefetch(chunks, DEPTH) as source:
             for latents in source:
                 yield from self._observed(stream.push(latents[:, : stream.channels]))
         yield from self._observed(stream.finish())

@@ -19,7 +19,7 @@ from wfvae.runtime.jobs.sources import fingerprint_video
 from wfvae.runtime.latents.latent_files import check_latents_destination, open_latents, open_latents_writer
 from wfvae.runtime.media.video_info import RawVideo, VideoInfo
 from wfvae.runtime.media.video_reader import VideoReader, open_video
-from wfvae.runtime.prefetch import prefetch
+from wfvae.runtime.prefetch import Prefetch
 from wfvae.runtime.stream import EncoderStream
 from wfvae.spec.frames import padded_size
 from wfvae.spec.latents import LatentsInfo
@@ -132,7 +132,7 @@ def _encode(
             writer.truncate(given)
             reader.seek_frames(stream.frames_seen)
         sink = stack.enter_context(checkpoints.sink(writer.append))
-        for frames in stack.enter_context(prefetch(reader.chunks(step), DEPTH)):
+        for frames in stack.enter_context(Prefetch(reader.chunks(step), DEPTH)):
             part = stream.push(frames)
             sink.put((part, checkpoints.take(stream) if checkpoints.due else None))
             progress(stream.frames_seen, reader.info.frames)

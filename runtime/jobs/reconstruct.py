@@ -20,7 +20,7 @@ from wfvae.runtime.jobs.sources import require_distinct
 from wfvae.runtime.media.video_info import OutputVideo, RawVideo
 from wfvae.runtime.media.video_reader import VideoReader, open_video
 from wfvae.runtime.media.video_writer import PIPE, RAW, is_image_folder, open_video_writer
-from wfvae.runtime.prefetch import BackgroundSink, prefetch
+from wfvae.runtime.prefetch import BackgroundSink, Prefetch
 from wfvae.runtime.reconstruction import ReconstructionStream
 
 
@@ -73,7 +73,7 @@ def reconstruct_video(
 
         began = time.perf_counter()
         batches = _batches(reader, bundle.ratio * stream.chunk)
-        for frames, frame_times in stack.enter_context(prefetch(batches, DEPTH)):
+        for frames, frame_times in stack.enter_context(Prefetch(batches, DEPTH)):
             times += frame_times
             pass_on(*stream.push(frames))
             progress(stream.frames_given, info.frames)

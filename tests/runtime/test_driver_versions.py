@@ -100,7 +100,7 @@ def test_onnxruntimes_cuda_provider_names_what_it_runs_on(
 ) -> None:
     from wfvae.runtime.backends import onnxruntime as backend
 
-    monkeypatch.setattr(backend, "_choose_provider", lambda wanted, device_id: "CUDAExecutionProvider")
+    monkeypatch.setattr(backend, "choose_provider", lambda wanted, device_id: "CUDAExecutionProvider")
     opened = backend.OnnxRuntimeBackend(tmp_path, backend.OnnxRuntimeOptions(device_id=1))
     for name, value in (
         ("gpu_name", "NVIDIA X"),

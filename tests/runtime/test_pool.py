@@ -1,4 +1,4 @@
-"""Many streams in one batch: each gives the bits that it gives alone, whatever the others do."""
+"""Many streams in one batch: each gives the bits of running alone, whatever the others do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = Any
 
 
 class Clip:
-    """What one stream of a pool is fed, and what it must give: the bits of running alone."""
+    """Input of one stream, and the result that it has alone."""
 
     def __init__(self, bundle: Bundle, direction: str, frames: int, seed: int) -> None:
         video = np.random.default_rng(seed).integers(0, 256, (frames, HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -29,10 +29,8 @@ class Clip:
         if direction == "encoder":
             self.data, self.expected, self.options = video, latents, {}
         else:
-            self.data, self.expected = (
-                latents,
-                bundle.decode(latents, frames=frames, height=HEIGHT, width=WIDTH, chunk=100),
-            )
+            self.data = latents
+            self.expected = bundle.decode(latents, frames=frames, height=HEIGHT, width=WIDTH, chunk=100)
             self.options = {"frames": frames}
 
 
@@ -44,7 +42,7 @@ def new_pool(bundle: Bundle, direction: str, rows: int, chunk: int) -> StreamPoo
 
 
 class Member:
-    """A stream in a pool together with what it has been fed and has given."""
+    """A stream in a pool, with its input and its results so far."""
 
     def __init__(self, pool: StreamPool[Any], clip: Clip) -> None:
         self.clip, self.stream, self.fed, self.ended = clip, pool.open(**clip.options), 0, False
@@ -68,10 +66,20 @@ class Member:
 
 def advance(pool: StreamPool[Any], members: list[Member]) -> int:
     results = pool.step()
-    by_stream = {id(member.stream): member for member in members}
-    for stream, part in results.items():
-        by_stream[id(stream)].parts.append(part)
+    for member in members:
+        if member.stream in results:
+            member.parts.append(results[member.stream])
     return len(results)
+
+
+def finish(pool: StreamPool[Any], members: list[Member]) -> None:
+    """Feeds and advances all members to their ends, and checks their results."""
+    while any(not member.stream.finished for member in members):
+        for member in members:
+            member.push(3)
+        advance(pool, members)
+    for member in members:
+        member.check()
 
 
 EVENTS = st.lists(
@@ -93,7 +101,7 @@ EVENTS = st.lists(
     lengths=st.lists(st.integers(1, 18), min_size=6, max_size=6),
 )
 @settings(max_examples=40)
-def test_streams_that_come_and_go(
+def test_streams_that_join_and_leave_at_any_step_give_the_bits_of_single_streams(
     opened: Opened,
     name: str,
     direction: str,
@@ -118,58 +126,30 @@ def test_streams_that_come_and_go(
                 pool.drop(member.stream)
                 members.remove(member)
                 member.check()
-    while any(not member.stream.finished for member in members):
-        for member in members:
-            member.push(2)
-        advance(pool, members)
-    for member in members:
-        member.check()
+    finish(pool, members)
     assert pool.step() == {} and len(pool) == 0
 
 
 @pytest.mark.parametrize("direction", ["encoder", "decoder"])
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
-def test_run_pulls_from_all_sources(opened: Opened, direction: str, rows: int) -> None:
+def test_run_with_more_sources_than_rows_gives_the_bits_of_single_streams(
+    opened: Opened, direction: str, rows: int
+) -> None:
     bundle = opened("4x8x8-trilinear")
-    clips = {
-        key: _clip(bundle, direction, 1 + 4 * count, count)
-        for key, count in (("a", 0), ("b", 3), ("c", 1), ("d", 4), ("e", 2))
-    }
+    clips = {count: _clip(bundle, direction, 1 + 4 * count, count) for count in (0, 3, 1, 4, 2)}
     pool = new_pool(bundle, direction, rows, chunk=2)
-    found: dict[str, list[Array]] = {key: [] for key in clips}
-    for key, part in pool.run(
-        {key: [clip.data[k : k + 2] for k in range(0, len(clip.data), 2)] for key, clip in clips.items()}
-    ):
+    found: dict[int, list[Array]] = {key: [] for key in clips}
+    pieces = {key: np.array_split(clip.data, range(2, len(clip.data), 2)) for key, clip in clips.items()}
+    for key, part in pool.run(pieces):
         found[key].append(part)
     for key, parts in found.items():
         assert np.concatenate(parts).tobytes() == clips[key].expected.tobytes()
     assert len(pool) == 0
 
 
-def test_drains_of_several_rows_at_several_steps(opened: Opened) -> None:
-    """Rows drain together, one by one, and beside rows that go on, in steps of one and of several
-    latents.
-    """
-    bundle = opened("8x8x8-trilinear")
-    for counts in ((1, 1, 1), (1, 2, 3), (3, 1, 1), (2, 2, 5)):
-        for chunk in (1, 3):
-            pool = new_pool(bundle, "decoder", rows=3, chunk=chunk)
-            members = [Member(pool, _clip(bundle, "decoder", 8 * count - 7, count)) for count in counts]
-            for member in members:
-                member.push(9)
-                member.push(9)
-            while advance(pool, members):
-                pass
-            for member in members:
-                member.check()
-                assert member.stream.finished
-
-
 @pytest.mark.parametrize("direction", ["encoder", "decoder"])
-def test_a_poisoned_state_stays_in_its_row(opened: Opened, direction: str) -> None:
-    """All of one row's state is NaN: the others do not notice, and neither does the stream that
-    gets the row next.
-    """
+def test_state_of_nan_stays_in_its_row(opened: Opened, direction: str) -> None:
+    """Neither the other rows nor the stream that gets the row next see it."""
     bundle = opened("4x8x8-trilinear")
     pool = new_pool(bundle, direction, rows=3, chunk=1)
     members = [Member(pool, _clip(bundle, direction, 17, seed)) for seed in range(3)]
@@ -183,21 +163,14 @@ def test_a_poisoned_state_stays_in_its_row(opened: Opened, direction: str) -> No
     state.write(tensors)
     advance(pool, members)
     poisoned = members.pop(1)
-    # What a poisoned row gives is worthless (uint8 hides it, float32 does not); a new stream in its
-    # place is not.
-    if direction == "encoder":
+    if direction == "encoder":  # a decoder's uint8 hides it
         assert np.isnan(poisoned.parts[-1]).any()
     pool.drop(poisoned.stream)
     members.append(Member(pool, _clip(bundle, direction, 9, 7)))
-    while any(not member.stream.finished for member in members):
-        for member in members:
-            member.push(4)
-        advance(pool, members)
-    for member in members:
-        member.check()
+    finish(pool, members)
 
 
-def test_one_streams_error_is_its_own(opened: Opened) -> None:
+def test_error_of_one_stream_leaves_the_others_unchanged(opened: Opened) -> None:
     bundle = opened("4x8x8-trilinear")
     pool = new_pool(bundle, "encoder", rows=2, chunk=1)
     good, bad = Member(pool, _clip(bundle, "encoder", 9, 1)), Member(pool, _clip(bundle, "encoder", 13, 2))
@@ -206,44 +179,37 @@ def test_one_streams_error_is_its_own(opened: Opened) -> None:
     advance(pool, [good, bad])
     with pytest.raises(InputError, match="frames are 9x13"):
         bad.stream.push(np.zeros((1, 9, 13, 3), np.uint8))
-    while not (good.stream.finished and bad.stream.finished):
-        good.push(3)
-        bad.push(3)
-        advance(pool, [good, bad])
-    good.check()
-    bad.check()
+    finish(pool, [good, bad])
     with pytest.raises(StreamingError, match="the stream is finished"):
         good.stream.push(good.clip.data)
 
 
-@pytest.mark.parametrize("fails", ["run", "new_state"])
-def test_a_failed_step_loses_nothing(opened: Opened, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+@pytest.mark.parametrize("fails", ["step", "new_state"])
+def test_failed_step_loses_nothing(opened: Opened, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
     bundle = opened("4x8x8-nearest-16ch")
     pool = new_pool(bundle, "decoder", rows=2, chunk=1)
     members = [Member(pool, _clip(bundle, "decoder", 13, seed)) for seed in range(3)]
-    session, count = pool._session, 0
+    count = 0
+
+    def fail(*args: Any) -> Any:
+        raise ResourceError("out of memory")
+
     for turn in range(30):
         for member in members:
             member.push(1)
         with monkeypatch.context() as patch:
-
-            def fail(*args: Any) -> Any:
-                raise ResourceError("out of memory")
-
-            patch.setattr(session, "step" if fails == "run" else "new_state", fail)
-            if turn % 2:
-                try:
+            patch.setattr(pool._session, fails, fail)
+            try:
+                if turn % 2:
                     advance(pool, members)
-                except ResourceError:
-                    count += 1
+            except ResourceError:
+                count += 1
         advance(pool, members)
     assert count >= 3
-    for member in members:
-        assert member.stream.finished
-        member.check()
+    finish(pool, members)
 
 
-def test_streams_without_input_wait_and_do_not_block(opened: Opened) -> None:
+def test_streams_without_input_do_not_block_the_others(opened: Opened) -> None:
     bundle = opened("4x8x8-trilinear")
     pool = new_pool(bundle, "encoder", rows=2, chunk=4)
     starving = [Member(pool, _clip(bundle, "encoder", 9, seed)) for seed in range(3)]
@@ -252,23 +218,15 @@ def test_streams_without_input_wait_and_do_not_block(opened: Opened) -> None:
     members = [*starving, fed]
     starving[0].push(1)
     fed.push(17)
-    assert advance(pool, members) == 2  # the starving stream's one latent is all that both can advance by
+    assert advance(pool, members) == 2  # by the one latent that both have
     assert [sum(map(len, member.parts)) for member in members] == [1, 0, 0, 1]
     assert advance(pool, members) == 1
     assert sum(map(len, fed.parts)) == 5
     assert pool.step() == {} and len(pool) == 4
-    while any(not member.stream.finished for member in members):
-        for member in members:
-            member.push(9)
-        advance(pool, members)
-    for member in members:
-        member.check()
+    finish(pool, members)
 
 
-def test_every_stream_gets_its_turn(opened: Opened) -> None:
-    """Five streams that always have input share two rows: none is a step behind the turn it would
-    have.
-    """
+def test_more_streams_than_rows_take_turns(opened: Opened) -> None:
     pool = new_pool(opened("4x8x8-trilinear"), "encoder", rows=2, chunk=1)
     streams: list[PooledStream[Any]] = [pool.open() for _ in range(5)]
     for stream in streams:
@@ -277,7 +235,7 @@ def test_every_stream_gets_its_turn(opened: Opened) -> None:
     assert [turns[k : k + 5] for k in range(0, 20, 5)] == [streams] * 4
 
 
-def test_state_is_not_copied_while_the_group_stays(opened: Opened) -> None:
+def test_state_is_not_copied_while_the_batch_stays(opened: Opened) -> None:
     pool = new_pool(opened("4x8x8-trilinear"), "encoder", rows=2, chunk=1)
     streams = [pool.open(), pool.open()]
     states = []
@@ -289,7 +247,7 @@ def test_state_is_not_copied_while_the_group_stays(opened: Opened) -> None:
     assert states[0] is states[1] is states[2]
 
 
-def test_pools_hold_nothing_of_streams_that_are_gone(opened: Opened) -> None:
+def test_pool_keeps_no_state_of_streams_that_left(opened: Opened) -> None:
     bundle = opened("4x8x8-trilinear")
     pool = new_pool(bundle, "encoder", rows=1, chunk=1)
     finished, dropped, boundary = (Member(pool, _clip(bundle, "encoder", 9, seed)) for seed in range(3))
@@ -298,18 +256,19 @@ def test_pools_hold_nothing_of_streams_that_are_gone(opened: Opened) -> None:
         member.push(9)
     while advance(pool, members):
         pass
-    assert len(pool._parked) == 2 and len(pool) == 3
+    assert sum(member.stream.parked is not None for member in members) == 2 and len(pool) == 3
     for member in (finished, boundary):
         member.push(1)  # finish: nothing is left to compute
         assert member.stream.finished
     pool.drop(dropped.stream)
-    assert pool.step() == {} and len(pool) == 0 and pool._parked == {}
+    assert pool.step() == {} and len(pool) == 0
+    assert all(member.stream.parked is None for member in members)
     for stream in (finished.stream, dropped.stream):
         with pytest.raises(StreamingError, match="not in this pool"):
             pool.drop(stream)
 
 
-def test_empty_and_closed_pools(opened: Opened) -> None:
+def test_empty_or_closed_pool_does_nothing(opened: Opened) -> None:
     bundle = opened("4x8x8-trilinear")
     with new_pool(bundle, "encoder", rows=2, chunk=1) as pool:
         assert pool.step() == {} and len(pool) == 0 and list(pool.run({})) == []

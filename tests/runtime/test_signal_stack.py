@@ -1,6 +1,4 @@
-"""The thread's signal stack around a body that replaces it, as OpenVINO's plugin does; here without
-OpenVINO.
-"""
+"""The thread's signal stack around a block that replaces it, as OpenVINO's plugin does."""
 
 from __future__ import annotations
 
@@ -13,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from wfvae.runtime.backends.signal_stack import kept_signal_stack
+from wfvae.runtime.backends.signal_stack import preserved_signal_stack
 
 if sys.platform != "linux":
-    pytest.skip("the runtime leaves signal stacks alone but on Linux", allow_module_level=True)
+    pytest.skip("the runtime preserves signal stacks on Linux only", allow_module_level=True)
 
 STACK = struct.Struct("PiN")
 """stack_t as Linux has it: address, flags, size."""
@@ -43,14 +41,12 @@ def installed() -> tuple[int, ...]:
 
 
 def around(before: tuple[int, int, int], body: Callable[[], Any]) -> tuple[int, ...]:
-    """What is installed after the block, in a thread of its own: pytest's faulthandler has one in
-    the main thread.
-    """
+    """What is installed after the block, in a new thread: in the main one, faulthandler has one."""
 
     def work() -> tuple[int, ...]:
         assert installed() == DISABLED, "a new thread has none"
         install(before)
-        with kept_signal_stack():
+        with preserved_signal_stack():
             body()
         return installed()
 
@@ -64,7 +60,7 @@ REPLACEMENT = {"another": stack_in(OTHERS), "none": DISABLED}
 
 @pytest.mark.parametrize("after", REPLACEMENT)
 @pytest.mark.parametrize("before", BEFORE)
-def test_the_stack_before_is_given_back(before: str, after: str) -> None:
+def test_replaced_stack_is_restored(before: str, after: str) -> None:
     def body() -> None:
         install(REPLACEMENT[after])
         assert installed() == REPLACEMENT[after]
@@ -72,9 +68,9 @@ def test_the_stack_before_is_given_back(before: str, after: str) -> None:
     assert around(BEFORE[before], body) == BEFORE[before]
 
 
-def test_it_is_given_back_after_an_error() -> None:
+def test_stack_is_restored_after_an_error() -> None:
     def body() -> None:
-        with pytest.raises(KeyError), kept_signal_stack():
+        with pytest.raises(KeyError), preserved_signal_stack():
             install(stack_in(OTHERS))
             raise KeyError
         assert installed() == stack_in(OURS)
@@ -83,9 +79,7 @@ def test_it_is_given_back_after_an_error() -> None:
 
 
 class Refusing:
-    """The C library, but for calls of sigaltstack that it refuses: those that ask, or those that
-    set an enabled stack.
-    """
+    """The C library with a sigaltstack that refuses to answer, or to set an enabled stack."""
 
     def __init__(self, refused: str) -> None:
         self.refused, self.calls = refused, list[str]()
@@ -104,12 +98,10 @@ class Refusing:
         ("nothing", ["ask", "set"], stack_in(OURS)),
     ],
 )
-def test_what_is_refused(
+def test_refused_call_leaves_no_unsafe_stack(
     monkeypatch: pytest.MonkeyPatch, refused: str, calls: list[str], left: tuple[int, int, int]
 ) -> None:
-    """A stack that is not taken back leaves none, rather than one whose memory may go; if none
-    could be asked for, nothing is touched.
-    """
+    """A stack that cannot be restored leaves none, and one that is unknown is left alone."""
     library = Refusing(refused)
     monkeypatch.setattr(ctypes, "CDLL", lambda *arguments, **options: library)
     assert around(stack_in(OURS), lambda: install(stack_in(OTHERS))) == left

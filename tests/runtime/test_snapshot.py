@@ -327,7 +327,7 @@ def test_a_state_is_never_half_written(opened: Opened, monkeypatch: pytest.Monke
     session = opened("4x8x8-trilinear").step_session("encoder")
     state = session.new_state(1, 16, 16)
     before = state.read()
-    real, left = backend._fill, [3]
+    real, left = backend._write, [3]
 
     def fill(value: Any, array: Any, spec: Any) -> None:
         left[0] -= 1
@@ -336,7 +336,7 @@ def test_a_state_is_never_half_written(opened: Opened, monkeypatch: pytest.Monke
         real(value, array, spec)
 
     changed = {name: array + 1 for name, array in before.items()}
-    monkeypatch.setattr(backend, "_fill", fill)
+    monkeypatch.setattr(backend, "_write", fill)
     with pytest.raises(RuntimeError):
         state.write(changed)
     monkeypatch.undo()

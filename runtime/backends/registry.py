@@ -1,0 +1,73 @@
+"""The backends by name. Each one's module is imported when it is opened, and needs its own package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from wfvae.errors import BundleError, InputError
+from wfvae.runtime.backends.base import Backend
+from wfvae.spec.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """The options of all backends; `open_bundle` documents them."""
+
+    provider: str = "auto"
+    device_id: int = 0
+    threads: int | None = None
+    tf32: bool = False
+    cuda_graphs: bool = False
+    precision_hint: str | None = None
+
+
+def open_backend(name: str, path: Path, manifest: Manifest, options: BackendOptions) -> Backend:
+    """Opens the backend `name` for the bundle at `path`."""
+    return _BACKENDS[name](path, manifest, options)
+
+
+def check_backend(name: str, options: BackendOptions) -> None:
+    """Raises `BundleError` if there is no such backend, `InputError` if it lacks an option."""
+    if name not in BACKENDS:
+        raise BundleError(f"backend is {name!r}; this version has {', '.join(BACKENDS)}")
+    if options.precision_hint is not None and name != "openvino":
+        raise InputError(
+            f"the precision hint {options.precision_hint} was given for the backend {name}; only openvino"
+            " has one"
+        )
+    if options.provider == "cuda" and name == "openvino":
+        raise InputError(
+            "the provider cuda was given for the backend openvino, which runs on the CPU; leave it out, or"
+            " use onnxruntime"
+        )
+
+
+def _onnxruntime(path: Path, manifest: Manifest, options: BackendOptions) -> Backend:
+    from wfvae.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeOptions
+
+    chosen = OnnxRuntimeOptions(options.provider, options.device_id, options.threads, options.tf32)
+    return OnnxRuntimeBackend(path, chosen)
+
+
+def _openvino(path: Path, manifest: Manifest, options: BackendOptions) -> Backend:
+    from wfvae.runtime.backends.openvino import OpenVinoBackend, OpenVinoOptions
+
+    return OpenVinoBackend(path, OpenVinoOptions(options.precision_hint or "fp32", options.threads))
+
+
+def _tensorrt(path: Path, manifest: Manifest, options: BackendOptions) -> Backend:
+    from wfvae.runtime.backends.nvidia.tensorrt_backend import TensorRTBackend, TensorRTOptions
+
+    chosen = TensorRTOptions(options.device_id, options.tf32, options.cuda_graphs)
+    return TensorRTBackend(path, manifest, chosen)
+
+
+_BACKENDS: dict[str, Callable[[Path, Manifest, BackendOptions], Backend]] = {
+    "auto": _onnxruntime,
+    "onnxruntime": _onnxruntime,
+    "tensorrt": _tensorrt,
+    "openvino": _openvino,
+}
+BACKENDS = tuple(_BACKENDS)

@@ -1,0 +1,109 @@
+"""Layer norms rewritten for OpenVINO: which ones, and how close to the definition they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wfvae.runtime.backends.openvino_norms import rewrite_norms
+
+ov = pytest.importorskip("openvino", reason="needs the extra openvino: pip install 'wfvae[openvino]'")
+NAME = "4x8x8-trilinear"
+CHANNELS = 64
+SCALE, SHIFT = np.random.default_rng(1).standard_normal((2, CHANNELS)).astype(np.float32)
+
+
+def norm_model(
+    order: Any = (0, 2, 3, 1),
+    back: Any = (0, 3, 1, 2),
+    axes: Any = (3,),
+    variance: bool = True,
+    users: int = 1,
+    scaled_by: str = "constant",
+) -> Any:
+    """A convolution, and ONNX's LayerNormalization between two transposes, as OpenVINO reads them."""
+    op = ov.opset13
+    images = op.parameter([-1, CHANNELS, -1, -1], np.float32)
+    identity = op.constant(np.eye(CHANNELS, dtype=np.float32)[:, :, None, None])
+    convolved = op.convolution(images, identity, [1, 1], [0, 0], [0, 0], [1, 1])
+    turned = op.transpose(convolved, op.constant(np.array(order)))
+    unit = op.mvn(turned, op.constant(np.array(axes)), variance, 1e-6, "inside_sqrt")
+    inputs = [images]
+    scale: Any = op.constant(SCALE)
+    if scaled_by == "input":
+        scale = op.parameter([CHANNELS], np.float32)
+        inputs.append(scale)
+    result = op.add(op.multiply(unit, scale), op.constant(SHIFT))
+    turned_back = op.transpose(result, op.constant(np.array(back)))
+    return ov.Model([turned_back, *[op.relu(unit)] * (users - 1)], inputs)
+
+
+def kinds(model: Any) -> list[str]:
+    return [node.get_type_name() for node in model.get_ordered_ops()]
+
+
+@pytest.mark.parametrize("graph", ["encoder", "decoder", "encoder.direct", "decoder.direct"])
+def test_norms_of_a_bundle_are_rewritten_without_transposes(
+    exported: Callable[..., Path], graph: str
+) -> None:
+    model = ov.Core().read_model(str(exported(NAME) / f"{graph}.onnx"))
+    norms = kinds(model).count("MVN")
+    assert rewrite_norms(model, coarse=False) == norms > 5
+    assert "MVN" not in kinds(model)
+    # Attention, block 1 of `mid`, transposes queries, keys, values, scores and its result.
+    nodes = [node for node in model.get_ordered_ops() if node.get_type_name() == "Transpose"]
+    attention = f"{graph.partition('.')[0]}.mid.1/"
+    assert nodes and all(node.get_friendly_name().startswith(attention) for node in nodes)
+    assert rewrite_norms(model, coarse=False) == 0
+
+
+@pytest.mark.parametrize("hint", ["fp32", "bf16"])
+@pytest.mark.parametrize("mean", [0, 1, 10])
+def test_rewritten_norm_is_as_close_to_the_definition_as_openvinos(mean: float, hint: str) -> None:
+    """In bf16 with one centring it would not be, at a mean of 10."""
+    core = ov.Core()
+    if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("OpenVINO does not list BF16 for this CPU")
+    noise = np.random.default_rng(0).standard_normal((2, CHANNELS, 12, 16))
+    images = (mean + noise).astype(np.float32)
+    centred = images - images.mean(axis=1, keepdims=True, dtype=np.float64)
+    deviation = np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-6)
+    exact = centred / deviation * SCALE[:, None, None] + SHIFT[:, None, None]
+
+    def error(model: Any) -> float:
+        settings = {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[hint]}
+        found = core.compile_model(model, "CPU", settings)(images)[0]
+        return float(np.sqrt(((found - exact) ** 2).mean()))
+
+    own, rewritten = norm_model(), norm_model()
+    assert rewrite_norms(rewritten, coarse=hint == "bf16") == 1
+    assert error(rewritten) < (1e-6 * (1 + mean) if hint == "fp32" else 1.6 * error(own))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"order": [0, 3, 2, 1]},
+        {"back": [0, 3, 2, 1]},
+        {"axes": [2]},
+        {"axes": [2, 3]},
+        {"variance": False},
+        {"users": 2},
+        {"scaled_by": "input"},
+    ],
+    ids=str,
+)
+def test_norm_of_another_form_is_left_alone(other: Any) -> None:
+    model = norm_model(**other)
+    before = kinds(model)
+    assert rewrite_norms(model, coarse=False) == 0
+    assert kinds(model) == before
+
+
+def test_norms_of_half_precision_graphs_are_left_alone(exported: Callable[..., Path]) -> None:
+    model = ov.Core().read_model(str(exported(NAME, precision="fp16") / "decoder.onnx"))
+    assert rewrite_norms(model, coarse=False) == 0
