@@ -14,6 +14,7 @@ from wfvae.runtime.backends.base import Array
 from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.jobs.report import Progress, no_progress
 from wfvae.runtime.pixels import Frames
+from wfvae.spec.frames import latent_size, padded_size
 from wfvae.spec.stream import Direction
 from wfvae.video.synthetic.clips import ProceduralClip
 
@@ -143,10 +144,10 @@ def _feeder(
     bundle: Bundle, direction: Direction, height: int, width: int, longest: int
 ) -> Callable[[int], Array | Frames]:
     """Gives the input of n latents: frames (r n, H, W, 3) uint8, or latents (n, D, h, w)."""
-    rows, columns = (-(-side // 8) for side in (height, width))
+    rows, columns = latent_size(height, width)
     data: Array | Frames
     if direction == "encoder":
-        clip = ProceduralClip(0, 8 * rows, 8 * columns, bundle.ratio * longest)
+        clip = ProceduralClip(0, *padded_size(height, width), bundle.ratio * longest)
         data = np.ascontiguousarray(clip.frames(0, bundle.ratio * longest)[:, :height, :width])
         return lambda latents: data[: bundle.ratio * latents]
     channels = int(bundle.manifest.graphs["decoder"].inputs[0].shape[2])

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from wfvae.errors import InputError
 from wfvae.runtime.backends.base import FloatArray
-from wfvae.spec.frames import padded_size
+from wfvae.spec.frames import latent_size, padded_size
 
 Frames = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
@@ -89,7 +89,7 @@ def check_latents(latents: Any, channels: int, height: int, width: int) -> Float
     `InputError` naming what is wrong.
     """
     array = np.asarray(latents)
-    rows, columns = (side // 8 for side in padded_size(height, width))
+    rows, columns = latent_size(height, width)
     if array.ndim != 4 or array.shape[1:] != (channels, rows, columns):
         raise InputError(
             f"latents have shape {array.shape}; expected (t, {channels}, {rows}, {columns}) for a video of"

@@ -71,18 +71,18 @@ def record(
 
 
 @pytest.mark.parametrize(("text", "span"), [("4", Span(4, 4, 4)), ("1:2:4", Span(1, 2, 4))])
-def test_spans_are_read_as_they_are_written(text: str, span: Span) -> None:
+def test_span_reads_back_as_written(text: str, span: Span) -> None:
     assert Span.parse(text) == span and str(span) == text
 
 
 @pytest.mark.parametrize("text", ["", "0", "1:2", "3:2:4", "1:5:4", "-1:1:1", "a", "1:2:3:4", "1.5"])
-def test_what_is_no_span_is_refused(text: str) -> None:
+def test_text_that_is_no_span_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="range"):
         Span.parse(text)
 
 
 @given(settings=SETTINGS)
-def test_the_command_of_settings_gives_them_back(settings: BuildSettings) -> None:
+def test_command_of_settings_parses_to_the_same_settings(settings: BuildSettings) -> None:
     words = shlex.split(settings.command(Path("a bundle")))
     assert words[:3] == ["wfvae", "build", "a bundle"]
     parser = argparse.ArgumentParser()
@@ -92,25 +92,21 @@ def test_the_command_of_settings_gives_them_back(settings: BuildSettings) -> Non
 
 
 @given(settings=SETTINGS)
-def test_every_step_of_a_chunk_or_less_has_a_profile(manifest: Manifest, settings: BuildSettings) -> None:
+def test_every_step_up_to_the_chunk_has_a_profile(manifest: Manifest, settings: BuildSettings) -> None:
+    height, width, whole = settings.height.low, settings.width.high, settings.whole_clip or 0
     for key in ("encoder", "decoder"):
         profiles = profiles_for(settings, manifest.graphs[key])
-        for latents in range(1, settings.chunk + 1):
-            assert any(
-                p.admits(settings.batch.high, latents, settings.height.low, settings.width.high)
-                for p in profiles
-            )
-        for latents in range(
-            1, (settings.whole_clip or 0) + 1
-        ):  # one row or two, as verification runs them, however many others take
-            assert all(
-                any(p.admits(rows, latents, settings.height.low, settings.width.high) for p in profiles)
-                for rows in (1, 2)
-            )
-        assert not any(p.admits(1, max(settings.chunk, settings.whole_clip or 0) + 1, 8, 8) for p in profiles)
+
+        def admitted(rows: int, latents: int, profiles: tuple[Profile, ...] = profiles) -> bool:
+            return any(profile.admits(rows, latents, height, width) for profile in profiles)
+
+        assert all(admitted(settings.batch.high, latents) for latents in range(1, settings.chunk + 1))
+        # Whole clips: one row or two, as verification runs them, however many others take.
+        assert all(admitted(rows, latents) for rows in (1, 2) for latents in range(1, whole + 1))
+        assert not admitted(1, max(settings.chunk, whole) + 1)
 
 
-def test_input_shapes(manifest: Manifest) -> None:
+def test_input_shapes_of_step_and_direct_graphs(manifest: Manifest) -> None:
     shapes = input_shapes(manifest.graphs["encoder"], 2, 3, 16, 24)
     assert shapes["frames"] == (2, 12, 3, 16, 24) and shapes["start"] == (2,)
     assert input_shapes(manifest.graphs["encoder.direct"], 2, 3, 16, 24) == {"frames": (2, 9, 3, 16, 24)}
@@ -122,7 +118,7 @@ def test_input_shapes(manifest: Manifest) -> None:
     }.items() <= shapes.items()
 
 
-def test_records_survive_the_manifest(manifest: Manifest, tmp_path: Path) -> None:
+def test_records_read_back_from_the_manifest(manifest: Manifest, tmp_path: Path) -> None:
     records = (record(manifest), record(manifest, "decoder", BuildSettings(whole_clip=5, tf32=True)))
     changed = manifest.with_engines(tuple(r.to_dict() for r in records))
     changed.write(tmp_path)
@@ -144,12 +140,12 @@ def test_records_survive_the_manifest(manifest: Manifest, tmp_path: Path) -> Non
         {"key": "0"},
     ],
 )
-def test_a_changed_entry_is_refused(manifest: Manifest, damage: dict[str, object]) -> None:
+def test_changed_entry_is_refused(manifest: Manifest, damage: dict[str, object]) -> None:
     with pytest.raises(BundleError, match="build the engines anew"):
         EngineRecord.from_dict({**record(manifest).to_dict(), **damage})
 
 
-def test_the_key_is_of_all_that_an_engine_depends_on(manifest: Manifest) -> None:
+def test_key_covers_everything_an_engine_depends_on(manifest: Manifest) -> None:
     base = record(manifest)
     narrow = (Profile("chunk", Span.of(1), Span.of(4), Span.of(64), Span.of(64)),)
     others = [
@@ -166,7 +162,7 @@ def test_the_key_is_of_all_that_an_engine_depends_on(manifest: Manifest) -> None
     assert replace(base, sha256="another", bytes=0).key == base.key
 
 
-def test_the_graphs_hash_is_of_the_graph_and_its_weights(manifest: Manifest) -> None:
+def test_graph_hash_covers_the_graph_and_its_weights(manifest: Manifest) -> None:
     base = graph_sha256(manifest, "encoder")
     for name in ("encoder.onnx", "weights.bin"):
         files = {**manifest.files, name: replace(manifest.files[name], sha256="another")}
@@ -175,7 +171,7 @@ def test_the_graphs_hash_is_of_the_graph_and_its_weights(manifest: Manifest) -> 
     assert graph_sha256(replace(manifest, files=files), "encoder") == base
 
 
-def test_the_newest_fitting_engine_is_found(manifest: Manifest) -> None:
+def test_newest_fitting_engine_is_found(manifest: Manifest) -> None:
     elsewhere = record(manifest, target=replace(HERE, gpu="NVIDIA A100"))
     wide, narrow = record(manifest), record(manifest, settings=BuildSettings(chunk=2))
     listed = manifest.with_engines(tuple(r.to_dict() for r in (wide, narrow, elsewhere)))
@@ -188,20 +184,20 @@ def test_the_newest_fitting_engine_is_found(manifest: Manifest) -> None:
         find_engine(listed, Path("b"), "encoder.direct", HERE, tf32=False)
 
 
-def test_an_engine_of_other_weights_is_refused(manifest: Manifest) -> None:
+def test_engine_of_other_weights_is_refused(manifest: Manifest) -> None:
     files = {**manifest.files, "weights.bin": replace(manifest.files["weights.bin"], sha256="another")}
     listed = replace(manifest, files=files).with_engines((record(manifest).to_dict(),))
     with pytest.raises(BundleError, match="another graph or other weights; build one: wfvae build b"):
         find_engine(listed, Path("b"), "encoder", HERE, tf32=False)
 
 
-def test_half_precision_has_no_tf32_to_disagree_about(exported: Callable[..., Path]) -> None:
+def test_half_precision_engine_fits_any_tf32_choice(exported: Callable[..., Path]) -> None:
     manifest = Manifest.read(exported("4x8x8-trilinear", precision="fp16"))
     listed = manifest.with_engines((record(manifest).to_dict(),))
     assert find_engine(listed, Path("b"), "encoder", HERE, tf32=True).precision == "fp16"
 
 
-def test_an_engine_is_read_only_if_its_content_is_right(manifest: Manifest, tmp_path: Path) -> None:
+def test_engine_with_changed_content_is_refused(manifest: Manifest, tmp_path: Path) -> None:
     entry = replace(record(manifest), sha256=hashlib.sha256(b"content").hexdigest())
     with pytest.raises(BundleError, match=r"cannot read engines/encoder-.*: No such file.*wfvae build"):
         read_engine(entry, tmp_path)

@@ -1,6 +1,8 @@
-"""Frame arithmetic and stream specifications: no torch, no model."""
+"""Frame arithmetic and stream specifications."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from wfvae.errors import InputError, StateError
 from wfvae.spec.frames import (
+    SPATIAL_RATIO,
     OutputWindow,
     causal_cache_length,
     even_chunks,
@@ -31,7 +34,7 @@ def test_lead_video_and_tail_fill_the_latents_exactly(frames: int, ratio: int) -
 
 
 @given(latents=st.integers(1, 10_000), ratio=RATIOS)
-def test_whole_clips_need_no_tail(latents: int, ratio: int) -> None:
+def test_clip_of_whole_latents_has_no_tail(latents: int, ratio: int) -> None:
     frames = video_frames(latents, ratio)
     assert latent_frames(frames, ratio) == latents
     assert tail_frames(frames, ratio) == 0
@@ -42,15 +45,14 @@ def test_whole_clips_need_no_tail(latents: int, ratio: int) -> None:
     ("frames", "ratio", "latents", "tail"),
     [(1, 4, 1, 0), (2, 4, 2, 3), (5, 4, 2, 0), (6, 4, 3, 3), (9, 8, 2, 0), (10, 8, 3, 7)],
 )
-def test_known_lengths(frames: int, ratio: int, latents: int, tail: int) -> None:
+def test_lengths_of_known_clips(frames: int, ratio: int, latents: int, tail: int) -> None:
     assert (latent_frames(frames, ratio), tail_frames(frames, ratio)) == (latents, tail)
 
 
 @given(height=st.integers(1, 5000), width=st.integers(1, 5000))
-def test_sizes_are_rounded_up_to_eight(height: int, width: int) -> None:
+def test_padded_size_is_the_next_multiple_of_the_spatial_ratio(height: int, width: int) -> None:
     for side, padded in zip((height, width), padded_size(height, width), strict=True):
-        assert padded % 8 == 0
-        assert 0 <= padded - side < 8
+        assert padded % SPATIAL_RATIO == 0 and 0 <= padded - side < SPATIAL_RATIO
 
 
 @given(total=st.integers(0, 500), chunk=st.integers(1, 40))
@@ -62,7 +64,7 @@ def test_even_chunks_cover_the_total(total: int, chunk: int) -> None:
 
 
 @given(kernel=st.integers(1, 7), stride=st.integers(1, 5), chunk=st.integers(1, 12), index=st.integers(0, 12))
-def test_cache_length_counts_the_frames_no_complete_window_has_passed(
+def test_cache_length_counts_frames_that_no_window_has_passed(
     kernel: int, stride: int, chunk: int, index: int
 ) -> None:
     window = max(kernel, stride)
@@ -76,7 +78,7 @@ def test_cache_length_counts_the_frames_no_complete_window_has_passed(
     assert causal_cache_length(kernel, stride, chunk, index) == available
 
 
-def test_cache_length_of_the_papers_special_case() -> None:
+def test_cache_length_is_that_of_the_papers_examples() -> None:
     assert [causal_cache_length(4, 3, 4, index) for index in range(7)] == [1, 2, 3, 1, 2, 3, 1]
     assert [causal_cache_length(3, 1, 4, index) for index in range(3)] == [2, 2, 2]
     assert [causal_cache_length(3, 2, 4, index) for index in range(3)] == [1, 1, 1]
@@ -87,7 +89,7 @@ def test_cache_length_of_the_papers_special_case() -> None:
     counts=st.lists(st.integers(0, 20), max_size=12),
     limit=st.none() | st.integers(0, 80),
 )
-def test_output_window_takes_what_lies_between_drop_and_limit(
+def test_output_window_takes_frames_between_drop_and_limit(
     drop: int, counts: list[int], limit: int | None
 ) -> None:
     window, taken, position = OutputWindow(drop), [], 0
@@ -99,8 +101,9 @@ def test_output_window_takes_what_lies_between_drop_and_limit(
     assert window.given == len(taken)
 
 
-def test_impossible_counts_are_refused() -> None:
-    for call, message in (
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
         (lambda: latent_frames(0, 4), "the video has 0 frames; expected at least 1"),
         (lambda: tail_frames(-1, 4), "-1 frames"),
         (lambda: video_frames(0, 4), "0 latents"),
@@ -108,9 +111,11 @@ def test_impossible_counts_are_refused() -> None:
         (lambda: list(even_chunks(8, 0)), "the chunk is 0"),
         (lambda: causal_cache_length(3, 0, 4, 1), "stride 0"),
         (lambda: causal_cache_length(3, 1, 4, -1), "index -1"),
-    ):
-        with pytest.raises(InputError, match=message):
-            call()
+    ],
+)
+def test_impossible_count_is_refused(call: Callable[[], object], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        call()
 
 
 SPEC = StreamSpec(
@@ -124,17 +129,17 @@ SPEC = StreamSpec(
 )
 
 
-def test_bytes_per_stream_are_counted_without_allocating() -> None:
+def test_bytes_per_stream_are_those_of_all_states() -> None:
     assert SPEC.bytes_per_stream(720, 1280) == 2 * 5 * 90 * 320 * 2 + 4
 
 
-def test_stream_rules() -> None:
+def test_stream_rules_of_both_directions() -> None:
     assert (SPEC.drop, SPEC.chunk_multiple, SPEC.needs_drain) == (5, 1, True)
     encoder = StreamSpec("encoder", 8, 0, ())
     assert (encoder.drop, encoder.chunk_multiple, encoder.needs_drain) == (0, 8, False)
 
 
-def test_check_accepts_the_stream_and_names_every_problem() -> None:
+def test_check_lists_every_problem_of_a_state() -> None:
     right: dict[str, tuple[tuple[int, ...], str]] = {"a": ((3, 2, 5, 2, 6), "float16"), "b": ((3,), "int32")}
     SPEC.check(right, 3, 16, 24)
     with pytest.raises(StateError) as raised:
@@ -149,11 +154,11 @@ def test_check_accepts_the_stream_and_names_every_problem() -> None:
         assert part in str(raised.value)
 
 
-def test_a_size_that_does_not_divide_is_refused() -> None:
+def test_size_that_does_not_divide_is_refused() -> None:
     with pytest.raises(InputError, match="video width is 20; expected a multiple of 8"):
         StateSpec("a", ("batch", "width/8"), "float32", "").resolve(1, 16, 20)
 
 
-def test_state_specs_round_trip_through_json() -> None:
+def test_state_specs_round_trip_through_plain_values() -> None:
     for state in SPEC.states:
         assert read_as(StateSpec, state.to_dict(), StateError) == state

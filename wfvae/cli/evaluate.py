@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wfvae.cli.arguments import add_execution_arguments, add_json_argument, open_from, parse_positive
 from wfvae.cli.output import progress_bar, show
 from wfvae.errors import InputError, ResourceError
+from wfvae.spec.frames import SPATIAL_RATIO
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -287,7 +288,9 @@ def _open_reconstructions(args: argparse.Namespace) -> Iterator[_Reconstructions
     with open_from(args) as bundle:
         label = args.name or args.bundle.resolve().name
         source = BundleSource(bundle, videos, args.chunk)
-        yield _Reconstructions(source, label, bundle.manifest.model["latent_dim"], (bundle.ratio, 8, 8))
+        yield _Reconstructions(
+            source, label, bundle.manifest.model["latent_dim"], (bundle.ratio, SPATIAL_RATIO, SPATIAL_RATIO)
+        )
 
 
 class _Run:

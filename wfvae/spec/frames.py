@@ -1,5 +1,4 @@
-"""Frame arithmetic of the uniform stream: how a video of T frames maps to steps, latents and back.
-No torch.
+"""Frame arithmetic of a stream: how a video of T frames maps to steps, latents and back.
 
     video        f0 f1 f2 f3 f4 | f5 ...          T frames
     stream  f0 f0 f0 [f0] | f1 f2 f3 f4 | f5 ...  r-1 copies of f0 in front, r = 4
@@ -26,41 +25,69 @@ def lead_frames(ratio: int) -> int:
 
 
 def tail_frames(frames: int, ratio: int) -> int:
-    """Copies of the last frame behind a video of `frames` frames, so that the stream is a multiple
-    of `ratio`.
+    """Copies of the last frame behind a video of `frames` frames, which fill the last latent.
+
+    Example:
+        >>> [tail_frames(frames, ratio=4) for frames in (1, 2, 5, 6)]
+        [0, 3, 0, 3]
     """
     _require_frames(frames)
     return (1 - frames) % ratio
 
 
 def latent_frames(frames: int, ratio: int) -> int:
-    """Latents of a video of `frames` >= 1 frames: 1 + ceil((frames - 1) / ratio)."""
+    """Latents of a video of `frames` >= 1 frames: 1 + ceil((frames - 1) / ratio).
+
+    Example:
+        >>> [latent_frames(frames, ratio=4) for frames in (1, 2, 5, 6)]
+        [1, 2, 2, 3]
+    """
     _require_frames(frames)
     return 1 + -(-(frames - 1) // ratio)
 
 
 def video_frames(latents: int, ratio: int) -> int:
-    """Frames that `latents` >= 1 latents decode to: 1 + ratio (latents - 1)."""
+    """Frames that `latents` >= 1 latents decode to: 1 + ratio (latents - 1).
+
+    Example:
+        >>> video_frames(3, ratio=4)
+        9
+    """
     if latents < 1:
         raise InputError(f"{latents} latents were given; expected at least 1")
     return 1 + ratio * (latents - 1)
 
 
-def padded_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width rounded up to multiples of 8; the border is filled by edge replication."""
+def latent_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width of the latents of a video of any size.
+
+    Example:
+        >>> latent_size(30, 41)
+        (4, 6)
+    """
     if height < 1 or width < 1:
         raise InputError(f"the video size is {height}x{width}; expected at least 1x1")
-    return -(-height // SPATIAL_RATIO) * SPATIAL_RATIO, -(-width // SPATIAL_RATIO) * SPATIAL_RATIO
+    return -(-height // SPATIAL_RATIO), -(-width // SPATIAL_RATIO)
 
 
-def latent_size(height: int, width: int) -> tuple[int, int]:
-    """Returns the height and width of the latents of a video of this size."""
-    rows, columns = padded_size(height, width)
-    return rows // SPATIAL_RATIO, columns // SPATIAL_RATIO
+def padded_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width rounded up to multiples of 8; the border repeats the last row and column.
+
+    Example:
+        >>> padded_size(30, 41)
+        (32, 48)
+    """
+    rows, columns = latent_size(height, width)
+    return rows * SPATIAL_RATIO, columns * SPATIAL_RATIO
 
 
 def even_chunks(total: int, chunk: int) -> Iterator[int]:
-    """Splits `total` into steps of `chunk` and a smaller last one."""
+    """Splits `total` into steps of `chunk` and a smaller last one.
+
+    Example:
+        >>> list(even_chunks(7, 3))
+        [3, 3, 1]
+    """
     if chunk < 1:
         raise InputError(f"the chunk is {chunk}; expected at least 1")
     full, rest = divmod(total, chunk)
@@ -72,9 +99,13 @@ def even_chunks(total: int, chunk: int) -> Iterator[int]:
 def causal_cache_length(kernel: int, stride: int, chunk: int, index: int) -> int:
     """Frames that a causal convolution carries over after chunk `index` (eq. 4 of the paper).
 
-    The first frame alone comes first (index 0), then `index` chunks of `chunk` frames. With kernel
-    4, stride 3, chunk 4 the lengths are 1, 2, 3, 1, ... A kernel shorter than its stride counts as
-    one of the stride's length, since it must step over the frames between its windows.
+    The first frame alone comes first (index 0), then `index` chunks of `chunk` frames. A kernel
+    shorter than its stride counts as one of the stride's length, since it must step over the frames
+    between its windows.
+
+    Example:
+        >>> [causal_cache_length(kernel=4, stride=3, chunk=4, index=index) for index in range(4)]
+        [1, 2, 3, 1]
     """
     if min(kernel, stride, chunk) < 1 or index < 0:
         raise InputError(
@@ -86,18 +117,24 @@ def causal_cache_length(kernel: int, stride: int, chunk: int, index: int) -> int
 
 @dataclass(frozen=True)
 class OutputWindow:
-    """Which of a decode stream's output frames belong to the video: not the first `drop`, then at
-    most T.
+    """Which output frames of a decoder belong to the video: the first `drop` do not, the next T do.
+
+    Example:
+        >>> window = OutputWindow(drop=5)
+        >>> part, window = window.take(8, limit=2)
+        >>> part, window
+        (slice(5, 7, None), OutputWindow(drop=0, given=2))
     """
 
     drop: int
     """Output frames still to be dropped."""
     given: int = 0
-    """Video frames given out so far."""
+    """Video frames returned so far."""
 
     def take(self, count: int, limit: int | None = None) -> tuple[slice, OutputWindow]:
-        """The video's part of the next `count` output frames, and the window after them. `limit` is
-        T, if known.
+        """Returns the video's part of the next `count` output frames, and the window after them.
+
+        `limit` is T, if known.
         """
         skip = min(self.drop, count)
         taken = count - skip if limit is None else min(count - skip, max(0, limit - self.given))

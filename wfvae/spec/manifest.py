@@ -16,6 +16,7 @@ from msgspec.structs import force_setattr, replace
 
 from wfvae.errors import BundleError
 from wfvae.files import write_whole
+from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.spec.records import Record, read_as
 from wfvae.spec.stream import Direction, Shape, Size, StateSpec, StreamSpec, Text, state_input, state_output
 
@@ -40,7 +41,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 Factor = int | Annotated[str, Meta(pattern="^(batch|latents|groups|height/8|width/8)$")]
 FIRST_IS_INTEGER = {"prefixItems": [{"type": "integer"}]}
 Product = Annotated[tuple[Factor, ...], Meta(min_length=1, extra_json_schema=FIRST_IS_INTEGER)]
-PaddedSide = Annotated[int, Meta(ge=8, multiple_of=8)]
+PaddedSide = Annotated[int, Meta(ge=SPATIAL_RATIO, multiple_of=SPATIAL_RATIO)]
 
 
 class TensorSpec(Record, frozen=True):

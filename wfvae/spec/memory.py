@@ -1,22 +1,31 @@
-"""What a stream will hold in memory, before anything is allocated."""
+"""Memory that streams will hold, computed before anything is allocated."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from wfvae.errors import ResourceError
-from wfvae.spec.frames import padded_size
-from wfvae.spec.manifest import GraphSpec, Manifest
+from wfvae.spec.frames import latent_size, padded_size
+from wfvae.spec.manifest import GraphSpec, Manifest, Product
 from wfvae.spec.stream import Direction
 
 MEBIBYTE = 2**20
+_FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that a direction needs."""
+    """Bytes that a direction needs.
+
+    Example:
+        >>> plan = MemoryPlan("encoder", 480, 832, 1, 4, 10, 20, 300, 4000, 50000)
+        >>> plan.total_bytes
+        54320
+        >>> plan.require(2**20)
+    """
 
     direction: Direction
     height: int
@@ -42,29 +51,36 @@ class MemoryPlan:
         return self.held_state_bytes + self.io_bytes + self.scratch_bytes + self.weights_bytes
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns all fields and the total."""
         return {**asdict(self), "total_bytes": self.total_bytes}
 
     def require(self, limit_bytes: int) -> None:
         """Raises `ResourceError` with the numbers if the plan exceeds a limit."""
         if self.total_bytes > limit_bytes:
+            parts = (self.total_bytes, self.held_state_bytes, self.scratch_bytes, self.weights_bytes)
+            total, state, scratch, weights = (f"{part / MEBIBYTE:.0f}" for part in parts)
             raise ResourceError(
                 f"{self.streams} {self.direction} stream(s) of {self.height}x{self.width} at {self.chunk}"
-                f" latents per step need {self.total_bytes / MEBIBYTE:.0f} MiB (state"
-                f" {self.held_state_bytes / MEBIBYTE:.0f}, scratch {self.scratch_bytes / MEBIBYTE:.0f},"
-                f" weights {self.weights_bytes / MEBIBYTE:.0f}), more than the limit of"
-                f" {limit_bytes / MEBIBYTE:.0f} MiB; use a smaller chunk, size or number of streams"
+                f" latents per step need {total} MiB (state {state}, scratch {scratch}, weights {weights}),"
+                f" more than the limit of {limit_bytes / MEBIBYTE:.0f} MiB; use a smaller chunk, size or"
+                " number of streams"
             )
 
 
 def plan_memory(
     manifest: Manifest, direction: Direction, height: int, width: int, streams: int, chunk: int
 ) -> MemoryPlan:
-    """The memory of `streams` streams of video of (true) size height x width, advancing by `chunk`
-    latents per step.
+    """Returns the memory of streams that advance together.
+
+    Args:
+        height, width: size of the video, before padding.
+        streams: how many.
+        chunk: latents per step.
     """
     graph = manifest.graphs[direction]
-    rows, columns = padded_size(height, width)
-    state = graph.stream.bytes_per_stream(rows, columns)
+    rows, columns = latent_size(height, width)
+    state = graph.stream.bytes_per_stream(*padded_size(height, width))
+    sizes = {"batch": streams, "latents": chunk, "height/8": rows, "width/8": columns}
     return MemoryPlan(
         direction=direction,
         height=height,
@@ -73,30 +89,26 @@ def plan_memory(
         chunk=chunk,
         state_bytes=state,
         held_state_bytes=2 * streams * state,
-        io_bytes=_io_bytes(graph, streams, chunk, rows, columns),
-        scratch_bytes=_scratch_bytes(graph, streams, chunk, rows, columns),
+        io_bytes=_io_bytes(graph, streams, chunk, height, width),
+        scratch_bytes=peak_bytes(graph, sizes),
         weights_bytes=graph.weights_bytes,
     )
 
 
-def _io_bytes(graph: GraphSpec, streams: int, chunk: int, rows: int, columns: int) -> int:
-    video = graph.stream.ratio * chunk * 3 * rows * columns
-    channels = next(
-        int(t.shape[2]) for t in (*graph.inputs, *graph.outputs) if t.name in ("latents", "moments")
+def _io_bytes(graph: GraphSpec, streams: int, chunk: int, height: int, width: int) -> int:
+    video = graph.ratio * chunk * 3 * math.prod(padded_size(height, width))
+    tensors = (*graph.inputs, *graph.outputs)
+    channels = next(int(tensor.shape[2]) for tensor in tensors if tensor.name == "latents")
+    latents = chunk * channels * math.prod(latent_size(height, width))
+    return _FLOAT32_BYTES * streams * (video + latents)
+
+
+def peak_bytes(graph: GraphSpec, sizes: Mapping[str, int]) -> int:
+    """Returns the value of `scratch_bytes` for these sizes of its symbols."""
+    return max(
+        (sum(_multiply(product, sizes) for product in peak) for peak in graph.scratch_bytes), default=0
     )
-    return 4 * streams * (video + chunk * channels * (rows // 8) * (columns // 8))
 
 
-def _scratch_bytes(graph: GraphSpec, streams: int, chunk: int, rows: int, columns: int) -> int:
-    values = {"batch": streams, "latents": chunk, "height/8": rows // 8, "width/8": columns // 8}
-    return max((_evaluate(peak, values) for peak in graph.scratch_bytes), default=0)
-
-
-def _evaluate(terms: Sequence[Sequence[Any]], values: Mapping[str, int]) -> int:
-    """A sum of products: each term is a factor and the symbols it is multiplied by."""
-    total = 0
-    for factor, *symbols in terms:
-        for symbol in symbols:
-            factor *= values[symbol]
-        total += factor
-    return total
+def _multiply(product: Product, sizes: Mapping[str, int]) -> int:
+    return math.prod(factor if isinstance(factor, int) else sizes[factor] for factor in product)

@@ -19,6 +19,7 @@ def manifest_schema() -> dict[str, Any]:
     _, kinds = msgspec.json.schema_components([Manifest, EngineRecord], ref_template="#/$defs/{name}")
     for kind in kinds.values():
         kind["required"] = list(kind["properties"])
+        kind["description"] = kind["description"].partition("\n")[0]
         for described in kind["properties"].values():
             described.pop("default", None)
     manifest = kinds.pop("Manifest")
