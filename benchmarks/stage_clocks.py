@@ -21,7 +21,7 @@ import wfvae.runtime.stream as stream
 from wfvae.runtime.backends.onnxruntime import OnnxRuntimeStep
 from wfvae.runtime.backends.openvino import OpenVinoStep
 from wfvae.runtime.feed import Feed
-from wfvae.runtime.latents.latent_files import LatentsReader
+from wfvae.runtime.latents.base import LatentsReader
 from wfvae.runtime.latents.zarr_latents import ZarrWriter
 from wfvae.runtime.media.container_source import ContainerSource
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter

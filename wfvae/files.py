@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from wfvae.errors import ResourceError
+from wfvae.errors import ResourceError, WFVAEError
 
 Content = str | bytes | memoryview
 
@@ -21,6 +21,26 @@ Content = str | bytes | memoryview
 def temporary_name(path: Path, ending: str = "part") -> Path:
     """Returns a hidden name beside `path`, so that renaming is atomic, with this process's number."""
     return path.with_name(f".{path.name}.{os.getpid()}.{ending}")
+
+
+def partial_name(path: Path) -> Path:
+    """Returns a hidden name beside `path` for work that a later process finds again."""
+    return path.with_name(f".{path.name}.part")
+
+
+def check_destination(path: Path, *, overwrite: bool, error: type[WFVAEError]) -> None:
+    """Raises `error` or `ResourceError` if no file can be created at `path`."""
+    if path.exists() and not overwrite:
+        raise error(f"'{path}' already exists; choose another name or allow overwriting")
+    if path.exists() and not path.is_file():
+        raise error(f"'{path}' exists and is not a file; choose another name")
+    if not path.parent.is_dir():
+        raise error(f"the directory '{path.parent}' for '{path.name}' does not exist; create it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ResourceError(
+            f"the directory '{path.parent}' is not writable; choose another destination or change its"
+            " permissions"
+        )
 
 
 def write_whole(path: Path, content: Content | Iterable[Content]) -> None:

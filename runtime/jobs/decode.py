@@ -13,7 +13,8 @@ from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.jobs.checkpoints import CHECKPOINT_SECONDS, DEPTH, Checkpoints
 from wfvae.runtime.jobs.report import Progress, Report, no_progress
 from wfvae.runtime.jobs.sources import fingerprint_latents, require_distinct, require_origin
-from wfvae.runtime.latents.latent_files import LatentsReader, open_latents
+from wfvae.runtime.latents.base import LatentsReader
+from wfvae.runtime.latents.latent_files import open_latents
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_writer import PIPE, is_image_folder, open_video_writer

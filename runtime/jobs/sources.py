@@ -9,8 +9,9 @@ from pathlib import Path
 from wfvae.errors import LatentsError, MediaError
 from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.jobs.checkpoints import FROM_PIPE
-from wfvae.runtime.latents.latent_files import LatentsReader
-from wfvae.runtime.media.video_writer import NUMBERED, PIPE
+from wfvae.runtime.latents.base import LatentsReader
+from wfvae.runtime.media.sinks import NUMBER_FORMAT
+from wfvae.runtime.media.video_writer import PIPE
 
 _FINGERPRINT_BYTES = 1 << 20
 _FINGERPRINT_LATENTS = 16
@@ -65,7 +66,7 @@ def require_distinct(source: str | Path | None, out: str | Path) -> None:
     """Raises `MediaError` where the output would replace what it is made from."""
     if source is None or PIPE in (str(source), str(out)):
         return
-    target = Path(out).parent if NUMBERED.search(Path(out).name) else Path(out)
+    target = Path(out).parent if NUMBER_FORMAT.search(Path(out).name) else Path(out)
     if target.exists() and Path(source).exists() and target.samefile(source):
         raise MediaError(
             f"'{out}' is the input itself ('{source}'), which would be lost; choose another name for the"

@@ -1,1 +1,1 @@
-"""Latents on disk: safetensors and npy for clips, Zarr for streams without end."""
+"""Latents on disk: `.safetensors` and `.npy` for a clip, a Zarr store for a stream without end."""

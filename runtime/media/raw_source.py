@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from wfvae.errors import MediaError
-from wfvae.runtime.media.media_failures import reported
+from wfvae.runtime.media.failures import translated
 from wfvae.runtime.media.video_info import RawVideo, VideoInfo
 from wfvae.video.stored_pixels import RGBArray
 
@@ -30,16 +30,9 @@ class RawSource:
             width=layout.width,
             height=layout.height,
             fps=layout.fps,
-            time_base=None,
-            frames=None,
             pixel_format="rgb24",
             color_range="pc",
             color_space="rgb",
-            color_primaries=None,
-            color_transfer=None,
-            rotation=0,
-            variable_frame_rate=False,
-            has_audio=False,
             kind="raw",
         )
 
@@ -47,7 +40,7 @@ class RawSource:
         """The pipe belongs to the process and stays open."""
 
     def skip(self, count: int) -> int:
-        """Read and drop up to `count` frames."""
+        """Reads and drops up to `count` frames. Returns how many."""
         skipped = 0
         while skipped < count and self._next() is not None:
             skipped += 1
@@ -67,15 +60,12 @@ class RawSource:
         return data
 
     def _read(self) -> bytearray | None:
-        """One frame in a buffer of its own; None at the end. A pipe may deliver it in pieces."""
+        """Reads one frame, which a pipe may deliver in pieces. None at the end."""
         wanted = self._layout.frame_bytes
         buffer = bytearray(wanted)
         view, filled = memoryview(buffer), 0
-        with reported(f"reading '{self._name}'"):
-            while filled < wanted:
-                piece = self._pipe.read(wanted - filled)
-                if not piece:
-                    break
+        with translated(f"reading '{self._name}'"):
+            while filled < wanted and (piece := self._pipe.read(wanted - filled)):
                 view[filled : filled + len(piece)] = piece
                 filled += len(piece)
         if filled == 0:

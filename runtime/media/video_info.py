@@ -24,8 +24,8 @@ class RawVideo:
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1 or self.fps <= 0:
             raise MediaError(
-                f"raw video of {self.width}x{self.height} at {self.fps} fps cannot be; give sizes of at least"
-                " 1 and a rate above 0"
+                f"raw video of {self.width}x{self.height} at {self.fps} fps was given; expected sizes of at"
+                " least 1 and a rate above 0"
             )
 
     @property
@@ -34,80 +34,60 @@ class RawVideo:
         return self.width * self.height * 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VideoInfo:
     """A video source, as it presents itself after its first frame was decoded."""
 
     width: int
-    """Width in pixels of the arrays that are read, that is after rotation."""
     height: int
-    """Height in pixels of the arrays that are read, that is after rotation."""
+    """Size in pixels of the arrays that are read, after rotation."""
     fps: Fraction
     """Average frame rate that the container states, or the best guess."""
-    time_base: Fraction | None
-    """Tick of the source's timestamps in seconds; None where the source has no timestamps (images,
-    raw).
-    """
-    frames: int | None
-    """Frames the container *states*. None where it states nothing, and it may be wrong: only
-    reading to the end tells the truth.
-    """
+    time_base: Fraction | None = None
+    """Tick of the source's timestamps in seconds; None without timestamps (images, raw)."""
+    frames: int | None = None
+    """Frames that the container *states*, None if it states nothing. Only reading gives the count."""
     pixel_format: str
     """FFmpeg's name of the stored pixel format, such as "yuv420p"."""
-    color_range: ColorRange | None
-    """"tv" (limited) or "pc" (full) as stored; None if the file does not say."""
-    color_space: str | None
-    """Matrix as stored ("bt709", "smpte170m", "rgb", ...); None if the file does not say."""
-    color_primaries: str | None
-    color_transfer: str | None
-    rotation: int
-    """Clockwise degrees (0, 90, 180, 270) by which the stored frames are turned on reading.
-    Mirroring, if any, is undone as well.
-    """
-    variable_frame_rate: bool
-    """True if the container's index or rates show unequal frame times. Best knowledge: False is no
-    promise.
-    """
-    has_audio: bool
+    color_range: ColorRange | None = None
+    """"tv" (limited) or "pc" (full) as stored; None if the file does not state it."""
+    color_space: str | None = None
+    """Matrix as stored ("bt709", "smpte170m", "rgb", ...); None if the file does not state it."""
+    color_primaries: str | None = None
+    color_transfer: str | None = None
+    rotation: int = 0
+    """Clockwise degrees (0, 90, 180, 270) by which stored frames are turned; mirroring is undone too."""
+    variable_frame_rate: bool = False
+    """True if index or rates show unequal frame times. False is no guarantee of equal ones."""
+    has_audio: bool = False
     kind: SourceKind
     sample_aspect_ratio: Fraction | None = None
-    """Width of a stored pixel over its height, where stated and not 1. Frames are passed on
-    unscaled.
-    """
+    """Width of a stored pixel over its height, if stated and not 1. Frames are not rescaled."""
 
 
 @dataclass(frozen=True)
 class OutputVideo:
-    """A video to be written. Everything but the size and the rate has a default that suits the
-    destination.
-    """
+    """A video to be written. All but size and rate have defaults that suit the destination."""
 
     width: int
     height: int
     fps: Fraction
     """Nominal rate; frames written without times are spaced by 1 / fps."""
     time_base: Fraction | None = None
-    """Tick to which presentation times are rounded. None: 1 / fps. Give the source's own to carry a
-    variable rate over.
-    """
+    """Tick to which times are rounded, 1 / fps if None. Take the source's to keep a variable rate."""
     codec: str | None = None
     """FFmpeg encoder. None: by suffix (mp4, mkv, mov: libx264; webm: libvpx-vp9; gif: gif)."""
     crf: float | None = None
-    """Constant quality, on the scale of the encoder; lower is better and larger. None: visually
-    near lossless.
-    """
+    """Constant quality on the encoder's scale, lower is better. None: visually near lossless."""
     pixel_format: str | None = None
-    """None: yuv420p, or yuv444p where the size is odd and the encoder takes only even sizes, and
-    for pictures below 8 pixels.
-    """
+    """None: yuv420p, or yuv444p for odd sizes that the encoder refuses and for sides below 8."""
     color_range: ColorRange | None = None
     """None: "tv"."""
     color_space: str | None = None
     """Matrix to encode with and to tag. None: "bt709"."""
     color_primaries: str | None = None
-    """Tag only. None: those that go with the matrix."""
     color_transfer: str | None = None
-    """Tag only. None: that which goes with the matrix."""
+    """Tags only. None: those that go with the matrix."""
     audio_from: Path | None = None
     """A media file whose audio streams are copied, packet by packet, without re-encoding."""
     audio_end: Fraction | None = None
@@ -115,9 +95,7 @@ class OutputVideo:
     encoder_options: tuple[tuple[str, str], ...] = ()
     """Further options of the encoder, such as (("preset", "slow"),)."""
     threads: int = 4
-    """Encoder threads. A fixed number and not the number of cores, because the encoded bytes depend
-    on it.
-    """
+    """Encoder threads: a fixed number, because the encoded bytes depend on it."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
@@ -135,16 +113,14 @@ class OutputVideo:
 
     @classmethod
     def like(cls, source: VideoInfo, **changes: Any) -> OutputVideo:
-        """Size, rate, time base and colour tags of `source`, with `changes` to any field of
-        `OutputVideo`.
-        """
+        """Takes size, rate, time base and colour tags from `source`, and any field from `changes`."""
         unknown = set(changes) - {field.name for field in fields(cls)}
         if unknown:
             raise MediaError(
                 f"unknown output setting {', '.join(sorted(unknown))}; see the fields of OutputVideo"
             )
         is_rgb = source.color_space == "rgb"
-        carried = cls(
+        same = cls(
             width=source.width,
             height=source.height,
             fps=source.fps,
@@ -154,4 +130,4 @@ class OutputVideo:
             color_primaries=source.color_primaries,
             color_transfer=source.color_transfer,
         )
-        return replace(carried, **changes)
+        return replace(same, **changes)

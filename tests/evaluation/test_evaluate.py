@@ -51,7 +51,7 @@ from wfvae.metrics import frames as frame_metrics  # noqa: E402
 from wfvae.metrics.frames import score_frames  # noqa: E402
 from wfvae.metrics.torchvision_operators import make_torchvision_importable  # noqa: E402
 from wfvae.runtime import Bundle  # noqa: E402
-from wfvae.runtime.media.image_folder import PNGFolder  # noqa: E402
+from wfvae.runtime.media.sinks import PNGFolder  # noqa: E402
 
 LOSSLESS = {"codec": "ffv1", "pixel_format": "bgr0"}
 

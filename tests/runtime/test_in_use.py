@@ -18,7 +18,7 @@ import pytest
 import wfvae.runtime.media.video_reader as video_reader
 from fixtures.program import clip, save
 from wfvae.errors import MediaError
-from wfvae.runtime.media.in_use import turn_to_close
+from wfvae.runtime.media.locks import acquired as turn_to_close
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo, RawVideo
 from wfvae.runtime.media.video_reader import open_video
@@ -98,7 +98,7 @@ def test_a_reader_closes_after_the_frame_that_is_being_read(tmp_path: Path) -> N
 
 
 def test_a_silent_pipe_is_left_to_the_thread_that_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video_reader, "_PIPE_SECONDS", 0.01)
+    monkeypatch.setattr(video_reader, "PIPE_CLOSE_SECONDS", 0.01)
     stage, reader = Stage(), open_video(io.BytesIO(bytes(clip(3))), raw=RawVideo(48, 32, Fraction(25)))
     source: Any = reader._source
 
@@ -111,7 +111,7 @@ def test_a_silent_pipe_is_left_to_the_thread_that_reads_it(monkeypatch: pytest.M
     thread = threading.Thread(target=swallowed(lambda: list(reader)))
     thread.start()
     stage.entered()
-    monkeypatch.setattr(video_reader, "PATIENCE", math.nan)  # would raise
+    monkeypatch.setattr(video_reader, "CLOSE_SECONDS", math.nan)  # would raise
     reader.close()
     stage.leave()
     thread.join(10)

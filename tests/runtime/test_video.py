@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wfvae.errors import InputError, MediaError, ResourceError, WFVAEError
-from wfvae.runtime.media.cut_short import missing_bytes
+from wfvae.runtime.media.truncation import missing_bytes
 from wfvae.runtime.media.image_folder import natural_key
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo, RawVideo, VideoInfo
@@ -918,7 +918,7 @@ def test_joining_can_be_repeated_after_it_failed(tmp_path: Path, monkeypatch: py
     with SegmentedVideoWriter.open(path, video, segment_frames=8) as writer:
         writer.write(frames)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("wfvae.runtime.media.segmented_writer.commit", interrupt_for("v.mp4"))
+            patch.setattr("wfvae.runtime.media.output_container.commit", interrupt_for("v.mp4"))
             writer.finish()
     assert os.listdir(tmp_path) == ["v.mp4.partial"]
     with SegmentedVideoWriter.open(path, video, segment_frames=8, resume=True) as writer:
@@ -929,7 +929,7 @@ def test_joining_can_be_repeated_after_it_failed(tmp_path: Path, monkeypatch: py
 
 
 def interrupt_for(name: str) -> Any:
-    from wfvae.runtime.media.video_writer import commit
+    from wfvae.files import commit
 
     def interrupted(partial: Path, path: Path) -> None:
         if path.name == name:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wfvae.runtime.media.container_source import packet_count
+from wfvae.runtime.media.container_input import packet_count
 from wfvae.runtime.media.video_reader import open_video
 
 

@@ -1,7 +1,7 @@
-"""Whether a file is shorter than its own container says.
+"""Whether a file is shorter than its own container states.
 
-Demuxers report a file that was cut off as a normal end of stream more often than not. MP4, Matroska
-and AVI state the length of their outer parts, so the cut can be seen without decoding anything.
+Demuxers mostly report a file that was cut off as a normal end of stream. MP4, Matroska and AVI
+state the length of their outer parts, so the cut is found without decoding anything.
 """
 
 from __future__ import annotations
@@ -11,50 +11,32 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-EBML_HEADER, SEGMENT = 0x1A45DFA3, 0x18538067
-MP4_BOXES = frozenset(
-    {
-        b"ftyp",
-        b"moov",
-        b"mdat",
-        b"free",
-        b"skip",
-        b"wide",
-        b"pnot",
-        b"moof",
-        b"styp",
-        b"sidx",
-        b"mfra",
-        b"uuid",
-        b"udta",
-        b"meta",
-    }
-)
+EBML_HEADER, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+MP4_BOXES = frozenset(b"ftyp moov mdat free skip wide pnot moof styp sidx mfra uuid udta meta".split())
 
 
 def missing_bytes(path: Path) -> int:
-    """Bytes that the container at `path` states beyond the end of the file; 0 if it is whole, or
-    states no length (live recordings).
+    """Bytes that the container states beyond the end of the file.
+
+    0 if the file is whole, or states no length (live recordings).
     """
     size = os.path.getsize(path)
     with path.open("rb") as file:
         head = file.read(12)
-        if head[:4] == b"RIFF":
-            return (
-                max(0, struct.unpack("<I", head[4:8])[0] + 8 - size)
-                if head[8:12] == b"AVI " and size < 2**31
-                else 0
-            )
-        if head[:4] == EBML_HEADER.to_bytes(4, "big"):
-            return max(0, _matroska_end(file) - size)
-        if head[4:8] in MP4_BOXES:
-            return max(0, _mp4_end(file, size) - size)
-    return 0
+        end = 0
+        if head[:4] == b"RIFF" and head[8:12] == b"AVI " and size < 2**31:
+            end = int(struct.unpack("<I", head[4:8])[0]) + 8
+        elif head[:4] == EBML_HEADER:
+            end = _matroska_end(file)
+        elif head[4:8] in MP4_BOXES:
+            end = _mp4_end(file, size)
+    return max(0, end - size)
 
 
 def _mp4_end(file: BinaryIO, size: int) -> int:
-    """Where the last top-level box ends. A box of size 0 reaches to the end of the file, a size of
-    1 is followed by 64 bits.
+    """Where the last top-level box ends.
+
+    A box of size 0 reaches to the end of the file; after a size of 1 the size follows as 64 bits.
     """
     position = 0
     while position + 8 <= size:
@@ -80,15 +62,16 @@ def _matroska_end(file: BinaryIO) -> int:
     if header_size is None:
         return 0
     file.seek(header_size, os.SEEK_CUR)
-    if int.from_bytes(file.read(4), "big") != SEGMENT:
+    if file.read(4) != SEGMENT:
         return 0
     segment_size = _ebml_number(file)
     return 0 if segment_size is None else file.tell() + segment_size
 
 
 def _ebml_number(file: BinaryIO) -> int | None:
-    """An EBML variable-length size: the count of leading zero bits gives its length. All ones means
-    unknown.
+    """Reads a variable-length size; None if it is incomplete, or all ones, which means unknown.
+
+    The count of leading zero bits gives its length.
     """
     first = file.read(1)
     if not first or first[0] == 0:

@@ -1,0 +1,178 @@
+"""What the readers and writers of all formats of latents have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from msgspec.structs import replace
+
+from wfvae.errors import LatentsError
+from wfvae.runtime.media.failures import translated
+from wfvae.spec.latents import DTYPES, Latents, LatentsInfo, check_finite, checked_latents
+
+TENSOR = "latents"
+
+
+class LatentsReader(ABC):
+    """Latents opened for reading; nothing is loaded until it is read. Use it in a `with` block.
+
+    Attributes:
+        info: the metadata; `info.frames` is None in a store that was not finished.
+        shape: (T', D, h, w).
+        dtype: float32 or float16.
+        complete: False for a store whose writer has not finished, or was interrupted.
+    """
+
+    info: LatentsInfo
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    complete = True
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def count(self) -> int:
+        """The number of latents that can be read, T'."""
+        return self.shape[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check(self) -> None:
+        """Raises `LatentsError` if the array cannot be latents of these metadata."""
+        if len(self.shape) != 4 or 0 in self.shape[1:]:
+            raise LatentsError(
+                f"'{self._path}' holds an array of shape {self.shape}; expected rank 4, (T', D, h, w)"
+            )
+        if self.dtype not in DTYPES:
+            raise LatentsError(f"'{self._path}' holds {self.dtype}; expected float32 or float16")
+        if self.complete:
+            self.info.check_count(self.count, str(self._path))
+
+    def read(self, start: int = 0, stop: int | None = None) -> Latents:
+        """Reads latents start..stop as an array of its own, (stop - start, D, h, w).
+
+        Raises:
+            LatentsError: a range outside 0..count, or NaN or infinity, with the first such latent.
+        """
+        stop = self.count if stop is None else stop
+        if not 0 <= start <= stop <= self.count:
+            raise LatentsError(
+                f"latents {start} to {stop} of '{self._path}' were requested; it holds {self.count}"
+            )
+        latents = self._read(start, stop)
+        check_finite(latents, start, str(self._path))
+        return latents
+
+    def chunks(self, latents: int, start: int = 0) -> Iterator[Latents]:
+        """Yields all latents from `start` on, `latents` at a time, the last piece may be shorter."""
+        if latents < 1:
+            raise LatentsError(f"pieces of {latents} latents cannot be read; give at least 1")
+        for first in range(start, self.count, latents):
+            yield self.read(first, min(first + latents, self.count))
+
+    @abstractmethod
+    def close(self) -> None:
+        """Releases the file. Safe to call twice."""
+
+    @abstractmethod
+    def _read(self, start: int, stop: int) -> Latents: ...
+
+
+class LatentsWriter(ABC):
+    """Latents opened for writing. Use it in a `with` block; only `finish` makes a complete file."""
+
+    def __init__(self, path: Path, info: LatentsInfo) -> None:
+        self._path, self._info = path, replace(info, frames=None)
+        self._open = True
+        self._item: tuple[int, ...] | None = None
+        self._dtype: np.dtype[Any] = np.dtype(np.float32)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    @abstractmethod
+    def latents_done(self) -> int:
+        """The number of latents written so far; of a Zarr store, also by earlier runs."""
+
+    def append(self, latents: Latents) -> None:
+        """Appends (n, D, h, w), float32 or float16; D, h, w and dtype are the same in every call.
+
+        In a Zarr store they are committed when this returns, and none of them is if it fails.
+
+        Raises:
+            LatentsError: another shape or dtype, NaN or infinity, or a closed writer.
+            ResourceError: the disk is full.
+        """
+        self._require_open()
+        checked_latents(latents, str(self._path))
+        with self._translated():
+            if self._item is None:
+                self._item, self._dtype = latents.shape[1:], latents.dtype
+                self._begin()
+            if latents.shape[1:] != self._item or latents.dtype != self._dtype:
+                raise LatentsError(
+                    f"latents for '{self._path}' are {latents.dtype} {latents.shape}, but those before are"
+                    f" {self._dtype} (n, {', '.join(map(str, self._item))}); a file holds one size and type"
+                )
+            self._append(latents)
+
+    def truncate(self, count: int) -> None:
+        """Keeps the first `count` latents only (Zarr stores)."""
+        raise LatentsError(
+            f"'{self._path}' cannot be cut back to {count} latents; only a .zarr store can be resumed"
+        )
+
+    def finish(self, frames: int) -> None:
+        """Completes the file of a video of `frames` frames.
+
+        Raises:
+            LatentsError: nothing was appended, or the number of latents does not fit.
+            ResourceError: the disk is full.
+        """
+        self._require_open()
+        if not self.latents_done:
+            raise LatentsError(
+                f"no latents were written to '{self._path}'; append at least one before finishing"
+            )
+        info = replace(self._info, frames=frames)
+        info.check_count(self.latents_done, str(self._path))
+        with self._translated():
+            self._finish(info)
+        self._open = False
+
+    def close(self) -> None:
+        """Ends writing. Safe to call twice."""
+        self._open = False
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise LatentsError(
+                f"'{self._path}' is closed; open it again to write (a .zarr store with resume=True)"
+            )
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated(f"writing '{self._path}'", LatentsError)
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Creates the file, of latents of shape `_item` and type `_dtype`."""
+
+    @abstractmethod
+    def _append(self, latents: Latents) -> None: ...
+
+    @abstractmethod
+    def _finish(self, info: LatentsInfo) -> None: ...

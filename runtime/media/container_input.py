@@ -1,0 +1,100 @@
+"""Opening containers for reading, and choosing the stream to read."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+from av.stream import Discard, Disposition
+
+from wfvae.errors import MediaError
+from wfvae.runtime.media.failures import Failure, reason, translated
+
+CONTAINERS = "a container such as mp4, mkv, webm, mov, gif or avi"
+CHARACTER_ART = frozenset({"tty", "bin", "xbin", "adf", "idf"})
+"""Demuxers that turn any text or binary file into a "video" of characters."""
+LOCAL_ONLY = {"protocol_whitelist": "file,crypto,data"}
+"""Refuses addresses that a file names, such as those in playlists."""
+
+
+def open_container(source: Path | BinaryIO, name: str) -> Any:
+    """Opens a file or a pipe that FFmpeg recognises as a container."""
+    is_file = isinstance(source, Path)
+    if isinstance(source, Path):
+        _check_file(source)
+    target: Any = f"file:{source}" if is_file else source
+    try:
+        container = av.open(target, "r", options=LOCAL_ONLY, metadata_errors="replace")
+    except Failure as error:
+        hint = (
+            "check that the file is complete and is a video"
+            if is_file
+            else "an MP4 on a pipe must have its index in front (faststart); give width, height and fps for"
+            " raw frames, or use a file"
+        )
+        raise MediaError(
+            f"cannot read '{name}' as video: {reason(error)}; expected {CONTAINERS}; {hint}"
+        ) from error
+    if container.format.name in CHARACTER_ART:
+        container.close()
+        raise MediaError(f"'{name}' is a text or binary file, not a video; expected {CONTAINERS}")
+    return container
+
+
+def select_video_stream(container: Any, name: str) -> Any:
+    """Returns the first video stream that is no attached picture (cover art); discards the others."""
+    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not videos:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
+        raise MediaError(
+            f"'{name}' has no video stream (found: {kinds}); expected a file with moving pictures"
+        )
+    stream = videos[0]
+    if stream.codec_context is None:
+        raise MediaError(
+            f"'{name}' has a video codec that this FFmpeg cannot decode; convert it to H.264, VP9 or AV1"
+        )
+    discard_all_but(container, [stream])
+    return stream
+
+
+def discard_all_but(container: Any, streams: list[Any]) -> None:
+    """Makes the demuxer drop the packets of all other streams instead of buffering them."""
+    for stream in container.streams:
+        if stream not in streams:
+            stream.discard = Discard.all
+
+
+def start_of(container: Any) -> Fraction:
+    """The start of the earliest stream in seconds: the zero of all times of video and audio."""
+    starts = [
+        stream.start_time * Fraction(stream.time_base)
+        for stream in container.streams
+        if stream.type in ("video", "audio") and stream.start_time is not None and stream.time_base
+    ]
+    return min(starts, default=Fraction(0))
+
+
+def packet_count(path: Path) -> int:
+    """Counts the packets of the video stream without decoding: mostly, not always, one per frame."""
+    container = open_container(path, str(path))
+    try:
+        with translated(f"reading '{path}'"):
+            stream = select_video_stream(container, str(path))
+            return sum(1 for packet in container.demux(stream) if packet.size)
+    finally:
+        container.close()
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise MediaError(f"no such file: '{path}'; check the path")
+    if not path.is_file():
+        raise MediaError(
+            f"'{path}' is neither a file nor a directory; expected a video file, a directory of images, or -"
+            " for a pipe"
+        )
+    if path.stat().st_size == 0:
+        raise MediaError(f"'{path}' is empty (0 bytes); expected a video, check how the file was made")

@@ -1,0 +1,179 @@
+"""Mapping an `OutputVideo` to an encoder of this FFmpeg and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from wfvae.errors import MediaError
+from wfvae.runtime.media.color_tags import (
+    DEFAULT_SPACE,
+    PRIMARIES,
+    SWS_MATRIX,
+    TAGS_OF_SPACE,
+    TRANSFERS,
+    number_of,
+)
+from wfvae.runtime.media.video_info import ColorRange, OutputVideo
+
+MUXERS = {
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mov",
+    ".mkv": "matroska",
+    ".webm": "webm",
+    ".gif": "gif",
+    ".avi": "avi",
+    ".ts": "mpegts",
+    ".nut": "nut",
+}
+GENERAL_ENCODERS = ("libx264", "libopenh264", "mpeg4")
+WEBM_ENCODERS = ("libvpx-vp9", "libsvtav1", "libvpx")
+ENCODERS_OF_MUXER = {"gif": ("gif",), "webm": WEBM_ENCODERS}
+GIF_TICK = Fraction(1, 100)
+
+PADS_ODD_SIZES = frozenset({"libvpx-vp9", "libvpx", "ffv1", "gif"})
+"""Encoders that pad on their own and store the true size; the others subsample even sizes only."""
+TINY = 8
+"""Below it, chroma is not subsampled: swscale takes the chroma of the lower of two rows only."""
+DEFAULT_CRF: Mapping[str, float] = {
+    "libx264": 16,
+    "libx264rgb": 16,
+    "libx265": 18,
+    "libvpx-vp9": 22,
+    "libvpx": 8,
+    "libsvtav1": 20,
+}
+SPEED: Mapping[str, Mapping[str, str]] = {
+    "libvpx-vp9": {"deadline": "good", "cpu-used": "4", "row-mt": "1"},
+    "libvpx": {"deadline": "good", "cpu-used": "4"},
+    "libsvtav1": {"preset": "8"},
+}
+MPEG4_QUALITY = {"flags": "+qscale", "global_quality": str(2 * 118)}
+X264_REPRODUCIBLE = "asm=avx2"
+"""x264's AVX-512 code for macroblock trees reads memory that it did not write if a row is not a
+multiple of 8 macroblocks, so that equal input gave up to six different files in 40 runs at 64x48.
+With AVX2 it gives one, the same as without any assembly."""
+
+
+@dataclass(frozen=True)
+class EncoderPlan:
+    """An `OutputVideo` with every default filled in."""
+
+    codec: str
+    pixel_format: str
+    time_base: Fraction
+    color_range: ColorRange
+    color_space: str
+    color_primaries: str
+    color_transfer: str
+    options: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, video: OutputVideo, muxer: str) -> EncoderPlan:
+        """Raises `MediaError` for settings that contradict each other or this FFmpeg."""
+        codec = _encoder(muxer, video.codec)
+        space = video.color_space or DEFAULT_SPACE
+        if space not in SWS_MATRIX:
+            raise MediaError(
+                f"cannot encode with the colour matrix '{space}'; choose one of {', '.join(SWS_MATRIX)}"
+            )
+        if video.color_range not in (None, "tv", "pc"):
+            raise MediaError(f"unknown colour range '{video.color_range}'; choose tv (limited) or pc (full)")
+        primaries, transfer = TAGS_OF_SPACE[space]
+        plan = cls(
+            codec=codec,
+            pixel_format=_pixel_format(video, codec),
+            time_base=GIF_TICK if codec == "gif" else video.time_base or 1 / video.fps,
+            color_range=video.color_range or "tv",
+            color_space=space,
+            color_primaries=video.color_primaries or primaries,
+            color_transfer=video.color_transfer or transfer,
+            options=tuple(_options(video, codec, muxer).items()),
+        )
+        number_of(PRIMARIES, plan.color_primaries, "colour primaries")
+        number_of(TRANSFERS, plan.color_transfer, "transfer characteristic")
+        return plan
+
+
+def muxer_for(path: Path, container: str | None = None) -> str:
+    """Returns FFmpeg's name of the container for `path`, or `container` if given."""
+    muxer = container or MUXERS.get(path.suffix.lower())
+    if muxer is None:
+        raise MediaError(
+            f"cannot tell the video format of '{path}' from its ending '{path.suffix}'; "
+            f"use one of {', '.join(MUXERS)}, or a directory for PNG files"
+        )
+    return muxer
+
+
+def _encoder(muxer: str, wanted: str | None) -> str:
+    """Returns the encoder `wanted`, or the first of the muxer's usual ones that this FFmpeg has."""
+    candidates = (wanted,) if wanted else ENCODERS_OF_MUXER.get(muxer, GENERAL_ENCODERS)
+    for name in candidates:
+        if _can_encode(name):
+            return name
+    known = (*GENERAL_ENCODERS, *WEBM_ENCODERS, "libx265", "ffv1", "gif")
+    raise MediaError(
+        f"this FFmpeg has no video encoder {' or '.join(candidates)}; choose one of"
+        f" {', '.join(filter(_can_encode, known))}"
+    )
+
+
+def _can_encode(name: str) -> bool:
+    try:
+        return av.Codec(name, "w").type == "video"
+    except (av.FFmpegError, ValueError):
+        return False
+
+
+def _pixel_format(video: OutputVideo, codec: str) -> str:
+    if codec == "gif":
+        return "pal8"
+    names = [offer.name for offer in av.Codec(codec, "w").video_formats or []]
+    needs_even = codec not in PADS_ODD_SIZES and (video.width % 2 == 1 or video.height % 2 == 1)
+    if video.pixel_format is None:
+        full_chroma = needs_even or min(video.width, video.height) < TINY
+        return "yuv444p" if full_chroma and (not names or "yuv444p" in names) else "yuv420p"
+    if names and video.pixel_format not in names:
+        raise MediaError(
+            f"encoder {codec} does not take the pixel format '{video.pixel_format}'; choose one of"
+            f" {', '.join(names)}"
+        )
+    layout = av.VideoFormat(video.pixel_format)
+    if needs_even and (layout.chroma_width(2) == 1 or layout.chroma_height(2) == 1):
+        raise MediaError(
+            f"{codec} needs even sizes for {video.pixel_format}, got {video.width}x{video.height}; use"
+            " yuv444p or leave it open"
+        )
+    return video.pixel_format
+
+
+def _options(video: OutputVideo, codec: str, muxer: str) -> dict[str, str]:
+    options = dict(SPEED.get(codec, {}))
+    if codec in DEFAULT_CRF:
+        options["crf"] = f"{DEFAULT_CRF[codec] if video.crf is None else video.crf:g}"
+    elif video.crf is not None:
+        raise MediaError(
+            f"encoder {codec} has no constant-quality setting; leave crf out, or use one of"
+            f" {', '.join(DEFAULT_CRF)}"
+        )
+    if codec == "mpeg4":
+        options |= MPEG4_QUALITY
+    if muxer == "avi":
+        options["bf"] = "0"  # AVI has no presentation times: frames are shown in the order they are stored
+    options |= dict(video.encoder_options)
+    if codec.startswith("libx264") and _has_avx512():
+        options["x264-params"] = ":".join(filter(None, (X264_REPRODUCIBLE, options.get("x264-params"))))
+    return options
+
+
+def _has_avx512() -> bool:
+    extensions = np.show_config(mode="dicts")
+    found = extensions.get("SIMD Extensions", {}).get("found", [])
+    return any(name.startswith("AVX512") or name == "X86_V4" for name in found)

@@ -1,0 +1,121 @@
+"""Encoding the frames of one video stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from av.filter import Graph
+
+from wfvae.errors import MediaError
+from wfvae.runtime.media.encoder_plan import GIF_TICK, EncoderPlan
+from wfvae.runtime.media.video_color import YUVConverter
+from wfvae.runtime.media.video_info import OutputVideo
+from wfvae.video.stored_pixels import RGBArray
+
+
+class Clock:
+    """Presentation times of successive frames, on the output's tick."""
+
+    def __init__(self, fps: Fraction, tick: Fraction) -> None:
+        self._fps, self._tick = fps, tick
+        self._next = Fraction(0)
+        self._last: int | None = None
+        self._count = 0
+
+    def resume(self, count: int, last: int) -> None:
+        """Continues after `count` frames, the last of which was shown at tick `last`."""
+        self._count, self._last = count, last
+        regular = round(Fraction(count - 1) / self._fps / self._tick)
+        self._next = count / self._fps if last == regular else last * self._tick + 1 / self._fps
+
+    def advance(self, time: Fraction | None) -> int:
+        """Returns the tick of the next frame: `time` in seconds, or 1 / fps after the previous one."""
+        seconds = self._next if time is None else Fraction(time)
+        tick = round(seconds / self._tick)
+        if self._last is not None and tick <= self._last:
+            raise MediaError(
+                f"frame {self._count} at {float(seconds):.6f} s does not come after frame {self._count - 1}"
+                f" on a tick of {self._tick} s; give strictly increasing times, and the source's own time_base"
+                " if its frame rate varies"
+            )
+        self._last = tick
+        self._next = seconds + 1 / self._fps
+        self._count += 1
+        return tick
+
+
+class StreamEncoder:
+    """Converts RGB frames, encodes them and muxes the packets.
+
+    It holds only the frames that the encoder looks ahead.
+    """
+
+    def __init__(self, container: Any, stream: Any, video: OutputVideo, plan: EncoderPlan) -> None:
+        self._container, self._stream = container, stream
+        self._tick = plan.time_base
+        self._converter = YUVConverter(plan.pixel_format, plan.color_space, plan.color_range)
+        self._duration = max(1, round(1 / video.fps / plan.time_base))
+
+    def encode(self, frame: RGBArray, tick: int) -> None:
+        """Encodes one frame (H, W, 3), shown at `tick`."""
+        picture = self._converter.convert(frame)
+        picture.pts, picture.time_base = tick, self._tick
+        self._mux(picture)
+
+    def flush(self) -> None:
+        """Encodes the frames that are still held."""
+        self._mux(None)
+
+    def _mux(self, picture: av.VideoFrame | None) -> None:
+        for packet in self._stream.encode(picture):
+            packet.duration = self._duration  # counts for the last frame; the others last until the next
+            self._container.mux_one(packet)
+
+
+class GIFEncoder:
+    """Quantises each frame to 256 colours of its own, so that one frame is held, and muxes it."""
+
+    def __init__(self, container: Any, stream: Any, video: OutputVideo) -> None:
+        self._container, self._stream = container, stream
+        self._graph = Graph()
+        self._source = self._graph.add_buffer(
+            width=video.width, height=video.height, format=av.VideoFormat("rgb24"), time_base=GIF_TICK
+        )
+        split = self._graph.add("split")
+        palette = self._graph.add("palettegen", "stats_mode=single:reserve_transparent=0")
+        quantise = self._graph.add("paletteuse", "new=1:dither=sierra2_4a")
+        sink = self._graph.add("buffersink")
+        self._source.link_to(split)
+        split.link_to(palette, 0, 0)
+        split.link_to(quantise, 1, 0)
+        palette.link_to(quantise, 0, 1)
+        quantise.link_to(sink)
+        self._graph.configure()
+
+    def encode(self, frame: RGBArray, tick: int) -> None:
+        """Encodes one frame (H, W, 3), shown at `tick` hundredths of a second."""
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        picture.pts, picture.time_base = tick, GIF_TICK
+        self._push(picture)
+
+    def flush(self) -> None:
+        """Encodes the frames that the filters still hold."""
+        self._push(None)
+        self._container.mux(self._stream.encode(None))
+
+    def _push(self, picture: av.VideoFrame | None) -> None:
+        self._source.push(picture)
+        for quantised in self._filtered():
+            quantised.pict_type = 0
+            self._container.mux(self._stream.encode(quantised))
+
+    def _filtered(self) -> Iterator[Any]:
+        while True:
+            try:
+                yield self._graph.pull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
