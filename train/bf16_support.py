@@ -1,19 +1,15 @@
-"""Whether bf16 makes training faster on a device, or slower: what `run.precision = "auto"` goes by."""
+"""Whether bf16 makes training faster on a device, which `run.precision = "auto"` depends on."""
 
 from __future__ import annotations
 
 import torch
-
-__all__ = ["computes_in_bf16"]
 
 _INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """As `torch.cpu.get_capabilities` names them, of x86-64 and of ARM64."""
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for products in bf16. PyTorch takes bf16 without them, too,
-    but is slower then than in fp32.
-    """
+    """Whether a device has instructions for products in bf16; without them it is slower than fp32."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))

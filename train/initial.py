@@ -1,4 +1,4 @@
-"""The model that a run starts, or goes on, with."""
+"""The model that a run starts or resumes with."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from wfvae.spec.runs import RUN_MODEL
 from wfvae.train.config import TrainingConfig
 
 _NOT_COMPARED = frozenset({"scale", "shift", "dropout"})
-"""Keys of a model's configuration that its weights and reconstructions do not depend on. (Dropout
-is a setting of each stage.)
-"""
+"""Keys of a model's configuration that do not affect its weights; dropout is a setting of each stage."""
 
 
 def initial_model(config: TrainingConfig, checkpoint: Path | None) -> WFVAE:
-    """The model before its weights are trained, or read from `checkpoint`.
+    """Returns the model before its weights are trained, or read from `checkpoint`.
 
     Scale and shift of the latents are no settings of a run: they are those of `run.initial`, and
     afterwards of the run's checkpoints.
@@ -33,7 +31,7 @@ def initial_model(config: TrainingConfig, checkpoint: Path | None) -> WFVAE:
 
     Raises:
         ConfigError: `run.initial` is of another architecture.
-        CheckpointError: what is to be read is damaged or missing.
+        CheckpointError: a checkpoint is damaged or missing.
     """
     wanted = config.model.architecture()
     if checkpoint is not None:
@@ -51,8 +49,7 @@ def initial_model(config: TrainingConfig, checkpoint: Path | None) -> WFVAE:
     differing = [key for key in sorted({*mine, *theirs} - _NOT_COMPARED) if mine.get(key) != theirs.get(key)]
     if differing:
         raise ConfigError(
-            f"run.initial {config.run.initial} is of another architecture; it differs in"
-            f" {', '.join(differing)}"
+            f"run.initial {config.run.initial} is of another architecture; it differs in {', '.join(differing)}"
         )
     if initial.config.dropout == wanted.dropout:
         return initial

@@ -1,16 +1,14 @@
-"""The training losses of the paper: reconstruction, KL, wavelet (eq. 5), adversarial (hinge), their
-total (eq. 6) and its adaptive weight (eq. 7).
+"""The training losses of the paper: reconstruction, KL, wavelet, adversarial, and their total.
 
 The weights of the paper's Table 7 (KL 1e-6, wavelet 0.1) belong to sums, not to means, so each
-docstring says what is summed and what it is divided by. Everything is summed in fp32 at least,
-whatever precision the network ran in: a bf16 sum of a million terms has three digits. The losses
-hold no state and draw nothing.
+docstring states what is summed and what it is divided by. Sums are in fp32 at least, whatever
+precision the network ran in: a bf16 sum of a million terms has three digits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,37 +32,28 @@ def reconstruction_loss(
 ) -> Tensor:
     """Distance in pixels plus distance in features, per frame.
 
-    With d = |video - reconstruction| ("l1") or its square ("l2") and p the LPIPS of each frame,
-    every element of a frame gets that frame's LPIPS added; all is summed and divided by the number
-    of frames:
+    With d = |video - reconstruction| ("l1") or its square ("l2") and p the LPIPS of each frame:
 
         sum over b, c, t, y, x of (d[b, c, t, y, x] + perceptual_weight * p[b, t]) / (B T)
 
-    So LPIPS weighs C H W times as much as a mere sum over frames would give it, which keeps its
-    balance with the pixels' sum the same at every resolution. With `frame_weights` each frame's
-    share of the sum is multiplied by its weight, which is not the paper's. In the published form
-    the whole is scaled by exp(-logvar), whose logvar stays 0: no scaling.
+    So LPIPS weighs C H W times as much as a sum over frames would give it, which keeps its balance
+    with the pixels' sum at every resolution. The published form scales the whole by exp(-logvar),
+    whose logvar stays 0.
 
     Args:
         video, reconstruction: (B, C, T, H, W) floating point, about [-1, 1].
         kind: "l1" (the paper's) or "l2".
-        perceptual: LPIPS of each frame, (B, T) or (B*T,) with time running fastest; None leaves it
-            out.
+        perceptual: LPIPS of each frame, (B, T) or (B*T,) with time running fastest; None for none.
         perceptual_weight: of `perceptual`; the paper's is 1, and 0.1 in stage III.
-        frame_weights: (T,), with a mean of 1 if the sum is to keep its size; None weighs all frames
-            alike.
+        frame_weights: (T,), the weight of each frame's share of the sum, which the paper does not
+            have; with a mean of 1 the sum keeps its size.
 
     Returns:
         A scalar, differentiable in `reconstruction` and `perceptual`.
 
     Raises:
-        InputError: shapes that do not agree, or an unknown `kind`.
+        InputError: shapes that do not agree.
     """
-    if kind not in get_args(ReconstructionKind):
-        raise InputError(
-            f"the kind of reconstruction loss is {kind!r}; expected one of"
-            f" {', '.join(get_args(ReconstructionKind))}"
-        )
     if video.ndim != 5:
         raise InputError(f"video has shape {tuple(video.shape)}; expected (B, C, T, H, W)")
     _require_same_shape("reconstruction", reconstruction, "video", video)
@@ -72,11 +61,6 @@ def reconstruction_loss(
     difference = _wide(video) - _wide(reconstruction)
     distance = difference.abs() if kind == "l1" else difference.square()
     if frame_weights is not None:
-        if tuple(frame_weights.shape) != (frames,):
-            raise InputError(
-                f"frame_weights has shape {tuple(frame_weights.shape)}; expected {(frames,)}, one weight per"
-                " frame"
-            )
         distance = distance * frame_weights.view(1, 1, frames, 1, 1)
     total = distance.sum()
     if perceptual is not None:
@@ -92,33 +76,24 @@ def reconstruction_loss(
 
 
 def kl_loss(distribution: DiagonalGaussian) -> Tensor:
-    """KL divergence of the posterior from the standard normal, in nats: summed over all latents,
-    divided by B. A scalar.
-    """
+    """KL divergence of the posterior from the standard normal, in nats: summed, divided by B."""
     return distribution.kl().sum() / distribution.mean.shape[0]
 
 
 def wavelet_loss(encoder_out: EncoderOutput, decoder_out: DecoderOutput) -> Tensor:
-    """The WL loss, eq. 5: |W2 - W2_hat| + |W3 - W3_hat|, summed over all sub-bands' values, divided
-    by B.
+    """The WL loss, eq. 5: |W2 - W2_hat| + |W3 - W3_hat|, summed over all sub-bands, divided by B.
 
     The encoder's sub-bands come straight from the video; the decoder's are its estimates. A path
     that the decoder does not have (an ablation) counts nothing; without both, the loss is a zero
-    that has no gradient.
-
-    Returns:
-        A scalar.
+    without a gradient.
 
     Raises:
         InputError: sub-bands of different shapes, as of two different videos.
     """
-    total = torch.zeros(
-        (), dtype=torch.promote_types(encoder_out.w2.dtype, torch.float32), device=encoder_out.w2.device
-    )
-    for name, given, estimate in (
-        ("w2", encoder_out.w2, decoder_out.w2),
-        ("w3", encoder_out.w3, decoder_out.w3),
-    ):
+    dtype = torch.promote_types(encoder_out.w2.dtype, torch.float32)
+    total = torch.zeros((), dtype=dtype, device=encoder_out.w2.device)
+    for name in ("w2", "w3"):
+        given, estimate = getattr(encoder_out, name), getattr(decoder_out, name)
         if estimate is not None:
             _require_same_shape(f"the decoder's {name}", estimate, f"the encoder's {name}", given)
             total = total + (_wide(given) - _wide(estimate)).abs().sum()
@@ -128,16 +103,16 @@ def wavelet_loss(encoder_out: EncoderOutput, decoder_out: DecoderOutput) -> Tens
 def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """The discriminator's hinge loss: (mean relu(1 - real) + mean relu(1 + fake)) / 2, a scalar.
 
-    Means over all patches of all clips; the two may have different shapes. No gradient beyond the
-    margin: from real logits above 1 and fake ones below -1.
+    Means over all patches of all clips; the two may have different shapes.
+
+    >>> hinge_discriminator_loss(torch.tensor([0.5, 2.0]), torch.tensor([-1.5])).item()
+    0.125
     """
     return 0.5 * (relu(1.0 - _wide(real_logits)).mean() + relu(1.0 + _wide(fake_logits)).mean())
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
-    """The autoencoder's side of the adversarial loss: minus the mean logit of its reconstructions,
-    a scalar.
-    """
+    """The autoencoder's side of the adversarial loss: minus the mean logit of its reconstructions."""
     return -_wide(fake_logits).mean()
 
 
@@ -150,13 +125,11 @@ def adaptive_weight(
     maximum: float = 1e6,
     factor: float = 0.5,
 ) -> Tensor:
-    """The adversarial weight of eq. 7: factor * min(|grad reconstruction| / (|grad adversarial| +
-    delta), maximum).
+    """The adversarial weight, eq. 7: factor * min(|grad reconstruction| / (|grad adversarial| + delta), maximum).
 
-    The gradients are those with respect to `last_layer`, the norms Euclidean; the clamp is on the
-    ratio, before `factor`. Both graphs are kept for the backward pass that follows. A ratio that is
-    not a number (both gradients infinite) gives 0: a gradient that cannot be measured is given no
-    weight, and the loop sees from the losses themselves that they are not finite.
+    Euclidean norms of the gradients with respect to `last_layer`. Both graphs are kept for the
+    backward pass that follows. A ratio that is not a number (both gradients infinite) gives 0: the
+    losses themselves show that they are not finite.
 
     Args:
         reconstruction_loss, generator_loss: scalars that depend on `last_layer`.
@@ -168,20 +141,18 @@ def adaptive_weight(
     Raises:
         InputError: a loss that does not depend on `last_layer`.
     """
-    ratio = _gradient_norm("reconstruction_loss", reconstruction_loss, last_layer) / (
-        _gradient_norm("generator_loss", generator_loss, last_layer) + delta
-    )
+    numerator = _gradient_norm("reconstruction_loss", reconstruction_loss, last_layer)
+    ratio = numerator / (_gradient_norm("generator_loss", generator_loss, last_layer) + delta)
     return factor * ratio.nan_to_num(nan=0.0, posinf=maximum).clamp(0.0, maximum)
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The autoencoder's loss and what it is made of. All scalars on the losses' device."""
+    """The autoencoder's loss and its terms, which are detached and unweighted. All are scalars."""
 
     total: Tensor
     """Eq. 6, to call backward on."""
     reconstruction: Tensor
-    """Detached and unweighted, as are the next three."""
     kl: Tensor
     wavelet: Tensor
     adversarial: Tensor
@@ -189,23 +160,12 @@ class LossTerms:
     adversarial_weight: Tensor
     """The weight of `adversarial` in the total, detached."""
     lpips: Tensor | None
-    """Mean of what LPIPS has found, which is part of `reconstruction`; detached, unweighted. None
-    without LPIPS.
-    """
+    """Mean LPIPS, which is part of `reconstruction`; None without LPIPS."""
 
     def named(self) -> dict[str, Tensor]:
-        """All terms by name, detached, for logging. Reading their values waits for the device; this
-        does not.
-        """
-        return {
-            "total": self.total.detach(),
-            "reconstruction": self.reconstruction,
-            "kl": self.kl,
-            "wavelet": self.wavelet,
-            "adversarial": self.adversarial,
-            "adversarial_weight": self.adversarial_weight,
-            **({} if self.lpips is None else {"lpips": self.lpips}),
-        }
+        """Returns all terms by name, detached, for logging, without waiting for the device."""
+        terms = {name: value for name, value in vars(self).items() if value is not None}
+        return {**terms, "total": self.total.detach()}
 
 
 def total_loss(
@@ -219,17 +179,17 @@ def total_loss(
     adversarial_weight: Tensor | float = 0.0,
     perceptual: Tensor | None = None,
 ) -> LossTerms:
-    """The autoencoder's loss, eq. 6: reconstruction + kl_weight * kl + wavelet_weight * wavelet +
-    adversarial_weight * adversarial.
+    """The autoencoder's loss, eq. 6.
+
+        reconstruction + kl_weight * kl + wavelet_weight * wavelet + adversarial_weight * adversarial
 
     Args:
-        reconstruction, kl, wavelet: what `reconstruction_loss` (with its LPIPS), `kl_loss` and
-            `wavelet_loss` return.
+        reconstruction, kl, wavelet: of `reconstruction_loss` (with its LPIPS), `kl_loss` and
+            `wavelet_loss`.
         kl_weight, wavelet_weight: 1e-6 and 0.1 in the paper's Table 7.
-        adversarial: what `generator_loss` returns, or None before the adversarial loss has started.
-        adversarial_weight: what `adaptive_weight` returns, or a constant. Treated as a constant by
-            the backward pass.
-        perceptual: LPIPS of each frame, if it is part of `reconstruction`: only to be told of.
+        adversarial: of `generator_loss`, or None before the adversarial loss has started.
+        adversarial_weight: of `adaptive_weight`; a constant for the backward pass.
+        perceptual: LPIPS of each frame, only for `LossTerms.lpips`.
     """
     total = reconstruction + kl_weight * kl + wavelet_weight * wavelet
     zero = torch.zeros_like(total.detach())
@@ -268,5 +228,4 @@ def _require_same_shape(name: str, given: Tensor, other: str, expected: Tensor) 
 
 
 def _wide(x: Tensor) -> Tensor:
-    """`x` in fp32, or as it is if wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,6 +1,4 @@
-"""Everything that a training step changes, as one object that can be written down and read back
-exactly.
-"""
+"""Everything that a training step changes, as one object that is saved and restored exactly."""
 
 from __future__ import annotations
 
@@ -17,10 +15,12 @@ from wfvae.model.vae import WFVAE
 from wfvae.train.config import OptimizerSettings, TrainingConfig
 from wfvae.train.discriminator import PatchDiscriminator3D
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 @dataclass
 class TrainingState:
-    """Model, moving average, discriminator, their optimisers, and how many steps they have made."""
+    """Model, moving average, discriminator, their optimisers, and the number of steps made."""
 
     model: WFVAE
     average: WFVAE
@@ -36,28 +36,23 @@ class TrainingState:
     def fresh(
         cls, config: TrainingConfig, device: torch.device, initial: WFVAE | None = None
     ) -> TrainingState:
-        """The state before the first step.
+        """Returns the state before the first step.
 
         Args:
             config: of the run.
             device: where everything is placed.
             initial: weights to start from; random ones from the run's seed if None.
         """
-        architecture = config.model.architecture()
-        model = initial if initial is not None else WFVAE.random(architecture, config.run.seed)
+        model = initial or WFVAE.random(config.model.architecture(), config.run.seed)
         model = model.to(device).train()
         average = copy.deepcopy(model).eval().requires_grad_(False)
-        optimizer = _optimizer(model, config.optimizer)
-        if not config.loss.adversarial:
+        optimizer, loss = _optimizer(model, config.optimizer), config.loss
+        if not loss.adversarial:
             return cls(model, average, optimizer, None, None)
-        discriminator = (
-            PatchDiscriminator3D(
-                base=config.loss.discriminator_channels, layers=config.loss.discriminator_layers
-            )
-            .to(device)
-            .train()
+        discriminator = PatchDiscriminator3D(
+            base=loss.discriminator_channels, layers=loss.discriminator_layers, seed=config.run.seed
         )
-        discriminator.refresh(config.run.seed)
+        discriminator = discriminator.to(device).train()
         return cls(model, average, optimizer, discriminator, _optimizer(discriminator, config.optimizer))
 
     @torch.no_grad()
@@ -68,23 +63,21 @@ class TrainingState:
         torch._foreach_lerp_(averaged, current, 1.0 - decay)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All by name: `model.*`, `average.*`, `optimizer.*`, and `discriminator.*`,
-        `discriminator_optimizer.*` if there is one.
-        """
+        """Returns all tensors by name: `model.*`, `average.*`, `optimizer.*`, and the discriminator's."""
         found: dict[str, Tensor] = {}
         for prefix, module in self._modules():
             found.update({f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()})
         for prefix, module, optimizer in self._optimizers():
             for name, parameter in _named(module):
                 for key, value in optimizer.state.get(parameter, {}).items():
-                    found[f"{prefix}.{name}.{key}"] = (
-                        value if isinstance(value, Tensor) else torch.tensor(value)
-                    )
+                    found[f"{prefix}.{name}.{key}"] = torch.as_tensor(value)
         return found
 
     def load(self, tensors: Mapping[str, Tensor], source: object) -> None:
-        """Takes over what `tensors` gave. Raises `CheckpointError` naming what is missing, left
-        over or misshaped.
+        """Restores what `tensors` returned.
+
+        Raises:
+            CheckpointError: tensors are missing, left over or misshaped.
         """
         rest = dict(tensors)
         for prefix, module in self._modules():
@@ -92,15 +85,10 @@ class TrainingState:
             try:
                 module.load_state_dict(part, strict=True)
             except RuntimeError as error:
-                raise CheckpointError(
-                    f"{source} does not fit this configuration: {' '.join(str(error).split())}"
-                ) from error
+                raise _does_not_fit(source, " ".join(str(error).split())) from error
         for prefix, module, optimizer in self._optimizers():
             _fill(optimizer, module, _take(rest, prefix), source)
-        if rest:
-            raise CheckpointError(
-                f"{source} does not fit this configuration: it also holds {', '.join(sorted(rest)[:4])}"
-            )
+        _require_empty(rest, source)
 
     def _modules(self) -> Iterator[tuple[str, nn.Module]]:
         yield "model", self.model
@@ -124,9 +112,7 @@ def _optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Ad
 
 
 def _named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters by the names of the state dict, which knows nothing of activation checkpointing's
-    wrappers.
-    """
+    """Yields parameters by the names of the state dict, without the wrappers of recomputation."""
     for name, parameter in module.named_parameters():
         yield name.replace(_CHECKPOINT_PREFIX, ""), parameter
 
@@ -139,28 +125,30 @@ def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _fill(
     optimizer: torch.optim.AdamW, module: nn.Module, tensors: Mapping[str, Tensor], source: object
 ) -> None:
-    """Restores AdamW's moments. Its `step` counters stay where they are; the moments follow the
-    device and layout of their weights.
-    """
+    """Restores AdamW's moments, on the device and in the layout of their weights, and its counters."""
     rest = dict(tensors)
     for name, parameter in _named(module):
-        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in rest]
+        keys = [key for key in ("step", *_MOMENTS) if f"{name}.{key}" in rest]
         if not keys:
             continue
         if len(keys) != 3:
             raise CheckpointError(
                 f"{source} is incomplete: the optimiser's state of {name} has only {', '.join(keys)}"
             )
-        moments = {key: rest.pop(f"{name}.{key}") for key in keys}
-        for key in ("exp_avg", "exp_avg_sq"):
-            if moments[key].shape != parameter.shape:
-                raise CheckpointError(
-                    f"{source} does not fit this configuration: {name}.{key} is {tuple(moments[key].shape)}"
-                )
+        found = {key: rest.pop(f"{name}.{key}") for key in keys}
+        for key in _MOMENTS:
+            if found[key].shape != parameter.shape:
+                raise _does_not_fit(source, f"{name}.{key} is {tuple(found[key].shape)}")
             kept = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            moments[key] = kept.copy_(moments[key]).detach()
-        optimizer.state[parameter] = moments
+            found[key] = kept.copy_(found[key]).detach()
+        optimizer.state[parameter] = found
+    _require_empty(rest, source)
+
+
+def _require_empty(rest: Mapping[str, Tensor], source: object) -> None:
     if rest:
-        raise CheckpointError(
-            f"{source} does not fit this configuration: it also holds {', '.join(sorted(rest)[:4])}"
-        )
+        raise _does_not_fit(source, f"it also holds {', '.join(sorted(rest)[:4])}")
+
+
+def _does_not_fit(source: object, reason: str) -> CheckpointError:
+    return CheckpointError(f"{source} does not fit this configuration: {reason}")

@@ -10,16 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wfvae.errors import ConfigError, MissingExtraError, TrainingError, WFVAEError
+from wfvae.errors import ConfigError, DataError, InputError, MissingExtraError, TrainingError, WFVAEError
 from wfvae.metrics.frames import SSIM_WINDOW, Frames, scikit_image, score_frames
 from wfvae.model.vae import WFVAE
 from wfvae.spec.frames import SPATIAL_RATIO
+from wfvae.spec.runs import RUN_CHECKPOINTS, newest_of_run
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import Batch, to_model_range
+from wfvae.train.data import BadClipLedger, Batch, ClipSource, InspectedSource, held_out, to_model_range
+from wfvae.train.memory import memory_for
 from wfvae.train.perceptual import MINIMUM_SIDE, PerceptualLoss
 
 _PERFECT_DB = 100.0
-_SHOWN = 5
+_SHOWN_FRAMES = 5
 
 
 class NotFiniteScoresError(WFVAEError):
@@ -30,16 +32,69 @@ class Scores(NamedTuple):
     """Means over frames, then over clips, of 8-bit reconstructions."""
 
     psnr_db: float
-    """On [0, 1], in dB; a perfect frame counts as 100 dB."""
+    """In dB; a perfect frame counts as 100 dB."""
     ssim: float
-    """As `wfvae evaluate` has it, see `score_frames`."""
+    """As `wfvae evaluate` computes it, see `score_frames`."""
     lpips: float | None
     """None without a perceptual network."""
 
 
+class Validator:
+    """Scores a run's model on its held-out clips.
+
+    Args:
+        config: of the run.
+        directory: of the run, for pictures.
+        source: of the clips.
+        ledger: where files that cannot be used are noted.
+        perceptual: for LPIPS.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        directory: Path,
+        source: ClipSource,
+        ledger: BadClipLedger,
+        perceptual: PerceptualLoss | None,
+    ) -> None:
+        self._settings, self._directory, self._source = config.validation, directory, source
+        self._ledger, self._perceptual = ledger, perceptual
+        if isinstance(source, InspectedSource):
+            ledger.note(source.unusable)
+
+    def validate(self, model: WFVAE, step: int) -> Scores:
+        """Scores the model of a step. Raises `TrainingError` with what to do."""
+        settings = self._settings
+        count = min(settings.clips, len(self._source))
+        batches = held_out(self._source, count, ledger=self._ledger)
+        pictures = self._directory / "validation" / f"step-{step:08d}"
+        purpose = f"the validation of step {step}"
+        advice = (
+            f"{last_good(self._directory)}; resume it with fewer validation.frames, or a smaller"
+            " validation.height and validation.width"
+        )
+        try:
+            with memory_for(purpose, next(model.parameters()).device, advice):
+                return validate(model, batches, self._perceptual, pictures, settings.pictures)
+        except NotFiniteScoresError as error:
+            raise TrainingError(
+                f"{purpose}: {error}; the run has diverged, in this step or before: remove the newest of"
+                f" {self._directory / RUN_CHECKPOINTS}, and --resume from an earlier one with --set"
+                " optimizer.learning_rate= (lower) or optimizer.clip_norm=, or train anew"
+            ) from error
+        except (DataError, InputError) as error:
+            raise TrainingError(f"{purpose}: {error}") from error
+
+
+def last_good(run: Path) -> str:
+    """Names the newest checkpoint of a run, for messages."""
+    newest = newest_of_run(run)
+    return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint before it"
+
+
 def check_needs(config: TrainingConfig) -> None:
-    """Raises at the start of a run what would otherwise end it at its first validation, after
-    hours.
+    """Raises at the start of a run what would otherwise end it at its first validation.
 
     Raises:
         ConfigError: the clips are smaller than SSIM or LPIPS can score.
@@ -77,7 +132,7 @@ def validate(
         perceptual: for LPIPS.
         pictures: directory for `clip-N.png`: rows of original, reconstruction and difference
             (doubled, around grey).
-        shown: how many clips are saved as pictures.
+        shown: number of clips that are saved as pictures.
 
     Raises:
         TrainingError: no clips, or the pictures cannot be written.
@@ -88,19 +143,18 @@ def validate(
     ssim: list[float] = []
     lpips: list[float] = []
     device = next(model.parameters()).device
-    for batch in batches:
-        for clip in batch.frames.unbind():
-            video = to_model_range(clip[None].to(device))
-            restored = _reconstruction(model, video)
-            restored = ((restored + 1.0) * 127.5).round() / 127.5 - 1.0
-            original, shown_as = (_pixels(x) for x in (video, restored))
-            scores = score_frames(original, shown_as, extra="train")
-            psnr.append(float(np.minimum(scores.psnr, _PERFECT_DB).mean()))
-            ssim.append(float(scores.ssim.mean()))
-            if perceptual is not None:
-                lpips.append(float(perceptual(video, restored, 1).mean()))
-            if pictures is not None and len(psnr) <= shown:
-                _save_picture(pictures / f"clip-{len(psnr) - 1}.png", original, shown_as)
+    for clip in (clip for batch in batches for clip in batch.frames):
+        video = to_model_range(clip[None].to(device))
+        restored = _reconstruction(model, video)
+        restored = ((restored + 1.0) * 127.5).round() / 127.5 - 1.0
+        before, after = (_pixels(x) for x in (video, restored))
+        scores = score_frames(before, after, extra="train")
+        psnr.append(float(np.minimum(scores.psnr, _PERFECT_DB).mean()))
+        ssim.append(float(scores.ssim.mean()))
+        if perceptual is not None:
+            lpips.append(float(perceptual(video, restored, 1).mean()))
+        if pictures is not None and len(psnr) <= shown:
+            _save_picture(pictures / f"clip-{len(psnr) - 1}.png", before, after)
     if not psnr:
         raise TrainingError("there are no held-out clips to validate on; set validation.clips")
     return Scores(float(np.mean(psnr)), float(np.mean(ssim)), float(np.mean(lpips)) if lpips else None)
@@ -117,29 +171,24 @@ def _reconstruction(model: WFVAE, video: Tensor) -> Tensor:
 
 
 def _pixels(video: Tensor) -> Frames:
-    """One clip (1, 3, T, H, W) in [-1, 1] as people see it: (T, H, W, 3) uint8."""
+    """One clip (1, 3, T, H, W) in [-1, 1] -> (T, H, W, 3) uint8."""
     pixels: Frames = ((video[0] + 1.0) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
     return pixels
 
 
 def _save_picture(path: Path, original: Frames, restored: Frames) -> None:
-    """A few of the frames (T, H, W, 3)."""
-    image = _pillow()
-    picks = np.unique(np.linspace(0, len(original) - 1, _SHOWN).round().astype(int))
+    picks = np.unique(np.linspace(0, len(original) - 1, _SHOWN_FRAMES).round().astype(int))
     before, after = original[picks].astype(np.int16), restored[picks].astype(np.int16)
     difference = np.clip(2 * (after - before) + 128, 0, 255)
-    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in (before, after, difference)]).astype(
-        np.uint8
-    )
+    rows = [np.concatenate(list(row), axis=1) for row in (before, after, difference)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.fromarray(sheet).save(path)
+        _pillow().fromarray(np.concatenate(rows).astype(np.uint8)).save(path)
     except OSError as error:
         raise TrainingError(f"cannot write {path}: {error}") from error
 
 
 def _pillow() -> Any:
-    """Its module `Image`. Raises `MissingExtraError` if it is not installed."""
     try:
         from PIL import Image
     except ImportError as error:

@@ -15,13 +15,13 @@ from torch import Tensor
 from wfvae.errors import TrainingError
 
 ENDED_ELSEWHERE = (
-    "another process of this run has ended: it says why, unless it was killed; --resume goes on from the last"
-    " checkpoint"
+    "another process of this run has ended; its message says why, unless it was killed; --resume continues from"
+    " the last checkpoint"
 )
-"""What a process says that ends because of another one."""
+"""Message of a process that ends because another one did."""
 
 _PATIENCE = timedelta(hours=2)
-"""Processes wait this long for each other, such as while the first one validates."""
+"""How long processes wait for each other, such as while the first one validates."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class World:
     """This process among its peers."""
 
     rank: int
-    """0 writes files; 0..size-1."""
+    """0..size-1; process 0 writes the files."""
     size: int
     """Number of processes."""
     device: torch.device
@@ -41,7 +41,7 @@ class World:
         return self.rank == 0
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over all processes, the same in each."""
+        """Returns the mean of a tensor over all processes, the same in each."""
         if self.size == 1:
             return value
         total = value.clone()
@@ -49,7 +49,7 @@ class World:
         return total / self.size
 
     def any(self, flag: bool) -> bool:
-        """Whether any process raises its flag."""
+        """Returns whether the flag is set in any process."""
         if self.size == 1:
             return flag
         raised = torch.tensor(int(flag), device=self.device)
@@ -57,28 +57,25 @@ class World:
         return bool(raised.item())
 
     def synchronize_device(self) -> None:
-        """Returns when the device has done what it was given, so that the time of it is not taken
-        for that of what follows.
-        """
+        """Waits for the device, so that its time is measured where it is spent."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def wait(self) -> None:
-        """Returns when all processes have come here."""
+        """Waits until all processes have come here."""
         if self.size > 1:
             dist.barrier()
 
 
 def processes_here() -> int:
-    """Processes that torchrun started on this machine, this one included; 1 without torchrun."""
+    """Returns how many processes torchrun started on this machine; 1 without torchrun."""
     text = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(int(text), 1) if text.isdecimal() else 1
 
 
 @contextmanager
 def join_world(threads: int) -> Iterator[World]:
-    """Joins the processes that torchrun started (NCCL on GPUs, gloo on CPUs); alone without
-    torchrun.
+    """Joins the processes that torchrun started, by NCCL on GPUs and gloo on CPUs.
 
     Args:
         threads: CPU threads of torch, in each process.
@@ -103,21 +100,18 @@ def join_world(threads: int) -> Iterator[World]:
             f"the processes of this run cannot be joined: {reason}; start them by: torchrun"
             " --nproc-per-node N"
         ) from error
+    device = torch.device("cuda", local) if gpu else torch.device("cpu")
     try:
-        yield World(
-            dist.get_rank(),
-            dist.get_world_size(),
-            torch.device("cuda", local) if gpu else torch.device("cpu"),
-        )
+        yield World(dist.get_rank(), dist.get_world_size(), device)
     except RuntimeError as error:
-        if not tells_of_lost_peer(error):
+        if not is_lost_peer(error):
             raise
         raise TrainingError(ENDED_ELSEWHERE) from error
     finally:
         dist.destroy_process_group()
 
 
-def tells_of_lost_peer(error: RuntimeError) -> bool:
-    """Whether an exchange with other processes failed because one of them is no longer there."""
-    # gloo's errors have no kind of their own.
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether an exchange with other processes failed because one of them has ended."""
+    # gloo's errors have no class of their own.
     return isinstance(error, dist.DistError) or "gloo" in str(error)

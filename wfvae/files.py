@@ -96,9 +96,8 @@ def commit(temporary: Path, path: Path) -> None:
     A folder replaces another one in two steps, since no file system does it in one. The old one
     comes back if the second step fails.
     """
-    files = [file for file in temporary.rglob("*") if file.is_file()] if temporary.is_dir() else [temporary]
-    for file in files:
-        _sync(file)
+    for entry in [*temporary.rglob("*"), temporary]:
+        _sync(entry)
     former = temporary_name(path, "old")
     if temporary.is_dir() and path.is_dir():
         discard(former)

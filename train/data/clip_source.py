@@ -1,4 +1,4 @@
-"""What training reads its clips from, and how a clip that cannot be used is told."""
+"""What training reads its clips from, and clips that cannot be used."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import numpy.typing as npt
 
 from wfvae.errors import DataError
 
-__all__ = ["BadClip", "Clip", "ClipSource", "FiniteSource", "InspectedSource", "ShortClip", "printable"]
-
 Clip = npt.NDArray[np.uint8]
 """(T, H, W, 3) uint8 RGB, full range 0..255."""
 
 
 class BadClip(DataError):
-    """One item of a source that cannot be used; training skips it and goes on.
+    """An item of a source that cannot be used; training replaces it.
 
     Attributes:
         name: the item, as `ClipSource.name` gives it.
@@ -33,26 +31,26 @@ class BadClip(DataError):
 
 
 class ShortClip(BadClip):
-    """An item that is whole, but has too few frames for the clips asked for."""
+    """An item that is whole, but has fewer frames than a clip."""
 
 
 def printable(name: str) -> str:
-    """A name as messages give it: what no terminal shows, such as bytes that are not UTF-8 and line
-    breaks, is escaped.
+    r"""Escapes what a terminal cannot show, such as bytes that are not UTF-8 and line breaks.
+
+    >>> printable("a\nb")
+    'a\\nb'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 class ClipSource(Protocol):
-    """A set of items from each of which a clip can be drawn. Must be picklable: worker processes
-    get a copy.
-    """
+    """A set of items from each of which a clip can be drawn. Worker processes get a pickled copy."""
 
     def __len__(self) -> int:
         """Items, and so clips per epoch; at least 1."""
 
     def name(self, index: int) -> str:
-        """What a report calls the item `index` (0..len-1)."""
+        """The name of item `index` (0..len-1) in reports."""
 
     def clip(self, index: int, rng: np.random.Generator) -> Clip:
         """A clip of the item: (T, H, W, 3) uint8, the same shape for all items.
@@ -66,9 +64,7 @@ class ClipSource(Protocol):
 
 @runtime_checkable
 class InspectedSource(Protocol):
-    """A source that has already left out items, which are to be reported and counted like those met
-    later.
-    """
+    """A source that has left out items, which are reported and counted like those met later."""
 
     @property
     def unusable(self) -> tuple[BadClip, ...]:
@@ -77,9 +73,7 @@ class InspectedSource(Protocol):
 
 @runtime_checkable
 class FiniteSource(Protocol):
-    """A source whose items may change between a run and its resumption, and with them what a seed
-    draws.
-    """
+    """A source whose items may change between a run and its resumption."""
 
     @property
     def fingerprint(self) -> str:

@@ -1,6 +1,4 @@
-"""Random windows of clips: several small pictures from each clip that was read or painted, with the
-detail of the large one.
-"""
+"""Random windows of clips: several small pictures from each clip that was read or painted."""
 
 from __future__ import annotations
 
@@ -11,31 +9,24 @@ import numpy as np
 from wfvae.errors import DataError
 from wfvae.train.data.clip_source import BadClip, Clip, ClipSource, InspectedSource
 
-__all__ = ["Crops", "FixedCrops"]
-
 
 @dataclass(frozen=True)
 class Crops:
     """Windows of `height` x `width` pixels, over all frames of a clip, `per_clip` of each clip.
 
-    Reading a clip costs the same whether one window of it is used or many, so several make small
-    training cheap. Those of one clip are spread over a few batches, see `Sampling`.
+    Reading a clip costs the same whether one window of it is used or many. Those of one clip are
+    spread over a few batches, see `Sampling`.
     """
 
     height: int
     width: int
     per_clip: int = 1
 
-    def __post_init__(self) -> None:
-        if min(self.height, self.width, self.per_clip) < 1:
-            raise DataError(
-                f"{self.per_clip} crops of {self.height}x{self.width} pixels were asked for; expected at"
-                " least 1 of 1x1"
-            )
-
     def cut(self, clip: Clip, rng: np.random.Generator) -> Clip:
-        """One window: (T, height, width, 3) uint8. Raises `DataError` if the clip (T, H, W, 3) is
-        smaller.
+        """Cuts a random window, (T, height, width, 3), out of a clip (T, H, W, 3).
+
+        Raises:
+            DataError: the clip is smaller than the window.
         """
         rows, columns = clip.shape[1:3]
         if self.height > rows or self.width > columns:
@@ -58,15 +49,13 @@ class FixedCrops:
 
     @property
     def unusable(self) -> tuple[BadClip, ...]:
-        """What the source has left out."""
+        """See `InspectedSource.unusable`."""
         return self.source.unusable if isinstance(self.source, InspectedSource) else ()
 
     def name(self, index: int) -> str:
-        """The name of the source's clip."""
+        """See `ClipSource.name`."""
         return self.source.name(index)
 
     def clip(self, index: int, rng: np.random.Generator) -> Clip:
-        """The window: (T, height, width, 3) uint8. Raises `BadClip` as the source does, and
-        `DataError` if its clip is smaller.
-        """
+        """See `ClipSource.clip`."""
         return self.crops.cut(self.source.clip(index, rng), np.random.default_rng(index))

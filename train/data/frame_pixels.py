@@ -1,7 +1,7 @@
 """From a decoded frame to the pixels that the model trains on: RGB, upright, resized, cropped.
 
 Matrices, ranges, alpha and rotation are read as at inference (`wfvae.video.stored_pixels`). Sample
-aspect ratios are left alone there and here: the model sees stored pixels.
+aspect ratios are ignored there and here: the model sees stored pixels.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from wfvae.video.stored_pixels import (
     sws_matrix,
 )
 
-__all__ = ["PixelReader", "cover_size"]
-
 # Bicubic, which swscale widens when it shrinks a picture, so that fine detail does not alias.
 # Accurate rounding and full chroma interpolation keep flat colours exact, bit-exact makes the
 # result the same on every CPU.
@@ -35,8 +33,10 @@ _SCALER = int(
 
 
 def cover_size(height: int, width: int, wanted: tuple[int, int]) -> tuple[int, int]:
-    """The size of a picture resized, with its aspect kept, to cover `wanted` (height, width) with
-    nothing to spare on one axis.
+    """Returns the size of a picture resized, with its aspect kept, to just cover `wanted`.
+
+    >>> cover_size(720, 1280, (256, 256))
+    (256, 455)
     """
     if height * wanted[1] <= width * wanted[0]:
         return wanted[0], max(wanted[1], math.floor(width * wanted[0] / height + 0.5))
@@ -53,35 +53,32 @@ class PixelReader:
         self._reformatter = VideoReformatter()
 
     def read(self, frame: av.VideoFrame) -> RGBArray:
-        """A frame of any format and size -> (H, W, 3) uint8 RGB: turned upright, resized to cover
-        the size, centre-cropped.
+        """Returns a frame, turned upright, resized to cover the size and centre-cropped: (H, W, 3) uint8.
 
         Raises:
-            UnusableError: its colour matrix cannot be computed with.
+            UnusableError: its colour matrix is not supported.
         """
         orientation = orientation_of(frame)
         height, width = self._size
-        resized = cover_size(
-            frame.height, frame.width, (width, height) if orientation.transpose else (height, width)
-        )
-        picture = orientation.apply(self._resized(frame, *resized))
+        stored = (width, height) if orientation.transpose else (height, width)
+        picture = orientation.apply(self._resized(frame, *cover_size(frame.height, frame.width, stored)))
         top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
         return np.ascontiguousarray(picture[top : top + height, left : left + width])
 
     def _resized(self, frame: av.VideoFrame, height: int, width: int) -> RGBArray:
-        """(height, width, 3), as stored. Transparent pixels may hold any colour: they are blended
-        over black before any resizing.
-        """
+        # Transparent pixels may hold any colour: they are blended over black before any resizing.
         limited_grey = is_limited_grey(frame, self._codec)
         if may_be_transparent(frame):
-            frame = av.VideoFrame.from_ndarray(
-                over_black(self._converted(frame, frame.height, frame.width, "rgba")), format="rgb24"
-            )
+            whole = self._converted(frame, frame.height, frame.width, "rgba")
+            frame = av.VideoFrame.from_ndarray(over_black(whole), format="rgb24")
         picture = self._converted(frame, height, width, "rgb24")
         return LIMITED_TO_FULL[picture] if limited_grey else picture
 
     def _converted(self, frame: av.VideoFrame, height: int, width: int, pixel_format: str) -> RGBArray:
-        matrix = _matrix(frame)
+        matrix = sws_matrix(frame)
+        if matrix is None:
+            number = int(frame.colorspace)
+            raise UnusableError(f"its colour matrix (number {number} of H.273) is not supported")
         out = self._reformatter.reformat(
             frame,
             width=width,
@@ -95,10 +92,3 @@ class PixelReader:
             threads=1,
         )
         return np.asarray(out.to_ndarray(), np.uint8)
-
-
-def _matrix(frame: av.VideoFrame) -> int:
-    matrix = sws_matrix(frame)
-    if matrix is None:
-        raise UnusableError(f"its colour matrix (number {int(frame.colorspace)} of H.273) is not supported")
-    return matrix

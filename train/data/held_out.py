@@ -10,30 +10,23 @@ from wfvae.train.data.batch import Batch, stack_clips
 from wfvae.train.data.clip_source import BadClip, Clip, ClipSource
 from wfvae.train.data.sampling import NoneUsableError, check_clip, item_rng
 
-__all__ = ["held_out"]
-
 
 def held_out(
     source: ClipSource, count: int, batch_size: int = 1, *, ledger: BadClipLedger | None = None
 ) -> Iterator[Batch]:
-    """`count` clips of different items, spread evenly over the source, as batches of (B, 3, T, H,
-    W) uint8; the last may be smaller.
+    """Yields `count` clips of different items, spread evenly over the source; the last batch may be smaller.
 
-    A clip depends on the source and on `count` alone. A bad item is replaced by the next usable
-    one; when none is left there are fewer clips. It is told to `ledger`, and in `Batch.bad` of the
-    batch that was being made, if that one came about.
+    A clip depends on the source and on `count` alone. A bad item is noted in `ledger` and replaced
+    by the next usable one; when none is left there are fewer clips.
 
     Raises:
-        DataError: the source has fewer than `count` items, batch_size is below 1, or more items are
-            bad than `ledger` allows.
+        DataError: the source has fewer than `count` items, or too many are bad for `ledger`.
         NoneUsableError: no item can be used.
     """
     if not 1 <= count <= len(source):
         raise DataError(
             f"{count} held-out clips were asked of a source of {len(source)}; expected 1..{len(source)}"
         )
-    if batch_size < 1:
-        raise DataError(f"batch_size of held-out clips is {batch_size}; expected at least 1")
     return _batches(source, count, batch_size, BadClipLedger(None) if ledger is None else ledger)
 
 

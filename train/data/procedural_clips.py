@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
 from wfvae.errors import InputError
 from wfvae.train.data.clip_source import Clip
-from wfvae.train.strides import Strides, strides_complaint
-from wfvae.video.synthetic.clips import MAX_NOISE, MAX_SIDE, MIN_SIDE, ProceduralClip, SceneName
-
-__all__ = ["HELD_OUT_SEEDS", "TRAINING_SEEDS", "ProceduralClips", "Split"]
+from wfvae.train.strides import Strides
+from wfvae.video.synthetic.clips import ProceduralClip
 
 Split = Literal["train", "held-out"]
 
@@ -22,22 +20,33 @@ TRAINING_SEEDS = range(1 << 32, 1 << 63)
 
 _FPS = 25
 _SPAN_SECONDS = 16
-"""Clips begin within this time, so that four shots of the usual length and the changes between them
-come up.
-"""
+"""Clips begin within this time, which holds about four shots and the changes between them."""
 _NOISY, _BLURRED = 0.3, 0.3
 """Shares of the clips with film grain and with motion blur."""
 _BLUR = 4
 
 
 class ProceduralClips:
-    """Clips of painted videos: shapes, textures, text, camera moves, cuts, fades, grain and motion
-    blur.
+    """Clips of painted videos: shapes, textures, text, camera moves, cuts, fades, grain, motion blur.
 
-    With split "train" the family has no end: the generator passed to `clip` chooses the video and
-    its moment, so every epoch shows new ones. With "held-out", clip `index` is always the same for
-    one `seed`. The two splits use disjoint seeds of `ProceduralClip`, so nothing that is measured
-    on the second has been trained on, whatever the seeds here.
+    With split "train" the generator passed to `clip` chooses the video and its moment, so every
+    epoch shows new ones. With "held-out", clip `index` is always the same for one `seed`. The two
+    splits use disjoint seeds of `ProceduralClip`.
+
+    Args:
+        seed: >= 0; another one is another set.
+        count: clips per epoch.
+        frames: frames per clip.
+        size: (height, width) in pixels.
+        stride: every stride-th frame of a video of 25 frames per second is taken.
+        min_stride: each clip draws its stride from this to `stride`; 0 for `stride` always.
+        stills: share of the clips that show one frame all the time.
+        split: "train" or "held-out".
+        scenes: each clip draws one of these `SceneName`s.
+        max_noise: largest standard deviation of film grain, in levels of 255; 0 for none.
+
+    Raises:
+        InputError: a size, a scene or the noise is outside its range.
     """
 
     def __init__(
@@ -54,61 +63,13 @@ class ProceduralClips:
         scenes: Sequence[str] = ("mixed",),
         max_noise: float = 8.0,
     ) -> None:
-        """Describe the set; nothing is painted yet.
-
-        Args:
-            seed: any integer >= 0; another one is another set.
-            count: clips per epoch, >= 1.
-            frames: frames per clip, >= 1.
-            size: (height, width) in pixels, each 8..8192.
-            stride: every stride-th frame of a video of 25 frames per second is taken, >= 1.
-            min_stride: each clip draws its stride from this to `stride`, both included; 0 for
-                `stride` always.
-            stills: share of the clips that show one frame all the time, 0..1.
-            split: "train" or "held-out".
-            scenes: names of `procedural.SceneName`, one or more; each clip draws one, so a name
-                given twice comes twice as often.
-            max_noise: film grain of the noisy clips goes up to this standard deviation, 0..64
-                levels of 255; 0 for none.
-
-        Raises:
-            InputError: an argument is outside its range.
-        """
-        for what, value, low in (
-            ("seed", seed, 0),
-            ("count", count, 1),
-            ("frames", frames, 1),
-            ("stride", stride, 1),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise InputError(
-                    f"{what} of procedural clips is {value!r}; expected an integer of at least {low}"
-                )
-        if wrong := strides_complaint(stride, min_stride, stills):
-            raise InputError(wrong)
-        if len(size) != 2 or not all(isinstance(side, int) and MIN_SIDE <= side <= MAX_SIDE for side in size):
-            raise InputError(
-                f"size of procedural clips is {size!r}; expected (height, width) in pixels, each"
-                f" {MIN_SIDE}..{MAX_SIDE}"
-            )
-        if split not in get_args(Split):
-            raise InputError(
-                f"split of procedural clips is {split!r}; expected one of {', '.join(get_args(Split))}"
-            )
-        if not 0 <= max_noise <= MAX_NOISE:
-            raise InputError(
-                f"max_noise is {max_noise!r}; expected a standard deviation of 0 to {MAX_NOISE:g} levels"
-                " of 255"
-            )
         if not scenes or isinstance(scenes, str):
-            raise InputError(
-                f"scenes is {scenes!r}; expected a list of one or more of {', '.join(get_args(SceneName))}"
-            )
-        for scene in scenes:
-            ProceduralClip(0, size[0], size[1], scene=scene)  # refuses an unknown scene here, not in a worker
-        self.seed, self.count, self.frames, self.size = seed, count, frames, (size[0], size[1])
-        self.strides = Strides(stride, min_stride or stride, float(stills))
-        self.split, self.scenes, self.max_noise = split, tuple(scenes), float(max_noise)
+            raise InputError(f"scenes is {scenes!r}; expected a list of one or more names of scenes")
+        for scene in scenes:  # refuses wrong values here, not in a worker
+            ProceduralClip(0, size[0], size[1], scene=scene, noise=max_noise)
+        self.seed, self.count, self.frames, self.size = seed, count, frames, size
+        self.strides = Strides(stride, min_stride or stride, stills)
+        self.split, self.scenes, self.max_noise = split, tuple(scenes), max_noise
 
     def __len__(self) -> int:
         return self.count
@@ -118,9 +79,7 @@ class ProceduralClips:
         return f"procedural {self.split} clip {index}"
 
     def clip(self, index: int, rng: np.random.Generator) -> Clip:
-        """(T, H, W, 3) uint8; `rng` is not used by the held-out split, `index` alone not by the
-        training split.
-        """
+        """See `ClipSource.clip`; the held-out split does not use `rng`."""
         if self.split == "held-out":
             rng = np.random.default_rng([self.seed, index])
             seeds = HELD_OUT_SEEDS
@@ -142,12 +101,4 @@ class ProceduralClips:
         blur = _BLUR if rng.random() < _BLURRED else 1
         scene = self.scenes[int(rng.integers(len(self.scenes)))]
         height, width = self.size
-        return ProceduralClip(
-            seed,
-            height,
-            width,
-            fps=_FPS,
-            scene=scene,
-            noise=noise,
-            motion_blur=blur,
-        )
+        return ProceduralClip(seed, height, width, fps=_FPS, scene=scene, noise=noise, motion_blur=blur)

@@ -1,5 +1,6 @@
-"""Which clip stands where: a pure function of seed, step, rank and row, the same for any number of
-workers and any starting step.
+"""Which clip stands where: a pure function of seed, step, rank and row.
+
+So the clips of a step are the same for any number of workers and any starting step.
 """
 
 from __future__ import annotations
@@ -12,18 +13,6 @@ import numpy.typing as npt
 
 from wfvae.errors import DataError
 from wfvae.train.data.clip_source import BadClip, Clip, ClipSource, printable
-
-__all__ = [
-    "WINDOW",
-    "Drawn",
-    "NoneUsableError",
-    "Place",
-    "Sampling",
-    "check_clip",
-    "crop_rng",
-    "draw",
-    "item_rng",
-]
 
 _ORDER, _CLIP, _CROP = 0, 1, 2
 
@@ -40,39 +29,29 @@ class Place(NamedTuple):
     item: int
     """Number of the item in the source."""
     crop: int = 0
-    """Which crop of the item's clip."""
+    """Number of the crop of the item's clip."""
 
 
 class Sampling:
     """The order in which the ranks of a run see the items.
 
     Every epoch goes once through all items in an order of its own. The rows of a step's global
-    batch, rank by rank, are the next `batch_size * world` places of that endless order, so that two
-    ranks see together what one with twice the batch would.
+    batch, rank by rank, are the next `batch_size * world` places of that endless order.
 
     With several crops per item an epoch is that much longer: the crops of `WINDOW` items that
-    follow each other are shuffled, so that a batch holds different items and each item is still
-    needed for a short while only.
+    follow each other are shuffled, so that a batch holds different items and each item is needed
+    for a short while only.
     """
 
     def __init__(
         self, seed: int, count: int, batch_size: int, rank: int = 0, world: int = 1, crops: int = 1
     ) -> None:
-        """All arguments as `BatchStream` takes them; `count` is the number of items, `crops` how
-        many there are of each.
-        """
-        self.seed, self.count, self.batch_size, self.rank, self.world, self.crops = (
-            seed,
-            count,
-            batch_size,
-            rank,
-            world,
-            crops,
-        )
+        self.seed, self.count, self.batch_size = seed, count, batch_size
+        self.rank, self.world, self.crops = rank, world, crops
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
 
     def places(self, step: int) -> list[Place]:
-        """The places of this rank's rows at a step."""
+        """Returns the places of this rank's rows at a step."""
         first = (step * self.world + self.rank) * self.batch_size
         places = []
         for row in range(first, first + self.batch_size):
@@ -82,9 +61,7 @@ class Sampling:
         return places
 
     def _turn(self, epoch: int, position: int) -> tuple[int, int]:
-        """Place of the item in the epoch's order of items, and the crop, at a position of the
-        epoch.
-        """
+        """Returns the item's place in the epoch's order, and the crop, at a position of the epoch."""
         if self.crops == 1:
             return position, 0
         window, inside = divmod(position, WINDOW * self.crops)
@@ -94,44 +71,37 @@ class Sampling:
         return window * WINDOW + item, crop
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        """The items in the order of an epoch; the latest is kept, since making it takes longer than
-        a step if there are millions.
-        """
+        # The latest is kept: making it takes longer than a step if there are millions of items.
         if epoch not in self._orders:
             self._orders = {epoch: np.random.default_rng([self.seed, _ORDER, epoch]).permutation(self.count)}
         return self._orders[epoch]
 
 
 class Drawn(NamedTuple):
-    """A clip and how it was come by."""
+    """A clip, and the items that were bad before it."""
 
     clip: Clip
     item: int
-    """The item it is of; another than the one asked for if that was bad."""
+    """The item of the clip; another than the one asked for if that was bad."""
     bad: tuple[BadClip, ...]
 
 
 class NoneUsableError(DataError):
-    """Every item tried for a row was bad.
-
-    Attributes:
-        bad: all that were tried.
-    """
+    """Every item tried for a row was bad; `bad` holds all of them."""
 
     def __init__(self, bad: tuple[BadClip, ...], count: int) -> None:
         tried = "none of them" if len(bad) == count else f"none of the {len(bad)} that were tried"
         super().__init__(
-            f"of {count} clips {tried} can be used, the last is {bad[-1]}; repair the data or choose other"
-            " data"
+            f"of {count} clips {tried} can be used, the last is {bad[-1]}; repair the data or choose other data"
         )
         self.bad = bad
 
 
 def draw(source: ClipSource, seed: int, epoch: int, index: int, max_bad: int) -> Drawn:
-    """A clip of the item `index`, or of another one chosen by the same random numbers if it is bad.
+    """Draws a clip of the item `index`, or of a replacement that the same seed chooses if it is bad.
 
     Raises:
-        NoneUsableError: more than `max_bad` items, or all, were tried in vain.
+        NoneUsableError: more than `max_bad` items, or all, are bad.
     """
     count = len(source)
     bad: dict[int, BadClip] = {}
@@ -148,9 +118,7 @@ def draw(source: ClipSource, seed: int, epoch: int, index: int, max_bad: int) ->
 
 
 def _choices(seed: int, epoch: int, index: int, count: int) -> Iterator[tuple[int, np.random.Generator]]:
-    """The item asked for, then others without end, each with random numbers that do not depend on
-    what happened to those before.
-    """
+    """Yields the item asked for, then random ones without end, each with its own generator."""
     attempt = 0
     while True:
         rng = item_rng(seed, epoch, index, attempt)
@@ -159,17 +127,17 @@ def _choices(seed: int, epoch: int, index: int, count: int) -> Iterator[tuple[in
 
 
 def item_rng(seed: int, epoch: int, index: int, attempt: int) -> np.random.Generator:
-    """The random numbers of one try to draw a clip for the item `index`."""
+    """Returns the generator of one attempt to draw a clip for the item `index`."""
     return np.random.default_rng([seed, _CLIP, epoch, index, attempt])
 
 
 def crop_rng(seed: int, place: Place) -> np.random.Generator:
-    """The random numbers of one crop."""
+    """Returns the generator of one crop."""
     return np.random.default_rng([seed, _CROP, place.epoch, place.item, place.crop])
 
 
 def check_clip(source: ClipSource, index: int, clip: Clip) -> Clip:
-    """The clip, if it is what `ClipSource.clip` promises; raises `DataError` otherwise."""
+    """Returns the clip, or raises `DataError` if it is not what `ClipSource.clip` promises."""
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
         name = printable(source.name(index))
         raise DataError(

@@ -12,26 +12,20 @@ from av.stream import Discard, Disposition
 
 from wfvae.train.data.clip_source import BadClip
 
-__all__ = ["UnusableError", "opened_video", "refused"]
-
 _FAILURES = (av.FFmpegError, OSError, ValueError, RuntimeError)
-"""FFmpeg's want of memory is among them: it says that of broken files that claim to be huge.
-Python's own is not.
-"""
+"""Includes FFmpeg's lack of memory, which broken files that claim to be huge cause; not Python's."""
 
 _CHARACTER_ART = frozenset({"tty", "bin", "xbin", "adf", "idf"})
 """Demuxers that turn any text or binary file into a "video" of characters."""
 
 
 class UnusableError(Exception):
-    """Why a file cannot be used, in a few words; `refused` adds which file it is."""
+    """Why a file cannot be used, in a few words; `refused` adds the name of the file."""
 
 
 @contextmanager
 def refused(name: str) -> Iterator[None]:
-    """Raise what FFmpeg and the operating system complain about inside the block as `BadClip` of
-    this name.
-    """
+    """Turns complaints of FFmpeg and the operating system into `BadClip` of this name."""
     try:
         yield
     except BadClip:
@@ -45,30 +39,26 @@ def refused(name: str) -> Iterator[None]:
 
 @contextmanager
 def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    """The container and its first real video stream (cover art is none), decoding in one thread.
+    """Yields the container and its first video stream that is no cover art, decoding in one thread.
 
     Only local files may be reached from inside it: playlists that name addresses are refused.
     """
     if path.stat().st_size == 0:
         raise UnusableError("the file is empty (0 bytes)")
-    with av.open(
-        f"file:{path}", "r", options={"protocol_whitelist": "file,crypto,data"}, metadata_errors="replace"
-    ) as container:
+    options = {"protocol_whitelist": "file,crypto,data"}
+    with av.open(f"file:{path}", "r", options=options, metadata_errors="replace") as container:
         if container.format.name in _CHARACTER_ART:
             raise UnusableError("this is a text or binary file, not a video")
-        real = [
-            stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic
-        ]
-        if not real:
+        videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not videos:
             raise UnusableError("it has no video stream")
-        stream: Any = real[0]
+        stream: Any = videos[0]
         if stream.codec_context is None:
             raise UnusableError("its video codec cannot be decoded by this FFmpeg")
         for other in container.streams:
             if other is not stream:
                 other.discard = Discard.all
-        # The workers keep the cores busy; threads of one file would only get into the way of the
-        # others.
+        # The workers keep the cores busy.
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
         yield container, stream

@@ -17,26 +17,35 @@ from wfvae.train.data.video_container import UnusableError, refused
 from wfvae.train.data.video_frames import frames_from, share_of_time
 from wfvae.train.data.video_index import index_folder
 from wfvae.train.data.video_probe import VideoFacts
-from wfvae.train.strides import Strides, strides_complaint
+from wfvae.train.strides import Strides
 from wfvae.video.suffixes import VIDEO_SUFFIXES
-
-__all__ = ["VideoFolder"]
 
 _MISCOUNT = 16
 """Frames by which a container may count too many (edit lists, encoder delay)."""
 _WHOLE = 0.9
-"""Share of its time that a whole file has at least; if its last frame stands for longer than the
-rest, it is taken for one cut short.
-"""
+"""Share of its stated time that a whole file has at least."""
 
 
 class VideoFolder:
-    """All videos below a folder. A clip begins at a random frame and is resized to cover `size` and
-    centre-cropped.
+    """All videos below a folder. A clip begins at a random frame, is resized and centre-cropped.
+
+    Args:
+        root: the folder, searched with all folders below it.
+        frames: frames per clip.
+        size: (height, width) of the clips in pixels.
+        stride: every stride-th frame is taken; 2 halves the frame rate.
+        min_stride: each clip draws its stride from this to `stride`; 0 for `stride` always.
+        stills: share of the clips that show one frame all the time.
+        index_path: JSON file of the index, outside of `root`; see `index_folder`.
+        progress: is given (files probed, files in all) while the folder is indexed.
+        retry_bad: probe files again that the index lists as bad.
 
     Attributes:
-        unusable: the files left out for good, with the reasons: undecodable ones and those with too
-            few frames.
+        unusable: the files left out: undecodable ones and those with too few frames.
+
+    Raises:
+        DataError: there are no videos, or none can be used.
+        ResourceError: the index cannot be written.
     """
 
     def __init__(
@@ -52,33 +61,8 @@ class VideoFolder:
         progress: Callable[[int, int], None] | None = None,
         retry_bad: bool = True,
     ) -> None:
-        """Index the folder, see `video_index.index_folder`. With an index of before only what
-        changed or was bad is opened.
-
-        Args:
-            root: the folder, searched with all folders below it.
-            frames: frames per clip, >= 1.
-            size: (height, width) of the clips in pixels, each >= 1.
-            stride: every stride-th frame is taken, >= 1; 2 halves the frame rate.
-            min_stride: each clip draws its stride from this to `stride`, both included; 0 for
-                `stride` always.
-            stills: share of the clips that show one frame all the time, 0..1. They, too, are of
-                videos that are long enough for the others.
-            index_path: JSON file of the index, outside of `root`, such as in the run's folder.
-            progress: is given (files looked at, files in all) while the folder is indexed.
-            retry_bad: open files again that the index says are bad.
-
-        Raises:
-            DataError: an argument is outside its range, there are no videos, none can be used, or
-                the index cannot be written.
-        """
-        for what, value in (("frames", frames), ("stride", stride), ("height", size[0]), ("width", size[1])):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise DataError(f"{what} of the clips is {value!r}; expected an integer of at least 1")
-        if wrong := strides_complaint(stride, min_stride, stills):
-            raise DataError(wrong)
-        self.root, self.frames, self.size = Path(root), frames, (size[0], size[1])
-        self.strides = Strides(stride, min_stride or stride, float(stills))
+        self.root, self.frames, self.size = Path(root), frames, size
+        self.strides = Strides(stride, min_stride or stride, stills)
         files = index_folder(self.root, Path(index_path), progress, retry_bad=retry_bad)
         if not files:
             raise DataError(
@@ -101,9 +85,7 @@ class VideoFolder:
 
     @property
     def span(self) -> int:
-        """Frames of a video from the first to the last one of a clip of the largest stride, both
-        included.
-        """
+        """Frames of a video from the first to the last one of a clip of the largest stride."""
         return self._span(self.strides.largest)
 
     def __len__(self) -> int:
@@ -113,18 +95,15 @@ class VideoFolder:
     def fingerprint(self) -> str:
         """SHA-256 of the paths and lengths of the usable videos."""
         listed = "\n".join(f"{path}\t{facts.frames}" for path, facts in self._videos)
-        return hashlib.sha256(
-            listed.encode("utf-8", "surrogateescape")
-        ).hexdigest()  # names of files may be any bytes
+        # Names of files may be any bytes.
+        return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
 
     def name(self, index: int) -> str:
         """The path relative to the folder."""
         return self._videos[index][0]
 
     def clip(self, index: int, rng: np.random.Generator) -> Clip:
-        """(T, H, W, 3) uint8 RGB, from a frame and with a stride that `rng` chooses; see
-        `ClipSource.clip`.
-        """
+        """See `ClipSource.clip`; `rng` chooses the stride and the first frame."""
         name, facts = self._videos[index]
         stride = self.strides.draw(rng)
         start = int(rng.integers(facts.frames - self._span(stride) + 1))
@@ -153,7 +132,7 @@ class VideoFolder:
         return (self.frames - 1) * stride + 1
 
     def _read(self, name: str, facts: VideoFacts, start: int, stride: int) -> tuple[Clip, int]:
-        """The clip from frame `start` on, and how many frames of the video were missing at the end."""
+        """Returns the clip from frame `start` on, and how many of its frames the video lacks."""
         clip = np.empty((self.frames, *self.size, 3), np.uint8)
         pixels = PixelReader(facts.codec, self.size)
         span, passed = self._span(stride), 0

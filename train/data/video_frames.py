@@ -6,7 +6,7 @@ import math
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,20 @@ import av
 from wfvae.train.data.video_container import UnusableError, opened_video
 from wfvae.train.data.video_probe import VideoFacts
 
-__all__ = ["frames_after_seek", "frames_from", "share_of_time"]
-
 _STEPS_BACK = (Fraction(0), Fraction(1), Fraction(5))
-"""Seconds that a seek aims before the wanted frame, one after another: containers that list
-decoding times, or positions only, land behind it now and then."""
+"""Seconds that a seek aims before the wanted frame, one after another: in containers that list
+decoding times, or positions only, a seek may land behind its aim."""
 
 _SKIPPING = frozenset({"h264", "hevc", "mpeg2video", "mpeg4"})
-"""Decoders that can be told packet by packet to leave out frames that no other depends on. AV1's
-leaves out wanted ones too.
-"""
+"""Decoders that can skip frames on which no other depends. AV1's skips wanted ones too."""
 
 
 def frames_from(path: Path, facts: VideoFacts, number: int) -> Generator[av.VideoFrame]:
-    """The frames `number`, number + 1, ... (counted from 0) in presentation order; close the
-    iterator when they are enough.
+    """Yields the frames `number`, number + 1, ... (from 0) in presentation order; close it when done.
 
-    Decoding starts at the key frame before. Only where a container has no time stamps, or cannot be
-    searched, it starts at the first frame, and the frames before are counted. In a video of varying
-    frame rate `number` stands for the time number / fps; frames follow one another without gaps
-    there too.
+    Decoding starts at the key frame before, or, where a container has no time stamps or cannot be
+    searched, at the first frame. In a video of varying frame rate `number` stands for the time
+    number / fps; frames follow one another without gaps there too.
 
     Raises:
         UnusableError: a frame is damaged.
@@ -53,9 +47,7 @@ def frames_from(path: Path, facts: VideoFacts, number: int) -> Generator[av.Vide
 def frames_after_seek(
     container: Any, stream: Any, facts: VideoFacts, number: int
 ) -> Iterator[av.VideoFrame] | None:
-    """What `frames_from` gives, by way of a key frame; None if no seek leads to one before the
-    frame.
-    """
+    """Returns the frames from `number` on by way of a key frame; None if no seek leads to one before."""
     if facts.first_pts is None or not stream.time_base:
         return None
     tick = Fraction(stream.time_base)
@@ -77,45 +69,36 @@ def frames_after_seek(
         if first.pts < target:
             return (frame for frame in frames if frame.pts is None or frame.pts >= target)
         if first.pts < target + frame_ticks:  # the very frame sought, not a later one
-            return _with_first(first, frames)
+            return chain([first], frames)
     return None
 
 
 def share_of_time(path: Path, facts: VideoFacts) -> float:
-    """Where the last frame ends, as a share of the time that the header promises, by time stamps
-    alone; 1 where there are none, 0 if nothing follows the place where the last frames should be.
+    """Returns where the last frame ends, by time stamps, as a share of the time that the header states.
 
-    Raises `av.FFmpegError` or `OSError` if the file cannot be read.
+    1 where there are no time stamps; 0 if nothing is left where the last frames should be.
+
+    Raises:
+        av.FFmpegError, OSError: the file cannot be read.
     """
     with opened_video(path) as (container, stream):
         if facts.first_pts is None or not stream.time_base:
             return 1.0
         ticks = facts.frames / (facts.fps * Fraction(stream.time_base))
-        with suppress(av.FFmpegError):  # what cannot be searched is read from its start
+        with suppress(av.FFmpegError):  # a file that cannot be searched is read from its start
             container.seek(facts.first_pts + round(ticks), stream=stream, backward=True)
-        ends = [
-            packet.pts + (packet.duration or 0)
-            for packet in container.demux(stream)
-            if packet.pts is not None
-        ]
+        ends = [p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None]
     return float((max(ends, default=facts.first_pts) - facts.first_pts) / ticks)
 
 
-def _with_first(first: av.VideoFrame, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    yield first
-    yield from frames
-
-
 def _decoded(container: Any, stream: Any, needed_from: int | None) -> Iterator[av.VideoFrame]:
-    """All frames from here on. Those before the time stamp `needed_from` that no other depends on
-    may be left out.
-    """
+    """Yields all frames from here on, or skips some before the time stamp `needed_from`."""
     context = stream.codec_context
-    may_skip = context.codec.name in _SKIPPING
+    may_skip = context.codec.name in _SKIPPING and needed_from is not None
     for packet in container.demux(stream):
         if packet.is_corrupt:
             raise UnusableError("a packet is damaged or cut short")
-        if may_skip and needed_from is not None and packet.pts is not None:
+        if may_skip and packet.pts is not None:
             context.skip_frame = "NONREF" if packet.pts < needed_from else "DEFAULT"
         for frame in packet.decode():
             if frame.is_corrupt and (needed_from is None or frame.pts is None or frame.pts >= needed_from):

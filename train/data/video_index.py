@@ -1,6 +1,4 @@
-"""The index of a folder of videos: read once, kept as JSON beside the run, brought up to date when
-files change.
-"""
+"""The index of a folder of videos: read once, kept as JSON beside the run, updated when files change."""
 
 from __future__ import annotations
 
@@ -10,28 +8,22 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from wfvae.errors import DataError
+from wfvae.errors import DataError, ResourceError
+from wfvae.files import write_whole
 from wfvae.train.data.clip_source import BadClip
 from wfvae.train.data.video_probe import VideoFacts, probe
 from wfvae.video.suffixes import VIDEO_SUFFIXES
 
-__all__ = ["IndexedFile", "index_folder"]
-
-_FORMAT = "wfvae video index"
-_VERSION = 1
+_FORMAT, _VERSION = "wfvae video index", 1
 _SAVED_EVERY = 30.0
-"""Seconds of indexing between two savings: the whole index is written each time, so a number of
-files would cost their square.
-"""
-_AT_ONCE = 8
-"""Files that are looked at at the same time: most of it is waiting for a disk or a network, and
-FFmpeg works without Python's lock.
-"""
+"""Seconds between two savings: the whole index is written each time."""
+_THREADS = 8
+"""Most of probing is waiting for a disk or a network, and FFmpeg works without Python's lock."""
 _QUEUED = 1024
 """Files that wait for the threads at most: folders may hold millions."""
 
@@ -46,8 +38,8 @@ class IndexedFile:
     mtime_ns: int
     facts: VideoFacts | None
     """None if the file is bad."""
-    reason: str
-    """Why the file is bad, empty if it is not."""
+    reason: str = ""
+    """Why the file is bad."""
 
 
 def index_folder(
@@ -57,22 +49,21 @@ def index_folder(
     *,
     retry_bad: bool = True,
 ) -> list[IndexedFile]:
-    """Every video file below `root`, sorted by path; only new and changed files are opened, and
-    those that were bad before.
+    """Returns every video file below `root`, sorted by path; only new and changed files are opened.
 
     The index is rewritten when something changed, now and then meanwhile, and when a scan is
-    interrupted, which then goes on where it was. Several processes may do this at once: each writes
-    a file of its own and renames it.
+    interrupted, which then continues where it was. Several processes may do this at once.
 
     Args:
         root: the folder; hidden files and folders are left out, links are followed.
         index_path: the JSON file, outside of `root`.
-        progress: is given (files looked at, files in all).
-        retry_bad: open files again that were bad, since a permission or a disk may be better now.
+        progress: is given (files probed, files in all).
+        retry_bad: open files again that were bad: a permission or a disk may be better today.
             False for the processes that must find the same files as the one that has just done it.
 
     Raises:
-        DataError: root is no readable folder, index_path lies in it or cannot be written.
+        DataError: root is no readable folder, or index_path lies in it.
+        ResourceError: index_path cannot be written.
     """
     _check_places(root, index_path)
     known = _load(index_path, root)
@@ -82,8 +73,8 @@ def index_folder(
     saved_at = time.monotonic()
 
     def save_so_far() -> None:
-        looked_at = {file.path for file in files}
-        _save(index_path, root, files + [file for file in known.values() if file.path not in looked_at])
+        probed = {file.path for file in files}
+        _save(index_path, root, files + [file for file in known.values() if file.path not in probed])
 
     try:
         with closing(_entries(root, paths, known, retry_bad)) as entries:
@@ -97,7 +88,7 @@ def index_folder(
                     progress(len(files), len(paths))
     except BaseException:
         if unsaved:
-            with suppress(DataError):  # of the two errors the first one counts
+            with suppress(ResourceError):  # of the two errors the first one counts
                 save_so_far()
         raise
     files.sort(key=lambda file: file.path)
@@ -109,10 +100,8 @@ def index_folder(
 def _entries(
     root: Path, paths: Sequence[str], known: dict[str, IndexedFile], retry_bad: bool
 ) -> Generator[IndexedFile]:
-    """The entries of the files, a few of which are looked at at once, in the order in which that is
-    done.
-    """
-    pool = ThreadPoolExecutor(_AT_ONCE)
+    """Yields the entries of the files as they are done, a few at a time."""
+    pool = ThreadPoolExecutor(_THREADS)
     try:
         waiting: set[Future[IndexedFile]] = set()
         for path in paths:
@@ -138,9 +127,7 @@ def _check_places(root: Path, index_path: Path) -> None:
 
 
 def _video_paths(root: Path) -> Iterator[str]:
-    """Paths of video files relative to root. A linked folder is entered once, so that links in a
-    circle end.
-    """
+    """Yields paths relative to root. A linked folder is entered once, so that cycles of links end."""
 
     def stop(error: OSError) -> None:
         raise DataError(
@@ -161,7 +148,7 @@ def _video_paths(root: Path) -> Iterator[str]:
 
 
 def _entry(root: Path, path: str, known: IndexedFile | None, retry_bad: bool) -> IndexedFile:
-    """The file's entry: the known one, if the file was good and has not changed."""
+    """Returns the known entry if the file has not changed, or probes the file."""
     try:
         status = (root / path).stat()
     except OSError as error:
@@ -169,18 +156,14 @@ def _entry(root: Path, path: str, known: IndexedFile | None, retry_bad: bool) ->
     unchanged = known is not None and (known.bytes, known.mtime_ns) == (status.st_size, status.st_mtime_ns)
     if known is not None and unchanged and (known.facts is not None or not retry_bad):
         return known
-    facts, reason = None, ""
     try:
-        facts = probe(root / path, path)
+        return IndexedFile(path, status.st_size, status.st_mtime_ns, probe(root / path, path))
     except BadClip as error:
-        reason = error.reason
-    return IndexedFile(path, status.st_size, status.st_mtime_ns, facts, reason)
+        return IndexedFile(path, status.st_size, status.st_mtime_ns, None, error.reason)
 
 
 def _load(index_path: Path, root: Path) -> dict[str, IndexedFile]:
-    """The kept index by path; empty if there is none for this folder that can be read, since it can
-    always be made again.
-    """
+    """Returns the kept index by path; empty if there is none for this folder that can be read."""
     try:
         data = json.loads(index_path.read_text())
         if (data["format"], data["version"], data["root"]) != (_FORMAT, _VERSION, str(root.resolve())):
@@ -191,36 +174,16 @@ def _load(index_path: Path, root: Path) -> dict[str, IndexedFile]:
 
 
 def _save(index_path: Path, root: Path, files: list[IndexedFile]) -> None:
-    data = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "root": str(root.resolve()),
-        "files": [_to_json(file) for file in files],
-    }
-    unfinished = index_path.with_name(f".{index_path.name}.{os.getpid()}.tmp")
-    try:
-        index_path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(data, indent=1) + "\n")
-        unfinished.replace(index_path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise DataError(
-            f"cannot write the index '{index_path}': {error.strerror}; choose a place that can be written"
-        ) from error
+    listed = [_to_json(file) for file in files]
+    data = {"format": _FORMAT, "version": _VERSION, "root": str(root.resolve()), "files": listed}
+    write_whole(index_path, json.dumps(data, indent=1) + "\n")
 
 
 def _to_json(file: IndexedFile) -> dict[str, Any]:
-    entry: dict[str, Any] = {"path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns}
+    entry = {"path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns}
     if file.facts is None:
-        return entry | {"bad": file.reason}
-    facts = file.facts
-    return entry | {
-        "frames": facts.frames,
-        "fps": str(facts.fps),
-        "size": list(facts.size),
-        "first_pts": facts.first_pts,
-        "codec": facts.codec,
-    }
+        return {**entry, "bad": file.reason}
+    return {**entry, **asdict(file.facts), "fps": str(file.facts.fps)}
 
 
 def _from_json(entry: dict[str, Any]) -> IndexedFile:
@@ -228,13 +191,7 @@ def _from_json(entry: dict[str, Any]) -> IndexedFile:
     if "bad" in entry:
         return IndexedFile(path, size, changed, None, str(entry["bad"]))
     height, width = entry["size"]
-    first = entry["first_pts"]
-    first_pts = None if first is None else int(first)
-    facts = VideoFacts(
-        int(entry["frames"]),
-        Fraction(entry["fps"]),
-        (int(height), int(width)),
-        first_pts,
-        str(entry["codec"]),
-    )
-    return IndexedFile(path, size, changed, facts, "")
+    first_pts = None if entry["first_pts"] is None else int(entry["first_pts"])
+    frames, fps, codec = int(entry["frames"]), Fraction(entry["fps"]), str(entry["codec"])
+    facts = VideoFacts(frames, fps, (int(height), int(width)), first_pts, codec)
+    return IndexedFile(path, size, changed, facts)

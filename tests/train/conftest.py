@@ -1,0 +1,49 @@
+"""Shared by the tests of training runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fixtures.training import CPU, WITH_DISCRIMINATOR, small
+from wfvae.train.loop import train
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the small configuration has it for the program: bits depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps with everything that has a state: discriminator, dropout, moving average."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run = tmp_path_factory.mktemp("finished") / "run"
+    train(small(**WITH_DISCRIMINATOR), run, CPU)
+    torch.set_num_threads(before)
+    return run
+
+
+@pytest.fixture
+def copied_run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to change or to resume."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def full_disk() -> Callable[..., None]:
+    """A function that raises what a full disk does."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    return full
