@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from wfvae.errors import ResourceError, StreamingError
-from wfvae.runtime.backends.base import Array, BoolArray, FloatArray
+from wfvae.runtime.backends.base import Array, BoolArray, FloatArray, initial_tensor
 from wfvae.runtime.backends.nvidia.cuda_graphs import GraphCache
 from wfvae.runtime.backends.nvidia.device import Allocations, Device, aligned, ignoring_device_errors
 from wfvae.runtime.backends.nvidia.step_buffers import StepBuffers
@@ -30,7 +29,7 @@ class _Tensor:
     offset: int
     shape: Shape
     dtype: np.dtype[Any]
-    initial_value: float
+    """As the host sees it: bfloat16 as bits in uint16."""
 
     @property
     def nbytes(self) -> int:
@@ -48,10 +47,8 @@ class TensorRTState:
         self._tensors: dict[str, _Tensor] = {}
         total = 0
         for spec in self.graph.states:
-            shape = spec.resolve(batch, height, width)
-            tensor = _Tensor(
-                total, shape, np.dtype(getattr(ml_dtypes, spec.dtype, spec.dtype)), spec.initial_value
-            )
+            dtype = np.dtype(np.uint16 if spec.dtype == "bfloat16" else spec.dtype)
+            tensor = _Tensor(total, spec.resolve(batch, height, width), dtype)
             self._tensors[spec.name] = tensor
             total += aligned(tensor.nbytes)
         self.parity = 0
@@ -126,7 +123,7 @@ class TensorRTState:
             for name, array in arrays.items():
                 cuda.copy_out(array.ctypes.data, self._address(name, self.parity), array.nbytes, stream)
             cuda.synchronize(stream)
-        return {name: _bits(array) for name, array in arrays.items()}
+        return arrays
 
     def write(self, tensors: Mapping[str, Array]) -> None:
         with self.stepping(), self.device.enqueuing():
@@ -138,8 +135,9 @@ class TensorRTState:
         cuda, compute = self.device.cuda, self.device.compute
         cuda.fill_zero(self._bases[0], total, compute)
         cuda.synchronize(compute)
-        others = {name: tensor for name, tensor in self._tensors.items() if tensor.initial_value}
-        self._fill(0, {name: np.full(t.shape, t.initial_value, t.dtype) for name, t in others.items()})
+        others = [spec for spec in self.graph.states if spec.initial_value]
+        size = (self.batch, self.height, self.width)
+        self._fill(0, {spec.name: initial_tensor(spec, *size) for spec in others})
 
     def _fill(self, which: int, tensors: Mapping[str, Array]) -> None:
         cuda, stream = self.device.cuda, self.device.copies_in
@@ -150,10 +148,6 @@ class TensorRTState:
 
     def _address(self, name: str, which: int) -> int:
         return self._bases[which] + self._tensors[name].offset
-
-
-def _bits(array: Array) -> Array:
-    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
 
 
 def release_when_idle(device: Device, *parts: GraphCache | StepBuffers | Allocations) -> None:

@@ -1,0 +1,300 @@
+"""ONNX Runtime's CUDA provider and TensorRT on a GPU (not yet run): `pytest -m gpu`.
+
+A backend that is not installed is skipped with the reason. Measured numbers are written to the
+terminal and recorded (`--junitxml`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from wfvae.errors import ResourceError, WFVAEError
+from wfvae.export.tensorrt.build import BuildReport, build_engines, timing_cache_path
+from wfvae.export.tensorrt.timing_cache import TimingCacheFile
+from wfvae.runtime import Bundle, open_bundle
+from wfvae.runtime.backends.nvidia.cuda import Cuda
+from wfvae.runtime.backends.nvidia.tensorrt_backend import target_here
+from wfvae.runtime.pixels import to_network
+from wfvae.spec.engines import BuildSettings, Span, engine_records
+from wfvae.spec.manifest import Manifest
+from wfvae.spec.tensorrt import TensorRT
+
+pytestmark = pytest.mark.gpu
+CUDA, TENSORRT = "onnxruntime", "tensorrt"
+BACKENDS = pytest.mark.parametrize("backend", [CUDA, TENSORRT])
+FIXTURES = ("4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear")
+NAME = FIXTURES[0]
+HEIGHT, WIDTH = 60, 90  # padded to 64x96
+SIZE = {"height": HEIGHT, "width": WIDTH}
+SETTINGS = BuildSettings(
+    Span(1, 1, 3), chunk=2, height=Span.of(64), width=Span.of(96), whole_clip=8, optimization_level=1
+)
+TOLERANCE = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
+"""Of the largest value."""
+Opener = Callable[..., Bundle]
+Report = Callable[[str, float], None]
+
+
+def build(path: Path, **options: Any) -> BuildReport:
+    trt = TensorRT.load()
+    return build_engines(path, SETTINGS, target_here(trt, Cuda(0)), trt, **options)
+
+
+def require(backend: str) -> None:
+    """Skips unless the backend has a GPU."""
+    if backend == TENSORRT:
+        try:
+            TensorRT.load()
+            Cuda(0)
+        except WFVAEError as error:
+            pytest.skip(f"no GPU test: {error}")
+    elif "CUDAExecutionProvider" not in ort.get_available_providers():
+        pytest.skip(f"ONNX Runtime {ort.__version__} has no CUDA provider: install onnxruntime-gpu")
+    elif shutil.which("nvidia-smi") is None:
+        pytest.skip("no NVIDIA driver here (nvidia-smi)")
+    else:
+        with redirect_stdout(sys.stderr):  # it prints what it does not find
+            ort.preload_dlls()
+
+
+@pytest.fixture(scope="module")
+def built(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`built(name, **export options)`: a bundle with engines for this GPU."""
+
+    @cache
+    def make(name: str, **options: Any) -> Path:
+        path = tmp_path_factory.mktemp("engines") / "bundle"
+        shutil.copytree(exported(name, **options), path)
+        build(path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def on_gpu(exported: Callable[..., Path], built: Callable[..., Path]) -> Opener:
+    """`on_gpu(backend, name, precision=..., tf32=..., cuda_graphs=...)`: a bundle on the GPU."""
+
+    def open_(backend: str, name: str = NAME, precision: str = "fp32", **options: Any) -> Bundle:
+        require(backend)
+        if backend == TENSORRT:
+            return open_bundle(built(name, precision=precision), TENSORRT, **options)
+        return open_bundle(exported(name, precision=precision), provider="cuda", **options)
+
+    return open_
+
+
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]) -> Report:
+    """Writes a number to the terminal, past pytest's capture, and into the record."""
+
+    def write(what: str, value: float) -> None:
+        record_property(what, value)
+        with capsys.disabled():
+            sys.stdout.write(f"\n    {what}: {value:.3g}")
+
+    return write
+
+
+def clip(frames: int = 26, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, (frames, HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def both(bundle: Bundle, latents: Any, chunk: int = 2) -> dict[str, Any]:
+    """What the bundle encodes, and what it decodes from `latents`."""
+    decoded = bundle.decode(latents, frames=len(clip()), **SIZE, chunk=chunk, pixels="float32")
+    return {"encode": bundle.encode(clip(), chunk=chunk), "decode": decoded}
+
+
+def error(found: Any, wanted: Any) -> float:
+    assert found.shape == wanted.shape and found.dtype == wanted.dtype and np.isfinite(found).all()
+    return float(np.abs(found.astype(np.float64) - wanted).max() / max(1.0, np.abs(wanted).max()))
+
+
+# Laws of every backend ----------------------------------------------------------------------------
+
+
+@BACKENDS
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "fp32") for name in FIXTURES), (NAME, "tf32"), (NAME, "fp16")]
+)
+def test_gpu_agrees_with_cpu_in_fp32(
+    on_gpu: Opener, opened: Opener, report: Report, backend: str, name: str, precision: str
+) -> None:
+    if (backend, precision) == (TENSORRT, "tf32"):
+        pytest.skip("needs engines built with TF32")
+    cpu, tf32 = opened(name), precision == "tf32"
+    gpu = on_gpu(backend, name, "fp32" if tf32 else precision, tf32=tf32)
+    latents = cpu.encode(clip())
+    found, wanted = both(gpu, latents), both(cpu, latents)
+    for what, array in wanted.items():
+        value = error(found[what], array)
+        report(f"{backend}, {name}, {what}, {precision} against the CPU in fp32", value)
+        assert value <= TOLERANCE[precision]
+
+
+def test_bf16_engine_agrees_with_cpu_in_fp32(on_gpu: Opener, opened: Opener, report: Report) -> None:
+    latents = opened(NAME).encode(clip())
+    value = error(on_gpu(TENSORRT, precision="bf16").encode(clip(), chunk=2), latents)
+    report("tensorrt, encode, bf16 against the CPU in fp32", value)
+    assert value <= TOLERANCE["bf16"]
+
+
+@BACKENDS
+def test_verification_passes_and_names_gpu(on_gpu: Opener, backend: str) -> None:
+    from wfvae.export.parity import verify
+
+    result = verify(on_gpu(backend), clip(29))
+    assert result.passed and "backend = onnxruntime" in {check.name for check in result.checks}
+    certified = result.certificate("video.mp4")["backend"]
+    facts = {CUDA: ("cuda", "cudnn"), TENSORRT: ("tactic_sources", "compute_capability")}[backend]
+    assert all(certified.get(key) for key in ("gpu", "driver", *facts)), certified
+
+
+@BACKENDS
+@pytest.mark.parametrize("name", FIXTURES)
+def test_plans_and_direct_inference_agree(on_gpu: Opener, report: Report, backend: str, name: str) -> None:
+    bundle = on_gpu(backend, name)
+    frames = clip(1 + 2 * bundle.ratio)
+    latents = bundle.encode(frames, chunk=2)
+    direct = bundle.direct_session("encoder").run(to_network(frames)[None])[0]
+    streams = [bundle.encode(frames, chunk=chunk) for chunk in (1, 3)]
+    largest = max(error(found, latents) for found in (direct, *streams))
+    report(f"{backend}, {name}, other plans and direct inference against chunks of 2", largest)
+    assert largest <= TOLERANCE["fp32"]
+
+
+@BACKENDS
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_same_plan_and_restored_stream_give_same_bits(on_gpu: Opener, backend: str, precision: str) -> None:
+    bundle = on_gpu(backend, precision=precision)
+    wanted = bundle.encode(clip(41), chunk=2)
+    assert np.array_equal(on_gpu(backend, precision=precision).encode(clip(41), chunk=2), wanted)
+    with bundle.encoder(**SIZE, chunk=2) as stream:
+        head = stream.push(clip(41)[:21])
+        saved = stream.snapshot()
+    with bundle.restore(saved, chunk=2) as stream:
+        rest = np.concatenate([stream.push(clip(41)[21:]), stream.finish()])
+    assert error(np.concatenate([head, rest]), wanted) <= TOLERANCE[precision]  # other steps than alone
+    with bundle.restore(saved, chunk=2) as stream:
+        assert np.array_equal(np.concatenate([stream.push(clip(41)[21:]), stream.finish()]), rest)
+
+
+@BACKENDS
+def test_pool_of_streams_agrees_with_each_alone(on_gpu: Opener, report: Report, backend: str) -> None:
+    bundle = on_gpu(backend)
+    clips = {key: clip(5 + 4 * (key % 3), key) for key in range(8)}
+    parts: dict[int, list[Any]] = {key: [] for key in clips}
+    with bundle.encoder_pool(**SIZE, rows=3, chunk=2) as pool:
+        for key, part in pool.run({key: [frames] for key, frames in clips.items()}):
+            parts[key].append(part)
+    alone = {key: bundle.encode(frames, chunk=2) for key, frames in clips.items()}
+    largest = max(error(np.concatenate(parts[key]), alone[key]) for key in clips)
+    report(f"{backend}, 8 streams in 3 rows, against each alone", largest)
+    assert largest <= TOLERANCE["fp32"]
+
+
+@BACKENDS
+def test_device_memory_is_constant(on_gpu: Opener, report: Report, backend: str) -> None:
+    def used() -> int:
+        command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0])
+
+    with on_gpu(backend).encoder(**SIZE, chunk=2) as stream:
+        for _ in range(20):
+            stream.push(clip(8))
+        before = used()
+        for _ in range(200):
+            stream.push(clip(8))
+        grown = used() - before
+    report(f"{backend}, growth of device memory over 1,600 frames, MiB (others may use the GPU)", grown)
+    assert grown <= 64
+
+
+# ONNX Runtime -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["encoder", "decoder"])
+def test_cuda_session_and_its_state_are_on_gpu(on_gpu: Opener, direction: Any) -> None:
+    """Where the provider cannot be set up, ONNX Runtime silently uses the CPU."""
+    session: Any = on_gpu(CUDA).step_session(direction)
+    assert session._session.get_providers()[0] == "CUDAExecutionProvider"
+    settings = session._session.get_provider_options()["CUDAExecutionProvider"]
+    assert settings["cudnn_conv_algo_search"] == "HEURISTIC" and settings["use_tf32"] == "0"
+    state: Any = session.new_state(1, 64, 96)
+
+    def places() -> list[tuple[str, int]]:
+        values = [value for buffers in state._buffers for value in buffers.values()]
+        return [(value.device_name(), value.data_ptr()) for value in values]
+
+    before = places()
+    assert {device for device, _ in before} == {"cuda"} and len(set(before)) == len(before)
+    x = np.zeros((1, 4, 3, 64, 96) if direction == "encoder" else (1, 1, 4, 8, 12), np.float32)
+    for start in (True, False, False):
+        session.step(state, x, np.array([start]), np.array([False]))
+        assert places() == before
+
+
+# TensorRT -----------------------------------------------------------------------------------------
+
+
+def test_cuda_graphs_give_same_bits(on_gpu: Opener, opened: Opener) -> None:
+    plain, captured = on_gpu(TENSORRT), on_gpu(TENSORRT, cuda_graphs=True)
+    latents = opened(NAME).encode(clip())
+    wanted, found = both(plain, latents), both(captured, latents)
+    assert all(np.array_equal(found[what], array) for what, array in wanted.items())
+    assert captured.backend.describe()["cuda_graphs"] == "on"
+
+
+def test_no_inner_tensor_differs_from_onnxruntime(on_gpu: Opener, opened: Opener) -> None:
+    from wfvae.export.parity.backend_search import search_backend
+    from wfvae.export.parity.plans import Job
+    from wfvae.export.parity.rules import BOUNDS
+
+    job = Job(on_gpu(TENSORRT), "encoder", clip(9), 9, HEIGHT, WIDTH)
+    found = search_backend(job, opened(NAME), (2, 1), BOUNDS["fp32"])
+    assert found.startswith("no tensor differs within a step"), found
+
+
+def test_first_step_gives_bits_of_polygraphys_runner(on_gpu: Opener) -> None:
+    """An independent way to run an engine, which allocates and copies everything for each run."""
+    bundle = on_gpu(TENSORRT)
+    loaders = importlib.import_module("polygraphy.backend.trt")
+    session = bundle.step_session("encoder")
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 8, 3, 64, 96)).astype(np.float32)
+    yes, no = np.ones(1, np.bool_), np.zeros(1, np.bool_)
+    state = session.new_state(1, 64, 96)
+    feeds = {"frames": x, "start": yes, **{f"state.{name}": array for name, array in state.read().items()}}
+    [record] = [r for r in engine_records(Manifest.read(bundle.path)) if r.graph == "encoder"]
+    engine = loaders.EngineFromBytes((bundle.path / record.file).read_bytes())
+    with loaders.TrtRunner(engine, optimization_profile=0) as runner:
+        expected = {name: np.array(array) for name, array in runner.infer(feeds).items()}
+    assert np.array_equal(session.step(state, x, yes, no), expected["latents"])
+    for name, array in state.read().items():
+        assert np.array_equal(array, expected[f"next_state.{name}"]), name
+
+
+def test_build_from_timing_cache_alone_succeeds(on_gpu: Opener) -> None:
+    path = on_gpu(TENSORRT).path
+    cache_path = timing_cache_path(path, target_here(TensorRT.load(), Cuda(0)))
+    assert len(build(path, timing_cache=TimingCacheFile(cache_path, read_only=True), again=True).built) == 4
+
+
+def test_gpu_goes_on_after_out_of_memory(on_gpu: Opener) -> None:
+    bundle = on_gpu(TENSORRT)
+    expected = bundle.encode(clip(9), chunk=2)
+    with pytest.raises(ResourceError, match="no memory"):
+        Cuda(0).allocate(1 << 50)
+    assert np.array_equal(bundle.encode(clip(9), chunk=2), expected)
