@@ -1,21 +1,14 @@
-"""WF-VAE against other video autoencoders on a CPU: time, peak memory, parameters and operations,
-for the same clip.
+"""How do speed and memory compare with other video autoencoders, for the same clip?
 
-    python benchmarks/peers_speed.py [--json benchmarks/results/peers-cpu.json]
-    python benchmarks/peers_speed.py --only 'wfvae-S/*' wan --sizes 64 128 192
-    python benchmarks/peers_speed.py --checkout od-vae=CODE,WEIGHTS     models whose code is in no library
-    python benchmarks/peers_speed.py --reduced                          small models of the same structure: tests the program only
+    python benchmarks/peers_speed.py --json benchmarks/results/peers-cpu.json     an hour on two cores
+    python benchmarks/peers_speed.py --only 'wfvae-S/*' wan --sizes 64
+    python benchmarks/peers_speed.py --checkout od-vae=CODE,WEIGHTS
+    python benchmarks/peers_speed.py --reduced         small models: tests the program, measures nothing
 
-Every measurement is a fresh process; all models take turns, so that a busy moment does not hit one
-alone; figures are medians over the turns. A model that has used up `--seconds` is left out of the
-turns after the second if its two runs agree within a factor of 1.25 in every case, and after the
-third if not; the number of its runs is stated. The models of others are diffusers', in their
-published width. WF-VAE is measured with 16 latent channels, as CogVideoX, Wan and HunyuanVideo
-have; `--latent-channels 4` gives its presets' own. Weights are random: speed and memory do not
-depend on them. `--mode direct` runs whole clips; `--mode blocks` the way that each library offers
-for long ones (streams for WF-VAE).
-
-Beside FILE.json a table (.md) and a drawing (.svg) are written.
+Every measurement is a fresh process, and models take turns; figures are medians. Models are those
+of diffusers, in their published width. WF-VAE has 16 latent channels, as CogVideoX, Wan and
+HunyuanVideo have. Weights are random: speed and memory do not depend on them. `--mode direct` runs
+whole clips, `--mode blocks` the way that each library offers for long ones. FILE.svg is drawn, too.
 """
 
 from __future__ import annotations
@@ -30,45 +23,16 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from charts import Chart, Series, draw
-from isolated import NotMeasured, run_isolated
-from record import load_average, machine, machine_line, markdown_table, write_report
+import charts
+from harness import tables
+from harness.engines import DIRECTIONS, ENGINES
+from harness.processes import NotMeasured, run_isolated
+from harness.record import command_line, finish, machine
+from peers import CHECKOUTS, PEERS
+from peers.checkouts import parse_checkouts
 
-WORKER = Path(__file__).with_name("peers_worker.py")
 PRESETS = ("S", "M", "L")
-REDUCED_PRESETS = ("tiny",)
-ENGINES = {
-    "torch": "PyTorch",
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "openvino-bf16": "OpenVINO bf16",
-}
-PEER_TITLES = {
-    "sd-vae": "SD-VAE",
-    "svd": "SVD",
-    "cogvideox": "CogVideoX",
-    "allegro": "Allegro",
-    "wan": "Wan 2.1",
-    "hunyuan": "HunyuanVideo",
-    "ltx": "LTX-Video",
-    "cv-vae": "CV-VAE",
-    "od-vae": "OD-VAE",
-    "open-sora": "Open-Sora VAE",
-}
-"""By name in `peers.py`, which is imported in the workers only."""
-CHECKOUTS = ("cv-vae", "od-vae", "open-sora")
-DIRECTIONS = ("encode", "decode")
-MODES = ("direct", "blocks")
-LATENT_CHANNELS = 16
-"""Of WF-VAE: those of CogVideoX, Wan and Hunyuan, and of the published WF-VAE-L-16Chn."""
-LEAST_RUNS = 2
-AGREEMENT = 1.25
-"""Factor between two runs of a case above which their mean says too little."""
-GFLOP_NOTE = """GFLOP are those of the network, its convolutions as they are written, for every engine and model. The exported graphs
-need fewer multiplications for the same result, so that GFLOP/s of ONNX Runtime and OpenVINO are not what the processor does, and cannot be
-compared with `roofline.py`, which counts the graphs as they run.
-"""
-PACKAGES = ("torch", "diffusers", "onnxruntime", "openvino", "numpy")
+OUR_ENGINES = {"torch": "PyTorch", **ENGINES}
 
 
 @dataclass
@@ -82,348 +46,123 @@ class Contender:
     gflop: dict[str, dict[str, float]] = field(default_factory=dict)
     problem: str | None = None
 
-    @property
-    def spent(self) -> float:
-        """Seconds measured so far."""
-        return sum(
-            case.get(d, {}).get("seconds", 0.0)
-            for run in self.runs
-            for case in run["cases"]
-            for d in DIRECTIONS
-        )
-
-    @property
-    def scatters(self) -> bool:
-        """Whether two runs of any case differ by more than `AGREEMENT`."""
-        for case in zip(*(run["cases"] for run in self.runs), strict=True):
-            for direction in DIRECTIONS:
-                seconds = [run[direction]["seconds"] for run in case if direction in run]
-                if seconds and max(seconds) > AGREEMENT * min(seconds):
-                    return True
-        return False
-
-    def wants_another(self, limit: float) -> bool:
-        """Whether it takes part in the next turn, of a measured time limited to `limit` seconds."""
-        if self.problem is not None:
-            return False
-        return (
-            len(self.runs) < LEAST_RUNS
-            or self.spent <= limit
-            or (len(self.runs) == LEAST_RUNS and self.scatters)
-        )
-
     def summary(self) -> dict[str, Any]:
-        """Medians by size, or the reason why there are none."""
+        """Returns medians by size, or the reason why there are none."""
         row: dict[str, Any] = {"name": self.name, "title": self.title}
         if not self.runs:
             return {**row, "not_measured": self.problem or "left out"}
-        row |= {key: self.runs[0][key] for key in ("parameters", "latent_channels", "compression")}
-        row |= {"runs": len(self.runs), "loaded_mb": self._median("loaded_mb")}
-        row["peaks_apart"] = all(run["peaks_apart"] for run in self.runs)
-        row["sizes"] = [self._size(index) for index in range(len(self.runs[0]["cases"]))]
-        return row
+        first = self.runs[0]
+        row |= {key: first[key] for key in ("parameters", "latent_channels", "compression", "loaded_mb")}
+        cases = zip(*(run["cases"] for run in self.runs), strict=True)
+        return {**row, "runs": len(self.runs), "sizes": [self._case(list(case)) for case in cases]}
 
-    def _size(self, index: int) -> dict[str, Any]:
-        cases = [run["cases"][index] for run in self.runs]
-        first = cases[0]
+    def _case(self, runs: list[dict[str, Any]]) -> dict[str, Any]:
+        first = runs[0]
         if "not_measured" in first:
             return {"size": first["size"], "not_measured": first["not_measured"]}
         found: dict[str, Any] = {"size": first["size"], "frames": first["frames"]}
         for name in DIRECTIONS:
-            seconds = [case[name]["seconds"] for case in cases]
-            peaks = [case[name]["peak_mb"] for case in cases]
-            flop = self.gflop.get(str(first["size"]), {}).get(name)
-            middle = statistics.median(seconds)
+            seconds = [run[name]["seconds"] for run in runs]
             found[name] = {
-                "seconds": middle,
+                "seconds": statistics.median(seconds),
                 "all_seconds": seconds,
-                "ms_per_frame": middle / first["frames"] * 1e3,
-                "peak_mb": statistics.median(peaks),
-                "gflop": flop,
-                "gflop_per_second": None if flop is None else flop / middle,
+                "ms_per_frame": statistics.median(seconds) / first["frames"] * 1e3,
+                "peak_mb": statistics.median(run[name]["peak_mb"] for run in runs),
+                "gflop": self.gflop.get(str(first["size"]), {}).get(name),
             }
         return found
 
-    def _median(self, key: str) -> float | None:
-        values = [run[key] for run in self.runs if run[key] is not None]
-        return statistics.median(values) if values else None
-
 
 def contenders(options: argparse.Namespace, folder: Path) -> list[Contender]:
-    """Those that were asked for, ours first."""
-    common = {
-        "threads": options.threads,
-        "frames": options.frames,
-        "sizes": options.sizes,
-        "mode": options.mode,
-        "do": "measure",
-    }
+    """Returns those that `--only` selects, ours first."""
+    common = {key: getattr(options, key) for key in ("threads", "frames", "sizes", "mode")}
     found = []
-    for preset in REDUCED_PRESETS if options.reduced else PRESETS:
-        for engine, title in ENGINES.items():
-            job = {
-                **common,
-                "engine": engine,
-                "preset": preset,
-                "latent_channels": options.latent_channels,
-                "bundle": str(folder / preset),
-            }
+    for preset in ("tiny",) if options.reduced else PRESETS:
+        ours = {"preset": preset, "latent_channels": options.latent_channels, "bundle": str(folder / preset)}
+        for engine, title in OUR_ENGINES.items():
+            job = {**common, **ours, "engine": engine}
             found.append(Contender(f"wfvae-{preset}/{engine}", f"WF-VAE-{preset} {title}", job))
-    for name, title in PEER_TITLES.items():
-        job = {**common, "engine": "peer", "contender": name, "reduced": options.reduced}
+    for name, peer in {**PEERS, **CHECKOUTS}.items():
+        job = {**common, "engine": "peer", "peer": name, "reduced": options.reduced}
+        one = Contender(name, peer.title, job)
         if name in options.checkout:
-            job |= dict(zip(("checkout", "weights", "entry"), options.checkout[name], strict=True))
-        missing = "its code is in no library; give a local checkout with --checkout"
-        found.append(
-            Contender(
-                name,
-                title,
-                job,
-                problem=missing if name in CHECKOUTS and name not in options.checkout else None,
-            )
-        )
+            job["checkout"] = options.checkout[name]
+        elif name in CHECKOUTS:
+            one.problem = "its code is in no library; give a local checkout with --checkout"
+        found.append(one)
     return [one for one in found if any(fnmatch(one.name, pattern) for pattern in options.only)]
 
 
-def run(options: argparse.Namespace, folder: Path) -> list[Contender]:
-    """Exports, counts, and measures turn by turn."""
-    field_of = contenders(options, folder)
-    _prepare(field_of, options.threads)
-    for turn in range(options.runs):
-        for one in field_of:
-            if not one.wants_another(options.seconds):
-                continue
-            try:
-                found = run_isolated(WORKER, {**one.job, "count": not one.gflop}, options.threads)
-                one.gflop = found.pop("gflop", one.gflop)
-                one.runs.append(found)
-            except NotMeasured as reason:
-                one.problem = str(reason)
-            print(f"turn {turn + 1}: {one.title}: {_progress(one)}", flush=True)
-    return field_of
-
-
-def _prepare(field_of: Sequence[Contender], threads: int) -> None:
-    """Bundles, and their operations: one count per preset."""
+def prepare(field_of: Sequence[Contender], threads: int) -> None:
+    """Exports our presets, and counts every network once."""
     counted: dict[str, Any] = {}
     for one in field_of:
-        if "bundle" not in one.job:
+        if one.problem is not None:
             continue
-        preset = one.job["preset"]
+        network = one.job.get("preset") or one.name
         try:
-            if preset not in counted:
-                run_isolated(WORKER, {**one.job, "do": "export"}, threads)
-                counted[preset] = run_isolated(WORKER, {**one.job, "do": "count"}, threads)["gflop"]
-            one.gflop = counted[preset]
+            if network not in counted:
+                engine = "torch" if "preset" in one.job else "peer"
+                counted[network] = run_isolated("peers_worker:count", {**one.job, "engine": engine}, threads)
+                if engine == "torch":
+                    changes = {"latent_dim": one.job["latent_channels"]}
+                    run_isolated("harness.engines:export_random", {**one.job, "changes": changes}, threads)
+            one.gflop = counted[network]
         except NotMeasured as reason:
-            one.problem = str(reason)
+            counted[network] = {}  # the times can be measured all the same
+            print(f"{one.title}: operations not counted: {reason}", file=sys.stderr)
 
 
-def _progress(one: Contender) -> str:
-    if one.problem is not None:
-        return f"not measured: {one.problem}"
-    case = one.runs[-1]["cases"][-1]
-    if "not_measured" in case:
-        return f"{case['size']}x{case['size']} not measured: {case['not_measured']}"
-    return ", ".join(
-        f"{name} {case[name]['seconds']:.2f} s {case[name]['peak_mb']:.0f} MB" for name in DIRECTIONS
-    )
+def measure(field_of: Sequence[Contender], options: argparse.Namespace) -> None:
+    """Runs all contenders turn by turn."""
+    for turn in range(options.runs):
+        for one in field_of:
+            if one.problem is not None:
+                continue
+            try:
+                one.runs.append(run_isolated("peers_worker:measure", one.job, options.threads))
+            except NotMeasured as reason:
+                one.problem = str(reason)
+            print(f"turn {turn + 1}: {one.title}: {one.problem or 'done'}", file=sys.stderr)
 
 
-def table(rows: Sequence[dict[str, Any]], size: int) -> str:
-    """Of one size, as Markdown."""
-    header = [
-        "",
-        "latent channels",
-        "compression, TxHxW",
-        "parameters, M",
-        "GFLOP",
-        "encode, ms/frame",
-        "decode, ms/frame",
-    ]
-    header += ["encode peak, MB", "decode peak, MB", "GFLOP/s", "runs"]
-    lines = []
-    for row in rows:
-        case = next((case for case in row.get("sizes", ()) if case["size"] == size), row)
-        if "not_measured" in case:
-            lines.append([row["title"], f"not measured: {case['not_measured']}", *[""] * (len(header) - 2)])
-            continue
-        both = [case[name] for name in DIRECTIONS]
-        known = all(part["gflop"] is not None for part in both)
-        gflop = sum(part["gflop"] for part in both) if known else None
-        rate = gflop / sum(part["seconds"] for part in both) if gflop is not None else None
-        lines.append(
-            [
-                row["title"]
-                + ("" if case["frames"] == rows_frames(rows, size) else f" ({case['frames']} frames)"),
-                str(row["latent_channels"]),
-                "x".join(map(str, row["compression"])),
-                f"{row['parameters'] / 1e6:.1f}",
-                "-" if gflop is None else f"{gflop:,.4g}",
-                *(f"{part['ms_per_frame']:.4g}" for part in both),
-                *(f"{part['peak_mb']:,.0f}" for part in both),
-                "-" if rate is None else f"{rate:.3g}",
-                str(row["runs"]),
-            ]
-        )
-    return markdown_table(header, lines)
-
-
-def rows_frames(rows: Sequence[dict[str, Any]], size: int) -> int | None:
-    """Frames of the clip that most models take."""
-    counts = [
-        case["frames"]
-        for row in rows
-        for case in row.get("sizes", ())
-        if case["size"] == size and "frames" in case
-    ]
-    return statistics.mode(counts) if counts else None
-
-
-def figure(rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> str | None:
-    """Bubbles of time against memory and operations, and lines over the frame's size where there
-    are several.
-    """
-    measured = [(row, _measured(row)) for row in rows]
-    largest = [(row, cases[max(cases)]) for row, cases in measured if cases]
-    if not largest:
-        return None
-    most = max(row["parameters"] for row, _ in largest)
-    kinds = ("WF-VAE", "others")
-
-    def bubbles(title: str, x_label: str, y_label: str, x: Any, y: Any) -> Chart:
-        series = []
-        for row, case in largest:
-            radius = 22 * (row["parameters"] / most) ** 0.5
-            colour = 0 if row["name"].startswith("wfvae") else 1
-            if (point := (x(case), y(case)))[0] and point[1]:
-                series.append(
-                    Series(row["title"], [point], (radius,), (row["title"],), line=False, colour=colour)
-                )
-        return Chart(title, x_label, y_label, series, log_x=True, log_y=True, kinds=kinds)
-
-    size = f"{max(sizes)}x{max(sizes)}"
-    charts = [
-        bubbles(
-            f"{size}; area: parameters",
-            "encode + decode, ms per frame",
-            "peak memory, MB",
-            lambda c: sum(c[d]["ms_per_frame"] for d in DIRECTIONS),
-            lambda c: max(c[d]["peak_mb"] for d in DIRECTIONS),
-        ),
-        bubbles(
-            f"{size}; area: parameters",
-            "GFLOP per frame",
-            "encode + decode, ms per frame",
-            lambda c: sum(c[d]["gflop"] or 0 for d in DIRECTIONS) / c["frames"],
-            lambda c: sum(c[d]["ms_per_frame"] for d in DIRECTIONS),
-        ),
-    ]
-    if len(sizes) > 1:
-        for name in DIRECTIONS:
-            for what, label in (("ms_per_frame", "ms per frame"), ("peak_mb", "peak memory, MB")):
-                lines = [
-                    Series(
-                        row["title"],
-                        [(size, case[name][what]) for size, case in sorted(cases.items())],
-                        colour=k,
-                        dash=k // 8,
-                    )
-                    for k, (row, cases) in enumerate(measured)
-                    if cases
-                ]
-                charts.append(
-                    Chart(f"{name}: {label}", "frame height = width, pixels", label, lines, True, True)
-                )
-    return draw(charts)
-
-
-def _measured(row: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    return {case["size"]: case for case in row.get("sizes", ()) if "encode" in case and "decode" in case}
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--only", nargs="+", default=["*"], metavar="NAME", help="such as wfvae-S/torch, 'wfvae-*', wan"
-    )
-    parser.add_argument("--mode", choices=MODES, default="direct")
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[64, 128], help="heights and widths, multiples of 32"
-    )
-    parser.add_argument(
-        "--frames", type=int, default=17, help="1 + 8 n suits all models but Allegro, which takes one less"
-    )
-    parser.add_argument(
-        "--latent-channels", type=int, default=LATENT_CHANNELS, help="of WF-VAE (default: %(default)s)"
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=3, help="turns")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=15.0,
-        help="measured time after which a model has no third run, if two agree",
-    )
-    parser.add_argument("--checkout", nargs="+", default=[], metavar="NAME=CODE,WEIGHTS[,module:attribute]")
-    parser.add_argument(
-        "--reduced", action="store_true", help="small models: tests the program, measures nothing"
-    )
-    parser.add_argument(
-        "--json", type=Path, help="write the results to this file, and .md and .svg beside it"
-    )
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line(__doc__, "peers-cpu.json")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="such as 'wfvae-*' or wan")
+    parser.add_argument("--mode", choices=("direct", "blocks"), default="direct")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="multiples of 32")
+    parser.add_argument("--frames", type=int, default=17, help="default: %(default)s; Allegro takes one less")
+    parser.add_argument("--latent-channels", type=int, default=16, help="of WF-VAE (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="turns (default: %(default)s)")
+    parser.add_argument("--checkout", nargs="+", default=[], metavar="NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE]")
+    parser.add_argument("--reduced", action="store_true", help="small models of the same structure")
     options = parser.parse_args(arguments)
     if any(size < 32 or size % 32 for size in options.sizes):
         parser.error(f"--sizes are {options.sizes}; expected multiples of 32")
-    if options.frames < 9 or options.runs < 1 or options.latent_channels < 1:
-        parser.error("--frames must be at least 9, --runs and --latent-channels at least 1")
-    checkouts = {}
-    for text in options.checkout:
-        name, _, rest = text.partition("=")
-        parts = rest.split(",")
-        if name not in CHECKOUTS or len(parts) not in (2, 3):
-            parser.error(
-                f"--checkout is {text!r}; expected NAME=CODE,WEIGHTS[,module:attribute] with a NAME of"
-                f" {', '.join(CHECKOUTS)}"
-            )
-        checkouts[name] = (*parts, *[None] * (3 - len(parts)))
-    options.checkout = checkouts
+    if options.frames < 9:
+        parser.error(f"--frames is {options.frames}; expected at least 9")
+    try:
+        options.checkout = parse_checkouts(options.checkout)
+    except ValueError as error:
+        parser.error(str(error))
     return options
 
 
-def main() -> int:
-    options = parse_arguments()
-    before = load_average()
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    facts = machine(options.threads, "torch", "diffusers", "onnxruntime", "openvino", "numpy")
     with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
-        field_of = run(options, Path(folder))
-    if not field_of:
-        print(f"error: no model is called {' or '.join(options.only)}", file=sys.stderr)
-        return 2
-    rows = [one.summary() for one in field_of]
-    facts = machine(options.threads, *PACKAGES)
-    text = (
-        f"# {options.mode} inference, {options.frames} frames, fp32 unless said"
-        f" otherwise\n\n{machine_line(facts)}\n"
-    )
-    text += "Random weights. Peaks are of a process that holds one model.\n"
-    for size in sorted(options.sizes, reverse=True):
-        text += f"\n## {size}x{size}\n\n{table(rows, size)}"
-    text += f"\n{GFLOP_NOTE}"
-    if options.reduced:
-        text += "\nReduced models: these numbers mean nothing.\n"
-    print(f"\n{text}")
+        field_of = contenders(options, Path(folder))
+        if not field_of:
+            print(f"error: no model is called {' or '.join(options.only)}", file=sys.stderr)
+            return 2
+        prepare(field_of, options.threads)
+        measure(field_of, options)
+    job = {key: getattr(options, key) for key in ("mode", "frames", "latent_channels", "sizes", "reduced")}
+    result = {"machine": facts, "job": job, "rows": [one.summary() for one in field_of]}
+    finish(result, options.json, tables.peers)
     if options.json is not None:
-        job = {
-            key: getattr(options, key)
-            for key in ("mode", "frames", "latent_channels", "sizes", "runs", "seconds", "reduced")
-        }
-        loads = {"load_average_before": before, "load_average_after": load_average()}
-        write_report(
-            options.json,
-            {"machine": facts, **loads, "job": job, "rows": rows},
-            text,
-            figure(rows, options.sizes),
-        )
+        charts.draw(charts.peers(result), options.json.with_suffix(".svg"))
     return 0
 
 

@@ -1,29 +1,21 @@
-"""One autoencoder in a process of its own: time and peak memory of encoding and decoding clips.
-Started by `peers_speed.py`.
+"""One autoencoder in a process of its own, for `peers_speed.py`.
 
-Whatever the model, the clip is the same: uniform noise in [-1, 1] of a fixed seed, latents are
-standard normal. Each size is encoded and decoded twice, in rising order, and the second time
-counts: engines prepare for a shape when they first see it, and take memory for it.
+Imports no PyTorch by itself, so that the memory of ONNX Runtime and OpenVINO is theirs alone.
 """
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-import numpy as np
-from isolated import NotMeasured, answer
-from onnx_work import count_file, direct_sizes
-from process_memory import peak_mb, resident_mb, restart_peak
+from harness.engines import DIRECTIONS, noise, open_on, pushes
+from harness.memory import peak_mb, resident_mb, restart_peak
+from harness.processes import NotMeasured
+from harness.turns import timed
 
 from wfvae.spec.frames import SPATIAL_RATIO
-
-if TYPE_CHECKING:
-    from wfvae import WFVAE
 
 DIRECT, BLOCKS = "direct", "blocks"
 CHUNK = 4
@@ -32,7 +24,7 @@ SEED = 0
 
 
 class Codec(Protocol):
-    """What is measured: arrays in, arrays out, in the layout of its library."""
+    """What is measured, in the array layout of its library."""
 
     parameters: int
     channels: int
@@ -41,89 +33,77 @@ class Codec(Protocol):
     """Video samples per latent in time, height and width."""
 
     def frames(self, wanted: int) -> int:
-        """The longest clip of at most `wanted` frames that the model takes without padding."""
+        """Returns the longest clip of at most `wanted` frames that the model takes without padding."""
 
     def encode(self, frames: int, size: int) -> Callable[[], Any]:
-        """A job that encodes the clip."""
+        """Returns a job that encodes the clip."""
 
     def decode(self, frames: int, size: int) -> Callable[[], Any]:
-        """A job that decodes latents of a clip of that many frames."""
+        """Returns a job that decodes latents of a clip of that many frames."""
+
+
+class BundleCodec:
+    """WF-VAE through the runtime."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self._bundle = open_on(job["engine"], job["bundle"], job["threads"])
+        self._direct = job["mode"] == DIRECT
+        for direction in DIRECTIONS.values():  # load both, as a model in PyTorch does
+            self._session(direction)
+        self.channels = int(self._bundle.manifest.model["latent_dim"])
+        self.compression = (self._bundle.ratio, SPATIAL_RATIO, SPATIAL_RATIO)
+        self.parameters = self._bundle.manifest.parameters
+
+    def _session(self, direction: Any) -> Any:
+        return (self._bundle.direct_session if self._direct else self._bundle.step_session)(direction)
+
+    def frames(self, wanted: int) -> int:
+        return 1 + (wanted - 1) // self._bundle.ratio * self._bundle.ratio
+
+    def encode(self, frames: int, size: int) -> Callable[[], Any]:
+        video = noise(self._bundle, "encoder", frames, size)
+        if self._direct:
+            return partial(self._session("encoder").run, video)
+        [pixels] = pushes(self._bundle, "encoder", video, frames)
+        return partial(self._bundle.encode, pixels, chunk=CHUNK)
+
+    def decode(self, frames: int, size: int) -> Callable[[], Any]:
+        latents = noise(self._bundle, "decoder", frames, size)
+        if self._direct:
+            return partial(self._session("decoder").run, latents)
+        return partial(self._bundle.decode, latents[0], chunk=CHUNK, pixels="float32")
 
 
 class TorchCodec:
     """WF-VAE in PyTorch."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        self._model = ours(job).requires_grad_(False)
-        self._ratio = self._model.config.temporal_compression
-        self._mode = job["mode"]
-        self.channels, self.compression = (
-            self._model.config.latent_dim,
-            (self._ratio, SPATIAL_RATIO, SPATIAL_RATIO),
-        )
-        self.parameters = sum(parameter.numel() for parameter in self._model.parameters())
+        from wfvae import WFVAE, WFVAEConfig
+
+        config = WFVAEConfig.preset(job["preset"], latent_dim=job["latent_channels"])
+        self.network: Any = WFVAE.random(config, SEED).eval().requires_grad_(False)
+        self._ratio, self._direct = config.temporal_compression, job["mode"] == DIRECT
+        self.channels = config.latent_dim
+        self.compression = (self._ratio, SPATIAL_RATIO, SPATIAL_RATIO)
+        self.parameters = sum(parameter.numel() for parameter in self.network.parameters())
 
     def frames(self, wanted: int) -> int:
         return 1 + (wanted - 1) // self._ratio * self._ratio
 
     def encode(self, frames: int, size: int) -> Callable[[], Any]:
-        video = _tensor((1, 3, frames, size, size), noise=False)
-        if self._mode == DIRECT:
-            return _inference(lambda: self._model.encode(video).latent_dist.mean)
-        return _inference(lambda: list(self._model.stream_encode(video.split(self._ratio * CHUNK, dim=2))))
+        video = torch_noise(self.network, (1, 3, frames, size, size))
+        if self._direct:
+            return without_gradients(lambda: self.network.encode(video).latent_dist.mean)
+        chunks = video.split(self._ratio * CHUNK, dim=2)
+        return without_gradients(lambda: list(self.network.stream_encode(chunks)))
 
     def decode(self, frames: int, size: int) -> Callable[[], Any]:
-        latents = _tensor(
-            (1, self.channels, 1 + (frames - 1) // self._ratio, size // SPATIAL_RATIO, size // SPATIAL_RATIO)
-        )
-        if self._mode == DIRECT:
-            return _inference(lambda: self._model.decode(latents).sample)
-        return _inference(lambda: list(self._model.stream_decode(latents.split(CHUNK, dim=2))))
-
-
-class BundleCodec:
-    """WF-VAE through the runtime."""
-
-    def __init__(self, bundle: str, engine: str, threads: int, mode: str) -> None:
-        from bundle_engines import open_on
-
-        self._bundle = open_on(engine, bundle, threads)
-        self._mode = mode
-        for direction in ("encoder", "decoder"):  # both from the beginning, as a model of PyTorch has them
-            if mode == DIRECT:
-                self._bundle.direct_session(direction)
-            else:
-                self._bundle.step_session(direction)
-        self.channels, self.compression = (
-            self._bundle.manifest.model["latent_dim"],
-            (self._bundle.ratio, SPATIAL_RATIO, SPATIAL_RATIO),
-        )
-        self.parameters = self._bundle.manifest.parameters
-
-    def frames(self, wanted: int) -> int:
-        return 1 + (wanted - 1) // self._bundle.ratio * self._bundle.ratio
-
-    def encode(self, frames: int, size: int) -> Callable[[], Any]:
-        video = np.random.default_rng(SEED).uniform(-1, 1, (1, frames, 3, size, size)).astype(np.float32)
-        if self._mode == DIRECT:
-            session = self._bundle.direct_session("encoder")
-            return lambda: session.run(video)
-        pixels = np.ascontiguousarray(video[0].transpose(0, 2, 3, 1))
-        return lambda: self._bundle.encode(pixels, chunk=CHUNK)
-
-    def decode(self, frames: int, size: int) -> Callable[[], Any]:
-        shape = (
-            1,
-            1 + (frames - 1) // self._bundle.ratio,
-            self.channels,
-            size // SPATIAL_RATIO,
-            size // SPATIAL_RATIO,
-        )
-        latents = np.random.default_rng(SEED).standard_normal(shape, np.float32)
-        if self._mode == DIRECT:
-            session = self._bundle.direct_session("decoder")
-            return lambda: session.run(latents)
-        return lambda: self._bundle.decode(latents[0], chunk=CHUNK, pixels="float32")
+        place = size // SPATIAL_RATIO
+        shape = (1, self.channels, 1 + (frames - 1) // self._ratio, place, place)
+        latents = torch_noise(self.network, shape)
+        if self._direct:
+            return without_gradients(lambda: self.network.decode(latents).sample)
+        return without_gradients(lambda: list(self.network.stream_decode(latents.split(CHUNK, dim=2))))
 
 
 class PeerCodec:
@@ -132,97 +112,71 @@ class PeerCodec:
     def __init__(self, job: dict[str, Any]) -> None:
         from peers import CHECKOUTS, PEERS
 
-        mode = job["mode"]
         if "checkout" in job:
-            self._peer: Any = CHECKOUTS[job["contender"]]
-            self._model: Any = self._peer.build(Path(job["checkout"]), Path(job["weights"]), job["entry"])
+            code, weights, entry = job["checkout"]
+            peer: Any = CHECKOUTS[job["peer"]]
+            self._model: Any = peer.build(Path(code), Path(weights), entry)
         else:
-            self._peer = PEERS[job["contender"]]
-            self._model = self._peer.build(full=not job["reduced"])
-        if mode == BLOCKS:
-            modes = self._peer.modes
-            self._model.use(next((one.name for one in modes if one.on_by_default), modes[0].name))
-        self.channels, self.compression = self._peer.channels, self._peer.compression
+            peer = PEERS[job["peer"]]
+            self._model = peer.build(full=not job["reduced"])
+        if job["mode"] == BLOCKS:
+            self._model.use(next((one.name for one in peer.modes if one.on_by_default), peer.modes[0].name))
+        self.network = self._model.vae
+        self.channels, self.compression = peer.channels, peer.compression
         self.parameters = self._model.parameters
+        self._first = int(peer.frames_after_first)
 
     def frames(self, wanted: int) -> int:
         ratio = self.compression[0]
-        after_first = getattr(self._peer, "frames_after_first", True)
-        count = 1 + (wanted - 1) // ratio * ratio if after_first else wanted // ratio * ratio
+        count = self._first + (wanted - self._first) // ratio * ratio
         if count < 1:
             raise NotMeasured(f"a clip of {wanted} frames is too short; it takes at least {ratio}")
-        return int(count)
+        return count
 
     def encode(self, frames: int, size: int) -> Callable[[], Any]:
-        video = _tensor((1, 3, frames, size, size), noise=False, device=self._device)
-        return lambda: self._model.encode(video)
+        return partial(self._model.encode, torch_noise(self.network, (1, 3, frames, size, size)))
 
     def decode(self, frames: int, size: int) -> Callable[[], Any]:
         ratio, rows, columns = self.compression
         if size % rows or size % columns:
             raise NotMeasured(f"{size}x{size} is no multiple of its {rows}x{columns}")
-        latents = _tensor(
-            (1, self.channels, -(-frames // ratio), size // rows, size // columns), device=self._device
-        )
-        return lambda: self._model.decode(latents, frames)
-
-    @property
-    def _device(self) -> Any:
-        return next(self._model.vae.parameters()).device
-
-    def without_numbers(self) -> None:
-        """From here on only shapes are computed, of whole clips."""
-        self._model.use(DIRECT)
-        self._model.vae.to("meta")
+        shape = (1, self.channels, -(-frames // ratio), size // rows, size // columns)
+        return partial(self._model.decode, torch_noise(self.network, shape), frames)
 
 
-def _tensor(shape: tuple[int, ...], noise: bool = True, device: Any = "cpu") -> Any:
+def torch_noise(network: Any, shape: tuple[int, ...]) -> Any:
+    """Returns uniform noise in [-1, 1] on the network's device."""
     import torch
 
-    generator = torch.Generator().manual_seed(SEED)
-    found = (
-        torch.randn(shape, generator=generator) if noise else torch.rand(shape, generator=generator) * 2 - 1
-    )
-    return found.to(device)
+    found = torch.rand(shape, generator=torch.Generator().manual_seed(SEED)) * 2 - 1
+    return found.to(next(network.parameters()).device)
 
 
-def _inference(job: Callable[[], Any]) -> Callable[[], Any]:
+def without_gradients(job: Callable[[], Any]) -> Callable[[], Any]:
+    """Wraps a job in inference mode."""
     import torch
 
-    def run() -> Any:
-        with torch.inference_mode():
-            return job()
-
-    return run
+    return torch.inference_mode()(job)
 
 
-def ours(job: dict[str, Any]) -> WFVAE:
-    """The preset with random weights; with other latent channels than its own where the job names
-    them.
-    """
-    from wfvae import WFVAE, WFVAEConfig
-
-    changes = {"latent_dim": job["latent_channels"]} if "latent_channels" in job else {}
-    return WFVAE.random(WFVAEConfig.preset(job["preset"], **changes), SEED).eval()
-
-
-def make(job: dict[str, Any]) -> Codec:
-    """The codec that a job asks for."""
+def make(job: dict[str, Any]) -> Any:
+    """Builds the codec that a job asks for."""
     if job["engine"] in ("peer", "torch"):
         import torch
 
         torch.set_num_threads(job["threads"])
-    if job["engine"] == "peer":
-        return PeerCodec(job)
-    if job["engine"] == "torch":
-        return TorchCodec(job)
-    return BundleCodec(job["bundle"], job["engine"], job["threads"], job["mode"])
+        return (PeerCodec if job["engine"] == "peer" else TorchCodec)(job)
+    return BundleCodec(job)
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Seconds and peaks of every size; a size that the model cannot do says why."""
+    """Measures seconds and peaks at every size; at a size that the model cannot do, the reason.
+
+    Sizes rise, and each clip runs once before it is timed: engines prepare for a shape when they
+    first see it.
+    """
     codec = make(job)
-    loaded, separate = resident_mb(), restart_peak()
+    loaded = resident_mb()
     cases = []
     for size in sorted(job["sizes"]):
         case: dict[str, Any] = {"size": size}
@@ -230,87 +184,37 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
             frames = case["frames"] = codec.frames(job["frames"])
             for name, prepare in (("encode", codec.encode), ("decode", codec.decode)):
                 work = prepare(frames, size)
-                work()  # not counted
+                work()
                 restart_peak()
-                begin = time.perf_counter()
-                result = work()
-                case[name] = {"seconds": time.perf_counter() - begin, "peak_mb": peak_mb()}
-                del result
+                case[name] = {"seconds": timed(work), "peak_mb": peak_mb()}
         except NotMeasured as reason:
             case["not_measured"] = str(reason)
         cases.append(case)
-    latents = {"latent_channels": codec.channels, "compression": codec.compression}
-    found = {
+    return {
         "parameters": codec.parameters,
-        **latents,
+        "latent_channels": codec.channels,
+        "compression": codec.compression,
         "loaded_mb": loaded,
-        "peaks_apart": separate,
         "cases": cases,
     }
-    if job["count"] and isinstance(codec, PeerCodec):
-        with contextlib.suppress(
-            Exception
-        ):  # code of others that does not run on shapes; the times stand all the same
-            found["gflop"] = count_peer(codec, job)
-    return found
 
 
 def count(job: dict[str, Any]) -> dict[str, Any]:
-    """GFLOP of every size by direction, counted from exported graphs with plain convolutions: what
-    the network asks for, as for peers.
-
-    The form that is run has fewer multiplications, so that its rate may exceed what the processor
-    does.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        export({**job, "bundle": str(Path(folder) / "plain"), "convolutions": "plain"})
-        return count_in(Path(folder) / "plain", job)
-
-
-def count_in(bundle: Path, job: dict[str, Any]) -> dict[str, Any]:
-    """The same, of a bundle's direct graphs as they are."""
-    from wfvae.spec.manifest import Manifest
-
-    ratio = Manifest.read(bundle).graphs["encoder"].stream.ratio
-    files = {"encode": "encoder.direct.onnx", "decode": "decoder.direct.onnx"}
-    found = {}
-    for size in job["sizes"]:
-        sizes = direct_sizes(ratio, 1 + (job["frames"] - 1) // ratio * ratio, size, size)
-        found[str(size)] = {name: count_file(bundle / file, sizes).flop / 1e9 for name, file in files.items()}
-    return {"gflop": found}
-
-
-def count_peer(codec: PeerCodec, job: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The same with PyTorch's counter, of direct inference, on shapes alone. The model has no
-    numbers after this.
-    """
+    """Counts the GFLOP of whole clips with PyTorch's counter, on shapes alone."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    codec.without_numbers()
-    frames = codec.frames(job["frames"])
+    codec = make({**job, "mode": DIRECT})
+    codec.network.to("meta")
     found: dict[str, dict[str, float]] = {}
     for size in job["sizes"]:
         found[str(size)] = {}
         for name, prepare in (("encode", codec.encode), ("decode", codec.decode)):
-            # Written out, attention is two products, which are counted; in one piece it may be an
-            # operator that is not.
+            work = prepare(codec.frames(job["frames"]), size)
+            # Written out, attention is two products, which are counted; as one operator it may not be.
             written_out, counting = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
-            with contextlib.suppress(NotMeasured), torch.inference_mode(), written_out, counting as counter:
-                prepare(frames, size)()
-                found[str(size)][name] = counter.get_total_flops() / 1e9
+            with torch.inference_mode(), written_out, counting:
+                work()
+            found[str(size)][name] = counting.get_total_flops() / 1e9
     return found
-
-
-def export(job: dict[str, Any]) -> dict[str, Any]:
-    """Writes a bundle."""
-    from wfvae.export.bundle import ExportOptions, export_bundle
-
-    options = ExportOptions(direct=True, convolutions=job.get("convolutions", "minimal"))
-    export_bundle(ours(job), job["bundle"], options, overwrite=True)
-    return {}
-
-
-if __name__ == "__main__":
-    answer(lambda job: {"measure": measure, "count": count, "export": export}[job["do"]](job))

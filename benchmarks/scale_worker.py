@@ -1,18 +1,17 @@
-"""One clip, stream or pool of streams through a bundle, in a process of its own. Started by
-`scale.py`.
+"""One clip, stream or pool of streams in a process of its own, for `scale.py`.
 
-Input is made chunk by chunk and results are dropped, so that memory is that of the runtime.
+Input is made piece by piece and results are dropped, so that memory is the runtime's.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
+from itertools import islice, repeat
 from typing import Any
 
-import numpy as np
-from bundle_engines import open_on
-from isolated import answer
-from process_memory import peak_mb, resident_mb, restart_peak, trim_heap
+from harness.engines import noise, open_on, pushes
+from harness.memory import peak_mb, resident_mb, restart_peak, trim_heap
+from harness.turns import timed
 
 from wfvae.runtime import Bundle
 from wfvae.spec.frames import latent_frames
@@ -22,86 +21,47 @@ WARM_UP = 9
 """Frames of a clip that warms up."""
 
 
-def work(job: dict[str, Any]) -> dict[str, Any]:
-    """Seconds and peak of one job."""
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    """Measures seconds and peak memory of one job."""
     with open_on(job["engine"], job["bundle"], job["threads"]) as bundle:
-        if job["way"] == DIRECT:
-            bundle.direct_session(job["direction"])
-        else:
-            bundle.step_session(job["direction"])
+        load = bundle.direct_session if job["way"] == DIRECT else bundle.step_session
+        load(job["direction"])
         trim_heap()  # loading leaves 130 to 320 MB behind (preset S), not the same in every process
         loaded = resident_mb()
         run(bundle, {**job, "frames": min(WARM_UP, job["frames"])})
-        apart = restart_peak()
-        begin = time.perf_counter()
-        given = run(bundle, job)
-        seconds = time.perf_counter() - begin
-    return {
-        "seconds": seconds,
-        "peak_mb": peak_mb(),
-        "loaded_mb": loaded,
-        "peaks_apart": apart,
-        "given": given,
-    }
+        restart_peak()
+        seconds = timed(lambda: run(bundle, job))
+        return {"seconds": seconds, "peak_mb": peak_mb(), "loaded_mb": loaded}
 
 
-def run(bundle: Bundle, job: dict[str, Any]) -> int:
-    """Latents or frames that came out, of all streams."""
+def run(bundle: Bundle, job: dict[str, Any]) -> None:
+    """Runs the job once."""
+    direction, size, chunk = job["direction"], job["size"], job["chunk"]
     if job["way"] == DIRECT:
-        return _direct(bundle, job)
-    return _stream(bundle, job) if job["way"] == STREAM else _pool(bundle, job)
-
-
-def _direct(bundle: Bundle, job: dict[str, Any]) -> int:
-    direction, size, count = job["direction"], job["size"], _count(bundle, job)
-    session = bundle.direct_session(direction)
-    shape = (
-        (1, count, 3, size, size)
-        if direction == "encoder"
-        else (1, count, _channels(bundle), size // 8, size // 8)
-    )
-    return int(session.run(np.random.default_rng(0).standard_normal(shape, np.float32)).shape[1])
-
-
-def _stream(bundle: Bundle, job: dict[str, Any]) -> int:
-    size, chunk, given = job["size"], job["chunk"], 0
-    opener = bundle.encoder if job["direction"] == "encoder" else bundle.decoder
-    with opener(height=size, width=size, chunk=chunk) as stream:
-        for part in _parts(bundle, job):
-            given += len(stream.push(part))
-        return given + len(stream.finish())
-
-
-def _pool(bundle: Bundle, job: dict[str, Any]) -> int:
-    size, rows = job["size"], job["rows"]
-    opener = bundle.encoder_pool if job["direction"] == "encoder" else bundle.decoder_pool
-    with opener(height=size, width=size, rows=rows, chunk=job["chunk"]) as pool:
-        return sum(len(result) for _, result in pool.run({row: _parts(bundle, job) for row in range(rows)}))
-
-
-def _parts(bundle: Bundle, job: dict[str, Any]) -> Any:
-    """A clip in pieces of one step: the same noise again and again."""
-    size, left = job["size"], _count(bundle, job)
-    rng = np.random.default_rng(0)
-    if job["direction"] == "encoder":
-        step = job["chunk"] * bundle.ratio
-        piece: Any = rng.integers(0, 256, (step, size, size, 3), np.uint8)
+        bundle.direct_session(direction).run(noise(bundle, direction, job["frames"], size))
+    elif job["way"] == STREAM:
+        open_stream = bundle.encoder if direction == "encoder" else bundle.decoder
+        with open_stream(height=size, width=size, chunk=chunk) as stream:
+            for part in parts(bundle, job):
+                stream.push(part)
+            stream.finish()
     else:
-        step = job["chunk"]
-        piece = rng.standard_normal((step, _channels(bundle), size // 8, size // 8), np.float32)
-    while left:
-        yield piece[:left]
-        left -= min(left, step)
+        rows = job["rows"]
+        open_pool = bundle.encoder_pool if direction == "encoder" else bundle.decoder_pool
+        with open_pool(height=size, width=size, rows=rows, chunk=chunk) as pool:
+            for _ in pool.run({row: parts(bundle, job) for row in range(rows)}):
+                pass
 
 
-def _count(bundle: Bundle, job: dict[str, Any]) -> int:
-    frames: int = job["frames"]
-    return frames if job["direction"] == "encoder" else latent_frames(frames, bundle.ratio)
-
-
-def _channels(bundle: Bundle) -> int:
-    return int(bundle.manifest.model["latent_dim"])
-
-
-if __name__ == "__main__":
-    answer(work)
+def parts(bundle: Bundle, job: dict[str, Any]) -> Iterator[Any]:
+    """Yields a clip in pieces of one step: the same noise again and again."""
+    direction, chunk = job["direction"], job["chunk"]
+    count, step = job["frames"], chunk * bundle.ratio
+    if direction == "decoder":
+        count, step = latent_frames(count, bundle.ratio), chunk
+    piece = pushes(bundle, direction, noise(bundle, direction, 1 + chunk * bundle.ratio, job["size"]), chunk)[
+        0
+    ]
+    yield from islice(repeat(piece), count // step)
+    if count % step:
+        yield piece[: count % step]

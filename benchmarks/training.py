@@ -1,21 +1,15 @@
-"""What a training step costs: memory with and without activation checkpointing, and where the time
-of a run goes.
+"""What does a training step cost in memory and time, and how fast are clips loaded?
 
-    python benchmarks/training.py --frames 25 --size 256 --json benchmarks/results/training-cpu.json     the clips of the paper's stage I
-    python benchmarks/training.py --only memory --recipe --frames 25 --size 256 --json FILE              with LPIPS and the discriminator
-    python benchmarks/training.py --only memory --frames 25 --size 256 --device cuda                     never run so far
-    python benchmarks/training.py --only time loading --folder videos/ --json FILE                       data from video files
+python benchmarks/training.py --json benchmarks/results/training-cpu.json     40 minutes on two cores
+python benchmarks/training.py --only loading --folder videos/
+python benchmarks/training.py --only memory --device cuda                     has not been run
 
-Memory: one step of preset S (L1, KL and wavelet losses, AdamW, moving average), in a fresh process
-each, after a step on a small clip. LPIPS (with random weights) and the discriminator (which is not
-recomputed) take part with `--recipe` only, in a section of its own. On a CPU the process's peak in
-fp32, on a GPU that of PyTorch's allocator in bf16 autocast. Time: a run of the tiny model's first
-stage (in fp32 where the CPU has no bf16), its own account of what it waited for; with `--folder` on
-clips of videos, which as many workers read as a run has by default. Loading: how fast two workers
-make batches of the paper's stage I (8 clips of 25 frames of 256x256) when nothing else runs and
-none waits for a model: what a GPU could be fed with. Sections of a folder are called `time_folder`
-and `loading_folder`. A result file keeps those that are not measured again, and each says on what
-machine it was.
+memory     one step of preset S on a clip of the paper's stage I, with and without activation
+           checkpointing, with and without LPIPS (random weights) and the discriminator; each in
+           a fresh process, after a step on a small clip. On a CPU the peak of the process in
+           fp32, on a GPU that of PyTorch's allocator in bf16
+time       where the time of a run of tiny-quick goes, by its own account
+loading    how fast two workers make batches of the paper's stage I when no model waits for them
 """
 
 from __future__ import annotations
@@ -23,17 +17,23 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import torch
-from isolated import NotMeasured, answer, run_isolated
-from process_memory import peak_mb, resident_mb, restart_peak
-from record import load_average, machine, write_json
+from harness import tables
+from harness.memory import peak_mb, resident_mb, restart_peak
+from harness.processes import NotMeasured, run_isolated
+from harness.record import command_line, finish, machine
+from harness.turns import timed
 
+from wfvae.model.config import Preset
 from wfvae.train.config import DataSettings, TrainingConfig
 from wfvae.train.data import BatchStream
 from wfvae.train.loop import train
@@ -43,89 +43,25 @@ from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer
 from wfvae.train.world import World
 
-SECTIONS = ("memory", "time", "loading")
-WAYS = {"plain": False, "checkpointing": True}
-"""Whether a step recomputes activations, by the names of the results."""
-SHARES = ("data_wait", "compute", "validation", "bookkeeping")
-"""Of a run's time."""
+Row = dict[str, Any]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
-    parser.add_argument("--preset", default="S")
-    parser.add_argument("--frames", type=int, default=9)
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument(
-        "--recipe", action="store_true", help="LPIPS and the discriminator take part in the memory section"
-    )
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        metavar="DIR",
-        help="videos for the sections of time and loading (default: procedural clips)",
-    )
-    parser.add_argument(
-        "--steps", type=int, default=100, help="steps of the timed run (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--batches", type=int, default=12, help="batches whose loading is timed (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--device",
-        default="cpu",
-        choices=("cpu", "cuda"),
-        help="of the memory section (default: %(default)s)",
-    )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-    if args.folder is not None and not args.folder.is_dir():
-        parser.error(f"--folder is {args.folder}; expected a directory of videos")
-    result: dict[str, Any] = {}
-    if args.json is not None and args.json.exists():
-        result = json.loads(args.json.read_text(encoding="utf-8"))
-        assert "machine" not in result, (
-            f"{args.json} is of an earlier version, which told one machine for all sections"
-        )
-    about = {"machine": machine(args.threads, "wfvae", "torch"), "load_average": load_average()}
-    if "memory" in args.only:
-        result["memory_recipe" if args.recipe else "memory"] = {**about, **memory(args)}
-    if "time" in args.only:
-        result["time" if args.folder is None else "time_folder"] = {
-            **about,
-            **shares(args.steps, args.threads, args.folder),
-        }
-    if "loading" in args.only:
-        result["loading" if args.folder is None else "loading_folder"] = {
-            **about,
-            **loading(args.batches, args.folder),
-        }
-    if args.json is not None:
-        write_json(args.json, result)
-    print(summary(result))
+def memory(options: argparse.Namespace) -> list[Row]:
+    """Returns a row per setting of losses and checkpointing."""
+    rows = []
+    for all_losses in (False, True):
+        for checkpointing in (False, True):
+            job = {key: getattr(options, key) for key in ("preset", "frames", "size", "device", "threads")}
+            job |= {"all_losses": all_losses, "checkpointing": checkpointing}
+            try:
+                rows.append(job | run_isolated("training:step", job, options.threads))
+            except NotMeasured as reason:
+                rows.append(job | {"not_measured": str(reason)})
+    return rows
 
 
-def memory(args: argparse.Namespace) -> dict[str, Any]:
-    """Peaks of a step, without and with what lowers them."""
-    job = {"preset": args.preset, "frames": args.frames, "size": args.size, "device": args.device}
-    found: dict[str, Any] = {**job, "batch": 1}
-    for name, recompute in WAYS.items():
-        try:
-            details = {"recompute": recompute, "recipe": args.recipe, "threads": args.threads}
-            found[name] = run_isolated(Path(__file__), {**job, **details}, args.threads)
-        except NotMeasured as reason:
-            found[name] = {"not_measured": str(reason)}
-    if all("peak_mb" in found[name] for name in WAYS):
-        for key in ("peak_mb", "activations_mb", "seconds"):
-            found["checkpointing"][f"{key}_ratio"] = found["checkpointing"][key] / found["plain"][key]
-    return found
-
-
-def step(job: dict[str, Any]) -> dict[str, Any]:
-    """Two steps in this process; the second is measured, when the optimiser's moments are there."""
+def step(job: Row) -> Row:
+    """Makes two steps in this process and measures the second, when the optimiser's moments exist."""
     torch.set_num_threads(job["threads"])
     settings = [
         f"model.preset={job['preset']}",
@@ -133,107 +69,100 @@ def step(job: dict[str, Any]) -> dict[str, Any]:
         f"data.frames={job['frames']}",
         f"data.height={job['size']}",
         f"data.width={job['size']}",
-        f"loss.perceptual={'random' if job['recipe'] else 'none'}",
-        f"loss.adversarial={str(job['recipe']).lower()}",
+        f"loss.perceptual={'random' if job['all_losses'] else 'none'}",
+        f"loss.adversarial={str(job['all_losses']).lower()}",
         "optimizer.batch=1",
         f"run.precision={'fp32' if job['device'] == 'cpu' else 'bf16'}",
-        f"run.activation_checkpointing={str(job['recompute']).lower()}",
+        f"run.activation_checkpointing={str(job['checkpointing']).lower()}",
     ]
-    config = TrainingConfig.load("S-stage1", settings)
-    device = torch.device(job["device"])
-    perceptual = PerceptualLoss("random").to(device) if job["recipe"] else None
+    config, device = TrainingConfig.load("S-stage1", settings), torch.device(job["device"])
+    perceptual = PerceptualLoss("random").to(device) if job["all_losses"] else None
     trainer = Trainer(config, TrainingState.fresh(config, device), World(0, 1, device), perceptual)
-    small = torch.randint(0, 256, (1, 3, 1 + 4, 64, 64), dtype=torch.uint8)
+    small, clip = (
+        torch.randint(0, 256, (1, 3, frames, size, size), dtype=torch.uint8)
+        for frames, size in ((5, 64), (job["frames"], job["size"]))
+    )
     trainer.step([small])
-    clip = torch.randint(0, 256, (1, 3, job["frames"], job["size"], job["size"]), dtype=torch.uint8)
     if device.type == "cuda":
-        return step_on_gpu(trainer, clip)
+        return measure_on_gpu(partial(trainer.step, [clip]))
     restart_peak()
     before = resident_mb() or 0.0
-    began = time.perf_counter()
-    trainer.step([clip])
-    seconds = time.perf_counter() - began
-    return {"peak_mb": peak_mb(), "activations_mb": peak_mb() - before, "seconds": seconds}
+    seconds = timed(partial(trainer.step, [clip]))
+    return {"peak_mb": peak_mb(), "step_mb": peak_mb() - before, "seconds": seconds}
 
 
-def step_on_gpu(trainer: Trainer, clip: torch.Tensor) -> dict[str, Any]:
-    """Peak of PyTorch's allocator in the first step with this clip, and the median time of five
-    more. Never run so far.
-    """
+def measure_on_gpu(work: Callable[[], Any]) -> Row:
+    """Measures the allocator's peak in the first call and the median time of five more."""
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() / 1e6
-    trainer.step([clip])
-    peak = torch.cuda.max_memory_allocated() / 1e6
-    seconds = []
-    for _ in range(5):
+    before = torch.cuda.memory_allocated()
+    work()
+    peak = torch.cuda.max_memory_allocated()
+
+    def synchronised() -> None:
+        work()
         torch.cuda.synchronize()
-        began = time.perf_counter()
-        trainer.step([clip])
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
+
+    seconds = statistics.median(timed(synchronised) for _ in range(5))
+    return {"peak_mb": peak / 1e6, "step_mb": (peak - before) / 1e6, "seconds": seconds}
+
+
+def data_name(videos: Path | None) -> str:
+    return "procedural clips" if videos is None else "videos"
+
+
+def data_settings(videos: Path | None) -> list[str]:
+    """Returns the settings that select procedural clips or a folder of videos."""
+    if videos is None:
+        return ["data.kind=procedural"]
+    return ["data.kind=folder", f"data.folder={json.dumps(str(videos))}"]
+
+
+def time_of_a_run(options: argparse.Namespace, videos: Path | None) -> Row:
+    """Returns the median shares of three runs. Indexing videos is not part of them."""
+    torch.set_num_threads(options.threads)
+    workers = DataSettings().workers
+    settings = [
+        f"run.steps={options.steps}",
+        f"run.checkpoint_every={options.steps}",
+        "validation.clips=1",
+        f"data.workers={workers}",
+        *data_settings(videos),
+    ]
+    config = TrainingConfig.load("tiny-quick", settings)
+    shares = []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as folder:
+            shares.append(train(config, Path(folder), World(0, 1, torch.device("cpu"))).shares)
+    medians = {name: statistics.median(run[name] for run in shares) for name in shares[0]}
     return {
-        "peak_mb": peak,
-        "activations_mb": peak - before,
-        "seconds": statistics.median(seconds),
-        "gpu": torch.cuda.get_device_name(),
+        "data": data_name(videos),
+        "config": "tiny-quick",
+        "steps": options.steps,
+        "workers": workers,
+        **medians,
     }
 
 
-def shares(steps: int, threads: int, videos: Path | None) -> dict[str, Any]:
-    """A run's own account of its time, in three runs, on procedural clips or on those of videos.
-    Indexing these is not part of it.
-    """
-    torch.set_num_threads(threads)
-    settings = [
-        f"run.steps={steps}",
-        "run.precision=auto",
-        "optimizer.schedule_steps=0",
-        f"run.checkpoint_every={steps}",
-        "validation.every=0",
-        "validation.clips=1",
-    ]
-    if videos is not None:
-        settings += [
-            "data.kind=folder",
-            f"data.folder={json.dumps(str(videos))}",
-            f"data.workers={DataSettings().workers}",
-        ]
-    config = TrainingConfig.load("tiny-quick", settings)
-    about: dict[str, Any] = {"config": "tiny-quick", "steps": steps, "workers": config.data.workers}
-    runs = []
-    for _ in range(3):
-        with tempfile.TemporaryDirectory() as folder:
-            result = train(config, Path(folder), World(0, 1, torch.device("cpu")))
-            if videos is not None:
-                about["videos"] = len(training_source(config, Path(folder)))
-        runs.append(result.shares)
-    return {**about, **{name: statistics.median(run[name] for run in runs) for name in runs[0]}}
-
-
-def loading(batches: int, videos: Path | None) -> dict[str, Any]:
-    """Frames per second of two workers, once both have made a batch, and how much of a processor
-    they used together.
-    """
-    source = "data.kind=procedural" if videos is None else f"data.folder={json.dumps(str(videos))}"
-    config = TrainingConfig.load("S-stage1", [source])
+def loading(options: argparse.Namespace, videos: Path | None) -> Row:
+    """Returns the frames per second of two workers, and how many processors they used together."""
+    config = TrainingConfig.load("S-stage1", data_settings(videos))
     data, batch, workers = config.data, config.optimizer.batch, DataSettings().workers
     with tempfile.TemporaryDirectory() as folder:
         clips = training_source(config, Path(folder))
         with BatchStream(clips, batch, config.run.seed, workers=workers, prefetch=1) as stream:
-            for _ in range(2 * workers):
+            for _ in range(2 * workers):  # both have made a batch
                 next(stream)
             used, began = processor_seconds(), time.perf_counter()
-            for _ in range(batches):
+            for _ in range(options.batches):
                 next(stream)
             seconds, used = time.perf_counter() - began, processor_seconds() - used
     return {
+        "data": data_name(videos),
         "batch": batch,
         "frames": data.frames,
         "size": [data.height, data.width],
         "workers": workers,
-        "batches": batches,
-        **({} if videos is None else {"videos": len(clips)}),
-        "frames_per_second": batches * batch * data.frames / seconds,
+        "frames_per_second": options.batches * batch * data.frames / seconds,
         "processors_used": used / seconds,
     }
 
@@ -244,49 +173,36 @@ def processor_seconds() -> float:
     return float(sum(sum(process.cpu_times()[:2]) for process in (here, *here.children(recursive=True))))
 
 
-def summary(result: dict[str, Any]) -> str:
-    """For people."""
-    lines = []
-    for section, recipe in (("memory", ""), ("memory_recipe", ", LPIPS and discriminator")):
-        if section not in result:
-            continue
-        found = result[section]
-        for name in WAYS:
-            told = found[name]
-            text = (
-                told.get("not_measured")
-                or f"peak {told['peak_mb']:,.0f} MB, of which the step {told['activations_mb']:,.0f} MB, {told['seconds']:.1f} s"
-            )
-            lines.append(
-                f"{found['preset']}, {found['frames']} frames of {found['size']}x{found['size']}{recipe},"
-                f" {name}: {text}"
-            )
-            if "peak_mb_ratio" in told:
-                lines.append(
-                    f"{name} by plain: peak {told['peak_mb_ratio']:.2f}, time {told['seconds_ratio']:.2f}"
-                )
-    for section in ("time", "time_folder"):
-        if section in result:
-            told = result[section]
-            parts = ", ".join(f"{name} {told[name]:.1%}" for name in SHARES if name in told)
-            clips = f", clips of {told['videos']} videos" if "videos" in told else ""
-            lines.append(f"{told['config']}{clips}: {parts}")
-    for section in ("loading", "loading_folder"):
-        if section in result:
-            told = result[section]
-            clips = f"{told['frames']} frames of {told['size'][0]}x{told['size'][1]}"
-            speed = (
-                f"{told['frames_per_second']:.1f} frames a second, {told['processors_used']:.2f} processors"
-                " used"
-            )
-            lines.append(f"{section}, {told['workers']} workers, clips of {clips}: {speed}")
-    return "\n".join(lines)
+SECTIONS: dict[str, Callable[[argparse.Namespace, Path | None], Row]] = {
+    "time": time_of_a_run,
+    "loading": loading,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = command_line(__doc__, "training-cpu.json")
+    parser.add_argument("--only", nargs="+", choices=("memory", *SECTIONS), default=("memory", *SECTIONS))
+    parser.add_argument("--preset", choices=get_args(Preset), default="S", help="of memory")
+    parser.add_argument("--frames", type=int, default=25, help="of memory (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=256, help="of memory (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of memory")
+    parser.add_argument("--folder", type=Path, help="time and loading on these videos, too")
+    parser.add_argument("--steps", type=int, default=100, help="of time (default: %(default)s)")
+    parser.add_argument("--batches", type=int, default=12, help="of loading (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if options.folder is not None and not options.folder.is_dir():
+        parser.error(f"--folder is {options.folder}; expected a directory of videos")
+    result: dict[str, Any] = {"machine": machine(options.threads, "wfvae", "torch")}
+    if "memory" in options.only:
+        result["memory"] = memory(options)
+    for name, measure in SECTIONS.items():
+        if name in options.only:
+            result[name] = [
+                measure(options, videos) for videos in (None, *[options.folder] * bool(options.folder))
+            ]
+    finish(result, options.json, tables.training)
+    return 0
 
 
 if __name__ == "__main__":
-    import sys
-
-    if len(sys.argv) == 2 and sys.argv[1].startswith("{"):
-        answer(step)
-    else:
-        main()
+    sys.exit(main())

@@ -403,20 +403,6 @@ def test_verify_of_openvino_passes_and_certifies(
     assert certificate["versions"]["openvino"] and certificate["passed"] is True
 
 
-@pytest.mark.slow
-def test_parity_benchmark_passes_on_a_small_clip(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "tests" / "fixtures" / NAME, tmp_path / "checkpoints" / NAME)
-    small = ("--frames", 9, "--size", "16x24", "--threads", 1, "--reference", tmp_path / "checkpoints")
-    results = tmp_path / "parity.json"
-    command = [sys.executable, ROOT / "benchmarks" / "openvino_parity.py", *small, "--json", results]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(results.read_text())["rows"]
-    assert len(rows) == 2 * 3 * 2  # models, precisions of the bundle, hints
-    measured = [row for row in rows if row["hint"] == "fp32" or computes_in_bf16()]
-    assert all(row["passed"] for row in measured), done.stdout
-
-
 def test_rules_demand_equal_bits_where_the_precision_allows_it() -> None:
     fp32, bf16 = (
         {"name": "openvino", "precision_hint": hint, "cpu_precisions": "fp32, bf16"} for hint in HINTS

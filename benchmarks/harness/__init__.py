@@ -1,0 +1,1 @@
+"""What the benchmarks have in common: turns, fresh processes, memory, engines, and results."""

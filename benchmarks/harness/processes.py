@@ -1,0 +1,66 @@
+"""Jobs in fresh processes, so that memory is theirs alone and nothing carries over to the next job."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 900.0
+"""Seconds after which a job is given up."""
+BENCHMARKS = Path(__file__).parents[1]
+_REASON_LENGTH = 300
+_CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from harness.processes import serve; serve()"
+
+
+class NotMeasured(Exception):
+    """The reason why there is no number, in one line."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns the message of an exception in one line, or its type where it has none."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:_REASON_LENGTH]
+
+
+def run_isolated(function: str, job: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Calls `function` ("module:name", in this folder) with `job` in a fresh process.
+
+    Returns:
+        The function's result, passed as JSON.
+
+    Raises:
+        NotMeasured: the function raised, the process died, or it took longer than `PATIENCE`.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-c", _CHILD, str(BENCHMARKS), function, json.dumps(job)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise NotMeasured(f"no result after {PATIENCE:.0f} s") from None
+    try:
+        found = json.loads(done.stdout.strip().splitlines()[-1])  # libraries may have printed before
+    except (ValueError, IndexError):
+        last = done.stderr.strip().splitlines()[-1:] or ["no error message"]
+        reason = last[0][:_REASON_LENGTH]
+        raise NotMeasured(f"the process ended with code {done.returncode}: {reason}") from None
+    if "not_measured" in found:
+        raise NotMeasured(found["not_measured"])
+    return dict(found)
+
+
+def serve() -> None:
+    """Runs in the fresh process: prints the function's result, or the reason why there is none."""
+    module, name = sys.argv[2].split(":")
+    try:
+        found = getattr(importlib.import_module(module), name)(json.loads(sys.argv[3]))
+    except NotMeasured as reason:
+        found = {"not_measured": str(reason)}
+    except Exception as error:  # of any library: the reason is part of the result
+        found = {"not_measured": f"{type(error).__name__}: {reason_of(error)}"}
+    print("\n" + json.dumps(found), flush=True)

@@ -1,0 +1,78 @@
+"""How tables are registered and their cells written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from harness.record import cpu_text
+
+Result = Mapping[str, Any]
+Row = Mapping[str, Any]
+JOBS = {"encoder": "encode", "decoder": "decode"}
+FORMS = {
+    "reference": "published form",
+    "torch": "PyTorch",
+    "onnxruntime": "ONNX Runtime fp32",
+    "openvino": "OpenVINO fp32",
+    "openvino-bf16": "OpenVINO bf16",
+}
+_DIGITS = 3
+
+TABLES: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {}
+"""By name: the function, and the result files that it takes."""
+
+
+def table(name: str, *results: str) -> Callable[[Callable[..., str]], Callable[..., str]]:
+    """Registers a function as the table `name` of these result files."""
+
+    def register(function: Callable[..., str]) -> Callable[..., str]:
+        TABLES[name] = (function, results)
+        return function
+
+    return register
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+    """Returns a Markdown table whose first `texts` columns are text and whose others are numbers."""
+    alignment = ["---"] * texts + ["--:"] * (len(header) - texts)
+    lines = ["| " + " | ".join(line) + " |" for line in (header, alignment, *rows)]
+    return "\n".join(lines) + "\n"
+
+
+def machine_line(result: Result, *words: str) -> str:
+    """Returns a caption."""
+    return "\n" + "; ".join([cpu_text(result["machine"]), *words]) + ".\n"
+
+
+def number(value: float | None) -> str:
+    """Formats a number with three digits or as a whole; – for None."""
+    if value is None:
+        return "–"
+    decimals = _DIGITS - 1 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(decimals, 0)}f}"
+
+
+def times(value: float | None) -> str:
+    """Formats a ratio; – for None."""
+    return "–" if value is None else f"{value:.2f} x"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def small(value: float | None) -> str:
+    """Formats a difference with two digits; – for None."""
+    return "–" if value is None else f"{value:.2g}"
+
+
+def unique(values: Iterable[Any]) -> list[Any]:
+    """Returns different values in the order in which they first appear."""
+    return list(dict.fromkeys(values))
+
+
+def missing(row: Row, width: int) -> list[str]:
+    """Returns the cells of a row that was not measured."""
+    return [f"not measured: {row['not_measured']}", *[""] * (width - 1)]

@@ -1,0 +1,155 @@
+"""Tables of parity and quality, and of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from harness.tables.format import (
+    FORMS,
+    Result,
+    Row,
+    machine_line,
+    markdown_table,
+    missing,
+    number,
+    percent,
+    small,
+    table,
+    unique,
+)
+
+
+@table("parity", "openvino-parity", "openvino-parity-S", "openvino-parity-avx2")
+def parity(*results: Result) -> str:
+    """The largest differences over all models, by machine, bundle and hint."""
+    header = ["models", "CPU", "bundle", "hint", "plans", "stream = direct", "from the model in float64"]
+    lines = []
+    for result in results:
+        rows = [row for row in result["rows"] if "not_measured" not in row]
+        names = unique(row["model"] for row in result["rows"])
+        models = f"{len(names)} models" if len(names) > 2 else " and ".join(names)
+        features = result["machine"]["cpu_features"]
+        cpu = "AVX-512" if "avx512f" in features else "AVX2"
+        for bundle, hint in unique((row["bundle"], row["hint"]) for row in rows):
+            mine = [row for row in rows if (row["bundle"], row["hint"]) == (bundle, hint)]
+            cells = [_largest(mine, key) for key in ("plan_invariance", "stream_direct", "model_float64")]
+            lines.append([models, cpu, bundle, hint, *cells])
+    return markdown_table(header, lines, texts=7)
+
+
+def _largest(rows: Sequence[Row], statement: str) -> str:
+    """Returns the largest difference of latents / video, or that there is none."""
+    found = []
+    for job in ("encode", "decode"):
+        ones = [row[statement][job] for row in rows]
+        differences = [one["max_abs"] for one in ones]
+        if all(one["equal_bits"] for one in ones):
+            found.append("0 ULP")
+        else:
+            found.append("not a number" if None in differences else small(max(differences)))
+    return found[0] if len(set(found)) == 1 else " / ".join(found)
+
+
+@table("bf16-quality", "bf16-quality-cpu")
+def bf16_quality(result: Result) -> str:
+    """Mean PSNR of each engine's reconstruction by size, and the most that a clip loses in bf16."""
+    rows = result["rows"]
+    engines = unique(engine for row in rows for engine in row["psnr_db"])
+    lines = []
+    for height, width in unique((row["height"], row["width"]) for row in rows):
+        mine = [row for row in rows if (row["height"], row["width"]) == (height, width)]
+        losses = [row["loss_db"]["openvino-bf16"] for row in mine if "openvino-bf16" in row["loss_db"]]
+        means = [f"{fmean(row['psnr_db'][engine] for row in mine):.2f} dB" for engine in engines]
+        name = f"{len(mine)} clips of {mine[0]['frames']} frames of {height}x{width}"
+        lines.append([name, *means, f"{max(losses):+.3f} dB" if losses else "–"])
+    header = ["", *(FORMS[engine] for engine in engines), "largest loss in bf16"]
+    return markdown_table(header, lines) + machine_line(result)
+
+
+@table("tiny-model", "tiny-model")
+def tiny_model(result: Result) -> str:
+    """Quality of the model that ships."""
+    held_out, stream = result["held_out"], result["stream"]
+    kinds = {
+        "paintings_at_128x128": "128x128 paintings",
+        "windows_of_256x256": "windows of 256x256 paintings",
+    }
+    lines = [
+        [f"{title}, {held_out[kind]['clips']} held-out clips", *_quality(held_out[kind])]
+        for kind, title in kinds.items()
+    ]
+    lines += [
+        [f"`{name}`, 256 lines", *_quality(scores)] for name, scores in result.get("videos", {}).items()
+    ]
+    for length, psnr in result["psnr_db_of_last_frames"].items():
+        lines.append([f"last frames of clips of {length} frames", f"{psnr:.2f} dB", ""])
+    cuts = result["cuts"]
+    behind = [cut["psnr_db_behind"] for cut in cuts]
+    lines.append(["last frame before a cut", f"{fmean(cut['psnr_db_before'] for cut in cuts):.2f} dB", ""])
+    for place in (1, 2, 4, 8):
+        mean = fmean(psnr[place - 1] for psnr in behind)
+        lines.append([f"frame {place} behind a cut", f"{mean:.2f} dB", ""])
+    lines.append([f"stream of {stream['frames']} frames of 256x256", f"{stream['psnr_db']:.2f} dB", ""])
+    return markdown_table(["clips", "PSNR", "SSIM"], lines)
+
+
+def _quality(scores: Row) -> list[str]:
+    return [f"{scores['psnr_db']:.2f} dB", f"{scores['ssim']:.3f}"]
+
+
+@table("training", "training-cpu")
+def training(result: Result) -> str:
+    """Memory and time of a step, and where the time of a run goes."""
+    text = ""
+    if rows := result.get("memory"):
+        header = ["one step", "peak", "of which the step", "time"]
+        lines = []
+        for row in rows:
+            losses = "with LPIPS and discriminator" if row["all_losses"] else "L1, KL and wavelet losses"
+            name = losses + (", checkpointing" if row["checkpointing"] else "")
+            if "not_measured" in row:
+                lines.append([name, *missing(row, len(header) - 1)])
+                continue
+            cells = [f"{row[key]:,.0f} MB" for key in ("peak_mb", "step_mb")]
+            lines.append([name, *cells, f"{row['seconds']:.0f} s"])
+        clip = (
+            f"preset {rows[0]['preset']}, {rows[0]['frames']} frames of {rows[0]['size']}x{rows[0]['size']}"
+        )
+        text += markdown_table(header, lines) + machine_line(result, clip)
+    if rows := result.get("time"):
+        shares = ("compute", "data_wait", "validation", "bookkeeping")
+        lines = [[f"run on {row['data']}", *(percent(row[share]) for share in shares)] for row in rows]
+        header = ["share of time", "compute", "waiting for data", "validation", "bookkeeping"]
+        text += "\n" * bool(text) + markdown_table(header, lines)
+    if rows := result.get("loading"):
+        lines = [
+            [
+                f"{row['data']}, {row['workers']} workers",
+                number(row["frames_per_second"]),
+                small(row["processors_used"]),
+            ]
+            for row in rows
+        ]
+        header = ["loading clips of the paper's stage I", "frames per second", "processors used"]
+        text += "\n" * bool(text) + markdown_table(header, lines)
+    return text
+
+
+@table("ablation", "ablation")
+def ablation(result: Result) -> str:
+    """Quality with and without energy paths and wavelet loss."""
+    rows = result["rows"]
+    lines = []
+    for variant in unique(row["variant"] for row in rows):
+        mine = [row for row in rows if row["variant"] == variant]
+        cells = [
+            " / ".join(f"{row['psnr_db']:.2f}" for row in mine) + " dB",
+            " / ".join(f"{row['ssim']:.3f}" for row in mine),
+            " / ".join(f"{row['wavelet_term']:,.0f}" for row in mine)
+            if any(row["wavelet_term"] for row in mine)
+            else "–",
+        ]
+        lines.append([variant, *cells])
+    seeds = " / ".join(str(seed) for seed in unique(row["seed"] for row in rows))
+    return markdown_table(["", f"PSNR, seeds {seeds}", "SSIM", "wavelet term at the end"], lines)

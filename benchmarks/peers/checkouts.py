@@ -1,0 +1,139 @@
+"""Peers whose code is in no library: they need a local checkout, whose code is executed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from peers.model import DIRECT, Mode, PeerModel
+from wfvae.errors import CheckpointError, InputError
+
+
+@dataclass(frozen=True)
+class CheckoutPeer:
+    """A model that needs a local checkout of its authors' code.
+
+    The entry is called with the folder of the weights and returns an object with `encode(video)`
+    and `decode(latents)`. The entries are from the projects' documentation and have not been run.
+    """
+
+    name: str
+    title: str
+    channels: int
+    compression: tuple[int, int, int]
+    entry: str
+    """`module:attribute` in the checkout."""
+    modes: tuple[Mode, ...] = (Mode("tiling", "as the model's own enable_tiling does"),)
+    frames_after_first: bool = True
+
+    def fit(self, video: Tensor) -> Tensor:
+        """Returns the longest start of a video (1, 3, T, H, W) that has 1 + n r frames."""
+        ratio = self.compression[0]
+        return video[:, :, : 1 + (video.shape[2] - 1) // ratio * ratio]
+
+    def build(self, checkout: Path, weights: Path, entry: str | None = None) -> CheckoutModel:
+        """Builds the model on the CPU in fp32.
+
+        Raises:
+            CheckpointError: the checkout has no such entry, or it fails.
+        """
+        module_name, _, attribute = (entry or self.entry).partition(":")
+        try:
+            with _importable(checkout):
+                found: Any = importlib.import_module(module_name)
+                for part in attribute.split("."):
+                    found = getattr(found, part)
+                model = found(str(weights))
+        except Exception as error:  # foreign code may raise anything
+            raise CheckpointError(
+                f"{self.title} cannot be built by {module_name}:{attribute} in {checkout}:"
+                f" {type(error).__name__}: {' '.join(str(error).split())[:200]}; give another entry as"
+                " NAME=CHECKOUT,WEIGHTS,module:attribute"
+            ) from error
+        return CheckoutModel(model.float().eval().requires_grad_(False), self)
+
+
+class CheckoutModel(PeerModel):
+    """A model from a checkout."""
+
+    def _switch(self, mode: str) -> None:
+        switch = getattr(self.vae, "disable_tiling" if mode == DIRECT else "enable_tiling", None)
+        if switch is not None:
+            switch()
+        elif mode != DIRECT:
+            raise InputError(f"{self.peer.title} has no enable_tiling")
+
+    def _encode(self, video: Tensor) -> Tensor:
+        return _tensor(self.vae.encode(video))
+
+    def _decode(self, latents: Tensor, frames: int) -> Tensor:
+        return _tensor(self.vae.decode(latents))[:, :, :frames]
+
+
+def _tensor(value: Any) -> Tensor:
+    """Returns the tensor in a model's output: itself, the mean of a distribution, or a sample."""
+    value = getattr(value, "latent_dist", value)
+    if isinstance(value, (tuple, list)):
+        value = value[0]
+    if callable(getattr(value, "mode", None)) and not isinstance(value, Tensor):
+        value = value.mode()
+    value = getattr(value, "sample", value) if not isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        raise InputError(
+            f"the model returns {type(value).__name__}; expected a tensor, a distribution or a sample"
+        )
+    return value
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Makes the modules of a folder importable inside the block. They stay loaded after it."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no directory; expected a checkout of the model's code")
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+CHECKOUTS: dict[str, CheckoutPeer] = {
+    peer.name: peer
+    for peer in (
+        CheckoutPeer("cv-vae", "CV-VAE", 4, (4, 8, 8), "models.modeling_vae:CVVAEModel.from_pretrained"),
+        CheckoutPeer(
+            "od-vae",
+            "OD-VAE",
+            4,
+            (4, 8, 8),
+            "opensora.models.causalvideovae.model:CausalVAEModel.from_pretrained",
+        ),
+        CheckoutPeer("open-sora", "Open-Sora VAE", 4, (4, 8, 8), "opensora.models.vae:OpenSoraVAE_V1_2"),
+    )
+}
+
+
+def parse_checkouts(items: list[str]) -> dict[str, tuple[str, str, str | None]]:
+    """Parses `NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE]` from a command line.
+
+    Raises:
+        ValueError: an item is of another form, or its name is not in `CHECKOUTS`.
+    """
+    found: dict[str, tuple[str, str, str | None]] = {}
+    for item in items:
+        name, _, rest = item.partition("=")
+        parts = rest.split(",")
+        if name not in CHECKOUTS or len(parts) not in (2, 3):
+            raise ValueError(
+                f"--checkout is {item!r}; expected NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE] with a NAME of"
+                f" {', '.join(CHECKOUTS)}"
+            )
+        found[name] = (parts[0], parts[1], parts[2] if len(parts) == 3 else None)
+    return found

@@ -1,0 +1,66 @@
+"""The interface of a peer's model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wfvae.errors import InputError
+
+DIRECT = "direct"
+"""The mode without blocks: the whole clip in one pass (SD-VAE: every frame by itself, which for it
+is the same).
+"""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to run a model block by block."""
+
+    name: str
+    blocks: str
+    """The blocks in the published setting, in words."""
+    on_by_default: bool = False
+    """Whether the library runs the model so by default."""
+
+
+class PeerModel:
+    """A peer's network. Subclasses implement how it is switched, encodes and decodes."""
+
+    def __init__(self, vae: Any, peer: Any) -> None:
+        self.vae, self.peer = vae, peer
+        self.mode = DIRECT
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.vae.parameters())
+
+    def use(self, mode: str) -> None:
+        """Switches to a mode of `peer.modes`, or to DIRECT."""
+        names = [DIRECT, *(one.name for one in self.peer.modes)]
+        if mode not in names:
+            raise InputError(f"{self.peer.title} has no mode {mode!r}; expected one of {', '.join(names)}")
+        self._switch(mode)
+        self.mode = mode
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Encodes (1, 3, T, H, W) in [-1, 1] to the unscaled mean (1, C, t, h, w)."""
+        with torch.inference_mode():
+            return self._encode(video)
+
+    def decode(self, latents: Tensor, frames: int) -> Tensor:
+        """Decodes (1, C, t, h, w) to (1, 3, T, H, W) with T = `frames`."""
+        with torch.inference_mode():
+            return self._decode(latents, frames)
+
+    def _switch(self, mode: str) -> None:
+        raise NotImplementedError
+
+    def _encode(self, video: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _decode(self, latents: Tensor, frames: int) -> Tensor:
+        raise NotImplementedError

@@ -1,0 +1,94 @@
+"""Every benchmark runs at toy size, and its result makes the table that documents use."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+QUICK = {
+    "bf16_quality": "--sizes 16 --frames 5",
+    "blockwise": "--only wfvae svd open-sora --frames 9 --size 32",
+    "forms": "--layers doubling --engines onnxruntime --turns 1 --seconds 0",
+    "memory": "--videos tiny=1,2 --size 16 --runs 1",
+    "openvino_parity": "--bundles fp32 --frames 5 --size 16x16",
+    "overhead": "--preset tiny --size 16 --frames 5 --runs 1",
+    "roofline": "--preset tiny --size 16 --frames 5 --convolutions 1 --product-side 64 --turns 1 --seconds 0",
+    "scale": "--lengths tiny=5 --preset tiny --frames 5 --size 16 --sizes 16 --rows 2 --runs 1",
+    "speed": "--preset tiny --clips 5x16 --turns 1",
+    "training": "--only time --steps 1",
+}
+SLOW = {
+    "ablation": "--steps 1 --clips 1",
+    "peers_speed": "--only wfvae-tiny/* svd open-sora --reduced --sizes 32 --frames 9 --runs 1",
+    "tiny_model": "--clips 2 --frames 25",
+    "training": "--only memory --preset tiny --frames 5 --size 64",
+}
+
+
+@pytest.fixture
+def run_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`run_benchmark(name, options)`: runs it in this process and checks what it writes and prints."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(importlib.import_module("harness.turns"), "REST", 0.0)
+
+    def run(name: str, options: str) -> None:
+        command: Any = importlib.import_module(name)
+        path = tmp_path / "result.json"
+        assert command.main([*options.split(), "--threads", "1", "--json", str(path)]) == 0
+        result, text = json.loads(path.read_text(encoding="utf-8")), capsys.readouterr().out
+        assert result["machine"]["threads"] == 1
+        assert text.startswith("|") and "| --- |" in text
+        reasons = re.findall(r"not measured: ([^|]*)", text)
+        assert all("local checkout" in reason for reason in reasons)
+
+    return run
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_benchmark_at_toy_size_gives_result_with_its_table(name: str, run_benchmark: Any) -> None:
+    run_benchmark(name, QUICK[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_slow_benchmark_at_toy_size_gives_result_with_its_table(name: str, run_benchmark: Any) -> None:
+    run_benchmark(name, SLOW[name])
+
+
+def test_failed_job_in_fresh_process_gives_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    processes: Any = importlib.import_module("harness.processes")
+    with pytest.raises(processes.NotMeasured, match="KeyError: 'engine'"):
+        processes.run_isolated("peers_worker:measure", {}, 1)
+    monkeypatch.setattr(processes, "PATIENCE", 0.01)
+    with pytest.raises(processes.NotMeasured, match="no result after"):
+        processes.run_isolated("peers_worker:measure", {}, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("speed", "--clips 6x16", "'6' is not 1 . 4 n frames"),
+        ("speed", "--clips 5x17", "'17' is no multiple of 8"),
+        ("memory", "--videos tiny=3", "'tiny=3' is not PRESET=SHORT,LONG"),
+        ("scale", "--lengths huge=5", "'huge=5' is not PRESET=N,N"),
+        ("peers_speed", "--sizes 48", "expected multiples of 32"),
+        ("peers_speed", "--checkout od-vae=code", "expected NAME=CODE,WEIGHTS"),
+        ("blockwise", "--weights nobody=folder", "expected NAME=DIR with a NAME of sd-vae"),
+        ("training", "--folder nowhere", "expected a directory of videos"),
+    ],
+)
+def test_wrong_option_is_refused(
+    name: str, options: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    command: Any = importlib.import_module(name)
+    with pytest.raises(SystemExit, match="2"):
+        command.main(options.split())
+    assert re.search(message, capsys.readouterr().err)
