@@ -186,7 +186,7 @@ class RunSettings(Record, frozen=True):
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: half the memory, more time."""
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
-    """CPU threads of the model, per process; 0 shares all cores among the processes of a machine."""
+    """CPU threads of the model per process; 0 shares all cores among a machine's processes."""
     initial: str = ""
     """Checkpoint or run directory whose weights a new run starts from."""
     checkpoint_every: Positive = 1000
@@ -275,12 +275,12 @@ class TrainingConfig(Record, frozen=True):
             raise ConfigError(f"{source}: {error}") from error
 
     def with_changes(self, **sections: Mapping[str, Any]) -> TrainingConfig:
-        """Returns a copy with some keys replaced, validated anew: `with_changes(run={"steps": 5})`."""
+        """Returns a copy with some keys of some sections replaced, validated anew."""
         changed = {name: structs.replace(getattr(self, name), **keys) for name, keys in sections.items()}
         return structs.replace(self, **changed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns nested plain values, without the keys that are None. `from_dict` reads them back."""
+        """Returns nested plain values, without the keys that are None."""
         sections = super().to_dict().items()
         return {
             name: {key: value for key, value in section.items() if value is not None}

@@ -24,7 +24,7 @@ _HOME = {"WFVAE": "wfvae.model.vae", "WFVAEConfig": "wfvae.model.config", "open_
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'wfvae' has no attribute '{name}'")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)  # from now on an ordinary attribute
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
     return value
 
 

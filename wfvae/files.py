@@ -19,7 +19,7 @@ Content = str | bytes | memoryview
 
 
 def temporary_name(path: Path, ending: str = "part") -> Path:
-    """Returns a hidden name beside `path`, so that renaming is atomic, with this process's number."""
+    """Returns a hidden name beside `path`, so that renaming is atomic."""
     return path.with_name(f".{path.name}.{os.getpid()}.{ending}")
 
 
@@ -154,7 +154,7 @@ def discard(path: Path) -> None:
 
 
 def discard_tree(path: Path) -> None:
-    """Removes a folder, which vanishes from its name in one step: a kill leaves no half of it there."""
+    """Removes a folder, which vanishes from its name in one step even if a kill interrupts."""
     hidden = temporary_name(path, "old")
     discard(hidden)
     os.replace(path, hidden)
@@ -173,7 +173,7 @@ def _is_running(process: int) -> bool:
 
 @contextmanager
 def locked(path: Path, busy: str, wait: float = 0.0) -> Iterator[None]:
-    """Holds the lock file `path` for this process. The lock ends with the process, however that ends.
+    """Holds the lock file `path` for this process, until the process ends at the latest.
 
     Args:
         path: the lock file; it is made, and left there.

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores and operating system; nothing that tells one machine of a kind from another."""
+    """Returns processor, cores and operating system; nothing that identifies a single machine."""
     return {
         "cpu": processor_name(),
         "cores": processor_count(),
@@ -19,7 +19,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """The CPU's model name."""
+    """Returns the CPU's model name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -29,5 +29,5 @@ def processor_name() -> str:
 
 
 def processor_count() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""`wfvae bench`: what it measures, what it chooses, and where the choice holds. No time is asserted."""
+"""`wfvae bench`: what it measures, what it chooses, and where the choice holds."""
 
 from __future__ import annotations
 

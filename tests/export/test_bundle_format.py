@@ -1,4 +1,4 @@
-"""The bundle's specification: schema, document and the document's client agree with real bundles."""
+"""The bundle's specification: schema, document and its client agree with real bundles."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def engine_entries(bundle: Path) -> list[dict[str, Any]]:
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yields the paths of all keys, but those inside of `model` and `producer`, and of first items."""
+    """Yields the paths of all keys (not those inside `model` and `producer`) and first items."""
     items: list[tuple[Any, Any]] = []
     if isinstance(value, dict):
         items = list(value.items())

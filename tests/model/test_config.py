@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "dropout NaN": ({"dropout": float("nan")}, "dropout is nan"),
     "dropout type": ({"dropout": "0"}, "dropout is '0'"),
     "flag": ({"energy_flow_l2": 1}, "energy_flow_l2 is 1; expected true or false"),
-    "scale type": ({"scale": "0.18"}, "scale is '0.18'; expected a list of one or more values"),
+    "scale type": ({"scale": "0.18"}, "scale is '0.18'; expected a list of length >= 1"),
     "scale empty": ({"scale": ()}, r"scale is \(\)"),
     "scale zero": ({"scale": (0.0,)}, "expected no zero"),
     "shift NaN": ({"shift": float("nan")}, r"shift\[0\] is nan"),

@@ -51,7 +51,7 @@ def fraction(kind: type, value: Any) -> Any:
         ({"share": 0, "flag": 1}, "flag is 1; expected true or false"),
         ({"share": 0, "pair": [1]}, r"pair is \[1\]; expected a list of 2 values"),
         ({"share": 0, "pair": [1, 2.5]}, r"pair\[1\] is 2.5; expected an integer"),
-        ({"share": 0, "items": 3}, "items is 3; expected a list of values"),
+        ({"share": 0, "items": 3}, "items is 3; expected a list"),
         (
             {"share": 0, "items": [{}, {"count": 4}]},
             r"items\[1\].count is 4; expected an integer >= 1 and <= 512",
@@ -62,9 +62,9 @@ def fraction(kind: type, value: Any) -> Any:
         ),
         (
             {"share": 0, "named": {"a": {}, "b": {"name": "B"}}},
-            r"named.b.name is 'B'; expected text that matches",
+            r"named.b.name is 'B'; expected text matching \^",
         ),
-        ({"share": 0, "named": {"A": {}}}, r"a key of named must be text that matches \^\[a-z\]\+\$"),
+        ({"share": 0, "named": {"A": {}}}, r"a key of named must be text matching \^\[a-z\]\+\$"),
         ({"share": 0, "items": [{"name": "wrong"}]}, "the name is wrong; choose another one"),
         ({"share": 0, "rate": "x"}, r"rate is 'x'; expected a fraction \(Invalid literal"),
         ({"share": 0, "items": "y" * 200}, r"items is 'y{99}\.\.\.; expected a list"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wfvae.cli.arguments import add_bundle_arguments, add_json_argument, open_from, parse_positive, parse_size
 from wfvae.cli.output import mebibytes, progress_bar, show
@@ -16,64 +16,50 @@ if TYPE_CHECKING:
     from wfvae.runtime.bundle import Bundle
     from wfvae.runtime.chunk_speed import ChunkSpeed
     from wfvae.spec.stream import Direction
+    from wfvae.spec.tuning import Setting
+
+    Speeds = dict[Direction, list[ChunkSpeed]]
+    Chosen = dict[Direction, ChunkSpeed]
 
 SUMMARY = "measure a bundle's speed here, and choose the chunk length"
 DESCRIPTION = """\
-Streams a generated video through the bundle on this machine, in chunks of several lengths, and prints frames per second, time per chunk
-and the share of it outside the engine. All lengths take turns, and figures are medians. A chunk of N latents holds 4 N frames (8 N in a
-model with 8 frames per latent), which must be there before the first of its results comes.
+Streams a generated video through the bundle on this machine, in chunks of several lengths, and
+prints frames per second, time per chunk and the share of it outside the engine. All lengths take
+turns, and figures are medians. A chunk of N latents holds 4 N frames (8 N in a model with 8 frames
+per latent), and its results come when all of them have arrived.
 
-With --tune, the shortest chunk within 3 % of the fastest is stored in the bundle, for each direction. Streams then take it by default,
-for video of this size, with the same backend, precision hint and number of threads, on a machine with the same processor and cores. What
-streams give does not depend on it, and latents and snapshots stay valid.
+With --tune, the shortest chunk within 3 % of the fastest is stored in the bundle, for each
+direction. Streams then use it by default, for video of this size, with the same backend, precision
+hint and number of threads, on a machine with the same processor and cores. It changes no result,
+and latents and snapshots stay valid.
 
   wfvae bench bundle/ --size 480x832 --tune"""
 
 DEFAULT_CHUNKS = (1, 2, 4, 8)
 DEFAULT_RUNS = 5
+_COLUMNS = ("latents", "frames", "ms per chunk", "frames/s", "outside the engine", "planned memory")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     add_bundle_arguments(parser, chunk=False)
-    parser.add_argument(
-        "--size",
-        type=parse_size,
-        metavar="HxW",
-        help="video size (needed unless the bundle was exported for one)",
-    )
-    parser.add_argument(
-        "--chunks",
-        type=parse_positive,
-        nargs="+",
-        default=DEFAULT_CHUNKS,
-        metavar="N",
-        help="latents per step (default: 1 2 4 8)",
-    )
-    parser.add_argument(
-        "--direction",
-        choices=("both", "encode", "decode"),
-        default="both",
-        help="what to measure (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--runs",
-        type=parse_positive,
-        default=DEFAULT_RUNS,
-        metavar="N",
-        help="turns that count (default: %(default)s)",
-    )
-    parser.add_argument("--tune", action="store_true", help="store the best chunk lengths in the bundle")
+    add = parser.add_argument
+    text = "video size (needed unless the bundle was exported for one)"
+    add("--size", type=parse_size, metavar="HxW", help=text)
+    text = "latents per step (default: 1 2 4 8)"
+    add("--chunks", type=parse_positive, nargs="+", default=DEFAULT_CHUNKS, metavar="N", help=text)
+    text = "what to measure (default: %(default)s)"
+    add("--direction", choices=("both", "encode", "decode"), default="both", help=text)
+    text = "turns that count (default: %(default)s)"
+    add("--runs", type=parse_positive, default=DEFAULT_RUNS, metavar="N", help=text)
+    add("--tune", action="store_true", help="store the best chunk lengths in the bundle")
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures, prints, and stores the choice if it was asked for."""
-    from wfvae.runtime.chunk_speed import choose, measure_direction
+    """Measures, prints, and stores the choice on request."""
     from wfvae.spec.tuning import Setting, Tuning
 
-    directions: dict[str, Direction] = {"encode": "encoder", "decode": "decoder"}
-    wanted = [direction for verb, direction in directions.items() if args.direction in ("both", verb)]
     with open_from(args) as bundle:
         size = args.size or bundle.manifest.size
         if size is None:
@@ -86,19 +72,13 @@ def run(args: argparse.Namespace) -> int:
         if args.tune:
             setting.require_named_device()
             Tuning.require_writable(bundle.path)
-        speeds: dict[Direction, list[ChunkSpeed]] = {}
-        for direction in wanted:
-            with progress_bar(f"measuring the {direction}") as advance:
-                speeds[direction] = measure_direction(
-                    bundle, direction, size, args.chunks, args.runs, advance
-                )
-        chosen = {direction: choose(found) for direction, found in speeds.items()} if args.tune else {}
-        failure: ResourceError | None = None
+        speeds = _measure(bundle, size, args)
+        chosen, failure = {}, None
         if args.tune:
             try:
-                _store(bundle, size, setting, speeds, chosen)
+                chosen = _store(bundle, size, setting, speeds)
             except ResourceError as error:
-                chosen, failure = {}, error  # raised when the measurements are shown
+                failure = error  # raised when the measurements are shown
         data = {
             "bundle": bundle.identity,
             "backend": described,
@@ -114,18 +94,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _store(
-    bundle: Bundle,
-    size: tuple[int, int],
-    setting: Any,
-    speeds: dict[Direction, list[ChunkSpeed]],
-    chosen: dict[Direction, ChunkSpeed],
-) -> None:
+def _measure(bundle: Bundle, size: tuple[int, int], args: argparse.Namespace) -> Speeds:
+    from wfvae.runtime.chunk_speed import measure_direction
+
+    verbs: dict[Direction, str] = {"encoder": "encode", "decoder": "decode"}
+    speeds = {}
+    for direction, verb in verbs.items():
+        if args.direction in ("both", verb):
+            with progress_bar(f"measuring the {direction}") as advance:
+                speeds[direction] = measure_direction(
+                    bundle, direction, size, args.chunks, args.runs, advance
+                )
+    return speeds
+
+
+def _store(bundle: Bundle, size: tuple[int, int], setting: Setting, speeds: Speeds) -> Chosen:
+    from wfvae.runtime.chunk_speed import choose
     from wfvae.spec.frames import padded_size
     from wfvae.spec.tuning import TunedChunk
 
+    chosen = {direction: choose(found) for direction, found in speeds.items()}
     height, width = padded_size(*size)
-    version = bundle.backend.describe().get("version", "")
     bundle.store_tuning(
         *(
             TunedChunk(
@@ -135,26 +124,22 @@ def _store(
                 setting=setting,
                 chunk=chosen[direction].chunk,
                 seconds_per_frame={speed.chunk: speed.seconds_per_frame for speed in found},
-                version=version,
+                version=bundle.backend.describe().get("version", ""),
             )
             for direction, found in speeds.items()
         )
     )
+    return chosen
 
 
-def _table(
-    described: dict[str, str],
-    size: tuple[int, int],
-    speeds: dict[Direction, list[ChunkSpeed]],
-    chosen: dict[Direction, ChunkSpeed],
-) -> Table:
+def _table(described: dict[str, str], size: tuple[int, int], speeds: Speeds, chosen: Chosen) -> Table:
     from rich.table import Table
 
     backend = ", ".join(f"{key} {value}" if key != "name" else value for key, value in described.items())
     runs = next(iter(speeds.values()))[0].runs
     table = Table(title=f"{size[0]}x{size[1]}, medians of {runs} runs; {backend}", title_justify="left")
     table.add_column("direction")
-    for column in ("latents", "frames", "ms per chunk", "frames/s", "outside the engine", "planned memory"):
+    for column in _COLUMNS:
         table.add_column(column, justify="right")
     table.add_column("")
     for direction, found in speeds.items():

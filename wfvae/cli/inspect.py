@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ from wfvae.cli.arguments import add_json_argument
 from wfvae.cli.output import mebibytes, show
 from wfvae.cli.subbands import check_plot, measure_subbands, plot_subbands, subband_table
 from wfvae.errors import CheckpointError, InputError, MissingExtraError, WFVAEError
+from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_MODEL
 
 SUMMARY = "what a bundle, latents, a checkpoint or a video is"
 DESCRIPTION = """\
-Says what something is, and checks it as far as that is cheap: a bundle's hashes, a checkpoint's names and shapes.
+Describes a file or directory, and checks it as far as that is cheap: a bundle's hashes, a
+checkpoint's names and shapes.
 
-  wfvae inspect bundle/ · wfvae inspect latents.zarr · wfvae inspect checkpoint/ · wfvae inspect runs/S1 · wfvae inspect in.mp4
+  wfvae inspect bundle/         wfvae inspect checkpoint/     wfvae inspect in.mp4
+  wfvae inspect latents.zarr    wfvae inspect runs/S1
 
-With --subbands, the energy and entropy of each of a video's eight Haar sub-bands, from all its frames:
+With --subbands, the energy and entropy of each of a video's eight Haar sub-bands, from all its
+frames:
 
   wfvae inspect in.mp4 --subbands --plot subbands.svg"""
 
@@ -29,49 +34,44 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("thing", type=Path, metavar="BUNDLE|LATENTS|CHECKPOINT|VIDEO")
     group = parser.add_argument_group("sub-bands of a video")
-    group.add_argument(
-        "--subbands",
-        action="store_true",
-        help="read the video, and tell energy and entropy per Haar sub-band",
-    )
+    text = "read the video, and print energy and entropy per Haar sub-band"
+    group.add_argument("--subbands", action="store_true", help=text)
     group.add_argument("--plot", type=Path, metavar="FILE", help="draw them into this SVG file")
-    group.add_argument(
-        "--bin-width",
-        type=_bin_width,
-        metavar="W",
-        help="bins of the entropy's histogram, in 8-bit levels of the coefficients (default: 1)",
-    )
+    text = "bins of the entropy's histogram, in 8-bit levels of the coefficients (default: 1)"
+    group.add_argument("--bin-width", type=_bin_width, metavar="W", help=text)
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Finds out what it is, and prints the facts."""
+    """Recognises what the path is, and prints the facts."""
     path: Path = args.thing
     if not args.subbands and (args.plot is not None or args.bin_width is not None):
         raise InputError("--plot and --bin-width are for sub-bands; add --subbands")
     if not path.exists():
         raise WFVAEError(f"{path} does not exist; expected a bundle, latents, a checkpoint or a video")
+    describe = _recognise(path)
     if args.subbands:
+        if describe is not _video:
+            raise InputError(f"{path} is no video; --subbands is for videos and folders of images")
         return _subbands(args, path)
-    if (path / "manifest.json").is_file():
-        facts = _bundle(path)
-    elif (path / "config.json").is_file():
-        facts = _checkpoint(path)
-    elif (path / "checkpoints").is_dir() or (path / "checkpoint").is_dir():
-        facts = _run(path)
-    elif path.suffix.lower() in _LATENTS_SUFFIXES:
-        facts = _latents(path)
-    elif path.suffix == ".ckpt":
-        facts = _training_checkpoint(path)
-    else:
-        facts = _video(path)
+    facts = describe(path)
     width = max(map(len, facts))
-    show(
-        args,
-        facts,
-        "\n".join(f"{key.ljust(width)}  {_text(value)}" for key, value in facts.items() if value is not None),
-    )
+    lines = [f"{key.ljust(width)}  {_text(value)}" for key, value in facts.items() if value is not None]
+    show(args, facts, "\n".join(lines))
     return 0
+
+
+def _recognise(path: Path) -> Callable[[Path], dict[str, Any]]:
+    """Returns the function that describes what the path is."""
+    if (path / "manifest.json").is_file():
+        return _bundle
+    if (path / "config.json").is_file():
+        return _checkpoint
+    if (path / RUN_CHECKPOINTS).is_dir() or (path / RUN_MODEL).is_dir():
+        return _run
+    if path.suffix.lower() in _LATENTS_SUFFIXES:
+        return _latents
+    return _training_checkpoint if path.suffix == ".ckpt" else _video
 
 
 def _bin_width(text: str) -> float:
@@ -87,12 +87,6 @@ def _bin_width(text: str) -> float:
 
 
 def _subbands(args: argparse.Namespace, path: Path) -> int:
-    if (
-        (path / "manifest.json").is_file()
-        or (path / "config.json").is_file()
-        or path.suffix.lower() in (*_LATENTS_SUFFIXES, ".ckpt")
-    ):
-        raise InputError(f"{path} is no video; --subbands is for videos and folders of images")
     if args.plot is not None:
         check_plot(args.plot)
     facts = measure_subbands(path, args.bin_width or 1.0)
@@ -128,11 +122,8 @@ def _bundle(path: Path) -> dict[str, Any]:
         "hashes": "all files are as exported",
     }
     for key, graph in manifest.graphs.items():
-        stream = graph.stream
-        facts[key] = (
-            f"{graph.kind}, {stream.ratio} frames per latent, {len(graph.states)} state tensors, delay"
-            f" {stream.delay}, drop {stream.drop}"
-        )
+        rules = f"{graph.ratio} frames per latent, {len(graph.states)} state tensors"
+        facts[key] = f"{graph.kind}, {rules}, delay {graph.delay_frames}, drop {graph.drop_frames}"
     facts["engines"] = [engine.get("file", "?") for engine in manifest.engines] or "none"
     facts["tuned"] = [
         f"{entry.direction} {entry.height}x{entry.width} chunk {entry.chunk}"
@@ -146,22 +137,21 @@ def _latents(path: Path) -> dict[str, Any]:
     from wfvae.runtime.latents.latent_files import open_latents
 
     with open_latents(path) as reader:
-        facts = {
+        info = reader.info.to_json()
+        values = info.pop("kind")
+        return {
             "kind": "latents",
             "count": reader.count,
             "shape": list(reader.shape),
             "dtype": str(reader.dtype),
             "complete": reader.complete,
-        }
-        return {
-            **facts,
-            **{key: value for key, value in reader.info.to_json().items() if key != "kind"},
-            "values": reader.info.kind,
+            **info,
+            "values": values,
         }
 
 
 def _run(path: Path) -> dict[str, Any]:
-    """The newest averaged weights of a training run, or those of one of its checkpoints."""
+    """Describes a training run's newest averaged weights, or those of one of its checkpoints."""
     try:
         from wfvae.model.checkpoint import model_of_run
     except ModuleNotFoundError as error:
@@ -213,11 +203,8 @@ def _video(path: Path) -> dict[str, Any]:
     from wfvae.runtime.media.video_reader import open_video
 
     with open_video(path) as reader:
-        facts = asdict(reader.info)
-    return {
-        "kind": "video",
-        "source": facts.pop("kind"),
-        **{
-            key: value if isinstance(value, (int, type(None))) else str(value) for key, value in facts.items()
-        },
-    }
+        info = asdict(reader.info)
+    facts = {"kind": "video", "source": info.pop("kind")}
+    for key, value in info.items():
+        facts[key] = value if isinstance(value, int | None) else str(value)
+    return facts

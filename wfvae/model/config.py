@@ -106,7 +106,7 @@ class WFVAEConfig(Struct, frozen=True):
 
     @classmethod
     def preset(cls, name: Preset, **overrides: Any) -> WFVAEConfig:
-        """Returns the paper's S, M or L (Table 3; D = 4, C_flow = 128), or `tiny` for demos and tests.
+        """Returns the paper's S, M or L (Table 3), or `tiny` for demos and tests.
 
         `overrides` replace single fields.
 
@@ -198,7 +198,7 @@ class WFVAEConfig(Struct, frozen=True):
         values: tuple[float, ...] = getattr(self, name)
         if len(values) == self.latent_dim:
             return values
-        # The published 16-channel checkpoint lists four equal values, which can mean only one thing.
+        # The published 16-channel checkpoint lists four equal values.
         if values and len(set(values)) == 1:
             return values[:1] * self.latent_dim
         raise ConfigError(

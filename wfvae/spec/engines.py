@@ -134,7 +134,7 @@ class Profile(Record, frozen=True):
         return self.latents.low == self.latents.high
 
     def shapes(self, graph: GraphSpec) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-        """Returns the (smallest, best, largest) shape of every input of `graph`, states included."""
+        """Returns the (smallest, best, largest) shape of every input, states included."""
         spans = (self.batch, self.latents, self.height, self.width)
         low, best, high = (
             input_shapes(graph, *(getattr(span, end) for span in spans)) for end in ("low", "best", "high")
@@ -188,7 +188,7 @@ class EngineRecord(Record, frozen=True, kw_only=True):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EngineRecord:
-        """Raises `BundleError` if the entry is damaged, or names a file that is not the engine's."""
+        """Raises `BundleError` if the entry is damaged or names a file not the engine's."""
         record = read_as(cls, data, _damaged)
         if record.to_dict() != data:
             raise BundleError(
@@ -203,11 +203,7 @@ def _damaged(problem: str) -> BundleError:
 
 
 def read_engine(record: EngineRecord, bundle: Path) -> bytes:
-    """Returns the engine's content.
-
-    Raises:
-        BundleError: it is not what was built. An engine is code, and is never loaded unchecked.
-    """
+    """Returns the engine's content. Raises `BundleError` unless it is what was built: it is code."""
     again = f"build it again: {record.settings.command(bundle)}"
     try:
         content = (bundle / record.file).read_bytes()
@@ -253,9 +249,8 @@ def fit_settings(settings: BuildSettings, manifest: Manifest) -> BuildSettings:
 def profiles_for(settings: BuildSettings, graph: GraphSpec) -> tuple[Profile, ...]:
     """Returns the profiles of an engine for `graph`.
 
-    A step graph has one for the steady chunk and one for shorter ones (a stream's start in small
-    pushes, its tail, its drain), and on request one for whole clips. A direct graph has only the
-    last.
+    A step graph has one for the steady chunk, one for shorter ones (first pushes, tail, drain), and
+    on request one for whole clips. A direct graph has only the last.
     """
 
     def profile(name: Literal["chunk", "short", "whole clip"], batch: Span, latents: Span) -> Profile:
@@ -279,12 +274,9 @@ def profiles_for(settings: BuildSettings, graph: GraphSpec) -> tuple[Profile, ..
 def input_shapes(
     graph: GraphSpec, batch: int, latents: int, height: int, width: int
 ) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every input of a graph, states included.
+    """Returns the shape of every input, states included, for `latents` per step or whole clip.
 
-    Args:
-        batch: streams.
-        latents: latents per step, or of the whole clip.
-        height, width: padded video size.
+    `height` and `width` are those of the padded video.
     """
     frames = graph.ratio * latents if graph.kind == STEP else 1 + graph.ratio * (latents - 1)
     sizes = {"latents": latents, "frames": frames}
@@ -316,11 +308,8 @@ def sound_records(manifest: Manifest) -> list[EngineRecord]:
 def list_engine(bundle: Path, record: EngineRecord, wait: float = 60.0) -> None:
     """Adds an engine to the manifest. Builds that run at the same time wait for each other.
 
-    Entries of the same file and damaged ones are dropped: the error that names them says to build
-    anew.
-
-    Raises:
-        ResourceError: the manifest cannot be written, or stayed locked for `wait` seconds.
+    Entries of the same file and damaged ones are dropped. Raises `ResourceError` if the manifest
+    cannot be written, or stayed locked for `wait` seconds.
     """
     busy = f"another process is changing the manifest of {bundle}; wait for it, or end it"
     with locked(bundle / LOCK_NAME, busy, wait):
@@ -333,9 +322,7 @@ def find_engine(manifest: Manifest, bundle: Path, graph: str, target: Target, tf
     """Returns the newest engine of `graph` that may run on `target`.
 
     Raises:
-        BundleError: there is none, with what there is, what is wanted and the command that builds
-            it. An engine of another GPU or version of TensorRT does not load at best, and one of
-            another graph would compute something else.
+        BundleError: there is none, with what differs and the command that builds one.
     """
     of_graph = [record for record in engine_records(manifest) if record.graph == graph]
     if not of_graph:

@@ -63,7 +63,7 @@ class GraphSpec(Record, frozen=True, kw_only=True):
         >>> decoder = StreamSpec("decoder", ratio=4, delay=2, states=())
         >>> shape = ("batch", "latents", 4, "height/8", "width/8")
         >>> latents = TensorSpec("latents", "float32", shape, "unscaled")
-        >>> frames = TensorSpec("frames", "float32", ("batch", "frames", 3, "height", "width"), "RGB")
+        >>> frames = TensorSpec("frames", "float32", ("batch", "frames", 3, "height", "width"), "")
         >>> graph = GraphSpec.of_stream("decoder.onnx", STEP, decoder, (latents,), (frames,))
         >>> graph.drop_frames, graph.drain
         (5, True)
@@ -100,25 +100,12 @@ class GraphSpec(Record, frozen=True, kw_only=True):
         outputs: tuple[TensorSpec, ...],
     ) -> GraphSpec:
         """Returns the graph of a stream, whose rules it repeats."""
-        return cls(
-            file=file,
-            kind=kind,
-            direction=stream.direction,
-            ratio=stream.ratio,
-            chunk_multiple=stream.chunk_multiple,
-            lead_frames=stream.lead,
-            delay_frames=stream.delay,
-            drop_frames=stream.drop,
-            drain=stream.needs_drain,
-            inputs=inputs,
-            outputs=outputs,
-            states=stream.states if kind == STEP else (),
-        )
+        states = stream.states if kind == STEP else ()
+        return cls(file=file, kind=kind, inputs=inputs, outputs=outputs, states=states, **_rules(stream))
 
     def __post_init__(self) -> None:
-        stream = self.stream
-        written = (self.chunk_multiple, self.lead_frames, self.drop_frames, self.drain)
-        if written != (stream.chunk_multiple, stream.lead, stream.drop, stream.needs_drain):
+        rules = _rules(self.stream)
+        if rules != {key: getattr(self, key) for key in rules}:
             raise BundleError(f"the stream rules of {self.file} contradict each other")
         if (self.direction == "encoder" and self.delay_frames) or (self.kind == DIRECT and self.states):
             raise BundleError(f"{self.file} has a delay or state tensors, which a graph of its kind has not")
@@ -137,6 +124,19 @@ class GraphSpec(Record, frozen=True, kw_only=True):
     def from_dict(cls, data: Mapping[str, Any]) -> GraphSpec:
         """Reads a graph's entry of a manifest. Raises `BundleError`."""
         return read_as(cls, data, _damaged)
+
+
+def _rules(stream: StreamSpec) -> dict[str, Any]:
+    """Returns the keys of a graph that follow from its stream."""
+    return {
+        "direction": stream.direction,
+        "ratio": stream.ratio,
+        "chunk_multiple": stream.chunk_multiple,
+        "lead_frames": stream.lead,
+        "delay_frames": stream.delay,
+        "drop_frames": stream.drop,
+        "drain": stream.needs_drain,
+    }
 
 
 class FileRecord(Record, frozen=True):
@@ -197,7 +197,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         """Reads the content of `manifest.json`.
 
         Raises:
-            BundleError: the format is another, an entry is missing or wrong, or anything was changed.
+            BundleError: the format is another, an entry is wrong, or anything was changed.
         """
         if data.get("format") != FORMAT:
             raise BundleError(
@@ -247,7 +247,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         return cls.from_dict(data)
 
     def verify_files(self, bundle: Path) -> None:
-        """Raises `BundleError` naming every file that is missing or was changed since the export."""
+        """Raises `BundleError` naming every file that is missing or was changed."""
         problems = []
         for name, record in self.files.items():
             path = bundle / name

@@ -19,8 +19,26 @@ from wfvae.errors import WFVAEError
 T = TypeVar("T")
 LONGEST_VALUE = 100
 """Characters of a value that an error shows."""
+_WORDS = {
+    inspect.BoolType: "true or false",
+    inspect.DictType: "a section of keys",
+    inspect.FloatType: "a number",
+    inspect.IntType: "an integer",
+    inspect.StrType: "text",
+    inspect.StructType: "a section of keys",
+    inspect.VarTupleType: "a list",
+}
+_BOUNDS = {
+    "ge": ">=",
+    "gt": ">",
+    "le": "<=",
+    "lt": "<",
+    "multiple_of": "a multiple of",
+    "min_length": "of length >=",
+    "max_length": "of length <=",
+    "pattern": "matching",
+}
 _UNKNOWN = object()
-_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "a multiple of"}
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,14 +101,15 @@ def check_fields(
         structs.force_setattr(record, field.name, value)
 
 
-def _explain(problem: msgspec.ValidationError, kind: type[Any], data: object, name: str) -> str:
+def _explain(problem: msgspec.ValidationError, kind: type[Any], data: object, path: str) -> str:
+    """Returns a problem in words, with the key's path and the value, which msgspec leaves out."""
     if isinstance(problem.__cause__, WFVAEError):  # raised by a record's own check
         return str(problem.__cause__)
     text, _, place = str(problem).partition(" - at ")
-    expected, path, value = _unwrap(inspect.type_info(kind)), name, data
+    expected, value = _unwrap(inspect.type_info(kind)), data
     for key in re.findall(r"[^.`\[\]]+|\.\.\.", place.partition("$")[2]):
-        key = _failing_key(value, expected) if key == "..." else key
-        path = f"{path}[{key}]" if isinstance(value, (list, tuple)) else _join(path, key)
+        key = _wrong_key(value, expected) if key == "..." else key
+        path = f"{path}[{key}]" if isinstance(value, list | tuple) else _join(path, key)
         expected, value = _unwrap(_child(expected, key)), _item(value, key)
     if place.startswith("`key`") and isinstance(expected, inspect.DictType):
         return f"a key of {path} must be {describe_type(expected.key_type)}"
@@ -98,39 +117,41 @@ def _explain(problem: msgspec.ValidationError, kind: type[Any], data: object, na
         return f"{_join(path, missing[1])} is missing"
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text):
         return _explain_unknown(unknown[1], path, expected)
-    given = f"{path} must be" if value is _UNKNOWN else f"{path or 'it'} is {_abbreviate(value)}; expected"
+    shown = repr(value)
+    shown = shown if len(shown) <= LONGEST_VALUE else f"{shown[:LONGEST_VALUE]}..."
+    given = f"{path} must be" if value is _UNKNOWN else f"{path or 'it'} is {shown}; expected"
     reason = f" ({problem.__cause__})" if problem.__cause__ else ""
     return f"{given} {describe_type(expected)}{reason}"
 
 
 def _explain_unknown(key: str, path: str, expected: inspect.Type) -> str:
-    known = (
-        [field.encode_name for field in expected.fields] if isinstance(expected, inspect.StructType) else []
-    )
+    assert isinstance(expected, inspect.StructType)
+    known = [field.encode_name for field in expected.fields]
     near = difflib.get_close_matches(key, known, 1)
     hint = f"did you mean {_join(path, near[0])}?" if near else f"known are: {', '.join(known)}"
     return f"unknown key {_join(path, key)}; {hint}"
-
-
-def _abbreviate(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def _failing_key(value: Any, expected: inspect.Type) -> str:
-    """Returns the key of a mapping's first wrong value, which msgspec does not name."""
+def _wrong_key(value: Any, expected: inspect.Type) -> str:
+    """Returns the key of a mapping's first wrong record, which msgspec does not name."""
     inner = _child(expected, "")
     for key, item in value.items():
-        if isinstance(inner, inspect.StructType):
-            try:
-                msgspec.convert(item, inner.cls)
-            except msgspec.ValidationError:
-                return str(key)
+        try:
+            msgspec.convert(item, inner.cls if isinstance(inner, inspect.StructType) else Any)
+        except msgspec.ValidationError:
+            return str(key)
     return "*"
+
+
+def _item(value: Any, key: str) -> Any:
+    try:
+        return value[int(key)] if key.isdecimal() else value[key]
+    except (KeyError, TypeError):
+        return _UNKNOWN
 
 
 def _unwrap(kind: inspect.Type) -> inspect.Type:
@@ -153,38 +174,22 @@ def _child(kind: inspect.Type, key: str) -> inspect.Type:
     return kind
 
 
-def _item(value: Any, key: str) -> Any:
-    try:
-        return value[int(key)] if key.isdecimal() else value[key]
-    except (KeyError, TypeError):
-        return _UNKNOWN
-
-
 def describe_type(kind: inspect.Type) -> str:
     """Returns what a type takes, in words, such as `an integer >= 1`."""
     match kind := _unwrap(kind):
         case inspect.UnionType():
-            parts = [describe_type(part) for part in kind.types if not isinstance(part, inspect.NoneType)]
-            return " or ".join(parts)
+            parts = [part for part in kind.types if not isinstance(part, inspect.NoneType)]
+            return " or ".join(map(describe_type, parts))
         case inspect.LiteralType():
             return f"one of {', '.join(map(repr, kind.values))}"
-        case inspect.IntType() | inspect.FloatType():
-            return " ".join(
-                ["an integer" if isinstance(kind, inspect.IntType) else "a number", _bounds(kind)]
-            ).rstrip()
-        case inspect.BoolType():
-            return "true or false"
-        case inspect.StrType():
-            return f"text that matches {kind.pattern}" if kind.pattern else "text"
         case inspect.TupleType():
             return f"a list of {len(kind.item_types)} values"
-        case inspect.VarTupleType():
-            return "a list of one or more values" if kind.min_length else "a list of values"
         case inspect.CustomType():
             return f"a {kind.cls.__name__.lower()}"
-    return "a section of keys"
-
-
-def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
-    values = {sign: getattr(kind, name) for name, sign in _BOUNDS.items()}
-    return " and ".join(f"{sign} {value:g}" for sign, value in values.items() if value is not None)
+    bounds = {words: getattr(kind, name, None) for name, words in _BOUNDS.items()}
+    limits = [
+        f"{words} {limit if isinstance(limit, str) else format(limit, 'g')}"
+        for words, limit in bounds.items()
+        if limit is not None
+    ]
+    return f"{_WORDS[type(kind)]} {' and '.join(limits)}".rstrip()

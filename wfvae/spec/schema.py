@@ -1,4 +1,7 @@
-"""Generates the JSON Schema of `manifest.json`: `python -m wfvae.spec.schema docs/bundle.schema.json`."""
+"""Generates the JSON Schema of `manifest.json`.
+
+Usage: python -m wfvae.spec.schema docs/bundle.schema.json
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stream carries from chunk to chunk, as data: model, graph, manifest and runtime read it."""
+"""What a stream carries from chunk to chunk, as data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Text = Annotated[str, Meta(min_length=1)]
 Size = Annotated[int, Meta(ge=1)]
 Symbol = Annotated[str, Meta(pattern=r"^(batch|frames|latents|(height|width)(/[248])?)$")]
 Dim = Size | Symbol
-"""A fixed size, or a symbol: `batch`, `height/8`, `width/8` (video height and width, divided exactly)."""
+"""A fixed size, or a symbol such as `batch` or `height/8` (video height, divided exactly)."""
 Shape = Annotated[
     tuple[Dim, ...], Meta(min_length=1, extra_json_schema={"prefixItems": [{"const": "batch"}]})
 ]
@@ -67,7 +67,7 @@ class StateSpec(Record, frozen=True):
     meaning: Text
     """One phrase for people who write a client."""
     initial_value: float = 0.0
-    """Fill before the first step. `start` makes a row ignore its state, so any finite value would do."""
+    """Fill before the first step. `start` makes a row ignore it, so any finite value would do."""
     input: str = ""
     """Name of the graph's input, derived from `name`."""
     output: str = ""
@@ -78,7 +78,7 @@ class StateSpec(Record, frozen=True):
         force_setattr(self, "output", state_output(self.name))
 
     def resolve(self, batch: int, height: int, width: int) -> tuple[int, ...]:
-        """Returns the concrete shape for a batch of streams of (padded) video size height x width."""
+        """Returns the concrete shape for a batch of streams of this (padded) video size."""
         return tuple(resolve_dim(dim, batch, height, width) for dim in self.shape)
 
     def bytes_per_stream(self, height: int, width: int) -> int:
@@ -88,7 +88,7 @@ class StateSpec(Record, frozen=True):
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """The rules of one direction's stream: r-1 copies of the first frame lead, and all steps are alike.
+    """The rules of one direction's stream: r-1 copies of the first frame lead it.
 
     Example:
         >>> decoder = StreamSpec("decoder", ratio=4, delay=2, states=())
@@ -100,12 +100,12 @@ class StreamSpec:
     ratio: Literal[4, 8]
     """Video frames per latent, r."""
     delay: int
-    """Video frames by which the decoder's output lags (0 for the encoder and for nearest interpolation)."""
+    """Video frames by which the decoder's output lags; 0 for the encoder."""
     states: tuple[StateSpec, ...]
 
     @property
     def chunk_multiple(self) -> int:
-        """Every step takes a positive multiple of this many input frames (video frames, or latents)."""
+        """Every step takes a positive multiple of this many video frames, or latents."""
         return self.ratio if self.direction == "encoder" else 1
 
     @property
@@ -130,9 +130,9 @@ class StreamSpec:
     def check(
         self, given: Mapping[str, tuple[Sequence[int], str]], batch: int, height: int, width: int
     ) -> None:
-        """Raises `StateError` unless the states, given as name -> (shape, dtype), are this stream's.
+        """Raises `StateError` that lists all missing, unexpected, misshaped and mistyped states.
 
-        The error lists all missing, unexpected, misshaped and mistyped entries.
+        `given` maps names to (shape, dtype).
         """
         wanted = {state.name: state for state in self.states}
         problems = [f"missing {name}" for name in wanted if name not in given]

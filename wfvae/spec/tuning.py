@@ -46,10 +46,7 @@ class Setting(Record, frozen=True):
         return cls(facts, processor_name(), processor_count())
 
     def require_named_device(self) -> None:
-        """Raises `InputError` where the backend does not name its GPU.
-
-        Another GPU would take the choice for its own.
-        """
+        """Raises `InputError` if the backend does not name its GPU: another one could match."""
         if self.backend.get("device", "").startswith("cuda:"):
             raise InputError(
                 f"a chunk length cannot be stored for {self.backend['name']} on {self.backend['device']},"
@@ -110,7 +107,8 @@ class Tuning(Record, frozen=True, kw_only=True):
 
         def damaged(problem: object) -> BundleError:
             return BundleError(
-                f"{path} is damaged ({problem}); remove it, and measure again with: wfvae bench {folder} --tune"
+                f"{path} is damaged ({problem}); remove it, and measure again with:"
+                f" wfvae bench {folder} --tune"
             )
 
         try:
@@ -149,7 +147,7 @@ class Tuning(Record, frozen=True, kw_only=True):
 
     @staticmethod
     def require_writable(folder: Path) -> None:
-        """Raises `ResourceError` if choices cannot be stored, which is better known before measuring."""
+        """Raises `ResourceError` if choices cannot be stored."""
         try:
             require_writable(folder / TUNING_NAME)
         except ResourceError as error:
