@@ -5,7 +5,7 @@ Feature maps are (B, T, C, H, W). Child names are those of the published checkpo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -205,10 +205,7 @@ class Upsample3D(nn.Module):
 class Stage(nn.Sequential):
     """A numbered list of blocks, some of which look at time."""
 
-    def __init__(self, blocks: Iterable[nn.Module]) -> None:
-        super().__init__(*blocks)
-
-    def forward(self, frames: Tensor, clip: Clip) -> Tensor:  # type: ignore[override]  # a list of blocks that also see the clip
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:  # type: ignore[override]  # blocks also see the clip
         for block in self:
             frames = per_frame(block, frames) if isinstance(block, nn.Conv2d) else block(frames, clip)
         return frames

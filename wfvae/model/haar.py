@@ -1,8 +1,8 @@
-"""Haar wavelet transforms, two- and three-dimensional, as plain convolutions.
+"""Haar wavelet transforms in two and three dimensions, as plain convolutions.
 
 Analysis is one dense 2x2 convolution of stride 2 over frame pairs stacked as channels; synthesis is
-one 1x1 convolution and a depth-to-space. Both are single common operators in every inference
-engine. Filter signs, band order and names are the published model's:
+one 1x1 convolution and a depth-to-space. Every inference engine has these operators. Filter signs,
+band order and names are the published model's:
 
     3-D   band bit 0 = high-pass along W, bit 1 = along H, bit 2 = along T     gain 1/(2 sqrt 2)
     2-D   aa, ad (high along H), da (high along W), dd                         gain 1/2
@@ -32,23 +32,26 @@ _BAND_NAMES_2D = ("aa", "ad", "da", "dd")
 
 
 def haar_signs(dims: int) -> Tensor:
-    """Signs (bands, 2, 2, 2) over (t, h, w) for `dims` = 3, or (bands, 2, 2) over (h, w) for 2,
-    float64.
-    """
+    """Returns float64 signs (bands, 2, 2, 2) over (t, h, w), or (bands, 2, 2) over (h, w)."""
     along = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)  # low-pass, high-pass
     if dims == 3:
         band = torch.arange(8)
         t, h, w = (along[band >> bit & 1] for bit in (2, 1, 0))
         return t[:, :, None, None] * h[:, None, :, None] * w[:, None, None, :]
-    # The published 2-D transform has its middle bands the other way round than the 3-D one.
+    # The middle bands of the published 2-D transform are in the opposite order of the 3-D one's.
     band = torch.arange(4)
     h, w = along[band & 1], along[band >> 1]
     return h[:, :, None] * w[:, None, :]
 
 
 class _Haar(nn.Module):
-    """Shared by analysis and synthesis: the gain, the operator's weight, and the taps' names in a
-    checkpoint.
+    """The common part of analysis and synthesis.
+
+    Args:
+        dims: 2 or 3.
+        channels: of a frame.
+        gain: magnitude of every filter tap; orthonormal if None.
+        tap_names: of the filters in a checkpoint, in band order.
     """
 
     weight: Tensor
@@ -63,48 +66,35 @@ class _Haar(nn.Module):
         self.channels = channels
         self.bands = 2**dims
         self.pair = dims - 1  # frames that one transform spans: 1 or 2
-        self.gain = (
-            (ORTHONORMAL_GAIN_3D if dims == 3 else ORTHONORMAL_GAIN_2D) if gain is None else float(gain)
-        )
+        orthonormal = ORTHONORMAL_GAIN_3D if dims == 3 else ORTHONORMAL_GAIN_2D
+        self.gain = orthonormal if gain is None else float(gain)
         self._tap_names = tap_names
         self.register_buffer("weight", self._operator().to(torch.get_default_dtype()), persistent=False)
 
     def _operator(self) -> Tensor:
-        """The dense weight, float64: rows are (band, channel), columns (frame of the pair, channel,
-        h, w).
-        """
+        """Returns the dense float64 weight (band and channel, frame and channel, h, w)."""
         signs = haar_signs(self.dims).reshape(self.bands, self.pair, 2, 2) * self.gain
         dense = torch.einsum("bphw,ck->bcpkhw", signs, torch.eye(self.channels, dtype=torch.float64))
         return dense.reshape(self.bands * self.channels, self.pair * self.channels, 2, 2)
 
     def taps(self) -> dict[str, Tensor]:
-        """The filters by their checkpoint names, shape (1, 1, 2, 2, 2) or (1, 1, 2, 2)."""
-        signs = haar_signs(self.dims) * self.gain
-        taps = signs.to(device=self.weight.device, dtype=self.weight.dtype)[:, None, None]
+        """Returns the filters (1, 1, 2, 2, 2) or (1, 1, 2, 2) by their checkpoint names."""
+        taps = (haar_signs(self.dims) * self.gain).to(self.weight)[:, None, None]
         return dict(zip(self._tap_names, taps, strict=True))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        # Checkpoints carry the fixed filters as tensors; here they are one number, so they are
-        # written out from it.
+        # Checkpoints carry the fixed filters as tensors; here they are one number.
         for name, tap in self.taps().items():
             destination[prefix + name] = tap
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        _, _, missing_keys, _, error_msgs = rest
         names = [prefix + name for name in self._tap_names]
-        missing_keys += [name for name in names if name not in state_dict]
-        found = [state_dict[name] for name in names if name in state_dict]
-        if len(found) == len(names):
+        missing = [name for name in names if name not in state_dict]
+        missing_keys += missing
+        if not missing:
             try:
-                self.set_gain(read_gain(dict(zip(names, found, strict=True)), self.dims))
+                self.set_gain(read_gain({name: state_dict[name] for name in names}, self.dims))
             except CheckpointError as error:
                 error_msgs.append(str(error))
 
@@ -123,32 +113,30 @@ class _Haar(nn.Module):
 
 
 def read_gain(taps: Mapping[str, Tensor], dims: int) -> float:
-    """The gain of filters given in band order, by name. Raises `CheckpointError` naming a filter
-    that is not Haar's.
+    """Returns the gain of filters given in band order, by name.
+
+    Raises:
+        CheckpointError: a filter is not Haar's.
     """
-    signs = haar_signs(dims)
-    gain: float | None = None
-    for (name, tap), sign in zip(taps.items(), signs, strict=True):
+    gain = 0.0
+    for (name, tap), sign in zip(taps.items(), haar_signs(dims), strict=True):
         values = tap.detach().to("cpu", torch.float64)
         if values.numel() != sign.numel():
             raise CheckpointError(
                 f"{name} has shape {tuple(tap.shape)}; expected a Haar filter of {sign.numel()} taps"
             )
-        gain = float(values.flatten()[0]) if gain is None else gain
-        if gain <= 0 or not torch.equal(values.reshape(sign.shape), sign * gain):
+        gain = gain or float(values.flatten()[0])
+        if not gain > 0 or not torch.equal(values.reshape(sign.shape), sign * gain):
             raise CheckpointError(
                 f"{name} is not a Haar filter: expected taps of +-{gain} with the signs of its sub-band"
             )
-    assert gain is not None
     return gain
 
 
 class HaarAnalysis(_Haar):
-    """Frames (B, T, channels, H, W) to sub-bands (B, T / pair, bands * channels, H/2, W/2); H, W
-    even.
+    """Frames (B, T, channels, H, W) to sub-bands (B, T / pair, bands * channels, H/2, W/2).
 
-    The 3-D transform takes frames in aligned pairs, so T must be even; a clip or stream sees to
-    that (`wfvae.model.causal`).
+    H and W are even, and so is T in 3-D (`wfvae.model.causal` completes pairs).
     """
 
     def __init__(self, dims: int, channels: int, gain: float | None = None) -> None:

@@ -1,9 +1,8 @@
-"""A causal convolution as the sum of its time taps, with a backward pass of its own: less memory
-and fewer copies in training.
+"""A causal convolution as the sum of its time taps, with a backward pass of its own.
 
-Left to autograd, every tap keeps its own copy of the frames of a batch, and its gradient is first
-written into zeros of the size of all frames. Here the frames are kept once, and the taps' gradients
-are added where they belong.
+With autograd's, every tap would keep its own copy of the frames of a batch, and its gradient would
+first be written into zeros of the size of all frames. Here the frames are kept once, and the taps'
+gradients are added where they belong.
 """
 
 from __future__ import annotations
@@ -16,13 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _PIECE_BYTES = 16 << 20
-"""What is added to a large clip is computed in pieces of this size, so that no second one of the
-whole size is needed.
-"""
+"""Terms of a sum over a large clip are computed in pieces of this size, to need no second clip."""
 
 
 def sum_of_taps(frames: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The convolution over time and space, of stride 1, that keeps height and width.
+    """Convolves over time and space, with stride 1, and keeps height and width.
 
     Args:
         frames: (B, T + k - 1, C, H, W), history in front.
@@ -30,22 +27,18 @@ def sum_of_taps(frames: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         bias: (D,) or None.
 
     Returns:
-        (B, T, D, H, W). Differentiable once. Under autocast it is computed in autocast's precision,
-        as a convolution is.
+        (B, T, D, H, W). Differentiable once. Autocast applies, as to a convolution.
     """
     kind = frames.device.type
     if torch.is_autocast_enabled(kind):
         precision = torch.get_autocast_dtype(kind)
-        frames, weight, bias = (
-            frames.to(precision),
-            weight.to(precision),
-            None if bias is None else bias.to(precision),
-        )
+        frames, weight = frames.to(precision), weight.to(precision)
+        bias = None if bias is None else bias.to(precision)
     return cast(Tensor, _TapSum.apply(frames, weight, bias))  # type: ignore[no-untyped-call]
 
 
 def repeat_head(frames: Tensor, count: int) -> Tensor:
-    """(B, T, C, H, W) with `count` copies of its first frame in front. Differentiable once."""
+    """Puts `count` copies of the first frame in front of (B, T, C, H, W). Differentiable once."""
     return cast(Tensor, _RepeatHead.apply(frames, count))  # type: ignore[no-untyped-call]
 
 
@@ -85,56 +78,52 @@ class _TapSum(torch.autograd.Function):
         taps = weight.shape[2]
         images = _time_first(gradient).flatten(0, 1)
         of_frames = torch.zeros_like(ordered) if wants_frames else None
-        of_taps = []
-        of_bias = None
+        of_taps, of_bias = [], None
         for tap in range(taps):
             source, kernel = _shifted(ordered, tap, taps), weight[:, :, tap]
             if of_frames is not None:
                 added = _shifted(of_frames, tap, taps)
                 for piece in _pieces(source):
-                    part, _, _ = _gradients(images[piece], source[piece], kernel, (True, False, False))
+                    part, _, _ = _gradients(images[piece], source[piece], kernel, [True, False, False])
                     added[piece].add_(part)
-            if wants_weight or (wants_bias and tap == 0):
-                _, of_kernel, found = _gradients(
-                    images, source, kernel, (False, wants_weight, wants_bias and tap == 0)
-                )
-                of_taps.append(of_kernel)
-                of_bias = found if tap == 0 and wants_bias else of_bias
-        return (
-            None if of_frames is None else of_frames.movedim(0, 1),
-            torch.stack(of_taps, dim=2) if wants_weight else None,
-            of_bias,
-        )
+            wanted = [False, wants_weight, wants_bias and tap == 0]
+            if any(wanted):
+                _, of_tap, found = _gradients(images, source, kernel, wanted)
+                of_taps.append(of_tap)
+                of_bias = found if tap == 0 else of_bias
+        of_weight = torch.stack(of_taps, dim=2) if wants_weight else None
+        return None if of_frames is None else of_frames.movedim(0, 1), of_weight, of_bias
 
 
 def _time_first(frames: Tensor) -> Tensor:
-    """(B, T, C, H, W) as (T, B, C, H, W), channels last in memory, so that any run of frames is a
-    batch of images without a copy.
+    """Returns (B, T, C, H, W) as (T, B, C, H, W), channels last in memory.
+
+    Any run of frames is then a batch of images without a copy.
     """
     return frames.permute(1, 0, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
 
 
 def _batch_first(images: Tensor, batch: int) -> Tensor:
-    """(T B, C, H, W), time first, as (B, T, C, H, W), channels last in memory."""
+    """Returns (T B, C, H, W), time first, as (B, T, C, H, W), channels last in memory."""
     frames = images.reshape(-1, batch, *images.shape[1:])
     return frames.permute(1, 0, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
 
 
-def _gradients(of_result: Tensor, images: Tensor, kernel: Tensor, wanted: tuple[bool, bool, bool]) -> Any:
-    """Those of a 2-D convolution's images, kernel and bias; None where they are not wanted."""
+def _gradients(of_result: Tensor, images: Tensor, kernel: Tensor, wanted: list[bool]) -> Any:
+    """Returns the gradients of a 2-D convolution's images, kernel and bias; None if not wanted."""
     padding = [kernel.shape[2] // 2] * 2
     return torch.ops.aten.convolution_backward(
-        of_result, images, kernel, [kernel.shape[0]], [1, 1], padding, [1, 1], False, [0, 0], 1, list(wanted)
+        of_result, images, kernel, [kernel.shape[0]], [1, 1], padding, [1, 1], False, [0, 0], 1, wanted
     )
 
 
 def _pieces(images: Tensor) -> list[slice]:
-    """Runs of images of about `_PIECE_BYTES` each."""
+    """Returns runs of images of about `_PIECE_BYTES` each."""
     count = images.shape[0]
     each = max(_PIECE_BYTES // max(math.prod(images.shape[1:]) * images.element_size(), 1), 1)
     return [slice(first, first + each) for first in range(0, count, each)]
 
 
 def _shifted(ordered: Tensor, tap: int, taps: int) -> Tensor:
-    """The images that a tap sees: a view."""
+    """Returns the images that a tap sees, as a view."""
     return ordered[tap : ordered.shape[0] - taps + 1 + tap].flatten(0, 1)
