@@ -1,12 +1,8 @@
-"""Checkpoint to bundle: graphs, weights and manifest, written to a temporary directory that is
-renamed when complete.
-"""
+"""Checkpoint to bundle: graphs, weights and manifest."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,14 +13,18 @@ import onnx
 import torch
 from msgspec.structs import replace
 
-from wfvae.errors import BundleError
+from wfvae.errors import BundleError, ResourceError
+from wfvae.export.forms.table import FORMS
 from wfvae.export.recorder.graph import trace
 from wfvae.export.recorder.recording import FilterStore
 from wfvae.export.weights import state_dict_sha256, store_constants
+from wfvae.files import replacing
+from wfvae.model.encoder import RGB
 from wfvae.model.vae import WFVAE
 from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.spec.manifest import (
     DIRECT,
+    MANIFEST_NAME,
     METADATA_KEY,
     STEP,
     WEIGHTS_NAME,
@@ -42,6 +42,8 @@ OPSETS = range(18, 25)
 DEFAULT_OPSET = 20
 BF16_OPSET = 22
 """The first opset whose Conv takes bfloat16."""
+_START = "this row's stream begins with this step; its state is ignored"
+_END = "this row's stream ended before this step, which only drains it"
 
 
 @dataclass(frozen=True)
@@ -56,19 +58,15 @@ class ExportOptions:
     opset: int | None = None
     """Version of ONNX's operators; None takes 20, and 22 for bf16."""
     convolutions: Literal["minimal", "plain"] = "minimal"
-    """`minimal`: in fp32, fewer multiplications (`wfvae.export.forms.minimal_filtering`,
-    `wfvae.export.forms.subpixel`); `plain`: as in the network.
-    """
+    """`minimal`: in fp32, fewer multiplications (`wfvae.export.forms`); `plain`: as in the network."""
     direct: bool = False
     """Also write the whole-clip graphs without state, for verification."""
 
     def __post_init__(self) -> None:
-        if self.precision not in DTYPES:
-            raise BundleError(f"precision is {self.precision!r}; expected one of {', '.join(DTYPES)}")
-        if self.latents not in ("mean", "moments"):
-            raise BundleError(f"latents is {self.latents!r}; expected mean or moments")
-        if self.convolutions not in ("minimal", "plain"):
-            raise BundleError(f"convolutions is {self.convolutions!r}; expected minimal or plain")
+        choices = {"precision": DTYPES, "latents": ("mean", "moments"), "convolutions": FORMS}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise BundleError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
         if self.opset_version not in OPSETS:
             raise BundleError(f"opset is {self.opset}; expected {OPSETS.start} to {OPSETS.stop - 1}")
         if self.precision == "bf16" and self.opset_version < BF16_OPSET:
@@ -92,17 +90,13 @@ class ExportOptions:
     @property
     def opset_version(self) -> int:
         """The opset that is exported."""
-        return (
-            self.opset
-            if self.opset is not None
-            else BF16_OPSET
-            if self.precision == "bf16"
-            else DEFAULT_OPSET
-        )
+        if self.opset is not None:
+            return self.opset
+        return BF16_OPSET if self.precision == "bf16" else DEFAULT_OPSET
 
 
 def graph_key(direction: Direction, kind: Kind) -> str:
-    """A graph's key in the manifest; its file is the key with `.onnx`."""
+    """Returns a graph's key in the manifest; its file is the key with `.onnx`."""
     return direction if kind == STEP else f"{direction}.{kind}"
 
 
@@ -117,90 +111,54 @@ def export_bundle(
     """Writes a bundle.
 
     Args:
-        model: any model that can be streamed; it is converted to the precision asked for (in
-            place).
+        model: any model that can be streamed; it is converted to the wanted precision (in place).
         destination: the bundle's directory.
+        options: what to export.
         overwrite: replace an existing bundle (never a directory that is not one).
         progress: called with the name of each stage as it begins.
 
     Raises:
         StreamingError: the model cannot be streamed, or its state would change size from chunk to
             chunk.
-        BundleError: wrong options, or the destination cannot be written.
+        BundleError: the destination exists, or cannot be written.
+
+    Example:
+        >>> manifest = export_bundle(WFVAE.from_pretrained("tiny"), "bundle")
+        >>> sorted(path.name for path in Path("bundle").iterdir())
+        ['decoder.onnx', 'encoder.onnx', 'manifest.json', 'weights.bin']
     """
     options = options or ExportOptions()
     destination = Path(destination)
     _check_destination(destination, overwrite)
     checkpoint = state_dict_sha256(model.state_dict())
     model = model.to(device="cpu", dtype=DTYPES[options.precision]).eval()
-    graphs = _graphs(model, options)
-
-    building, former = (
-        destination.with_name(f".{destination.name}.{os.getpid()}.{end}") for end in ("tmp", "old")
-    )
+    specs = _graph_specs(model, options)
     try:
-        building.mkdir(parents=True)
-        traced = {}
-        filters: FilterStore = {}
-        for key, graph in list(graphs.items()):
-            progress(f"tracing {key}")
-            traced[key] = trace(
-                model,
-                graph,
-                mean_only=options.latents == "mean",
+        with replacing(destination) as building:
+            building.mkdir()
+            graphs = _write_graphs(model, specs, options, building, progress)
+            manifest = Manifest(
+                model=model.config.to_dict(),
+                checkpoint_sha256=checkpoint,
+                precision=options.precision,
+                latents=options.latents,
                 size=options.size,
                 opset=options.opset_version,
-                convolutions=options.forms,
-                filters=filters,
+                parameters=sum(parameter.numel() for parameter in model.parameters()),
+                graphs=graphs,
+                files={path.name: record_file(path) for path in sorted(building.iterdir())},
+                producer={package: version(package) for package in ("wfvae", "torch", "onnx")},
             )
-            facts = traced[key]
-            graphs[key] = replace(graph, weights_bytes=facts.weights_bytes, scratch_bytes=facts.scratch)
-            traced[key].model.metadata_props.add(
-                key=METADATA_KEY, value=json.dumps(graphs[key].to_dict(), sort_keys=True)
-            )
-        progress("writing weights")
-        store_constants(traced.values(), building / WEIGHTS_NAME)
-        for key, graph in graphs.items():
-            progress(f"checking {graph.file}")
-            path = building / graph.file
-            path.write_bytes(traced[key].model.SerializeToString(deterministic=True))
-            onnx.checker.check_model(str(path), full_check=True)
-        manifest = Manifest(
-            model=model.config.to_dict(),
-            checkpoint_sha256=checkpoint,
-            precision=options.precision,
-            latents=options.latents,
-            size=options.size,
-            opset=options.opset_version,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            graphs=graphs,
-            files={path.name: record_file(path) for path in sorted(building.iterdir())},
-            producer={package: version(package) for package in ("wfvae", "torch", "onnx")},
-        )
-        manifest.write(building)
-        if destination.exists():
-            destination.replace(former)
-        try:
-            building.replace(destination)
-        except OSError:
-            if former.exists():
-                former.replace(destination)
-            raise
-        shutil.rmtree(former, ignore_errors=True)
-    except OSError as error:
-        raise BundleError(
-            f"cannot write the bundle {destination}: {error.strerror or error}; check the disk's space and"
-            " permissions"
-        ) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+            manifest.write(building)
+    except ResourceError as error:
+        raise BundleError(f"the bundle is not written: {error}") from error
     return manifest
 
 
 def _check_destination(destination: Path, overwrite: bool) -> None:
     if not destination.exists():
         return
-    is_bundle = destination.is_dir() and (destination / "manifest.json").is_file()
+    is_bundle = destination.is_dir() and (destination / MANIFEST_NAME).is_file()
     if not is_bundle and not (destination.is_dir() and not any(destination.iterdir())):
         raise BundleError(f"{destination} exists and is not a bundle; choose another name")
     if is_bundle and not overwrite:
@@ -209,47 +167,66 @@ def _check_destination(destination: Path, overwrite: bool) -> None:
         )
 
 
-def _graphs(model: WFVAE, options: ExportOptions) -> dict[str, GraphSpec]:
+def _write_graphs(
+    model: WFVAE,
+    specs: list[GraphSpec],
+    options: ExportOptions,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> dict[str, GraphSpec]:
+    """Writes graphs and weights into `folder`; returns the specifications, completed, by key."""
+    graphs, traced = {}, {}
+    filters: FilterStore = {}
+    for spec in specs:
+        key = graph_key(spec.direction, spec.kind)
+        progress(f"tracing {key}")
+        found = traced[key] = trace(
+            model,
+            spec,
+            mean_only=options.latents == "mean",
+            size=options.size,
+            opset=options.opset_version,
+            convolutions=options.forms,
+            filters=filters,
+        )
+        graphs[key] = replace(spec, weights_bytes=found.weights_bytes, scratch_bytes=found.scratch)
+        metadata = json.dumps(graphs[key].to_dict(), sort_keys=True)
+        found.model.metadata_props.add(key=METADATA_KEY, value=metadata)
+    progress("writing weights")
+    store_constants(traced.values(), folder / WEIGHTS_NAME)
+    for key, graph in graphs.items():
+        progress(f"checking {graph.file}")
+        path = folder / graph.file
+        path.write_bytes(traced[key].model.SerializeToString(deterministic=True))
+        onnx.checker.check_model(str(path), full_check=True)
+    return graphs
+
+
+def _graph_specs(model: WFVAE, options: ExportOptions) -> list[GraphSpec]:
     kinds: tuple[Kind, ...] = (STEP, DIRECT) if options.direct else (STEP,)
     directions: tuple[Direction, ...] = ("encoder", "decoder")
-    specs = [
-        graph_spec(model, direction, kind, options.latents) for direction in directions for kind in kinds
-    ]
-    return {graph_key(spec.direction, spec.kind): spec for spec in specs}
+    return [graph_spec(model, direction, kind, options.latents) for direction in directions for kind in kinds]
 
 
-def graph_spec(model: WFVAE, direction: Direction, kind: Kind, latents: str) -> GraphSpec:
-    """Names, types and symbolic shapes of a graph's inputs and outputs."""
+def graph_spec(model: WFVAE, direction: Direction, kind: Kind, latents: str = "mean") -> GraphSpec:
+    """Returns names, types and symbolic shapes of a graph's inputs and outputs."""
     stream = model.stream_spec(direction)
-    channels = model.config.latent_dim
-    given = f"{latents}, unscaled" if latents == "mean" else "means, then log-variances, unscaled"
-    encoded = channels if latents == "mean" else 2 * channels
-    sides: tuple[Dim, ...] = ("height/8", "width/8")
-    frames = TensorSpec(
-        "frames", "float32", ("batch", "frames", 3, "height", "width"), "RGB video in [-1, 1]"
-    )
-    if direction == "encoder":
-        inputs = [frames]
-        output = TensorSpec("latents", "float32", ("batch", "latents", encoded, *sides), given)
+    channels, sides = model.config.latent_dim, (f"height/{SPATIAL_RATIO}", f"width/{SPATIAL_RATIO}")
+
+    def latents_spec(channels: int, meaning: str) -> TensorSpec:
+        return TensorSpec("latents", "float32", ("batch", "latents", channels, *sides), meaning)
+
+    frames_shape: tuple[Dim, ...] = ("batch", "frames", RGB, "height", "width")
+    frames = TensorSpec("frames", "float32", frames_shape, "RGB video in [-1, 1]")
+    if direction == "decoder":
+        inputs, output = [latents_spec(channels, "unscaled latents")], frames
+    elif latents == "mean":
+        inputs, output = [frames], latents_spec(channels, "mean, unscaled")
     else:
-        inputs = [
-            TensorSpec("latents", "float32", ("batch", "latents", channels, *sides), "unscaled latents")
-        ]
-        output = frames
+        inputs, output = [frames], latents_spec(2 * channels, "means, then log-variances, unscaled")
     if kind == STEP:
-        inputs.append(
-            TensorSpec(
-                "start", "bool", ("batch",), "this row's stream begins with this step; its state is ignored"
-            )
-        )
+        inputs.append(TensorSpec("start", "bool", ("batch",), _START))
         if stream.needs_drain:
-            inputs.append(
-                TensorSpec(
-                    "end",
-                    "bool",
-                    ("batch",),
-                    "this row's stream ended before this step, which only drains it",
-                )
-            )
+            inputs.append(TensorSpec("end", "bool", ("batch",), _END))
     file = f"{graph_key(direction, kind)}.onnx"
     return GraphSpec.of_stream(file, kind, stream, tuple(inputs), (output,))

@@ -1,14 +1,15 @@
 """Sizes with symbols: polynomials such as 2 + 4 n or 8 h, as exact as integers.
 
-A graph must hold for any batch, length and size, so every size that the network computes is carried
-symbolically while it is traced. What cannot be decided for all values raises `StreamingError`
-instead of being decided for one.
+A graph must hold for any batch, length and size, so the sizes that a network computes are symbolic
+while it is recorded. What cannot be decided for all values raises `StreamingError`.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 
 from wfvae.errors import StreamingError
 from wfvae.spec.frames import SPATIAL_RATIO
@@ -22,8 +23,12 @@ _MAY_BE_HALVED = f"height/{SPATIAL_RATIO}"
 
 
 class Size:
-    """A polynomial with integer coefficients in symbols that are all at least 1. Immutable; plain
-    integers mix with it.
+    """An immutable polynomial with integer coefficients in symbols that are all at least 1.
+
+    Example:
+        >>> frames = 4 * Size.symbol("latents") + 1
+        >>> frames * 2 - 2, frames % 4, frames > 4
+        (8*latents, 1, True)
     """
 
     __slots__ = ("terms",)
@@ -41,23 +46,19 @@ class Size:
 
     @staticmethod
     def halved(symbol: str) -> str | None:
-        """What a symbol is half of, rounded up; None for most."""
+        """Returns what a symbol is half of, rounded up; None for most."""
         return symbol.removeprefix(_HALF) if symbol.startswith(_HALF) else None
 
     @property
     def half(self) -> Size:
-        """Half of it, rounded up; for the number of latent rows a symbol of its own. Raises
-        `StreamingError` for what else may be odd.
-        """
+        """Half of it, rounded up. Only the number of latent rows may be odd for some values."""
         if self.terms == {(_MAY_BE_HALVED,): 1}:
             return Size.symbol(f"{_HALF}{_MAY_BE_HALVED}")
         return (self + 1) // 2
 
     @property
     def bound(self) -> Size:
-        """What it is at most, without symbols that are half of others. Terms with such a symbol
-        must not be negative.
-        """
+        """Its maximum without symbols that are half of others, whose terms must not be negative."""
         if all(Size.halved(symbol) is None for monomial in self.terms for symbol in monomial):
             return self
         total = Size.of(0)
@@ -83,14 +84,13 @@ class Size:
         return sum(len(monomial) + (factor != 1) for monomial, factor in self.terms.items())
 
     def at(self, values: Mapping[str, int]) -> int:
-        """The value for given symbols."""
+        """Returns the value for given symbols."""
         return sum(
             factor * math.prod(values[symbol] for symbol in monomial)
             for monomial, factor in self.terms.items()
         )
 
-    # A network's trace makes hundreds of thousands of sizes, most of them from one size and an
-    # integer.
+    # Recording makes hundreds of thousands of sizes, most of them from one size and an integer.
 
     def __add__(self, other: int | Size) -> Size:
         terms = dict(self.terms)
@@ -138,27 +138,22 @@ class Size:
         return self.terms.get((), 0) % divisor
 
     def divide(self, divisor: Size) -> Size:
-        """Exact quotient by a single product. Raises `StreamingError` if it does not divide."""
-        if len(divisor.terms) != 1:
-            raise StreamingError(f"cannot divide the size {self} by {divisor}")
-        ((symbols, factor),) = divisor.terms.items()
+        """Returns the exact quotient by a single product."""
+        (symbols, factor), *others = divisor.terms.items()
         terms: dict[Monomial, int] = {}
         for monomial, value in self.terms.items():
-            rest = list(monomial)
-            for symbol in symbols:
-                if symbol not in rest:
-                    raise StreamingError(f"the size {divisor} does not divide {self}")
-                rest.remove(symbol)
-            if value % factor:
+            rest = Counter(monomial)
+            rest.subtract(symbols)
+            if others or value % factor or min(rest.values(), default=0) < 0:
                 raise StreamingError(f"the size {divisor} does not divide {self}")
-            terms[tuple(rest)] = value // factor
+            terms[tuple(sorted(rest.elements()))] = value // factor
         return Size(terms)
 
     def __lt__(self, other: int | Size) -> bool:
-        return self._decide(self - other, below=True)
+        return _is_negative(self - other)
 
     def __le__(self, other: int | Size) -> bool:
-        return self._decide(self - other - 1, below=True)
+        return _is_negative(self - other - 1)
 
     def __gt__(self, other: int | Size) -> bool:
         return not self <= other
@@ -178,19 +173,6 @@ class Size:
     def __hash__(self) -> int:
         return hash(frozenset(self.terms.items()) if self.constant is None else self.constant)
 
-    @staticmethod
-    def _decide(difference: Size, below: bool) -> bool:
-        """Whether `difference` < 0 for all values of its symbols, all of which are at least 1."""
-        factors = [factor for monomial, factor in difference.terms.items() if monomial]
-        smallest = sum(difference.terms.values())
-        if all(factor >= 0 for factor in factors) and smallest >= 0:
-            return False
-        if all(factor <= 0 for factor in factors) and smallest < 0:
-            return True
-        raise StreamingError(
-            f"the network branches on whether {difference} is negative, which depends on the clip's size"
-        )
-
     def __repr__(self) -> str:
         parts = [
             "*".join([*([str(factor)] if factor != 1 or not monomial else []), *monomial])
@@ -202,14 +184,27 @@ class Size:
 Length = int | Size
 
 
+def _is_negative(difference: Size) -> bool:
+    """Returns whether a size is negative for all values of its symbols, or for none."""
+    factors = [factor for monomial, factor in difference.terms.items() if monomial]
+    at_ones = sum(difference.terms.values())
+    if all(factor >= 0 for factor in factors) and at_ones >= 0:
+        return False
+    if all(factor <= 0 for factor in factors) and at_ones < 0:
+        return True
+    raise StreamingError(
+        f"the network branches on whether {difference} is negative, which depends on the clip's size"
+    )
+
+
 def simplify(size: Length) -> Length:
-    """A plain integer where no symbol is left."""
+    """Returns a plain integer where no symbol is left."""
     constant = size.constant if isinstance(size, Size) else size
     return size if constant is None else constant
 
 
 def product(sizes: Iterable[Length]) -> Size:
-    """The product of sizes."""
+    """Returns the product of sizes."""
     factor, symbolic = 1, Size.of(1)
     for size in sizes:
         if isinstance(size, Size):
@@ -220,7 +215,7 @@ def product(sizes: Iterable[Length]) -> Size:
 
 
 def slice_length(length: Length, start: int | None, stop: int | None, step: int) -> Length:
-    """Elements of `range(length)[start:stop:step]`, for bounds that lie inside."""
+    """Returns the length of `range(length)[start:stop:step]`, for bounds that lie inside."""
     if isinstance(length, int):
         return len(range(length)[start:stop:step])
     begin = Size.of(start or 0) + (length if (start or 0) < 0 else 0)
@@ -229,14 +224,12 @@ def slice_length(length: Length, start: int | None, stop: int | None, step: int)
 
 
 def broadcast(shapes: Iterable[tuple[Length, ...]]) -> tuple[Length, ...]:
-    """The common shape under numpy's rules."""
+    """Returns the common shape under numpy's rules."""
     shapes = list(shapes)
-    rank = max(map(len, shapes))
     result: list[Length] = []
-    for axis in range(rank):
-        sizes = [shape[axis - rank] for shape in shapes if rank - axis <= len(shape)]
+    for sizes in zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1):
         others = [size for size in sizes if size != 1]
         if any(size != others[0] for size in others):
             raise StreamingError(f"shapes {shapes} do not broadcast")
         result.append(others[0] if others else 1)
-    return tuple(result)
+    return tuple(reversed(result))

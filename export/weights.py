@@ -1,6 +1,4 @@
-"""The bundle's weights: one file that all graphs refer to as ONNX external data, each tensor stored
-once.
-"""
+"""The bundle's weights: one file of ONNX external data, each tensor stored once for all graphs."""
 
 from __future__ import annotations
 
@@ -21,22 +19,19 @@ _EXTERNAL_FROM_BYTES = 1024
 
 
 def store_constants(graphs: Iterable[TracedGraph], path: Path) -> None:
-    """Adds every graph's constants to it: small ones inline, large ones as references to `path`,
-    written here in order of name.
+    """Adds every graph's constants to it: small ones inline, large ones as references to `path`.
+
+    The file is written here, in order of name.
     """
     graphs = list(graphs)
-    external = {
-        name: tensor
-        for graph in graphs
-        for name, tensor in graph.constants.items()
-        if tensor.nbytes >= _EXTERNAL_FROM_BYTES
-    }
+    constants = {name: tensor for graph in graphs for name, tensor in graph.constants.items()}
     places: dict[str, tuple[int, int]] = {}
     with path.open("wb") as file:
-        for name in sorted(external):
-            file.write(b"\0" * (-file.tell() % _ALIGNMENT))
-            places[name] = (file.tell(), external[name].nbytes)
-            file.write(_content(external[name]))
+        for name in sorted(constants):
+            if constants[name].nbytes >= _EXTERNAL_FROM_BYTES:
+                file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+                places[name] = (file.tell(), constants[name].nbytes)
+                file.write(_content(constants[name]))
     for graph in graphs:
         for name in sorted(graph.constants):
             tensor = graph.constants[name]
@@ -52,12 +47,11 @@ def store_constants(graphs: Iterable[TracedGraph], path: Path) -> None:
 
 
 def state_dict_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Hash of a checkpoint's tensors: names, types, shapes and values, ordered by name."""
+    """Returns the hash of a checkpoint's tensors: names, types, shapes and values, by name."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(_content(tensor))
+        digest.update(f"{name}:{tensors[name].dtype}:{tuple(tensors[name].shape)};".encode())
+        digest.update(_content(tensors[name]))
     return digest.hexdigest()
 
 

@@ -33,6 +33,27 @@ def overrides(function: Any) -> Callable[[Override], Override]:
     return register
 
 
+def _operators(name: str, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+    """Returns an element-wise operator's method and its reflected one.
+
+    The result has type `dtype`, or that of its operands if None.
+    """
+
+    def record(tensor: TracedTensor, left: Any, right: Any) -> TracedTensor:
+        operands = [tensor.operand(left, tensor.dtype), tensor.operand(right, tensor.dtype)]
+        if operands[0].dtype != operands[1].dtype:
+            raise StreamingError(f"{name} of {operands[0].dtype} and {operands[1].dtype} would need a cast")
+        return tensor.emit(name, operands, broadcast([value.shape for value in operands]), dtype)
+
+    def method(tensor: TracedTensor, other: Any) -> TracedTensor:
+        return record(tensor, tensor, other)
+
+    def reflected(tensor: TracedTensor, other: Any) -> TracedTensor:
+        return record(tensor, other, tensor)
+
+    return method, reflected
+
+
 class TracedTensor(Value):
     """Stands for a tensor of the graph that `recorder` records."""
 
@@ -180,50 +201,15 @@ class TracedTensor(Value):
             return TracedTensor(self.recorder, self.recorder.shapes.value(value)).to(dtype)
         return self.constant(value if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype))
 
-    def _binary(
-        self, operator: str, other: Any, dtype: torch.dtype | None = None, reflected: bool = False
-    ) -> TracedTensor:
-        """Records an element-wise operator; `dtype` of the result is this tensor's if None."""
-        right = self.operand(other, self.dtype)
-        if right.dtype != self.dtype:
-            raise StreamingError(f"{operator} of {self.dtype} and {right.dtype} would need a cast")
-        operands = [right, self] if reflected else [self, right]
-        return self.emit(operator, operands, broadcast([value.shape for value in operands]), dtype)
-
-    def __add__(self, other: Any) -> TracedTensor:
-        return self._binary("Add", other)
-
-    def __radd__(self, other: Any) -> TracedTensor:
-        return self._binary("Add", other, reflected=True)
-
-    def __sub__(self, other: Any) -> TracedTensor:
-        return self._binary("Sub", other)
-
-    def __rsub__(self, other: Any) -> TracedTensor:
-        return self._binary("Sub", other, reflected=True)
-
-    def __mul__(self, other: Any) -> TracedTensor:
-        return self._binary("Mul", other)
-
-    def __rmul__(self, other: Any) -> TracedTensor:
-        return self._binary("Mul", other, reflected=True)
-
-    def __truediv__(self, other: Any) -> TracedTensor:
-        return self._binary("Div", other)
-
-    def __le__(self, other: Any) -> TracedTensor:
-        return self._binary("LessOrEqual", other, torch.bool)
-
-    def __eq__(self, other: object) -> TracedTensor:  # type: ignore[override]  # as tensors do
-        return self._binary("Equal", other, torch.bool)
-
+    __add__, __radd__ = _operators("Add")
+    __sub__, __rsub__ = _operators("Sub")
+    __mul__, __rmul__ = _operators("Mul")
+    __truediv__, __rtruediv__ = _operators("Div")
+    __and__, __rand__ = _operators("And")
+    __or__, __ror__ = _operators("Or")
+    __le__, _ = _operators("LessOrEqual", torch.bool)
+    __eq__, _ = _operators("Equal", torch.bool)
     __hash__ = object.__hash__
-
-    def __and__(self, other: Any) -> TracedTensor:
-        return self._binary("And", other, torch.bool)
-
-    def __or__(self, other: Any) -> TracedTensor:
-        return self._binary("Or", other, torch.bool)
 
 
 def _constant_bound(bound: Any) -> int | None:
