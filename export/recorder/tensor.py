@@ -7,7 +7,7 @@ are looked up in `OVERRIDES`, as torch's function-override protocol wants it; an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ OVERRIDES: dict[Any, Callable[..., TracedTensor]] = {}
 """What each function does with traced tensors (`wfvae.export.recorder.overrides`)."""
 _SLICE_TO_END = (1 << 63) - 1
 Override = TypeVar("Override", bound=Callable[..., Any])
+Binary: TypeAlias = Callable[["TracedTensor", Any], "TracedTensor"]
 
 
 def overrides(function: Any) -> Callable[[Override], Override]:
@@ -33,7 +34,7 @@ def overrides(function: Any) -> Callable[[Override], Override]:
     return register
 
 
-def _operators(name: str, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+def _operators(name: str, dtype: torch.dtype | None = None) -> tuple[Binary, Binary]:
     """Returns an element-wise operator's method and its reflected one.
 
     The result has type `dtype`, or that of its operands if None.
@@ -208,7 +209,7 @@ class TracedTensor(Value):
     __and__, __rand__ = _operators("And")
     __or__, __ror__ = _operators("Or")
     __le__, _ = _operators("LessOrEqual", torch.bool)
-    __eq__, _ = _operators("Equal", torch.bool)
+    __eq__, _ = _operators("Equal", torch.bool)  # type: ignore[assignment]  # as tensors do
     __hash__ = object.__hash__
 
 
