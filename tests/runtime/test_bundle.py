@@ -1,6 +1,4 @@
-"""Opening a bundle: what is damaged is refused by name, what does not fit is refused before it is
-allocated.
-"""
+"""Opening a bundle: damaged files are refused by name, and too large streams before allocation."""
 
 from __future__ import annotations
 
@@ -22,6 +20,7 @@ from msgspec.structs import replace
 from wfvae.errors import BundleError, InputError, ResourceError
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.runtime.backends.onnxruntime import OnnxRuntimeStep
+from wfvae.runtime.backends.session_cache import SessionCache, shared_sessions
 from wfvae.spec.manifest import FORMAT, Manifest
 
 Opened = Callable[..., Bundle]
@@ -47,17 +46,16 @@ def edit_manifest(bundle: Path, edit: Edit) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("position", [0.0, 0.37, 0.9999])
-def test_one_changed_byte_is_refused_by_name(copy: Path, name: str, position: float) -> None:
+def test_changed_byte_is_refused_by_name(copy: Path, name: str, position: float) -> None:
     content = bytearray((copy / name).read_bytes())
     content[int(position * len(content))] ^= 1
     (copy / name).write_bytes(content)
-    with pytest.raises(
-        BundleError, match=rf"is damaged: {name} has been changed \(its SHA-256 differs\); copy it anew"
-    ):
+    message = rf"is damaged: {name} has been changed \(its SHA-256 differs\); copy it anew"
+    with pytest.raises(BundleError, match=message):
         open_bundle(copy)
 
 
-def test_every_changed_letter_of_the_manifest_is_refused(copy: Path) -> None:
+def test_changed_letter_of_the_manifest_is_refused(copy: Path) -> None:
     path = copy / "manifest.json"
     content = path.read_bytes()
     same = json.loads(content)
@@ -77,7 +75,7 @@ def test_every_changed_letter_of_the_manifest_is_refused(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_missing_and_cut_files_are_refused_by_name(copy: Path, name: str) -> None:
+def test_missing_or_cut_file_is_refused_by_name(copy: Path, name: str) -> None:
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[:-1])
     with pytest.raises(BundleError, match=rf"{name} has {len(content) - 1} bytes instead of {len(content)}"):
@@ -87,17 +85,15 @@ def test_missing_and_cut_files_are_refused_by_name(copy: Path, name: str) -> Non
         open_bundle(copy)
 
 
-def test_all_damage_is_told_at_once(copy: Path) -> None:
+def test_all_damage_is_reported_in_one_error(copy: Path) -> None:
     (copy / "weights.bin").unlink()
     (copy / "decoder.onnx").write_bytes(b"")
-    with pytest.raises(
-        BundleError, match=r"decoder\.onnx has 0 bytes instead of \d+; weights\.bin is missing"
-    ):
+    message = r"decoder\.onnx has 0 bytes instead of \d+; weights\.bin is missing"
+    with pytest.raises(BundleError, match=message):
         open_bundle(copy)
 
 
-def test_without_verification_the_backend_refuses(copy: Path) -> None:
-    """Nothing is hashed, and a file that cannot be loaded is still one line with its name."""
+def test_damage_without_verification_is_refused_by_the_backend(copy: Path) -> None:
     (copy / "encoder.onnx").write_bytes(b"no graph")
     (copy / "weights.bin").write_bytes(b"")
     bundle = open_bundle(copy, provider="cpu", verify=False)
@@ -109,18 +105,12 @@ def test_without_verification_the_backend_refuses(copy: Path) -> None:
 
 MANIFEST_EDITS: list[tuple[Edit, str]] = [
     (lambda m: m.pop("format"), "format is None; this version reads"),
-    (
-        lambda m: m.update(format="wfvae-bundle/2"),
-        "format is 'wfvae-bundle/2'; this version reads 'wfvae-bundle/1'",
-    ),
+    (lambda m: m.update(format="wfvae-bundle/2"), "is 'wfvae-bundle/2'; this version reads 'wfvae-bundle/1'"),
     (lambda m: m.pop("graphs"), "damaged: graphs is missing"),
     (lambda m: m.pop("identity"), "has been changed"),
     (lambda m: m["graphs"].pop("decoder"), "has been changed"),
     (lambda m: m["graphs"]["encoder"].pop("states"), "has been changed"),
-    (
-        lambda m: m["graphs"]["encoder"].update(states=3),
-        r"damaged: graphs\.encoder\.states is 3; expected a list",
-    ),
+    (lambda m: m["graphs"]["encoder"].update(states=3), r"graphs\.encoder\.states is 3; expected a list"),
     (
         lambda m: m["graphs"]["encoder"]["states"][0].pop("shape"),
         r"damaged: graphs\.encoder\.states\[0\]\.shape is missing",
@@ -135,7 +125,7 @@ MANIFEST_EDITS: list[tuple[Edit, str]] = [
 
 
 @pytest.mark.parametrize(("edit", "message"), MANIFEST_EDITS)
-def test_changed_manifests_are_refused(copy: Path, edit: Edit, message: str) -> None:
+def test_changed_manifest_is_refused(copy: Path, edit: Edit, message: str) -> None:
     edit_manifest(copy, edit)
     with pytest.raises(BundleError, match=message) as caught:
         open_bundle(copy)
@@ -153,9 +143,7 @@ def test_changed_manifests_are_refused(copy: Path, edit: Edit, message: str) -> 
         ),
     ],
 )
-def test_incomplete_manifests_are_refused_even_if_their_hash_fits(
-    copy: Path, edit: Edit, message: str
-) -> None:
+def test_incomplete_manifest_is_refused_even_if_its_hash_fits(copy: Path, edit: Edit, message: str) -> None:
     data = json.loads((copy / "manifest.json").read_text())
     edit(data)
     # Read without the checks, to make a manifest whose identity is right.
@@ -169,23 +157,22 @@ def test_incomplete_manifests_are_refused_even_if_their_hash_fits(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'"wfvae-bundle/1"'])
-def test_manifests_that_are_no_json_object(copy: Path, content: bytes) -> None:
+def test_manifest_that_is_no_json_object_is_refused(copy: Path, content: bytes) -> None:
     (copy / "manifest.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"cannot read .*manifest\.json: "):
         open_bundle(copy)
 
 
-def test_what_is_no_bundle(copy: Path, tmp_path: Path) -> None:
+def test_folder_without_manifest_is_refused(copy: Path, tmp_path: Path) -> None:
     (copy / "manifest.json").unlink()
     (tmp_path / "file").write_text("x")
     for path in (copy, tmp_path / "none", tmp_path / "file"):
-        with pytest.raises(
-            BundleError, match=r"is not a bundle: it has no manifest\.json; make one with: wfvae export"
-        ):
+        message = r"is not a bundle: it has no manifest\.json; make one with: wfvae export"
+        with pytest.raises(BundleError, match=message):
             open_bundle(path)
 
 
-def test_a_manifest_reads_as_it_was_written(exported: Callable[..., Path], tmp_path: Path) -> None:
+def test_manifest_is_read_as_it_was_written(exported: Callable[..., Path], tmp_path: Path) -> None:
     manifest = Manifest.read(exported("8x8x8-trilinear"))
     engine = {"file": "engines/x.plan"}
     for written in (manifest, manifest.with_engines((engine,))):
@@ -196,10 +183,10 @@ def test_a_manifest_reads_as_it_was_written(exported: Callable[..., Path], tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
-# What cannot run here -----------------------------------------------------------------------------
+# Backends and sessions ----------------------------------------------------------------------------
 
 
-def test_backends_and_providers(exported: Callable[..., Path]) -> None:
+def test_unknown_backend_or_provider_is_refused(exported: Callable[..., Path]) -> None:
     path = exported("small")
     with pytest.raises(BundleError, match="backend is 'tensorflow'; this version has auto, onnxruntime"):
         open_bundle(path, "tensorflow")
@@ -219,13 +206,13 @@ def test_backends_and_providers(exported: Callable[..., Path]) -> None:
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
     reason="this ONNX Runtime has a CUDA provider",
 )
-def test_cuda_where_there_is_none(exported: Callable[..., Path]) -> None:
+def test_cuda_without_its_provider_is_refused(exported: Callable[..., Path]) -> None:
     with pytest.raises(BundleError, match="has no CUDA provider; install onnxruntime-gpu"):
         open_bundle(exported("small"), provider="cuda")
     assert open_bundle(exported("small")).backend.describe()["device"] == "cpu"
 
 
-def test_a_bundle_of_one_size_refuses_others(opened: Opened) -> None:
+def test_bundle_of_one_size_refuses_others(opened: Opened) -> None:
     bundle = opened("small", size=(16, 24))
     assert bundle.encode(np.zeros((5, 16, 24, 3), np.uint8)).shape == (2, 4, 2, 3)
     assert bundle.encode(np.zeros((5, 9, 17, 3), np.uint8)).shape == (2, 4, 2, 3)  # padded to the same
@@ -237,25 +224,24 @@ def test_a_bundle_of_one_size_refuses_others(opened: Opened) -> None:
             open_pool(height=8, width=24, rows=1)
 
 
-def test_graphs_that_were_not_exported(opened: Opened) -> None:
+def test_graph_that_was_not_exported_is_refused(opened: Opened) -> None:
     bundle = opened("small", direct=False)
     assert set(bundle.manifest.graphs) == {"encoder", "decoder"}
     with pytest.raises(BundleError, match=r"no encoder\.direct graph; export it with --direct"):
         bundle.direct_session("encoder")
 
 
-def test_closing_releases_sessions_and_streams_keep_theirs(exported: Callable[..., Path]) -> None:
+def test_closing_a_bundle_releases_its_sessions_but_not_its_streams(exported: Callable[..., Path]) -> None:
     with open_bundle(exported("small"), provider="cpu", threads=1) as bundle:
         stream = bundle.encoder(height=8, width=8)
         first = bundle.step_session("encoder")
-        assert stream.session is first and bundle.direct_session("decoder") is bundle.direct_session(
-            "decoder"
-        )
+        assert stream.session is first
+        assert bundle.direct_session("decoder") is bundle.direct_session("decoder")
     assert len(stream.push(np.zeros((5, 8, 8, 3), np.uint8))) == 2
     assert bundle.step_session("encoder") is not first
 
 
-def test_threads_that_come_together_open_one_session(exported: Callable[..., Path]) -> None:
+def test_threads_that_open_at_once_get_one_session(exported: Callable[..., Path]) -> None:
     bundle = open_bundle(exported("small"), provider="cpu", threads=1)
     together = threading.Barrier(4)
 
@@ -268,13 +254,27 @@ def test_threads_that_come_together_open_one_session(exported: Callable[..., Pat
     assert sessions[0] is sessions[1] is sessions[3] is not sessions[2]
 
 
+def test_shared_sessions_opens_equal_files_once_up_to_its_limit(
+    exported: Callable[..., Path], copy: Path
+) -> None:
+    def session(path: Path, direction: Any = "encoder") -> Any:
+        step: Any = open_bundle(path, provider="cpu", threads=1).step_session(direction)
+        return step._session
+
+    with shared_sessions(SessionCache(1)):
+        first = session(exported("small"))
+        assert session(copy) is first
+        session(copy, "decoder")
+        assert session(copy) is not first
+
+
 # Memory -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear"])
 @pytest.mark.parametrize("direction", ["encoder", "decoder"])
 @pytest.mark.parametrize(("height", "width", "streams"), [(8, 8, 1), (17, 30, 1), (64, 40, 3)])
-def test_the_planned_state_is_what_is_allocated(
+def test_planned_state_is_what_is_allocated(
     opened: Opened, name: str, direction: Any, height: int, width: int, streams: int
 ) -> None:
     bundle = opened(name)
@@ -291,17 +291,7 @@ def test_the_planned_state_is_what_is_allocated(
     assert plan.to_dict()["total_bytes"] == plan.total_bytes
 
 
-def test_planned_scratch_grows_with_what_is_asked(opened: Opened) -> None:
-    bundle = opened("4x8x8-trilinear")
-    plans = [
-        bundle.plan("decoder", height=64, width=64, streams=streams, chunk=chunk)
-        for streams, chunk in ((1, 1), (1, 2), (2, 2), (4, 2))
-    ]
-    sizes = [plan.scratch_bytes for plan in plans]
-    assert sizes == sorted(sizes) and sizes[0] > 64 * 64 * 4 and sizes[3] <= 4 * sizes[1]
-
-
-def test_a_memory_limit_refuses_before_anything_is_allocated(
+def test_memory_limit_is_checked_before_anything_is_allocated(
     exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = open_bundle(exported("4x8x8-trilinear"), provider="cpu", threads=1, memory_limit=64 * 2**20)
@@ -312,21 +302,17 @@ def test_a_memory_limit_refuses_before_anything_is_allocated(
     with monkeypatch.context() as patch:
         patch.setattr(OnnxRuntimeStep, "new_state", allocate)
         patch.setattr(Bundle, "step_session", allocate)
+        large = r"1 encoder stream\(s\) of 2160x3840 at 4 latents per step need \d+ MiB"
         openings: list[tuple[Callable[[], Any], str]] = [
-            (
-                lambda: bundle.encoder(height=2160, width=3840),
-                r"1 encoder stream\(s\) of 2160x3840 at 4 latents per step need \d+ MiB",
-            ),
+            (lambda: bundle.encoder(height=2160, width=3840), large),
+            (lambda: bundle.encode(np.zeros((1, 2160, 3840, 3), np.uint8)), large),
             (lambda: bundle.decoder(height=2160, width=3840), "1 decoder stream"),
             (lambda: bundle.decoder_pool(height=128, width=128, rows=100), "100 decoder stream"),
             (lambda: bundle.encoder(height=256, width=256, chunk=1000), "at 1000 latents per step"),
-            (lambda: bundle.encode(np.zeros((1, 2160, 3840, 3), np.uint8)), "1 encoder stream"),
         ]
         for opening, message in openings:
-            with pytest.raises(
-                ResourceError,
-                match=message + r".*\(state \d+, scratch \d+, weights \d+\), more than the limit of 64 MiB",
-            ):
+            parts = r".*\(state \d+, scratch \d+, weights \d+\), more than the limit of 64 MiB"
+            with pytest.raises(ResourceError, match=message + parts):
                 opening()
     with bundle.decoder(height=32, width=32) as stream:
         assert stream.push(np.zeros((2, 4, 4, 4), np.float32)).shape == (3, 32, 32, 3)
@@ -362,9 +348,7 @@ print(json.dumps([plan.scratch_bytes, peak - before - output.nbytes]))
 def test_planned_scratch_is_what_a_step_takes(
     exported: Callable[..., Path], direction: str, size: int, chunk: int
 ) -> None:
-    """The growth of the process's peak over one step is the activations and the backend's packing
-    of them.
-    """
+    """The process's peak grows over one step by the activations and the backend's packing of them."""
     arguments = [str(exported("4x8x8-trilinear")), direction, str(size), str(chunk)]
     run = subprocess.run(
         [sys.executable, "-c", SCRATCH_SCRIPT, *arguments], capture_output=True, text=True, check=False

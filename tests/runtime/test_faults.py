@@ -1,5 +1,5 @@
-"""What goes wrong: with videos, latents, bundles and disks. One clear line, code 2, and what was
-finished stays readable.
+"""Faulty videos, latents, bundles and disks: one clear line, exit code 2, and finished work stays
+readable.
 """
 
 from __future__ import annotations
@@ -26,37 +26,26 @@ NAME = "4x8x8-trilinear"
 
 
 @pytest.fixture(scope="module")
-def bundle(exported: Callable[..., Path]) -> Path:
-    return exported(NAME)
-
-
-@pytest.fixture(scope="module")
-def model(opened: Callable[..., Bundle]) -> Bundle:
-    return opened(NAME)
-
-
-@pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("video") / "in.mp4", clip(40))
 
 
-def write_pictures(path: Path, pictures: list[av.VideoFrame], codec: str, rate: int = 25) -> Path:
-    """Encodes pictures as they are."""
+def write_pictures(path: Path, frames: Any, pixel_format: str, codec: str, rate: int = 25) -> Path:
+    """Encodes frames in a pixel format."""
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = (
-            pictures[0].width,
-            pictures[0].height,
-            pictures[0].format.name,
-        )
-        for index, picture in enumerate(pictures):
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pixel_format
+        for index, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")
+            picture = picture.reformat(format=pixel_format)
             picture.pts, picture.time_base = index, Fraction(1, rate)
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return path
 
 
-# Videos that are none, or not whole ---------------------------------------------------------------
+# Damaged videos -----------------------------------------------------------------------------------
 
 
 def no_frames(path: Path) -> None:
@@ -78,56 +67,47 @@ BAD_VIDEOS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_VIDEOS)
-def test_what_is_no_video_is_refused_before_anything_is_written(
+def test_unreadable_video_is_refused_before_anything_is_written(
     program: Program, bundle: Path, tmp_path: Path, kind: str
 ) -> None:
-    make, says = BAD_VIDEOS[kind]
-    make(tmp_path / "in.mp4")
+    make, message = BAD_VIDEOS[kind]
+    source = tmp_path / "in.mp4"
+    make(source)
     for words in (
-        ("encode", bundle, tmp_path / "in.mp4", tmp_path / "z.zarr"),
-        ("encode", bundle, tmp_path / "in.mp4", tmp_path / "z.npy"),
-        ("reconstruct", bundle, tmp_path / "in.mp4", tmp_path / "out.mp4"),
+        ("encode", bundle, source, tmp_path / "z.zarr"),
+        ("encode", bundle, source, tmp_path / "z.npy"),
+        ("reconstruct", bundle, source, tmp_path / "out.mp4"),
     ):
         complaint = program.refused(*words)
-        assert says in complaint
-        assert str(tmp_path / "in.mp4") in complaint
-    assert str(tmp_path / "in.mp4") in program.refused("inspect", tmp_path / "in.mp4")
+        assert message in complaint and str(source) in complaint
+    assert str(source) in program.refused("inspect", source)
     assert names(tmp_path) == ["in.mp4"]
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mkv"])
-def test_a_truncated_video_gives_its_latents_and_then_the_error(
-    program: Program, bundle: Path, model: Bundle, video: Path, tmp_path: Path, ending: str
+def test_truncated_video_gives_its_latents_and_then_the_error(
+    program: Program, bundle: Path, model: Bundle, tmp_path: Path, ending: str
 ) -> None:
     whole = save(tmp_path / f"whole{ending}", clip(40), encoder_options=(("g", "5"), ("bf", "0")))
     cut = tmp_path / f"cut{ending}"
     data = whole.read_bytes()
     cut.write_bytes(data[: int(len(data) * 0.7)])
-    store = tmp_path / "z.zarr"
+    store, out = tmp_path / "z.zarr", tmp_path / "out.mp4"
     complaint = program.refused("encode", bundle, cut, store, "--chunk", 1)
-    assert "cut short" in complaint
-    assert "--keep-damaged" in complaint
+    assert "cut short" in complaint and "--keep-damaged" in complaint
     with open_latents(store) as reader:
-        assert not reader.complete
-        assert 2 <= reader.count < 11
+        assert not reader.complete and 2 <= reader.count < 11
         assert np.array_equal(reader.read(), model.encode(load(whole)[0])[: reader.count])
-    out = tmp_path / "out.mp4"
     assert "cut short" in program.refused("reconstruct", bundle, cut, out)
     assert not out.exists()
     report = program.done("encode", bundle, cut, store, "--keep-damaged")
-    assert report["frames"] >= 5
-    assert report["complete"]
+    assert report["frames"] >= 5 and report["complete"]
     assert [name for name in names(tmp_path) if name.startswith(".")] == []
 
 
-def test_a_size_that_changes_in_the_middle(program: Program, bundle: Path, tmp_path: Path) -> None:
-    parts = []
-    for height in (32, 48):
-        pictures = [
-            av.VideoFrame.from_ndarray(np.ascontiguousarray(f), "rgb24").reformat(format="yuv420p")
-            for f in clip(8, height)
-        ]
-        parts.append(write_pictures(tmp_path / f"{height}.h264", pictures, "libx264"))
+def test_size_that_changes_within_a_video_is_refused(program: Program, bundle: Path, tmp_path: Path) -> None:
+    sizes = (32, 48)
+    parts = [write_pictures(tmp_path / f"{h}.h264", clip(8, h), "yuv420p", "libx264") for h in sizes]
     mixed = tmp_path / "mixed.h264"
     mixed.write_bytes(b"".join(part.read_bytes() for part in parts))
     complaint = program.refused("encode", bundle, mixed, tmp_path / "z.zarr", "--chunk", 1)
@@ -146,54 +126,33 @@ def test_a_size_that_changes_in_the_middle(program: Program, bundle: Path, tmp_p
 # Unusual videos -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("count", "height", "width"),
-    [(1, 1, 1), (2, 1, 1), (3, 1, 9), (6, 7, 3), (1, 8, 8), (2, 17, 33), (3, 31, 2), (5, 16, 40)],
-)
-def test_any_size_and_length(
+@pytest.mark.parametrize(("count", "height", "width"), [(1, 1, 1), (3, 1, 9), (6, 7, 3), (2, 17, 33)])
+def test_video_of_any_size_and_length_keeps_both(
     program: Program, bundle: Path, model: Bundle, tmp_path: Path, height: int, width: int, count: int
 ) -> None:
-    source = clip(count, height, width)
+    source, store = clip(count, height, width), tmp_path / "z.zarr"
     save(f"{tmp_path}/in/", source)  # type: ignore[arg-type]
-    report = program.done("encode", bundle, tmp_path / "in", tmp_path / "z.zarr")
-    assert (report["frames"], report["latents"], report["height"], report["width"]) == (
-        count,
-        1 + -(-(count - 1) // 4),
-        height,
-        width,
-    )
+    report = program.done("encode", bundle, tmp_path / "in", store)
+    assert (report["frames"], report["latents"]) == (count, 1 + -(-(count - 1) // 4))
+    assert (report["height"], report["width"]) == (height, width)
     latents = model.encode(source)
-    assert np.array_equal(latents_of(tmp_path / "z.zarr"), latents)
+    assert np.array_equal(latents_of(store), latents)
     expected = model.decode(latents, frames=count, height=height, width=width)
-    program.done("decode", bundle, tmp_path / "z.zarr", f"{tmp_path}/out/")
-    assert np.array_equal(load(tmp_path / "out")[0], expected)
+    program.done("decode", bundle, store, f"{tmp_path}/out/")
+    program.done("reconstruct", bundle, tmp_path / "in", f"{tmp_path}/again/")
+    for folder in ("out", "again"):
+        assert np.array_equal(load(tmp_path / folder)[0], expected)
     for ending in (".mp4", ".webm"):
         out = tmp_path / f"out{ending}"
-        assert program.done("decode", bundle, tmp_path / "z.zarr", out)["frames"] == count
+        assert program.done("decode", bundle, store, out)["frames"] == count
         assert load(out)[0].shape == source.shape
-    program.done("reconstruct", bundle, tmp_path / "in", f"{tmp_path}/again/")
-    assert np.array_equal(load(tmp_path / "again")[0], expected)
 
 
-@pytest.mark.parametrize(
-    ("pixel_format", "codec"),
-    [
-        ("yuv420p10le", "ffv1"),
-        ("gray", "ffv1"),
-        ("gray10le", "ffv1"),
-        ("yuva420p", "ffv1"),
-        ("yuv444p", "libx264"),
-        ("bgra", "ffv1"),
-    ],
-)
-def test_ten_bits_grey_and_alpha(
-    program: Program, bundle: Path, model: Bundle, tmp_path: Path, pixel_format: str, codec: str
+@pytest.mark.parametrize("pixel_format", ["yuv420p10le", "gray", "gray10le", "yuva420p", "yuv444p", "bgra"])
+def test_unusual_pixel_format_is_encoded_as_rgb(
+    program: Program, bundle: Path, model: Bundle, tmp_path: Path, pixel_format: str
 ) -> None:
-    pictures = [
-        av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24").reformat(format=pixel_format)
-        for frame in clip(9)
-    ]
-    path = write_pictures(tmp_path / "in.mkv", pictures, codec, 50)
+    path = write_pictures(tmp_path / "in.mkv", clip(9), pixel_format, "ffv1", 50)
     report = program.done("encode", bundle, path, tmp_path / "z.zarr")
     assert (report["frames"], report["fps"]) == (9, 50.0)
     frames = load(path)[0]
@@ -203,7 +162,7 @@ def test_ten_bits_grey_and_alpha(
     assert load(tmp_path / "out.mp4")[0].shape == frames.shape
 
 
-# Latents ------------------------------------------------------------------------------------------
+# Damaged latents and bundles ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -214,7 +173,7 @@ def latents(program: Program, bundle: Path, video: Path, tmp_path: Path) -> Path
 
 
 @pytest.mark.parametrize("name", ["z.npy", "z.safetensors", "z.zarr"])
-def test_a_nan_in_latents_is_named(
+def test_nan_in_latents_is_refused_by_position(
     program: Program, bundle: Path, video: Path, tmp_path: Path, name: str
 ) -> None:
     path = tmp_path / name
@@ -226,92 +185,58 @@ def test_a_nan_in_latents_is_named(
     offset = start + 5 * stored[0].nbytes
     data[offset : offset + 4] = np.float32(np.nan).tobytes()
     file.write_bytes(data)
-    for out in ("out.mp4", "out.gif"):
-        complaint = program.refused("decode", bundle, path, f"{tmp_path}/{out}")
-        assert "latent 5 of" in complaint
-        assert "NaN" in complaint
-    assert not (tmp_path / "out.mp4").exists()
-    assert not (tmp_path / "out.gif").exists()
+    for out in (tmp_path / "out.mp4", tmp_path / "out.gif"):
+        complaint = program.refused("decode", bundle, path, out)
+        assert "latent 5 of" in complaint and "NaN" in complaint
+        assert not out.exists()
 
 
-def test_latents_of_another_bundle(
-    program: Program, exported: Callable[..., Path], bundle: Path, latents: Path, tmp_path: Path
+def test_latents_of_another_model_are_refused(
+    program: Program, exported: Callable[..., Path], latents: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.mp4"
-    other = exported(NAME, precision="fp16")  # another bundle of the same model
-    assert program.done("decode", other, latents, out)["frames"] == 40
+    same_model = exported(NAME, precision="fp16")
+    assert program.done("decode", same_model, latents, out)["frames"] == 40
     complaint = program.refused("decode", exported("small"), latents, out)
-    assert "made by another model" in complaint
-    assert "--any-bundle" in complaint
+    assert "made by another model" in complaint and "--any-bundle" in complaint
     assert "frames each" in program.refused("decode", exported("8x8x8-trilinear"), latents, out)
-    assert program("decode", exported("small"), latents, out, "--any-bundle").code in (0, 2)
-    assert "channels" in program.refused(
-        "decode", exported("4x8x8-nearest-16ch"), latents, out, "--any-bundle"
-    )
+    assert program.done("decode", exported("small"), latents, out, "--any-bundle")["frames"] == 40
+    wider = exported("4x8x8-nearest-16ch")
+    assert "channels" in program.refused("decode", wider, latents, out, "--any-bundle")
 
 
-def test_damaged_and_incomplete_latents(
+def test_damaged_or_empty_latents_are_refused_by_name(
     program: Program, bundle: Path, video: Path, latents: Path, tmp_path: Path
 ) -> None:
-    clip_file = tmp_path / "z.safetensors"
+    clip_file, out = tmp_path / "z.safetensors", tmp_path / "out.mp4"
     program.done("encode", bundle, video, clip_file)
     data = clip_file.read_bytes()
     for bad in (data[:-100], data[:4], b"", b"\0" * 200):
         clip_file.write_bytes(bad)
-        assert "z.safetensors" in program.refused("decode", bundle, clip_file, tmp_path / "out.mp4")
+        assert "z.safetensors" in program.refused("decode", bundle, clip_file, out)
         program.refused("inspect", clip_file)
     (latents / "latents/c/0/0/0/0").unlink()
-    assert "latent 0" in program.refused("decode", bundle, latents, tmp_path / "out.mp4")
-    (latents / "latents/zarr.json").write_text("{}")
-    assert "z.zarr" in program.refused("decode", bundle, latents, tmp_path / "out.mp4")
-    assert not (tmp_path / "out.mp4").exists()
-
-
-def test_a_store_without_latents_yet(program: Program, bundle: Path, latents: Path, tmp_path: Path) -> None:
-    path = latents / "latents/zarr.json"
-    path.write_text(
-        path.read_text().replace('"complete": true', '"complete": false').replace("    11,\n", "    0,\n", 1)
-    )
+    assert "latent 0" in program.refused("decode", bundle, latents, out)
+    header = latents / "latents/zarr.json"
+    text = header.read_text().replace('"complete": true', '"complete": false')
+    header.write_text(text.replace("    11,\n", "    0,\n", 1))
     assert program.done("inspect", latents)["count"] == 0
-    assert "holds no latents yet" in program.refused("decode", bundle, latents, tmp_path / "out.mp4")
+    assert "holds no latents yet" in program.refused("decode", bundle, latents, out)
+    header.write_text("{}")
+    assert "z.zarr" in program.refused("decode", bundle, latents, out)
+    assert not out.exists()
 
 
-# Bundles ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def copy(bundle: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(bundle, tmp_path / "bundle"))
-
-
-def test_one_flipped_byte_in_any_file_of_a_bundle(
-    program: Program, copy: Path, video: Path, tmp_path: Path
+def test_damaged_bundle_is_refused_by_every_command(
+    program: Program, bundle: Path, video: Path, tmp_path: Path
 ) -> None:
-    for name in names(copy):
-        good = (copy / name).read_bytes()
-        bad = bytearray(good)
-        bad[len(bad) // 2] ^= 1
-        (copy / name).write_bytes(bad)
-        for words in (("encode", copy, video, tmp_path / "z.npy"), ("inspect", copy)):
-            complaint = program.refused(*words)
-            assert name in complaint or name == "manifest.json"
-            assert "export" in complaint
-        (copy / name).write_bytes(good)
-    assert program("encode", copy, video, tmp_path / "z.npy").code == 0
-
-
-def test_a_bundle_with_a_file_missing_or_cut(
-    program: Program, copy: Path, video: Path, tmp_path: Path
-) -> None:
-    for name in names(copy):
-        file = copy / name
-        file.rename(tmp_path / "away")
-        complaint = program.refused("encode", copy, video, tmp_path / "z.npy")
-        assert name in complaint
-        file.write_bytes((tmp_path / "away").read_bytes()[:-10])
-        complaint = program.refused("encode", copy, video, tmp_path / "z.npy")
-        assert name in complaint
-        (tmp_path / "away").replace(file)
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    data = bytearray((copy / "weights.bin").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "weights.bin").write_bytes(data)
+    for words in (("encode", copy, video, tmp_path / "z.npy"), ("inspect", copy)):
+        complaint = program.refused(*words)
+        assert "weights.bin" in complaint and "export" in complaint
     assert names(tmp_path) == ["bundle"]
 
 
@@ -319,9 +244,7 @@ def test_a_bundle_with_a_file_missing_or_cut(
 
 
 def mount(folder: Path, *options: str) -> bool:
-    """Mounts a small file system in memory, where this is allowed (as root, in a namespace of its
-    own or not).
-    """
+    """Mounts a small file system in memory, if the system allows it."""
     if os.geteuid() != 0:
         return False
     words = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)]
@@ -334,38 +257,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     if not mount(folder, "size=64k"):
-        pytest.skip(
-            "mounting a tmpfs needs root; the limit on file sizes is tried instead, see the next test"
-        )
+        pytest.skip("mounting a tmpfs needs root; the next test limits the size of files instead")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-JOBS: dict[str, Callable[[Path, Path, Path, Path], tuple[object, ...]]] = {
-    "zarr": lambda bundle, video, store, disk: ("encode", bundle, video, disk / "z.zarr", "--chunk", 1),
-    "checkpoints": lambda bundle, video, store, disk: (
-        "encode",
-        bundle,
-        video,
-        disk / "z.zarr",
-        "--chunk",
-        1,
-        "--checkpoint-every",
-        0,
-    ),
-    "npy": lambda bundle, video, store, disk: ("encode", bundle, video, disk / "z.npy"),
-    "mp4": lambda bundle, video, store, disk: ("decode", bundle, store, disk / "out.mp4", "--crf", 0),
-    "gif": lambda bundle, video, store, disk: ("decode", bundle, store, disk / "out.gif"),
-    "images": lambda bundle, video, store, disk: ("decode", bundle, store, f"{disk}/frames/"),
-    "reconstruct": lambda bundle, video, store, disk: (
-        "reconstruct",
-        bundle,
-        video,
-        disk / "out.mkv",
-        "--crf",
-        0,
-    ),
-}
 
 
 @pytest.fixture(scope="module")
@@ -381,117 +275,131 @@ def big_store(model: Bundle, big_video: Path) -> Path:
     return store
 
 
+JOBS: dict[str, tuple[str, str, tuple[object, ...]]] = {
+    "zarr": ("encode", "z.zarr", ("--chunk", 1)),
+    "checkpoints": ("encode", "z.zarr", ("--chunk", 1, "--checkpoint-every", 0)),
+    "npy": ("encode", "z.npy", ()),
+    "mp4": ("decode", "out.mp4", ("--crf", 0)),
+    "gif": ("decode", "out.gif", ()),
+    "images": ("decode", "frames/", ()),
+    "reconstruct": ("reconstruct", "out.mkv", ("--crf", 0)),
+}
+
+
+def words_of(job: str, bundle: Path, video: Path, store: Path, folder: Path) -> tuple[object, ...]:
+    verb, name, options = JOBS[job]
+    return verb, bundle, store if verb == "decode" else video, f"{folder}/{name}", *options
+
+
 @pytest.mark.parametrize("job", JOBS)
-def test_a_full_disk(
+def test_full_disk_keeps_finished_work_and_the_job_resumes(
     program: Program, bundle: Path, big_video: Path, big_store: Path, small_disk: Path, job: str
 ) -> None:
-    words = JOBS[job](bundle, big_video, big_store, small_disk)
+    words = words_of(job, bundle, big_video, big_store, small_disk)
     complaint = program.refused(*words)
-    assert "no space left" in complaint.lower()
-    assert str(small_disk) in complaint
+    assert "no space left" in complaint.lower() and str(small_disk) in complaint
     assert [path for path in small_disk.rglob(".*") if path.suffix == ".part"] == []
-    left = small_disk / ("z.zarr" if job in ("zarr", "checkpoints") else "z.npy.partial.zarr")
+    left = small_disk / ("z.npy.partial.zarr" if job == "npy" else "z.zarr")
     if left.exists():
         part = latents_of(left)
         assert np.array_equal(part, latents_of(big_store)[: len(part)])
-    if job == "zarr":
-        assert len(part) > 0
+        assert len(part) > 0 or job != "zarr"
+    assert left.exists() or job != "zarr"
     if job == "images":
         assert load(small_disk / "frames")[0].shape[1:] == (80, 128, 3)
-    # With space again, the job goes on.
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
-    again = program(*words, *(["--resume"] if words[0] != "reconstruct" else []))
+    again = program(*words, *([] if job == "reconstruct" else ["--resume"]))
     assert again.code == 0, again.err
     if job in ("zarr", "checkpoints"):
         assert np.array_equal(latents_of(small_disk / "z.zarr"), latents_of(big_store))
 
 
+def fails_in_one_line(words: list[str], **options: Any) -> str:
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=60, check=False, **options)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    return done.stderr.lower()
+
+
 @pytest.mark.parametrize("job", ["mp4", "npy"])
-def test_a_limit_on_the_size_of_files(
+def test_limit_on_the_size_of_files_is_reported(
     bundle: Path, big_video: Path, big_store: Path, tmp_path: Path, job: str
 ) -> None:
-    words = [str(word) for word in JOBS[job](bundle, big_video, big_store, tmp_path)]
-    code = "import resource, signal, sys; from wfvae.cli import main as cli; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.exit(cli.main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
-    assert "no space left" in done.stderr
-    assert not (tmp_path / words[3]).exists()
+    words = [str(word) for word in words_of(job, bundle, big_video, big_store, tmp_path)]
+    code = """
+import resource, signal, sys
+from wfvae.cli import main as cli
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    assert "no space left" in fails_in_one_line([sys.executable, "-c", code, *words])
+    assert not Path(words[3]).exists()
 
 
-def test_a_full_pipe_device(bundle: Path, big_store: Path) -> None:
+def test_full_pipe_device_is_reported(bundle: Path, big_store: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
+    words = command("decode", bundle, big_store, "-", "--container", "rawvideo")
     with open("/dev/full", "wb") as full:
-        words = command("decode", bundle, big_store, "-", "--container", "rawvideo")
-        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
-    assert "no space left" in done.stderr.lower()
+        assert "no space left" in fails_in_one_line(words, stdout=full)
 
 
-OUTPUTS = ("z.zarr", "z.npy", "out.mp4", "out.gif", "frames/", "r.mkv")
-
-
-def words_for(output: Path | str, bundle: Path, video: Path, store: Path) -> tuple[object, ...]:
-    name = Path(output).name
-    if name.startswith("z."):
-        return ("encode", bundle, video, output)
-    return (
-        ("reconstruct", bundle, video, output) if name.startswith("r.") else ("decode", bundle, store, output)
-    )
-
-
-@pytest.mark.parametrize("name", OUTPUTS)
-def test_a_disk_that_cannot_be_written(
-    program: Program, bundle: Path, video: Path, latents: Path, tmp_path: Path, name: str
+@pytest.mark.parametrize("job", [job for job in JOBS if job != "checkpoints"])
+def test_unwritable_disk_is_reported_by_name(
+    program: Program, bundle: Path, video: Path, latents: Path, tmp_path: Path, job: str
 ) -> None:
     folder = tmp_path / "disk"
     folder.mkdir()
     if mount(folder, "ro"):
         try:
-            complaint = program.refused(*words_for(f"{folder}/{name}", bundle, video, latents))
+            complaint = program.refused(*words_of(job, bundle, video, latents, folder))
             assert str(folder) in complaint
             assert "writable" in complaint or "not permitted" in complaint
             assert names(folder) == []
         finally:
             subprocess.run(["umount", "-l", str(folder)], check=True)
-    # Everywhere, also without root: below what is no directory.
+    # Everywhere, also without root: below something that is no directory.
     (tmp_path / "file").write_text("")
-    complaint = program.refused(*words_for(f"{tmp_path}/file/{name}", bundle, video, latents))
+    complaint = program.refused(*words_of(job, bundle, video, latents, tmp_path / "file"))
     assert str(tmp_path / "file") in complaint
 
 
-# Leftovers ----------------------------------------------------------------------------------------
+# Several processes --------------------------------------------------------------------------------
 
 
-def test_what_killed_runs_left_goes_with_the_next_run(
+def test_leftovers_of_killed_runs_are_removed_by_the_next_run(
     program: Program, bundle: Path, video: Path, latents: Path, tmp_path: Path
 ) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     work = tmp_path / "work"
     work.mkdir()
-    files = ("out.mp4", "out.gif", "r.mkv", "z.npy", "z.npy.json", "z.safetensors")
+    outputs = {
+        "z.npy": video,
+        "z.safetensors": video,
+        "z.zarr": video,
+        "out.mp4": latents,
+        "out.gif": latents,
+        "r.mkv": video,
+    }
+    files = sorted({*outputs, "z.npy.json"} - {"z.zarr"})
     for name, ending in itertools.product(files, ("part", "probe")):
         (work / f".{name}.{ended.pid}.{ending}").write_text("left")
     (work / f".z.zarr.{ended.pid}.part" / "latents").mkdir(parents=True)
     running = work / f".out.mp4.{os.getppid()}.part"  # of a process that is still there
     running.write_text("in use")
-    for name in (*files, "z.zarr"):
-        if not name.endswith(".json"):
-            program.done(*words_for(work / name, bundle, video, latents))
+    for name, source in outputs.items():
+        verb = {"z": "encode", "out": "decode", "r": "reconstruct"}[name.partition(".")[0]]
+        program.done(verb, bundle, source, work / name)
     assert names(work) == sorted([running.name, *files, "z.zarr"])
 
 
-def test_two_processes_at_once_and_a_name_without_a_folder(bundle: Path, video: Path, tmp_path: Path) -> None:
-    runs = [
-        subprocess.Popen(
-            command("encode", bundle, video, f"{name}.npy"), cwd=tmp_path, stdout=subprocess.DEVNULL
-        )
-        for name in "ab"
-    ]
+def test_processes_at_once_in_one_folder_do_not_disturb_each_other(
+    bundle: Path, video: Path, tmp_path: Path
+) -> None:
+    """With relative names, which have no folder."""
+    lines = [command("encode", bundle, video, f"{name}.npy") for name in "ab"]
+    runs = [subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL) for line in lines]
     assert [run.wait(timeout=60) for run in runs] == [0, 0]
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
     assert run_process("decode", bundle, "a.npy", "out.mp4", cwd=tmp_path)[0] == 0
