@@ -1,6 +1,4 @@
-"""Snapshots: a stream goes on anywhere with the same bits, and nothing but its own snapshot is
-taken.
-"""
+"""Snapshots: a stream restored anywhere gives the same bits, and other snapshots are refused."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ def data(bundle: Bundle) -> tuple[Any, Any, Any]:
 
 
 def open_stream(bundle: Bundle, direction: str, chunk: int = 4) -> tuple[Any, Any, Any]:
-    """A stream, what to push and what comes out."""
+    """A stream, its input and its output."""
     video, latents, decoded = data(bundle)
     if direction == "encoder":
         return bundle.encoder(height=HEIGHT, width=WIDTH, chunk=chunk), video, latents
@@ -47,7 +45,7 @@ def open_stream(bundle: Bundle, direction: str, chunk: int = 4) -> tuple[Any, An
 
 @pytest.fixture(scope="module")
 def fresh(exported: Callable[..., Path]) -> Callable[[str], Bundle]:
-    """The same bundles, opened once more."""
+    """The same bundles, opened a second time."""
 
     @cache
     def open_again(name: str) -> Bundle:
@@ -60,7 +58,7 @@ def fresh(exported: Callable[..., Path]) -> Callable[[str], Bundle]:
 @pytest.mark.parametrize("name", ["4x8x8-trilinear", "8x8x8-trilinear"])
 @given(cuts=st.lists(st.integers(0, FRAMES), max_size=3).map(sorted), chunk=st.integers(1, 3))
 @settings(max_examples=30)
-def test_any_stream_goes_on_from_any_position(
+def test_stream_restored_at_any_position_gives_same_bits(
     opened: Opened, fresh: Callable[[str], Bundle], name: str, direction: str, cuts: list[int], chunk: int
 ) -> None:
     bundles = (opened(name), fresh(name))
@@ -83,19 +81,14 @@ def test_any_stream_goes_on_from_any_position(
             call()
 
 
-def test_counters_options_and_waiting_input_survive(opened: Opened) -> None:
+def test_restored_stream_keeps_counters_options_and_queued_input(opened: Opened) -> None:
     bundle = opened("4x8x8-trilinear")
     video, latents, _ = data(bundle)
     encoder = bundle.encoder(height=HEIGHT, width=WIDTH)
     encoder.push(video[:11])
     other = bundle.restore(bytearray(encoder.snapshot()))
-    assert other.capture().counters == {
-        "frames_seen": 11,
-        "latents_given": 3,
-        "float": 0,
-        "started": 1,
-        "closed": 0,
-    }
+    counters = {"frames_seen": 11, "latents_given": 3, "float": 0, "started": 1, "closed": 0}
+    assert other.capture().counters == counters
     assert other.capture().pending["waiting"].tobytes() == video[9:11].tobytes()
     with pytest.raises(InputError, match="float32, but those before were uint8"):
         other.push(video[11:].astype(np.float32))
@@ -108,7 +101,7 @@ def test_counters_options_and_waiting_input_survive(opened: Opened) -> None:
         again.push(np.repeat(latents, 2, axis=0))
 
 
-def test_a_stream_can_be_wound_back(opened: Opened) -> None:
+def test_stream_restored_from_its_own_past_gives_same_bits(opened: Opened) -> None:
     bundle = opened("4x8x8-trilinear")
     for direction in ("encoder", "decoder"):
         stream, source, expected = open_stream(bundle, direction)
@@ -129,32 +122,23 @@ with open_bundle(sys.argv[1], provider="cpu", threads=1).restore(sys.argv[2]) as
 
 
 @pytest.mark.parametrize("direction", ["encoder", "decoder"])
-def test_a_file_is_taken_up_by_another_process(
-    exported: Callable[..., Path], opened: Opened, tmp_path: Path, direction: str
+def test_stream_restored_in_another_process_gives_same_bits(
+    bundle: Path, model: Bundle, tmp_path: Path, direction: str
 ) -> None:
-    stream, source, expected = open_stream(opened("4x8x8-trilinear"), direction)
+    stream, source, expected = open_stream(model, direction)
     first = stream.push(source[:4])
-    stream.save(tmp_path / "stream")
-    stream.save(tmp_path / "stream")
-    assert [path.name for path in tmp_path.iterdir()] == ["stream"]
+    for _ in range(2):
+        stream.save(tmp_path / "stream")
+    assert names(tmp_path) == ["stream"]
     np.save(tmp_path / "rest.npy", source[4:])
-    arguments = [
-        exported("4x8x8-trilinear"),
-        tmp_path / "stream",
-        tmp_path / "rest.npy",
-        tmp_path / "out.npy",
-    ]
-    run = subprocess.run(
-        [sys.executable, "-c", OTHER_PROCESS, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = [bundle, *(tmp_path / name for name in ("stream", "rest.npy", "out.npy"))]
+    command = [sys.executable, "-c", OTHER_PROCESS, *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert np.concatenate([first, np.load(tmp_path / "out.npy")]).tobytes() == expected.tobytes()
 
 
-def test_files_that_cannot_be_read_or_written(opened: Opened, tmp_path: Path) -> None:
+def test_snapshot_file_that_cannot_be_read_or_written_is_reported(opened: Opened, tmp_path: Path) -> None:
     bundle = opened("4x8x8-trilinear")
     with pytest.raises(StateError, match="cannot read the snapshot"):
         bundle.restore(tmp_path / "none")
@@ -167,10 +151,10 @@ def test_files_that_cannot_be_read_or_written(opened: Opened, tmp_path: Path) ->
     assert names(tmp_path) == ["file", "folder"]
 
 
-def test_writing_takes_no_memory_for_a_second_state(tmp_path: Path) -> None:
+def test_snapshot_is_written_without_a_second_copy_and_read_unchanged(tmp_path: Path) -> None:
     state = {"a": np.ones((4, 250_000), np.float32), "b": np.ones(1_000_000, np.uint16)}
-    waiting = {"video": np.arange(60, dtype=np.uint8).reshape(3, 20), "none": np.empty((0, 7), np.float16)}
-    snapshot = Snapshot("bundle", "encoder", 8, 16, {"given": 3}, state, waiting, note="a note ☃")
+    pending = {"video": np.arange(60, dtype=np.uint8).reshape(3, 20), "none": np.empty((0, 7), np.float16)}
+    snapshot = Snapshot("bundle", "encoder", 8, 16, {"given": 3}, state, pending, note="a note ☃")
     tracemalloc.start()
     try:
         snapshot.write(tmp_path / "stream")
@@ -180,33 +164,27 @@ def test_writing_takes_no_memory_for_a_second_state(tmp_path: Path) -> None:
     assert peak < 1_000_000  # the state has 6 MB
     tensors = safetensors.numpy.load_file(tmp_path / "stream")
     assert sorted(tensors) == ["input.none", "input.video", "state.a", "state.b"]
-    for name, array in (state | waiting).items():
-        found = tensors.get(f"state.{name}", tensors.get(f"input.{name}"))
-        assert found is not None and found.dtype == array.dtype and np.array_equal(found, array)
     assert (tmp_path / "stream").read_bytes() == snapshot.to_bytes()
     attached = {"mask": np.array([True, False]), "numbers": np.arange(3)}
     whole = Snapshot.from_bytes(replace(snapshot, attached=attached).to_bytes())
-    assert all(
-        whole.attached[name].dtype == array.dtype and np.array_equal(whole.attached[name], array)
-        for name, array in attached.items()
-    )
+    for found, written in ((whole.state, state), (whole.pending, pending), (whole.attached, attached)):
+        for name, array in written.items():
+            assert found[name].dtype == array.dtype and np.array_equal(found[name], array)
     with pytest.raises(UnicodeEncodeError):
         replace(snapshot, note="\udcff").write(tmp_path / "other")
-    assert [path.name for path in tmp_path.iterdir()] == ["stream"]
+    assert names(tmp_path) == ["stream"]
     again = Snapshot.read(tmp_path / "stream")
     assert (again.note, again.counters, again.height, again.width) == ("a note ☃", {"given": 3}, 8, 16)
 
 
-def test_snapshots_of_other_streams_are_refused(opened: Opened) -> None:
+def test_snapshot_of_another_stream_is_refused(opened: Opened) -> None:
     bundle, stranger = opened("4x8x8-trilinear"), opened("8x8x8-trilinear")
     stream, source, expected = open_stream(bundle, "encoder")
     first = stream.push(source[:10])
     decoder, latents, _ = open_stream(bundle, "decoder")
     decoder.push(latents[:2])
-    large, foreign = (
-        bundle.encoder(height=HEIGHT + 1, width=WIDTH),
-        stranger.encoder(height=HEIGHT, width=WIDTH),
-    )
+    large = bundle.encoder(height=HEIGHT + 1, width=WIDTH)
+    foreign = stranger.encoder(height=HEIGHT, width=WIDTH)
     for other, message in (
         (decoder, "it is of the decoder, and this stream is of the encoder"),
         (large, "it is of 13x9 video, and this stream is 12x9"),
@@ -216,20 +194,15 @@ def test_snapshots_of_other_streams_are_refused(opened: Opened) -> None:
             stream.restore(other.snapshot())
     with pytest.raises(StateError, match="made by bundle"):
         bundle.restore(foreign.snapshot())
-    # The stream is as it was.
     assert np.concatenate([first, stream.push(source[10:]), stream.finish()]).tobytes() == expected.tobytes()
 
 
 def resealed(snapshot: bytes, **changes: Any) -> bytes:
-    """A snapshot with something changed, and hashes that fit, as another version or a wrong program
-    would write it.
-    """
-    content = Snapshot.from_bytes(snapshot)
-    values = {name: getattr(content, name) for name in content.__dataclass_fields__}
-    return Snapshot(**{**values, **changes}).to_bytes()
+    """A changed snapshot with a hash that fits, as another version or a wrong program writes it."""
+    return replace(Snapshot.from_bytes(snapshot), **changes).to_bytes()
 
 
-def test_states_that_do_not_fit_are_refused(opened: Opened) -> None:
+def test_snapshot_with_a_wrong_state_is_refused(opened: Opened) -> None:
     bundle = opened("4x8x8-trilinear")
     stream, source, expected = open_stream(bundle, "decoder")
     first = stream.push(source[:2])
@@ -256,7 +229,7 @@ def small_snapshot(bundle: Bundle) -> bytes:
         return stream.snapshot()
 
 
-def test_every_truncation_is_refused(opened: Opened) -> None:
+def test_truncated_snapshot_is_refused(opened: Opened) -> None:
     snapshot = small_snapshot(opened("small"))
     header = 8 + int.from_bytes(snapshot[:8], "little")
     for length in {*range(header + 300), *range(header, len(snapshot), 97), len(snapshot) - 1}:
@@ -268,7 +241,9 @@ def test_every_truncation_is_refused(opened: Opened) -> None:
 
 @given(position=st.integers(0, 10**9), bit=st.integers(0, 7), in_header=st.booleans())
 @settings(max_examples=200)
-def test_every_changed_bit_is_refused(opened: Opened, position: int, bit: int, in_header: bool) -> None:
+def test_snapshot_with_a_changed_bit_is_refused(
+    opened: Opened, position: int, bit: int, in_header: bool
+) -> None:
     snapshot = bytearray(small_snapshot(opened("small")))
     limit = 8 + int.from_bytes(snapshot[:8], "little") if in_header else len(snapshot)
     position %= limit
@@ -281,7 +256,7 @@ def test_every_changed_bit_is_refused(opened: Opened, position: int, bit: int, i
 
 
 def json_equal(a: bytes, b: bytes) -> bool:
-    """Whether two headers say the same, for instance with another white space."""
+    """Whether two headers are equal as JSON, for instance with other white space."""
     length = 8 + int.from_bytes(a[:8], "little")
     try:
         return a[:8] == b[:8] and bool(json.loads(a[8:length]) == json.loads(b[8:length]))
@@ -303,25 +278,21 @@ def json_equal(a: bytes, b: bytes) -> bool:
         safetensors.numpy.save({"x": np.zeros(3)}, metadata={"format": "wfvae-snapshot/1"}),
     ],
 )
-def test_other_files_are_refused(content: bytes) -> None:
+def test_file_that_is_no_snapshot_is_refused(content: bytes) -> None:
     with pytest.raises(StateError, match="this is not a stream's snapshot, or it is damaged"):
         Snapshot.from_bytes(content)
 
 
-def test_other_versions_are_refused(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshot_of_another_version_is_refused(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wfvae.runtime.snapshot.FORMAT", "wfvae-snapshot/2")
     snapshot = small_snapshot(opened("small"))
     monkeypatch.undo()
-    with pytest.raises(
-        StateError, match="format is 'wfvae-snapshot/2'; this version reads 'wfvae-snapshot/1'"
-    ):
+    message = "format is 'wfvae-snapshot/2'; this version reads 'wfvae-snapshot/1'"
+    with pytest.raises(StateError, match=message):
         Snapshot.from_bytes(snapshot)
 
 
-def test_a_state_is_never_half_written(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A write that fails after some of the tensors, for want of memory on a device say, leaves all
-    of them as they were.
-    """
+def test_failed_write_of_a_state_leaves_all_of_it(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     from wfvae.runtime.backends import onnxruntime as backend
 
     session = opened("4x8x8-trilinear").step_session("encoder")

@@ -1,5 +1,5 @@
-"""Files through the program: what comes out is what the bundle makes of the arrays, with size,
-rate, times, tags and audio kept.
+"""Files through the program: the bits that the bundle gives for arrays, with size, rate, times, tags
+and audio kept.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from fixtures.program import (
     save,
     tone,
 )
-from wfvae.runtime import Bundle, decode_video, encode_video, reconstruct_video
+from wfvae.runtime import Bundle, Report, decode_video, encode_video, reconstruct_video
 from wfvae.runtime.jobs import SEGMENT_FRAMES
 from wfvae.runtime.latents.latent_files import open_latents
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
@@ -41,16 +42,6 @@ NTSC = Fraction(30000, 1001)
 NAME = "4x8x8-trilinear"
 
 
-@pytest.fixture(scope="module")
-def bundle(exported: Callable[..., Path]) -> Path:
-    return exported(NAME)
-
-
-@pytest.fixture(scope="module")
-def model(opened: Callable[..., Bundle]) -> Bundle:
-    return opened(NAME)
-
-
 def through(model: Bundle, frames: Frames) -> tuple[Any, Frames]:
     """Latents and reconstruction of an array."""
     count, height, width = frames.shape[:3]
@@ -59,10 +50,10 @@ def through(model: Bundle, frames: Frames) -> tuple[Any, Frames]:
 
 
 @pytest.mark.parametrize("video", ["out.mp4", "out/%06d.png"])
-def test_an_interrupted_decode_stops_its_reading_thread_while_the_error_is_held(
+def test_interrupted_decode_ends_its_reading_thread(
     bundle: Path, model: Bundle, tmp_path: Path, video: str
 ) -> None:
-    """A thread that reads on would read latents that are closed by then."""
+    """Also while the error is held, whose traceback refers to the thread's iterator."""
     encode_video(model, save(tmp_path / "in.mp4", clip(61)), tmp_path / "z.zarr")
 
     def interrupt(done: int, frames: int | None) -> None:
@@ -84,14 +75,7 @@ def reading_threads() -> list[threading.Thread]:
 
 @pytest.mark.parametrize(
     ("ending", "latents_ending"),
-    [
-        (".mp4", ".zarr"),
-        (".mkv", ".npy"),
-        (".webm", ".safetensors"),
-        (".mov", ".zarr"),
-        (".gif", ".npy"),
-        (".mp4", ".safetensors"),
-    ],
+    [(".mp4", ".zarr"), (".mkv", ".npy"), (".webm", ".safetensors"), (".mov", ".zarr"), (".gif", ".npy")],
 )
 def test_encode_gives_the_latents_of_the_frames(
     program: Program, bundle: Path, model: Bundle, tmp_path: Path, ending: str, latents_ending: str
@@ -104,26 +88,17 @@ def test_encode_gives_the_latents_of_the_frames(
     assert (report["frames"], report["latents"], report["height"], report["width"]) == (14, 5, 30, 50)
     with open_latents(out) as reader:
         facts = reader.info
-    assert (facts.frames, facts.height, facts.width, facts.padded_height, facts.padded_width) == (
-        14,
-        30,
-        50,
-        32,
-        56,
-    )
-    assert (facts.fps, facts.time_base, facts.color_range, facts.color_space) == (
-        info.fps,
-        info.time_base,
-        info.color_range,
-        info.color_space,
-    )
+    assert (facts.frames, facts.height, facts.width) == (14, 30, 50)
+    assert (facts.padded_height, facts.padded_width) == (32, 56)
+    for name in ("fps", "time_base", "color_range", "color_space"):
+        assert getattr(facts, name) == getattr(info, name)
     assert facts.bundle_hash == model.identity
     assert facts.scale == tuple(model.manifest.model["scale"])
     left = [out.name, f"{out.name}.json"] if latents_ending == ".npy" else [out.name]
     assert names(tmp_path) == sorted([video.name, *left])
 
 
-def test_a_store_says_what_it_holds_in_its_attributes(
+def test_store_has_its_metadata_in_attributes(
     program: Program, bundle: Path, model: Bundle, tmp_path: Path
 ) -> None:
     import zarr
@@ -131,15 +106,8 @@ def test_a_store_says_what_it_holds_in_its_attributes(
     program.done("encode", bundle, save(tmp_path / "in.mp4", clip(6), NTSC), tmp_path / "z.zarr")
     array: Any = zarr.open_group(tmp_path / "z.zarr", mode="r")["latents"]
     attributes = array.attrs["wfvae"]
-    expected = {
-        "frames": 6,
-        "fps": "30000/1001",
-        "height": 32,
-        "width": 48,
-        "bundle_hash": model.identity,
-        "complete": True,
-    }
-    assert expected.items() <= attributes.items()
+    expected = {"frames": 6, "fps": "30000/1001", "height": 32, "width": 48, "complete": True}
+    assert {**expected, "bundle_hash": model.identity}.items() <= attributes.items()
     assert {"scale", "shift", "time_base", "color_range", "kind", "temporal_ratio"} <= set(attributes)
 
 
@@ -176,7 +144,7 @@ def test_decode_writes_the_frames_of_the_latents(
 
 
 @pytest.mark.parametrize("pattern", ["frames/", "frames/%04d.png"])
-def test_directories_of_images_are_exact(
+def test_images_give_exact_pixels(
     program: Program, bundle: Path, model: Bundle, tmp_path: Path, pattern: str
 ) -> None:
     source = clip(7)
@@ -222,7 +190,9 @@ def test_reconstruct_writes_the_reconstruction(
 
 
 @pytest.mark.parametrize("name", [NAME, "8x8x8-trilinear"])
-def test_reconstruct_of_any_length(opened: Callable[..., Bundle], tmp_path: Path, name: str) -> None:
+def test_reconstruct_of_any_length_gives_the_bits_of_arrays(
+    opened: Callable[..., Bundle], tmp_path: Path, name: str
+) -> None:
     model = opened(name)
     for count in range(1, 19):
         source = clip(count, 16, 16)
@@ -232,7 +202,7 @@ def test_reconstruct_of_any_length(opened: Callable[..., Bundle], tmp_path: Path
         assert np.array_equal(load(tmp_path / "out")[0], through(model, source)[1])
 
 
-def test_a_variable_rate_goes_through_reconstruct_and_is_stated(
+def test_variable_frame_rate_is_kept_by_reconstruct_and_reported(
     program: Program, bundle: Path, tmp_path: Path
 ) -> None:
     steps = [1, 7, 2, 2, 30, 1, 1, 4, 11, 3, 1]
@@ -250,7 +220,7 @@ def test_a_variable_rate_goes_through_reconstruct_and_is_stated(
     assert program.done("decode", bundle, tmp_path / "z.zarr", tmp_path / "even.mp4")["frames"] == 12
 
 
-def test_a_rotation_is_applied_and_stated(
+def test_rotation_is_applied_and_reported(
     program: Program, bundle: Path, model: Bundle, tmp_path: Path
 ) -> None:
     video = tmp_path / "in.mp4"
@@ -268,32 +238,30 @@ def test_a_rotation_is_applied_and_stated(
     assert source.shape == (5, 48, 32, 3)
     assert (report["height"], report["width"]) == (48, 32)
     assert report["rotation"] in (90, 270)
-    assert (
-        f"turned by {report['rotation']} degrees" in program("encode", bundle, video, tmp_path / "z.npy").out
-    )
+    text = program("encode", bundle, video, tmp_path / "z.npy").out
+    assert f"{report['rotation']} degrees" in text
     assert np.array_equal(load(tmp_path / "frames")[0], through(model, source)[1])
 
 
 # Audio --------------------------------------------------------------------------------------------
 
 
-def test_audio_goes_along_packet_by_packet(program: Program, bundle: Path, tmp_path: Path) -> None:
+def test_audio_is_copied_packet_by_packet(program: Program, bundle: Path, tmp_path: Path) -> None:
     sound = tone(tmp_path / "tone.m4a")
     video = save(tmp_path / "in.mp4", clip(25), audio_from=sound)
     expected = audio_packets(video)
     assert len(expected) > 20
     for ending in (".mp4", ".mkv", ".mov"):
-        assert program.done("reconstruct", bundle, video, tmp_path / f"out{ending}")["audio"] == "copied"
-        assert [packet for _, packet in audio_packets(tmp_path / f"out{ending}")] == [
-            packet for _, packet in expected
-        ]
+        out = tmp_path / f"out{ending}"
+        assert program.done("reconstruct", bundle, video, out)["audio"] == "copied"
+        assert [data for _, data in audio_packets(out)] == [data for _, data in expected]
     assert audio_packets(tmp_path / "out.mp4") == expected
     assert program.done("encode", bundle, video, tmp_path / "z.zarr")["audio"] == "left out"
     program.done("decode", bundle, tmp_path / "z.zarr", tmp_path / "decoded.mp4", "--audio-from", video)
     assert audio_packets(tmp_path / "decoded.mp4") == expected
 
 
-def test_audio_that_does_not_fit_is_left_out_or_refused(
+def test_audio_that_the_output_cannot_hold_is_left_out_or_refused(
     program: Program, bundle: Path, tmp_path: Path
 ) -> None:
     video = save(tmp_path / "in.mp4", clip(5), audio_from=tone(tmp_path / "tone.m4a", 0.3))
@@ -301,11 +269,9 @@ def test_audio_that_does_not_fit_is_left_out_or_refused(
         assert program.done("reconstruct", bundle, video, f"{tmp_path}/{out}")["audio"] == "left out"
     assert "audio left out" in program("reconstruct", bundle, video, tmp_path / "out.gif").out
     complaint = program.refused("reconstruct", bundle, video, tmp_path / "out.webm")
-    assert "cannot hold the aac audio" in complaint
-    assert "--no-audio" in complaint
-    assert (
-        program.done("reconstruct", bundle, video, tmp_path / "out.webm", "--no-audio")["audio"] == "left out"
-    )
+    assert "cannot hold the aac audio" in complaint and "--no-audio" in complaint
+    report = program.done("reconstruct", bundle, video, tmp_path / "out.webm", "--no-audio")
+    assert report["audio"] == "left out"
     with av.open(str(tmp_path / "out.webm")) as container:
         assert not container.streams.audio
     silent = save(tmp_path / "silent.mp4", clip(5))
@@ -315,56 +281,38 @@ def test_audio_that_does_not_fit_is_left_out_or_refused(
 # Pipes --------------------------------------------------------------------------------------------
 
 
-def test_raw_frames_through_pipes_are_exact(bundle: Path, model: Bundle, tmp_path: Path) -> None:
+def test_raw_pipes_give_exact_pixels(bundle: Path, model: Bundle, tmp_path: Path) -> None:
     source = clip(10)
     latents, decoded = through(model, source)
     data = source.tobytes()
-    code, _, err = run_process(
-        "encode", bundle, "-", tmp_path / "z.zarr", "--raw", "48x32", "--fps", "30000/1001", data=data
-    )
-    assert (code, err) == (0, "")
+    raw = ("--raw", "48x32", "--fps", "30000/1001")
+    assert run_process("encode", bundle, "-", tmp_path / "z.zarr", *raw, data=data)[::2] == (0, "")
     assert np.array_equal(latents_of(tmp_path / "z.zarr"), latents)
     with open_latents(tmp_path / "z.zarr") as reader:
         assert (reader.info.fps, reader.info.frames) == (NTSC, 10)
     code, out, err = run_process("decode", bundle, tmp_path / "z.zarr", "-", "--container", "rawvideo")
     assert (code, out) == (0, decoded.tobytes())
     assert err.startswith("-: 10 frames")
-    code, out, err = run_process(
-        "reconstruct", bundle, "-", "-", "--raw", "48x32", "--container", "rawvideo", "--json", data=data
-    )
+    both = (*raw, "--container", "rawvideo", "--json")
+    code, out, err = run_process("reconstruct", bundle, "-", "-", *both, data=data)
     assert (code, out) == (0, decoded.tobytes())
     assert '"frames": 10' in err
 
 
-def test_containers_through_pipes(bundle: Path, model: Bundle, tmp_path: Path) -> None:
+def test_containers_through_pipes_keep_frames_and_times(bundle: Path, model: Bundle, tmp_path: Path) -> None:
     video = save(tmp_path / "in.mkv", clip(10))
     source, times, _ = load(video)
-    with video.open("rb") as pipe:
-        first = subprocess.Popen(
-            command("reconstruct", bundle, "-", "-", "--container", "nut"),
-            stdin=pipe,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-    second = subprocess.run(
-        command("encode", bundle, "-", tmp_path / "z.npy"),
-        stdin=first.stdout,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    first.communicate()
-    assert (first.returncode, second.returncode, second.stderr) == (0, 0, b"")
+    code, nut, _ = run_process("reconstruct", bundle, video, "-", "--container", "nut")
+    assert (code, run_process("encode", bundle, "-", tmp_path / "z.npy", data=nut)[0]) == (0, 0)
+    assert latents_of(tmp_path / "z.npy").shape == through(model, source)[0].shape
     code, out, _ = run_process("reconstruct", bundle, "-", "-", data=video.read_bytes())
     assert code == 0
     (tmp_path / "out.mkv").write_bytes(out)
     frames, found, _ = load(tmp_path / "out.mkv")
-    assert frames.shape == source.shape
-    assert found == times
-    assert latents_of(tmp_path / "z.npy").shape == through(model, source)[0].shape
+    assert frames.shape == source.shape and found == times
 
 
-def test_what_pipes_cannot_do_is_one_line(bundle: Path, tmp_path: Path) -> None:
+def test_broken_pipe_is_reported_in_one_line(bundle: Path, tmp_path: Path) -> None:
     for data, words in (
         (b"", ("--raw", "48x32")),
         (b"hello", ()),
@@ -383,41 +331,29 @@ def test_what_pipes_cannot_do_is_one_line(bundle: Path, tmp_path: Path) -> None:
     )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
-    err = process.stderr.read().decode()
-    process.stderr.close()
+    with process.stderr as errors:
+        err = errors.read().decode()
     assert process.wait(timeout=60) == 2
-    assert "pipe was closed" in err
-    assert len(err.splitlines()) == 1
+    assert "pipe was closed" in err and len(err.splitlines()) == 1
 
 
-# Long ---------------------------------------------------------------------------------------------
+# Memory -------------------------------------------------------------------------------------------
 
 
 def test_memory_does_not_grow_with_the_video(model: Bundle, tmp_path: Path) -> None:
     video = save(tmp_path / "in.mp4", np.concatenate([clip(25, 96, 96)] * 16))  # 11 MB of frames
 
-    def measured(job: Callable[[Callable[[int, int | None], None]], object]) -> int:
+    process, store, out = psutil.Process(), tmp_path / "z.zarr", tmp_path / "out.mp4"
+    jobs: list[Callable[..., Report]] = [
+        partial(encode_video, model, video, store, checkpoint_seconds=0.05),
+        partial(decode_video, model, store, out, segment_frames=60),
+        partial(reconstruct_video, model, video, tmp_path / "r.mp4"),
+    ]
+    for job in jobs:
         seen: list[tuple[int, int]] = []
-        process = psutil.Process()
-        job(lambda done, _: seen.append((done, process.memory_info().rss)))
-        early = max(rss for done, rss in seen if done <= 150)
-        return max(rss for _, rss in seen) - early
-
-    store, out = tmp_path / "z.zarr", tmp_path / "out.mp4"
-    assert (
-        measured(
-            lambda progress: encode_video(model, video, store, checkpoint_seconds=0.05, progress=progress)
-        )
-        < 5 << 20
-    )
-    assert (
-        measured(lambda progress: decode_video(model, store, out, segment_frames=60, progress=progress))
-        < 5 << 20
-    )
-    assert (
-        measured(lambda progress: reconstruct_video(model, video, tmp_path / "r.mp4", progress=progress))
-        < 5 << 20
-    )
+        job(progress=lambda done, _, seen=seen: seen.append((done, process.memory_info().rss)))
+        early = max(memory for done, memory in seen if done <= 150)
+        assert max(memory for _, memory in seen) - early < 5 << 20
     with open_video(out) as reader:
         assert sum(1 for _ in reader) == 400
         assert reader.info.fps == FPS
