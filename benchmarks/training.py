@@ -34,10 +34,11 @@ from harness.record import command_line, finish, machine
 from harness.turns import timed
 
 from wfvae.model.config import Preset
-from wfvae.train.config import DataSettings, TrainingConfig
+from wfvae.train.config import TrainingConfig
 from wfvae.train.data import BatchStream
 from wfvae.train.loop import train
 from wfvae.train.perceptual import PerceptualLoss
+from wfvae.train.settings import DataSettings
 from wfvae.train.sources import training_source
 from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer

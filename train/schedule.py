@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from wfvae.train.config import OptimizerSettings
+from wfvae.train.settings import OptimizerSettings
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:

@@ -12,8 +12,9 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPO
 
 from wfvae.errors import CheckpointError
 from wfvae.model.vae import WFVAE
-from wfvae.train.config import OptimizerSettings, TrainingConfig
+from wfvae.train.config import TrainingConfig
 from wfvae.train.discriminator import PatchDiscriminator3D
+from wfvae.train.settings import OptimizerSettings
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

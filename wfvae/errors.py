@@ -1,8 +1,7 @@
 """Errors that a user can act on.
 
-Every error says what was given, what was expected and what to do about it, in one line. The command
-line prints that line and exits with code 2; a library user catches `WFVAEError`, which is a
-`ValueError`.
+Every message is one line: what was given, what was expected and what to do. The command line prints
+it and exits with code 2; a library user catches `WFVAEError`, which is a `ValueError`.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class DataError(WFVAEError):
 
 
 class TrainingError(WFVAEError):
-    """A training run that cannot go on."""
+    """A training run that cannot continue."""
 
 
 class ResourceError(WFVAEError):
@@ -61,6 +60,6 @@ class MissingExtraError(WFVAEError, ImportError):
 
     def __init__(self, feature: str, package: str, extra: str) -> None:
         super().__init__(
-            f"{feature} needs the package '{package}', which is not installed; run: pip install"
-            f" 'wfvae[{extra}]'"
+            f"{feature} needs the package '{package}', which is not installed;"
+            f" run: pip install 'wfvae[{extra}]'"
         )

@@ -41,14 +41,6 @@ def test_clip_of_whole_latents_has_no_tail(latents: int, ratio: int) -> None:
     assert latent_frames(frames + 1, ratio) == latents + 1
 
 
-@pytest.mark.parametrize(
-    ("frames", "ratio", "latents", "tail"),
-    [(1, 4, 1, 0), (2, 4, 2, 3), (5, 4, 2, 0), (6, 4, 3, 3), (9, 8, 2, 0), (10, 8, 3, 7)],
-)
-def test_lengths_of_known_clips(frames: int, ratio: int, latents: int, tail: int) -> None:
-    assert (latent_frames(frames, ratio), tail_frames(frames, ratio)) == (latents, tail)
-
-
 @given(height=st.integers(1, 5000), width=st.integers(1, 5000))
 def test_padded_size_is_the_next_multiple_of_the_spatial_ratio(height: int, width: int) -> None:
     for side, padded in zip((height, width), padded_size(height, width), strict=True):
@@ -76,12 +68,6 @@ def test_cache_length_counts_frames_that_no_window_has_passed(
         while available >= window:
             available -= stride
     assert causal_cache_length(kernel, stride, chunk, index) == available
-
-
-def test_cache_length_is_that_of_the_papers_examples() -> None:
-    assert [causal_cache_length(4, 3, 4, index) for index in range(7)] == [1, 2, 3, 1, 2, 3, 1]
-    assert [causal_cache_length(3, 1, 4, index) for index in range(3)] == [2, 2, 2]
-    assert [causal_cache_length(3, 2, 4, index) for index in range(3)] == [1, 1, 1]
 
 
 @given(

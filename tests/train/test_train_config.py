@@ -17,7 +17,8 @@ from wfvae.cli.main import main
 from wfvae.cli.train import _default_directory
 from wfvae.errors import ConfigError
 from wfvae.model.config import Preset, WFVAEConfig
-from wfvae.train.config import DataSettings, TrainingConfig, ready_configs
+from wfvae.train.config import TrainingConfig, ready_configs
+from wfvae.train.settings import DataSettings
 
 FOLDER = ["data.folder=videos"]
 

@@ -203,7 +203,7 @@ def _damaged(problem: str) -> BundleError:
 
 
 def read_engine(record: EngineRecord, bundle: Path) -> bytes:
-    """Returns the engine's content. Raises `BundleError` unless it is what was built: it is code."""
+    """Returns the engine's content. Raises `BundleError` unless it is unchanged: it is code."""
     again = f"build it again: {record.settings.command(bundle)}"
     try:
         content = (bundle / record.file).read_bytes()

@@ -125,7 +125,7 @@ def _read_fraction(kind: type, value: Any) -> Any:
 
 
 def info_from_text(text: str, name: str) -> dict[str, Any]:
-    """A JSON object; raises `LatentsError` for anything else."""
+    """Parses a JSON object. Raises `LatentsError` for anything else."""
     try:
         values = json.loads(text)
     except ValueError as error:
@@ -138,30 +138,25 @@ def info_from_text(text: str, name: str) -> dict[str, Any]:
 
 
 def checked_latents(latents: Any, name: str) -> Latents:
-    """`latents` if they are finite float32 or float16 of rank 4, at least one; raises
-    `LatentsError` otherwise.
+    """Returns `latents` if they are finite float32 or float16 of rank 4, at least one.
+
+    Raises:
+        LatentsError: anything else.
     """
-    if (
-        not isinstance(latents, np.ndarray)
-        or latents.ndim != 4
-        or latents.dtype not in DTYPES
-        or 0 in latents.shape
-    ):
-        got = (
-            f"{latents.dtype} {latents.shape}" if isinstance(latents, np.ndarray) else type(latents).__name__
-        )
+    is_array = isinstance(latents, np.ndarray)
+    if not is_array or latents.ndim != 4 or latents.dtype not in DTYPES or 0 in latents.shape:
+        given = f"{latents.dtype} {latents.shape}" if is_array else type(latents).__name__
         raise LatentsError(
-            f"latents for '{name}' are {got}; expected float32 or float16 of shape (T', D, h, w), none of"
+            f"latents for '{name}' are {given}; expected float32 or float16 of shape (T', D, h, w), none of"
             " them 0"
         )
     check_finite(latents, 0, name)
-    return latents
+    checked: Latents = latents
+    return checked
 
 
 def check_finite(latents: npt.NDArray[Any], first: int, name: str) -> None:
-    """Raises `LatentsError` that names the first latent, counted from `first`, holding NaN or
-    infinity.
-    """
+    """Raises `LatentsError` with the first latent, counted from `first`, that is not finite."""
     step = max(1, ITEMS_PER_FINITE_CHECK // max(1, latents[0].size)) if len(latents) else 1
     for start in range(0, len(latents), step):
         part = latents[start : start + step]

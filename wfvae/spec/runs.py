@@ -1,4 +1,4 @@
-"""Where things lie in the directory of a training run. No torch, so that it is known at once."""
+"""Layout of the directory of a training run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ averaged weights.
 
 
 def newest_of_run(run: Path) -> Path | None:
-    """The newest whole checkpoint, `step-N`, of a training run; None if there is none."""
+    """Returns the newest complete checkpoint, `step-N`, of a training run, or None."""
     folder = run / RUN_CHECKPOINTS
-    steps = (
-        [path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name)] if folder.is_dir() else []
-    )
+    found = folder.iterdir() if folder.is_dir() else ()
+    steps = [path for path in found if re.fullmatch(r"step-\d+", path.name)]
     return max(steps, key=lambda path: int(path.name.removeprefix("step-")), default=None)
