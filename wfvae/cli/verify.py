@@ -20,20 +20,24 @@ from wfvae.cli.arguments import (
     raw_layout,
 )
 from wfvae.cli.output import show
-from wfvae.errors import InputError, MissingExtraError, ResourceError
+from wfvae.errors import InputError, MissingExtraError
+from wfvae.files import write_whole
 
 SUMMARY = "prove that the stream equals direct inference, bit by bit"
 DESCRIPTION = """\
 Checks these statements, in both directions, and prints numbers for each:
 
-  plan invariance   any chunk plan, any interleaving of streams, any snapshot in between give the same bits
-  stream = direct   the stream gives what direct inference of the whole clip gives (export with --direct for the graph without state)
-  backend = model   with --against CHECKPOINT: the exported graphs against PyTorch in float32 and float64
+  plan invariance   any chunk plan, any interleaving of streams, any snapshot in between give the
+                    same bits
+  stream = direct   the stream gives what direct inference of the whole clip gives (export with
+                    --direct for the graph without state)
+  backend = model   with --against CHECKPOINT: the exported graphs against PyTorch in float32 and
+                    float64
   backend = onnxruntime   on any other backend or provider: against ONNX Runtime on the CPU
 
-On ONNX Runtime's CPU provider in fp32, and on OpenVINO for bundles in fp32 with either precision hint, the first two must hold with
-equal bits; so must the first for bundles in bf16 on OpenVINO. Exit code 1 if a check fails; on ONNX Runtime the first tensor that
-differs is then named.
+On ONNX Runtime's CPU provider in fp32, and on OpenVINO for bundles in fp32 with either precision
+hint, the first two must hold with equal bits; so must the first for bundles in bf16 on OpenVINO.
+Exit code 1 if a check fails; on ONNX Runtime the first tensor that differs is then named.
 
   wfvae verify bundle/ --video in.mp4 --frames 33 --certificate parity.json"""
 
@@ -45,25 +49,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     add_bundle_arguments(parser, chunk=False)
     parser.add_argument("--video", metavar="VIDEO", help="clip to check with (default: a generated one)")
-    parser.add_argument(
-        "--frames",
-        type=parse_positive,
-        default=DEFAULT_FRAMES,
-        metavar="N",
-        help="frames to use (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--size", type=parse_size, metavar="HxW", help="size of the generated clip (default: 64x96)"
-    )
-    parser.add_argument(
-        "--against", metavar="CHECKPOINT", help="also compare with this checkpoint in PyTorch"
-    )
-    parser.add_argument(
-        "--certificate",
-        type=Path,
-        metavar="FILE",
-        help="write a certificate: hashes, versions, machine, checks (JSON)",
-    )
+    text = "frames to use (default: %(default)s)"
+    parser.add_argument("--frames", type=parse_positive, default=DEFAULT_FRAMES, metavar="N", help=text)
+    text = "size of the generated clip (default: 64x96)"
+    parser.add_argument("--size", type=parse_size, metavar="HxW", help=text)
+    text = "also compare with this checkpoint in PyTorch"
+    parser.add_argument("--against", metavar="CHECKPOINT", help=text)
+    text = "write a certificate: hashes, versions, machine, checks (JSON)"
+    parser.add_argument("--certificate", type=Path, metavar="FILE", help=text)
     add_input_arguments(parser)
     add_json_argument(parser)
 
@@ -81,23 +74,21 @@ def run(args: argparse.Namespace) -> int:
         from wfvae.model.vae import WFVAE
 
         model = WFVAE.from_pretrained(args.against)
-    with open_from(args) as bundle:
+    with open_from(args) as bundle, Console(stderr=True).status("verifying") as status:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            status.update(f"verifying {stage} ({done} of {total})")
+
         frames, source = _clip(args, bundle.manifest.size)
-        with Console(stderr=True).status("verifying") as status:
-            result = verify(
-                bundle,
-                frames,
-                against=model,
-                progress=lambda name, done, total: status.update(f"verifying {name} ({done} of {total})"),
-            )
-        if args.certificate is not None:
-            _write(args.certificate, result.certificate(source))
+        result = verify(bundle, frames, against=model, progress=progress)
+    if args.certificate is not None:
+        write_whole(args.certificate, json.dumps(result.certificate(source), indent=2) + "\n")
     show(args, result.to_json(), render_table(result))
     return 0 if result.passed else 1
 
 
 def _clip(args: argparse.Namespace, fixed: tuple[int, int] | None) -> tuple[npt.NDArray[np.uint8], str]:
-    """The frames to check with, and what they are."""
+    """Returns the frames to check with, and a description."""
     if args.video is None:
         from wfvae.video.synthetic.clips import ProceduralClip
 
@@ -111,12 +102,3 @@ def _clip(args: argparse.Namespace, fixed: tuple[int, int] | None) -> tuple[npt.
     with open_video(args.video, raw=raw_layout(args), fps=args.fps, keep_damaged=args.keep_damaged) as reader:
         frames = np.stack(list(itertools.islice(iter(reader), args.frames)))
     return frames, Path(args.video).name
-
-
-def _write(path: Path, certificate: dict[str, object]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(json.dumps(certificate, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise ResourceError(f"cannot write the certificate {path}: {error.strerror}") from error

@@ -1,3 +1,4 @@
-"""How good reconstructions are: PSNR, SSIM, LPIPS and FVD of videos, with intervals and paired
-comparisons. See docs/evaluation.md.
+"""Quality of reconstructions: PSNR, SSIM, LPIPS and FVD of videos, with intervals and comparisons.
+
+See docs/evaluation.md.
 """

@@ -31,35 +31,32 @@ class LPIPSChoice:
 
 
 def choose_lpips(weights: str | None, net: Literal["alex", "vgg"]) -> LPIPSChoice:
-    """Loads LPIPS; what cannot be had is stated instead of measured.
+    """Loads LPIPS, or returns the reason why it is not available.
 
     Args:
         weights: of the backbone: a file, `random` (for trying out: the figures mean nothing),
             `none`, or None for torchvision's weights of `net`, which are downloaded at first use.
 
     Raises:
-        CheckpointError: a file that was asked for is missing or of another network.
+        CheckpointError: the given file is missing or of another network.
     """
     if weights == NONE:
         return LPIPSChoice("none", None, "not asked for")
     from wfvae.metrics.perceptual import load_lpips
 
+    downloaded = weights in (None, net)
     try:
         network = load_lpips(weights or net, net, extra="eval")
-    except (MissingExtraError, ResourceError) as error:
-        return LPIPSChoice(net, None, str(error))
-    except CheckpointError as error:
-        if weights not in (None, net):
+    except (MissingExtraError, ResourceError, CheckpointError) as error:
+        if isinstance(error, CheckpointError) and not downloaded:
             raise
         return LPIPSChoice(net, None, str(error))
-    # Of a file only the name: where it lies is nobody's business who reads the result.
-    origin = (
-        "torchvision's ImageNet weights"
-        if weights in (None, net)
-        else "random weights: the figures mean nothing"
-        if weights == RANDOM
-        else Path(str(weights)).name
-    )
+    if downloaded:
+        origin = "torchvision's ImageNet weights"
+    elif weights == RANDOM:
+        origin = "random weights: the figures mean nothing"
+    else:
+        origin = Path(str(weights)).name  # results name no folder
 
     def distance(reconstruction: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         height, width = real.shape[-2:]

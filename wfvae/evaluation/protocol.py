@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import InputError
-from wfvae.evaluation.frame_counts import decoded_frames
 from wfvae.runtime.media.video_reader import open_video
 
 Frame = npt.NDArray[np.uint8]
@@ -38,22 +37,14 @@ class Protocol:
         if self.frames is not None and self.frames < 1:
             raise InputError(f"frames is {self.frames}; expected at least 1, or None for whole videos")
         if self.size is not None and self.size < 1:
-            raise InputError(
-                f"size is {self.size}; expected at least 1 pixel, or None for the videos' own size"
-            )
+            raise InputError(f"size is {self.size}; expected at least 1 pixel, or None for the own size")
 
     def describe(self) -> str:
-        """One phrase for people."""
+        """Returns one phrase for people."""
         frames = "all frames" if self.frames is None else f"{self.frames} frames, {self.window} window"
-        return frames + (
-            ", own size"
-            if self.size is None
-            else f", {self.size}x{self.size} (short side resized, centre crop)"
-        )
-
-
-class TooShortError(InputError):
-    """A video with fewer frames than the protocol asks for."""
+        if self.size is None:
+            return f"{frames}, own size"
+        return f"{frames}, {self.size}x{self.size} (short side resized, centre crop)"
 
 
 @dataclass(frozen=True)
@@ -61,9 +52,7 @@ class Prepared:
     """A video opened for scoring."""
 
     frames: Iterator[Frame]
-    """(H, W, 3) uint8, prepared as the protocol says. Raises `TooShortError` where the video ends
-    before its window does.
-    """
+    """(H, W, 3) uint8, prepared. Raises `InputError` if the video ends too early."""
     stored_size: tuple[int, int]
     """(height, width) of the video before preparation."""
     count: int | None
@@ -74,18 +63,18 @@ class Prepared:
 
 @contextmanager
 def open_prepared(path: Path, protocol: Protocol) -> Iterator[Prepared]:
-    """Opens a video and gives the frames that the protocol asks for, one at a time.
+    """Opens a video and yields the frames that the protocol asks for, one at a time.
 
-    A centre window needs the true number of frames, so the video is decoded twice then: a
-    container's statement may be wrong.
+    A centre window needs the true number of frames, so the video is decoded twice then: the number
+    that a container states may be wrong.
 
     Raises:
         MediaError: the video cannot be read.
-        TooShortError: a centre window does not fit.
+        InputError: a centre window does not fit.
     """
     count, start = None, 0
     if protocol.window == "centre" and protocol.frames is not None:
-        count = decoded_frames(path)
+        count = count_frames(path)
         if count < protocol.frames:
             raise _too_short(path, count, protocol.frames)
         start = (count - protocol.frames) // 2
@@ -94,6 +83,12 @@ def open_prepared(path: Path, protocol: Protocol) -> Iterator[Prepared]:
         if start:
             reader.seek_frames(start)
         yield Prepared(_window(path, iter(reader), protocol), size, count, reader.info.frames)
+
+
+def count_frames(path: Path) -> int:
+    """Counts the frames of a video by decoding it. Raises `MediaError` if it is damaged."""
+    with open_video(path) as reader:
+        return sum(1 for _ in reader)
 
 
 def _window(path: Path, frames: Iterator[Frame], protocol: Protocol) -> Iterator[Frame]:
@@ -105,29 +100,24 @@ def _window(path: Path, frames: Iterator[Frame], protocol: Protocol) -> Iterator
         raise _too_short(path, given, protocol.frames)
 
 
-def _too_short(path: Path, found: int, wanted: int) -> TooShortError:
-    return TooShortError(
+def _too_short(path: Path, found: int, wanted: int) -> InputError:
+    return InputError(
         f"'{path}' has {found} frames, and {wanted} are scored; give longer videos, a smaller --frames, or"
         " --whole"
     )
 
 
 def square(frame: Frame, side: int) -> Frame:
-    """A frame (H, W, 3) uint8 with its short side resized to `side`, cropped to side x side around
-    the centre; unchanged if it is so.
-    """
-    height, width = frame.shape[:2]
-    if (height, width) == (side, side):
-        return frame
-    if min(height, width) != side:
-        short = min(height, width)
-        frame = resized(frame, height * side // short, width * side // short)
+    """Resizes the short side of a frame (H, W, 3) uint8 to `side` and crops the centre."""
+    short = min(frame.shape[:2])
+    if short != side:
+        frame = resized(frame, frame.shape[0] * side // short, frame.shape[1] * side // short)
     top, left = (frame.shape[0] - side) // 2, (frame.shape[1] - side) // 2
     return np.ascontiguousarray(frame[top : top + side, left : left + side])
 
 
 def resized(frame: Frame, height: int, width: int) -> Frame:
-    """A frame (H, W, 3) uint8 at another size: bilinear with antialiasing, rounded to 8 bits."""
+    """Resizes a frame (H, W, 3) uint8: bilinear with antialiasing, rounded to 8 bits."""
     import torch
 
     planes: Any = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float()

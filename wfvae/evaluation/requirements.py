@@ -7,16 +7,14 @@ from wfvae.metrics.frames import scikit_image
 
 
 def use_threads(count: int) -> None:
-    """How many CPU threads LPIPS and FVD may use in this process."""
+    """Limits the CPU threads of LPIPS and FVD in this process."""
     import torch
 
     torch.set_num_threads(count)
 
 
 def require_libraries() -> None:
-    """Raises `MissingExtraError` if a package of the extra is not installed: now, and not after the
-    first video.
-    """
+    """Raises `MissingExtraError` if a package of the extra `eval` is not installed."""
     try:
         import scipy  # noqa: F401
         import torch  # noqa: F401

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol as Interface
@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import InputError
-from wfvae.evaluation.frame_counts import announced_frames, decoded_frames
-from wfvae.evaluation.protocol import Frame, Prepared, Protocol, open_prepared
+from wfvae.evaluation.protocol import Frame, Prepared, Protocol, count_frames, open_prepared
 from wfvae.evaluation.video_files import Pair
 from wfvae.runtime.bundle import Bundle
+from wfvae.runtime.media.container_input import packet_count
 from wfvae.runtime.reconstruction import ReconstructionStream
 
 Frames = npt.NDArray[np.uint8]
@@ -31,32 +31,28 @@ class Source(Interface):
         ...
 
     def frames(self, name: str, protocol: Protocol) -> Iterator[tuple[Frames, Frames]]:
-        """A video and its reconstruction in pieces (T, H, W, 3) uint8 of equal shape, T >= 1,
-        prepared as `protocol` says.
-        """
+        """Yields a video and its reconstruction in equal pieces (T, H, W, 3) uint8, T >= 1."""
         ...
 
 
-@dataclass(frozen=True)
 class FileSource:
-    """Reconstructions that lie in files. They are prepared as the originals are, unless they have
-    been already.
-    """
+    """Reconstructions in files, prepared as the originals are, unless they already were."""
 
-    pairs: tuple[Pair, ...]
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self._pairs = {pair.name: pair for pair in pairs}
 
     @property
     def names(self) -> list[str]:
-        return [pair.name for pair in self.pairs]
+        return list(self._pairs)
 
     def frames(self, name: str, protocol: Protocol) -> Iterator[tuple[Frames, Frames]]:
-        pair = next(pair for pair in self.pairs if pair.name == name)
+        pair = self._pairs[name]
         with (
             open_prepared(pair.real, protocol) as real,
             open_prepared(pair.reconstruction, protocol) as reconstruction,
         ):
-            self._require_same_picture(pair, real, reconstruction, protocol)
-            self._require_same_length(pair, real, reconstruction, protocol)
+            _require_same_size(pair, real, reconstruction, protocol)
+            _require_same_length(pair, real, reconstruction, protocol)
             both = itertools.zip_longest(real.frames, reconstruction.frames)
             count = 0
             while pieces := list(itertools.islice(both, _FRAMES_AT_ONCE)):
@@ -70,55 +66,49 @@ class FileSource:
                     count += 1
                 yield np.stack([before for before, _ in pieces]), np.stack([after for _, after in pieces])
 
-    @staticmethod
-    def _require_same_picture(
-        pair: Pair, real: Prepared, reconstruction: Prepared, protocol: Protocol
-    ) -> None:
-        """Frames of another size or from another place would be compared in silence."""
-        prepared = (protocol.size, protocol.size)
-        if reconstruction.stored_size not in (real.stored_size, prepared):
-            shapes = ["x".join(map(str, one.stored_size)) for one in (real, reconstruction)]
-            also = (
-                ""
-                if protocol.size is None
-                else f" or {protocol.size}x{protocol.size}, as the protocol prepares it"
-            )
-            raise InputError(
-                f"'{pair.real}' is {shapes[0]} and '{pair.reconstruction}' {shapes[1]}; expected the same"
-                f" size{also}"
-            )
 
-    @staticmethod
-    def _require_same_length(
-        pair: Pair, real: Prepared, reconstruction: Prepared, protocol: Protocol
-    ) -> None:
-        """A reconstruction that ends too early, or has frames too many, must not pass because the
-        window lies before that.
+def _require_same_size(pair: Pair, real: Prepared, reconstruction: Prepared, protocol: Protocol) -> None:
+    """Refuses frames of another size or from another place."""
+    if reconstruction.stored_size in (real.stored_size, (protocol.size, protocol.size)):
+        return
+    shapes = ["x".join(map(str, one.stored_size)) for one in (real, reconstruction)]
+    prepared = f" or {protocol.size}x{protocol.size}, as the protocol prepares it"
+    raise InputError(
+        f"'{pair.real}' is {shapes[0]} and '{pair.reconstruction}' {shapes[1]}; expected the same"
+        f" size{'' if protocol.size is None else prepared}"
+    )
 
-        Whole videos are read to their ends together, and tell it then. For a centre window the
-        frames have been counted. For the first frames, all others are decoded only if what the
-        containers announce differs, which may have harmless reasons.
-        """
-        if protocol.frames is None:
+
+def _require_same_length(pair: Pair, real: Prepared, reconstruction: Prepared, protocol: Protocol) -> None:
+    """Refuses a reconstruction that is too short or too long, even if its window is complete.
+
+    Whole videos are read to their ends together and need no check here; for a centre window the
+    frames have been counted. For the first frames, both videos are decoded to their ends only if
+    their containers state different numbers, which may be wrong.
+    """
+    if protocol.frames is None:
+        return
+    before, after = real.count, reconstruction.count
+    if before is None or after is None:
+        stated = _stated_frames(pair.reconstruction, reconstruction)
+        if stated == protocol.frames or stated == _stated_frames(pair.real, real):
             return
-        before, after = real.count, reconstruction.count
-        if before is None or after is None:
-            announced = announced_frames(pair.reconstruction, reconstruction.stated)
-            if announced == protocol.frames or announced == announced_frames(pair.real, real.stated):
-                return
-            before, after = decoded_frames(pair.real), decoded_frames(pair.reconstruction)
-        if before != after and after != protocol.frames:
-            raise InputError(
-                f"'{pair.real}' has {before} frames and '{pair.reconstruction}' {after}; a reconstruction"
-                f" must have every frame of its original, or just the {protocol.frames} that are scored"
-            )
+        before, after = count_frames(pair.real), count_frames(pair.reconstruction)
+    if before != after and after != protocol.frames:
+        raise InputError(
+            f"'{pair.real}' has {before} frames and '{pair.reconstruction}' {after}; a reconstruction"
+            f" must have every frame of its original, or just the {protocol.frames} that are scored"
+        )
+
+
+def _stated_frames(path: Path, video: Prepared) -> int:
+    """Returns the number that the container states, else that of its packets, not decoded."""
+    return packet_count(path) if video.stated is None else video.stated
 
 
 @dataclass(frozen=True)
 class BundleSource:
-    """Reconstructions made by streaming the prepared originals through a bundle, in 8 bits, in
-    memory that does not grow with length.
-    """
+    """Reconstructions made by streaming the prepared originals through a bundle, in 8 bits."""
 
     bundle: Bundle
     videos: dict[str, Path]
@@ -132,16 +122,18 @@ class BundleSource:
     def frames(self, name: str, protocol: Protocol) -> Iterator[tuple[Frames, Frames]]:
         with open_prepared(self.videos[name], protocol) as real:
             first = next(real.frames)
-            yield from reconstruct(
-                self.bundle, itertools.chain([first], real.frames), first.shape[0], first.shape[1], self.chunk
-            )
+            frames = itertools.chain([first], real.frames)
+            height, width = first.shape[:2]
+            yield from reconstruct(self.bundle, frames, height, width, self.chunk)
 
 
 def reconstruct(
     bundle: Bundle, frames: Iterator[Frame], height: int, width: int, chunk: int | None
 ) -> Iterator[tuple[Frames, Frames]]:
-    """Streams frames (H, W, 3) uint8 through encoder and decoder; gives each piece of the video
-    with its reconstruction.
+    """Streams frames (H, W, 3) uint8 through encoder and decoder.
+
+    Yields:
+        Pieces of the video, each with its reconstruction.
     """
     with ReconstructionStream(bundle, height, width, chunk) as stream:
         while piece := list(itertools.islice(frames, bundle.ratio * stream.chunk)):

@@ -2,8 +2,8 @@
 
 The transform is the orthonormal Haar of 2 x 2 x 2 blocks of pixels (stride 2 in time, rows and
 columns), as at the head of the WF-VAE encoder. Of eight 8-bit pixels a coefficient is an integer
-divided by sqrt(8), so all that is kept is one exact histogram of these integers per band; energies
-and entropies of any bin width follow from it.
+divided by sqrt(8), so one exact histogram of these integers per band is kept; energies and
+entropies of any bin width follow from it.
 """
 
 from __future__ import annotations
@@ -18,22 +18,14 @@ from wfvae.errors import InputError
 
 BAND_COUNT = 8
 HIGH_ALONG_WIDTH, HIGH_ALONG_HEIGHT, HIGH_ALONG_TIME = 1, 2, 4
-"""Bits of a band's index: set where the band holds differences along this axis, clear where it
-holds sums.
-"""
-
+"""Bits of a band's index: set for differences along this axis, clear for sums."""
 BAND_NAMES = ("LLL", "LLH", "LHL", "LHH", "HLL", "HLH", "HHL", "HHH")
-"""Names by band index; the letters stand for time, height, width: "LHL" holds differences between
-rows.
-"""
-
+"""By band index; the letters stand for time, height, width: "LHL" holds differences of rows."""
 BAND_AXES = ("", "W", "H", "HW", "T", "TW", "TH", "THW")
 """The axes along which each band is high-pass, by band index."""
-
 NORM = math.sqrt(8.0)
 _LARGEST = 8 * 255
 """Largest magnitude of the sum of eight signed 8-bit pixels."""
-
 _BLOCK_ROWS = 256
 """Rows transformed at a time, so that the scratch memory does not grow with the frame's height."""
 
@@ -42,7 +34,7 @@ Frames = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Subband:
-    """What is known of one sub-band."""
+    """Statistics of one sub-band."""
 
     name: str
     """One of BAND_NAMES."""
@@ -51,19 +43,20 @@ class Subband:
     share: float
     """Its part of the energy of all bands, 0..1; 0 for a black video."""
     entropy: float
-    """Bits per coefficient of the histogram with the bin width asked for."""
+    """Bits per coefficient of the histogram with the given bin width."""
 
 
 class SubbandStatistics:
-    """Accumulates frames of one video and tells the energy and entropy of each sub-band.
+    """Accumulates the sub-bands of one video.
 
-        statistics = SubbandStatistics()
-        for frames in chunks:
-            statistics.update(frames)
-        bands = statistics.bands(bin_width=1.0)
+    Frames are taken in pairs: an odd one waits for the next call. An odd last row or column is left
+    out. The three colour channels count alike.
 
-    Frames are taken in pairs: an odd one waits for the next call and is not counted before. An odd
-    last row or column is left out. The three colour channels count alike.
+    Example:
+        >>> statistics = SubbandStatistics()
+        >>> statistics.update(np.full((2, 4, 4, 3), 77, np.uint8))
+        >>> [band.share for band in statistics.bands()]
+        [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     """
 
     def __init__(self) -> None:
@@ -77,7 +70,7 @@ class SubbandStatistics:
         return int(self._histogram[0].sum())
 
     def update(self, frames: Frames) -> None:
-        """Count frames: (T, H, W, 3) uint8, T >= 0, of the same size in every call.
+        """Adds frames (T, H, W, 3) uint8, T >= 0, of the same size in every call.
 
         Raises:
             InputError: another type, rank or size, or H or W below 2.
@@ -86,36 +79,32 @@ class SubbandStatistics:
             raise InputError(
                 f"frames are {frames.dtype} of shape {frames.shape}; expected uint8 of shape (T, H, W, 3)"
             )
-        size = (int(frames.shape[1]), int(frames.shape[2]))
-        if min(size) < 2:
+        height, width = (int(side) for side in frames.shape[1:3])
+        if min(height, width) < 2:
+            raise InputError(f"frames are {height}x{width}; expected at least 2x2, the size of a Haar block")
+        self._size = self._size or (height, width)
+        if (height, width) != self._size:
+            before = "x".join(map(str, self._size))
             raise InputError(
-                f"frames are {size[0]}x{size[1]}; expected at least 2x2 pixels, the size of a Haar block"
+                f"frames are {height}x{width} after {before}; use one SubbandStatistics per video"
             )
-        if self._size is not None and size != self._size:
-            raise InputError(
-                f"frames are {size[0]}x{size[1]} after {self._size[0]}x{self._size[1]}; use one"
-                " SubbandStatistics per video"
-            )
-        self._size = size
         for frame in frames:
             if self._waiting is None:
-                # A copy, because the caller may reuse the buffer before the second frame of the
-                # pair comes.
-                self._waiting = frame.copy()
+                self._waiting = frame.copy()  # the caller may reuse its buffer
             else:
                 self._count_pair(self._waiting, frame)
                 self._waiting = None
 
     def bands(self, bin_width: float = 1.0, zero_level: int = 0) -> tuple[Subband, ...]:
-        """Statistics of the eight bands in the order of BAND_NAMES.
+        """Returns the eight bands in the order of BAND_NAMES.
 
         Args:
             bin_width: width of the histogram's bins in 8-bit levels of the orthonormal
                 coefficients; a bin is centred on zero. The coefficients are multiples of 1/sqrt(8)
                 = 0.354 levels, so finer bins add nothing.
             zero_level: twice the pixel level that counts as zero in the energies: 0 for black, 255
-                for the middle of the range, which is zero for the encoder. Only the first band has
-                a mean to be changed by it; entropies are those of 8-bit levels.
+                for the middle of the range, which is zero for the encoder. It changes only the
+                energy of the first band.
 
         Raises:
             InputError: nothing was counted yet, or the bin width is not above 0.
@@ -125,38 +114,27 @@ class SubbandStatistics:
         if self.coefficients == 0:
             raise InputError("no pair of frames was counted; call update() with two frames or more first")
         energies = [self._energy(band, 4 * zero_level if band == 0 else 0) for band in range(BAND_COUNT)]
-        total = sum(energies)
+        total = sum(energies) or 1
         return tuple(
-            Subband(
-                name,
-                energies[band] / 8.0,
-                energies[band] / total if total else 0.0,
-                self._entropy(band, bin_width),
-            )
+            Subband(name, energies[band] / 8.0, energies[band] / total, self._entropy(band, bin_width))
             for band, name in enumerate(BAND_NAMES)
         )
 
     def _count_pair(self, first: Frames, second: Frames) -> None:
-        """Add the coefficients of two frames to the histograms, a stripe of rows at a time."""
         height, width = first.shape[0] // 2 * 2, first.shape[1] // 2 * 2
         for top in range(0, height, _BLOCK_ROWS):
             rows = slice(top, min(top + _BLOCK_ROWS, height))
             pair = np.stack((first[rows, :width], second[rows, :width])).astype(np.int16)
-            for band, coefficients in enumerate(haar_sums(pair)):
-                self._histogram[band] += np.bincount(
-                    coefficients.reshape(-1) + _LARGEST, minlength=2 * _LARGEST + 1
-                )
+            for band, sums in enumerate(haar_sums(pair)):
+                self._histogram[band] += np.bincount(sums.reshape(-1) + _LARGEST, minlength=2 * _LARGEST + 1)
 
     def _energy(self, band: int, zero: int) -> int:
-        """Sum of the squared integers of a band (8 x the energy) about `zero`, exact however long
-        the video.
-        """
+        """Returns 8 x the energy about `zero`: an integer, exact however long the video."""
         counts = self._histogram[band]
         values = np.flatnonzero(counts)
         return sum((int(value) - _LARGEST - zero) ** 2 * int(counts[value]) for value in values)
 
     def _entropy(self, band: int, bin_width: float) -> float:
-        """Shannon entropy in bits of a band's histogram with bins of this width."""
         counts = self._histogram[band]
         values = np.flatnonzero(counts)
         bins = np.floor((values - _LARGEST) / (NORM * bin_width) + 0.5)
@@ -166,7 +144,7 @@ class SubbandStatistics:
 
 
 def haar_sums(pair: npt.NDArray[np.int16]) -> list[npt.NDArray[np.int16]]:
-    """The eight bands of a pair of frames, each coefficient times sqrt(8).
+    """Returns the eight bands of a pair of frames, each coefficient times sqrt(8).
 
     Args:
         pair: (2, H, W, C) int16 in 0..255, H and W even.

@@ -1,4 +1,4 @@
-"""Finding videos, and pairing each with its reconstruction by name."""
+"""Finds videos, and pairs each with its reconstruction by name."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ class Pair:
 
 
 def find_videos(root: Path) -> dict[str, Path]:
-    """Videos by name, in natural order of names: the file itself, or all video files and folders of
-    images below a folder.
+    """Returns videos by name, in natural order: `root` itself, or all below this folder.
 
     A name is the path below `root` without the file's suffix. A folder that holds images is one
     video.
@@ -43,15 +42,13 @@ def find_videos(root: Path) -> dict[str, Path]:
         name = str(relative if path.is_dir() else relative.with_suffix(""))
         if name in found:
             raise InputError(
-                f"'{found[name]}' and '{path}' have the same name without suffix, so it can't be told which"
-                " one to compare; remove one"
+                f"'{found[name]}' and '{path}' have the same name without suffix, so either could be meant;"
+                " remove one"
             )
         found[name] = path
     if not found:
-        raise InputError(
-            f"no videos in '{root}'; expected files ending in {', '.join(sorted(VIDEO_SUFFIXES))}, or folders"
-            " of images"
-        )
+        suffixes = ", ".join(sorted(VIDEO_SUFFIXES))
+        raise InputError(f"no videos in '{root}'; expected files ending in {suffixes}, or folders of images")
     return {name: found[name] for name in sorted(found, key=natural_key)}
 
 
@@ -59,7 +56,7 @@ def match_videos(real: Path, reconstructions: Path, *, only_matched: bool = Fals
     """Pairs the videos of two folders by name; two single videos are a pair whatever their names.
 
     Args:
-        only_matched: leave out what has no partner instead of refusing.
+        only_matched: leave out videos without a partner instead of raising.
 
     Raises:
         InputError: a video without a partner, or no pair at all.
@@ -73,30 +70,24 @@ def match_videos(real: Path, reconstructions: Path, *, only_matched: bool = Fals
             f"no video of '{real}' has the name of one in '{reconstructions}'; "
             "names without suffix must agree, as 'a/x.mp4' and 'a/x.mkv' do"
         )
-    lonely = (
-        [name for name in originals if name not in results],
-        [name for name in results if name not in originals],
-    )
-    if any(lonely) and not only_matched:
-        first, folder, other = (
-            (lonely[0][0], real, reconstructions) if lonely[0] else (lonely[1][0], reconstructions, real)
-        )
+    lonely = [(name, real, reconstructions) for name in originals if name not in results]
+    lonely += [(name, reconstructions, real) for name in results if name not in originals]
+    if lonely and not only_matched:
+        name, folder, other = lonely[0]
         raise InputError(
-            f"{sum(map(len, lonely))} videos have no partner, first '{first}' of '{folder}', which '{other}'"
-            " lacks; add what is missing, or score the others with --matched"
+            f"{len(lonely)} videos have no partner, first '{name}' of '{folder}', which '{other}' lacks; add"
+            " what is missing, or score the others with --matched"
         )
     return pairs
 
 
 def is_one_video(path: Path) -> bool:
-    """Whether a path is a single video: a file, or a folder that holds images itself."""
+    """Returns whether a path is a single video: a file, or a folder that holds images itself."""
     return path.is_file() or (path.is_dir() and any(map(_is_image, _entries(path))))
 
 
 def _videos_below(folder: Path) -> Iterator[Path]:
     for entry in _entries(folder):
-        if entry.name.startswith("."):
-            continue
         path = Path(entry.path)
         if entry.is_dir():
             if is_one_video(path):
@@ -108,13 +99,10 @@ def _videos_below(folder: Path) -> Iterator[Path]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Returns the entries of a folder that are not hidden."""
     with os.scandir(folder) as entries:
-        return list(entries)
+        return [entry for entry in entries if not entry.name.startswith(".")]
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return (
-        not entry.name.startswith(".")
-        and entry.is_file()
-        and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
-    )
+    return entry.is_file() and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES

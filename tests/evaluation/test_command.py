@@ -1,0 +1,722 @@
+"""`wfvae evaluate`, from video files to results."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+if missing := [name for name in ("skimage", "scipy", "lpips") if find_spec(name) is None]:
+    pytest.skip(f"needs the extra eval: {missing[0]} is not installed", allow_module_level=True)
+
+from fixtures.program import Program, clip, load, save  # noqa: E402
+from wfvae.cli import evaluate_run as command  # noqa: E402
+from wfvae.evaluation import evaluator, protocol  # noqa: E402
+from wfvae.evaluation.frechet import FeatureMoments, frechet_distance  # noqa: E402
+from wfvae.evaluation.protocol import Protocol, open_prepared, square  # noqa: E402
+from wfvae.evaluation.scores import PSNR_LIMIT, mean_interval  # noqa: E402
+from wfvae.evaluation.video_files import find_videos  # noqa: E402
+from wfvae.metrics.frames import score_frames  # noqa: E402
+from wfvae.runtime import Bundle, open_bundle  # noqa: E402
+from wfvae.runtime.media.sinks import PNGFolder  # noqa: E402
+from wfvae.runtime.media.video_reader import VideoReader  # noqa: E402
+
+LOSSLESS = {"codec": "ffv1", "pixel_format": "bgr0"}
+NO_LPIPS = ("--lpips-weights", "none")
+NINE = ("--frames", 9, "--size", 48, *NO_LPIPS)
+TINY = ("--frames", 4, "--size", 32, *NO_LPIPS)
+
+
+def damaged(frames: np.ndarray, amount: int) -> np.ndarray:
+    noise = np.random.default_rng(0).integers(-amount, amount + 1, frames.shape)
+    return np.clip(frames + noise, 0, 255).astype(np.uint8)
+
+
+def folder_of(folder: Path, videos: dict[str, np.ndarray], suffix: str = "mkv", **options: Any) -> Path:
+    for name, frames in videos.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save(folder / f"{name}.{suffix}", frames, **(options or LOSSLESS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    videos = {name: clip(9, 48, 64, seed=index) for index, name in enumerate(("a", "sub/b", "c"))}
+    return folder_of(tmp_path_factory.mktemp("set") / "real", videos, "mp4", crf=16)
+
+
+@pytest.fixture(scope="module")
+def poor(real: Path) -> Path:
+    return encoded_again(real, "poor", crf=45)
+
+
+@pytest.fixture(scope="module")
+def better(real: Path) -> Path:
+    return encoded_again(real, "better", crf=30)
+
+
+def encoded_again(real: Path, name: str, **options: Any) -> Path:
+    videos = {name: load(path)[0] for name, path in find_videos(real).items()}
+    return folder_of(real.with_name(name), videos, **options)
+
+
+def psnr_of(before: np.ndarray, after: np.ndarray) -> float:
+    """Computes the mean PSNR of frames."""
+    errors = ((before.astype(float) - after) ** 2).mean(axis=(1, 2, 3))
+    return float(np.mean(10 * np.log10(255**2 / errors)))
+
+
+class Features(torch.nn.Module):
+    """Means of two colours, plus the number of frames. Fails for bright clips in a given way."""
+
+    def __init__(self, failure: str = "") -> None:
+        super().__init__()
+        self.failure = failure
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = x.mean(dim=(2, 3, 4))[:, :2] + x.shape[2]
+        if bool(x.mean() > 0.9):
+            if self.failure == "raises":
+                raise ValueError("much too bright")
+            if self.failure == "reads beyond":
+                features = x.select(1, 99).mean(dim=(2, 3))
+            if self.failure == "returns NaN":
+                features = features * float("nan")
+            if self.failure == "returns less":
+                features = features[:, :1]
+            if self.failure == "returns no batch":
+                features = features[0]
+        return features
+
+
+class Switches(torch.nn.Module):
+    """As the common I3D file: with arguments that are to be switched."""
+
+    def forward(
+        self, x: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False
+    ) -> torch.Tensor:
+        features = x.mean(dim=(2, 3, 4))[:, :2] + x.shape[2]
+        if rescale or resize or not return_features or x.shape[3] != 224:
+            features = features[:, :1] * 0
+        return features
+
+
+def network(path: Path, module: torch.nn.Module | None = None) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(module or Features()).save(str(path))
+    return path
+
+
+# Scores -------------------------------------------------------------------------------------------
+
+
+def test_folders_are_scored_and_written(program: Program, real: Path, poor: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ("--frames", 9, "--size", 48, "--lpips-weights", "random", "--worst", 1, "--out", out)
+    report = program.done("evaluate", real, poor, *options, "--i3d", network(tmp_path / "net.pt"))
+    assert report == json.loads((out / "evaluation.json").read_text())
+    [entry] = report["reconstructions"]
+    results = find_videos(poor)
+    crops = {
+        name: [load(one)[0][:, :, 8:56] for one in (path, results[name])]
+        for name, path in find_videos(real).items()
+    }
+    psnr = {name: psnr_of(*pair) for name, pair in crops.items()}
+    assert {video["name"]: video["psnr"] for video in entry["videos"]} == pytest.approx(psnr, abs=1e-9)
+    found, expected = entry["metrics"]["psnr"], mean_interval(list(psnr.values()))
+    assert found["videos"] == 3
+    assert [found["mean"], *found["interval"]] == pytest.approx(
+        [expected.value, expected.low, expected.high], abs=1e-4
+    )
+    assert entry["worst"]["psnr"] == [min(psnr, key=lambda name: psnr[name])]
+    assert entry["metrics"]["lpips"]["mean"] > 0
+    assert "random" in entry["metrics"]["lpips"]["network"]
+    moments = FeatureMoments(), FeatureMoments()
+    for pair in crops.values():
+        for one, frames in zip(moments, pair, strict=True):
+            video = np.stack([square(frame, 224) for frame in frames]) / 127.5 - 1
+            one.add(video[..., :2].mean(axis=(0, 1, 2))[None] + 9)
+    assert entry["metrics"]["fvd"]["value"] == pytest.approx(frechet_distance(*moments), abs=1e-6)
+    assert (entry["metrics"]["fvd"]["clips"], entry["metrics"]["fvd"]["features"]) == (3, 2)
+    markdown = (out / "evaluation.md").read_text()
+    assert "| Channel | Model | TCPR | PSNR ↑ | SSIM ↑ | LPIPS ↓ | FVD ↓ |" in markdown
+    assert f"{expected.value:.2f} ± " in markdown
+
+
+def test_default_protocol_is_33_frames_of_256x256(program: Program, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+
+    def prepared(frames: np.ndarray) -> np.ndarray:
+        height, width = (256 * side // min(frames.shape[1:3]) for side in frames.shape[1:3])
+        size, top, left = (width, height), (height - 256) // 2, (width - 256) // 2
+        made = [image.fromarray(frame).resize(size, image.Resampling.BILINEAR) for frame in frames[:33]]
+        return np.stack([np.asarray(one)[top : top + 256, left : left + 256] for one in made])
+
+    originals = {"small": clip(40, 60, 88), "tall": clip(40, 300, 272, seed=1)}
+    results = {name: damaged(frames, 25) for name, frames in originals.items()}
+    expected = {
+        name: psnr_of(prepared(frames), prepared(results[name])) for name, frames in originals.items()
+    }
+    for frames in results.values():
+        frames[33:] = 0  # whatever takes another window is far off
+    folders = [folder_of(tmp_path / name, one) for name, one in (("real", originals), ("other", results))]
+    report = program.done("evaluate", *folders, *NO_LPIPS, "--out", tmp_path / "out")
+    [entry] = report["reconstructions"]
+    assert entry["protocol"] == {"frames": 33, "size": 256, "window": "first"}
+    assert {(video["frames"], video["height"], video["width"]) for video in entry["videos"]} == {
+        (33, 256, 256)
+    }
+    # Pillow rounds after each of its two passes.
+    assert {video["name"]: video["psnr"] for video in entry["videos"]} == pytest.approx(expected, abs=0.1)
+    text = "2 videos; 33 frames, first window, 256x256 (short side resized, centre crop)"
+    assert text in (tmp_path / "out" / "evaluation.md").read_text()
+
+
+def test_whole_videos_give_several_clips_at_their_own_size(program: Program, tmp_path: Path) -> None:
+    frames = clip(70, 16, 24)
+    folders = [folder_of(tmp_path / str(noise), {"long": damaged(frames, noise)}) for noise in (0, 30)]
+    options = ("--whole", *NO_LPIPS, "--i3d", network(tmp_path / "n.pt"))
+    [entry] = program.done("evaluate", *folders, *options)["reconstructions"]
+    [video] = entry["videos"]
+    assert (video["frames"], video["height"], video["width"]) == (70, 16, 24)
+    assert (entry["metrics"]["fvd"]["clips"], entry["metrics"]["fvd"]["frames_per_clip"]) == (2, 33)
+    assert entry["metrics"]["psnr"]["interval"] is None, "one video has no interval"
+
+
+def test_identical_frames_are_counted_and_never_averaged(
+    program: Program, real: Path, tmp_path: Path
+) -> None:
+    same = Path(shutil.copytree(real, tmp_path / "same"))
+    outcome = program("evaluate", real, same, *NINE)
+    assert outcome.code == 0
+    assert "27 of 27 frames are identical" in outcome.out and "∞" in outcome.out
+    original = load(real / "a.mp4")[0]
+    frames = original.copy()
+    frames[3] = damaged(frames[3], 40)
+    (same / "a.mp4").unlink()
+    folder_of(same, {"a": frames})
+    [entry] = program.done("evaluate", real, same, *NINE)["reconstructions"]
+    alone = psnr_of(original[3:4, :, 8:56], frames[3:4, :, 8:56])
+    assert (entry["videos"][0]["identical_frames"], entry["videos"][0]["psnr"]) == (8, pytest.approx(alone))
+    found = entry["metrics"]["psnr"]
+    assert (found["videos"], found["identical_frames"], found["identical_videos"]) == (1, 26, 2)
+    assert found["mean"] == pytest.approx(alone)
+
+
+# Bundles ------------------------------------------------------------------------------------------
+
+
+def same_scores(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Equal but for rounding: frames are scored in pieces of other lengths."""
+    pairs = zip(one["videos"], other["videos"], strict=True)
+    return all(a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a) for a, b in pairs)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return bool(a == pytest.approx(b, rel=1e-12)) if isinstance(a, float) else a == b
+
+
+def test_bundle_has_the_scores_of_its_lossless_reconstructions(
+    program: Program, exported: Callable[..., Path], real: Path, tmp_path: Path
+) -> None:
+    bundle = exported("4x8x8-trilinear")
+    options = ("--frames", 7, "--size", 32, "--window", "centre", *NO_LPIPS, "--threads", 1)
+    report = program.done("evaluate", "--bundle", bundle, "--data", real, "--chunk", 1, *options)
+    [entry] = report["reconstructions"]
+    facts = entry["label"], entry["compression"], entry["latent_channels"]
+    assert facts == ("4x8x8-trilinear", [4, 8, 8], 4)
+    originals, results = {}, {}
+    with open_bundle(bundle, threads=1) as opened:
+        for name, path in find_videos(real).items():
+            with open_prepared(path, Protocol(7, 32, "centre")) as prepared:
+                originals[name] = np.stack(list(prepared.frames))
+            results[name] = opened.decode(opened.encode(originals[name]), frames=7)
+    prepared_folder, made = folder_of(tmp_path / "prepared", originals), folder_of(tmp_path / "made", results)
+    for arguments in ((real, made, *options), (prepared_folder, made, "--whole", *NO_LPIPS)):
+        assert same_scores(program.done("evaluate", *arguments)["reconstructions"][0], entry)
+
+
+def test_bundle_is_compared_with_another_and_with_files(
+    program: Program, exported: Callable[..., Path], real: Path, poor: Path
+) -> None:
+    ours, theirs = exported("4x8x8-trilinear"), exported("small")
+    options = ("--frames", 5, "--size", 32, *NO_LPIPS, "--threads", 1)
+    [alone] = program.done("evaluate", "--bundle", theirs, "--data", real, *options)["reconstructions"]
+    sets = ("--bundle", ours, "--data", real, "--compare-bundle", theirs, "--chunk", 1)
+    report = program.done("evaluate", *sets, *options)
+    assert report["difference"]["of"] == "small - 4x8x8-trilinear"
+    first, second = report["reconstructions"]
+    assert same_scores(second, alone)
+    assert (second["latent_channels"], second["compression"]) == (alone["latent_channels"], [4, 8, 8])
+    pairs = zip(first["videos"], second["videos"], strict=True)
+    differences = [after["psnr"] - before["psnr"] for before, after in pairs]
+    assert [video["psnr"] for video in report["difference"]["videos"]] == pytest.approx(differences)
+    sets = (real, poor, "--compare-bundle", theirs, "--compare-name", "it", "--chunk", 1)
+    report = program.done("evaluate", *sets, *options)
+    assert [entry["label"] for entry in report["reconstructions"]] == ["poor", "it"]
+    assert same_scores(report["reconstructions"][1], alone)
+
+
+BF16 = ["--backend", "openvino", "--precision-hint", "bf16"]
+
+
+@pytest.mark.parametrize(
+    ("options", "first", "second", "label"),
+    [
+        (
+            ["--backend", "openvino", "--compare-precision-hint", "bf16"],
+            ("openvino", None, "cpu"),
+            ("openvino", "bf16", "cpu"),
+            "{} (bf16)",
+        ),
+        (
+            ["--compare-backend", "openvino"],
+            ("auto", None, "cpu"),
+            ("openvino", None, "auto"),
+            "{} (openvino)",
+        ),
+        (
+            [*BF16, "--compare-backend", "onnxruntime"],
+            ("openvino", "bf16", "cpu"),
+            ("onnxruntime", None, "auto"),
+            "{} (onnxruntime)",
+        ),
+        (BF16, ("openvino", "bf16", "cpu"), ("openvino", "bf16", "cpu"), "{}"),
+        (
+            ["--compare-backend", "openvino", "--compare-name", "fast"],
+            ("auto", None, "cpu"),
+            ("openvino", None, "auto"),
+            "fast",
+        ),
+    ],
+)
+def test_bundle_is_compared_with_itself_on_another_backend(
+    program: Program,
+    exported: Callable[..., Path],
+    real: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    first: tuple[str, str | None, str],
+    second: tuple[str, str | None, str],
+    label: str,
+) -> None:
+    """Which backend, hint and provider each set is opened with; their own tests check the rest."""
+    from wfvae.runtime import bundle as module
+
+    seen = []
+
+    def noting(path: Path, backend: str, *, precision_hint: Any, provider: str, **others: Any) -> Bundle:
+        seen.append((backend, precision_hint, provider))
+        return open_bundle(path, **others)
+
+    monkeypatch.setattr(module, "open_bundle", noting)
+    bundle = exported("4x8x8-trilinear")
+    arguments = ("--frames", 1, "--size", 16, *NO_LPIPS, "--threads", 1, "--provider", "cpu", *options)
+    sets = ("--bundle", bundle, "--data", real, "--compare-bundle", bundle)
+    report = program.done("evaluate", *sets, *arguments)
+    assert seen == [second, first], "the second is opened before the first"
+    assert [entry["label"] for entry in report["reconstructions"]] == [bundle.name, label.format(bundle.name)]
+    assert [video["psnr"] for video in report["difference"]["videos"]] == [0.0] * 3
+
+
+# Comparisons --------------------------------------------------------------------------------------
+
+
+def test_comparison_is_shown_and_written(
+    program: Program, real: Path, poor: Path, better: Path, tmp_path: Path
+) -> None:
+    report = program.done("evaluate", real, poor, "--compare", better, *NINE, "--out", tmp_path)
+    difference = report["difference"]
+    assert difference["of"] == "better - poor"
+    one, two = ([video["psnr"] for video in entry["videos"]] for entry in report["reconstructions"])
+    expected = mean_interval([after - before for before, after in zip(one, two, strict=True)])
+    assert expected.value > 0
+    assert difference["psnr"]["mean"] == pytest.approx(expected.value)
+    assert difference["psnr"]["interval"] == pytest.approx([expected.low, expected.high])
+    assert "## better minus poor, video by video" in (tmp_path / "evaluation.md").read_text()
+    text = program("evaluate", real, poor, "--compare", better, *NINE).out
+    assert f"{expected.value:+.2f} ± " in text
+    assert "the second is worse by PSNR in 0 of 3 videos\n" in text
+
+
+def test_tables_have_the_given_labels(
+    program: Program, real: Path, poor: Path, better: Path, tmp_path: Path
+) -> None:
+    labels = ["--name", "ours", "--channels", 8, "--compression", "4x8x8"]
+    labels += ["--compare-name", "theirs", "--compare-channels", 16, "--compare-compression", "8X16x16"]
+    sets = (real, poor, "--compare", better, "--frames", 2, "--size", 16, *NO_LPIPS, "--out", tmp_path)
+    for options, expected in (
+        (labels, [("ours", 8, [4, 8, 8]), ("theirs", 16, [8, 16, 16])]),
+        ([], [("poor", None, None), ("better", None, None)]),
+    ):
+        entries = program.done("evaluate", *sets, *options)["reconstructions"]
+        keys = ("label", "latent_channels", "compression")
+        assert [tuple(entry[key] for key in keys) for entry in entries] == expected
+        markdown = (tmp_path / "evaluation.md").read_text()
+        assert ("| 16 | theirs | 2048 (8×16×16) |" in markdown) == bool(options)
+
+
+def test_comparison_explains_identical_frames(program: Program, tmp_path: Path) -> None:
+    real = clip(4, 16, 16)
+    spotty = np.concatenate([real[:3], damaged(real[3:], 60)])
+    videos = {"real": real, "spotty": spotty, "even": damaged(real, 30)}
+    for name, frames in videos.items():
+        folder_of(tmp_path / name, {"v": frames})
+    sets = (tmp_path / "real", tmp_path / "spotty", "--compare", tmp_path / "even", "--whole", *NO_LPIPS)
+    report = program.done("evaluate", *sets, "--out", tmp_path)
+    first, second = (entry["videos"][0] for entry in report["reconstructions"])
+    assert first["psnr"] < second["psnr"] == second["psnr_limited"]
+    assert first["psnr_limited"] == pytest.approx((3 * PSNR_LIMIT + first["psnr"]) / 4)
+    found = report["difference"]["psnr"]
+    assert found["mean"] == pytest.approx(second["psnr"] - first["psnr_limited"]) and found["mean"] < 0
+    assert found["frame_limit"] == pytest.approx(PSNR_LIMIT)
+    for text in (program("evaluate", *sets).out, (tmp_path / "evaluation.md").read_text()):
+        assert "as identical ones are, counts as 58.9 dB" in text
+
+
+def test_fvd_of_other_videos_is_not_subtracted(
+    program: Program, real: Path, poor: Path, better: Path, tmp_path: Path
+) -> None:
+    options = (*TINY, "--i3d", network(tmp_path / "net.pt"))
+    report = program.done("evaluate", real, poor, "--compare", better, *options)
+    first, second = (entry["metrics"]["fvd"]["value"] for entry in report["reconstructions"])
+    assert report["difference"]["fvd"] == {"value": pytest.approx(second - first)}
+    fewer = Path(shutil.copytree(better, tmp_path / "fewer"))
+    (fewer / "c.mkv").unlink()
+    report = program.done("evaluate", real, poor, "--compare", fewer, "--matched", *options)
+    assert report["difference"]["psnr"]["videos"] == 2
+    assert report["difference"]["fvd"]["value"] is None
+    assert "1 were scored in only one of the two, first 'c'" in report["difference"]["fvd"]["not measured"]
+
+
+# Videos that are skipped --------------------------------------------------------------------------
+
+
+def test_videos_that_cannot_be_scored_are_skipped_with_the_reason(
+    program: Program, real: Path, poor: Path, tmp_path: Path
+) -> None:
+    mixed = Path(shutil.copytree(poor, tmp_path / "mixed"))
+    (mixed / "a.mkv").write_bytes(b"no video")
+    save(mixed / "c.mkv", clip(9, 40, 40))
+    outcome = program("evaluate", real, mixed, *NINE, "--json")
+    assert outcome.code == 1
+    [entry] = outcome.report["reconstructions"]
+    assert [video["name"] for video in entry["videos"]] == ["sub/b"]
+    reasons = {one["name"]: one["reason"] for one in entry["skipped"]}
+    assert "mixed/a.mkv" in reasons["a"] and "40x40" in reasons["c"]
+    assert "none of 3 videos could be scored" in program.refused("evaluate", real, poor, "--frames", 10)
+    save(mixed / "a.mkv", load(poor / "a.mkv")[0][:8])
+    [entry] = program("evaluate", real, mixed, "--whole", *NO_LPIPS, "--json").report["reconstructions"]
+    assert "one ends after 8" in entry["skipped"][0]["reason"]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "png"])
+@pytest.mark.parametrize("window", ["first", "centre"])
+def test_reconstruction_of_another_length_is_skipped_though_its_window_is_complete(
+    program: Program, tmp_path: Path, suffix: str, window: str
+) -> None:
+    frames, counts = clip(12, 16, 16), {"cut": 9, "longer": 13, "prepared": 5, "whole": 12}
+    real = folder_of(tmp_path / "real", dict.fromkeys(counts, frames), "mp4", crf=16)
+    twice = damaged(np.concatenate([frames, frames]), 20)
+    results = {name: twice[:count] for name, count in counts.items()}
+    if suffix == "png":
+        for name, made in results.items():
+            images = PNGFolder(tmp_path / "other" / name, "%d.png", 16, 16, overwrite=False)
+            for frame in made:
+                images.write(frame)
+    else:
+        folder_of(tmp_path / "other", results, suffix, crf=16)
+    options = ("--frames", 5, "--size", 16, "--window", window, *NO_LPIPS, "--json")
+    outcome = program("evaluate", real, tmp_path / "other", *options)
+    assert (outcome.code, outcome.err) == (1, "")
+    [entry] = outcome.report["reconstructions"]
+    assert [video["name"] for video in entry["videos"]] == ["prepared", "whole"]
+    reasons = {one["name"]: one["reason"] for one in entry["skipped"]}
+    assert set(reasons) == {"cut", "longer"}
+    assert all("has 12 frames and '" in reason for reason in reasons.values())
+    assert "' 9;" in reasons["cut"] and "' 13;" in reasons["longer"]
+
+
+def test_wrong_number_of_frames_in_a_container_is_no_difference(
+    program: Program, real: Path, poor: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Overstating(VideoReader):
+        @property
+        def info(self) -> Any:
+            found = super().info
+            return replace(found, frames=12) if self._name.endswith(".mp4") else found
+
+    def open_video(path: Path) -> VideoReader:
+        return Overstating(path, str(path), None, None, keep_damaged=False)
+
+    monkeypatch.setattr(protocol, "open_video", open_video)
+    report = program.done("evaluate", real, poor, *TINY)
+    assert report["reconstructions"][0]["metrics"]["psnr"]["videos"] == 3
+
+
+# FVD and LPIPS ------------------------------------------------------------------------------------
+
+
+def test_common_i3d_file_is_switched_to_features_of_its_own_size(
+    program: Program, real: Path, poor: Path, tmp_path: Path
+) -> None:
+    results = []
+    for module in (Features(), Switches()):
+        path = network(tmp_path / f"{type(module).__name__}.pt", module)
+        [entry] = program.done("evaluate", real, poor, *TINY, "--i3d", path)["reconstructions"]
+        results.append(entry["metrics"]["fvd"])
+    assert results[0] == results[1]
+    assert results[0]["features"] == 2
+
+
+def test_clips_of_a_video_that_is_skipped_do_not_count(program: Program, tmp_path: Path) -> None:
+    for name, noise in (("real", 3), ("other", 9)):
+        videos = {str(index): damaged(clip(35, 16, 16, seed=index), noise) for index in range(3)}
+        if name == "other":
+            videos["1"] = videos["1"][:34]
+        folder_of(tmp_path / name, videos)
+    options = ("--whole", *NO_LPIPS, "--i3d", network(tmp_path / "n.pt"), "--json")
+    outcome = program("evaluate", tmp_path / "real", tmp_path / "other", *options)
+    assert (outcome.code, outcome.report["reconstructions"][0]["metrics"]["fvd"]["clips"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [
+        ("raises", "much too bright"),
+        ("reads beyond", "out of range"),
+        ("returns NaN", "NaN or infinite features"),
+        ("returns less", "different lengths, 1 and 2"),
+        ("returns no batch", "expected a tensor (1, d)"),
+    ],
+)
+@pytest.mark.parametrize("bright", [0, 1])
+def test_video_on_which_the_feature_network_fails_is_skipped(
+    program: Program, tmp_path: Path, failure: str, says: str, bright: int
+) -> None:
+    """It fails on the reconstruction only, when the original's features are known already."""
+    for name, noise in (("real", 3), ("other", 9)):
+        videos = {str(index): damaged(clip(3, 16, 16, seed=index), noise) for index in range(4)}
+        if name == "other":
+            videos[str(bright)][:] = 255
+        folder_of(tmp_path / name, videos)
+    i3d = network(tmp_path / "net.pt", Features(failure))
+    options = ("--frames", 3, "--size", 16, *NO_LPIPS, "--i3d", i3d, "--json")
+    outcome = program("evaluate", tmp_path / "real", tmp_path / "other", *options)
+    assert (outcome.code, outcome.err) == (1, "")
+    [entry] = outcome.report["reconstructions"]
+    assert [video["name"] for video in entry["videos"]] == [str(k) for k in range(4) if k != bright]
+    [skipped] = entry["skipped"]
+    assert skipped["name"] == str(bright) and says in skipped["reason"]
+    assert (entry["metrics"]["fvd"]["clips"], entry["metrics"]["fvd"]["features"]) == (3, 2)
+    assert entry["metrics"]["fvd"]["value"] > 0
+
+
+def test_fvd_that_cannot_be_computed_leaves_the_other_scores(
+    program: Program, real: Path, poor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wfvae.evaluation import video_features
+
+    def unlucky(*moments: object) -> float:
+        raise np.linalg.LinAlgError("eigenvalues did not converge")
+
+    monkeypatch.setattr(video_features, "frechet_distance", unlucky)
+    report = program.done("evaluate", real, poor, *TINY, "--i3d", network(tmp_path / "net.pt"))
+    metrics = report["reconstructions"][0]["metrics"]
+    assert (metrics["fvd"]["value"], metrics["psnr"]["videos"]) == (None, 3)
+    assert "did not converge" in metrics["fvd"]["not measured"]
+
+
+def test_lpips_without_its_backbone_is_not_measured(
+    program: Program, real: Path, poor: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(*arguments: object, **options: object) -> None:
+        raise OSError("no network here")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refused)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    report = program.done("evaluate", real, poor, "--frames", 9, "--size", 48)
+    metrics = report["reconstructions"][0]["metrics"]
+    assert metrics["psnr"]["mean"] > 10 and metrics["lpips"]["mean"] is None
+    assert "no network here" in metrics["lpips"]["not measured"]
+    assert "--i3d" in metrics["fvd"]["not measured"]
+
+
+# Interruptions and failures -----------------------------------------------------------------------
+
+
+def interrupt_after(calls: int, monkeypatch: pytest.MonkeyPatch, written: Path | None = None) -> list[Any]:
+    """Interrupts after so many pieces. Returns what `written` holds by then, once it happened."""
+    counted, found = 0, []
+
+    def interrupting(*arguments: Any) -> Any:
+        nonlocal counted
+        counted += 1
+        if counted > calls:
+            found.append(None if written is None else json.loads(written.read_text()))
+            raise KeyboardInterrupt
+        return score_frames(*arguments)
+
+    monkeypatch.setattr(evaluator, "score_frames", interrupting)
+    return found
+
+
+def test_interrupted_scores_are_kept(
+    program: Program, real: Path, poor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_after(3, monkeypatch)  # two pieces of the first video, then into the second
+    outcome = program("evaluate", real, poor, *NINE, "--out", tmp_path)
+    assert outcome.code == 130
+    assert "interrupted: not all videos were scored" in outcome.out
+    [entry] = json.loads((tmp_path / "evaluation.json").read_text())["reconstructions"]
+    assert (entry["complete"], len(entry["videos"])) == (False, 1)
+
+
+def test_first_set_is_written_before_the_second_is_scored(
+    program: Program, real: Path, poor: Path, better: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "evaluation.json"
+    written = interrupt_after(3 * 2, monkeypatch, path)  # three videos in two pieces each
+    outcome = program("evaluate", real, poor, "--compare", better, *NINE, "--out", tmp_path, "--json")
+    assert outcome.code == 130
+    stored = json.loads(path.read_text())
+    assert [stored] == written == [outcome.report]
+    [entry] = stored["reconstructions"]
+    assert (entry["label"], entry["complete"], len(entry["videos"])) == ("poor", True, 3)
+    assert "difference" not in stored
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "says", "labels"),
+    [
+        ("abc", "", "none of 3 videos could be scored", ["first"]),
+        ("ab", "c", "no video was scored in both", ["first", "second"]),
+        ("", "a", "none of 3 videos could be scored", None),
+    ],
+)
+def test_scores_survive_a_comparison_that_fails(
+    program: Program,
+    real: Path,
+    poor: Path,
+    tmp_path: Path,
+    first: str,
+    second: str,
+    says: str,
+    labels: list[str] | None,
+) -> None:
+    for name, readable in (("first", first), ("second", second)):
+        for path in Path(shutil.copytree(poor, tmp_path / name)).rglob("*.mkv"):
+            if path.stem not in readable:
+                path.write_bytes(b"no video")
+    out = tmp_path / "out"
+    sets = (real, tmp_path / "first", "--compare", tmp_path / "second")
+    outcome = program("evaluate", *sets, *NINE, "--out", out, "--json")
+    assert outcome.code == 2
+    assert says in outcome.err and len(outcome.err.splitlines()) == 1
+    if labels is None:
+        assert outcome.out == "" and list(out.iterdir()) == []
+        return
+    assert outcome.report == json.loads((out / "evaluation.json").read_text())
+    assert [entry["label"] for entry in outcome.report["reconstructions"]] == labels
+    assert all(entry["complete"] for entry in outcome.report["reconstructions"])
+    assert "difference" not in outcome.report
+
+
+@pytest.mark.parametrize("place", ["file", "file/out"])
+def test_folder_that_cannot_be_written_is_reported_before_scoring(
+    program: Program, real: Path, poor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr(evaluator, "score_frames", lambda *arguments: pytest.fail("it began to score"))
+    (tmp_path / "file").touch()
+    line = program.refused("evaluate", real, poor, *NINE, "--out", tmp_path / place)
+    assert f"cannot write the evaluation to {tmp_path / place}: " in line and "--out" in line
+
+
+def test_second_bundle_that_cannot_be_opened_is_reported_before_scoring(
+    program: Program,
+    exported: Callable[..., Path],
+    real: Path,
+    poor: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(evaluator, "score_frames", lambda *arguments: pytest.fail("it began to score"))
+    arguments = ("evaluate", real, poor, *NINE, "--compare-bundle")
+    assert "nowhere" in program.refused(*arguments, tmp_path / "nowhere")
+    assert "'steam'" in program.refused(*arguments, exported("4x8x8-trilinear"), "--compare-backend", "steam")
+
+
+def test_scores_that_cannot_be_written_are_printed(
+    program: Program, real: Path, poor: Path, better: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise command.ResourceError("cannot write: No space left on device")
+
+    monkeypatch.setattr(command, "write_results", full)
+    outcome = program("evaluate", real, poor, "--compare", better, *NINE, "--out", tmp_path, "--json")
+    assert outcome.code == 2
+    assert "No space left on device" in outcome.err and len(outcome.err.splitlines()) == 1
+    assert outcome.report["difference"]["psnr"]["videos"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("", "REAL and RECON"),
+        ("REAL", "REAL and RECON"),
+        ("REAL POOR --bundle b --data d", "either"),
+        ("--bundle b", "--data"),
+        ("REAL POOR --whole --frames 3", "--whole"),
+        ("REAL POOR --chunk 3", "--chunk"),
+        ("REAL nowhere", "nowhere does not exist"),
+        ("REAL POOR --i3d nowhere.pt", "nowhere.pt does not exist"),
+        ("REAL POOR --i3d REAL/a.mp4", "TorchScript"),
+        ("REAL POOR --lpips-weights nowhere.pth", "nowhere.pth"),
+        ("REAL POOR --lpips-weights REAL/a.mp4", "a.mp4"),
+        ("REAL POOR --channels 0", "--channels"),
+        *(
+            (f"REAL POOR --compression {x}", f"'{x}' is not a compression")
+            for x in ("8x8", "4x8x8x8", "4x0x8")
+        ),
+        ("REAL POOR --compare POOR --compare-compression 256", "'256' is not a compression"),
+        ("--bundle b --data d --channels 8", "--channels was given for the bundle b"),
+        ("--bundle b --data d --compression 4x8x8", "--compression was given for the bundle b"),
+        (
+            "REAL POOR --compare-bundle b --compare-channels 8",
+            "--compare-channels was given for the bundle b",
+        ),
+        ("REAL POOR --compare-name x", "--compare-name is for a second set"),
+        ("REAL POOR --compare-channels 8", "--compare-channels is for a second set"),
+        ("REAL POOR --compare-compression 4x8x8", "--compare-compression is for a second set"),
+        ("REAL POOR --compare POOR --compare-bundle b", "one of the two"),
+        ("REAL POOR --compare POOR --compare-backend openvino", "--compare-backend is for --compare-bundle"),
+        ("REAL POOR --compare-precision-hint bf16", "--compare-precision-hint is for --compare-bundle"),
+    ],
+)
+def test_wrong_use_is_one_line(program: Program, real: Path, poor: Path, arguments: str, says: str) -> None:
+    words = [word.replace("REAL", str(real)).replace("POOR", str(poor)) for word in arguments.split()]
+    assert says in program.refused("evaluate", *words)
+
+
+@pytest.mark.parametrize("package", ["torch", "skimage.metrics", "scipy"])
+def test_missing_package_names_the_extra(real: Path, poor: Path, package: str) -> None:
+    code = (
+        f"import sys; sys.modules['{package}'] = None; from wfvae.cli import main;"
+        " sys.exit(main.main(['evaluate', *sys.argv[1:]]))"
+    )
+    line = [sys.executable, "-c", code, str(real), str(poor)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert package in done.stderr and "pip install 'wfvae[eval]'" in done.stderr

@@ -1,0 +1,95 @@
+"""PSNR, SSIM and LPIPS of frames: against worked values and against a second library."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("skimage")
+
+from fixtures.program import clip  # noqa: E402
+from wfvae.errors import InputError  # noqa: E402
+from wfvae.metrics import frames as frame_metrics  # noqa: E402
+from wfvae.metrics.frames import score_frames  # noqa: E402
+from wfvae.metrics.torchvision_operators import make_torchvision_importable  # noqa: E402
+
+
+def damaged(frames: np.ndarray, amount: int) -> np.ndarray:
+    noise = np.random.default_rng(0).integers(-amount, amount + 1, frames.shape)
+    return np.clip(frames + noise, 0, 255).astype(np.uint8)
+
+
+def test_psnr_of_worked_values() -> None:
+    real = np.full((3, 16, 16, 3), 100, dtype=np.uint8)
+    other = real.copy()
+    other[0] += 5  # mean square 25
+    other[1, 3, 4, 1] += 16  # 256 over 768 values
+    scores = score_frames(real, other)
+    expected = [20 * math.log10(255 / 5), 10 * math.log10(255**2 * 768 / 256)]
+    assert scores.psnr[:2] == pytest.approx(expected, abs=1e-9)
+    assert scores.psnr[2] == math.inf
+    assert scores.ssim[2] == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("amount", [1, 12, 90])
+def test_psnr_and_ssim_agree_with_torchmetrics(amount: int) -> None:
+    if find_spec("torchvision") is not None:
+        make_torchvision_importable("the test", "eval")
+    metrics = pytest.importorskip("torchmetrics.functional.image")
+    real = clip(2, 24, 36)
+    other = damaged(real, amount)
+    scores = score_frames(real, other)
+    tensors = [torch.from_numpy(frames).permute(0, 3, 1, 2).double() / 255 for frames in (other, real)]
+    psnr = metrics.peak_signal_noise_ratio(*tensors, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    assert scores.psnr == pytest.approx(psnr.numpy(), abs=1e-5)
+    # Its mean counts windows that reach beyond the frame; the map allows to leave them out.
+    _, similarity = metrics.structural_similarity_index_measure(
+        *tensors, sigma=1.5, data_range=1.0, reduction="none", return_full_image=True
+    )
+    assert scores.ssim == pytest.approx(similarity[:, :, 5:-5, 5:-5].mean(dim=(1, 2, 3)).numpy(), abs=1e-9)
+
+
+def test_frames_scored_together_have_the_scores_of_each_alone() -> None:
+    real = clip(20, 24, 24)
+    other = damaged(real, 20)
+    together = score_frames(real, other)
+    alone = [score_frames(real[k : k + 1], other[k : k + 1]) for k in range(20)]
+    assert together.psnr.tolist() == [one.psnr[0] for one in alone]
+    assert together.ssim == pytest.approx([one.ssim[0] for one in alone], abs=1e-6)
+
+
+def test_lpips_agrees_with_the_package_frame_by_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lpips")
+    make_torchvision_importable("the test", "eval")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torchvision, about how lpips calls it
+        import lpips
+
+        torch.manual_seed(5)
+        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+    real = clip(5, 40, 48)
+    other = damaged(real, 60)
+    monkeypatch.setattr(frame_metrics, "_BATCH_PIXELS", 2 * 40 * 48)  # 2, 2 and 1 frames
+    found = score_frames(real, other, lambda a, b: network(a, b)).lpips
+    with torch.no_grad():
+        # The package's own conversion to [-1, 1].
+        pairs = [[lpips.im2tensor(frame) for frame in pair] for pair in zip(real, other, strict=True)]
+        expected = [float(network(*pair)) for pair in pairs]
+        narrow = [float(network(*((tensor + 1) / 2 for tensor in pair))) for pair in pairs]
+    assert not np.isclose(expected, narrow, rtol=0.05).any(), "[-1, 1] and [0, 1] must differ"
+    assert len({round(value, 4) for value in expected}) == 5
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert score_frames(real, real, lambda a, b: network(a, b)).lpips == pytest.approx(np.zeros(5), abs=1e-7)
+
+
+def test_wrong_frames_are_refused() -> None:
+    frames = clip(2, 24, 24)
+    with pytest.raises(InputError, match="same"):
+        score_frames(frames, frames[:1])
+    with pytest.raises(InputError, match="11x11"):
+        score_frames(frames[:, :10], frames[:, :10])

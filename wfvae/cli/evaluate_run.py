@@ -1,0 +1,173 @@
+"""The work of `wfvae evaluate`: scores one or two sets of reconstructions, prints and writes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from wfvae.cli.arguments import open_from
+from wfvae.cli.output import progress_bar, show
+from wfvae.errors import ResourceError
+from wfvae.evaluation.evaluator import Evaluator
+from wfvae.evaluation.lpips_choice import choose_lpips
+from wfvae.evaluation.protocol import PAPER_FRAMES, PAPER_SIZE, Protocol
+from wfvae.evaluation.results import Labelled, prepare_folder, to_json, write_results
+from wfvae.evaluation.scores import METRICS, Evaluation, PairedDifference, compare
+from wfvae.evaluation.sources import BundleSource, FileSource, Source
+from wfvae.evaluation.tables import (
+    cells,
+    headings,
+    limit_remark,
+    regression_lines,
+    remarks,
+    score_text,
+    to_markdown,
+)
+from wfvae.evaluation.video_features import VideoFeatures
+from wfvae.evaluation.video_files import find_videos, match_videos
+from wfvae.spec.frames import SPATIAL_RATIO
+
+
+@dataclass(frozen=True)
+class _Reconstructions:
+    """A set to be scored, and its labels in the tables."""
+
+    source: Source
+    label: str
+    channels: int | None
+    ratio: tuple[int, int, int] | None
+
+    def labelled(self, evaluation: Evaluation) -> Labelled:
+        return Labelled(self.label, evaluation, self.channels, self.ratio)
+
+
+class EvaluationRun:
+    """One call of the command."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        frames, size = args.frames or PAPER_FRAMES, args.size or PAPER_SIZE
+        self._protocol = Protocol(None, None) if args.whole else Protocol(frames, size, args.window)
+        self._lpips = choose_lpips(args.lpips_weights, args.lpips_net)
+        self._network = None if args.i3d is None else VideoFeatures(args.i3d)
+        self._entries: list[Labelled] = []
+
+    def run(self) -> int:
+        """Scores, then prints and writes; after a failure or an interruption, what there is."""
+        try:
+            differences = self._score_all()
+        except (KeyboardInterrupt, Exception):
+            if self._entries:
+                self._publish([])
+            raise
+        self._publish(differences)
+        return 1 if any(entry.evaluation.skipped for entry in self._entries) else 0
+
+    def _score_all(self) -> list[PairedDifference]:
+        second = _second(self._args)
+        # Opened first, so that its errors come before the work; it loads graphs when it is scored.
+        with contextlib.nullcontext() if second is None else _open(second) as others:
+            with _open(self._args) as reconstructions:
+                self._score(reconstructions)
+            if others is None:
+                return []
+            with contextlib.suppress(ResourceError):  # raised again at the end
+                self._write([])  # a kill does not lose the first set
+            self._score(others)
+        return compare(self._entries[0].evaluation, self._entries[1].evaluation)
+
+    def _score(self, scored: _Reconstructions) -> None:
+        if self._args.out is not None:
+            prepare_folder(self._args.out)
+        evaluator = Evaluator(scored.source, self._protocol, self._lpips, self._network)
+        try:
+            with progress_bar(f"evaluate {scored.label}") as progress:
+                evaluation = evaluator.run(progress)
+        except (KeyboardInterrupt, Exception):
+            found = evaluator.result(complete=False)
+            if found.videos:
+                self._entries.append(scored.labelled(found))
+            raise
+        self._entries.append(scored.labelled(evaluation))
+
+    def _publish(self, differences: list[PairedDifference]) -> None:
+        """Prints and writes the results; each is tried even if the other fails."""
+        try:
+            show(self._args, self._data(differences), _text(self._entries, differences, self._args.worst))
+        finally:
+            self._write(differences)
+
+    def _write(self, differences: list[PairedDifference]) -> None:
+        if self._args.out is not None:
+            markdown = to_markdown(self._entries, differences, self._args.worst)
+            write_results(self._args.out, self._data(differences), markdown)
+
+    def _data(self, differences: list[PairedDifference]) -> dict[str, Any]:
+        return to_json(self._entries, differences, self._args.worst)
+
+
+def _second(args: argparse.Namespace) -> argparse.Namespace | None:
+    """Returns the second set's arguments as if they were the first's; None without a second set."""
+    if args.compare is None and args.compare_bundle is None:
+        return None
+    given = {**vars(args), "reconstruction": args.compare, "bundle": args.compare_bundle}
+    given |= {key: vars(args)[f"compare_{key}"] for key in ("name", "channels", "compression")}
+    backend, hint = args.compare_backend, args.compare_precision_hint
+    if backend is not None or hint is not None:
+        execution = ", ".join(part for part in (backend, hint) if part is not None)
+        # It may be the first bundle, run otherwise.
+        given["name"] = given["name"] or f"{args.compare_bundle.resolve().name} ({execution})"
+    if hint is not None:
+        given["precision_hint"] = hint
+    if backend is not None:  # it may have neither the first one's hint nor its provider
+        given |= {"backend": backend, "precision_hint": hint, "provider": "auto"}
+    return argparse.Namespace(**given)
+
+
+@contextlib.contextmanager
+def _open(args: argparse.Namespace) -> Iterator[_Reconstructions]:
+    """Opens one set of reconstructions."""
+    real = args.data or args.real
+    if args.bundle is None:
+        pairs = match_videos(real, args.reconstruction, only_matched=args.matched)
+        label = args.name or args.reconstruction.resolve().name
+        yield _Reconstructions(FileSource(pairs), label, args.channels, args.compression)
+        return
+    videos = find_videos(real)
+    with open_from(args) as bundle:
+        source, label = BundleSource(bundle, videos, args.chunk), args.name or args.bundle.resolve().name
+        ratio = (bundle.ratio, SPATIAL_RATIO, SPATIAL_RATIO)
+        yield _Reconstructions(source, label, bundle.manifest.model["latent_dim"], ratio)
+
+
+def _text(entries: list[Labelled], differences: list[PairedDifference], worst: int) -> RenderableType:
+    """Returns the scores for a terminal."""
+    table = Table("", *headings())
+    lines = ["± is half of the 95 % interval (Student's t over videos)"]
+    for entry in entries:
+        table.add_row(Text(entry.label), *cells(entry))
+    if differences:
+        texts = {
+            one.metric: score_text(one.metric, one.mean, sign=True) + (" *" if one.significant else "")
+            for one in differences
+        }
+        table.add_row("second - first, paired", *(texts.get(metric, "–") for metric in METRICS), "")
+        lines[0] += "; * the interval excludes zero"
+        lines += [*limit_remark(entries), *regression_lines(differences, worst)]
+    for entry in entries:
+        lines += [f"{entry.label}: {line}" for line in remarks(entry)]
+        for metric in METRICS:
+            names = [
+                f"{video.name} ({video.get(metric):.4g})" for video in entry.evaluation.worst(metric, worst)
+            ]
+            if names:
+                lines.append(f"{entry.label}: worst {metric.title}: {', '.join(names)}")
+    # File names may hold bytes that are not UTF-8.
+    return Group(table, *(Text(line.encode("utf-8", "backslashreplace").decode()) for line in lines))
