@@ -99,9 +99,9 @@ class TritonStream:
     """One stream as one sequence of requests, each a full step of `latents` except the last ones.
 
     START is on the first request, END on the last. Where the graph drains (it has the input `end`),
-    that is an extra request whose input is ignored; else it is the last one with data. So one step is
-    held back until `finish`, which also keeps a decoder from returning more frames than the video
-    has. Always finish a stream: END frees its slot on the server.
+    that is an extra request whose input is ignored; else it is the last one with data. So one step
+    is held back until `finish`, which also keeps a decoder from returning more frames than the
+    video has. Always finish a stream: END frees its slot on the server.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class TritonStream:
             yield self._step(self._latents, end=False)
 
     def finish(self, frames: int | None = None) -> Iterator[Array]:
-        """Ends the stream, and yields the rest. `frames`: a decoder's true number of video frames."""
+        """Ends the stream, and yields the rest. `frames`: a decoder's true number of frames."""
         drains = self._rules.graph.drain
         self._feed.close(frames)
         while ready := self._feed.ready:
@@ -173,7 +173,7 @@ def reconstruct(
 
 
 def warm_up(transport: Transport, rules: Rules, latents: int) -> None:
-    """Runs a full step and one of a single latent, so that no user waits for the server's first ones.
+    """Runs a full step and one of a single latent: the server's first ones are slow.
 
     It replaces the server's own warm-up, which sends requests without a sequence and so fails for a
     model with implicit state.

@@ -1,8 +1,8 @@
 """Builds a bundle's TensorRT engines: one per direction, with profiles from the manifest's shapes.
 
 The networks are strongly typed: the graphs fix every type, so a bundle's precision is its engines'.
-Polygraphy's loaders are not used, since they print TensorRT's reasons instead of returning them, and
-cannot ask for an editable timing cache.
+Polygraphy's loaders are not used, since they print TensorRT's reasons instead of returning them,
+and cannot ask for an editable timing cache.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _build(path: Path, job: _Job, trt: TensorRT, progress: BuildProgress) -> Ite
 
 
 def _parse(parser: OnnxParser, path: Path, trt: TensorRT, log: ErrorLog) -> None:
-    """Reads a graph and, by its path, the weights. Raises `BundleError` with the parser's reasons."""
+    """Reads a graph and its weights. Raises `BundleError` with the parser's reasons."""
     if parser.parse_from_file(str(path)) and not parser.num_errors:
         return
     errors = [parser.get_error(index) for index in range(min(parser.num_errors, 3))]
@@ -179,7 +179,8 @@ def _parse(parser: OnnxParser, path: Path, trt: TensorRT, log: ErrorLog) -> None
 def _configure(config: IBuilderConfig, settings: BuildSettings, trt: TensorRT) -> None:
     """Sets flags and limits. Raises `BundleError` if TensorRT does not have or take one."""
     tf32 = trt.member("BuilderFlag", "TF32")
-    set_flag = config.set_flag if settings.tf32 else config.clear_flag  # TensorRT's own default is on
+    # TensorRT's own default is on.
+    set_flag = config.set_flag if settings.tf32 else config.clear_flag
     set_flag(tf32)
     if config.get_flag(tf32) != settings.tf32:
         raise BundleError(f"{trt} did not take TF32 {'on' if settings.tf32 else 'off'}")

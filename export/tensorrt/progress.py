@@ -39,7 +39,7 @@ class BuildProgress:
         self._cancelled.set()
 
     def update(self, phase: str, done: int, total: int | None = None) -> None:
-        """Sets the finished steps of a phase. `total` opens it, inside of the phases that are open."""
+        """Sets the finished steps of a phase. `total` opens it, inside of the open phases."""
         with self._lock:
             if total is None and phase not in self._phases:
                 return
@@ -59,7 +59,7 @@ class BuildProgress:
 def make_monitor(trt: TensorRT, progress: BuildProgress) -> Any:
     """Returns a progress monitor of TensorRT that passes its calls to `progress`."""
 
-    class Monitor(trt.interface("IProgressMonitor")):  # type: ignore[misc]  # of a module without types
+    class Monitor(trt.interface("IProgressMonitor")):  # type: ignore[misc]  # no types
         def __init__(self) -> None:
             super().__init__()  # which TensorRT's classes demand
 

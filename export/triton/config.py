@@ -162,7 +162,7 @@ def to_text(message: Mapping[str, Any], indent: str = "") -> str:
 def _scalar(value: Any) -> str:
     if isinstance(value, Name):
         return str(value)
-    return json.dumps(value)  # numbers, booleans, and quotes and escapes as the text format has them
+    return json.dumps(value)  # quotes and escapes are the same in both formats
 
 
 def _model(
@@ -181,8 +181,8 @@ def _model(
     }
     parameters = {PARAMETER: json.dumps(stream_rules(manifest, graph, size), sort_keys=True)}
     if options.platform == "onnxruntime" and options.gpu:
-        # The algorithm search is set here: with any parameter set, the server takes EXHAUSTIVE if this
-        # one is missing, whatever the accelerator's settings are. TF32 exists there only.
+        # With any parameter set, the server searches exhaustively if this one is missing, whatever
+        # the settings of the accelerator. TF32 exists only there.
         parameters["cudnn_conv_algo_search"] = _ORT_HEURISTIC
         tf32 = {"key": "use_tf32", "value": str(int(options.tf32))}
         cuda = {"gpu_execution_accelerator": [{"name": "cuda", "parameters": [tf32]}]}

@@ -4,7 +4,7 @@
       wfvae.json                  what it was made from, and how
       wfvae_encoder/config.pbtxt
       wfvae_encoder/1/model.onnx  the bundle's graph in Triton's shapes
-      wfvae_encoder/1/weights.bin this direction's part of the weights, a copy: ONNX tools refuse links
+      wfvae_encoder/1/weights.bin this direction's part of the weights, since ONNX refuses links
       wfvae_decoder/...
       build_engines.sh            for TensorRT
 

@@ -2,8 +2,8 @@
 
 TensorRT's bindings are a small wheel of their own. They load over empty stub libraries, which are
 compiled here, and then show what they have: classes, parameters and enums of 10.13 and of 11.4.
-cuda-bindings loads without a driver. pip fetches the wheels once into the user's cache; the tests are
-skipped without a registry, a compiler or a wheel for this Python.
+cuda-bindings loads without a driver. pip fetches the wheels once into the user's cache; the tests
+are skipped without a registry, a compiler or a wheel for this Python.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Bindings:
         return run(code, self._path, LD_LIBRARY_PATH=str(self._stubs))
 
     def overloads(self, owner: str, method: str) -> list[tuple[list[tuple[str, str, bool]], str]]:
-        """Each overload's parameters (name, type, has a default) after `self`, and what it returns."""
+        """Each overload's parameters (name, type, has a default) and return type."""
         text = self.classes[owner][method]
         found = []
         for given, returned in re.findall(rf"^(?:\d+\. )?{method}\((.*)\) -> (.*)$", text, re.M):

@@ -21,7 +21,7 @@ import pytest
 
 from wfvae.cli.main import main
 from wfvae.errors import BundleError, InputError, ResourceError
-from wfvae.export.triton.config import TYPES, Name, TritonOptions, config_text, to_text
+from wfvae.export.triton.config import Name, TritonOptions, config_text, to_text
 from wfvae.export.triton.graph import with_second_axis
 from wfvae.export.triton.repository import BUILD_NAME, RECORD_NAME, engine_shapes, write_repository
 from wfvae.runtime import Bundle
@@ -37,7 +37,7 @@ FIXTURES = ("4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear")
 DIRECTIONS = ("encoder", "decoder")
 Exported = Callable[..., Path]
 Opened = Callable[..., Bundle]
-MakeRepository = Callable[..., Path]
+Make = Callable[..., Path]
 
 
 def load_example() -> Any:
@@ -80,7 +80,7 @@ def simulated(repository: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def repository(exported: Exported, tmp_path: Path) -> MakeRepository:
+def repository(exported: Exported, tmp_path: Path) -> Make:
     def make(name: str = FIXTURES[0], precision: str = "fp32", **options: Any) -> Path:
         options = {"size": (HEIGHT, WIDTH), "gpu": False, **options}
         bundle = exported(name, precision=precision)
@@ -95,34 +95,18 @@ def repository(exported: Exported, tmp_path: Path) -> MakeRepository:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", FIXTURES)
-def test_every_tensor_of_the_manifest_is_configured(
-    exported: Exported, repository: MakeRepository, name: str, precision: str
+def test_configuration_agrees_with_manifest_and_graph(
+    exported: Exported, repository: Make, name: str, precision: str
 ) -> None:
-    folder, manifest = repository(name, precision), Manifest.read(exported(name, precision=precision))
-    for direction in DIRECTIONS:
-        graph, config = manifest.graphs[direction], config_of(folder, f"wfvae_{direction}")
-        assert (config.name, config.platform) == (f"wfvae_{direction}", "onnxruntime_onnx")
-        numbers = type(config).DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_name
+    manifest = Manifest.read(exported(name, precision=precision))
+    for model in simulated(repository(name, precision)).values():  # compares with the graph
+        graph = manifest.graphs[model.config.name.removeprefix("wfvae_")]
         channels = manifest.graphs["decoder"].inputs[0].shape[2]
         shapes = {"frames": [-1, 3, 32, 24], "latents": [-1, channels, 4, 3]}
-        for tensors, wanted in ((config.input, graph.inputs[0]), (config.output, graph.outputs[0])):
-            [tensor] = tensors
-            assert (tensor.name, list(tensor.dims)) == (wanted.name, shapes[wanted.name])
-            assert tensor.data_type == numbers["TYPE_FP32"].number
-        batching = config.sequence_batching
-        kind = type(batching).Control.Kind.Value
-        wired = {"start": [kind("CONTROL_SEQUENCE_START")], "end": [kind("CONTROL_SEQUENCE_END")]}
-        kinds = {control.name: [c.kind for c in control.control] for control in batching.control_input}
-        assert kinds == {name: wired[name] for name in ("start", "end") if name == "start" or graph.has_end}
-        states = {state.input_name: state for state in batching.state}
-        assert list(states) == [state.input for state in graph.states]
-        for state in graph.states:
-            found = states[state.input]
-            assert found.output_name == state.output
-            assert found.data_type == numbers[TYPES[state.dtype]].number
-            assert list(found.dims) == (list(state.resolve(1, 32, 24)[1:]) or [1])
-            assert found.initial_state[0].zero_data and not found.use_same_buffer_for_input_output
-        assert not config.model_warmup  # its requests have no sequence, and so no state
+        for tensor in (*model.config.input, *model.config.output):
+            assert list(tensor.dims) == shapes[tensor.name]
+        assert [state.input_name for state in model.batching.state] == [s.input for s in graph.states]
+        assert not model.config.model_warmup  # its requests have no sequence, and so no state
 
 
 def test_options_reach_the_configuration(exported: Exported) -> None:
@@ -203,9 +187,7 @@ def test_bfloat16_is_for_tensorrt_only(exported: Exported, tmp_path: Path) -> No
 # The repository -----------------------------------------------------------------------------------
 
 
-def test_graphs_have_a_second_axis_and_only_their_weights(
-    exported: Exported, repository: MakeRepository
-) -> None:
+def test_graphs_have_a_second_axis_and_only_their_weights(exported: Exported, repository: Make) -> None:
     bundle, folder, size = exported(FIXTURES[0]), repository(), 0
     for direction in DIRECTIONS:
         version = folder / f"wfvae_{direction}" / "1"
@@ -222,8 +204,8 @@ def test_graphs_have_a_second_axis_and_only_their_weights(
     assert size < 1.01 * (bundle / "weights.bin").stat().st_size + 4096
 
 
-def test_tensorrt_repository_has_build_script(repository: MakeRepository) -> None:
-    """Runs it with a stand-in for trtexec: every named file exists, and every input has its shapes."""
+def test_tensorrt_repository_has_build_script(repository: Make) -> None:
+    """Run with a stand-in for trtexec, it names files that exist and shapes of every input."""
     folder = repository(platform="tensorrt", gpu=True, max_batch=3, max_latents=6)
     recorder = folder.parent / "trtexec"
     recorder.write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
@@ -270,7 +252,7 @@ def test_steps_are_those_of_the_bundles_newest_engine(exported: Exported) -> Non
         )
         return [int(shapes[kind].split("x")[1]) for kind in ("min", "opt", "max")]
 
-    assert lengths(entry("encoder", 6, whole_clip=9)) == [4, 24, 24]  # verification's does not count
+    assert lengths(entry("encoder", 6, whole_clip=9)) == [4, 24, 24]
     assert lengths(entry("encoder", 2), entry("encoder", 6), entry("decoder", 3)) == [4, 24, 24]
     assert lengths(entry("encoder", 1)) == [4, 4, 4]
     damaged = {**entry("encoder", 6), "precision": "fp64"}
@@ -388,9 +370,7 @@ def streamed(bundle: Bundle, video: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", FIXTURES)
-def test_interleaved_sequences_give_bits_of_runtime(
-    opened: Opened, repository: MakeRepository, name: str
-) -> None:
+def test_interleaved_sequences_give_bits_of_runtime(opened: Opened, repository: Make, name: str) -> None:
     """Seven clients, four slots (so that some wait in the backlog), at most three in a batch."""
     models, random = simulated(repository(name, max_batch=3, max_sequences=4)), np.random.default_rng(0)
     lengths, latents = [1, 2, 9, 13, 16, 21, 22], [2, 1, 2, 1, 2, 3, 2]
@@ -403,7 +383,7 @@ def test_interleaved_sequences_give_bits_of_runtime(
 
 
 @pytest.mark.parametrize("fault", [None, "states", "controls"])
-def test_wrong_wire_gives_other_bits(opened: Opened, repository: MakeRepository, fault: str | None) -> None:
+def test_wrong_wire_gives_other_bits(opened: Opened, repository: Make, fault: str | None) -> None:
     models, bundle = simulated(repository()), opened(FIXTURES[0])
     batching = models["wfvae_decoder"].config.sequence_batching
     video = np.random.default_rng(1).integers(0, 256, (13, HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -419,7 +399,7 @@ def test_wrong_wire_gives_other_bits(opened: Opened, repository: MakeRepository,
     assert np.array_equal(result, streamed(bundle, video)) == (fault is None)
 
 
-def test_flags_without_second_axis_are_refused(exported: Exported, repository: MakeRepository) -> None:
+def test_flags_without_second_axis_are_refused(exported: Exported, repository: Make) -> None:
     """The bundle's own graphs have flags of shape (batch,), which the server does not load."""
     folder, bundle = repository() / "wfvae_decoder" / "1", exported(FIXTURES[0])
     (folder / "model.onnx").write_bytes((bundle / "decoder.onnx").read_bytes())
@@ -429,7 +409,7 @@ def test_flags_without_second_axis_are_refused(exported: Exported, repository: M
 
 
 def test_example_reconstructs_file_to_file(
-    opened: Opened, repository: MakeRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, repository: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole program, warm-up included, with a simulated server at the other end."""
     frames = ProceduralClip(0, HEIGHT, 20, 11).frames(0, 11)
@@ -493,7 +473,7 @@ FIRST, MIDDLE, LAST, ONLY = (True, False), (False, False), (False, True), (True,
     ],
 )
 def test_requests_of_a_stream_are_framed(
-    repository: MakeRepository,
+    repository: Make,
     name: str,
     direction: str,
     pushes: list[int],
@@ -514,7 +494,7 @@ def test_requests_of_a_stream_are_framed(
     assert len(recorder.sequences) == 1 and 0 < min(recorder.sequences) < 2**63
 
 
-def test_warm_up_runs_the_shapes_that_follow(repository: MakeRepository) -> None:
+def test_warm_up_runs_the_shapes_that_follow(repository: Make) -> None:
     recorder = Recorder(repository())
     for direction, expected in (("encoder", {8, 4}), ("decoder", {2, 1})):
         recorder.requests.clear()
@@ -522,7 +502,7 @@ def test_warm_up_runs_the_shapes_that_follow(repository: MakeRepository) -> None
         assert {count for count, _, _ in recorder.requests} == expected and recorder.requests[-1][2]
 
 
-def test_client_refuses_what_is_not_served(repository: MakeRepository) -> None:
+def test_client_refuses_what_is_not_served(repository: Make) -> None:
     recorder = Recorder(repository())
     encoder, decoder = (recorder.rules(direction) for direction in DIRECTIONS)
     with pytest.raises(InputError, match="the video is 48x48, and wfvae_encoder serves 32x24"):
@@ -534,7 +514,7 @@ def test_client_refuses_what_is_not_served(repository: MakeRepository) -> None:
         example.Rules.read(SimpleNamespace(parameters=lambda model: {}), "wfvae_encoder")
 
 
-def test_grpc_request_has_tensor_and_sequence_flags(repository: MakeRepository) -> None:
+def test_grpc_request_has_tensor_and_sequence_flags(repository: Make) -> None:
     pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is not installed")
     folder, answer = repository(), np.ones((1, 4, 3, 32, 24), np.float32)
     calls: list[Any] = []

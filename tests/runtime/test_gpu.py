@@ -187,7 +187,7 @@ def test_same_plan_and_restored_stream_give_same_bits(on_gpu: Opener, backend: s
         saved = stream.snapshot()
     with bundle.restore(saved, chunk=2) as stream:
         rest = np.concatenate([stream.push(clip(41)[21:]), stream.finish()])
-    assert error(np.concatenate([head, rest]), wanted) <= TOLERANCE[precision]  # other steps than alone
+    assert error(np.concatenate([head, rest]), wanted) <= TOLERANCE[precision]  # other steps
     with bundle.restore(saved, chunk=2) as stream:
         assert np.array_equal(np.concatenate([stream.push(clip(41)[21:]), stream.finish()]), rest)
 

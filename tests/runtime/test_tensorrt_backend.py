@@ -1,8 +1,8 @@
 """The TensorRT backend over stand-ins for TensorRT and CUDA: this project's logic, without a GPU.
 
 The stand-in engines run the bundle's graphs in ONNX Runtime, on memory that is filled as late as
-streams and events allow. So a missing wait, a swapped address, an aliased buffer or a partly written
-state gives wrong bits.
+streams and events allow. So a missing wait, a swapped address, an aliased buffer or a partly
+written state gives wrong bits.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ SIZE = {"height": HEIGHT, "width": WIDTH}
 SETTINGS = BuildSettings(Span(1, 1, 3), chunk=2, height=Span.of(HEIGHT), width=Span(8, 24, 32), whole_clip=5)
 PLAIN, GRAPHS = TensorRTOptions(), TensorRTOptions(cuda_graphs=True)
 NAME = "4x8x8-trilinear"
+Patch = pytest.MonkeyPatch
 
 
 def video(frames: int, seed: int = 0) -> Any:
@@ -51,37 +53,36 @@ class Setup:
     bundle: Any = None
 
     def open(self, options: TensorRTOptions = PLAIN) -> Bundle:
-        manifest = Manifest.read(self.path)
-        trt = TensorRT(self.trt)
-        return Bundle(
-            self.path, manifest, TensorRTBackend(self.path, manifest, options, trt=trt, cuda=self.cuda)
-        )
+        manifest, trt = Manifest.read(self.path), TensorRT(self.trt)
+        backend = TensorRTBackend(self.path, manifest, options, trt=trt, cuda=self.cuda)
+        return Bundle(self.path, manifest, backend)
 
     @property
     def session(self) -> Any:
         return self.bundle.step_session("encoder")
 
 
+Make = Callable[..., Setup]
+
+
 @pytest.fixture(scope="module")
 def built(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`built(**export options)`: a bundle with stand-in engines."""
-    made: dict[str, Path] = {}
 
+    @cache
     def build(**options: Any) -> Path:
-        key = repr(options)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("engines") / "bundle"
-            shutil.copytree(exported(NAME, **options), made[key])
-            cuda = FakeCuda()
-            trt = TensorRT(FakeTensorRT(cuda))
-            build_engines(made[key], SETTINGS, target_here(trt, cuda), trt)
-        return made[key]
+        path = tmp_path_factory.mktemp("engines") / "bundle"
+        shutil.copytree(exported(NAME, **options), path)
+        cuda = FakeCuda()
+        trt = TensorRT(FakeTensorRT(cuda))
+        build_engines(path, SETTINGS, target_here(trt, cuda), trt)
+        return path
 
     return build
 
 
 @pytest.fixture
-def setup(built: Callable[..., Path]) -> Callable[..., Setup]:
+def setup(built: Callable[..., Path]) -> Make:
     """`setup(options, **export options)`."""
 
     def open_(options: TensorRTOptions = PLAIN, **exports: Any) -> Setup:
@@ -95,7 +96,7 @@ def setup(built: Callable[..., Path]) -> Callable[..., Setup]:
 
 @pytest.fixture(scope="module")
 def reference(opened: Callable[..., Bundle]) -> Bundle:
-    """The same bundle on ONNX Runtime, which also computes behind the stand-in: so bits are equal."""
+    """The same bundle on ONNX Runtime, which also computes behind the stand-in."""
     return opened(NAME)
 
 
@@ -110,7 +111,7 @@ def stream_once(found: Setup, frames: Any) -> Any:
 @pytest.mark.parametrize("options", [PLAIN, GRAPHS], ids=["plain", "cuda graphs"])
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 def test_streams_give_bits_of_onnxruntime(
-    setup: Callable[..., Setup], reference: Bundle, chunk: int, options: TensorRTOptions
+    setup: Make, reference: Bundle, chunk: int, options: TensorRTOptions
 ) -> None:
     bundle = setup(options).bundle
     frames = video(26)
@@ -123,7 +124,7 @@ def test_streams_give_bits_of_onnxruntime(
 @pytest.mark.parametrize("direction", ["encoder", "decoder"])
 @pytest.mark.parametrize("latents", [1, 3, 5])
 def test_direct_engine_gives_bits_of_onnxruntime(
-    setup: Callable[..., Setup], reference: Bundle, latents: int, direction: Any
+    setup: Make, reference: Bundle, latents: int, direction: Any
 ) -> None:
     session = setup().bundle.direct_session(direction)
     clip = (1 + 4 * (latents - 1), 3, HEIGHT, WIDTH)
@@ -136,7 +137,7 @@ def test_direct_engine_gives_bits_of_onnxruntime(
         session.run(two)
 
 
-def test_pool_of_streams_gives_bits_of_onnxruntime(setup: Callable[..., Setup], reference: Bundle) -> None:
+def test_pool_of_streams_gives_bits_of_onnxruntime(setup: Make, reference: Bundle) -> None:
     clips = {name: video(count, count) for name, count in {"a": 9, "b": 14, "c": 21, "d": 1}.items()}
     results: dict[str, list[Any]] = {name: [] for name in clips}
     with setup().bundle.encoder_pool(**SIZE, rows=3, chunk=2) as pool:
@@ -148,7 +149,7 @@ def test_pool_of_streams_gives_bits_of_onnxruntime(setup: Callable[..., Setup], 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_stream_restored_mid_clip_gives_same_bits(
-    setup: Callable[..., Setup], opened: Callable[..., Bundle], precision: str
+    setup: Make, opened: Callable[..., Bundle], precision: str
 ) -> None:
     found, frames = setup(precision=precision), video(21)
     expected = opened(NAME, precision=precision).encode(frames, chunk=2)
@@ -161,7 +162,7 @@ def test_stream_restored_mid_clip_gives_same_bits(
     assert np.array_equal(np.concatenate(parts), expected)
 
 
-def test_bfloat16_state_is_read_and_written_as_bits(setup: Callable[..., Setup]) -> None:
+def test_bfloat16_state_is_read_and_written_as_bits(setup: Make) -> None:
     session = setup(precision="bf16").bundle.step_session("decoder")
     state = session.new_state(2, HEIGHT, WIDTH)
     before = state.read()
@@ -176,7 +177,7 @@ def test_bfloat16_state_is_read_and_written_as_bits(setup: Callable[..., Setup])
     assert all((array == 7).all() for array in state.read().values())
 
 
-def test_verification_passes_and_certifies_gpu(setup: Callable[..., Setup]) -> None:
+def test_verification_passes_and_certifies_gpu(setup: Make) -> None:
     from wfvae.export.parity import verify
 
     result = verify(setup().bundle, video(17))
@@ -190,20 +191,10 @@ def test_verification_passes_and_certifies_gpu(setup: Callable[..., Setup]) -> N
     assert {**wanted, "tf32": "false", "cuda_graphs": "off"}.items() <= certified.items()
 
 
-def test_verification_of_bfloat16_lists_onnxruntime_as_not_available(setup: Callable[..., Setup]) -> None:
-    from wfvae.export.parity import verify
-
-    result = verify(setup(precision="bf16", direct=False).bundle, video(9))
-    assert "backend = onnxruntime" not in {check.name for check in result.checks}
-    missing = {(entry.name, entry.direction): entry.reason for entry in result.not_available}
-    for direction in ("encode", "decode"):
-        assert "no bfloat16 convolution" in missing["backend = onnxruntime", direction]
-
-
 # Memory -------------------------------------------------------------------------------------------
 
 
-def test_steady_steps_allocate_nothing_and_share_scratch(setup: Callable[..., Setup]) -> None:
+def test_steady_steps_allocate_nothing_and_share_scratch(setup: Make) -> None:
     found = setup()
     with found.bundle.encoder(**SIZE, chunk=2) as stream:
         latents = stream.push(video(1 + 8 * 4))
@@ -219,9 +210,7 @@ def test_steady_steps_allocate_nothing_and_share_scratch(setup: Callable[..., Se
     assert found.cuda.held()["device"] == 1  # scratch memory
 
 
-def test_out_of_memory_is_one_error_and_everything_is_released(
-    setup: Callable[..., Setup], reference: Bundle
-) -> None:
+def test_out_of_memory_is_one_error_and_everything_is_released(setup: Make, reference: Bundle) -> None:
     found, frames = setup(), video(9)
     expected = reference.encode(frames)
     assert np.array_equal(stream_once(found, frames), expected)
@@ -237,14 +226,15 @@ def test_out_of_memory_is_one_error_and_everything_is_released(
     assert np.array_equal(stream_once(found, frames), expected)
 
 
-def test_stream_goes_on_after_scratch_could_not_grow(setup: Callable[..., Setup], reference: Bundle) -> None:
+def test_stream_goes_on_after_scratch_could_not_grow(setup: Make, reference: Bundle) -> None:
     found, frames = setup(), video(17)
     with found.bundle.encoder(**SIZE, chunk=2) as stream:
         parts = [stream.push(frames[:9])]
         session = found.bundle.step_session("decoder")
         state = session.new_state(1, HEIGHT, WIDTH)
         x, no = np.zeros((1, 2, 4, HEIGHT // 8, WIDTH // 8), np.float32), np.zeros(1, np.bool_)
-        found.cuda.fail("allocate", 4, ResourceError("no memory for more scratch"))  # after four buffers
+        buffers = 4
+        found.cuda.fail("allocate", buffers, ResourceError("no memory for more scratch"))
         with pytest.raises(ResourceError, match="more scratch"):
             session.step(state, x, ~no, no)
         parts += [stream.push(frames[9:]), stream.finish()]
@@ -253,7 +243,7 @@ def test_stream_goes_on_after_scratch_could_not_grow(setup: Callable[..., Setup]
 
 @pytest.mark.parametrize("options", [PLAIN, GRAPHS], ids=["plain", "cuda graphs"])
 def test_closed_bundle_releases_engines_and_stream_keeps_its_own(
-    setup: Callable[..., Setup], options: TensorRTOptions
+    setup: Make, options: TensorRTOptions
 ) -> None:
     found = setup(options)
     stream = found.bundle.encoder(**SIZE)
@@ -274,7 +264,7 @@ def test_closed_bundle_releases_engines_and_stream_keeps_its_own(
     assert not found.cuda.held()
 
 
-def test_state_is_released_after_its_work(setup: Callable[..., Setup]) -> None:
+def test_state_is_released_after_its_work(setup: Make) -> None:
     found = setup()
     session = found.session
     state, done = session.new_state(1, HEIGHT, WIDTH), []
@@ -301,7 +291,7 @@ METHODS = (
     ("method", "options"), [*((method, PLAIN) for method in METHODS), ("work", GRAPHS), ("launch", GRAPHS)]
 )
 def test_failed_step_leaves_state_unchanged(
-    setup: Callable[..., Setup], reference: Bundle, method: str, options: TensorRTOptions
+    setup: Make, reference: Bundle, method: str, options: TensorRTOptions
 ) -> None:
     found, frames = setup(options), video(37)
     session = found.session
@@ -321,9 +311,7 @@ def test_failed_step_leaves_state_unchanged(
 
 
 @pytest.mark.parametrize("method", ["work", "synchronize_event"])
-def test_interrupted_step_waits_for_device(
-    setup: Callable[..., Setup], reference: Bundle, method: str
-) -> None:
+def test_interrupted_step_waits_for_device(setup: Make, reference: Bundle, method: str) -> None:
     found, frames = setup(), video(17)
     with found.bundle.encoder(**SIZE, chunk=2) as stream:
         parts = [stream.push(frames[:9])]
@@ -336,7 +324,7 @@ def test_interrupted_step_waits_for_device(
 
 
 @pytest.mark.parametrize("after", [0, 5])
-def test_failed_write_leaves_state_unchanged(setup: Callable[..., Setup], after: int) -> None:
+def test_failed_write_leaves_state_unchanged(setup: Make, after: int) -> None:
     found = setup()
     state = found.session.new_state(1, HEIGHT, WIDTH)
     before = state.read()
@@ -360,7 +348,7 @@ def test_failed_write_leaves_state_unchanged(setup: Callable[..., Setup], after:
     ],
 )
 def test_call_that_tensorrt_refuses_is_an_error_and_stream_goes_on(
-    setup: Callable[..., Setup], reference: Bundle, method: str, error: type[Exception]
+    setup: Make, reference: Bundle, method: str, error: type[Exception]
 ) -> None:
     found, frames = setup(), video(9)
     found.trt.refuse.add(method)
@@ -372,7 +360,7 @@ def test_call_that_tensorrt_refuses_is_an_error_and_stream_goes_on(
     assert np.array_equal(np.concatenate(parts), reference.encode(frames))
 
 
-def test_tensorrt_out_of_memory_is_a_resource_error(setup: Callable[..., Setup]) -> None:
+def test_tensorrt_out_of_memory_is_a_resource_error(setup: Make) -> None:
     found = setup()
     found.trt.refuse.add("execute_async_v3")
     found.trt.reason = "Requested amount of GPU memory (9 bytes) could not be allocated."
@@ -383,9 +371,7 @@ def test_tensorrt_out_of_memory_is_a_resource_error(setup: Callable[..., Setup])
 # CUDA graphs --------------------------------------------------------------------------------------
 
 
-def test_graphs_are_captured_once_per_direction_of_the_swap(
-    setup: Callable[..., Setup], reference: Bundle
-) -> None:
+def test_graphs_are_captured_once_per_direction_of_the_swap(setup: Make, reference: Bundle) -> None:
     found, frames = setup(GRAPHS), video(4 * 18)
     assert np.array_equal(stream_once(found, frames), reference.encode(frames))
     assert found.bundle.backend.describe()["cuda_graphs"] == "on"
@@ -397,7 +383,7 @@ def test_graphs_are_captured_once_per_direction_of_the_swap(
 
 @pytest.mark.parametrize("method", ["begin_capture", "end_capture", "execute"])
 def test_step_that_cannot_be_captured_runs_without_graphs(
-    setup: Callable[..., Setup], reference: Bundle, monkeypatch: pytest.MonkeyPatch, method: str
+    setup: Make, reference: Bundle, monkeypatch: Patch, method: str
 ) -> None:
     found, frames = setup(GRAPHS), video(4 * 15)
     real = FakeContext.execute_async_v3
@@ -415,7 +401,7 @@ def test_step_that_cannot_be_captured_runs_without_graphs(
     assert not found.cuda.capturing and not found.cuda.held()["graphs"]
 
 
-def test_graphs_are_captured_again_when_scratch_moves(setup: Callable[..., Setup], reference: Bundle) -> None:
+def test_graphs_are_captured_again_when_scratch_moves(setup: Make, reference: Bundle) -> None:
     found, frames = setup(GRAPHS), video(4 * 24)
     with found.bundle.encoder(**SIZE, chunk=2) as stream:
         parts = [stream.push(frames[:48])]
@@ -426,7 +412,7 @@ def test_graphs_are_captured_again_when_scratch_moves(setup: Callable[..., Setup
 
 
 def test_state_dropped_during_capture_is_released_after_it(
-    setup: Callable[..., Setup], reference: Bundle, monkeypatch: pytest.MonkeyPatch
+    setup: Make, reference: Bundle, monkeypatch: Patch
 ) -> None:
     """The garbage collector may run at any place."""
     found, frames = setup(GRAPHS), video(4 * 14)
@@ -448,7 +434,7 @@ def test_state_dropped_during_capture_is_released_after_it(
 # Refusals -----------------------------------------------------------------------------------------
 
 
-def test_size_outside_of_profiles_is_refused(setup: Callable[..., Setup]) -> None:
+def test_size_outside_of_profiles_is_refused(setup: Make) -> None:
     found = setup()
     with pytest.raises(InputError, match=r"takes batch 1:1:3.*this is batch 1.*32x24.*wfvae build"):
         found.bundle.encoder(height=32, width=WIDTH)
@@ -475,7 +461,7 @@ def test_size_outside_of_profiles_is_refused(setup: Callable[..., Setup]) -> Non
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_engine_of_another_target_is_refused_with_the_command(
-    setup: Callable[..., Setup], change: dict[str, Any], message: str
+    setup: Make, change: dict[str, Any], message: str
 ) -> None:
     found = setup()
     found.cuda.name = change.get("name", found.cuda.name)
@@ -488,9 +474,7 @@ def test_engine_of_another_target_is_refused_with_the_command(
     error.match(command)
 
 
-def test_changed_engine_never_reaches_tensorrt(
-    setup: Callable[..., Setup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changed_engine_never_reaches_tensorrt(setup: Make, tmp_path: Path, monkeypatch: Patch) -> None:
     found = setup()
     shutil.copytree(found.path, tmp_path / "bundle")
     found.path = tmp_path / "bundle"
@@ -503,9 +487,7 @@ def test_changed_engine_never_reaches_tensorrt(
     assert not loaded
 
 
-def test_engine_with_other_tensors_is_refused(
-    setup: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engine_with_other_tensors_is_refused(setup: Make, monkeypatch: Patch) -> None:
     monkeypatch.setattr(FakeEngine, "get_tensor_dtype", lambda self, name: self.trt.DataType.HALF)
     message = (
         r"manifest describes: it has frames as INPUT HALF DEVICE instead of INPUT FLOAT DEVICE; .* more;"
@@ -514,9 +496,7 @@ def test_engine_with_other_tensors_is_refused(
         setup().bundle.encoder(**SIZE)
 
 
-def test_output_larger_than_its_buffer_is_refused_each_time(
-    setup: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_output_larger_than_its_buffer_is_refused_each_time(setup: Make, monkeypatch: Patch) -> None:
     real = FakeContext.get_tensor_shape
     monkeypatch.setattr(FakeContext, "get_tensor_shape", lambda self, name: (9, *real(self, name)[1:]))
     with setup().bundle.encoder(**SIZE, chunk=2) as stream:
@@ -525,7 +505,7 @@ def test_output_larger_than_its_buffer_is_refused_each_time(
                 stream.push(data)
 
 
-def test_state_in_use_or_closed_is_refused(setup: Callable[..., Setup]) -> None:
+def test_state_in_use_or_closed_is_refused(setup: Make) -> None:
     state = setup().session.new_state(1, HEIGHT, WIDTH)
     with state.stepping(), pytest.raises(StreamingError, match="already in a step"):
         state.read()

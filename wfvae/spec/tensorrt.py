@@ -1,8 +1,8 @@
 """What is used of TensorRT's Python API, as types and tables, and the one place that imports it.
 
-TensorRT ships no types. `tests/export/test_tensorrt_contract.py` compares every name in this file with
-the real bindings of TensorRT 10.13 and 11.4. Enum members are looked up by name, since their values
-differ between versions, and only names that both versions have are used.
+TensorRT ships no types. `tests/export/test_tensorrt_contract.py` compares every name in this file
+with the real bindings of TensorRT 10.13 and 11.4. Enum members are looked up by name, since their
+values differ between versions, and only names that both versions have are used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MEMBERS: dict[str, tuple[str, ...]] = {
     "TensorIOMode": ("INPUT", "OUTPUT"),
     "TensorLocation": ("DEVICE",),
 }
-"""Every enum member that is used. All members of `TacticSource` are read, whatever a version has."""
+"""Every enum member that is used. Of `TacticSource`, all members of a version are read."""
 
 DATA_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int32": "INT32", "bool": "BOOL"}
 """The manifest's types as members of `DataType`."""
@@ -166,7 +166,7 @@ class TensorRT:
 
         Raises:
             MissingExtraError: it is not installed.
-            BundleError: it is installed and does not load, because a library is missing for example.
+            BundleError: it is installed and does not load; a library is missing, for example.
         """
         try:
             return cls(importlib.import_module(flavour.module), flavour)
@@ -180,7 +180,7 @@ class TensorRT:
         return f"{self.flavour.title} {self.version}"
 
     def member(self, enum: str, name: str) -> Any:
-        """Returns a member of an enum. Raises `BundleError` if this version has none of that name."""
+        """Returns a member of an enum. Raises `BundleError` if this version does not have it."""
         assert name in MEMBERS[enum], f"{enum}.{name} must be listed in MEMBERS, which the tests check"
         found = getattr(getattr(self._module, enum, None), name, None)
         if found is None:
@@ -193,14 +193,14 @@ class TensorRT:
         return getattr(self._module, name)
 
     def tactic_sources(self, bits: int) -> tuple[str, ...]:
-        """Returns the names of the libraries that kernels may come from, given an engine's bit set."""
+        """Returns the names of the libraries in an engine's bit set, where kernels come from."""
         names = {int(value): name for name, value in self._module.TacticSource.__members__.items()}
         return tuple(names.get(bit, f"source {bit}") for bit in range(bits.bit_length()) if bits >> bit & 1)
 
     def logger(self, log: ErrorLog) -> Any:
         """Returns a logger that adds errors to `log`. It must outlive what is made with it."""
 
-        class Logger(self.interface("ILogger")):  # type: ignore[misc]  # of a module without types
+        class Logger(self.interface("ILogger")):  # type: ignore[misc]  # no types
             def __init__(self) -> None:
                 super().__init__()  # which TensorRT's classes demand
 
@@ -228,7 +228,7 @@ class ErrorLog:
 
 
 def failure(text: str, reason: str, other: type[WFVAEError]) -> WFVAEError:
-    """Returns `ResourceError` if TensorRT's reason is a lack of memory, else an error of type `other`."""
+    """Returns `ResourceError` if TensorRT's reason is a lack of memory, else an `other`."""
     lowered = reason.lower()
     if "memory" in lowered and ("out of" in lowered or "alloc" in lowered):
         advice = "out of memory; use a smaller chunk, size or number of streams"

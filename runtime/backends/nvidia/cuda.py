@@ -36,7 +36,7 @@ class Cuda:
     """
 
     def __init__(self, device_id: int = 0) -> None:
-        """Raises `MissingExtraError` without the package, and `DeviceError` without GPU or driver."""
+        """Raises `MissingExtraError` without the package, `DeviceError` without GPU or driver."""
         self._rt = load_cuda()
         self._device_id = device_id
         self._call(self._rt.cudaGetDeviceCount)
@@ -52,7 +52,7 @@ class Cuda:
         return DeviceInfo(name, f"{properties.major}.{properties.minor}", driver_version() or "unknown")
 
     def allocate(self, size: int) -> int:
-        """Returns device memory aligned to 256 bytes. Raises `ResourceError` if there is not enough."""
+        """Returns device memory, aligned to 256 bytes. Raises `ResourceError`."""
         text = f"GPU {self._device_id} has no memory for {size / _MEBIBYTE:.0f} MiB more"
         return int(self._call(self._rt.cudaMalloc, size, no_memory=text))
 
@@ -60,7 +60,7 @@ class Cuda:
         self._call(self._rt.cudaFree, address)
 
     def allocate_pinned(self, size: int) -> int:
-        """Returns page-locked host memory. Raises `ResourceError` if there is not enough."""
+        """Returns page-locked host memory. Raises `ResourceError`."""
         text = f"no memory for {size / _MEBIBYTE:.0f} MiB of pinned host memory"
         return int(self._call(self._rt.cudaMallocHost, size, no_memory=text))
 
@@ -129,7 +129,7 @@ class Cuda:
         self._call(self._rt.cudaGraphExecDestroy, graph)
 
     def _call(self, function: Callable[..., Any], *arguments: Any, no_memory: str | None = None) -> Any:
-        """Returns a function's result, or raises by its status. `no_memory` words a lack of memory."""
+        """Returns a result, or raises by the status. `no_memory`: text of that error."""
         status, *results = function(*arguments)
         if status == self._rt.cudaError_t.cudaSuccess:
             return results[0] if results else None

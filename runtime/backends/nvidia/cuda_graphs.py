@@ -1,4 +1,4 @@
-"""CUDA graphs of a stream's steady step: captured once per direction of the state's swap, then launched.
+"""CUDA graphs of a stream's steady step, captured once per direction of the state's swap.
 
 A graph holds addresses, so the two directions need one each, and each needs an execution context
 that nothing else uses. A step that cannot be captured runs without graphs.
@@ -34,7 +34,7 @@ class GraphCache:
         """Why graphs are no longer used; None while they are."""
 
     def run(self, parity: int, profile: int, binding: Binding) -> bool:
-        """Enqueues a run: without a graph at first, captured the second time, launched from then on.
+        """Enqueues a run: plain at first, captured the second time, launched from then on.
 
         Args:
             parity: which of the two state buffers is read.

@@ -1,4 +1,4 @@
-"""A GPU as the TensorRT backend holds it: three streams, memory, and one scratch area for all engines."""
+"""A GPU of the TensorRT backend: three streams, memory, and one scratch area for all engines."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Allocations:
 
 
 class Scratch:
-    """Memory for activations. All engines share it, since their runs follow each other on one stream."""
+    """Memory for activations, shared by all engines: their runs follow each other on one stream."""
 
     def __init__(self, cuda: Cuda, stream: int) -> None:
         self._cuda, self._stream = cuda, stream
@@ -97,7 +97,7 @@ class Scratch:
 
 
 class Device:
-    """A GPU with its streams. Engines run on `compute`, one after the other; copies run beside them."""
+    """A GPU with its streams. Engines run one by one on `compute`; copies run beside them."""
 
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda

@@ -24,7 +24,7 @@ def driver_version() -> str | None:
 
 
 def gpu_name(index: int) -> str | None:
-    """Returns the name of the GPU with this index in CUDA programs. None if there is no such GPU."""
+    """Returns the name of the GPU with this index in CUDA programs, or None."""
     cuda = _library("libcuda.so.1")
     device, text = ctypes.c_int(), ctypes.create_string_buffer(_TEXT)
     found = (
@@ -37,7 +37,7 @@ def gpu_name(index: int) -> str | None:
 
 
 def cuda_version() -> str | None:
-    """Returns the version of the CUDA runtime library that this process has loaded, such as 13.0."""
+    """Returns the version of the CUDA runtime library in this process, such as 13.0, or None."""
     for major in (13, 12):
         runtime, number = _library(f"libcudart.so.{major}", loaded=True), ctypes.c_int()
         if runtime is not None and runtime.cudaRuntimeGetVersion(ctypes.byref(number)) == 0:
@@ -46,7 +46,7 @@ def cuda_version() -> str | None:
 
 
 def cudnn_version() -> str | None:
-    """Returns the version of cuDNN 9 that this process has loaded, such as 9.13.0."""
+    """Returns the version of cuDNN 9 in this process, such as 9.13.0, or None."""
     cudnn = _library("libcudnn.so.9", loaded=True)
     if cudnn is None:
         return None
@@ -56,7 +56,7 @@ def cudnn_version() -> str | None:
 
 
 def _library(name: str, loaded: bool = False) -> Any:
-    """Opens a shared library by name, or returns None. `loaded`: only if the process has it already."""
+    """Returns a shared library or None. `loaded`: only if the process has it already."""
     mode = os.RTLD_NOW | (getattr(os, "RTLD_NOLOAD", 0) if loaded else 0)
     try:
         return ctypes.CDLL(name, mode=mode)

@@ -14,7 +14,7 @@ from wfvae.spec.tensorrt import Shape
 
 
 class StepBuffers:
-    """Input, flags and output of a run. The buffers grow with the longest run and are then reused."""
+    """Input, flags and output of a run. The buffers grow with the longest run, and are reused."""
 
     def __init__(self, device: Device) -> None:
         self._device = device

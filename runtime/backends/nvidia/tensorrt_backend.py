@@ -130,7 +130,7 @@ class TensorRTBackend:
         trt: TensorRT | None = None,
         cuda: Cuda | None = None,
     ) -> None:
-        """Raises `MissingExtraError` without TensorRT or cuda-bindings, and `DeviceError` without GPU."""
+        """Raises `MissingExtraError` without the packages, and `DeviceError` without GPU."""
         self._bundle, self._manifest, self._options = bundle, manifest, options
         trt = trt or TensorRT.load()
         cuda = cuda or Cuda(options.device_id)
@@ -170,7 +170,7 @@ class TensorRTBackend:
         return direct
 
     def _load(self, graph: GraphSpec) -> LoadedEngine:
-        """Raises `BundleError` unless the bundle has an unchanged engine for graph, GPU and version."""
+        """Raises `BundleError` unless there is an unchanged engine for graph, GPU and version."""
         [key] = [key for key, found in self._manifest.graphs.items() if found.file == graph.file]
         record = find_engine(self._manifest, self._bundle, key, self._target, self._options.tf32)
         content = read_engine(record, self._bundle)

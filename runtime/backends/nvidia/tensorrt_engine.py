@@ -59,7 +59,7 @@ class EngineLoader:
 
 
 class LoadedEngine:
-    """One engine with all that its runs share. However many contexts it has, its weights exist once."""
+    """One engine with all that its runs share. Its contexts share the weights."""
 
     def __init__(
         self, loader: EngineLoader, graph: GraphSpec, record: EngineRecord, engine: ICudaEngine, command: str

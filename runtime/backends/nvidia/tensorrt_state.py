@@ -80,7 +80,7 @@ class TensorRTState:
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
-        """Guards a step: one at a time, and an exception waits until no work on the buffers is left."""
+        """Guards a step: one at a time, and exceptions wait until the buffers are unused."""
         if self._busy:
             raise StreamingError("this state is already in a step; a state belongs to one thread")
         if not self._finalizer.alive:
@@ -98,8 +98,8 @@ class TensorRTState:
     def stage(self, x: FloatArray, start: BoolArray, end: BoolArray, output: Shape) -> Binding:
         """Stages a step's input, and returns where the step reads and writes.
 
-        It reads the current state buffers and writes the others: TensorRT gives wrong results if one
-        buffer is input and output.
+        It reads the current state buffers and writes the others: TensorRT gives wrong results if
+        one buffer is input and output.
         """
         self.buffers.stage((x, start, end), output)
         graph, (x_at, start_at, end_at, output_at) = self.graph, self.buffers.addresses
