@@ -6,47 +6,48 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wfvae.cli.arguments import add_json_argument
 from wfvae.cli.output import show
-from wfvae.errors import MissingExtraError
+from wfvae.errors import ConfigError, MissingExtraError
+from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_CONFIG, newest_of_run
 
 if TYPE_CHECKING:
+    from wfvae.train.config import TrainingConfig
     from wfvae.train.loop import RunResult
+    from wfvae.train.watcher import Watcher
 
 _ETA_SECONDS = 600.0
-"""Time over which the speed is taken that the remaining time is computed from; rich's half a minute
-may not hold one step.
-"""
+"""Time that the remaining time is estimated from; rich's half a minute may not hold one step."""
+_SHOWN_LOSSES = ("reconstruction", "lpips", "kl", "wavelet", "adversarial")
 
 SUMMARY = "videos to a checkpoint: one stage of training"
 DESCRIPTION = """\
-Trains a model by a configuration: a TOML file, or the name of a ready one (--list). Every key can be set on the command line.
+Trains a model by a configuration: a TOML file, or the name of a ready one (--list). --set changes single keys.
 
-  wfvae train tiny-quick --out runs/quick                                 procedural video, five minutes on two cores
-  wfvae train S-stage1 --set data.folder=videos/                          the paper's stage I, into runs/S-stage1
+  wfvae train tiny-quick --out runs/quick                   procedural video, minutes on a CPU
+  wfvae train S-stage1 --set data.folder=videos/            stage I of the paper, into runs/S-stage1
   torchrun --nproc-per-node 8 -m wfvae train S-stage1 --set data.folder=videos/
-  wfvae train S-stage1 --set data.folder=videos/ --resume                 after a kill, with the same result as without
-  wfvae train S-stage2 --set data.folder=videos/                          from runs/S-stage1; --set run.initial=RUN for another
-  wfvae export runs/S-stage2 bundle/                                      the averaged weights of the newest checkpoint"""
+  wfvae train S-stage1 --set data.folder=videos/ --resume   after a kill, to the same result
+  wfvae train S-stage2 --set data.folder=videos/            from runs/S-stage1, or --set run.initial=RUN
+  wfvae export runs/S-stage2 bundle/                        the averaged weights, newest checkpoint"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument(
-        "config", metavar="CONFIG", nargs="?", help="TOML file, or the name of a ready configuration"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("config", metavar="CONFIG", nargs="?", help="TOML file, or the name of a ready configuration")
+    add(
         "--out",
         type=Path,
         metavar="RUN",
         help="directory of the run (default: CONFIG's own, else runs/ and its name)",
     )
-    parser.add_argument(
+    add(
         "--set",
         action="extend",
         nargs="+",
@@ -54,26 +55,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="set section.key of the configuration; repeatable",
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
-    parser.add_argument("--list", action="store_true", help="list the ready configurations")
-    parser.add_argument(
-        "--show", action="store_true", help="print the whole configuration as TOML, and do nothing"
-    )
+    add("--resume", action="store_true", help="continue from the newest checkpoint of the run")
+    add("--list", action="store_true", help="list the ready configurations")
+    add("--show", action="store_true", help="print the whole configuration as TOML, and do nothing")
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains, and prints where the result is."""
-    from wfvae.errors import ConfigError
     from wfvae.train.config import TrainingConfig, ready_configs
 
     if args.list:
         show(args, ready_configs(), "\n".join(ready_configs()))
         return 0
     if args.config is None and args.set and "=" not in args.set[-1]:
-        args.config = (
-            args.set.pop()
-        )  # `--set KEY=VALUE CONFIG`: options that take several values take this one, too
+        args.config = args.set.pop()  # `--set KEY=VALUE CONFIG`: the option takes several values
     if args.config is None:
         raise ConfigError(
             f"no configuration was given; expected a TOML file or one of: {', '.join(ready_configs())}"
@@ -83,49 +79,40 @@ def run(args: argparse.Namespace) -> int:
         show(args, config.to_dict(), config.to_toml().rstrip())
         return 0
     directory = args.out or _default_directory(Path(args.config))
-    with _what_is_kept(directory):
-        try:
-            from wfvae.train.loop import Watcher, train
-            from wfvae.train.world import join_world, processes_here
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("training", str(error.name), "train") from error
-        from wfvae.machine import processor_count
+    with _reporting_what_is_kept(directory):
+        _train(args, config, directory)
+    return 0
 
-        threads = config.run.threads or max(processor_count() // processes_here(), 1)
-        with (
-            join_world(threads) as world,
-            _polite_stop() as stop,
-            _progress(world.is_first) as (progress, notice, indexing),
-        ):
 
-            def stepped(done: int, total: int, values: dict[str, float]) -> None:
-                stop.may_wait = True
-                progress(done, total, values)
+def _train(args: argparse.Namespace, config: TrainingConfig, directory: Path) -> None:
+    try:
+        from wfvae.train.loop import train
+        from wfvae.train.world import join_world, processes_here
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("training", str(error.name), "train") from error
+    from wfvae.machine import processor_count
 
-            watcher = Watcher(stepped, notice, stop.asked, indexing)
-            steering = {override.partition("=")[0].strip() for override in args.set}
+    threads = config.run.threads or max(processor_count() // processes_here(), 1)
+    steering = {override.partition("=")[0].strip() for override in args.set}
+    with join_world(threads) as world, _stopping_politely() as stop:
+        with _watching(world.is_first, stop) as watcher:
             result = train(config, directory, world, resume=args.resume, steering=steering, watcher=watcher)
         if world.is_first:
             _report(args, result, config.run.steps)
         if not result.finished:
             raise KeyboardInterrupt
-    return 0
 
 
 def _default_directory(config: Path) -> Path:
-    """The run that a configuration belongs to, if it lies in one; else a new place."""
-    from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_CONFIG
-
+    """Returns the run that a configuration lies in, or a new place."""
     if config.name == RUN_CONFIG and (config.parent / RUN_CHECKPOINTS).is_dir():
         return config.parent
     return Path("runs") / config.stem
 
 
 @contextmanager
-def _what_is_kept(run: Path) -> Iterator[None]:
-    """An interruption tells whether there is anything to go on from."""
-    from wfvae.spec.runs import newest_of_run
-
+def _reporting_what_is_kept(run: Path) -> Iterator[None]:
+    """Adds to an interruption whether there is a checkpoint to resume from."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -144,11 +131,14 @@ def _report(args: argparse.Namespace, result: RunResult, steps: int) -> None:
         "validation": scores._asdict() if scores else None,
         "time_shares": {name: round(share, 4) for name, share in result.shares.items()},
     }
-    quality = f"; PSNR {scores.psnr_db:.2f} dB, SSIM {scores.ssim:.4f}" if scores else ""
-    quality += f", LPIPS {scores.lpips:.4f}" if scores and scores.lpips is not None else ""
-    skipped = f"; {result.bad_files} files skipped" if result.bad_files else ""
-    waiting = f"; {result.shares['data_wait']:.0%} of the time waited for data"
-    show(args, data, f"{result.directory}: step {result.step} of {steps}{quality}{skipped}{waiting}")
+    parts = [f"{result.directory}: step {result.step} of {steps}"]
+    if scores:
+        lpips = f", LPIPS {scores.lpips:.4f}" if scores.lpips is not None else ""
+        parts.append(f"PSNR {scores.psnr_db:.2f} dB, SSIM {scores.ssim:.4f}{lpips}")
+    if result.bad_files:
+        parts.append(f"{result.bad_files} files skipped")
+    parts.append(f"{result.shares['data_wait']:.0%} of the time waited for data")
+    show(args, data, "; ".join(parts))
 
 
 class _Stop:
@@ -160,15 +150,14 @@ class _Stop:
         self._asked = threading.Event()
 
     def asked(self) -> bool:
-        """Whether it was."""
+        """Whether it was asked."""
         return self._asked.is_set()
 
     def ask(self, number: int, frame: object) -> None:
-        """A signal handler: the first call during training waits for the step in progress, all
-        others end the program.
+        """A signal handler: the first call lets the step in progress end, others end the program.
 
-        But not SIGTERM once more: where one is sent to all processes, torchrun gets it, too, and
-        passes it on. Nor SIGHUP: a shell sends it to its jobs when its terminal has.
+        But not a second SIGTERM or SIGHUP: where one is sent to all processes, torchrun or a shell
+        gets it, too, and forwards it.
         """
         if self._asked.is_set() and number != signal.SIGINT:
             return
@@ -176,22 +165,21 @@ class _Stop:
             raise KeyboardInterrupt
         self._asked.set()
         if sys.stderr is not None:
+            line = (
+                "wfvae train: stopping after this step and its checkpoint; Ctrl-C (again) to stop at once\n"
+            )
             with suppress(OSError):  # a terminal that was closed
-                sys.stderr.write(
-                    "wfvae train: stopping after this step and its checkpoint; Ctrl-C (again) to stop at"
-                    " once\n"
-                )
+                sys.stderr.write(line)
 
 
 @contextmanager
-def _polite_stop() -> Iterator[_Stop]:
-    """The first Ctrl-C (or SIGTERM, or the end of the terminal) ends the run after the step in
-    progress, with a checkpoint; a Ctrl-C after it at once."""
+def _stopping_politely() -> Iterator[_Stop]:
+    """Handles Ctrl-C, SIGTERM and the end of the terminal (except under nohup) by a `_Stop`."""
     stop = _Stop()
-    asked_by = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
-        asked_by.append(signal.SIGHUP)
-    before = {number: signal.signal(number, stop.ask) for number in asked_by}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop.ask) for number in numbers}
     try:
         yield stop
     finally:
@@ -200,73 +188,54 @@ def _polite_stop() -> Iterator[_Stop]:
 
 
 @contextmanager
-def _progress(
-    shown: bool,
-) -> Iterator[
-    tuple[Callable[[int, int, dict[str, float]], None], Callable[[str], None], Callable[[int, int], None]]
-]:
-    """A bar with the losses on a terminal; skipped files are told anywhere."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
+def _watching(shown: bool, stop: _Stop) -> Iterator[Watcher]:
+    """Shows a bar with the losses on a terminal, and notices anywhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    class Details(ProgressColumn):
-        """What gives way where the terminal is narrow, from its end: as a column that might be
-        wrapped, whose text never is.
-        """
+    from wfvae.train.watcher import Watcher
 
-        def render(self, task: Task) -> Text:
-            return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
-
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     on_terminal = shown and sys.stderr is not None and sys.stderr.isatty()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        Details(),
-    )
-    bar = Progress(
-        *columns, console=console, disable=not on_terminal, transient=True, speed_estimate_period=_ETA_SECONDS
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+    options: dict[str, Any] = {"transient": True, "speed_estimate_period": _ETA_SECONDS}
+    bar = Progress(*columns, _details(), console=_console(), disable=not on_terminal, **options)
     bar.start()
+    index = bar.add_task("indexing", total=None, text="", visible=False)
+    task = bar.add_task("training", total=None, text="")
+
+    def progress(done: int, total: int, values: dict[str, float]) -> None:
+        stop.may_wait = True
+        speed = [f"{values['frames_per_second']:.1f} frames/s"] if "frames_per_second" in values else []
+        losses = [f"{name} {values[name]:.4g}" for name in _SHOWN_LOSSES if values.get(name)]
+        text = "  ".join([*speed, f"data wait {values['data_wait']:.0%}", *losses])
+        bar.update(task, completed=done, total=total, text=text)
+
+    def notice(line: str) -> None:
+        if sys.stderr is not None:
+            bar.console.print(line) if on_terminal else sys.stderr.write(f"wfvae train: {line}\n")
+
+    def indexing(done: int, total: int) -> None:
+        bar.update(index, completed=done, total=total, visible=done < total)
+
     try:
-        index = bar.add_task("indexing", total=None, text="", visible=False)
-        task = bar.add_task("training", total=None, text="")
-
-        def progress(done: int, total: int, values: dict[str, float]) -> None:
-            parts = [f"{values['frames_per_second']:.1f} frames/s"] if "frames_per_second" in values else []
-            parts += [f"data wait {values['data_wait']:.0%}"]
-            parts += [
-                f"{name} {values[name]:.4g}"
-                for name in (
-                    "reconstruction",
-                    "lpips",
-                    "kl",
-                    "wavelet",
-                    "adversarial",
-                )
-                if values.get(name)
-            ]
-            bar.update(task, completed=done, total=total, text="  ".join(parts))
-
-        def notice(line: str) -> None:
-            if sys.stderr is not None:
-                bar.console.print(line) if on_terminal else sys.stderr.write(f"wfvae train: {line}\n")
-
-        def indexing(done: int, total: int) -> None:
-            bar.update(index, completed=done, total=total, visible=done < total)
-
-        yield progress, notice, indexing
+        yield Watcher(progress, notice, stop.asked, indexing)
     finally:
         with suppress(OSError):  # the terminal was closed
             bar.stop()
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def _details() -> Any:
+    """Returns a column that a narrow terminal cuts off; the text of a plain one would be wrapped."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class Details(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
+
+    return Details()

@@ -45,13 +45,18 @@ def score_frames(
     inside the frame and over R, G and B.
 
     Args:
-        lpips: gives the distances, or None.
-        extra: which of this package's extras brings scikit-image for the caller, named if it is not
-            installed.
+        real, reconstruction: the frames.
+        lpips: computes distances; None for none.
+        extra: this package's extra that brings scikit-image for the caller, for the error.
 
     Raises:
         InputError: the shapes differ, or frames are smaller than the window.
         MissingExtraError: scikit-image is not installed.
+
+    Example:
+        >>> black = np.zeros((2, 16, 16, 3), np.uint8)
+        >>> score_frames(black, black + np.uint8(1)).psnr.round(2).tolist()
+        [48.13, 48.13]
     """
     if real.shape != reconstruction.shape or real.ndim != 4 or not len(real):
         raise InputError(
@@ -107,7 +112,7 @@ def _distances(real: Frames, reconstruction: Frames, lpips: LPIPS) -> Values:
 
 
 def scikit_image(extra: str) -> tuple[Any, Any]:
-    """Its PSNR and SSIM. Raises `MissingExtraError` naming the extra that brings it."""
+    """Returns its PSNR and SSIM. Raises `MissingExtraError` naming the extra that brings it."""
     try:
         from skimage.metrics import peak_signal_noise_ratio, structural_similarity
     except ModuleNotFoundError as error:

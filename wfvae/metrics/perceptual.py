@@ -1,9 +1,7 @@
-"""The LPIPS network (Zhang et al. 2018, through the `lpips` package), for training and for
-evaluation.
+"""The LPIPS network (Zhang et al. 2018, through the `lpips` package), for training and evaluation.
 
-`lpips` ships its own small linear weights; the ImageNet backbone below them (VGG16 or AlexNet,
-which torchvision defines) is a download. So the backbone comes from torchvision's download folder,
-from a file that the user names, or, for tests, from a seed.
+`lpips` ships its small linear weights; the ImageNet backbone below them (VGG16 or AlexNet of
+torchvision) comes from torchvision's download folder, from a file, or, for tests, from a seed.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -31,40 +29,38 @@ DOWNLOADS: dict[Backbone, str] = {
     "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
     "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
 }
-"""torchvision's ImageNet weights of each backbone; the digits in a name are the start of the file's
-SHA-256.
-"""
+"""torchvision's ImageNet weights; the digits in a name are the start of the file's SHA-256."""
 RANDOM = "random"
+_TITLES: dict[Backbone, str] = {"vgg": "VGG16", "alex": "AlexNet"}
 
 
 def load_lpips(
     weights: str | Path, net: Backbone = "vgg", *, seed: int = 0, extra: str = "train"
 ) -> nn.Module:
-    """LPIPS version 0.1, frozen and in eval mode, on the CPU in fp32.
+    """Returns LPIPS version 0.1, frozen and in eval mode, on the CPU in fp32.
 
-    The module is called with two batches of images (N, 3, H, W) in [-1, 1] and gives distances (N,
-    1, 1, 1), >= 0. VGG needs images of at least 16x16 pixels, AlexNet of 32x32.
+    The module maps two batches of images (N, 3, H, W) in [-1, 1] to distances (N, 1, 1, 1), >= 0.
+    VGG needs images of at least 16x16 pixels, AlexNet of 32x32.
 
     Args:
-        weights: of the backbone. The name of `net` itself ("vgg" or "alex"): torchvision's ImageNet
-            weights, read from its download folder, or downloaded to it if they are not there (528
-            MB and 233 MB). "random": drawn from `seed`, for tests; distances are then of no
-            meaning. Anything else: a file with torchvision's state dict of that network, `.pth` or
-            `.safetensors`; what it holds beyond `features.*` is ignored.
+        weights: of the backbone: "vgg" or "alex" like `net` for torchvision's ImageNet weights,
+            downloaded unless they are in its folder (528 MB and 233 MB); "random", drawn from
+            `seed`, for tests; or a file with torchvision's state dict, `.pth` or `.safetensors`.
         net: "vgg" for training, as in the paper; "alex" is the usual one for evaluation.
-        extra: which of this package's extras brings LPIPS for the caller, named if it is not
-            installed.
+        seed: of "random".
+        extra: this package's extra that brings LPIPS for the caller, for the error.
 
     Raises:
         MissingExtraError: `lpips` or torchvision is not installed.
-        CheckpointError: weights that cannot be had, are unreadable or are of another network; the
-            line names the file.
+        CheckpointError: weights that are missing, unreadable or of another network.
         ResourceError: torchvision is installed and cannot be imported.
+
+    Example:
+        >>> lpips = load_lpips("random", "alex")
+        >>> image = torch.zeros(1, 3, 32, 32)
+        >>> lpips(image, image).item()
+        0.0
     """
-    if net not in get_args(Backbone):
-        raise CheckpointError(
-            f"the LPIPS network is {net!r}; expected one of {', '.join(get_args(Backbone))}"
-        )
     network = _build(net, extra)
     if weights == RANDOM:
         _draw_backbone(network.get_submodule("net"), seed)
@@ -75,18 +71,14 @@ def load_lpips(
 
 
 def _build(net: Backbone, extra: str) -> nn.Module:
-    """The network with its linear weights; the backbone's are not yet set.
-
-    Built on the meta device because torchvision's VGG16 has 124 million weights of a classifier
-    that LPIPS throws away.
-    """
+    """Returns the network with its linear weights; the backbone's are not set."""
     if find_spec("lpips") is None:
         raise MissingExtraError("LPIPS", "lpips", extra)
     make_torchvision_importable("LPIPS", extra)
     with _deprecations_ignored():
         import lpips
 
-        with torch.device("meta"):
+        with torch.device("meta"):  # VGG16 has 124 million weights of a classifier, unused here
             network: nn.Module = lpips.LPIPS(
                 net=net, version="0.1", pretrained=False, pnet_rand=True, verbose=False
             )
@@ -103,9 +95,7 @@ def _build(net: Backbone, extra: str) -> nn.Module:
 
 @contextmanager
 def _deprecations_ignored() -> Iterator[None]:
-    """`lpips` asks torchvision for networks in an older way, about which torchvision warns the
-    user, who can do nothing about it.
-    """
+    """Hides torchvision's warnings about the way `lpips` asks for networks."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torchvision\..*")
@@ -138,7 +128,7 @@ def _fill_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], path: Pat
     if problems:
         more = f" and {len(problems) - 1} more problems" if len(problems) > 1 else ""
         raise CheckpointError(
-            f"{path} does not hold torchvision's {_title(net)} weights: {problems[0]}{more}"
+            f"{path} does not hold torchvision's {_TITLES[net]} weights: {problems[0]}{more}"
         )
     backbone.load_state_dict({name: weights[source].float() for name, source in sources.items()}, strict=True)
 
@@ -148,28 +138,25 @@ def _read_state_dict(path: Path, net: Backbone) -> Mapping[str, Tensor]:
         raise CheckpointError(
             f"there is no file {path} with LPIPS's backbone; expected '{net}' (torchvision's weights,"
             f" downloaded), '{RANDOM}' (for tests), or a .pth or .safetensors file with torchvision's"
-            f" {_title(net)} state dict"
+            f" {_TITLES[net]} state dict"
         )
+    is_safetensors = path.suffix == ".safetensors"
     try:
-        content = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        content = load_file(path) if is_safetensors else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; all mean the same to a user
         raise CheckpointError(
             f"cannot read {path} as weights (pickled objects are refused): {why_unreadable(error)}"
         ) from error
     if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise CheckpointError(
-            f"{path} does not hold torchvision's {_title(net)} weights: it is no state dict, a mapping of"
+            f"{path} does not hold torchvision's {_TITLES[net]} weights: it is no state dict, a mapping of"
             " names to tensors"
         )
     return content
 
 
 def _downloaded(net: Backbone) -> Path:
-    """The file in torchvision's download folder, fetched if it is not there."""
+    """Returns the file in torchvision's download folder, downloaded if it is not there."""
     url = DOWNLOADS[net]
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():
@@ -182,12 +169,8 @@ def _downloaded(net: Backbone) -> Path:
         )
     except Exception as error:  # no network, a refusal, a full disk, a wrong hash
         raise CheckpointError(
-            f"LPIPS needs torchvision's {_title(net)} weights: there is no {path}, and {url} cannot be"
+            f"LPIPS needs torchvision's {_TITLES[net]} weights: there is no {path}, and {url} cannot be"
             f" downloaded ({' '.join(str(error).split()) or type(error).__name__}); put the file there, or"
             f" name a local .pth or .safetensors file instead of '{net}'"
         ) from error
     return path
-
-
-def _title(net: Backbone) -> str:
-    return {"vgg": "VGG16", "alex": "AlexNet"}[net]

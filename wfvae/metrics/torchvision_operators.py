@@ -1,10 +1,8 @@
 """Makes `import torchvision` work where its compiled operators cannot be loaded.
 
-A torchvision built for CUDA beside a torch built for the CPU (or any two builds that do not match)
-skips its compiled operators without a word, and its import then fails with `operator
-torchvision::nms does not exist`, because it goes on to describe the shapes of operators that were
-never declared. LPIPS needs only its networks, which are plain Python, so declaring those names is
-enough. Where the compiled operators load, nothing here does anything.
+The torchvision of PyPI is built for CUDA: beside a torch for CPUs its import fails with `operator
+torchvision::nms does not exist`, and PyPI has no pair for CPUs. LPIPS needs only torchvision's
+networks, which are plain Python, so declaring the missing names is enough.
 """
 
 from __future__ import annotations
@@ -23,20 +21,18 @@ SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-"""The operators that torchvision describes at import whether or not they were loaded. They get a
-name and no kernel: a call to one still fails, and says so."""
+"""Operators that torchvision describes at import, loaded or not. They get no kernel."""
 
 
 def make_torchvision_importable(feature: str, extra: str) -> None:
-    """Imports torchvision, after declaring the operators it misses if its compiled part cannot be
-    loaded.
+    """Imports torchvision, after declaring operators if its compiled part cannot be loaded.
 
     Args:
         feature, extra: what needs torchvision, and the extra that brings it, for the message.
 
     Raises:
         MissingExtraError: torchvision is not installed.
-        ResourceError: it is, and cannot be imported all the same.
+        ResourceError: it is installed and cannot be imported.
     """
     if "torchvision" in sys.modules:
         return
@@ -56,9 +52,7 @@ def make_torchvision_importable(feature: str, extra: str) -> None:
 
 
 def _compiled_operators_load(folder: Path) -> bool:
-    """Does what torchvision does first at import, where it hides the outcome. Loading a library
-    twice is harmless.
-    """
+    """Whether torchvision's first step at import works, which hides its outcome."""
     loaders = (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES)
     extension = importlib.machinery.FileFinder(str(folder), loaders).find_spec("_C")
     if extension is None or extension.origin is None:
@@ -70,7 +64,7 @@ def _compiled_operators_load(folder: Path) -> bool:
     return True
 
 
-@cache  # the declarations last as long as this object lives, and torch has one list of operators per process
+@cache  # the declarations last as long as this object lives
 def _declare_missing_operators() -> torch.library.Library:
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in SCHEMAS:
