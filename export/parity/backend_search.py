@@ -28,23 +28,16 @@ _BUDGET = 512 << 20
 """Bytes of tensors compared at once; each further part of a large graph needs another session."""
 
 
-def search_backend(
-    job: Job,
-    reference: Bundle,
-    steps: Sequence[int],
-    rule: Rule,
-    runners: Mapping[str, MakeRunner] | None = None,
-) -> str:
+def search_backend(job: Job, reference: Bundle, steps: Sequence[int], rule: Rule) -> str:
     """Names the first tensor that differs by more than the rule's share of its own largest value.
 
     Args:
         job: on the backend in question.
         reference: the same bundle on ONNX Runtime's CPU provider.
         steps: latents per step.
-        runners: by backend's name; `RUNNERS` if None.
     """
     name = str(job.bundle.backend.describe().get("name"))
-    make = (RUNNERS if runners is None else runners).get(name)
+    make = RUNNERS.get(name)
     if make is None:
         return f"not searched: inner tensors cannot be read on the backend {name}"
     return guarded(job.bundle.manifest.precision, lambda: _search(job, reference, steps, rule, make))
@@ -129,4 +122,4 @@ RUNNERS: Mapping[str, MakeRunner] = {
     "openvino": openvino_runner,
     "tensorrt": tensorrt_runner,
 }
-"""How each backend's inner tensors are read."""
+"""By backend's name."""

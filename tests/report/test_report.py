@@ -176,8 +176,11 @@ def test_markup_in_texts_is_escaped() -> None:
     assert page.text.count("alert(") >= 12
 
 
-def test_page_rendered_twice_is_the_same() -> None:
-    assert render_report(report()) == render_report(report())
+def test_page_rendered_twice_is_the_same_and_its_ids_are_unique() -> None:
+    text = render_report(report())
+    assert text == render_report(report())
+    ids = re.findall(r' id="([^"]*)"', text)
+    assert ids and len(ids) == len(set(ids))
 
 
 @pytest.mark.parametrize(

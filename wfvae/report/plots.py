@@ -46,7 +46,6 @@ _DARK = {
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "wfvae",
     "font.size": 9,
     "font.sans-serif": ["DejaVu Sans"],
     "figure.facecolor": PAPER,
@@ -90,7 +89,11 @@ def svg_text(figure: Figure, label: str) -> str:
         label: what the figure shows, for readers who cannot see it.
     """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
+    # Ids differ between the figures of a page: a pattern that is referenced from another figure is
+    # not drawn while that one is hidden.
+    salt = f"{label} {figure.get_size_inches()}"
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
     text = buffer.getvalue().decode()
     text = re.sub(
         r' id="[A-Za-z.]+[0-9]?d?_\d+"', "", text[text.index("<svg") :]
