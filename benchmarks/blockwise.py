@@ -41,7 +41,7 @@ from wfvae.evaluation.protocol import Protocol, open_prepared
 from wfvae.evaluation.video_files import find_videos
 from wfvae.export.bundle import ExportOptions, export_bundle
 from wfvae.export.parity.direct import run_direct
-from wfvae.export.parity.plans import Job, chunked, odd_pushes
+from wfvae.export.parity.plans import Job, run_chunks, run_odd_pushes
 from wfvae.runtime import Bundle
 from wfvae.video.synthetic.clips import ProceduralClip
 
@@ -172,11 +172,11 @@ def measure_ours(benchmark: Benchmark, bundle: Bundle, weights: str) -> None:
     ways: dict[str, tuple[str, Callable[[Job], Any]]] = {
         f"stream, {count} latent{'s' * (count > 1)} a step": (
             f"{count * bundle.ratio} frames, causal cache",
-            partial(chunked, chunk=count),
+            partial(run_chunks, chunk=count),
         )
         for count in (1, 4)
     }
-    ways["stream, odd pushes"] = ("1, 3, 5 or 7 frames at a time, causal cache", odd_pushes)
+    ways["stream, odd pushes"] = ("1, 3, 5 or 7 frames at a time, causal cache", run_odd_pushes)
     direct = [through(bundle, frames, run_direct) for frames in benchmark.clips]
     for mode, (blocks, run) in ways.items():
         errors = [

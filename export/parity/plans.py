@@ -57,17 +57,17 @@ class Job:
         return np.split(self.data, np.minimum(ends[:-1], len(self.data)))
 
 
-def single_call(job: Job) -> Array:
+def run_single_step(job: Job) -> Array:
     """Runs the reference plan: one step of everything."""
-    return chunked(job, job.latents)
+    return run_chunks(job, job.latents)
 
 
-def chunked(job: Job, chunk: int) -> Array:
+def run_chunks(job: Job, chunk: int) -> Array:
     """Runs steps of `chunk` latents and a smaller last one."""
-    return stepped(job, tuple(even_chunks(job.latents, chunk)))
+    return run_steps(job, tuple(even_chunks(job.latents, chunk)))
 
 
-def stepped(job: Job, steps: Sequence[int]) -> Array:
+def run_steps(job: Job, steps: Sequence[int]) -> Array:
     """Runs steps of exactly these numbers of latents (and the drain, if the decoder needs one)."""
     pieces = job.split(steps)
     with job.open(max(steps)) as stream:
@@ -86,7 +86,7 @@ def ragged_steps(latents: int) -> tuple[int, ...]:
     return tuple(steps)
 
 
-def odd_pushes(job: Job) -> Array:
+def run_odd_pushes(job: Job) -> Array:
     """Pushes odd sizes, which never stay aligned with groups of r frames."""
     dice = random.Random(_SEED + 1)
     with job.open(2) as stream:
@@ -98,7 +98,7 @@ def odd_pushes(job: Job) -> Array:
         return np.concatenate([*parts, stream.finish()])
 
 
-def suspended(job: Job) -> Array:
+def run_snapshots(job: Job) -> Array:
     """Takes a snapshot after each third of the input, and restores it to a new stream."""
     cuts = [len(job.data) // 3, 2 * len(job.data) // 3]
     parts = []
@@ -112,7 +112,7 @@ def suspended(job: Job) -> Array:
         return np.concatenate([*parts, stream.finish()])
 
 
-def interleaved(job: Job, other: Job) -> tuple[Array, Array]:
+def run_interleaved(job: Job, other: Job) -> tuple[Array, Array]:
     """Runs both jobs as rows of one batch.
 
     `other` joins after the first step and, being shorter, leaves before the last.
@@ -150,7 +150,7 @@ def interleaved(job: Job, other: Job) -> tuple[Array, Array]:
         return np.concatenate(results[id(first)]), np.concatenate(results[id(second)])
 
 
-def companion(job: Job) -> Job:
+def make_companion(job: Job) -> Job:
     """Returns another video of the same size and about half the length, to share a batch."""
     latents = max(1, job.latents // 2)
     frames = min(job.frames, 1 + job.bundle.ratio * (latents - 1))

@@ -176,16 +176,16 @@ class _Verifier:
     def _check_further(self, job: Job, label: str) -> Array:
         """Checks the stream of a further clip. Returns its direct result."""
         self._advance(f"{job.verb} {label}: direct")
-        direct = run_direct(job) if self._has_direct(job.direction) else plans.single_call(job)
+        direct = run_direct(job) if self._has_direct(job.direction) else plans.run_single_step(job)
         plan, steps = f"{label}, steps of 1", (1,) * job.latents
-        self._check_stream(self._statement(job.direction), job, plan, plans.chunked(job, 1), direct, steps)
+        self._check_stream(self._statement(job.direction), job, plan, plans.run_chunks(job, 1), direct, steps)
         return direct
 
     def _check_whole(self, job: Job) -> Array:
         """Runs all checks of the video in one direction. Returns its direct result."""
         statement = self._statement(job.direction)
         self._advance(f"{job.verb} {_WHOLE}: direct")
-        reference = direct = plans.single_call(job)
+        reference = direct = plans.run_single_step(job)
         if statement == STREAM_DIRECT:
             direct = run_direct(job)
             self._check_stream(statement, job, "one step", reference, direct, (job.latents,))
@@ -203,21 +203,21 @@ class _Verifier:
         """Yields plans of one row: name, result, and latents of each step if these are fixed."""
         for chunk in dict.fromkeys((1, 2, DEFAULT_CHUNK)):
             self._advance(f"{job.verb}: steps of {chunk}")
-            yield f"steps of {chunk}", plans.chunked(job, chunk), tuple(even_chunks(job.latents, chunk))
+            yield f"steps of {chunk}", plans.run_chunks(job, chunk), tuple(even_chunks(job.latents, chunk))
         self._advance(f"{job.verb}: ragged steps")
         ragged = plans.ragged_steps(job.latents)
-        yield f"ragged steps {plans.describe_steps(ragged)}", plans.stepped(job, ragged), ragged
+        yield f"ragged steps {plans.describe_steps(ragged)}", plans.run_steps(job, ragged), ragged
         self._advance(f"{job.verb}: odd pushes")
-        yield "pushes of 1, 3, 5, 7", plans.odd_pushes(job), None
+        yield "pushes of 1, 3, 5, 7", plans.run_odd_pushes(job), None
         self._advance(f"{job.verb}: snapshot and restore")
-        yield "3 snapshots, restored", plans.suspended(job), None
+        yield "3 snapshots, restored", plans.run_snapshots(job), None
 
     def _check_rows(self, job: Job, reference: Array) -> None:
         """Checks two streams that share a batch."""
         self._advance(f"{job.verb}: two rows")
-        other = plans.companion(job)
-        first, second = plans.interleaved(job, other)
-        expected, late = plans.single_call(other), "two rows: joins later, leaves earlier"
+        other = plans.make_companion(job)
+        first, second = plans.run_interleaved(job, other)
+        expected, late = plans.run_single_step(other), "two rows: joins later, leaves earlier"
         self._check_stream(PLAN_INVARIANCE, job, "two rows: the first", first, reference, None)
         self._check_stream(PLAN_INVARIANCE, other, late, second, expected, None)
 
@@ -225,7 +225,7 @@ class _Verifier:
         if self.reference is None:
             return
         self._advance(f"{job.verb}: ONNX Runtime")
-        expected = plans.chunked(replace(job, bundle=self.reference), DEFAULT_CHUNK)
+        expected = plans.run_chunks(replace(job, bundle=self.reference), DEFAULT_CHUNK)
         rule = reference_rule(self.described, self.precision)
         check = self._compare(BACKEND_ONNXRUNTIME, job, _COMPARED, (streamed, expected), rule)
         self.checks.append(self._search_backend(check, job))
