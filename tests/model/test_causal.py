@@ -1,6 +1,4 @@
-"""The operators of time by themselves: a stream in chunks against one operation over the whole
-clip, in float64.
-"""
+"""The operators of time: a stream in chunks equals one operation over the whole clip, in float64."""
 
 from __future__ import annotations
 
@@ -20,6 +18,7 @@ from wfvae.model.causal import (
     DelayLine,
     OfflineClip,
     StreamChunk,
+    TemporalModule,
     TimeUpsample,
     bind_paths,
     collect_state_specs,
@@ -27,27 +26,22 @@ from wfvae.model.causal import (
 from wfvae.spec.frames import causal_cache_length
 
 CLOSE = {"rtol": 0, "atol": 1e-12}
-SHAPE = (2, 3, 5, 4)  # batch, channels, height, width of all test clips
+BATCH, CHANNELS, HEIGHT, WIDTH = 2, 3, 5, 4
+KERNELS, STRIDES = st.integers(1, 6), st.integers(1, 5)
+SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=7)
+State = dict[str, Tensor]
+Operator = Callable[[Tensor, Clip], Tensor]
 
 
-def clip_of(frames: int, seed: int = 0) -> Tensor:
-    batch, channels, height, width = SHAPE
-    return torch.randn(
-        batch,
-        frames,
-        channels,
-        height,
-        width,
-        dtype=torch.float64,
-        generator=torch.Generator().manual_seed(seed),
-    )
+def clip_of(frames: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(BATCH, frames, CHANNELS, HEIGHT, WIDTH, dtype=torch.float64, generator=generator)
 
 
 def conv(kernel: int, stride: int, stride_spatial: int = 1) -> CausalConv3d:
     torch.manual_seed(kernel * 10 + stride)
-    module = CausalConv3d(
-        3, 2, spatial=8, kernel=kernel, stride=(stride, stride_spatial), kernel_spatial=3
-    ).double()
+    strides = (stride, stride_spatial)
+    module = CausalConv3d(CHANNELS, 2, 8, kernel=kernel, stride=strides, kernel_spatial=3).double()
     module.path = "conv"
     return module
 
@@ -60,99 +54,90 @@ def one_long_convolution(module: CausalConv3d, frames: Tensor) -> Tensor:
     return F.conv3d(padded, module.conv.weight, module.conv.bias, stride=stride).movedim(2, 1)
 
 
-def run_stream(
-    operator: Callable[[Tensor, Clip], Tensor], chunks: Sequence[Tensor], state: dict[str, Tensor]
-) -> list[Tensor]:
-    """Outputs of `chunks`, one stream per batch row, beginning with the first."""
-    outputs = []
-    for index, chunk in enumerate(chunks):
-        clip = StreamChunk(
-            state, torch.full((chunk.shape[0],), index == 0), torch.zeros(chunk.shape[0], dtype=torch.bool)
+def state_of(*modules: TemporalModule) -> State:
+    """A state of meaningless values, which `start` must ignore."""
+    return {
+        spec.name: torch.full(
+            spec.resolve(BATCH, 8 * HEIGHT, 8 * WIDTH), 99, dtype=getattr(torch, spec.dtype)
         )
-        outputs.append(operator(chunk, clip))
-        state = clip.next_state
-    return outputs
+        for module in modules
+        for spec in module.state_specs("float64")
+    }
 
 
-@given(kernel=st.integers(1, 6), stride=st.integers(1, 5), frames=st.integers(1, 14))
-def test_offline_convolution_is_torchs_own(kernel: int, stride: int, frames: int) -> None:
-    module, clip = conv(kernel, stride), clip_of(frames)
+def chunk_of(state: State, start: bool, end: bool = False) -> StreamChunk:
+    return StreamChunk(state, torch.full((BATCH,), start), torch.full((BATCH,), end))
+
+
+def run_stream(
+    operator: Operator, chunks: Sequence[Tensor], state: State, drain: Tensor | None = None
+) -> Tensor:
+    """Outputs of `chunks`, one stream per batch row, beginning with the first, and of a drain."""
+    outputs = []
+    for index, frames in enumerate(chunks if drain is None else [*chunks, drain]):
+        view = chunk_of(state, start=index == 0, end=index == len(chunks))
+        outputs.append(operator(frames, view))
+        state = view.next_state
+    return torch.cat(outputs, dim=1)
+
+
+# Convolution
+
+
+@given(KERNELS, STRIDES, st.integers(1, 14), st.sampled_from([1, 2]))
+def test_offline_convolution_equals_torchs(kernel: int, stride: int, frames: int, spatial: int) -> None:
+    """A stride in space pads at the right and bottom."""
+    module, clip = conv(kernel, stride, spatial), clip_of(frames)
     torch.testing.assert_close(module(clip, OfflineClip()), one_long_convolution(module, clip), **CLOSE)
 
 
-def test_spatial_stride_pads_right_and_bottom() -> None:
-    module, clip = conv(3, 2, stride_spatial=2), clip_of(5)
-    torch.testing.assert_close(module(clip, OfflineClip()), one_long_convolution(module, clip), **CLOSE)
-
-
-@given(kernel=st.integers(1, 6), stride=st.integers(1, 5), chunk=st.integers(1, 9), count=st.integers(0, 6))
-def test_equation_4_for_any_kernel_stride_chunk_and_index(
-    kernel: int, stride: int, chunk: int, count: int
-) -> None:
+@given(KERNELS, STRIDES, st.integers(1, 9), st.integers(0, 6))
+def test_cache_has_the_length_of_equation_4(kernel: int, stride: int, chunk: int, count: int) -> None:
     check_equation_4(kernel, stride, chunk, count)
 
 
-def test_equation_4_in_the_papers_special_case() -> None:
+def test_cache_of_the_papers_special_case_varies() -> None:
     assert check_equation_4(kernel=4, stride=3, chunk=4, count=6) == [1, 2, 3, 1, 2, 3, 1]
 
 
 def check_equation_4(kernel: int, stride: int, chunk: int, count: int) -> list[int]:
-    """First frame, then `count` chunks, against one long convolution; the cached lengths."""
+    """First frame, then `count` chunks, against one long convolution; returns the cached lengths."""
     module, clip = conv(kernel, stride), clip_of(1 + count * chunk)
     first = torch.cat([clip[:, :1]] * stride, dim=1)  # stride - 1 copies lead the uniform stream
-    state = {"conv": clip.new_full((SHAPE[0], max(kernel - stride, 0), *SHAPE[1:]), torch.nan)}
+    state = {"conv": torch.full((BATCH, max(kernel - stride, 0), CHANNELS, HEIGHT, WIDTH), torch.nan)}
+    state["conv"] = state["conv"].double()
     lengths, outputs = [], []
     for index, piece in enumerate([first, *(clip[:, 1:].split(chunk, dim=1) if count else [])]):
-        view = StreamChunk(
-            state, torch.full((SHAPE[0],), index == 0), torch.zeros(SHAPE[0], dtype=torch.bool)
-        )
+        view = chunk_of(state, start=index == 0)
         outputs.append(module(piece, view))
         state = view.next_state or state
         lengths.append(state["conv"].shape[1])
-        assert lengths[-1] == causal_cache_length(kernel, stride, chunk, index)
+    assert lengths == [causal_cache_length(kernel, stride, chunk, index) for index in range(len(lengths))]
     torch.testing.assert_close(torch.cat(outputs, dim=1), one_long_convolution(module, clip), **CLOSE)
     return lengths
 
 
-@given(
-    kernel=st.integers(1, 5),
-    stride=st.integers(1, 3),
-    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6),
-)
-def test_aligned_chunks_of_any_sizes_carry_kernel_minus_stride_frames(
-    kernel: int, stride: int, sizes: list[int]
-) -> None:
-    module = conv(kernel, stride)
-    clip = clip_of(1 + stride * (sum(sizes) - 1))
+@given(st.integers(1, 5), st.integers(1, 3), SIZES)
+def test_aligned_chunks_carry_kernel_minus_stride_frames(kernel: int, stride: int, sizes: list[int]) -> None:
+    module, clip = conv(kernel, stride), clip_of(1 + stride * (sum(sizes) - 1))
     stream = torch.cat([clip[:, :1]] * (stride - 1) + [clip], dim=1)
-    state = {
-        spec.name: torch.zeros(spec.resolve(SHAPE[0], 40, 32), dtype=torch.float64)
-        for spec in module.state_specs("float64")
-    }
+    state = state_of(module)
     assert [s.shape[1] for s in state.values()] == ([kernel - stride] if kernel > stride else [])
     outputs = run_stream(module, stream.split([stride * s for s in sizes], dim=1), state)
-    torch.testing.assert_close(torch.cat(outputs, dim=1), one_long_convolution(module, clip), **CLOSE)
+    torch.testing.assert_close(outputs, one_long_convolution(module, clip), **CLOSE)
 
 
-def linear_upsample(head: int = 1, lag: int = 0) -> TimeUpsample:
-    module = TimeUpsample(3, 8, linear=True, head=head, lag=lag)
-    module.path = "up"
+# Upsampling and delay
+
+
+def linear_upsample(path: str = "up", head: int = 1, lag: int = 0) -> TimeUpsample:
+    module = TimeUpsample(CHANNELS, 8, linear=True, head=head, lag=lag)
+    module.path = path
     return module
 
 
-def fresh_state(module: TimeUpsample | DelayLine) -> dict[str, Tensor]:
-    return {
-        spec.name: torch.full(
-            spec.resolve(SHAPE[0], 40, 32), 99, dtype=torch.int32 if spec.dtype == "int32" else torch.float64
-        )
-        for spec in module.state_specs("float64")
-    }
-
-
 def torchs_linear_upsampling(frames: Tensor) -> Tensor:
-    """First frame single, the others interpolated by two among themselves, by torch's own
-    interpolation.
-    """
+    """First frame single, the others interpolated by two among themselves by torch."""
     batch, count, *rest = frames.shape
     if count == 1:
         return frames
@@ -162,111 +147,82 @@ def torchs_linear_upsampling(frames: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 8])
-def test_offline_linear_upsampling_is_torchs_own(frames: int) -> None:
+def test_offline_linear_upsampling_equals_torchs(frames: int) -> None:
     clip = clip_of(frames)
-    torch.testing.assert_close(
-        linear_upsample()(clip, OfflineClip()), torchs_linear_upsampling(clip), **CLOSE
-    )
+    expected = torchs_linear_upsampling(clip)
+    torch.testing.assert_close(linear_upsample()(clip, OfflineClip()), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_offline_nearest_upsampling_keeps_the_head_single(frames: int) -> None:
     clip = clip_of(frames)
     expected = torch.cat([clip[:, :1], clip[:, 1:].repeat_interleave(2, dim=1)], dim=1)
-    assert torch.equal(TimeUpsample(3, 8, linear=False, head=1, lag=0)(clip, OfflineClip()), expected)
+    assert torch.equal(TimeUpsample(CHANNELS, 8, linear=False, head=1, lag=0)(clip, OfflineClip()), expected)
 
 
-@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=7), drain=st.integers(1, 3))
-def test_linear_upsampling_streams_with_a_delay_of_one_frame(sizes: list[int], drain: int) -> None:
+@given(SIZES, st.integers(1, 3))
+def test_linear_upsampling_streams_one_frame_late(sizes: list[int], drain: int) -> None:
     clip, module = clip_of(sum(sizes)), linear_upsample()
-    outputs = stream_and_drain(module, clip, sizes, drain)
+    meaningless = torch.full_like(clip[:, :1], 1e6).repeat(1, drain, 1, 1, 1)
+    outputs = run_stream(module, clip.split(sizes, dim=1), state_of(module), meaningless)
     expected = torchs_linear_upsampling(clip)
-    torch.testing.assert_close(
-        outputs[:, 2 : 2 + expected.shape[1]], expected, **CLOSE
-    )  # one more copy of the head, one late
+    # One more copy of the head, and one frame late.
+    torch.testing.assert_close(outputs[:, 2 : 2 + expected.shape[1]], expected, **CLOSE)
 
 
-@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=7), drain=st.integers(1, 3))
-def test_two_linear_upsamplings_meet_the_head_and_the_end_where_the_first_one_left_them(
-    sizes: list[int], drain: int
-) -> None:
-    clip, first, second = clip_of(sum(sizes)), linear_upsample(), linear_upsample(head=3, lag=1)
-    second.path = "up_again"
+@given(SIZES, st.integers(1, 3))
+def test_two_linear_upsamplings_stream_six_frames_late(sizes: list[int], drain: int) -> None:
+    """The second one meets the head and the end where the first one left them."""
+    clip, first, second = clip_of(sum(sizes)), linear_upsample(), linear_upsample("again", head=3, lag=1)
 
-    class Both(torch.nn.Module):
-        def forward(self, frames: Tensor, view: Clip) -> Tensor:
-            return second(first(frames, view), view)
+    def both(frames: Tensor, view: Clip) -> Tensor:
+        result: Tensor = second(first(frames, view), view)
+        return result
 
-    state = {**fresh_state(first), **fresh_state(second)}
-    outputs = stream_and_drain(Both(), clip, sizes, drain, state)
+    meaningless = torch.full_like(clip[:, :1], 1e6).repeat(1, drain, 1, 1, 1)
+    outputs = run_stream(both, clip.split(sizes, dim=1), state_of(first, second), meaningless)
     expected = torchs_linear_upsampling(torchs_linear_upsampling(clip))
     torch.testing.assert_close(outputs[:, 6 : 6 + expected.shape[1]], expected, **CLOSE)
 
 
-def stream_and_drain(
-    module: torch.nn.Module,
-    clip: Tensor,
-    sizes: list[int],
-    drain: int,
-    state: dict[str, Tensor] | None = None,
-) -> Tensor:
-    """The stream's outputs and those of one more step of `drain` meaningless frames."""
-    if state is None:
-        assert isinstance(module, TimeUpsample)
-        state = fresh_state(module)
-    outputs, batch = [], SHAPE[0]
-    pieces = [*clip.split(sizes, dim=1), torch.full_like(clip[:, :1], 1e6).repeat(1, drain, 1, 1, 1)]
-    for index, piece in enumerate(pieces):
-        view = StreamChunk(state, torch.full((batch,), index == 0), torch.full((batch,), index == len(sizes)))
-        outputs.append(module(piece, view))
-        state = view.next_state
-    return torch.cat(outputs, dim=1)
-
-
-@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6))
-def test_a_delay_line_holds_back_one_frame_and_repeats_the_first(sizes: list[int]) -> None:
-    module, clip = DelayLine(3, 8), clip_of(sum(sizes))
+@given(SIZES)
+def test_delay_line_repeats_the_first_frame_and_delays_the_others(sizes: list[int]) -> None:
+    module, clip = DelayLine(CHANNELS, 8), clip_of(sum(sizes))
     module.path = "delay"
-    outputs = torch.cat(run_stream(module, clip.split(sizes, dim=1), fresh_state(module)), dim=1)
+    outputs = run_stream(module, clip.split(sizes, dim=1), state_of(module))
     assert torch.equal(outputs, torch.cat([clip[:, :1], clip[:, :-1]], dim=1))
     assert torch.equal(module(clip, OfflineClip()), clip)
 
 
-def test_rows_begin_and_end_by_themselves() -> None:
+# State
+
+
+def test_rows_start_and_end_independently() -> None:
     module, clip = linear_upsample(), clip_of(3)
-    state = fresh_state(module)
+    state = state_of(module)
     state["up.age"].zero_()
     view = StreamChunk(state, torch.tensor([True, False]), torch.tensor([False, True]))
     outputs = module(clip, view)
-    assert torch.equal(
-        outputs[0, :2], clip[0, :1].expand(2, -1, -1, -1)
-    )  # row 0 begins: its first frame, twice
+    assert torch.equal(outputs[0, :2], clip[0, :1].expand(2, -1, -1, -1))  # row 0 starts: its head, twice
     assert torch.equal(outputs[1, 0], state["up.previous"][1, 0])  # row 1 ends: what was before, unblended
     assert view.next_state["up.age"].tolist() == [2, 2]
 
 
-def test_state_is_a_copy_that_keeps_nothing_else_alive() -> None:
-    module, clip = conv(3, 1), clip_of(8)
-    view = StreamChunk({"conv": clip[:, :2]}, torch.tensor([True, True]), torch.tensor([False, False]))
-    module(clip, view)
-    assert view.next_state["conv"].untyped_storage().nbytes() == clip[:, :2].numel() * 8
+def test_state_is_a_copy_that_keeps_no_activation_alive() -> None:
+    view = chunk_of({"conv": clip_of(2)}, start=True)
+    conv(3, 1)(clip_of(8), view)
+    assert view.next_state["conv"].untyped_storage().nbytes() == clip_of(2).nbytes
 
 
-def test_a_missing_state_is_named() -> None:
-    view = StreamChunk({}, torch.tensor([True, True]), torch.tensor([False, False]))
+def test_missing_state_is_named() -> None:
     with pytest.raises(StateError, match="no entry conv"):
-        conv(3, 1)(clip_of(2), view)
+        conv(3, 1)(clip_of(2), chunk_of({}, start=True))
 
 
 def test_state_names_are_module_paths() -> None:
-    root = torch.nn.ModuleDict(
-        {"a": torch.nn.Sequential(conv(3, 1), conv(3, 3)), "b": linear_upsample(), "c": DelayLine(3, 8)}
-    )
+    stages = torch.nn.Sequential(conv(3, 1), conv(3, 3))
+    root = torch.nn.ModuleDict({"a": stages, "b": linear_upsample(), "c": DelayLine(CHANNELS, 8)})
     bind_paths(root)
-    assert [spec.name for spec in collect_state_specs(root, "", "float32")] == [
-        "a.0",
-        "b.previous",
-        "b.age",
-        "c",
-    ]
-    assert [spec.name for spec in collect_state_specs(root, "b", "float32")] == ["b.previous", "b.age"]
+    names = [spec.name for spec in collect_state_specs(root, "", "float32")]
+    assert names == ["a.0", "b.previous", "b.age", "c"]
+    assert [spec.name for spec in collect_state_specs(root, "b", "float32")] == names[1:3]

@@ -1,4 +1,4 @@
-"""Checkpoints: what is written is what was published, what is read is complete, and no pickle runs."""
+"""Checkpoints: the published format, strict reading, and no pickle that runs."""
 
 from __future__ import annotations
 
@@ -34,23 +34,26 @@ def saved(small_model: ModelFactory, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+def same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
 def weights_of(directory: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = load_file(directory / WEIGHTS_NAME)
     return tensors
 
 
-# The directory format -----------------------------------------------------------------------------
+# The directory format
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_saving_a_published_checkpoint_gives_it_back(name: str, reference_dir: Path, tmp_path: Path) -> None:
+def test_saving_a_published_checkpoint_gives_the_same_files(
+    name: str, reference_dir: Path, tmp_path: Path
+) -> None:
     WFVAE.from_pretrained(reference_dir / name).save_pretrained(tmp_path)
     published, written = weights_of(reference_dir / name), weights_of(tmp_path)
     assert set(written) == set(published)
-    assert all(
-        torch.equal(written[key], published[key]) and written[key].dtype == published[key].dtype
-        for key in published
-    )
+    assert all(same(written[key], published[key]) for key in published)
     config = json.loads((reference_dir / name / CONFIG_NAME).read_text())
     del config["_diffusers_version"]
     assert json.loads((tmp_path / CONFIG_NAME).read_text()) == config
@@ -59,17 +62,12 @@ def test_saving_a_published_checkpoint_gives_it_back(name: str, reference_dir: P
     assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
 
 
-OTHER = {
-    "temporal_compression": 8,
-    "energy_flow_l2": False,
-    "use_attention": False,
-    "scale": (1.0, 2.0, 3.0, 4.0),
-}
+OTHER = {"temporal_compression": 8, "energy_flow_l2": False, "scale": (1.0, 2.0, 3.0, 4.0)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("overrides", [{}, OTHER])
-def test_a_round_trip_changes_nothing(
+def test_round_trip_changes_nothing(
     dtype: torch.dtype, overrides: dict[str, Any], small_model: ModelFactory, tmp_path: Path
 ) -> None:
     model = small_model(dtype, **overrides)
@@ -78,13 +76,10 @@ def test_a_round_trip_changes_nothing(
     assert again.config == model.config
     assert not again.training
     before, after = model.state_dict(), again.state_dict()
-    assert list(before) == list(after)
-    assert all(torch.equal(before[key], after[key]) and after[key].dtype == dtype for key in before)
+    assert list(before) == list(after) and all(same(before[key], after[key]) for key in before)
 
 
-def test_a_loaded_model_computes_with_its_own_haar_taps(
-    reference_dir: Path, small_model: ModelFactory
-) -> None:
+def test_loaded_model_computes_with_its_own_haar_taps(reference_dir: Path, small_model: ModelFactory) -> None:
     loaded = WFVAE.from_pretrained(reference_dir / NAMES[0])
     for transform in (loaded.encoder.wavelet_transform_in, loaded.decoder.inverse_wavelet_transform_l2):
         assert transform.gain == pytest.approx(RELEASED_GAIN_3D, abs=1e-7)
@@ -92,23 +87,28 @@ def test_a_loaded_model_computes_with_its_own_haar_taps(
     assert small_model().encoder.wavelet_transform_in.gain == pytest.approx(8**-0.5, abs=1e-15)
 
 
-def test_what_is_saved_can_be_read_by_others(saved: Path) -> None:
+def test_saved_files_are_readable_by_others(saved: Path) -> None:
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in saved.iterdir())
 
 
-def test_device_and_dtype_are_as_asked(saved: Path) -> None:
-    for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        model = WFVAE.from_pretrained(saved, device="cpu", dtype=dtype)
-        assert {t.dtype for t in [*model.state_dict().values(), *model.buffers()]} == {dtype}
-    assert {
-        p.device.type for p in WFVAE.from_pretrained(saved, device=torch.device("meta")).parameters()
-    } == {"meta"}
-    for wrong in (torch.int8, "bf16"):
-        with pytest.raises(CheckpointError, match=r"dtype is .*; expected torch\.float32"):
-            WFVAE.from_pretrained(saved, dtype=wrong)  # type: ignore[arg-type]
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_loaded_model_has_the_wanted_dtype(saved: Path, dtype: torch.dtype) -> None:
+    model = WFVAE.from_pretrained(saved, device="cpu", dtype=dtype)
+    assert {t.dtype for t in [*model.state_dict().values(), *model.buffers()]} == {dtype}
 
 
-def test_an_interrupted_save_leaves_the_old_checkpoint(
+def test_loaded_model_has_the_wanted_device(saved: Path) -> None:
+    model = WFVAE.from_pretrained(saved, device=torch.device("meta"))
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("wrong", [torch.int8, "bf16"])
+def test_dtype_that_is_no_float_is_refused(saved: Path, wrong: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"dtype is .*; expected torch\.float32"):
+        WFVAE.from_pretrained(saved, dtype=wrong)
+
+
+def test_interrupted_save_leaves_the_old_checkpoint(
     saved: Path, small_model: ModelFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (saved / WEIGHTS_NAME).read_bytes()
@@ -123,94 +123,86 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(
     assert WFVAE.from_pretrained(saved).config.latent_dim == 4
 
 
-def test_a_directory_that_cannot_be_made_is_named(small_model: ModelFactory, tmp_path: Path) -> None:
+def test_directory_that_cannot_be_made_is_named(small_model: ModelFactory, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write the checkpoint"):
         small_model().save_pretrained(tmp_path / "file" / "model")
 
 
-# Strictness ---------------------------------------------------------------------------------------
+# Strictness
+
+
+def rewrite(saved: Path, **changes: Tensor | None) -> None:
+    """Changes, adds or removes (None) weights of a checkpoint."""
+    weights = {**weights_of(saved), **changes}
+    save_file({name: tensor for name, tensor in weights.items() if tensor is not None}, saved / WEIGHTS_NAME)
 
 
 def test_one_error_names_all_that_is_wrong(saved: Path) -> None:
-    weights = weights_of(saved)
-    del weights["encoder.conv_out.conv.bias"], weights[TAP], weights["decoder.conv_in.conv.weight"]
-    weights["decoder.norm_out.norm.weight"] = torch.ones(3)
-    weights["encoder.extra"], weights["loss.logvar"] = torch.ones(1), torch.zeros(1)
-    save_file(weights, saved / WEIGHTS_NAME)
+    missing = ("encoder.conv_out.conv.bias", TAP, "decoder.conv_in.conv.weight")
+    added = {"encoder.extra": torch.ones(1), "loss.logvar": torch.zeros(1)}
+    rewrite(saved, **dict.fromkeys(missing), **added, **{"decoder.norm_out.norm.weight": torch.ones(3)})
     with pytest.raises(CheckpointError) as raised:
         WFVAE.from_pretrained(saved)
-    message = str(raised.value)
-    for part in (
-        "3 missing: ",
-        "encoder.conv_out.conv.bias",
-        TAP,
-        "decoder.conv_in.conv.weight",
-        "2 unexpected: encoder.extra, loss.logvar",
-        "1 misshaped: decoder.norm_out.norm.weight (3,), expected (8,)",
-        str(saved),
-    ):
-        assert part in message
+    misshaped = "1 misshaped: decoder.norm_out.norm.weight (3,), expected (8,)"
+    for part in ("3 missing: ", *missing, "2 unexpected: encoder.extra, loss.logvar", misshaped, str(saved)):
+        assert part in str(raised.value)
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(saved: Path) -> None:
+def test_checkpoint_of_another_configuration_is_refused(saved: Path) -> None:
     config = json.loads((saved / CONFIG_NAME).read_text())
     (saved / CONFIG_NAME).write_text(json.dumps(config | {"latent_dim": 8}))
-    with pytest.raises(
-        CheckpointError, match=r"misshaped: encoder.conv_out.conv.weight \(8, .*expected \(16, "
-    ):
+    message = r"misshaped: encoder.conv_out.conv.weight \(8, .*expected \(16, "
+    with pytest.raises(CheckpointError, match=message):
         WFVAE.from_pretrained(saved)
 
 
-def test_taps_that_are_not_haar_are_refused_by_name(saved: Path) -> None:
-    weights = weights_of(saved)
-    weights[TAP][0, 0, 0, 0, 1] = 0.5
-    save_file(weights, saved / WEIGHTS_NAME)
-    with pytest.raises(CheckpointError, match=f"{TAP} is not a Haar filter"):
+@pytest.mark.parametrize(
+    ("name", "message"), [(TAP, "is not a Haar filter"), ("decoder.conv_in.conv.bias", "holds NaN")]
+)
+def test_damaged_tensor_is_refused_by_name(saved: Path, name: str, message: str) -> None:
+    tensor = weights_of(saved)[name]
+    tensor.view(-1)[0] = 0.5 if name == TAP else torch.nan
+    rewrite(saved, **{name: tensor})
+    with pytest.raises(CheckpointError, match=f"{name} {message}"):
         WFVAE.from_pretrained(saved)
 
 
-def test_damaged_weights_are_refused_by_name(saved: Path) -> None:
-    weights = weights_of(saved)
-    weights["decoder.conv_in.conv.bias"][0] = torch.nan
-    save_file(weights, saved / WEIGHTS_NAME)
-    with pytest.raises(CheckpointError, match=r"decoder\.conv_in\.conv\.bias holds NaN"):
-        WFVAE.from_pretrained(saved)
-
-
-def test_a_refused_checkpoint_leaves_the_model_as_it_was(small_model: ModelFactory) -> None:
+def test_refused_checkpoint_leaves_the_model_unchanged(small_model: ModelFactory) -> None:
     model = small_model()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    other = {key: tensor + 1 for key, tensor in before.items() if "conv_in" not in key}
     with pytest.raises(CheckpointError):
-        load_weights(
-            model, {key: tensor + 1 for key, tensor in before.items() if "conv_in" not in key}, "memory"
-        )
+        load_weights(model, other, "memory")
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
-def test_unreadable_checkpoints_are_named(saved: Path, tmp_path: Path) -> None:
+def test_truncated_weights_are_named(saved: Path) -> None:
     whole = (saved / WEIGHTS_NAME).read_bytes()
     for damaged in (b"", whole[:100], whole[:-7]):
         (saved / WEIGHTS_NAME).write_bytes(damaged)
         with pytest.raises(CheckpointError, match=f"cannot read .*{WEIGHTS_NAME}.*damaged"):
             WFVAE.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS_NAME, CONFIG_NAME])
+def test_missing_file_is_named(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(CheckpointError, match=f"has no {name}"):
+        WFVAE.from_pretrained(saved)
+
+
+def test_path_that_is_no_checkpoint_is_named(saved: Path) -> None:
     with pytest.raises(CheckpointError, match="is a weights file; give the directory"):
         WFVAE.from_pretrained(saved / WEIGHTS_NAME)
-    (saved / WEIGHTS_NAME).unlink()
-    with pytest.raises(CheckpointError, match=f"has no {WEIGHTS_NAME}"):
-        WFVAE.from_pretrained(saved)
-    (saved / CONFIG_NAME).unlink()
-    with pytest.raises(CheckpointError, match=f"has no {CONFIG_NAME}"):
-        WFVAE.from_pretrained(saved)
-    (tmp_path / "video.mp4").write_bytes(b"not a checkpoint")
-    with pytest.raises(CheckpointError, match=r"video.mp4 is not a checkpoint; expected a directory"):
-        WFVAE.from_pretrained(tmp_path / "video.mp4")
-    for absent in (tmp_path / "nowhere", "./relative/folder", "name", "checkpoints/absent.ckpt"):
+    with pytest.raises(CheckpointError, match=r"config.json is not a checkpoint; expected a directory"):
+        WFVAE.from_pretrained(saved / CONFIG_NAME)
+    for absent in (saved / "nowhere", "./relative/folder", "name", "checkpoints/absent.ckpt"):
         with pytest.raises(CheckpointError, match="does not exist; expected a checkpoint directory"):
             WFVAE.from_pretrained(absent)
 
 
-# Training checkpoints -----------------------------------------------------------------------------
+# Training checkpoints
 
 
 def prefixed(weights: dict[str, Tensor], prefix: str, offset: float = 0.0) -> dict[str, Tensor]:
@@ -221,18 +213,11 @@ def prefixed(weights: dict[str, Tensor], prefix: str, offset: float = 0.0) -> di
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("averaged", [True, False])
-def test_training_checkpoints_load_and_the_average_is_preferred(
-    prefix: str, averaged: bool, saved: Path
-) -> None:
+def test_training_checkpoint_loads_averaged_weights_first(prefix: str, averaged: bool, saved: Path) -> None:
     weights = weights_of(saved)
-    content: dict[str, Any] = {
-        "epoch": 3,
-        "state_dict": {
-            "gen_model": prefixed(weights, prefix, offset=1.0),
-            "dics_model": {"w": torch.ones(1)},
-        },
-        "optimizer_state": {"gen_optimizer": {"lr": 1e-5, "betas": (0.9, 0.999)}},
-    }
+    models = {"gen_model": prefixed(weights, prefix, offset=1.0), "dics_model": {"w": torch.ones(1)}}
+    optimizer = {"gen_optimizer": {"lr": 1e-5, "betas": (0.9, 0.999)}}
+    content: dict[str, Any] = {"epoch": 3, "state_dict": models, "optimizer_state": optimizer}
     if averaged:
         content["ema_state_dict"] = prefixed(weights, prefix)
     torch.save(content, saved / "checkpoint-10.ckpt")
@@ -243,7 +228,7 @@ def test_training_checkpoints_load_and_the_average_is_preferred(
     assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
-def test_training_checkpoints_are_strict(saved: Path) -> None:
+def test_incomplete_training_checkpoint_is_refused(saved: Path) -> None:
     weights = weights_of(saved)
     del weights[TAP]
     torch.save({"ema_state_dict": prefixed(weights, "module.")}, saved / "a.ckpt")
@@ -269,33 +254,30 @@ class Malicious:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickled_object_is_refused_and_never_executed(zipped: bool, saved: Path, tmp_path: Path) -> None:
+def test_pickled_object_is_refused_and_never_executed(zipped: bool, saved: Path, tmp_path: Path) -> None:
     evidence = tmp_path / "executed"
     content = {"ema_state_dict": weights_of(saved), "config": Malicious(evidence)}
     torch.save(content, saved / "a.ckpt", _use_new_zipfile_serialization=zipped)
+    message = r"a\.ckpt .*pickled objects are refused\): it is no file of torch\.save, or holds other"
     for read in (WFVAE.from_pretrained, read_training_checkpoint):
-        with pytest.raises(
-            CheckpointError,
-            match=r"a\.ckpt .*pickled objects are refused\): it is no file of torch\.save, or holds other",
-        ):
+        with pytest.raises(CheckpointError, match=message):
             read(saved / "a.ckpt")
     assert not evidence.exists()
     torch.load(saved / "a.ckpt", weights_only=False)  # the trap is a real one
     assert evidence.exists()
 
 
-# Hugging Face -------------------------------------------------------------------------------------
+# Hugging Face
 
 
-def test_a_hub_name_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_name_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(
-        MissingExtraError, match=r"some/model is not a local directory.*pip install 'wfvae\[hub\]'"
-    ):
+    message = r"some/model is not a local directory.*pip install 'wfvae\[hub\]'"
+    with pytest.raises(MissingExtraError, match=message):
         WFVAE.from_pretrained("some/model")
 
 
-def test_a_hub_name_is_downloaded_with_it(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_name_with_the_extra_is_downloaded(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
 
     def snapshot_download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
@@ -304,9 +286,8 @@ def test_a_hub_name_is_downloaded_with_it(saved: Path, monkeypatch: pytest.Monke
         asked.append((name, revision, allow_patterns))
         return str(saved)
 
-    monkeypatch.setitem(
-        sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download)
-    )
+    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     model = WFVAE.from_pretrained("some/model", revision="v1")
     assert asked == [("some/model", "v1", [CONFIG_NAME, WEIGHTS_NAME])]
     assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in weights_of(saved).items())

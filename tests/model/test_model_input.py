@@ -1,9 +1,8 @@
-"""Bad input is refused with one line that names the argument, what came and what was expected;
-precisions; gradients.
-"""
+"""Bad input is refused by name; precisions; gradients."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wfvae.errors import ConfigError, InputError, StateError, StreamingError, WFVAEError
+from wfvae.errors import InputError, StateError, StreamingError
 from wfvae.model.blocks import Norm
 from wfvae.model.vae import WFVAE
 
@@ -36,13 +35,11 @@ def with_nan(tensor: Tensor) -> Tensor:
     return tensor
 
 
+NOT_FINITE = "values that are NaN or infinite"
 BAD_VIDEOS: dict[str, tuple[Any, str]] = {
     "no tensor": ([1, 2], r"x is a list; expected a torch.Tensor of shape \(B, 3, T, H, W\)"),
     "rank": (video(3, 5, 16, 16), r"x has shape \(3, 5, 16, 16\); expected \(B, 3, T, H, W\)"),
-    "integers": (
-        video().to(torch.uint8),
-        r"x is torch.uint8; .* convert uint8 frames by x.float\(\) / 127.5 - 1",
-    ),
+    "integers": (video().byte(), r"x is torch.uint8; .* convert uint8 frames by x.float\(\) / 127.5 - 1"),
     "dtype": (video().double(), "x is torch.float64, but the model's weights are torch.float32"),
     "channels": (video(1, 4, 5, 16, 16), "x has 4 channels; expected 3"),
     "channels last": (video(1, 5, 16, 16, 3), "x has 5 channels; expected 3, in the layout"),
@@ -50,15 +47,12 @@ BAD_VIDEOS: dict[str, tuple[Any, str]] = {
     "no clip": (video(0, 3, 5, 16, 16), "at least one clip and one frame"),
     "T": (
         video(1, 3, 7, 16, 16),
-        r"x has T = 7 frames; a whole clip needs T = 1 \+ 4 n, for example 5 or 9; stream_encode takes any T",
+        r"x has T = 7 frames; .* T = 1 \+ 4 n, .* 5 or 9; stream_encode takes any T",
     ),
     "H": (video(1, 3, 5, 20, 16), "x has H = 20; expected a positive multiple of 8"),
     "W": (video(1, 3, 5, 16, 0), "x has W = 0; expected a positive multiple of 8"),
-    "NaN": (
-        with_nan(video()),
-        r"x has 1 values that are NaN or infinite, the first at index \(0, 1, 0, 1, 1\)",
-    ),
-    "infinite": (video(value=-torch.inf), "x has 3840 values that are NaN or infinite"),
+    "NaN": (with_nan(video()), rf"x has 1 {NOT_FINITE}, the first at index \(0, 1, 0, 1, 1\)"),
+    "infinite": (video(value=-torch.inf), f"x has 3840 {NOT_FINITE}"),
 }
 BAD_LATENTS: dict[str, tuple[Any, str]] = {
     "no tensor": (None, "z is a NoneType"),
@@ -68,10 +62,7 @@ BAD_LATENTS: dict[str, tuple[Any, str]] = {
     "channels": (latents(1, 16, 2, 2, 2), "z has 16 channels; expected 4"),
     "no frame": (latents(1, 4, 0, 2, 2), "at least one"),
     "H": (latents(1, 4, 2, 0, 2), r"z has spatial size \(0, 2\)"),
-    "NaN": (
-        with_nan(latents()),
-        r"z has 1 values that are NaN or infinite, the first at index \(0, 1, 0, 1, 1\)",
-    ),
+    "NaN": (with_nan(latents()), rf"z has 1 {NOT_FINITE}, the first at index \(0, 1, 0, 1, 1\)"),
 }
 
 
@@ -83,11 +74,9 @@ def test_encode_names_what_is_wrong(model: WFVAE, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in BAD_VIDEOS if case not in ("T", "no frame")])
-def test_a_stream_names_what_is_wrong_with_a_chunk(model: WFVAE, case: str) -> None:
+def test_stream_names_what_is_wrong_with_a_chunk(model: WFVAE, case: str) -> None:
     value, message = BAD_VIDEOS[case]
-    message = (
-        message.replace("x is", "chunk is").replace("x has", "chunk has").replace("x.float", "chunk.float")
-    )
+    message = re.sub(r"\bx(?= |\.)", "chunk", message)
     with pytest.raises(InputError, match=message):
         list(model.stream_encode([video(), value]))
 
@@ -99,18 +88,11 @@ def test_decode_names_what_is_wrong(model: WFVAE, case: str) -> None:
         model.decode(value)
 
 
-def test_large_finite_values_are_not_mistaken_for_infinite_ones(model: WFVAE) -> None:
-    assert model.encode(video(value=3e38)).w2 is not None  # their sum overflows
+def test_large_finite_values_whose_sum_overflows_are_accepted(model: WFVAE) -> None:
+    assert model.encode(video(value=3e38)).w2 is not None
 
 
-def test_errors_are_value_errors(model: WFVAE) -> None:
-    with pytest.raises(ValueError, match="x has shape"):
-        model.encode(video(1))
-    for kind in (ConfigError, InputError, StateError, StreamingError):
-        assert issubclass(kind, WFVAEError)
-
-
-def test_a_stream_keeps_its_batch_and_size(model: WFVAE) -> None:
+def test_stream_that_changes_batch_or_size_is_refused(model: WFVAE) -> None:
     for other in (video(2, 3, 4, 16, 16), video(1, 3, 4, 24, 16), video(1, 3, 4, 16, 24)):
         with pytest.raises(InputError, match="batch, H and W must stay the same in a stream"):
             list(model.stream_encode([video(), other]))
@@ -118,7 +100,7 @@ def test_a_stream_keeps_its_batch_and_size(model: WFVAE) -> None:
         list(model.stream_decode([latents(), latents(1, 4, 1, 2, 3)]))
 
 
-def test_a_stream_without_frames_is_refused(model: WFVAE) -> None:
+def test_stream_without_frames_is_refused(model: WFVAE) -> None:
     for chunks in ([], [video(1, 3, 0, 16, 16)]):
         with pytest.raises(InputError, match="the stream has no frames"):
             list(model.stream_encode(chunks))
@@ -127,7 +109,7 @@ def test_a_stream_without_frames_is_refused(model: WFVAE) -> None:
 
 
 @pytest.mark.parametrize(("count", "frames"), [(2, 1), (2, 6), (2, 100), (3, 5), (1, 2)])
-def test_a_length_that_the_latents_do_not_have_is_refused(model: WFVAE, count: int, frames: int) -> None:
+def test_length_that_the_latents_do_not_have_is_refused(model: WFVAE, count: int, frames: int) -> None:
     with pytest.raises(InputError, match=f"{count} latents were given for T = {frames} frames"):
         list(model.stream_decode([latents(1, 4, count, 2, 2)], frames))
     with pytest.raises(InputError, match="the video has 0 frames"):
@@ -143,51 +125,39 @@ def test_steps_name_what_is_wrong(model: WFVAE) -> None:
     with pytest.raises(InputError, match="the chunk has 5 frames; an encoder step takes multiples of 4"):
         model.encoder_step(video(), state, START)
     bad_flags: list[Any] = [True, torch.tensor([1]), torch.tensor([True, False]), torch.tensor(True)]
+    message = r"is .*; expected torch.bool of shape \(1,\), one value per stream"
     for flag in bad_flags:
-        with pytest.raises(
-            InputError, match=r"start is .*; expected torch.bool of shape \(1,\), one value per stream"
-        ):
+        with pytest.raises(InputError, match=f"start {message}"):
             model.encoder_step(good, state, flag)
-        with pytest.raises(InputError, match=r"end is .*; expected torch\.bool"):
+        with pytest.raises(InputError, match=f"end {message}"):
             model.encoder_step(good, state, START, flag)
     with pytest.raises(InputError, match="chunk has 3 channels; expected 4"):
         model.decoder_step(latents(1, 3, 1, 2, 2), model.initial_state("decoder", 1, 16, 16), START)
 
 
-def test_a_wrong_state_is_named(model: WFVAE) -> None:
-    state = model.initial_state("decoder", 1, 16, 16)
-    z = latents(1, 4, 1, 2, 2)
+def test_wrong_state_is_named(model: WFVAE) -> None:
+    state, z = model.initial_state("decoder", 1, 16, 16), latents(1, 4, 1, 2, 2)
     age, conv = "decoder.up2.2.time.age", "decoder.conv_in"
-    wrong: list[tuple[dict[str, Tensor], str]] = [
-        ({n: t for n, t in state.items() if n != conv}, f"missing {conv}"),
+    without = {name: tensor for name, tensor in state.items() if name != conv}
+    shape = rf"{conv} has shape \(1, 1, 4, 2, 2\), expected \(1, 2, 4, 2, 2\)"
+    wrong: list[tuple[Any, str]] = [
+        (without, f"missing {conv}"),
         (state | {"decoder.other": z}, "unexpected decoder.other"),
-        (
-            state | {conv: state[conv][:, :1]},
-            rf"{conv} has shape \(1, 1, 4, 2, 2\), expected \(1, 2, 4, 2, 2\)",
-        ),
+        (state | {conv: state[conv][:, :1]}, shape),
         (state | {conv: state[conv].half()}, f"{conv} has dtype float16, expected float32"),
         (state | {age: state[age].long()}, f"{age} has dtype int64, expected int32"),
         (model.initial_state("decoder", 2, 16, 16), "for 1 streams of 16x16"),
         (model.initial_state("decoder", 1, 16, 24), "for 1 streams of 16x16"),
         (model.initial_state("encoder", 1, 16, 16), "unexpected encoder."),
+        (without | {"extra": z, age: state[age][:0]}, rf"missing {conv}.*unexpected extra.*{age} has shape"),
+        *[(nothing, "expected a mapping of names to tensors") for nothing in (None, [], {conv: 3})],
     ]
     for given, message in wrong:
         with pytest.raises(StateError, match=message):
             model.decoder_step(z, given, START)
-    with pytest.raises(StateError) as raised:
-        model.decoder_step(
-            z, {n: t for n, t in state.items() if n != conv} | {"extra": z, age: state[age][:0]}, START
-        )
-    assert all(
-        part in str(raised.value) for part in (f"missing {conv}", "unexpected extra", f"{age} has shape (0,)")
-    )
-    not_states: list[Any] = [None, [], {conv: 3}]
-    for nothing in not_states:
-        with pytest.raises(StateError, match="expected a mapping of names to tensors"):
-            model.decoder_step(z, nothing, START)
 
 
-def test_an_impossible_initial_state_is_refused(model: WFVAE) -> None:
+def test_impossible_initial_state_is_refused(model: WFVAE) -> None:
     with pytest.raises(InputError, match="direction is 'encode'; expected one of encoder, decoder"):
         model.initial_state("encode", 1, 16, 16)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="video height is 20; expected a multiple of 8"):
@@ -198,7 +168,7 @@ def test_an_impossible_initial_state_is_refused(model: WFVAE) -> None:
             model.initial_state("encoder", *sizes)
 
 
-def test_a_stream_under_autocast_is_refused_and_a_clip_is_not(model: WFVAE) -> None:
+def test_stream_under_autocast_is_refused_and_clip_is_not(model: WFVAE) -> None:
     state = model.initial_state("decoder", 1, 16, 16)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert model.decode(latents()).sample.dtype == torch.bfloat16
@@ -207,24 +177,18 @@ def test_a_stream_under_autocast_is_refused_and_a_clip_is_not(model: WFVAE) -> N
 
 
 def test_groupnorm_runs_offline_and_is_refused_for_streams(small_model: ModelFactory) -> None:
-    widths = {
-        "base_channels": 32,
-        "encoder_energy_flow_hidden_size": 32,
-        "decoder_energy_flow_hidden_size": 32,
-    }
-    model = small_model(norm_type="groupnorm", **widths)
-    output = model(video())[1]
-    assert output.sample.shape == (1, 3, 5, 16, 16)
-    state: dict[str, Tensor] = {}
-    for call in (
+    flow = {"encoder_energy_flow_hidden_size": 32, "decoder_energy_flow_hidden_size": 32}
+    model = small_model(norm_type="groupnorm", base_channels=32, **flow)
+    assert model(video())[1].sample.shape == (1, 3, 5, 16, 16)
+    calls: list[Callable[[], object]] = [
         lambda: model.stream_spec("encoder"),
         lambda: model.initial_state("decoder", 1, 16, 16),
-        lambda: model.encoder_step(video(1, 3, 4, 16, 16), state, START),
+        lambda: model.encoder_step(video(1, 3, 4, 16, 16), {}, START),
         lambda: list(model.stream_decode([latents()])),
-    ):
-        with pytest.raises(
-            StreamingError, match="'groupnorm' cannot be streamed: its statistics mix all frames"
-        ):
+    ]
+    message = "'groupnorm' cannot be streamed: its statistics mix all frames"
+    for call in calls:
+        with pytest.raises(StreamingError, match=message):
             call()
 
 
@@ -246,40 +210,32 @@ def test_half_precision_is_near_fp32(reference_model: ModelFactory, dtype: torch
     x = torch.rand(1, 3, 9, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
     full, half = reference_model(name), reference_model(name, dtype)
     assert {p.dtype for p in half.state_dict().values()} == {dtype}
-    for exact, rough in (
-        (full.encode(x).latent_dist.mode(), half.encode(x.to(dtype)).latent_dist.mode()),
-        (full.decode(z := full.encode(x).latent_dist.mode()).sample, half.decode(z.to(dtype)).sample),
-    ):
-        assert rough.dtype == dtype
-        error = (rough.float() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    exact = full.encode(x).latent_dist.mode()
+    rough = half.encode(x.to(dtype)).latent_dist.mode()
+    pairs = [(exact, rough), (full.decode(exact).sample, half.decode(exact.to(dtype)).sample)]
+    for wanted, given in pairs:
+        assert given.dtype == dtype
+        error = (given.float() - wanted).square().mean().sqrt() / wanted.square().mean().sqrt()
         assert 0 < error < {torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
 
 
-def test_gradients_flow_to_every_weight_and_to_the_input(small_model: ModelFactory) -> None:
-    for compression in (4, 8):
-        model = small_model(temporal_compression=compression).train()
-        x = torch.randn(
-            1, 3, 1 + 2 * compression, 16, 16, generator=torch.Generator().manual_seed(1)
-        ).requires_grad_()
-        encoded, decoded = model(x, generator=torch.Generator().manual_seed(2))
-        assert decoded.w2 is not None
-        assert decoded.w3 is not None
-        loss = (decoded.sample - x).abs().sum() + encoded.latent_dist.kl().sum()
-        (loss + (encoded.w2 - decoded.w2).abs().sum() + (encoded.w3 - decoded.w3).abs().sum()).backward()
-        # A key's bias shifts all scores of a softmax row alike, so its gradient is zero in exact
-        # arithmetic.
-        still = [
-            n
-            for n, p in model.named_parameters()
-            if p.grad is None or (p.grad.abs().max() == 0 and not n.endswith("k.conv.bias"))
-        ]
-        assert still == []
-        assert x.grad is not None
-        assert x.grad.abs().amin(dim=(0, 1, 3, 4)).shape == (1 + 2 * compression,)
-        assert (x.grad.abs().amax(dim=(0, 1, 3, 4)) > 0).all()
+@pytest.mark.parametrize("compression", [4, 8])
+def test_gradients_flow_to_every_weight_and_to_the_input(small_model: ModelFactory, compression: int) -> None:
+    model = small_model(temporal_compression=compression).train()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 3, 1 + 2 * compression, 16, 16, generator=generator).requires_grad_()
+    encoded, decoded = model(x, generator=generator)
+    loss = (decoded.sample - x).abs().sum() + encoded.latent_dist.kl().sum()
+    loss += (encoded.w2 - decoded.w2).abs().sum() + (encoded.w3 - decoded.w3).abs().sum()
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    zero = {name for name, gradient in gradients.items() if gradient is None or not gradient.any()}
+    # A key's bias shifts all scores of a softmax row alike: its gradient is zero in exact arithmetic.
+    assert not {name for name in zero if not name.endswith("k.conv.bias")}
+    assert x.grad is not None and (x.grad.abs().amax(dim=(0, 1, 3, 4)) > 0).all()
 
 
-def test_gradients_are_right(small_model: ModelFactory) -> None:
+def test_gradients_equal_finite_differences(small_model: ModelFactory) -> None:
     """Against a finite difference: what inference may do in place must not spoil them."""
     model = small_model(torch.float64, latent_dim=2)
     generator = torch.Generator().manual_seed(3)
@@ -303,12 +259,13 @@ def test_grad_mode_changes_no_value(small_model: ModelFactory) -> None:
     with torch.no_grad():
         without = model(x, sample_posterior=False)[1].sample
     torch.testing.assert_close(without, with_grad, rtol=0, atol=1e-5)
-    assert x.equal(x.clone())
 
 
 @pytest.mark.parametrize("compression", [4, 8])
 @pytest.mark.parametrize(("l2", "l3"), [(False, True), (True, False), (False, False)])
-def test_energy_paths_can_be_removed(small_model: ModelFactory, compression: int, l2: bool, l3: bool) -> None:
+def test_removed_energy_paths_have_no_weights_and_no_estimates(
+    small_model: ModelFactory, compression: int, l2: bool, l3: bool
+) -> None:
     model = small_model(temporal_compression=compression, energy_flow_l2=l2, energy_flow_l3=l3)
     names = {name.split(".")[1] for name in model.state_dict()}
     assert ("connect_l1" in names, "connect_l2" in names) == (l2, l3)
@@ -326,5 +283,4 @@ def test_inputs_are_not_modified(model: WFVAE) -> None:
     x_before, z_before = x.clone(), z.clone()
     with torch.no_grad():
         model.encode(x), model.decode(z), model.scale_latents(z)
-    assert torch.equal(x, x_before)
-    assert torch.equal(z, z_before)
+    assert torch.equal(x, x_before) and torch.equal(z, z_before)

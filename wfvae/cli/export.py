@@ -11,13 +11,20 @@ from wfvae.errors import MissingExtraError
 
 SUMMARY = "checkpoint to bundle: stateful ONNX graphs, weights, manifest"
 DESCRIPTION = """\
-Exports a checkpoint once, for streaming: one step graph per direction whose causal caches are explicit inputs and outputs,
-symbolic in batch and length, with weights in one shared file and a manifest that says all a client must know.
+Exports a checkpoint once, for streaming: one step graph per direction, whose causal caches are
+explicit inputs and outputs, symbolic in batch and length, with weights in one shared file and a
+manifest for clients.
 
   wfvae export checkpoint/ bundle/                         fp32, any size
   wfvae export checkpoint/ bundle/ --precision fp16 --size 480x832
   wfvae export run/model.ckpt bundle/ --direct             with whole-clip graphs, for 'wfvae verify'
   wfvae export runs/S-stage3 bundle/                       the averaged weights of a training run"""
+CHECKPOINT = """\
+directory with config.json and safetensors weights, run directory of 'wfvae train', training .ckpt,
+tiny (the trained model that ships), or owner/name on Hugging Face"""
+CONVOLUTIONS = """\
+minimal: fewer multiplications in fp32, for CPUs, with larger weights; plain: one convolution per
+filter tap (default: %(default)s)"""
 
 
 def _size(text: str) -> tuple[int, int] | None:
@@ -26,55 +33,21 @@ def _size(text: str) -> tuple[int, int] | None:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help=(
-            "directory with config.json and safetensors weights, run directory of 'wfvae train', training"
-            " .ckpt, tiny (the trained model that ships), or owner/name on Hugging Face"
-        ),
-    )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory to make")
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "fp16", "bf16"),
-        default="fp32",
-        help="of weights, activations and state (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--size",
-        type=_size,
-        default=None,
-        metavar="HxW|dynamic",
-        help="fix the video size in the graphs (default: dynamic)",
-    )
-    parser.add_argument(
-        "--output",
-        choices=("mean", "moments"),
-        default="mean",
-        help="what the encoder gives (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--opset",
-        type=int,
-        metavar="N",
-        help="version of ONNX operators, 18 to 24 (default: 20, for bf16 22)",
-    )
-    parser.add_argument(
-        "--convolutions",
-        choices=("minimal", "plain"),
-        default="minimal",
-        help=(
-            "minimal: fewer multiplications in fp32, for CPUs, with larger weights; plain: one per filter tap"
-            " (default: %(default)s)"
-        ),
-    )
-    parser.add_argument(
-        "--direct",
-        action="store_true",
-        help="also write whole-clip graphs without state, which 'verify' compares with",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
+    add("bundle", type=Path, metavar="BUNDLE", help="directory to make")
+    precision = "of weights, activations and state (default: %(default)s)"
+    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help=precision)
+    size = "fix the video size in the graphs (default: dynamic)"
+    add("--size", type=_size, metavar="HxW|dynamic", help=size)
+    output = "what the encoder returns (default: %(default)s)"
+    add("--output", choices=("mean", "moments"), default="mean", help=output)
+    opset = "version of ONNX operators, 18 to 24 (default: 20, for bf16 22)"
+    add("--opset", type=int, metavar="N", help=opset)
+    add("--convolutions", choices=("minimal", "plain"), default="minimal", help=CONVOLUTIONS)
+    direct = "also write whole-clip graphs without state, which 'verify' compares with"
+    add("--direct", action="store_true", help=direct)
+    add("--overwrite", action="store_true", help="replace an existing bundle")
     add_json_argument(parser)
 
 
@@ -98,18 +71,14 @@ def run(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     with console.status("loading the checkpoint") as status:
         model = WFVAE.from_pretrained(args.checkpoint)
-        manifest = export_bundle(
-            model, args.bundle, options, overwrite=args.overwrite, progress=status.update
-        )
+        progress = status.update
+        manifest = export_bundle(model, args.bundle, options, overwrite=args.overwrite, progress=progress)
     size = sum(record.bytes for record in manifest.files.values())
-    graphs = ", ".join(manifest.graphs)
     text = (
-        f"{args.bundle}: {graphs}; {manifest.parameters / 1e6:.1f} M parameters, {manifest.precision},"
-        f" {mebibytes(size)}\nbundle {manifest.identity[:16]}, checkpoint {manifest.checkpoint_sha256[:16]}"
+        f"{args.bundle}: {', '.join(manifest.graphs)}; {manifest.parameters / 1e6:.1f} M parameters,"
+        f" {manifest.precision}, {mebibytes(size)}\n"
+        f"bundle {manifest.identity[:16]}, checkpoint {manifest.checkpoint_sha256[:16]}"
     )
-    show(
-        args,
-        {"bundle": str(args.bundle), "identity": manifest.identity, "bytes": size, **manifest.to_dict()},
-        text,
-    )
+    identity = {"bundle": str(args.bundle), "identity": manifest.identity, "bytes": size}
+    show(args, {**identity, **manifest.to_dict()}, text)
     return 0
