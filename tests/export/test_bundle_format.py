@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
+from fixtures.engine_records import engine_record
 from wfvae.errors import BundleError
 from wfvae.runtime import Bundle
-from wfvae.spec.engines import BuildSettings, EngineRecord, Span, Target, graph_sha256, profiles_for
+from wfvae.spec.engines import BuildSettings, Span
 from wfvae.spec.manifest import FORMAT, METADATA_KEY, Manifest
 from wfvae.spec.schema import schema_text
 
@@ -63,20 +64,7 @@ def test_schema_accepts_every_manifest(
 def engine_entries(bundle: Path) -> list[dict[str, Any]]:
     """Entries of engines as a build for whole clips lists them."""
     manifest, settings = Manifest.read(bundle), BuildSettings(Span(1, 2, 4), whole_clip=6, workspace=1 << 30)
-    records = [
-        EngineRecord(
-            graph=key,
-            graph_sha256=graph_sha256(manifest, key),
-            precision=manifest.precision,
-            settings=settings,
-            profiles=profiles_for(settings, graph),
-            target=Target("10.13.3.9", "NVIDIA H200", "9.0"),
-            sha256="0" * 64,
-            bytes=7,
-        )
-        for key, graph in manifest.graphs.items()
-    ]
-    return [record.to_dict() for record in records]
+    return [engine_record(manifest, graph, settings).to_dict() for graph in manifest.graphs]
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from fixtures.engine_records import HERE, engine_record
 from wfvae.cli import build as build_command
 from wfvae.errors import BundleError, InputError
 from wfvae.spec.engines import (
@@ -21,7 +22,6 @@ from wfvae.spec.engines import (
     EngineRecord,
     Profile,
     Span,
-    Target,
     find_engine,
     graph_sha256,
     input_shapes,
@@ -32,7 +32,6 @@ from wfvae.spec.engines import (
 from wfvae.spec.manifest import Manifest
 from wfvae.spec.records import read_as
 
-HERE = Target("11.4.0.106", "NVIDIA H200", "9.0")
 SPANS = st.lists(st.integers(1, 9), min_size=3, max_size=3).map(lambda sizes: Span(*sorted(sizes)))
 SIDES = SPANS.map(lambda span: Span(8 * span.low, 8 * span.best, 8 * span.high))
 SETTINGS = st.builds(
@@ -51,23 +50,6 @@ SETTINGS = st.builds(
 @pytest.fixture(scope="module")
 def manifest(exported: Callable[..., Path]) -> Manifest:
     return Manifest.read(exported("4x8x8-trilinear"))
-
-
-def record(
-    manifest: Manifest, graph: str = "encoder", settings: BuildSettings | None = None, target: Target = HERE
-) -> EngineRecord:
-    settings = settings or BuildSettings()
-    profiles = profiles_for(settings, manifest.graphs[graph])
-    return EngineRecord(
-        graph=graph,
-        graph_sha256=graph_sha256(manifest, graph),
-        precision=manifest.precision,
-        settings=settings,
-        profiles=profiles,
-        target=target,
-        sha256="0" * 64,
-        bytes=7,
-    )
 
 
 @pytest.mark.parametrize(("text", "span"), [("4", Span(4, 4, 4)), ("1:2:4", Span(1, 2, 4))])
@@ -119,7 +101,10 @@ def test_input_shapes_of_step_and_direct_graphs(manifest: Manifest) -> None:
 
 
 def test_records_read_back_from_the_manifest(manifest: Manifest, tmp_path: Path) -> None:
-    records = (record(manifest), record(manifest, "decoder", BuildSettings(whole_clip=5, tf32=True)))
+    records = (
+        engine_record(manifest),
+        engine_record(manifest, "decoder", BuildSettings(whole_clip=5, tf32=True)),
+    )
     changed = manifest.with_engines(tuple(r.to_dict() for r in records))
     changed.write(tmp_path)
     read = Manifest.read(tmp_path)
@@ -142,11 +127,11 @@ def test_records_read_back_from_the_manifest(manifest: Manifest, tmp_path: Path)
 )
 def test_changed_entry_is_refused(manifest: Manifest, damage: dict[str, object]) -> None:
     with pytest.raises(BundleError, match="build the engines anew"):
-        EngineRecord.from_dict({**record(manifest).to_dict(), **damage})
+        EngineRecord.from_dict({**engine_record(manifest).to_dict(), **damage})
 
 
 def test_key_covers_everything_an_engine_depends_on(manifest: Manifest) -> None:
-    base = record(manifest)
+    base = engine_record(manifest)
     narrow = (Profile("chunk", Span.of(1), Span.of(4), Span.of(64), Span.of(64)),)
     others = [
         replace(base, graph_sha256="another"),
@@ -172,8 +157,8 @@ def test_graph_hash_covers_the_graph_and_its_weights(manifest: Manifest) -> None
 
 
 def test_newest_fitting_engine_is_found(manifest: Manifest) -> None:
-    elsewhere = record(manifest, target=replace(HERE, gpu="NVIDIA A100"))
-    wide, narrow = record(manifest), record(manifest, settings=BuildSettings(chunk=2))
+    elsewhere = engine_record(manifest, target=replace(HERE, gpu="NVIDIA A100"))
+    wide, narrow = engine_record(manifest), engine_record(manifest, settings=BuildSettings(chunk=2))
     listed = manifest.with_engines(tuple(r.to_dict() for r in (wide, narrow, elsewhere)))
     assert find_engine(listed, Path("b"), "encoder", HERE, tf32=False) == narrow
     with pytest.raises(BundleError, match=r"no TensorRT engine for decoder; build it: wfvae build b$"):
@@ -186,19 +171,19 @@ def test_newest_fitting_engine_is_found(manifest: Manifest) -> None:
 
 def test_engine_of_other_weights_is_refused(manifest: Manifest) -> None:
     files = {**manifest.files, "weights.bin": replace(manifest.files["weights.bin"], sha256="another")}
-    listed = replace(manifest, files=files).with_engines((record(manifest).to_dict(),))
+    listed = replace(manifest, files=files).with_engines((engine_record(manifest).to_dict(),))
     with pytest.raises(BundleError, match="another graph or other weights; build one: wfvae build b"):
         find_engine(listed, Path("b"), "encoder", HERE, tf32=False)
 
 
 def test_half_precision_engine_fits_any_tf32_choice(exported: Callable[..., Path]) -> None:
     manifest = Manifest.read(exported("4x8x8-trilinear", precision="fp16"))
-    listed = manifest.with_engines((record(manifest).to_dict(),))
+    listed = manifest.with_engines((engine_record(manifest).to_dict(),))
     assert find_engine(listed, Path("b"), "encoder", HERE, tf32=True).precision == "fp16"
 
 
 def test_engine_with_changed_content_is_refused(manifest: Manifest, tmp_path: Path) -> None:
-    entry = replace(record(manifest), sha256=hashlib.sha256(b"content").hexdigest())
+    entry = engine_record(manifest, sha256=hashlib.sha256(b"content").hexdigest())
     with pytest.raises(BundleError, match=r"cannot read engines/encoder-.*: No such file.*wfvae build"):
         read_engine(entry, tmp_path)
     (tmp_path / "engines").mkdir()
@@ -211,7 +196,7 @@ def test_engine_with_changed_content_is_refused(manifest: Manifest, tmp_path: Pa
 
 def test_engines_listed_at_the_same_time_are_all_kept(manifest: Manifest, tmp_path: Path) -> None:
     manifest.write(tmp_path)
-    records = [record(manifest, settings=BuildSettings(chunk=chunk)) for chunk in range(1, 13)]
+    records = [engine_record(manifest, settings=BuildSettings(chunk=chunk)) for chunk in range(1, 13)]
     with ThreadPoolExecutor(len(records)) as threads:
         list(threads.map(lambda entry: list_engine(tmp_path, entry), records))
     listed = Manifest.read(tmp_path).engines
