@@ -19,7 +19,6 @@ from fixtures.fake_tensorrt import FakeTensorRT
 from wfvae.cli.main import main
 from wfvae.errors import BundleError, MissingExtraError, ResourceError
 from wfvae.export.tensorrt.build import BuildReport, build_engines, timing_cache_path
-from wfvae.export.tensorrt.progress import BuildProgress, cancelling
 from wfvae.export.tensorrt.timing_cache import TimingCacheFile
 from wfvae.runtime import open_bundle
 from wfvae.runtime.backends.nvidia.tensorrt_backend import target_here
@@ -214,13 +213,6 @@ def test_signal_stops_between_steps_without_partial_file(builds: Builds, number:
     assert builds.files() == sorted([Path(record.file).name, builds.cache.name])
     builds.trt.build_result = "built"
     assert [record.graph for record in builds.run().built] == ["decoder"]
-
-
-def test_interrupt_is_raised_when_tensorrt_finishes_regardless() -> None:
-    progress = BuildProgress("encoder", lambda *report: None)
-    with pytest.raises(KeyboardInterrupt), cancelling(progress):
-        os.kill(os.getpid(), signal.SIGINT)
-        assert progress.cancelled
 
 
 def test_full_disk_leaves_nothing(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,12 +113,13 @@ def stream_once(found: Setup, frames: Any) -> Any:
 def test_streams_give_bits_of_onnxruntime(
     setup: Make, reference: Bundle, chunk: int, options: TensorRTOptions
 ) -> None:
-    bundle = setup(options).bundle
-    frames = video(26)
+    found, frames = setup(options), video(26)
+    bundle = found.bundle
     latents = bundle.encode(frames, chunk=chunk)
     assert np.array_equal(latents, reference.encode(frames, chunk=chunk))
     decoded = bundle.decode(latents, frames=26, chunk=chunk)
     assert np.array_equal(decoded, reference.decode(latents, frames=26, chunk=chunk))
+    assert bool(found.cuda.counts["launch"]) == (options == GRAPHS and chunk < 5)  # 5 is not steady
 
 
 @pytest.mark.parametrize("direction", ["encoder", "decoder"])
@@ -226,21 +227,6 @@ def test_out_of_memory_is_one_error_and_everything_is_released(setup: Make, refe
     assert np.array_equal(stream_once(found, frames), expected)
 
 
-def test_stream_goes_on_after_scratch_could_not_grow(setup: Make, reference: Bundle) -> None:
-    found, frames = setup(), video(17)
-    with found.bundle.encoder(**SIZE, chunk=2) as stream:
-        parts = [stream.push(frames[:9])]
-        session = found.bundle.step_session("decoder")
-        state = session.new_state(1, HEIGHT, WIDTH)
-        x, no = np.zeros((1, 2, 4, HEIGHT // 8, WIDTH // 8), np.float32), np.zeros(1, np.bool_)
-        buffers = 4
-        found.cuda.fail("allocate", buffers, ResourceError("no memory for more scratch"))
-        with pytest.raises(ResourceError, match="more scratch"):
-            session.step(state, x, ~no, no)
-        parts += [stream.push(frames[9:]), stream.finish()]
-    assert np.array_equal(np.concatenate(parts), reference.encode(frames))
-
-
 @pytest.mark.parametrize("options", [PLAIN, GRAPHS], ids=["plain", "cuda graphs"])
 def test_closed_bundle_releases_engines_and_stream_keeps_its_own(
     setup: Make, options: TensorRTOptions
@@ -262,15 +248,6 @@ def test_closed_bundle_releases_engines_and_stream_keeps_its_own(
     found.bundle = None
     gc.collect()
     assert not found.cuda.held()
-
-
-def test_state_is_released_after_its_work(setup: Make) -> None:
-    found = setup()
-    session = found.session
-    state, done = session.new_state(1, HEIGHT, WIDTH), []
-    found.cuda.enqueue(session.engine.device.compute, lambda: done.append(True))
-    state.close()
-    assert done and not found.cuda.held()["pinned"]
 
 
 # Failures -----------------------------------------------------------------------------------------
@@ -371,16 +348,6 @@ def test_tensorrt_out_of_memory_is_a_resource_error(setup: Make) -> None:
 # CUDA graphs --------------------------------------------------------------------------------------
 
 
-def test_graphs_are_captured_once_per_direction_of_the_swap(setup: Make, reference: Bundle) -> None:
-    found, frames = setup(GRAPHS), video(4 * 18)
-    assert np.array_equal(stream_once(found, frames), reference.encode(frames))
-    assert found.bundle.backend.describe()["cuda_graphs"] == "on"
-    # Nine steps: two without a graph, then launches of two graphs.
-    assert found.cuda.counts["begin_capture"] == 2 and found.cuda.counts["launch"] == 9 - 2
-    gc.collect()
-    assert not found.cuda.held()["graphs"]
-
-
 @pytest.mark.parametrize("method", ["begin_capture", "end_capture", "execute"])
 def test_step_that_cannot_be_captured_runs_without_graphs(
     setup: Make, reference: Bundle, monkeypatch: Patch, method: str
@@ -447,31 +414,13 @@ def test_size_outside_of_profiles_is_refused(setup: Make) -> None:
         stream.push(video(24))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"name": "Other GPU"},
-            "built with TensorRT 11.4.0 on Fake GPU .*this is TensorRT 11.4.0 on Other GPU",
-        ),
-        ({"capability": "8.0"}, r"compute capability 8\.0"),
-        ({"version": "10.13.3"}, r"and this is TensorRT 10\.13\.3"),
-        ({"tf32": True}, r"TF32 off, and on was asked for.*--tf32"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_engine_of_another_target_is_refused_with_the_command(
-    setup: Make, change: dict[str, Any], message: str
-) -> None:
+def test_engine_of_another_gpu_is_refused_with_the_command(setup: Make) -> None:
     found = setup()
-    found.cuda.name = change.get("name", found.cuda.name)
-    found.cuda.capability = change.get("capability", found.cuda.capability)
-    found.trt.__version__ = change.get("version", found.trt.__version__)
+    found.cuda.name = "Other GPU"
+    built, here = "built with TensorRT 11.4.0 on Fake GPU", "this is TensorRT 11.4.0 on Other GPU"
     command = "wfvae build .*--batch 1:1:3 --chunk 2 --height 16 --width 8:24:32 --whole-clip 5"
-    with pytest.raises(BundleError, match=f"{message}|{command}") as error:
-        found.open(TensorRTOptions(tf32="tf32" in change)).encoder(**SIZE)
-    error.match(message)
-    error.match(command)
+    with pytest.raises(BundleError, match=f"{built} .*{here}.*{command}"):
+        found.open().encoder(**SIZE)
 
 
 def test_changed_engine_never_reaches_tensorrt(setup: Make, tmp_path: Path, monkeypatch: Patch) -> None:
