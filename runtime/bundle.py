@@ -271,7 +271,7 @@ class Bundle:
             return self._steps[direction]
 
     def direct_session(self, direction: Direction) -> DirectSession:
-        """Returns the session of a whole-clip graph. Raises `BundleError` if the bundle has none."""
+        """Returns the session of a whole-clip graph. Raises `BundleError` if there is none."""
         key = f"{direction}.direct"
         if key not in self.manifest.graphs:
             raise BundleError(f"the bundle has no {key} graph; export it with --direct")

@@ -57,7 +57,7 @@ class Feed(ABC):
 
     @abstractmethod
     def step_input(self, latents: int) -> FloatArray:
-        """Returns the input of a step of `latents`. It stays queued until the step has succeeded."""
+        """Returns a step's input, which stays queued until the step has succeeded."""
 
     @abstractmethod
     def accept_output(self, output: FloatArray, drained: bool) -> Array:

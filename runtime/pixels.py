@@ -1,6 +1,4 @@
-"""Between video frames as people have them and as the graphs take them: layout, value range,
-padding. All pure functions.
-"""
+"""Conversions between a user's frames and the graphs' tensors: layout, value range, padding."""
 
 from __future__ import annotations
 
@@ -17,13 +15,11 @@ Frames = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 _LEVELS = np.arange(256, dtype=np.float64) / 127.5 - 1
 _TO_FLOAT: FloatArray = _LEVELS.astype(np.float32)
-"""uint8 value -> [-1, 1], correctly rounded."""
+"""uint8 value to [-1, 1], correctly rounded."""
 
 
 def check_frames(frames: Any, height: int, width: int) -> Frames:
-    """Frames as (T, H, W, 3), uint8 or float32 in [-1, 1]. Raises `InputError` naming what is
-    wrong.
-    """
+    """Returns frames (T, H, W, 3) as uint8, or as float32 in [-1, 1]. Raises `InputError`."""
     array = np.asarray(frames)
     if array.ndim != 4 or array.shape[3] != 3:
         raise InputError(
@@ -45,10 +41,9 @@ def check_frames(frames: Any, height: int, width: int) -> Frames:
 
 
 def to_network(frames: Frames) -> FloatArray:
-    """(T, H, W, 3), uint8 or float in [-1, 1], to (T, 3, H', W') float32 in [-1, 1], H' and W'
-    padded to multiples of 8.
+    """Converts frames (T, H, W, 3) to (T, 3, H', W') float32 in [-1, 1].
 
-    The border is filled by repeating the last row and column.
+    H' and W' are multiples of 8; the border repeats the last row and column.
     """
     count, height, width, _ = frames.shape
     rows, columns = padded_size(height, width)
@@ -65,29 +60,24 @@ def to_network(frames: Frames) -> FloatArray:
 
 
 def to_float_frames(video: FloatArray, height: int, width: int) -> npt.NDArray[np.float32]:
-    """(T, 3, H', W') to (T, H, W, 3) float32, cropped to the true size; values are not clamped."""
+    """Converts (T, 3, H', W') to (T, H, W, 3) float32, cropped and not clamped."""
     return np.ascontiguousarray(video[:, :, :height, :width].transpose(0, 2, 3, 1))
 
 
 def to_uint8_frames(video: FloatArray, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """(T, 3, H', W') in [-1, 1] to (T, H, W, 3) uint8, clamped and rounded to nearest, cropped to
-    the true size.
-    """
+    """Converts (T, 3, H', W') in [-1, 1] to (T, H, W, 3) uint8: cropped, rounded and clamped."""
     levels = video[:, :, :height, :width] * np.float32(127.5)
     levels += np.float32(127.5)
     np.rint(levels, out=levels)
     np.clip(levels, 0, 255, out=levels)
-    with np.errstate(
-        invalid="ignore"
-    ):  # NaN, from a model that overflowed, becomes 0; it must not stop the batch's other streams
+    # NaN, from a model that overflowed, becomes 0: it must not stop the other streams of a batch.
+    with np.errstate(invalid="ignore"):
         levels8 = levels.astype(np.uint8)
     return np.ascontiguousarray(levels8.transpose(0, 2, 3, 1))
 
 
 def check_latents(latents: Any, channels: int, height: int, width: int) -> FloatArray:
-    """Latents as (t, D, h, w) float32 for a video of (true) size height x width. Raises
-    `InputError` naming what is wrong.
-    """
+    """Returns latents (t, D, h, w) of a video of height x width as float32. Raises `InputError`."""
     array = np.asarray(latents)
     rows, columns = latent_size(height, width)
     if array.ndim != 4 or array.shape[1:] != (channels, rows, columns):

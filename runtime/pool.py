@@ -163,7 +163,7 @@ class StreamPool(Generic[F]):
                     del streams[keys[stream]]
 
     def _state_of(self, batch: list[PooledStream[F]]) -> StreamState:
-        """Returns the state whose rows are the streams of `batch`; copies rows only if they change."""
+        """Returns the state of `batch`, one row each; copies rows only if they change."""
         if self._state is not None:
             if batch == self._batch:
                 return self._state

@@ -176,7 +176,7 @@ class _Channel(Generic[T]):
             self._changed.notify_all()
 
     def get(self) -> T:
-        """Waits for an item. After the last one, raises the producer's error once, then `_Closed`."""
+        """Waits for an item. After the last, raises the producer's error once, then `_Closed`."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._ended or bool(self._items))
             if self._closed:

@@ -1,6 +1,4 @@
-"""Snapshots: a stream's state, waiting input and counters as safetensors, bound to the bundle that
-made them.
-"""
+"""Snapshots: a stream's state, pending input and counters as safetensors, for one bundle."""
 
 from __future__ import annotations
 
@@ -24,12 +22,12 @@ _DIGEST = "sha256"
 _STATE, _INPUT, _ATTACHED = "state.", "input.", "attached."
 _ALIGNMENT = 8
 _KINDS = {"f": "F", "i": "I", "u": "U"}
-"""Letters of safetensors' types, by numpy's; a number of bits follows."""
+"""Letters of safetensors' types by numpy's; the number of bits follows."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that a stream is between two calls."""
+    """All of a stream between two calls."""
 
     bundle: str
     """Identity of the bundle."""
@@ -38,22 +36,20 @@ class Snapshot:
     width: int
     counters: Mapping[str, int]
     state: Mapping[str, Array]
-    """State tensors by name, batch of one. bfloat16 as bits in uint16."""
+    """State tensors by name, a batch of one; bfloat16 as bits in uint16."""
     pending: Mapping[str, Array]
     """Input that has not run yet, and results that were not returned yet."""
     attached: Mapping[str, Array] = field(default_factory=dict)
-    """Arrays that whoever saved the snapshot put beside it."""
+    """Arrays that the caller saves with it."""
     note: str = ""
-    """Text that whoever saved the snapshot put beside it."""
+    """Text that the caller saves with it."""
 
     def to_bytes(self) -> bytes:
-        """The snapshot as a safetensors file's content."""
+        """Returns the content of a safetensors file."""
         return b"".join(self._pieces())
 
     def _pieces(self) -> list[bytes | memoryview]:
-        """The file's content, tensors as they lie in memory: a state can be large, and the library
-        would copy all of it.
-        """
+        """Returns the file's content without copies of tensors, which the library makes."""
         header = {
             "format": FORMAT,
             "bundle": self.bundle,
@@ -67,7 +63,7 @@ class Snapshot:
             for prefix, group in ((_STATE, self.state), (_INPUT, self.pending), (_ATTACHED, self.attached))
             for name, array in group.items()
         }
-        tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))  # so that each is aligned
+        tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))  # aligns each
         layout = _layout({**header, _DIGEST: _digest(header, tensors)}, tensors)
         return [layout, *(array.reshape(-1).view(np.uint8).data for array in tensors.values())]
 
@@ -140,24 +136,20 @@ class Snapshot:
 
 
 def _layout(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -> bytes:
-    """What stands before the tensors' bytes: a length, and types, shapes and places as JSON, filled
-    up so that data is aligned.
-    """
+    """Returns a safetensors header: its length, and types, shapes and offsets as padded JSON."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for name, array in tensors.items():
         begin, end = end, end + array.nbytes
         kind = "BOOL" if array.dtype == bool else f"{_KINDS[array.dtype.kind]}{8 * array.itemsize}"
         entries[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [begin, end]}
-    text = json.dumps(
-        entries, ensure_ascii=False
-    ).encode()  # text that is not UTF-8 fails here, not where it is read
+    text = json.dumps(entries, ensure_ascii=False).encode()  # fails for text that is not UTF-8
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 
 def _digest(header: Mapping[str, str], tensors: Mapping[str, Array]) -> str:
-    """SHA-256 of all that a snapshot holds."""
+    """Returns the SHA-256 of everything in a snapshot."""
     digest = hashlib.sha256(json.dumps(dict(header), sort_keys=True).encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])

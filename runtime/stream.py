@@ -1,4 +1,4 @@
-"""One stream: push any amount of input, get what is ready, finish. `docs/streaming.md` has the rules."""
+"""One stream: push any amount of input, get what is ready, finish. See `docs/streaming.md`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wfvae.spec.frames import padded_size
 from wfvae.spec.stream import StreamSpec
 
 DEFAULT_CHUNK = 4
-"""Latents per step. More amortise a step's overhead and cost memory; results do not depend on it."""
+"""Latents per step. More of them save overhead and need memory; results do not depend on it."""
 
 _READY = "ready"
 """Name of results in a snapshot that were computed and not returned yet."""
@@ -86,8 +86,8 @@ class Stream(Generic[F]):
     def queue(self, data: Any) -> None:
         """Queues input without running a step; the next `push` or `finish` runs it.
 
-        A decoder whose last latent holds more frames than the video has takes that latent so, and
-        then `finish(frames)`. Raises as `push` does.
+        Queue a decoder's last latent if it may hold more frames than the video has, and then call
+        `finish(frames)`. Raises as `push` does.
         """
         self._require_open()
         self._feed.push(data)
@@ -117,7 +117,7 @@ class Stream(Generic[F]):
         yield from self._advance()
 
     def snapshot(self) -> bytes:
-        """Returns the stream's state as safetensors; a stream restored from it gives the same bits."""
+        """Returns the stream's state as safetensors, to restore this or another stream from."""
         return self.capture().to_bytes()
 
     def save(self, path: str | Path) -> None:
@@ -176,7 +176,21 @@ class Stream(Generic[F]):
 
 
 class EncoderStream(Stream[EncoderFeed]):
-    """Video in, latents out."""
+    """Video in, latents out.
+
+    Example:
+        >>> from wfvae import WFVAE, open_bundle
+        >>> from wfvae.export.bundle import export_bundle
+        >>> _ = export_bundle(WFVAE.from_pretrained("tiny"), Path("bundle"))
+        >>> bundle, frames = open_bundle("bundle"), np.zeros((9, 16, 16, 3), np.uint8)
+        >>> with bundle.encoder(height=16, width=16) as stream:
+        ...     first = stream.push(frames[:7])  # 2 latents; 2 frames wait for 2 more
+        ...     saved = stream.snapshot()
+        >>> with bundle.restore(saved) as stream:
+        ...     rest = [stream.push(frames[7:]), stream.finish()]
+        >>> len(first), bool(np.all(np.concatenate([first, *rest]) == bundle.encode(frames)))
+        (2, True)
+    """
 
     @property
     def frames_seen(self) -> int:

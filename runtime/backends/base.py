@@ -37,7 +37,7 @@ class StreamState(Protocol):
     """Padded video width."""
 
     def read(self) -> dict[str, Array]:
-        """Returns copies of the current tensors by name, batch first; bfloat16 as bits in uint16."""
+        """Returns copies of the current tensors, batch first; bfloat16 as bits in uint16."""
 
     def write(self, tensors: Mapping[str, Array]) -> None:
         """Replaces the current tensors. The caller has checked names, shapes and types."""
@@ -95,7 +95,7 @@ def initial_tensor(spec: StateSpec, batch: int, height: int, width: int) -> Arra
 
 @contextmanager
 def run_errors(graph: GraphSpec, x: Array) -> Iterator[None]:
-    """Turns what a library raises while it runs `graph` on `x` into one of our errors, on one line."""
+    """Turns what a library raises while it runs `graph` on `x` into an error on one line."""
     try:
         yield
     except Exception as error:  # libraries' exceptions have no common base

@@ -242,7 +242,7 @@ def choose_provider(wanted: str, device_id: int) -> str:
 
 @cache
 def _cuda_works(device_id: int) -> bool:
-    """Whether a tensor can be made on the GPU: a build with the provider may lack driver or device."""
+    """Whether the GPU can hold a tensor: a build with the provider may lack driver or device."""
     # CUDA's libraries come as Python packages that no loader finds by itself. `preload_dlls` prints
     # what is missing.
     with redirect_stdout(io.StringIO()):

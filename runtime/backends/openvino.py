@@ -49,7 +49,7 @@ class OpenVinoOptions:
 
 
 class OpenVinoState:
-    """State of a batch of streams, in two sets of tensors, each written by its own inference request.
+    """State of a batch of streams: two sets of tensors, each written by its own inference request.
 
     A request reads the tensors that the other one wrote. With symbolic shapes, OpenVINO copies what
     it writes to a tensor of the caller, but not what it writes to its own tensors.
@@ -94,9 +94,7 @@ class OpenVinoState:
 
 
 class OpenVinoStep:
-    """A step graph in OpenVINO, compiled once for all streams. Thread-safe, since a state belongs to
-    its caller.
-    """
+    """A step graph in OpenVINO. Thread-safe, since a state belongs to its caller."""
 
     def __init__(self, graph: GraphSpec, model: Any) -> None:
         self.graph = graph
@@ -111,7 +109,7 @@ class OpenVinoStep:
         return OpenVinoState(self, batch, height, width)
 
     def new_request(self) -> Any:
-        """Returns an inference request. Requests of one model share weights and activation memory."""
+        """Returns an inference request; those of one model share weights and activation memory."""
         return self._model.create_infer_request()
 
     def step(self, state: StreamState, x: FloatArray, start: BoolArray, end: BoolArray) -> FloatArray:

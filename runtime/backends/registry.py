@@ -1,4 +1,4 @@
-"""The backends by name. Each one's module is imported when it is opened, and needs its own package."""
+"""The backends by name. Each one's module is imported when it is opened."""
 
 from __future__ import annotations
 

@@ -11,14 +11,14 @@ from typing import Any
 
 
 class SessionCache:
-    """Sessions by the content of their files: at most `limit`, the least recently used leave first."""
+    """At most `limit` sessions by the content of their files, the least recently used out first."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._kept: dict[object, Any] = {}
 
     def get(self, files: Sequence[Path], settings: object, open_session: Callable[[], Any]) -> Any:
-        """Returns the session of these files and settings, opened by `open_session` if it is new."""
+        """Returns the session of these files and settings; `open_session` makes a new one."""
         hashes = tuple(hashlib.sha256(file.read_bytes()).digest() for file in files if file.is_file())
         key = hashes, settings
         self._kept[key] = session = self._kept.pop(key, None) or open_session()
@@ -34,8 +34,8 @@ _current: ContextVar[SessionCache | None] = ContextVar("session_cache", default=
 def shared_sessions(cache: SessionCache) -> Iterator[None]:
     """Makes bundles that are opened in the block take their CPU sessions from `cache`.
 
-    For programs that open the same bundle many times: sessions hold no state of streams, and opening
-    one takes longer than a short video.
+    For programs that open the same bundle many times: sessions hold no state of streams, and
+    opening one takes longer than a short video.
     """
     token = _current.set(cache)
     try:

@@ -68,12 +68,12 @@ class Checkpoints:
         return self.fingerprint != FROM_PIPE and time.perf_counter() - self._last >= self._seconds
 
     def take(self, stream: Stream[Any], attached: Mapping[str, Array] | None = None) -> Snapshot:
-        """Returns a snapshot of `stream`, for the sink to write after what was returned before it."""
+        """Returns a snapshot of `stream`, to put into the sink with the last piece before it."""
         self._last = time.perf_counter()
         return replace(stream.capture(), note=self.fingerprint, attached=attached or {})
 
     def sink(self, write: Callable[[Any], object]) -> BackgroundSink[tuple[Array, Snapshot | None]]:
-        """Opens a sink that writes pieces of output, each followed by its snapshot, if it has one."""
+        """Opens a sink that writes pieces of output, each with the snapshot after it or None."""
 
         def write_item(item: tuple[Array, Snapshot | None]) -> None:
             part, snapshot = item

@@ -139,7 +139,7 @@ class _Decoding:
         resume: bool,
         overwrite: bool,
     ) -> int:
-        """Decodes to a file that can be resumed. Returns the frames that an earlier run had finished."""
+        """Decodes to a file that can be resumed. Returns the frames of an earlier run."""
         stream = self._stream
         with ExitStack() as stack:
             writer = stack.enter_context(
@@ -168,7 +168,7 @@ class _Decoding:
             for part in stack.enter_context(closing(self._parts(pending))):
                 before, done = done, done + len(part)
                 saved = None
-                # Only whole segments survive: where one ends inside this part, the snapshot holds the rest.
+                # Only whole segments survive an interruption; the snapshot holds the rest.
                 if done // segment_frames > before // segment_frames and checkpoints.due:
                     rest = part[len(part) - done % segment_frames :]
                     saved = checkpoints.take(stream, {_PENDING: rest})

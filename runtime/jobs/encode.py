@@ -59,6 +59,20 @@ def encode_video(
         LatentsError: the destination cannot be written, or was changed since the interrupted run.
         ResourceError: the disk is full, or a step needs more memory than there is. Latents that
             were finished stay readable.
+
+    Example:
+        >>> from wfvae import WFVAE, open_bundle
+        >>> from wfvae.export.bundle import export_bundle
+        >>> from wfvae.runtime.media.video_info import OutputVideo
+        >>> from wfvae.runtime.media.video_writer import open_video_writer
+        >>> from wfvae.video.synthetic.clips import ProceduralClip
+        >>> _ = export_bundle(WFVAE.from_pretrained("tiny"), Path("bundle"))
+        >>> with open_video_writer("in.mp4", OutputVideo(32, 16, Fraction(25))) as writer:
+        ...     writer.write(ProceduralClip(0, 16, 32, 9).frames(0, 9))
+        >>> with open_bundle("bundle") as bundle:
+        ...     report = encode_video(bundle, "in.mp4", "latents.zarr")
+        >>> report.frames, report.latents
+        (9, 3)
     """
     latents = Path(latents)
     in_place = latents.suffix.lower() == ".zarr"

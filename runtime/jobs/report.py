@@ -49,6 +49,13 @@ class Report:
         """Throughput of this run."""
         return self.frames / self.seconds if self.seconds else 0.0
 
+    @property
+    def summary(self) -> str:
+        """Frames, size and throughput, on one line."""
+        resumed = f", resumed at frame {self.resumed_at}" if self.resumed_at else ""
+        frames = f"{self.resumed_at + self.frames} frames {self.height}x{self.width}{resumed}"
+        return f"{frames}; {self.frames_per_second:.1f} frames/s"
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields and the throughput, for JSON."""
         return {**asdict(self), "frames_per_second": self.frames_per_second}

@@ -348,7 +348,7 @@ print(json.dumps([plan.scratch_bytes, peak - before - output.nbytes]))
 def test_planned_scratch_is_what_a_step_takes(
     exported: Callable[..., Path], direction: str, size: int, chunk: int
 ) -> None:
-    """The process's peak grows over one step by the activations and the backend's packing of them."""
+    """The process's peak grows over one step by the activations and their packing."""
     arguments = [str(exported("4x8x8-trilinear")), direction, str(size), str(chunk)]
     run = subprocess.run(
         [sys.executable, "-c", SCRATCH_SCRIPT, *arguments], capture_output=True, text=True, check=False

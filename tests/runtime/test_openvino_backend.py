@@ -34,7 +34,7 @@ Opener = Callable[..., Bundle]
 
 @pytest.fixture(scope="module")
 def opened_here(exported: Callable[..., Path]) -> Opener:
-    """`opened_here(name, hint, **export options)`: a bundle opened in OpenVINO, shared in this file."""
+    """`opened_here(name, hint, **export options)`: a bundle opened in OpenVINO."""
 
     @functools.cache
     def open_(name: str, hint: str = "fp32", **options: Any) -> Bundle:
@@ -297,7 +297,7 @@ def test_precision_hint_is_fp32_by_default(exported: Callable[..., Path]) -> Non
 
 
 def test_signals_are_handled_after_bundles_were_closed(exported: Callable[..., Path]) -> None:
-    """Without `preserved_signal_stack`, closing in the order of opening makes the next signal fatal."""
+    """Otherwise, closing bundles in the order of opening makes the next signal fatal."""
     program = """
 import gc, os, signal, sys
 from wfvae.runtime import open_bundle

@@ -1,4 +1,4 @@
-"""Prefetch and background sink: order, errors and early ends on either side, no thread left over."""
+"""Prefetch and background sink: order, errors and early ends on either side, no thread left."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def kill_when(condition: Callable[[], object], *arguments: object) -> None:
 def interrupt_when(
     condition: Callable[[], object], *arguments: object, kind: signal.Signals = signal.SIGINT
 ) -> tuple[int, bytes, str]:
-    """Starts the program, and sends a signal when `condition` holds. Returns code, output, errors."""
+    """Starts the program, sends a signal when `condition` holds, returns code, output, errors."""
     process = start_process(*arguments)
     assert wait_for(condition, process)
     process.send_signal(kind)
@@ -67,7 +67,7 @@ def interrupt_when(
     return process.returncode, out, err.decode()
 
 
-# Killed by another process -------------------------------------------------------------------------
+# Killed by another process ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["z.zarr", "z.safetensors", "z.npy"])
@@ -136,7 +136,7 @@ def run(extra):
         return cli.main([*command, *extra]), err.getvalue()
 
 def child(extra, stop):
-    # In a process of its own: count the changes in `folder`, and SIGKILL oneself before number `stop`.
+    # Counts the changes in `folder` in a new process, which kills itself before number `stop`.
     reading, writing = os.pipe()
     process = os.fork()
     if process:
@@ -148,7 +148,8 @@ def child(extra, stop):
     seen = 0
     def hook(event, arguments):
         nonlocal seen
-        opened = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        flags = arguments[2] if event == "open" and isinstance(arguments[2], int) else 0
+        opened = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         if (event in CHANGES or opened) and folder in str(arguments[0]):
             if seen == stop:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -166,7 +167,7 @@ def clear():
     shutil.rmtree(folder)
     os.mkdir(folder)
 
-# One job here loads what takes long to load, for all children: modules, and sessions, which hold no state.
+# One job here loads modules and sessions for all children.
 shared_sessions(SessionCache(8)).__enter__()
 code, text = run([])
 assert code == 0, text
@@ -290,7 +291,7 @@ def test_interrupt_while_a_pipe_is_silent_ends_the_program(
         assert process.stderr.read() == b"wfvae encode: interrupted; finished work is kept\n"
 
 
-# Other jobs and readers ----------------------------------------------------------------------------
+# Other jobs and readers ---------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def same_bits(a: Any, b: Any) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-# The same bits and numbers -------------------------------------------------------------------------
+# The same bits and numbers ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FIXTURES)
@@ -227,7 +227,8 @@ import numpy as np, psutil
 from wfvae.runtime import open_bundle
 bundle = open_bundle(sys.argv[1], provider="cpu", threads=1)
 process, sizes, frame = psutil.Process(), [], np.zeros((4, 32, 32, 3), np.uint8)
-with bundle.encoder(height=32, width=32, chunk=1) as encoder, bundle.decoder(height=32, width=32, chunk=1) as decoder:
+size = {"height": 32, "width": 32, "chunk": 1}
+with bundle.encoder(**size) as encoder, bundle.decoder(**size) as decoder:
     for done in range(4, 2001, 4):
         frame += 1
         decoder.push(encoder.push(frame))

@@ -1,6 +1,4 @@
-"""Files through the program: the bits that the bundle gives for arrays, with size, rate, times, tags
-and audio kept.
-"""
+"""Files through the program: the bits of arrays, with size, rate, times, tags and audio kept."""
 
 from __future__ import annotations
 

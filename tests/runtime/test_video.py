@@ -27,9 +27,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wfvae.errors import InputError, MediaError, ResourceError, WFVAEError
-from wfvae.runtime.media.truncation import missing_bytes
 from wfvae.runtime.media.image_folder import natural_key
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
+from wfvae.runtime.media.truncation import missing_bytes
 from wfvae.runtime.media.video_info import OutputVideo, RawVideo, VideoInfo
 from wfvae.runtime.media.video_reader import open_video
 from wfvae.runtime.media.video_writer import open_video_writer
