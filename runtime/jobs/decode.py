@@ -143,7 +143,7 @@ class _Decoding:
         stream = self._stream
         with ExitStack() as stack:
             writer = stack.enter_context(
-                SegmentedVideoWriter.open(
+                SegmentedVideoWriter(
                     video,
                     self._target,
                     segment_frames=segment_frames,

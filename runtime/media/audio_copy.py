@@ -12,7 +12,7 @@ from typing import Any
 
 from wfvae.errors import MediaError
 from wfvae.runtime.media.container_input import discard_all_but, open_container, start_of
-from wfvae.runtime.media.failures import Failure, translate
+from wfvae.runtime.media.failures import Failure, translated
 
 
 class AudioCopy:
@@ -22,8 +22,8 @@ class AudioCopy:
     that both stay in step.
     """
 
-    def __init__(self, source: Path, container: Any, end: Fraction | None = None) -> None:
-        self._name, self._container, self._end = str(source), container, end
+    def __init__(self, source: Path, container: Any) -> None:
+        self._name, self._container = str(source), container
         self._input = open_container(source, str(source))
         try:
             self._origin = start_of(self._input)
@@ -63,17 +63,9 @@ class AudioCopy:
         return added
 
     def _next(self) -> Any:
-        """Returns the next packet to copy, None at the end.
-
-        Skips packets without data (the demuxer's flush) and those past `end`.
-        """
-        try:
-            for packet in self._packets:
-                if packet.size and (self._end is None or self._begin(packet) < self._end):
-                    return packet
-        except Failure as error:
-            raise translate(error, f"reading the audio of '{self._name}'") from error
-        return None
+        """Returns the next packet with data (the demuxer's flush has none), None at the end."""
+        with translated(f"reading the audio of '{self._name}'"):
+            return next((packet for packet in self._packets if packet.size), None)
 
     def _begin(self, packet: Any) -> Fraction:
         stamp = packet.pts if packet.pts is not None else packet.dts

@@ -87,11 +87,9 @@ class ContainerSource:
             raise
 
     def close(self) -> None:
-        """Releases decoder and file. A pipe stays open: it belongs to the process."""
         self._container.close()
 
     def skip(self, count: int) -> int:
-        """Decodes and drops up to `count` frames. Returns how many, fewer at the end of the video."""
         dropped = 0
         while dropped < count and self._next() is not None:
             dropped += 1

@@ -39,8 +39,8 @@ class Clock:
         if self._last is not None and tick <= self._last:
             raise MediaError(
                 f"frame {self._count} at {float(seconds):.6f} s does not come after frame {self._count - 1}"
-                f" on a tick of {self._tick} s; give strictly increasing times, and the source's own time_base"
-                " if its frame rate varies"
+                f" on a tick of {self._tick} s; give strictly increasing times, and the source's own"
+                " time_base if its frame rate varies"
             )
         self._last = tick
         self._next = seconds + 1 / self._fps

@@ -47,7 +47,6 @@ class ImageSource:
         """Nothing is held open."""
 
     def skip(self, count: int) -> int:
-        """Skips up to `count` images without decoding them. Returns how many."""
         skipped = min(count, len(self._names) - self._index)
         self._index += skipped
         return skipped

@@ -40,7 +40,7 @@ class OutputContainer:
             self._container.flags |= ContainerFlags.bitexact.value
             self._stream = _add_video_stream(self._container, video, plan)
             if video.audio_from is not None:
-                self._audio = AudioCopy(video.audio_from, self._container, video.audio_end)
+                self._audio = AudioCopy(video.audio_from, self._container)
             self._container.start_encoding()
             self.encoder = self._new_encoder()
         except BaseException:

@@ -40,7 +40,6 @@ class RawSource:
         """The pipe belongs to the process and stays open."""
 
     def skip(self, count: int) -> int:
-        """Reads and drops up to `count` frames. Returns how many."""
         skipped = 0
         while skipped < count and self._next() is not None:
             skipped += 1

@@ -1,7 +1,7 @@
 """Writing a video file in segments, so that an interrupted run can be resumed.
 
-`finish` joins the packets of the segments without re-encoding. As every segment depends only on its
-own frames, a resumed run gives the bytes of an uninterrupted one on the same version of FFmpeg.
+As every segment depends only on its own frames, a resumed run gives the bytes of an uninterrupted
+one on the same version of FFmpeg.
 """
 
 from __future__ import annotations
@@ -19,93 +19,54 @@ from wfvae.runtime.media.encoding import Clock
 from wfvae.runtime.media.failures import translated
 from wfvae.runtime.media.frame_writer import FrameWriter
 from wfvae.runtime.media.output_container import OutputFile
-from wfvae.runtime.media.segments import SegmentEncoder, SegmentFolder
+from wfvae.runtime.media.segments import SegmentFolder
 from wfvae.runtime.media.video_info import OutputVideo
-from wfvae.runtime.media.video_writer import RAW
 from wfvae.video.stored_pixels import RGBArray
 
 
 class SegmentedVideoWriter(FrameWriter):
-    """Open with `SegmentedVideoWriter.open`. Only `finish` makes the video.
+    """Writes the video file `destination`. Only `finish` makes the video.
 
     Leaving the `with` block without it keeps the complete segments for a later run. How frames are
     split over calls of `write` does not change the file.
+
+    Args:
+        segment_frames: frames per segment. The last one may be shorter.
+        resume: keep the complete segments of an interrupted run, if there is one, and continue with
+            frame number `frames_done`. False discards them.
+        origin: what the frames come from; a run with another origin is not continued.
+
+    Raises:
+        MediaError: a directory, a pipe or GIF, settings that do not fit together, or an interrupted
+            run with other settings.
     """
 
     _REOPEN = "open it again with resume=True"
 
     def __init__(
         self,
-        path: Path,
-        video: OutputVideo,
-        plan: EncoderPlan,
-        muxer: str,
-        segment_frames: int,
-        *,
-        overwrite: bool,
-        origin: str = "",
-    ) -> None:
-        super().__init__(video, str(path))
-        self._path, self._plan, self._muxer = path, plan, muxer
-        self._segment_frames, self._overwrite = segment_frames, overwrite
-        folder = path.with_name(path.name + ".partial")
-        self._segments = SegmentFolder(folder, video, plan, segment_frames, origin)
-        self._current: SegmentEncoder | None = None
-        self._clock = Clock(video.fps, plan.time_base)
-
-    @classmethod
-    def open(
-        cls,
         destination: str | Path,
-        info: OutputVideo,
+        video: OutputVideo,
         *,
         segment_frames: int,
         resume: bool = False,
         overwrite: bool = True,
         origin: str = "",
-    ) -> SegmentedVideoWriter:
-        """Begins, or with `resume` continues, writing the video file `destination`.
-
-        Args:
-            segment_frames: frames per segment. The last one may be shorter.
-            resume: keep the complete segments of an interrupted run, if there is one, and continue
-                with frame number `frames_done`. False discards them.
-            origin: what the frames come from; a run with another origin is not continued.
-
-        Raises:
-            MediaError: a directory, a pipe or GIF, settings that do not fit together, or an
-                interrupted run with other settings.
-        """
-        path = Path(destination)
-        if segment_frames < 1:
-            raise MediaError(f"segment_frames is {segment_frames}; give at least 1")
-        if str(destination) == "-" or path.is_dir():
-            raise MediaError(
-                f"a resumable video is written to a file, not to '{destination}'; give a name ending in .mp4"
-                " or .mkv"
-            )
-        muxer = muxer_for(path)
-        if muxer in ("gif", RAW):
-            raise MediaError(
-                f"'{destination}' cannot be written in segments; give a name ending in .mp4 or .mkv, or write"
-                " it in one go"
-            )
-        check_destination(path, overwrite=overwrite, error=MediaError)
-        plan = EncoderPlan.of(info, muxer)
-        writer = cls(path, info, plan, muxer, segment_frames, overwrite=overwrite, origin=origin)
-        with translated(f"preparing '{writer.folder}'"):
-            writer._prepare(resume=resume)
-        return writer
+    ) -> None:
+        super().__init__(video, str(destination))
+        self._path, self._overwrite = Path(destination), overwrite
+        self._muxer = self._checked_muxer(segment_frames)
+        self._plan = EncoderPlan.of(video, self._muxer)
+        self._clock = Clock(video.fps, self._plan.time_base)
+        self.folder = self._path.with_name(self._path.name + ".partial")
+        self._segments = SegmentFolder(self.folder, video, self._plan, segment_frames, origin)
+        with translated(f"preparing '{self.folder}'"):
+            self._prepare(resume=resume)
 
     @property
     def frames_done(self) -> int:
         """Frames in complete segments, which survive an interruption."""
         return sum(segment.frames for segment in self._segments.segments)
-
-    @property
-    def folder(self) -> Path:
-        """The working directory."""
-        return self._segments.path
 
     def __enter__(self) -> SegmentedVideoWriter:
         return self
@@ -114,17 +75,17 @@ class SegmentedVideoWriter(FrameWriter):
         self.close()
 
     def finish(self) -> None:
-        """Joins the segments, adds the audio and removes the working directory.
+        """Joins the packets of all segments, adds the audio and removes the working directory.
 
         If this is interrupted, everything needed to repeat it still exists.
         """
         self._require_open()
-        if self._current is None and not self._segments.segments:
-            raise MediaError(
-                f"no frames were written to '{self._path}'; write at least one frame before finishing"
-            )
         with translated(f"finishing '{self._path}'"):
-            self._complete_segment()
+            self._segments.complete()
+            if not self._segments.segments:
+                raise MediaError(
+                    f"no frames were written to '{self._path}'; write at least one frame before finishing"
+                )
             check_destination(self._path, overwrite=self._overwrite, error=MediaError)
             self._join()
             self._open = False
@@ -133,6 +94,23 @@ class SegmentedVideoWriter(FrameWriter):
     def close(self) -> None:
         """Drops the incomplete segment and keeps the others. Safe while another thread writes."""
         self._stop()
+
+    def _checked_muxer(self, segment_frames: int) -> str:
+        if segment_frames < 1:
+            raise MediaError(f"segment_frames is {segment_frames}; give at least 1")
+        name = self._name
+        if name == "-" or self._path.is_dir():
+            raise MediaError(
+                f"a resumable video is written to a file, not to '{name}'; give a name ending in .mp4 or .mkv"
+            )
+        muxer = muxer_for(self._path)
+        if muxer == "gif":
+            raise MediaError(
+                f"'{name}' cannot be written in segments; give a name ending in .mp4 or .mkv, or write it in"
+                " one go"
+            )
+        check_destination(self._path, overwrite=self._overwrite, error=MediaError)
+        return muxer
 
     def _prepare(self, *, resume: bool) -> None:
         # An empty file, so that a codec or audio that does not fit fails before hours of work.
@@ -144,22 +122,10 @@ class SegmentedVideoWriter(FrameWriter):
             self._clock.resume(self.frames_done, segments[-1].last_tick)
 
     def _write(self, frame: RGBArray, time: Fraction | None) -> None:
-        tick = self._clock.advance(time)
-        if self._current is None:
-            self._current = self._segments.new_segment()
-        self._current.write(frame, tick)
-        if self._current.frames == self._segment_frames:
-            self._complete_segment()
-
-    def _complete_segment(self) -> None:
-        current, self._current = self._current, None
-        if current is not None:
-            self._segments.segments.append(current.finish())
+        self._segments.write(frame, self._clock.advance(time))
 
     def _discard(self) -> None:
-        if self._current is not None:
-            self._current.abort()
-            self._current = None
+        self._segments.abort()
 
     def _join(self) -> None:
         output = OutputFile(self._path, self._muxer, self._video, self._plan)

@@ -43,7 +43,7 @@ class Segment:
 
 
 class SegmentFolder:
-    """The working directory of a video; `segments` are the complete ones."""
+    """The working directory of a video: `segments` are the complete ones, one more is in progress."""
 
     def __init__(
         self, path: Path, video: OutputVideo, plan: EncoderPlan, segment_frames: int, origin: str
@@ -52,11 +52,13 @@ class SegmentFolder:
         self.segments: list[Segment] = []
         self._video, self._plan = dataclasses.replace(video, audio_from=None), plan
         self._segment_frames, self._origin = segment_frames, origin
+        self._output: OutputFile | None = None
+        self._ticks: list[int] = []
 
     def create(self) -> None:
         """Begins an empty directory. Removes an older one, if it holds nothing but segments."""
         if self.path.exists():
-            self._check_is_ours()
+            self._require_only_segments()
             discard_tree(self.path)
         self.path.mkdir()
         write_whole(self.path / PLAN_FILE, json.dumps(self._settings(), indent=1, sort_keys=True))
@@ -69,7 +71,7 @@ class SegmentFolder:
         plan = self.path / PLAN_FILE
         if not plan.exists():
             return False
-        self._check_plan(plan.read_text(encoding="utf-8"))
+        self._require_same_settings(plan.read_text(encoding="utf-8"))
         keep = {PLAN_FILE}
         while (segment := self._load(len(self.segments))) and segment.frames == self._segment_frames:
             path = self._path_of(len(self.segments))
@@ -80,9 +82,37 @@ class SegmentFolder:
                 os.unlink(entry.path)
         return True
 
-    def new_segment(self) -> SegmentEncoder:
-        """Opens the segment that follows the complete ones."""
-        return SegmentEncoder(self._path_of(len(self.segments)), self._video, self._plan)
+    def write(self, frame: RGBArray, tick: int) -> None:
+        """Encodes one frame (H, W, 3), shown at `tick`; completes the segment with its last frame."""
+        if self._output is None:
+            path = self._path_of(len(self.segments))
+            self._output, self._ticks = OutputFile(path, SEGMENT_MUXER, self._video, self._plan), []
+        self._ticks.append(tick)
+        self._output.encoder.encode(frame, tick)
+        if len(self._ticks) == self._segment_frames:
+            self.complete()
+
+    def complete(self) -> None:
+        """Completes the segment in progress, if any."""
+        if self._output is None:
+            return
+        path = self._path_of(len(self.segments))
+        try:
+            self._output.encoder.flush()
+            self._output.close()
+        except BaseException:
+            self.abort()
+            raise
+        self._output = None
+        segment = Segment(len(self._ticks), self._ticks[0], self._ticks[-1])
+        write_whole(path.with_suffix(".json"), json.dumps(dataclasses.asdict(segment)))
+        self.segments.append(segment)
+
+    def abort(self) -> None:
+        """Drops the segment in progress."""
+        output, self._output = self._output, None
+        if output is not None:
+            output.abort()
 
     def packets(self) -> Iterator[Any]:
         """Yields the packets of all segments in coding order, on the tick of the plan."""
@@ -91,15 +121,11 @@ class SegmentFolder:
             with av.open(f"file:{path}", "r", format=SEGMENT_MUXER) as container:
                 stream = container.streams.video[0]
                 packets: list[Any] = [packet for packet in container.demux(stream) if packet.size]
-                if len(packets) != segment.frames:
+                timed = sum(packet.pts is not None for packet in packets)
+                if not timed == len(packets) == segment.frames:
                     raise MediaError(
-                        f"segment '{path}' holds {len(packets)} of {segment.frames} frames; it was changed,"
-                        " start over without resuming"
-                    )
-                if any(packet.pts is None for packet in packets):
-                    raise MediaError(
-                        f"segment '{path}' holds a frame without a time; it was changed, start over without"
-                        " resuming"
+                        f"segment '{path}' holds {timed} of {segment.frames} frames; it was changed, start"
+                        " over without resuming"
                     )
                 # NUT shifts a segment so that no time is negative, and refines the tick; the tick of
                 # the first frame is known, so both are undone.
@@ -124,19 +150,20 @@ class SegmentFolder:
 
     def _settings(self) -> dict[str, Any]:
         """Everything that the encoded bytes depend on."""
-        plan = dataclasses.asdict(self._plan) | {"time_base": str(self._plan.time_base)}
-        return plan | {
+        settings = dataclasses.asdict(self._plan) | {
             "version": PLAN_VERSION,
             "origin": self._origin,
             "size": [self._video.width, self._video.height],
-            "fps": str(self._video.fps),
+            "fps": self._video.fps,
             "threads": self._video.threads,
             "segment_frames": self._segment_frames,
             "ffmpeg": [list(av.library_versions[name]) for name in LIBRARIES],
         }
+        as_stored: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+        return as_stored
 
-    def _check_plan(self, text: str) -> None:
-        new = json.loads(json.dumps(self._settings()))
+    def _require_same_settings(self, text: str) -> None:
+        new = self._settings()
         try:
             old = json.loads(text)
             different = [key for key in sorted(set(old) | set(new)) if old.get(key) != new.get(key)]
@@ -148,7 +175,7 @@ class SegmentFolder:
                 " start over without resuming"
             )
 
-    def _check_is_ours(self) -> None:
+    def _require_only_segments(self) -> None:
         names = [entry.name for entry in os.scandir(self.path)]
         foreign = [name for name in names if "segment-" not in name and PLAN_FILE not in name]
         if foreign:
@@ -156,37 +183,3 @@ class SegmentFolder:
                 f"'{self.path}' holds files that are not segments ('{foreign[0]}'); move them away or"
                 " choose another destination"
             )
-
-
-class SegmentEncoder:
-    """A segment that is being written, under a temporary name."""
-
-    def __init__(self, path: Path, video: OutputVideo, plan: EncoderPlan) -> None:
-        self._path = path
-        self._output = OutputFile(path, SEGMENT_MUXER, video, plan)
-        self.frames = 0
-        self._first = self._last = 0
-
-    def write(self, frame: RGBArray, tick: int) -> None:
-        """Encodes one frame (H, W, 3), shown at `tick`."""
-        if self.frames == 0:
-            self._first = tick
-        self._last = tick
-        self.frames += 1
-        self._output.encoder.encode(frame, tick)
-
-    def finish(self) -> Segment:
-        """Closes and renames the file, then commits it by writing the description."""
-        try:
-            self._output.encoder.flush()
-            self._output.close()
-            segment = Segment(self.frames, self._first, self._last)
-            write_whole(self._path.with_suffix(".json"), json.dumps(dataclasses.asdict(segment)))
-        except BaseException:
-            self.abort()
-            raise
-        return segment
-
-    def abort(self) -> None:
-        """Removes the incomplete file."""
-        self._output.abort()

@@ -24,7 +24,10 @@ NUMBER_FORMAT = re.compile(r"%0?\d*d")
 
 
 class FrameSink(Protocol):
-    """`finish` commits what was written, `abort` undoes it as far as possible; one is called, once."""
+    """`finish` commits what was written, `abort` undoes it as far as possible; one is called, once.
+
+    `write` takes one frame (H, W, 3); images and raw frames keep no times.
+    """
 
     def write(self, frame: RGBArray, time: Fraction | None = None) -> None: ...
     def finish(self) -> None: ...
@@ -40,33 +43,28 @@ class ContainerSink:
         self._clock = Clock(output.video.fps, self._tick)
 
     def write(self, frame: RGBArray, time: Fraction | None = None) -> None:
-        """Encodes one frame (H, W, 3) and muxes the audio up to it."""
         tick = self._clock.advance(time)
         self._output.encoder.encode(frame, tick)
         self._output.copy_audio(tick * self._tick)
 
     def finish(self) -> None:
-        """Encodes what is held back and closes the container."""
         self._output.encoder.flush()
         self._output.close()
 
     def abort(self) -> None:
-        """Closes the container and removes an incomplete file."""
         self._output.abort()
 
 
 class RawSink:
-    """Headerless rgb24 frames into a pipe; times are not kept."""
+    """Headerless rgb24 frames into a pipe."""
 
     def __init__(self, pipe: BinaryIO) -> None:
         self._pipe = pipe
 
     def write(self, frame: RGBArray, time: Fraction | None = None) -> None:
-        """Writes one frame (H, W, 3)."""
         self._pipe.write(np.ascontiguousarray(frame).data)
 
     def finish(self) -> None:
-        """Sends what is buffered."""
         self._pipe.flush()
 
     def abort(self) -> None:
@@ -96,7 +94,6 @@ class PNGFolder:
         self._count = 0
 
     def write(self, frame: RGBArray, time: Fraction | None = None) -> None:
-        """Writes one frame (H, W, 3); its time is not kept."""
         target = self._folder / (self._pattern % self._count)
         partial = partial_name(target)
         try:
@@ -110,7 +107,6 @@ class PNGFolder:
         self._count += 1
 
     def finish(self) -> None:
-        """Removes frames of an earlier, longer video, and incomplete files of a killed run."""
         with translated(f"removing old frames from '{self._folder}'"):
             for number, path in self._existing():
                 if number >= self._count:

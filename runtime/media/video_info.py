@@ -90,8 +90,6 @@ class OutputVideo:
     """Tags only. None: those that go with the matrix."""
     audio_from: Path | None = None
     """A media file whose audio streams are copied, packet by packet, without re-encoding."""
-    audio_end: Fraction | None = None
-    """Leave out audio packets that begin at or after this time in seconds. None: copy all."""
     encoder_options: tuple[tuple[str, str], ...] = ()
     """Further options of the encoder, such as (("preset", "slow"),)."""
     threads: int = 4

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
@@ -31,7 +31,10 @@ PIPE_CLOSE_SECONDS = 0.5
 
 
 class FrameSource(Protocol):
-    """One pass over the frames of a video."""
+    """One pass over the frames of a video. `close` leaves a pipe open: it belongs to the process.
+
+    `skip` drops up to `count` frames and returns how many, fewer at the end of the video.
+    """
 
     info: VideoInfo
 
@@ -47,32 +50,17 @@ class VideoReader:
     its frame size, it raises `MediaError` after all frames before that point.
     """
 
-    def __init__(
-        self,
-        source: Path | BinaryIO,
-        name: str,
-        raw: RawVideo | None = None,
-        fps: Fraction | None = None,
-        *,
-        keep_damaged: bool = False,
-    ) -> None:
-        self._origin, self._name, self._raw, self._fps = source, name, raw, fps
-        self._keep_damaged = keep_damaged
+    def __init__(self, open_source: Callable[[], FrameSource], name: str, *, is_pipe: bool) -> None:
+        self._open_source, self._name, self._is_pipe = open_source, name, is_pipe
         self._closed = False
         self._in_use = threading.Lock()
-        self._position = 0
-        self._source = self._open()
+        self._source = open_source()
         self._frames = iter(self._source)
 
     @property
     def info(self) -> VideoInfo:
         """What is known about the video. `info.frames` is the container's claim, not a count."""
         return self._source.info
-
-    @property
-    def position(self) -> int:
-        """Index of the frame that comes next."""
-        return self._position
 
     def __enter__(self) -> VideoReader:
         return self
@@ -85,8 +73,7 @@ class VideoReader:
         if self._closed:
             return
         self._closed = True
-        seconds = CLOSE_SECONDS if isinstance(self._origin, Path) else PIPE_CLOSE_SECONDS
-        with acquired(self._in_use, seconds) as is_free:
+        with acquired(self._in_use, PIPE_CLOSE_SECONDS if self._is_pipe else CLOSE_SECONDS) as is_free:
             if is_free:
                 self._source.close()
 
@@ -109,7 +96,6 @@ class VideoReader:
                 item = next(self._frames, None)
             if item is None:
                 return
-            self._position += 1
             yield item
 
     def chunks(self, frames: int) -> Iterator[RGBArray]:
@@ -141,28 +127,20 @@ class VideoReader:
         """
         if index < 0:
             raise MediaError(f"cannot go to frame {index}; frames count from 0")
-        if not isinstance(self._origin, Path):
+        if self._is_pipe:
             raise MediaError(
                 f"cannot go to frame {index} of '{self._name}': a pipe is read once, from the front; save it"
                 " to a file to resume"
             )
         self._source.close()
-        self._source = self._open()
+        self._source = self._open_source()
         self._frames = iter(self._source)
-        self._position = self._source.skip(index)
-        if self._position < index:
+        skipped = self._source.skip(index)
+        if skipped < index:
             raise MediaError(
-                f"cannot go to frame {index} of '{self._name}': it has only {self._position} frames; was the"
-                " file changed?"
+                f"cannot go to frame {index} of '{self._name}': it has only {skipped} frames; was the file"
+                " changed?"
             )
-
-    def _open(self) -> FrameSource:
-        if isinstance(self._origin, Path):
-            if self._origin.is_dir():
-                return ImageSource(self._origin, self._fps or IMAGES_FPS)
-        elif self._raw is not None:
-            return RawSource(self._origin, self._raw, self._name)
-        return ContainerSource(self._origin, self._name, keep_damaged=self._keep_damaged)
 
 
 def open_video(
@@ -197,11 +175,10 @@ def open_video(
         (48, 64, 3) 1/25
         (48, 64, 3) 2/25
     """
-    if isinstance(source, str) and source == PIPE:
-        return VideoReader(_standard_input(), "standard input", raw, fps, keep_damaged=keep_damaged)
+    if source == PIPE:
+        return _open_pipe(_standard_input(), "standard input", raw, keep_damaged)
     if not isinstance(source, str | Path):
-        name = getattr(source, "name", None) or "a pipe"
-        return VideoReader(source, name, raw, fps, keep_damaged=keep_damaged)
+        return _open_pipe(source, getattr(source, "name", None) or "a pipe", raw, keep_damaged)
     if raw is not None:
         raise MediaError(
             f"a raw layout was given for '{source}'; raw frames are read from a pipe only, use - and send the"
@@ -213,7 +190,20 @@ def open_video(
             f"a rate of {fps} fps was given for '{source}'; a rate above 0 may be given for a directory of"
             " images only"
         )
-    return VideoReader(path, str(source), raw, fps, keep_damaged=keep_damaged)
+
+    def open_source() -> FrameSource:
+        if path.is_dir():
+            return ImageSource(path, fps or IMAGES_FPS)
+        return ContainerSource(path, str(source), keep_damaged=keep_damaged)
+
+    return VideoReader(open_source, str(source), is_pipe=False)
+
+
+def _open_pipe(pipe: BinaryIO, name: str, raw: RawVideo | None, keep_damaged: bool) -> VideoReader:
+    def open_source() -> FrameSource:
+        return RawSource(pipe, raw, name) if raw else ContainerSource(pipe, name, keep_damaged=keep_damaged)
+
+    return VideoReader(open_source, name, is_pipe=True)
 
 
 def _standard_input() -> BinaryIO:

@@ -35,12 +35,7 @@ class VideoWriter(FrameWriter):
     def __init__(self, sink: FrameSink, video: OutputVideo, name: str) -> None:
         super().__init__(video, name)
         self._sink = sink
-        self._frames = 0
-
-    @property
-    def frames_written(self) -> int:
-        """Frames passed to `write` so far."""
-        return self._frames
+        self._is_empty = True
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -59,7 +54,7 @@ class VideoWriter(FrameWriter):
         """
         if not self._open:
             return
-        if self._frames == 0:
+        if self._is_empty:
             self.abort()
             raise MediaError(
                 f"no frames were written to '{self._name}'; nothing was created, write at least one frame"
@@ -79,7 +74,7 @@ class VideoWriter(FrameWriter):
 
     def _write(self, frame: RGBArray, time: Fraction | None) -> None:
         self._sink.write(frame, time)
-        self._frames += 1
+        self._is_empty = False
 
     def _discard(self) -> None:
         self._sink.abort()
@@ -110,8 +105,6 @@ def open_video_writer(
         >>> import numpy as np
         >>> with open_video_writer("clip.mkv", OutputVideo(width=64, height=48, fps=Fraction(24))) as writer:
         ...     writer.write(np.zeros((2, 48, 64, 3), np.uint8), times=[Fraction(0), Fraction(1, 3)])
-        >>> writer.frames_written
-        2
     """
     if not isinstance(destination, str | Path):
         return _pipe_writer(destination, getattr(destination, "name", None) or "a pipe", info, container)

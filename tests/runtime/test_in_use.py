@@ -124,7 +124,7 @@ def test_a_writer_is_given_up_after_the_frame_that_is_being_written(segmented: b
     stage, path = Stage(), tmp_path / "out.mp4"
     writer: Any
     if segmented:
-        writer = SegmentedVideoWriter.open(path, VIDEO, segment_frames=100)
+        writer = SegmentedVideoWriter(path, VIDEO, segment_frames=100)
         writer.write(clip(1))
         sink, stop = writer._current, writer.close
     else:

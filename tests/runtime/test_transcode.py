@@ -129,7 +129,7 @@ def test_decode_writes_the_frames_of_the_latents(
     else:
         same = tmp_path / f"same{ending}"
         target = OutputVideo(50, 30, NTSC, before.time_base, color_range="pc", color_space="smpte170m")
-        with SegmentedVideoWriter.open(same, target, segment_frames=SEGMENT_FRAMES) as writer:
+        with SegmentedVideoWriter(same, target, segment_frames=SEGMENT_FRAMES) as writer:
             writer.write(decoded)
             writer.finish()
         assert after.fps == NTSC

@@ -761,7 +761,7 @@ def test_audio_packets_are_copied_as_they_are(
     path = tmp_path / f"out{ending}"
     video = OutputVideo(64, 48, FPS, audio_from=origin)
     if segmented:
-        with SegmentedVideoWriter.open(path, video, segment_frames=10) as parts:
+        with SegmentedVideoWriter(path, video, segment_frames=10) as parts:
             parts.write(moving(48))
             parts.finish()
     else:
@@ -806,7 +806,7 @@ def test_audio_that_does_not_fit_is_refused_before_any_work(tmp_path: Path) -> N
             open_video_writer(f"{tmp_path}/{name}", OutputVideo(64, 48, FPS, audio_from=origin))
         one_line(excinfo)
     with pytest.raises(MediaError, match="webm file cannot hold"):
-        SegmentedVideoWriter.open(
+        SegmentedVideoWriter(
             tmp_path / "v.webm", OutputVideo(64, 48, FPS, audio_from=origin), segment_frames=5
         )
     assert os.listdir(tmp_path) == ["a.mp4"]
@@ -829,7 +829,7 @@ def write_segments(
     this run began at.
     """
     video = OutputVideo(frames.shape[2], frames.shape[1], FPS, **options)
-    with SegmentedVideoWriter.open(path, video, segment_frames=8, resume=True) as writer:
+    with SegmentedVideoWriter(path, video, segment_frames=8, resume=True) as writer:
         begin = writer.frames_done
         for start in range(begin, len(frames) if stop is None else stop, piece):
             end = min(start + piece, len(frames) if stop is None else stop)
@@ -882,7 +882,7 @@ from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 t, y, x = np.ogrid[:96, :48, :64]
 frames = np.stack(np.broadcast_arrays(t * 2 + x, t + y, 255 - t + 0 * x), -1).astype(np.uint8)
-with SegmentedVideoWriter.open(sys.argv[1], OutputVideo(64, 48, Fraction(24)), segment_frames=4, resume=True) as writer:
+with SegmentedVideoWriter(sys.argv[1], OutputVideo(64, 48, Fraction(24)), segment_frames=4, resume=True) as writer:
     print(writer.frames_done, flush=True)
     for index in range(writer.frames_done, 96):
         writer.write(frames[index : index + 1])
@@ -915,13 +915,13 @@ def test_killed_runs_come_to_the_same_bytes(tmp_path: Path) -> None:
 def test_joining_can_be_repeated_after_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, frames = tmp_path / "v.mp4", moving(20)
     video = OutputVideo(64, 48, FPS)
-    with SegmentedVideoWriter.open(path, video, segment_frames=8) as writer:
+    with SegmentedVideoWriter(path, video, segment_frames=8) as writer:
         writer.write(frames)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr("wfvae.runtime.media.output_container.commit", interrupt_for("v.mp4"))
             writer.finish()
     assert os.listdir(tmp_path) == ["v.mp4.partial"]
-    with SegmentedVideoWriter.open(path, video, segment_frames=8, resume=True) as writer:
+    with SegmentedVideoWriter(path, video, segment_frames=8, resume=True) as writer:
         assert writer.frames_done == 16
         writer.write(frames[16:])
         writer.finish()
@@ -941,7 +941,7 @@ def interrupt_for(name: str) -> Any:
 
 def test_a_run_with_other_settings_is_not_continued(tmp_path: Path) -> None:
     path = tmp_path / "v.mp4"
-    with SegmentedVideoWriter.open(path, OutputVideo(64, 48, FPS), segment_frames=4) as writer:
+    with SegmentedVideoWriter(path, OutputVideo(64, 48, FPS), segment_frames=4) as writer:
         writer.write(moving(9))
         assert writer.frames_done == 8
     for video, frames, says in [
@@ -951,19 +951,19 @@ def test_a_run_with_other_settings_is_not_continued(tmp_path: Path) -> None:
         (OutputVideo(32, 48, FPS), 4, "size"),
     ]:
         with pytest.raises(MediaError, match=says) as excinfo:
-            SegmentedVideoWriter.open(path, video, segment_frames=frames, resume=True)
+            SegmentedVideoWriter(path, video, segment_frames=frames, resume=True)
         one_line(excinfo)
-    with SegmentedVideoWriter.open(path, OutputVideo(64, 48, NTSC), segment_frames=4, resume=False) as writer:
+    with SegmentedVideoWriter(path, OutputVideo(64, 48, NTSC), segment_frames=4, resume=False) as writer:
         assert writer.frames_done == 0
 
 
 def test_segments_that_were_tampered_with(tmp_path: Path) -> None:
     path, video = tmp_path / "v.mp4", OutputVideo(64, 48, FPS)
-    with SegmentedVideoWriter.open(path, video, segment_frames=4) as writer:
+    with SegmentedVideoWriter(path, video, segment_frames=4) as writer:
         writer.write(moving(12))
     segment = writer.folder / "segment-000001.json"
     segment.write_text(json.dumps(json.loads(segment.read_text()) | {"frames": 3}))
-    with SegmentedVideoWriter.open(path, video, segment_frames=4, resume=True) as writer:
+    with SegmentedVideoWriter(path, video, segment_frames=4, resume=True) as writer:
         assert writer.frames_done == 4  # it, and all behind it, are made again
         writer.write(moving(12)[4:])
         (writer.folder / "segment-000000.nut").write_bytes(
@@ -979,16 +979,16 @@ def test_segments_are_refused_where_they_cannot_be(tmp_path: Path) -> None:
     video = OutputVideo(64, 48, FPS)
     for name in ("-", str(tmp_path), str(tmp_path / "v.gif")):
         with pytest.raises(MediaError):
-            SegmentedVideoWriter.open(name, video, segment_frames=4)
+            SegmentedVideoWriter(name, video, segment_frames=4)
     with pytest.raises(MediaError, match="at least 1"):
-        SegmentedVideoWriter.open(tmp_path / "v.mp4", video, segment_frames=0)
+        SegmentedVideoWriter(tmp_path / "v.mp4", video, segment_frames=0)
     (tmp_path / "v.mp4.partial").mkdir()
     (tmp_path / "v.mp4.partial" / "thesis.txt").write_text("x")
     with pytest.raises(MediaError, match=r"thesis\.txt"):
-        SegmentedVideoWriter.open(tmp_path / "v.mp4", video, segment_frames=4)
+        SegmentedVideoWriter(tmp_path / "v.mp4", video, segment_frames=4)
     with (
         pytest.raises(MediaError, match="no frames"),
-        SegmentedVideoWriter.open(tmp_path / "w.mp4", video, segment_frames=4) as writer,
+        SegmentedVideoWriter(tmp_path / "w.mp4", video, segment_frames=4) as writer,
     ):
         writer.finish()
 
@@ -997,7 +997,7 @@ def test_the_output_of_a_resumable_run_is_the_encoders_own(tmp_path: Path) -> No
     """One segment joined is, packet for packet, what the plain writer makes."""
     frames = moving(14)
     save(tmp_path / "plain.mp4", frames)
-    with SegmentedVideoWriter.open(
+    with SegmentedVideoWriter(
         tmp_path / "parts.mp4", OutputVideo(64, 48, FPS), segment_frames=100
     ) as writer:
         writer.write(frames)

@@ -233,7 +233,6 @@ def test_a_pickled_clip_gives_the_same_frames() -> None:
         ("scene", ["cats"]),
         ("noise", [-1.0, 65]),
         ("motion_blur", [3, True]),
-        ("shot_seconds", [0, 3601, True]),
     ],
 )
 def test_wrong_arguments_are_refused(name: str, values: list[object]) -> None:

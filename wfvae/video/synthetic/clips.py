@@ -24,9 +24,6 @@ from wfvae.video.synthetic.scenes import SCENES, Scene, SceneKind, build_scene
 MIN_SIDE = 8
 MAX_SIDE = 8192
 MAX_NOISE = 64.0
-SHOT_SECONDS = 4.0
-"""Default length of a shot, about."""
-MAX_SHOT_SECONDS = 3600.0
 BLUR_SAMPLES = (1, 2, 4, 8, 16)
 SHUTTER = 0.5
 """Share of the frame time that the shutter of a blurred clip is open."""
@@ -34,6 +31,7 @@ SHUTTER = 0.5
 SceneName = Literal["mixed", SceneKind]
 """What a clip shows: one of `SCENES` in every shot, or "mixed" for a kind per shot."""
 
+_SHOT_SECONDS = 4.0
 _JOIN_SECONDS = 0.6
 _KEPT_SHOTS = 2
 _SHOT, _CUT, _GRAIN = 1, 2, 3
@@ -50,7 +48,7 @@ class ProceduralClip:
     several threads at once (it keeps the two latest shots); give each thread its own.
 
     Attributes:
-        seed, height, width, fps, scene, noise, motion_blur, cuts, shot_seconds: as given.
+        seed, height, width, fps, scene, noise, motion_blur, cuts: as given.
         length: number of frames, None for a clip without end.
 
     Example:
@@ -73,7 +71,6 @@ class ProceduralClip:
         noise: float = 0.0,
         motion_blur: int = 1,
         cuts: bool = True,
-        shot_seconds: float = SHOT_SECONDS,
     ) -> None:
         """Describes a clip; nothing is painted yet.
 
@@ -87,8 +84,6 @@ class ProceduralClip:
             motion_blur: pictures averaged per frame over half the frame time: 1 (off), 2, 4, 8 or
                 16; painting takes as many times longer.
             cuts: False for a single shot without end.
-            shot_seconds: length of a shot, above 0 and at most 3600, but at least 8 frames; each is
-                up to half as much longer or shorter.
 
         Raises:
             InputError: an argument is outside its range.
@@ -105,12 +100,10 @@ class ProceduralClip:
         _check("noise", noise, is_noise, f"a standard deviation of 0 to {MAX_NOISE:g} levels of 255")
         is_blur = _is_real(motion_blur) and motion_blur in BLUR_SAMPLES
         _check("motion_blur", motion_blur, is_blur, f"the pictures to average, one of {BLUR_SAMPLES}")
-        if wrong := shot_seconds_complaint(shot_seconds):
-            raise InputError(wrong)
         self.seed, self.height, self.width, self.length = int(seed), int(height), int(width), frames
         self.fps, self.scene, self.noise, self.motion_blur = fps, scene, noise, int(motion_blur)
-        self.cuts, self.shot_seconds, self._rate = cuts, float(shot_seconds), float(fps)
-        self._shot_frames = max(round(self.shot_seconds * self._rate), 8)
+        self.cuts, self._rate = cuts, float(fps)
+        self._shot_frames = max(round(_SHOT_SECONDS * self._rate), 8)
         self._join_frames = min(round(_JOIN_SECONDS * self._rate), self._shot_frames // 4)
         self._stage = Stage(self.height, self.width)
         self._shots: OrderedDict[int, Scene] = OrderedDict()
@@ -224,13 +217,6 @@ class ProceduralClip:
         gain = int(self.noise * 16 / _GRAIN_SPREAD * 65536)
         grain: Field = (mixed * gain + 32768) >> 16
         return grain
-
-
-def shot_seconds_complaint(seconds: float) -> str:
-    """What is wrong with a length of shots; "" if nothing."""
-    if _is_real(seconds) and 0 < seconds <= MAX_SHOT_SECONDS:
-        return ""
-    return f"shot_seconds is {seconds!r}; expected seconds above 0 and at most {MAX_SHOT_SECONDS:g}"
 
 
 def _is_real(value: object) -> bool:
