@@ -1,0 +1,200 @@
+"""Writing in segments: an interrupted run resumes and gives the bytes of an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fixtures.videos import FPS, Frames, distance, like, load, moving, one_line, save
+from wfvae.errors import MediaError
+from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
+from wfvae.runtime.media.video_info import OutputVideo
+
+VIDEO = OutputVideo(64, 48, FPS)
+
+
+def write_segments(
+    path: Path,
+    frames: Frames,
+    times: Sequence[Fraction] | None = None,
+    stop: int | None = None,
+    piece: int = 5,
+    **options: Any,
+) -> int:
+    """Resumes up to frame `stop` (None: finishes). Returns the frame that this run began at."""
+    end = len(frames) if stop is None else stop
+    with SegmentedVideoWriter(path, like(frames, **options), segment_frames=8, resume=True) as writer:
+        begin = writer.frames_done
+        for start in range(begin, end, piece):
+            part = slice(start, min(start + piece, end))
+            writer.write(frames[part], None if times is None else times[part])
+        if stop is None:
+            writer.finish()
+    return begin
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ending=st.sampled_from([".mp4", ".mkv", ".webm", ".mov"]),
+    count=st.integers(1, 40),
+    stops=st.lists(st.integers(0, 39), max_size=3),
+    piece=st.integers(1, 11),
+    variable=st.booleans(),
+)
+def test_an_interrupted_run_gives_the_bytes_of_an_uninterrupted_one(
+    tmp_path: Path, ending: str, count: int, stops: list[int], piece: int, variable: bool
+) -> None:
+    frames, tick = moving(count, 32, 48), Fraction(1, 90000)
+    steps = np.random.default_rng(count).integers(900, 9000, count)
+    times = [int(ticks) * tick for ticks in np.cumsum(steps) - steps[0]] if variable else None
+    options = {"time_base": tick} if variable else {}
+    folder = Path(mkdtemp(dir=tmp_path))
+    whole, parts = folder / f"whole{ending}", folder / f"parts{ending}"
+    write_segments(whole, frames, times, **options)
+    done = 0
+    for stop in (min(stop, count) for stop in sorted(stops)):
+        assert write_segments(parts, frames, times, stop, piece, **options) == done
+        done = max(done, stop // 8 * 8)
+    assert write_segments(parts, frames, times, None, piece, **options) == done
+    assert parts.read_bytes() == whole.read_bytes()
+    read, got, _ = load(parts)
+    assert distance(read, frames) < 8
+    expected = times or [index / FPS for index in range(count)]
+    error = 0 if ending in (".mp4", ".mov") else Fraction(1, 1000)
+    assert all(abs(a - b) <= error for a, b in zip(got, expected, strict=True))
+    assert sorted(os.listdir(folder)) == [parts.name, whole.name]
+
+
+def test_one_segment_gives_the_bytes_of_the_plain_writer(tmp_path: Path) -> None:
+    with SegmentedVideoWriter(tmp_path / "parts.mp4", VIDEO, segment_frames=100) as writer:
+        writer.write(moving(14))
+        writer.finish()
+    assert save(tmp_path / "plain.mp4", moving(14)).read_bytes() == (tmp_path / "parts.mp4").read_bytes()
+
+
+RUN_SEGMENTS = """
+import sys, numpy as np
+from fractions import Fraction
+from wfvae.runtime.media.video_info import OutputVideo
+from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
+t, y, x = np.ogrid[:96, :48, :64]
+frames = np.stack(np.broadcast_arrays(t * 2 + x, t + y, 255 - t + 0 * x), -1).astype(np.uint8)
+video = OutputVideo(64, 48, Fraction(24))
+with SegmentedVideoWriter(sys.argv[1], video, segment_frames=4, resume=True) as writer:
+    print(writer.frames_done, flush=True)
+    for index in range(writer.frames_done, 96):
+        writer.write(frames[index : index + 1])
+        print(index, flush=True)
+    writer.finish()
+"""
+
+
+def run_until(path: Path, kill_at: int | None) -> int:
+    """Runs in a process that is killed at a frame. Returns the frame that it began at."""
+    command = [sys.executable, "-c", RUN_SEGMENTS, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        begun = int(process.stdout.readline())
+        for line in process.stdout:
+            if int(line) == kill_at:
+                process.send_signal(signal.SIGKILL)
+                break
+    return begun
+
+
+def test_killed_runs_give_the_bytes_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole.mp4", tmp_path / "parts.mp4"
+    run_until(whole, None)
+    assert run_until(parts, 30) == 0
+    assert not parts.exists()
+    assert run_until(parts, 70) >= 24
+    assert run_until(parts, None) >= 64
+    assert parts.read_bytes() == whole.read_bytes()
+
+
+def test_joining_is_repeated_after_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "v.mp4"
+    real = os.replace
+
+    def interrupt(source: Any, target: Any) -> None:
+        if Path(target) == path:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with SegmentedVideoWriter(path, VIDEO, segment_frames=8) as writer:
+        writer.write(moving(20))
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", interrupt)
+            writer.finish()
+    assert os.listdir(tmp_path) == ["v.mp4.partial"]
+    assert write_segments(path, moving(20)) == 16
+    assert len(load(path)[0]) == 20
+
+
+@pytest.mark.parametrize(
+    ("says", "options"),
+    [
+        ("fps", {"video": OutputVideo(64, 48, Fraction(30000, 1001))}),
+        ("options", {"video": OutputVideo(64, 48, FPS, crf=30)}),
+        ("size", {"video": OutputVideo(32, 48, FPS)}),
+        ("segment_frames", {"segment_frames": 5}),
+        ("origin", {"origin": "another"}),
+    ],
+)
+def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path, says: str, options: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"destination": tmp_path / "v.mp4", "video": VIDEO, "segment_frames": 4}
+    with SegmentedVideoWriter(**settings) as writer:
+        writer.write(moving(9))
+        assert writer.frames_done == 8
+    with pytest.raises(MediaError, match=says) as excinfo:
+        SegmentedVideoWriter(**settings | options, resume=True)
+    one_line(excinfo)
+    with SegmentedVideoWriter(**settings | options, resume=False) as writer:
+        assert writer.frames_done == 0
+
+
+def test_changed_segments_are_encoded_again_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    with SegmentedVideoWriter(path, VIDEO, segment_frames=4) as writer:
+        writer.write(moving(12))
+    description = writer.folder / "segment-000001.json"
+    description.write_text(json.dumps(json.loads(description.read_text()) | {"frames": 3}))
+    with SegmentedVideoWriter(path, VIDEO, segment_frames=4, resume=True) as writer:
+        assert writer.frames_done == 4
+        writer.write(moving(12)[4:])
+        segment = writer.folder / "segment-000000.nut"
+        segment.write_bytes(segment.read_bytes()[:-200])
+        with pytest.raises(MediaError, match="start over") as excinfo:
+            writer.finish()
+        one_line(excinfo)
+    assert not path.exists()
+
+
+def test_destinations_that_cannot_be_resumed_are_refused(tmp_path: Path) -> None:
+    for name in ("-", str(tmp_path), str(tmp_path / "v.gif")):
+        with pytest.raises(MediaError, match=r"give a name ending in \.mp4"):
+            SegmentedVideoWriter(name, VIDEO, segment_frames=4)
+    with pytest.raises(MediaError, match="at least 1"):
+        SegmentedVideoWriter(tmp_path / "v.mp4", VIDEO, segment_frames=0)
+    (tmp_path / "v.mp4.partial").mkdir()
+    (tmp_path / "v.mp4.partial" / "thesis.txt").write_text("x")
+    with pytest.raises(MediaError, match=r"thesis\.txt"):
+        SegmentedVideoWriter(tmp_path / "v.mp4", VIDEO, segment_frames=4)
+    with (
+        pytest.raises(MediaError, match="no frames"),
+        SegmentedVideoWriter(tmp_path / "w.mp4", VIDEO, segment_frames=4) as writer,
+    ):
+        writer.finish()

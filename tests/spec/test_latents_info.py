@@ -1,0 +1,46 @@
+"""Metadata of latents: what is written as JSON is read back, and values out of range are refused."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from fixtures.latents_info import INFO
+from wfvae.errors import LatentsError
+from wfvae.spec.latents import LatentsInfo
+
+
+@given(
+    frames=st.none() | st.integers(1, 10**9),
+    fps=st.fractions(min_value=Fraction(1, 100), max_value=1000),
+    ratio=st.sampled_from([4, 8]),
+    scale=st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=4),
+    tick=st.none() | st.just(Fraction(1, 90000)),
+)
+def test_metadata_survive_json(
+    frames: int | None, fps: Fraction, ratio: Any, scale: list[float], tick: Fraction | None
+) -> None:
+    info = replace(INFO, frames=frames, fps=fps, temporal_ratio=ratio, scale=tuple(scale), time_base=tick)
+    assert LatentsInfo.from_json(json.loads(json.dumps(info.to_json())), "x") == info
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frames": 0},
+        {"kind": "logits"},
+        {"temporal_ratio": 3},
+        {"padded_width": 40},
+        {"fps": Fraction(0)},
+        {"version": "v2"},
+    ],
+)
+def test_metadata_out_of_range_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(LatentsError):
+        replace(INFO, **change)
