@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from wfvae.evaluation.scores import PSNR_LIMIT, mean_interval  # noqa: E402
 from wfvae.evaluation.video_files import find_videos  # noqa: E402
 from wfvae.metrics.frames import score_frames  # noqa: E402
 from wfvae.runtime import Bundle, open_bundle  # noqa: E402
+from wfvae.runtime.media.container_source import ContainerSource
 from wfvae.runtime.media.sinks import PNGFolder  # noqa: E402
 from wfvae.runtime.media.video_reader import VideoReader  # noqa: E402
 
@@ -459,7 +461,8 @@ def test_wrong_number_of_frames_in_a_container_is_no_difference(
             return replace(found, frames=12) if self._name.endswith(".mp4") else found
 
     def open_video(path: Path) -> VideoReader:
-        return Overstating(path, str(path), None, None, keep_damaged=False)
+        source = partial(ContainerSource, path, str(path), keep_damaged=False)
+        return Overstating(source, str(path), is_pipe=False)
 
     monkeypatch.setattr(protocol, "open_video", open_video)
     report = program.done("evaluate", real, poor, *TINY)
