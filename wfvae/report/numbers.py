@@ -17,21 +17,6 @@ def number(value: float | None, digits: int = 2, unit: str = "") -> str:
     return "∞" + unit if math.isinf(value) else f"{value:,.{digits}f}{unit}"
 
 
-def byte_count(count: int) -> str:
-    """Formats a size in the largest binary unit that leaves at least one before the point."""
-    size, unit = float(count), "bytes"
-    for larger in ("KiB", "MiB", "GiB"):
-        if size < 1024:
-            break
-        size, unit = size / 1024, larger
-    return f"{count:,} bytes" if unit == "bytes" else f"{size:,.1f} {unit}"
-
-
-def exact_bytes(count: int) -> str:
-    """Formats a size as `byte_count`, with the exact count where that is rounded."""
-    return byte_count(count) if count < 1024 else f"{byte_count(count)} ({count:,} bytes)"
-
-
 def scientific(value: float) -> str:
     """Formats a deviation: zero as 0, else with three digits and an exponent."""
     return "0" if value == 0 else f"{value:.2e}"

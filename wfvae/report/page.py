@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from wfvae.files import write_whole
-from wfvae.report import numbers
-from wfvae.report.data import Picture, ReportData, SubbandSeries
+from wfvae.report.data import Picture, ReportData
+from wfvae.report.numbers import duration, number, scientific
 from wfvae.report.plots import draw_bars, draw_line, plot_style, svg_text
 from wfvae.report.side_by_side import GAIN, difference
 
@@ -54,9 +54,11 @@ def render_report(data: ReportData) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    for name in ("number", "byte_count", "exact_bytes", "scientific", "duration"):
-        environment.filters[name] = getattr(numbers, name)
+    environment.filters |= {"number": number, "scientific": scientific, "duration": duration}
     finite = [value for value in data.psnr_per_frame if math.isfinite(value)]
+    mean = math.inf if data.psnr_per_frame else None
+    if finite:
+        mean = math.fsum(finite) / len(finite)
     return environment.get_template("page.html").render(
         data=data,
         run=data.run,
@@ -64,17 +66,10 @@ def render_report(data: ReportData) -> str:
         gain=GAIN,
         held=sum(check.holds for check in data.parity),
         finite=finite,
-        mean_psnr=_mean_psnr(data.psnr_per_frame, finite),
+        mean_psnr=mean,
         pictures=[_figures(picture) for picture in data.pictures],
         **_plots(data),
     )
-
-
-def _mean_psnr(values: Sequence[float], finite: Sequence[float]) -> float | None:
-    """Returns the mean over the frames that differ from the input; infinite if none does."""
-    if finite:
-        return math.fsum(finite) / len(finite)
-    return math.inf if values else None
 
 
 def _figures(picture: Picture) -> list[dict[str, Any]]:
@@ -85,7 +80,7 @@ def _figures(picture: Picture) -> list[dict[str, Any]]:
     psnr = 10 * math.log10(255 * 255 / error) if error else math.inf
     captions = {
         f"Input, frame {picture.frame:,}": before,
-        f"Reconstruction, {numbers.number(psnr, 2, ' dB')}": after,
+        f"Reconstruction, {number(psnr, 2, ' dB')}": after,
         f"Difference × {GAIN}": apart,
     }
     return [
@@ -102,30 +97,28 @@ def _png_uri(image: npt.NDArray[np.uint8]) -> str:
 
 
 def _plots(data: ReportData) -> Mapping[str, Markup]:
-    """Returns the page's plots by name, empty where there is nothing to draw."""
+    """Draws the page's plots, by name; empty where there is nothing to draw."""
     plots = dict.fromkeys(("psnr_plot", "energy_plot", "entropy_plot"), Markup())
-
-    def draw_psnr(axes: Axes, labels: bool) -> None:
-        draw_line(axes, data.psnr_per_frame, "frame", "PSNR", "dB", least_span=4.0)
-
-    def draw_energy(axes: Axes, labels: bool) -> None:
-        shares = {one.label: [band.share for band in one.bands] for one in data.subbands}
-        draw_bars(axes, _names(data.subbands), shares, "energy share", log=True, labels=labels)
-
-    def draw_entropy(axes: Axes, labels: bool) -> None:
-        entropies = {one.label: [band.entropy for band in one.bands] for one in data.subbands}
-        draw_bars(axes, _names(data.subbands), entropies, "entropy (bits)", labels=labels)
-
     if data.psnr_per_frame:
+
+        def draw_psnr(axes: Axes, labels: bool) -> None:
+            draw_line(axes, data.psnr_per_frame, "frame", "PSNR", "dB", least_span=4.0)
+
         plots["psnr_plot"] = _both_widths(draw_psnr, "PSNR in dB by frame")
     if data.subbands:
+        names = [band.name for band in data.subbands[0].bands]
+        shares = {one.label: [band.share for band in one.bands] for one in data.subbands}
+        entropies = {one.label: [band.entropy for band in one.bands] for one in data.subbands}
+
+        def draw_energy(axes: Axes, labels: bool) -> None:
+            draw_bars(axes, names, shares, "energy share", log=True, labels=labels)
+
+        def draw_entropy(axes: Axes, labels: bool) -> None:
+            draw_bars(axes, names, entropies, "entropy (bits)", labels=labels)
+
         plots["energy_plot"] = _both_widths(draw_energy, "energy share of the eight Haar sub-bands")
         plots["entropy_plot"] = _both_widths(draw_entropy, "entropy in bits of the eight Haar sub-bands")
     return plots
-
-
-def _names(series: Sequence[SubbandSeries]) -> list[str]:
-    return [band.name for band in series[0].bands]
 
 
 def _both_widths(draw: Callable[[Axes, bool], None], label: str) -> Markup:
