@@ -203,14 +203,6 @@ def test_choice_is_within_three_per_cent_of_the_fastest_and_no_shorter_one_is(
     assert all(each > fastest * 1.0299 for chunk, each in seconds.items() if chunk < chosen)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "chunk"),
-    [({1: 1.2, 2: 1.029, 4: 1.0, 8: 1.01}, 2), ({1: 1.2, 2: 1.031, 4: 1.0}, 4), ({8: 1.0, 4: 1.02}, 4)],
-)
-def test_choice_of_known_measurements(seconds: dict[int, float], chunk: int) -> None:
-    assert choose(speeds(seconds)).chunk == chunk
-
-
 # Where it holds -----------------------------------------------------------------------------------
 
 

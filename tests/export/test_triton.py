@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import pytest
 
+from fixtures.engine_records import engine_record
 from wfvae.cli.main import main
 from wfvae.errors import BundleError, InputError, ResourceError
 from wfvae.export.triton.config import TritonOptions, config_text, to_text
@@ -28,7 +29,7 @@ from wfvae.runtime import Bundle
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_reader import open_video
 from wfvae.runtime.media.video_writer import open_video_writer
-from wfvae.spec.engines import BuildSettings, EngineRecord, Target, graph_sha256, profiles_for
+from wfvae.spec.engines import BuildSettings
 from wfvae.spec.manifest import Manifest
 from wfvae.video.synthetic.clips import ProceduralClip
 
@@ -232,16 +233,7 @@ def test_steps_are_those_of_the_bundles_newest_engine(exported: Exported) -> Non
 
     def entry(direction: str, chunk: int, whole_clip: int | None = None) -> dict[str, Any]:
         settings = BuildSettings(chunk=chunk, whole_clip=whole_clip)
-        return EngineRecord(
-            graph=direction,
-            graph_sha256=graph_sha256(manifest, direction),
-            precision=manifest.precision,
-            settings=settings,
-            profiles=profiles_for(settings, manifest.graphs[direction]),
-            target=Target("11.4.0", "NVIDIA H200", "9.0"),
-            sha256="0" * 64,
-            bytes=7,
-        ).to_dict()
+        return engine_record(manifest, direction, settings).to_dict()
 
     def lengths(*engines: dict[str, Any]) -> list[int]:
         """Frames per step of the encoder: least, best and most."""
