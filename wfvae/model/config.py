@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, structs
 
 from wfvae.errors import ConfigError
-from wfvae.spec.records import check_fields
+from wfvae.spec.records import check_fields, read_json
 
 Interpolation = Literal["nearest", "trilinear"]
 NormType = Literal["layernorm", "groupnorm"]
@@ -152,15 +151,11 @@ class WFVAEConfig(Struct, frozen=True):
         Raises:
             ConfigError: naming the file, if it is unreadable or not a WF-VAE's.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read the model configuration {path}: {error}") from error
-        if not isinstance(data, dict):
-            found = type(data).__name__
-            raise ConfigError(
-                f"cannot read the model configuration {path}: expected an object, found {found}"
-            )
+
+        def unreadable(problem: str) -> ConfigError:
+            return ConfigError(f"cannot read the model configuration {path}: {problem}")
+
+        data = read_json(Path(path), unreadable)
         try:
             return cls.from_dict(data)
         except ConfigError as error:

@@ -17,7 +17,7 @@ from msgspec.structs import force_setattr, replace
 from wfvae.errors import BundleError
 from wfvae.files import write_whole
 from wfvae.spec.frames import SPATIAL_RATIO
-from wfvae.spec.records import Record, read_as
+from wfvae.spec.records import Record, read_as, read_json
 from wfvae.spec.stream import Direction, Shape, Size, StateSpec, StreamSpec, Text, state_input, state_output
 
 __all__ = ["state_input", "state_output"]
@@ -238,13 +238,7 @@ class Manifest(Record, frozen=True, kw_only=True):
                 f"{bundle} is not a bundle: it has no {MANIFEST_NAME}; make one with: wfvae export CHECKPOINT"
                 " BUNDLE"
             )
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BundleError(f"cannot read {path}: {error}; export the bundle anew") from error
-        if not isinstance(data, dict):
-            raise BundleError(f"cannot read {path}: expected a JSON object; export the bundle anew")
-        return cls.from_dict(data)
+        return cls.from_dict(read_json(path, lambda problem: _unreadable(path, problem)))
 
     def verify_files(self, bundle: Path) -> None:
         """Raises `BundleError` naming every file that is missing or was changed."""
@@ -261,6 +255,10 @@ class Manifest(Record, frozen=True, kw_only=True):
             raise BundleError(
                 f"the bundle {bundle} is damaged: {'; '.join(problems)}; copy it anew, or export it again"
             )
+
+
+def _unreadable(path: Path, problem: str) -> BundleError:
+    return BundleError(f"cannot read {path}: {problem}; export the bundle anew")
 
 
 def _damaged(problem: str) -> BundleError:

@@ -7,8 +7,10 @@ the key, what was given and what was expected.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -81,6 +83,17 @@ def read_as(
         return msgspec.convert(data, kind, str_keys=True, dec_hook=hook)
     except msgspec.ValidationError as problem:
         raise fail(_explain(problem, kind, data, name)) from problem
+
+
+def read_json(path: Path, fail: Callable[[str], WFVAEError]) -> dict[str, Any]:
+    """Reads a JSON object from a file. `fail` makes the error, as in `read_as`."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise fail(str(error)) from error
+    if not isinstance(data, dict):
+        raise fail(f"expected a JSON object, found {type(data).__name__}")
+    return data
 
 
 def check_fields(

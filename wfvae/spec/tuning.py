@@ -18,7 +18,7 @@ from wfvae.errors import BundleError, InputError, ResourceError
 from wfvae.files import locked, require_writable, write_whole
 from wfvae.machine import processor_count, processor_name
 from wfvae.spec.manifest import LOCK_NAME, json_sha256
-from wfvae.spec.records import Record, read_as
+from wfvae.spec.records import Record, read_as, read_json
 from wfvae.spec.stream import Direction, Size
 
 FORMAT = "wfvae-tuning/1"
@@ -105,19 +105,16 @@ class Tuning(Record, frozen=True, kw_only=True):
         """
         path = folder / TUNING_NAME
 
-        def damaged(problem: object) -> BundleError:
+        def damaged(problem: str) -> BundleError:
             return BundleError(
                 f"{path} is damaged ({problem}); remove it, and measure again with:"
                 f" wfvae bench {folder} --tune"
             )
 
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not path.exists():
             return cls(bundle=bundle)
-        except (OSError, ValueError) as error:
-            raise damaged(error) from error
-        if isinstance(data, dict) and (data.get("format"), data.get("bundle")) != (FORMAT, bundle):
+        data = read_json(path, damaged)
+        if (data.get("format"), data.get("bundle")) != (FORMAT, bundle):
             return cls(bundle=bundle)
         found = read_as(cls, data, damaged)
         if found.to_dict() != data:
