@@ -16,7 +16,7 @@ import gc
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from harness.engines import latent_channels, open_on
 from harness.processes import reason_of
 from harness.record import command_line, finish, machine
 from peers import CHECKOUTS, PEERS, PeerModel
-from peers.checkouts import parse_checkouts
+from peers.checkouts import parse_checkout
 from torch import Tensor
 
 from wfvae import WFVAE
@@ -214,7 +214,7 @@ def measure_peer(benchmark: Benchmark, options: argparse.Namespace, name: str) -
         except FAILURES as error:
             benchmark.missing(peer.title, mode.name, reason_of(error))
             continue
-        blocks = mode.blocks + (" (the library's default)" if mode.on_by_default else "")
+        blocks = mode.blocks + (" (the library's default)" if mode.default else "")
         benchmark.add(peer.title, mode.name, blocks, weights, errors)
 
 
@@ -248,6 +248,14 @@ def reconstruct(model: PeerModel, clip: Tensor) -> tuple[Any, Video]:
     return latents.numpy(), to_video(model.decode(latents, clip.shape[2]))
 
 
+def parse_weights(text: str) -> tuple[str, str]:
+    """Parses NAME=DIR from the command line."""
+    name, _, folder = text.partition("=")
+    if name not in PEERS or not folder:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected NAME=DIR with a NAME of {', '.join(PEERS)}")
+    return name, folder
+
+
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     names = (OURS, *PEERS, *CHECKOUTS)
     parser = command_line(__doc__, "blockwise.json")
@@ -262,9 +270,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--full", action="store_true", help="peers in their published width")
     parser.add_argument(
-        "--weights", nargs="+", default=[], metavar="NAME=DIR", help="local weights in diffusers' format"
+        "--weights",
+        type=parse_weights,
+        nargs="+",
+        default=[],
+        metavar="NAME=DIR",
+        help="local weights in diffusers' format",
     )
-    parser.add_argument("--checkout", nargs="+", default=[], metavar="NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE]")
+    checkout = "NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE]"
+    parser.add_argument("--checkout", type=parse_checkout, nargs="+", default=[], metavar=checkout)
     parser.add_argument(
         "--tile-scale",
         type=int,
@@ -274,19 +288,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if min(options.frames, options.size, options.tile_scale) < 1:
         parser.error("--frames, --size and --tile-scale must be at least 1")
-    pairs = [item.partition("=") for item in options.weights]
-    options.weights = {name: folder for name, _, folder in pairs}
-    if wrong := [name for name, folder in options.weights.items() if name not in PEERS or not folder]:
-        parser.error(f"--weights has {wrong[0]!r}; expected NAME=DIR with a NAME of {', '.join(PEERS)}")
-    try:
-        options.checkout = parse_checkouts(options.checkout)
-    except ValueError as error:
-        parser.error(str(error))
+    options.weights = dict(options.weights)
+    options.checkout = dict(options.checkout)
     return options
 
 
-def measure(options: argparse.Namespace, benchmark: Benchmark) -> Iterator[None]:
-    """Runs what was selected; yields after each model, when it can be freed."""
+def measure(options: argparse.Namespace, benchmark: Benchmark) -> None:
+    """Runs what was selected."""
     if OURS in options.only:
         with tempfile.TemporaryDirectory(prefix="wfvae-blockwise-") as folder:
             path = Path(folder) / "bundle"
@@ -294,10 +302,9 @@ def measure(options: argparse.Namespace, benchmark: Benchmark) -> Iterator[None]
             with open_on("onnxruntime", path, options.threads) as bundle:
                 benchmark.checkpoint_sha256 = bundle.manifest.checkpoint_sha256
                 measure_ours(benchmark, bundle, f"trained, {options.checkpoint}")
-        yield
     for name in [name for name in options.only if name != OURS]:
         measure_peer(benchmark, options, name)
-        yield
+        gc.collect()  # before the next one is built
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -307,8 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         clips, source = load_clips(options)
         benchmark = Benchmark(clips)
-        for _ in measure(options, benchmark):
-            gc.collect()
+        measure(options, benchmark)
     except WFVAEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

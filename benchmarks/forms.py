@@ -67,78 +67,73 @@ class Layer:
     """By name; the first is the network's own."""
 
 
-def _in_form(form: ExportForm, conv: nn.Module, before: Callable[[Tensor], Tensor] | None = None) -> Form:
+def _in_form(form: ExportForm, conv: nn.Module, before: Callable[[Tensor], Tensor]) -> Form:
     """A form of the export, of what `before` returns."""
 
     def compute(x: Tensor, *tensors: Tensor) -> Tensor:
-        return form.compute(before(x) if before else x, tensors[:-1], tensors[-1])
+        return form.compute(before(x), tensors[:-1], tensors[-1])
 
     return Form(compute, tensors={**form.filters(conv.weight), "bias": conv.bias})
 
 
-def pairs(count: int, channels: int, side: int) -> Layer:
-    conv = CausalConv3d(channels, channels, 8)
-    ways: dict[str, Variant] = {
-        "in pairs of frames": "pairs",
-        "in pairs of frames and of rows": "pairs and rows",
-    }
-    forms = {name: _in_form(MinimalFiltering(way), conv.conv) for name, way in ways.items()}
-    name = f"3x3x3 convolution to {channels} channels, frames in pairs"
-    shape = (1, count + 2, channels, side, side)
-    return Layer(name, shape, {"sum of taps": Form(conv.convolve, conv), **forms})
+def _unchanged(x: Tensor) -> Tensor:
+    return x
 
 
-def rows(count: int, channels: int, outputs: int, side: int) -> Layer:
-    conv = CausalConv3d(channels, outputs, 8)
-    forms = {
-        "sum of taps": Form(conv.convolve, conv),
-        "in pairs of rows": _in_form(MinimalFiltering("rows"), conv.conv),
-    }
-    name = f"3x3x3 convolution to {outputs} channels, frames one by one"
-    return Layer(name, (1, count + 2, channels, side, side), forms)
+def _repeated(x: Tensor) -> Tensor:
+    return torch.stack([x, x], dim=2).flatten(1, 2)
+
+
+def _images(x: Tensor) -> Tensor:
+    return x.flatten(0, 1)
+
+
+def causal(
+    what: str,
+    ways: Mapping[str, Variant],
+    shape: tuple[int, ...],
+    outputs: int,
+    before: Callable[[Tensor], Tensor] = _unchanged,
+) -> Layer:
+    """A 3x3x3 convolution of frames (T, C, H, W), of which the first are history."""
+    conv = CausalConv3d(shape[1], outputs, 8)
+    forms = {"sum of taps": Form(lambda x: conv.convolve(before(x)), conv)}
+    forms |= {name: _in_form(MinimalFiltering(way), conv.conv, before) for name, way in ways.items()}
+    return Layer(f"3x3x3 convolution to {outputs} channels, {what}", (1, *shape), forms)
 
 
 def doubling(count: int, channels: int, side: int) -> Layer:
     upsample = Upsample2D(channels)
-
-    def images(x: Tensor) -> Tensor:
-        return x.flatten(0, 1)
-
     forms = {
-        "repetition, then 3x3": Form(lambda x: upsample_conv(images(x), upsample.conv), upsample),
-        "four 2x2": _in_form(SubPixel(), upsample.conv, images),
+        "repetition, then 3x3": Form(lambda x: upsample_conv(_images(x), upsample.conv), upsample),
+        "four 2x2": _in_form(SubPixel(), upsample.conv, _images),
     }
     return Layer("height and width doubled, 3x3 convolution", (1, count, channels, side, side), forms)
 
 
-def nearest(count: int, channels: int, side: int) -> Layer:
-    """Frames repeated in time, with one frame of history."""
-    conv = CausalConv3d(channels, channels, 8)
-    ways: dict[str, Variant] = {
-        "in pairs of frames": "pairs",
-        "in pairs of frames and of rows": "pairs and rows",
-        "three products": "repeats",
-        "three products in pairs of rows": "repeats and rows",
-    }
-
-    def repeated(x: Tensor) -> Tensor:
-        return torch.stack([x, x], dim=2).flatten(1, 2)
-
-    forms = {name: _in_form(MinimalFiltering(way), conv.conv, repeated) for name, way in ways.items()}
-    name = "frame rate doubled by repetition, 3x3x3 convolution"
-    shape = (1, count + 1, channels, side, side)
-    return Layer(name, shape, {"sum of taps": Form(lambda x: conv.convolve(repeated(x)), conv), **forms})
-
-
+PAIRS: dict[str, Variant] = {
+    "in pairs of frames": "pairs",
+    "in pairs of frames and of rows": "pairs and rows",
+}
+ROWS: dict[str, Variant] = {"in pairs of rows": "rows"}
+REPEATS: dict[str, Variant] = {
+    "three products": "repeats",
+    "three products in pairs of rows": "repeats and rows",
+}
 LAYERS: dict[str, list[Callable[[], Layer]]] = {
     "pairs": [
-        partial(pairs, 8, channels, side) for channels, side in ((512, 32), (256, 64), (192, 64), (128, 64))
+        partial(causal, "frames in pairs", PAIRS, (10, channels, side, side), channels)
+        for channels, side in ((512, 32), (256, 64), (192, 64), (128, 64))
     ],
     "rows": [
-        partial(rows, 5, channels, outputs, 16) for channels, outputs in ((512, 512), (256, 512), (128, 128))
+        partial(causal, "frames one by one", ROWS, (7, channels, 16, 16), outputs)
+        for channels, outputs in ((512, 512), (256, 512), (128, 128))
     ],
     "doubling": [partial(doubling, 9, 256, 32)],
-    "nearest": [partial(nearest, 4, 512, 32), partial(nearest, 8, 256, 64)],
+    "nearest": [
+        partial(causal, "frames repeated", {**PAIRS, **REPEATS}, shape, shape[1], _repeated)
+        for shape in ((5, 512, 32, 32), (9, 256, 64, 64))
+    ],
 }
 
 

@@ -68,17 +68,16 @@ def measure(preset: str, lengths: Sequence[int], folder: Path, options: Any) -> 
     """Yields a row per direction."""
     bundle = folder / preset
     run_isolated("harness.engines:export_random", {"preset": preset, "bundle": str(bundle)}, options.threads)
-    peaks: dict[str, dict[int, float]] = {"encode": {}, "decode": {}}
-    for frames in lengths:
-        video = make_video(folder / f"{frames}.mp4", frames, options.size)
-        latents, out = folder / f"{preset}-{frames}.zarr", folder / f"{preset}-{frames}.mp4"
-        for name, source, destination in (("encode", video, latents), ("decode", latents, out)):
-            command = [name, *map(str, (bundle, source, destination)), "--threads", str(options.threads)]
-            runs = [peak_of(*command) for _ in range(options.runs)]
-            peaks[name][frames] = statistics.median(runs)
-    for name, peak in peaks.items():
-        growth = peak[lengths[-1]] / peak[lengths[0]]
-        yield {"preset": preset, "job": name, "size": options.size, "peak_mb": peak, "ratio": growth}
+    files = {frames: [folder / f"{preset}-{frames}{end}" for end in (".zarr", ".mp4")] for frames in lengths}
+    for name in ("encode", "decode"):
+        peaks = {}
+        for frames, (latents, decoded) in files.items():
+            video = make_video(folder / f"{frames}.mp4", frames, options.size)
+            paths = (bundle, video, latents) if name == "encode" else (bundle, latents, decoded)
+            command = [name, *map(str, paths), "--threads", str(options.threads)]
+            peaks[frames] = statistics.median(peak_of(*command) for _ in range(options.runs))
+        growth = peaks[lengths[-1]] / peaks[lengths[0]]
+        yield {"preset": preset, "job": name, "size": options.size, "peak_mb": peaks, "ratio": growth}
 
 
 def parse_videos(text: str) -> tuple[str, list[int]]:

@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -26,51 +26,49 @@ from typing import Any
 import charts
 from harness import tables
 from harness.engines import DIRECTIONS, ENGINES
-from harness.processes import NotMeasured, run_isolated
+from harness.processes import run_isolated, run_turns
 from harness.record import command_line, finish, machine
 from peers import CHECKOUTS, PEERS
-from peers.checkouts import parse_checkouts
+from peers.checkouts import parse_checkout
 
 PRESETS = ("S", "M", "L")
 OUR_ENGINES = {"torch": "PyTorch", **ENGINES}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Contender:
     """One row: a model on an engine."""
 
     name: str
     title: str
     job: dict[str, Any]
-    runs: list[dict[str, Any]] = field(default_factory=list)
-    gflop: dict[str, dict[str, float]] = field(default_factory=dict)
     problem: str | None = None
+    """Why it cannot be measured."""
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, runs: list[dict[str, Any]] | str) -> dict[str, Any]:
         """Returns medians by size, or the reason why there are none."""
         row: dict[str, Any] = {"name": self.name, "title": self.title}
-        if not self.runs:
-            return {**row, "not_measured": self.problem or "left out"}
-        first = self.runs[0]
-        row |= {key: first[key] for key in ("parameters", "latent_channels", "compression", "loaded_mb")}
-        cases = zip(*(run["cases"] for run in self.runs), strict=True)
-        return {**row, "runs": len(self.runs), "sizes": [self._case(list(case)) for case in cases]}
+        if isinstance(runs, str):
+            return {**row, "not_measured": runs}
+        row |= {key: runs[0][key] for key in ("parameters", "latent_channels", "compression", "loaded_mb")}
+        cases = zip(*(run["cases"] for run in runs), strict=True)
+        return {**row, "runs": len(runs), "sizes": [medians(case) for case in cases]}
 
-    def _case(self, runs: list[dict[str, Any]]) -> dict[str, Any]:
-        first = runs[0]
-        if "not_measured" in first:
-            return {"size": first["size"], "not_measured": first["not_measured"]}
-        found: dict[str, Any] = {"size": first["size"], "frames": first["frames"]}
-        for name in DIRECTIONS:
-            seconds = [run[name]["seconds"] for run in runs]
-            found[name] = {
-                "seconds": statistics.median(seconds),
-                "all_seconds": seconds,
-                "ms_per_frame": statistics.median(seconds) / first["frames"] * 1e3,
-                "peak_mb": statistics.median(run[name]["peak_mb"] for run in runs),
-                "gflop": self.gflop.get(str(first["size"]), {}).get(name),
-            }
-        return found
+
+def medians(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the medians of one size."""
+    first = runs[0]
+    if "not_measured" in first:
+        return {"size": first["size"], "not_measured": first["not_measured"]}
+    found: dict[str, Any] = {"size": first["size"], "frames": first["frames"]}
+    for name in DIRECTIONS:
+        seconds = [run[name]["seconds"] for run in runs]
+        found[name] = {
+            "all_seconds": seconds,
+            "ms_per_frame": statistics.median(seconds) / first["frames"] * 1e3,
+            "peak_mb": statistics.median(run[name]["peak_mb"] for run in runs),
+        }
+    return found
 
 
 def contenders(options: argparse.Namespace, folder: Path) -> list[Contender]:
@@ -84,46 +82,12 @@ def contenders(options: argparse.Namespace, folder: Path) -> list[Contender]:
             found.append(Contender(f"wfvae-{preset}/{engine}", f"WF-VAE-{preset} {title}", job))
     for name, peer in {**PEERS, **CHECKOUTS}.items():
         job = {**common, "engine": "peer", "peer": name, "reduced": options.reduced}
-        one = Contender(name, peer.title, job)
         if name in options.checkout:
             job["checkout"] = options.checkout[name]
-        elif name in CHECKOUTS:
-            one.problem = "its code is in no library; give a local checkout with --checkout"
-        found.append(one)
+        absent = name in CHECKOUTS and name not in options.checkout
+        problem = "its code is in no library; give a local checkout with --checkout" if absent else None
+        found.append(Contender(name, peer.title, job, problem))
     return [one for one in found if any(fnmatch(one.name, pattern) for pattern in options.only)]
-
-
-def prepare(field_of: Sequence[Contender], threads: int) -> None:
-    """Exports our presets, and counts every network once."""
-    counted: dict[str, Any] = {}
-    for one in field_of:
-        if one.problem is not None:
-            continue
-        network = one.job.get("preset") or one.name
-        try:
-            if network not in counted:
-                engine = "torch" if "preset" in one.job else "peer"
-                counted[network] = run_isolated("peers_worker:count", {**one.job, "engine": engine}, threads)
-                if engine == "torch":
-                    changes = {"latent_dim": one.job["latent_channels"]}
-                    run_isolated("harness.engines:export_random", {**one.job, "changes": changes}, threads)
-            one.gflop = counted[network]
-        except NotMeasured as reason:
-            counted[network] = {}  # the times can be measured all the same
-            print(f"{one.title}: operations not counted: {reason}", file=sys.stderr)
-
-
-def measure(field_of: Sequence[Contender], options: argparse.Namespace) -> None:
-    """Runs all contenders turn by turn."""
-    for turn in range(options.runs):
-        for one in field_of:
-            if one.problem is not None:
-                continue
-            try:
-                one.runs.append(run_isolated("peers_worker:measure", one.job, options.threads))
-            except NotMeasured as reason:
-                one.problem = str(reason)
-            print(f"turn {turn + 1}: {one.title}: {one.problem or 'done'}", file=sys.stderr)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -134,17 +98,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=17, help="default: %(default)s; Allegro takes one less")
     parser.add_argument("--latent-channels", type=int, default=16, help="of WF-VAE (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="turns (default: %(default)s)")
-    parser.add_argument("--checkout", nargs="+", default=[], metavar="NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE]")
+    checkout = "NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE]"
+    parser.add_argument("--checkout", type=parse_checkout, nargs="+", default=[], metavar=checkout)
     parser.add_argument("--reduced", action="store_true", help="small models of the same structure")
     options = parser.parse_args(arguments)
     if any(size < 32 or size % 32 for size in options.sizes):
         parser.error(f"--sizes are {options.sizes}; expected multiples of 32")
     if options.frames < 9:
         parser.error(f"--frames is {options.frames}; expected at least 9")
-    try:
-        options.checkout = parse_checkouts(options.checkout)
-    except ValueError as error:
-        parser.error(str(error))
+    options.checkout = dict(options.checkout)
     return options
 
 
@@ -156,10 +118,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not field_of:
             print(f"error: no model is called {' or '.join(options.only)}", file=sys.stderr)
             return 2
-        prepare(field_of, options.threads)
-        measure(field_of, options)
+        present = [one for one in field_of if one.problem is None]
+        for job in {one.job["bundle"]: one.job for one in present if "bundle" in one.job}.values():
+            export = {**job, "changes": {"latent_dim": job["latent_channels"]}}
+            run_isolated("harness.engines:export_random", export, options.threads)
+        jobs = [one.job for one in present]
+        results = run_turns("peers_worker:measure", jobs, options.runs, options.threads)
+    found = {one.name: runs for one, runs in zip(present, results, strict=True)}
+    rows = [one.summary(one.problem or found[one.name]) for one in field_of]
     job = {key: getattr(options, key) for key in ("mode", "frames", "latent_channels", "sizes", "reduced")}
-    result = {"machine": facts, "job": job, "rows": [one.summary() for one in field_of]}
+    result = {"machine": facts, "job": job, "rows": rows}
     finish(result, options.json, tables.peers)
     if options.json is not None:
         charts.draw(charts.peers(result), options.json.with_suffix(".svg"))

@@ -12,13 +12,11 @@ of its own: the threads of an idle one spin for a while on the cores that are me
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -38,46 +36,33 @@ from wfvae.model.config import Preset
 from wfvae.spec.stream import Direction
 
 GRAPH, PRODUCT, CONVOLUTION = "graph", "matrix product", "convolution"
-Opener = Callable[[], AbstractContextManager[Callable[[], Any]]]
-"""Holds what a job needs open while it is measured."""
+
+Shapes = Mapping[str, Sequence[int]]
 
 
-def measurement(opener: Opener, least: float) -> Callable[[], float]:
-    """Returns a job that opens, measures and closes."""
-
-    def run() -> float:
-        with opener() as work:
-            seconds = median_seconds(work, least)
-        del work
-        gc.collect()
-        return seconds
-
-    return run
-
-
-@contextmanager
-def open_graph(options: argparse.Namespace, path: Path, engine: str, direction: Direction) -> Iterator[Any]:
+def graph_seconds(options: argparse.Namespace, path: Path, engine: str, direction: Direction) -> float:
+    """Opens the bundle, measures a whole clip, and closes it."""
     with open_on(engine, path, options.threads) as bundle:
         clip = noise(bundle, direction, options.frames, options.size)
-        yield partial(bundle.direct_session(direction).run, clip)
+        return median_seconds(partial(bundle.direct_session(direction).run, clip), options.seconds)
 
 
-@contextmanager
-def open_single(
-    engine: str, threads: int, model: Callable[[], onnx.ModelProto], shapes: Mapping[str, Sequence[int]]
-) -> Iterator[Any]:
-    yield partial(compile_model(model(), engine, threads), random_arrays(shapes))
+def single_seconds(
+    options: argparse.Namespace, engine: str, make: Callable[[], onnx.ModelProto], shapes: Shapes
+) -> float:
+    """Compiles a model of one operator and measures it on noise."""
+    call = compile_model(make(), engine, options.threads)
+    return median_seconds(partial(call, random_arrays(shapes)), options.seconds)
 
 
-def random_arrays(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def random_arrays(shapes: Shapes) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
 
-def product_model(side_length: int) -> onnx.ModelProto:
-    """A product of two square matrices, both given at run time."""
-    node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    return make_model([node], dict.fromkeys(("x", "w"), (side_length, side_length)), "y")
+def product_model(shapes: Shapes) -> onnx.ModelProto:
+    """A product of two matrices, both given at run time."""
+    return make_model([helper.make_node("MatMul", ["x", "w"], ["y"])], shapes, "y")
 
 
 def convolution_model(convolution: Operation) -> onnx.ModelProto:
@@ -98,39 +83,28 @@ def count_graphs(options: argparse.Namespace, path: Path) -> dict[Direction, lis
     return found
 
 
-def plan(
-    options: argparse.Namespace, path: Path, counted: Mapping[Direction, Sequence[Operation]]
-) -> tuple[dict[str, Callable[[], float]], dict[str, dict[str, Any]], dict[str, str]]:
-    """Returns the jobs, what each of them is, and the engines that are missing."""
-    jobs: dict[str, Callable[[], float]] = {}
-    facts: dict[str, dict[str, Any]] = {}
-    missing: dict[str, str] = {}
-
-    def add(kind: str, engine: str, what: str, opener: Opener, flop: int) -> None:
-        jobs[f"{kind} {engine} {what}"] = measurement(opener, options.seconds)
-        facts[f"{kind} {engine} {what}"] = {"kind": kind, "engine": engine, "what": what, "flop": flop}
-
+def jobs_of(
+    options: argparse.Namespace, path: Path, engine: str, counted: Mapping[Direction, Sequence[Operation]]
+) -> Iterator[tuple[str, str, int, Callable[[], float]]]:
+    """Yields kind, name, operations and job of everything that is measured on an engine."""
+    for direction, operations in counted.items():
+        job = partial(graph_seconds, options, path, engine, direction)
+        yield GRAPH, direction, sum(one.flop for one in operations), job
+    length = options.product_side
+    shapes: Shapes = dict.fromkeys(("x", "w"), (length, length))
+    job = partial(single_seconds, options, engine, partial(product_model, shapes), shapes)
+    yield PRODUCT, f"{length}^3", 2 * length**3, job
     work: Counter[Operation] = Counter()
     for operation in (one for operations in counted.values() for one in operations if one.op == "Conv"):
         work[operation] += operation.flop
-    length = options.product_side
-    for engine in options.engines:
-        try:
-            open_on(engine, path, options.threads).close()
-        except NotMeasured as reason:
-            missing[engine] = str(reason)
-            continue
-        for direction, operations in counted.items():
-            opener = partial(open_graph, options, path, engine, direction)
-            add(GRAPH, engine, direction, opener, sum(one.flop for one in operations))
-        shapes: dict[str, Sequence[int]] = dict.fromkeys(("x", "w"), (length, length))
-        opener = partial(open_single, engine, options.threads, partial(product_model, length), shapes)
-        add(PRODUCT, engine, f"{length}^3", opener, 2 * length**3)
-        for one, _ in work.most_common(options.convolutions):
-            shapes = {"x": one.inputs[0]}
-            opener = partial(open_single, engine, options.threads, partial(convolution_model, one), shapes)
-            add(CONVOLUTION, engine, one.name, opener, one.flop)
-    return jobs, facts, missing
+    for one, _ in work.most_common(options.convolutions):
+        make = partial(convolution_model, one)
+        yield (
+            CONVOLUTION,
+            one.name,
+            one.flop,
+            partial(single_seconds, options, engine, make, {"x": one.inputs[0]}),
+        )
 
 
 def add_shares(rows: Sequence[dict[str, Any]]) -> None:
@@ -160,21 +134,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = Path(folder) / "bundle"
         export = {"preset": options.preset, "bundle": str(path)}
         run_isolated("harness.engines:export_random", export, options.threads)
-        jobs, about, missing = plan(options, path, count_graphs(options, path))
+        counted = count_graphs(options, path)
+        about: dict[tuple[str, str, str], int] = {}
+        jobs: dict[tuple[str, str, str], Callable[[], float]] = {}
+        missing: dict[str, str] = {}
+        for engine in options.engines:
+            try:
+                open_on(engine, path, options.threads).close()
+            except NotMeasured as reason:
+                missing[engine] = str(reason)
+                continue
+            for kind, what, flop, job in jobs_of(options, path, engine, counted):
+                about[kind, engine, what], jobs[kind, engine, what] = flop, job
         seconds = take_turns(jobs, options.turns, warm_up=False)
-    rows = [
-        {
-            **about[name],
-            "seconds": statistics.median(values),
-            "gflop_per_second": about[name]["flop"] / statistics.median(values) / 1e9,
-        }
-        for name, values in seconds.items()
-    ]
+    rows = []
+    for (kind, engine, what), values in seconds.items():
+        median, flop = statistics.median(values), about[kind, engine, what]
+        row = {"kind": kind, "engine": engine, "what": what, "flop": flop, "seconds": median}
+        rows.append({**row, "gflop_per_second": flop / median / 1e9})
     add_shares(rows)
-    job = {key: getattr(options, key) for key in ("preset", "size", "frames", "turns", "seconds")}
-    finish(
-        {"machine": facts, "job": job, "rows": rows, "not_measured": missing}, options.json, tables.roofline
-    )
+    settings = {key: getattr(options, key) for key in ("preset", "size", "frames", "turns", "seconds")}
+    result = {"machine": facts, "job": settings, "rows": rows, "not_measured": missing}
+    finish(result, options.json, tables.roofline)
     return 0
 
 

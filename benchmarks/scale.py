@@ -1,10 +1,9 @@
-"""How do time per frame and memory grow with the length of a clip, the frame size and streams?
+"""How do time per frame and memory grow with the length of a clip and the number of streams?
 
     python benchmarks/scale.py --json benchmarks/results/scale-cpu.json           an hour on two cores
     python benchmarks/scale.py --only length --lengths tiny=33,5001
 
     length     one clip from 33 frames on: streamed, and in one piece as far as `--direct-length` goes
-    size       one clip at several frame sizes, both ways
     streams    a pool of 1, 2, 4 ... streams in one batch
 
 Every measurement is a fresh process; all take turns; figures are medians. FILE.svg is drawn, too.
@@ -17,86 +16,55 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 import charts
 from harness import tables
 from harness.engines import DIRECTIONS, ENGINES
-from harness.processes import NotMeasured, run_isolated
+from harness.processes import run_isolated, run_turns
 from harness.record import command_line, finish, machine, side, whole_clip
 from scale_worker import DIRECT, POOL, STREAM
 
 from wfvae.model.config import Preset
 
-SECTIONS = ("length", "size", "streams")
+SECTIONS = ("length", "streams")
 
 
-@dataclass
-class Job:
-    """One measurement, repeated."""
-
-    section: str
-    request: dict[str, Any]
-    runs: list[dict[str, Any]] = field(default_factory=list)
-    problem: str | None = None
-
-    def summary(self) -> dict[str, Any]:
-        """Returns medians, or the reason why there are none."""
-        keys = ("direction", "way", "preset", "frames", "size", "chunk", "rows")
-        row = {key: self.request[key] for key in keys if key in self.request}
-        if not self.runs:
-            return {**row, "not_measured": self.problem or "left out"}
-        seconds = [run["seconds"] for run in self.runs]
-        frames = self.request["frames"] * self.request.get("rows", 1)
-        return {
-            **row,
-            "runs": len(self.runs),
-            "all_seconds": seconds,
-            "ms_per_frame": statistics.median(seconds) / frames * 1e3,
-            "peak_mb": statistics.median(run["peak_mb"] for run in self.runs),
-            "loaded_mb": statistics.median(run["loaded_mb"] or 0.0 for run in self.runs),
-        }
+def summary(request: dict[str, Any], runs: list[dict[str, Any]] | str) -> dict[str, Any]:
+    """Returns medians, or the reason why there are none."""
+    keys = ("direction", "way", "preset", "frames", "size", "chunk", "rows")
+    row = {key: request[key] for key in keys if key in request}
+    if isinstance(runs, str):
+        return {**row, "not_measured": runs}
+    seconds = [run["seconds"] for run in runs]
+    frames = request["frames"] * request.get("rows", 1)
+    return {
+        **row,
+        "runs": len(runs),
+        "all_seconds": seconds,
+        "ms_per_frame": statistics.median(seconds) / frames * 1e3,
+        "peak_mb": statistics.median(run["peak_mb"] for run in runs),
+        "loaded_mb": statistics.median(run["loaded_mb"] or 0.0 for run in runs),
+    }
 
 
-def plan_jobs(options: argparse.Namespace, folder: Path) -> list[Job]:
-    """Returns all measurements of the sections that were selected."""
+def plan_jobs(options: argparse.Namespace, folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Returns all measurements by their section."""
     requests: list[tuple[str, dict[str, Any]]] = []
-    clip = {"preset": options.preset, "frames": options.frames}
-    if "length" in options.only:
-        for preset, lengths in options.lengths:
-            for frames in lengths:
-                for way in (STREAM, DIRECT) if frames <= options.direct_length else (STREAM,):
-                    request = {"way": way, "preset": preset, "frames": frames, "size": options.size}
-                    requests.append(("length", request))
-    if "size" in options.only:
-        for size in options.sizes:
-            requests += [("size", {**clip, "way": way, "size": size}) for way in (STREAM, DIRECT)]
-    if "streams" in options.only:
-        for rows in options.rows:
-            requests.append(("streams", {**clip, "way": POOL, "size": options.size, "rows": rows}))
-    common = {"engine": options.engine, "threads": options.threads, "chunk": options.chunk}
+    for preset, lengths in options.lengths if "length" in options.only else ():
+        for frames in lengths:
+            for way in (STREAM, DIRECT) if frames <= options.direct_length else (STREAM,):
+                requests.append(("length", {"way": way, "preset": preset, "frames": frames}))
+    for rows in options.rows if "streams" in options.only else ():
+        request = {"way": POOL, "preset": options.preset, "frames": options.frames, "rows": rows}
+        requests.append(("streams", request))
+    common = {key: getattr(options, key) for key in ("engine", "threads", "chunk", "size")}
     return [
-        Job(section, {**common, **one, "direction": direction, "bundle": str(folder / one["preset"])})
+        (section, {**common, **one, "direction": direction, "bundle": str(folder / one["preset"])})
         for section, one in requests
         for direction in DIRECTIONS.values()
     ]
-
-
-def measure(jobs: Sequence[Job], options: argparse.Namespace) -> None:
-    """Exports the presets, and runs all jobs turn by turn."""
-    for bundle, preset in {job.request["bundle"]: job.request["preset"] for job in jobs}.items():
-        run_isolated("harness.engines:export_random", {"preset": preset, "bundle": bundle}, options.threads)
-    for turn in range(options.runs):
-        for job in jobs:
-            if job.problem is not None:
-                continue
-            try:
-                job.runs.append(run_isolated("scale_worker:measure", job.request, options.threads))
-            except NotMeasured as reason:
-                job.problem = str(reason)
-        print(f"turn {turn + 1} of {options.runs}: done", file=sys.stderr)
 
 
 def parse_lengths(text: str) -> tuple[str, list[int]]:
@@ -119,10 +87,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of the section length (default: S=33,129,1001 tiny=33,129,1001,5001)",
     )
     parser.add_argument("--direct-length", type=int, default=129, help="frames up to which clips run whole")
-    parser.add_argument("--preset", choices=get_args(Preset), default="S", help="of size and streams")
-    parser.add_argument("--frames", type=whole_clip, default=17, help="of size and streams, 1 + 4 n")
-    parser.add_argument("--size", type=side, default=64, help="of length and streams")
-    parser.add_argument("--sizes", type=side, nargs="+", default=[64, 96, 128, 256], help="of size")
+    parser.add_argument("--preset", choices=get_args(Preset), default="S", help="of streams")
+    parser.add_argument("--frames", type=whole_clip, default=17, help="of streams, 1 + 4 n")
+    parser.add_argument("--size", type=side, default=64, help="height and width (default: %(default)s)")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8], help="streams in a pool")
     parser.add_argument("--chunk", type=int, default=4, help="latents per step of a stream")
     parser.add_argument("--engine", choices=ENGINES, default="onnxruntime")
@@ -135,10 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = machine(options.threads, "onnxruntime", "openvino", "numpy")
     with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as name:
         jobs = plan_jobs(options, Path(name))
-        measure(jobs, options)
-    sections = {
-        section: [job.summary() for job in jobs if job.section == section] for section in options.only
-    }
+        for bundle, preset in {job["bundle"]: job["preset"] for _, job in jobs}.items():
+            export = {"preset": preset, "bundle": bundle}
+            run_isolated("harness.engines:export_random", export, options.threads)
+        requests = [job for _, job in jobs]
+        found = run_turns("scale_worker:measure", requests, options.runs, options.threads)
+    sections: dict[str, list[dict[str, Any]]] = {section: [] for section in options.only}
+    for (section, job), runs in zip(jobs, found, strict=True):
+        sections[section].append(summary(job, runs))
     result = {"machine": facts, "engine": options.engine, "sections": sections}
     finish(result, options.json, tables.scale)
     if options.json is not None and "length" in sections:

@@ -7,7 +7,6 @@
                trained), and paintings at 128x128 (twice as much detail per pixel)
     length     the same last four frames of clips of 9, 17 and 33 frames
     cuts       frames before and behind a cut, at each place in a latent
-    stream     300 frames of 256x256 through the bundle and ONNX Runtime, with a picture (FILE.png)
 
 Videos are resized to cover 256x256, and windows of that are scored.
 """
@@ -27,14 +26,11 @@ import numpy.typing as npt
 import torch
 from harness import tables
 from harness.record import command_line, finish, machine
-from PIL import Image
 from torch import Tensor
 
 import wfvae
 from wfvae import WFVAE
-from wfvae.export.bundle import export_bundle
 from wfvae.model.checkpoint import WEIGHTS_NAME
-from wfvae.runtime import open_bundle
 from wfvae.train.data import Crops, FixedCrops, ProceduralClips, VideoFolder, held_out, to_model_range
 from wfvae.train.data.batch import Batch, stack_clips
 from wfvae.train.validation import validate
@@ -47,7 +43,6 @@ CLIPS_PER_VIDEO = 8
 CUT_SEEDS, CUT_FROM, CUT_FRAMES, BEHIND = range(200, 208), 21, 45, 8
 """Held-out clips, each followed by that of the next seed; the first frame of the latent that the
 cut falls into; frames in all; frames behind the cut that are reported."""
-STREAM_SEED, STREAM_SIDE, CHUNK = 7, 256, 2
 
 
 def scored_clips(clips: int, side: int, frames: int = FRAMES) -> FixedCrops:
@@ -131,51 +126,17 @@ def score_videos(model: WFVAE, folder: Path) -> dict[str, Any]:
     return found
 
 
-def stream(model: WFVAE, count: int, picture: Path | None) -> dict[str, Any]:
-    """Returns the PSNR of a stream, and whether the seams of its chunks are visible.
-
-    A seam would make the error change more where steps meet than between the other latents.
-    """
-    frames = ProceduralClip(STREAM_SEED, STREAM_SIDE, STREAM_SIDE).frames(0, count)
-    with tempfile.TemporaryDirectory() as folder:
-        export_bundle(model, Path(folder) / "bundle")
-        with open_bundle(Path(folder) / "bundle") as bundle:
-            ratio, drop = bundle.ratio, bundle.manifest.graphs["decoder"].stream.drop
-            pixels = bundle.decode(bundle.encode(frames, chunk=CHUNK), frames=count, chunk=CHUNK)
-    error = pixels.astype(np.float32) - frames
-    psnr = 10 * np.log10(255.0**2 / np.maximum((error**2).mean(axis=(1, 2, 3)), 1e-3))
-    change = np.abs(np.diff(error, axis=0)).mean(axis=(1, 2, 3))
-    index, seams = np.arange(1, count), {}
-    # Encoding, a step begins with as many copies of the first frame as complete a latent; decoding,
-    # it comes `drop` frames late.
-    for direction, ahead in (("encode", ratio - 1), ("decode", drop)):
-        meets, alike = ((index + ahead) % period == 0 for period in (CHUNK * ratio, ratio))
-        seams[direction] = float(change[meets].mean() / change[alike & ~meets].mean())
-    if picture is not None:
-        picks = [0, count // 4, count // 2, count - 1]
-        columns = [np.concatenate([frames[i], pixels[i]], axis=0) for i in picks]
-        Image.fromarray(np.concatenate(columns, axis=1)).save(picture, optimize=True)
-    return {
-        "frames": count,
-        "latents_per_step": CHUNK,
-        "psnr_db": float(psnr.mean()),
-        "psnr_db_lowest": float(psnr.min()),
-        "error_change_at_seams_over_within_steps": seams,
-    }
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_line(__doc__, "tiny-model.json")
     parser.add_argument(
         "--clips", type=int, default=48, help="held-out clips of each kind (default: %(default)s)"
     )
-    parser.add_argument("--frames", type=int, default=300, help="of the stream (default: %(default)s)")
     parser.add_argument("--videos", type=Path, metavar="FOLDER", help="videos to score, too")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     model = WFVAE.from_pretrained("tiny")
     result: dict[str, Any] = {
-        "machine": machine(options.threads, "wfvae", "torch", "onnxruntime"),
+        "machine": machine(options.threads, "wfvae", "torch"),
         "model": {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "weights_bytes": WEIGHTS.stat().st_size,
@@ -187,7 +148,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
         "psnr_db_of_last_frames": lengths(model, options.clips),
         "cuts": cuts(model, CUT_SEEDS[: options.clips]),
-        "stream": stream(model, options.frames, options.json and options.json.with_suffix(".png")),
     }
     if options.videos is not None:
         result["videos"] = score_videos(model, options.videos)

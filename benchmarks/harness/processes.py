@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,26 @@ def run_isolated(function: str, job: dict[str, Any], threads: int) -> dict[str, 
     if "not_measured" in found:
         raise NotMeasured(found["not_measured"])
     return dict(found)
+
+
+def run_turns(
+    function: str, jobs: Sequence[dict[str, Any]], turns: int, threads: int
+) -> list[list[dict[str, Any]] | str]:
+    """Runs all jobs turn by turn, each in a fresh process.
+
+    Returns:
+        For each job its results, or the reason why it has none.
+    """
+    found: list[list[dict[str, Any]] | str] = [[] for _ in jobs]
+    for turn in range(turns):
+        for index, (job, runs) in enumerate(zip(jobs, found, strict=True)):
+            if not isinstance(runs, str):
+                try:
+                    runs.append(run_isolated(function, job, threads))
+                except NotMeasured as reason:
+                    found[index] = str(reason)
+        print(f"turn {turn + 1} of {turns}: done", file=sys.stderr)
+    return found
 
 
 def serve() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,20 +121,13 @@ CHECKOUTS: dict[str, CheckoutPeer] = {
 }
 
 
-def parse_checkouts(items: list[str]) -> dict[str, tuple[str, str, str | None]]:
-    """Parses `NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE]` from a command line.
-
-    Raises:
-        ValueError: an item is of another form, or its name is not in `CHECKOUTS`.
-    """
-    found: dict[str, tuple[str, str, str | None]] = {}
-    for item in items:
-        name, _, rest = item.partition("=")
-        parts = rest.split(",")
-        if name not in CHECKOUTS or len(parts) not in (2, 3):
-            raise ValueError(
-                f"--checkout is {item!r}; expected NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE] with a NAME of"
-                f" {', '.join(CHECKOUTS)}"
-            )
-        found[name] = (parts[0], parts[1], parts[2] if len(parts) == 3 else None)
-    return found
+def parse_checkout(text: str) -> tuple[str, tuple[str, str, str | None]]:
+    """Parses NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE] from a command line."""
+    name, _, rest = text.partition("=")
+    parts = rest.split(",")
+    if name not in CHECKOUTS or len(parts) not in (2, 3):
+        names = ", ".join(CHECKOUTS)
+        raise ArgumentTypeError(
+            f"{text!r}; expected NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE] with a NAME of {names}"
+        )
+    return name, (parts[0], parts[1], parts[2] if len(parts) == 3 else None)

@@ -23,7 +23,7 @@ class Mode:
     name: str
     blocks: str
     """The blocks in the published setting, in words."""
-    on_by_default: bool = False
+    default: bool = False
     """Whether the library runs the model so by default."""
 
 

@@ -1,8 +1,9 @@
-"""The peers of diffusers: their published configurations and modes."""
+"""The peers of diffusers, as `peers.toml` describes them."""
 
 from __future__ import annotations
 
 import importlib
+import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -107,144 +108,24 @@ def _load(cls: Any, folder: Path) -> Any:
         ) from error
 
 
-_NARROW = (16, 16, 32, 32)
-_IMAGE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "latent_channels": 4,
+_ADAPTERS: dict[str, type[DiffusersModel]] = {
+    "sd-vae": SDModel,
+    "svd": SVDModel,
+    "cogvideox": CogVideoXModel,
+    "allegro": AllegroModel,
+    "wan": WanModel,
+    "hunyuan": HunyuanModel,
+    "ltx": LTXModel,
 }
-_TIME_TILES = Mode("frame tiles", "16 frames, 12 apart, blended", on_by_default=True)
 
-PEERS: dict[str, Peer] = {
-    peer.name: peer
-    for peer in (
-        Peer(
-            "sd-vae",
-            "SD-VAE",
-            4,
-            (1, 8, 8),
-            {
-                **_IMAGE,
-                "up_block_types": ("UpDecoderBlock2D",) * 4,
-                "sample_size": 256,
-                "scaling_factor": 0.18215,
-            },
-            {"block_out_channels": _NARROW, "layers_per_block": 1, "norm_num_groups": 8},
-            (Mode("tiling", "tiles of 256x256, a quarter overlapping, blended"),),
-            SDModel,
-        ),
-        Peer(
-            "svd",
-            "SVD",
-            4,
-            (1, 8, 8),
-            {**_IMAGE, "sample_size": 768, "scaling_factor": 0.18215},
-            {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
-            (Mode("frame groups", f"{SVDModel.frames_together} frames decoded together"),),
-            SVDModel,
-        ),
-        Peer(
-            "cogvideox",
-            "CogVideoX",
-            16,
-            (4, 8, 8),
-            {
-                "block_out_channels": (128, 256, 256, 512),
-                "layers_per_block": 3,
-                "latent_channels": 16,
-                "sample_height": 480,
-                "sample_width": 720,
-            },
-            {"block_out_channels": _NARROW, "layers_per_block": 1, "norm_num_groups": 8},
-            (
-                Mode(
-                    "frame batches", "8 frames, 2 latents, with a cache of convolutions", on_by_default=True
-                ),
-                Mode("tiling", "tiles of 240x360 in frame batches, a sixth and a fifth overlapping, blended"),
-            ),
-            CogVideoXModel,
-        ),
-        Peer(
-            "allegro",
-            "Allegro",
-            4,
-            (4, 8, 8),
-            {
-                "block_out_channels": (128, 256, 512, 512),
-                "layers_per_block": 2,
-                "latent_channels": 4,
-                "sample_size": 320,
-                "scaling_factor": 0.13,
-            },
-            {"block_out_channels": _NARROW, "layers_per_block": 1, "norm_num_groups": 8},
-            (
-                Mode(
-                    "tiling",
-                    "tiles of 24 frames of 320x320, 8 frames, 120 rows and 80 columns overlapping, blended",
-                    on_by_default=True,
-                ),
-            ),
-            AllegroModel,
-            frames_after_first=False,
-        ),
-        Peer(
-            "wan",
-            "Wan 2.1",
-            16,
-            (4, 8, 8),
-            {
-                "base_dim": 96,
-                "z_dim": 16,
-                "dim_mult": [1, 2, 4, 4],
-                "num_res_blocks": 2,
-                "temperal_downsample": [False, True, True],
-            },
-            {"base_dim": 16, "num_res_blocks": 1},
-            (
-                Mode("feature cache", "4 frames, 1 latent, with a cache of features", on_by_default=True),
-                Mode("tiling", "tiles of 256x256, 192 apart, blended, each with a feature cache"),
-            ),
-            WanModel,
-        ),
-        Peer(
-            "hunyuan",
-            "HunyuanVideo",
-            16,
-            (4, 8, 8),
-            {
-                "block_out_channels": (128, 256, 512, 512),
-                "layers_per_block": 2,
-                "latent_channels": 16,
-                "scaling_factor": 0.476986,
-            },
-            {"block_out_channels": _NARROW, "layers_per_block": 1, "norm_num_groups": 8},
-            (_TIME_TILES, Mode("tiling", "tiles of 256x256, 192 apart, within the frame tiles, blended")),
-            HunyuanModel,
-        ),
-        Peer(
-            "ltx",
-            "LTX-Video",
-            128,
-            (8, 32, 32),
-            {
-                "block_out_channels": (128, 256, 512, 512),
-                "decoder_block_out_channels": (128, 256, 512, 512),
-                "layers_per_block": (4, 3, 3, 3, 4),
-                "decoder_layers_per_block": (4, 3, 3, 3, 4),
-                "latent_channels": 128,
-            },
-            {
-                "block_out_channels": (16, 32, 32, 32),
-                "decoder_block_out_channels": (16, 32, 32, 32),
-                "layers_per_block": (1, 1, 1, 1, 1),
-                "decoder_layers_per_block": (1, 1, 1, 1, 1),
-            },
-            (
-                Mode("frame tiles", "16 frames, 8 apart, blended"),
-                Mode("tiling", "tiles of 512x512, 448 apart, within the frame tiles, blended"),
-            ),
-            LTXModel,
-        ),
-    )
-}
+
+def _read_peers() -> dict[str, Peer]:
+    found = tomllib.loads(Path(__file__).with_name("peers.toml").read_text(encoding="utf-8"))
+    for name, entry in found.items():
+        entry["modes"] = tuple(Mode(**mode) for mode in entry["modes"])
+        entry["compression"] = tuple(entry["compression"])
+        found[name] = Peer(name=name, adapter=_ADAPTERS[name], **entry)
+    return found
+
+
+PEERS = _read_peers()

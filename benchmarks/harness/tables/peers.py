@@ -7,9 +7,9 @@ from harness.tables.format import Result, machine_line, markdown_table, missing,
 
 @table("peers", "peers-cpu")
 def peers(result: Result) -> str:
-    """Time, memory and operations at the largest size."""
+    """Time and memory at the largest size."""
     size = max(result["job"]["sizes"])
-    header = ["", "latent channels", "compression", "parameters, M", "GFLOP", "encode, ms per frame"]
+    header = ["", "latent channels", "compression", "parameters, M", "encode, ms per frame"]
     header += ["decode, ms per frame", "peak of encode, MB", "peak of decode, MB"]
     lines = []
     for row in result["rows"]:
@@ -18,7 +18,6 @@ def peers(result: Result) -> str:
             lines.append([row["title"], *missing(case, len(header) - 1)])
             continue
         both = [case["encode"], case["decode"]]
-        gflop = None if None in [part["gflop"] for part in both] else sum(part["gflop"] for part in both)
         shorter = case["frames"] != result["job"]["frames"]
         lines.append(
             [
@@ -26,7 +25,6 @@ def peers(result: Result) -> str:
                 str(row["latent_channels"]),
                 "x".join(map(str, row["compression"])),
                 number(row["parameters"] / 1e6),
-                number(gflop),
                 *(number(part["ms_per_frame"]) for part in both),
                 *(f"{part['peak_mb']:,.0f}" for part in both),
             ]

@@ -12,10 +12,9 @@ from harness.tables.format import (
     machine_line,
     markdown_table,
     missing,
-    number,
-    percent,
     small,
     table,
+    times,
     unique,
 )
 
@@ -70,7 +69,7 @@ def bf16_quality(result: Result) -> str:
 @table("tiny-model", "tiny-model")
 def tiny_model(result: Result) -> str:
     """Quality of the model that ships."""
-    held_out, stream = result["held_out"], result["stream"]
+    held_out = result["held_out"]
     kinds = {
         "paintings_at_128x128": "128x128 paintings",
         "windows_of_256x256": "windows of 256x256 paintings",
@@ -90,7 +89,6 @@ def tiny_model(result: Result) -> str:
     for place in (1, 2, 4, 8):
         mean = fmean(psnr[place - 1] for psnr in behind)
         lines.append([f"frame {place} behind a cut", f"{mean:.2f} dB", ""])
-    lines.append([f"stream of {stream['frames']} frames of 256x256", f"{stream['psnr_db']:.2f} dB", ""])
     return markdown_table(["clips", "PSNR", "SSIM"], lines)
 
 
@@ -100,40 +98,19 @@ def _quality(scores: Row) -> list[str]:
 
 @table("training", "training-cpu")
 def training(result: Result) -> str:
-    """Memory and time of a step, and where the time of a run goes."""
-    text = ""
-    if rows := result.get("memory"):
-        header = ["one step", "peak", "of which the step", "time"]
-        lines = []
-        for row in rows:
-            losses = "with LPIPS and discriminator" if row["all_losses"] else "L1, KL and wavelet losses"
-            name = losses + (", checkpointing" if row["checkpointing"] else "")
-            if "not_measured" in row:
-                lines.append([name, *missing(row, len(header) - 1)])
-                continue
-            cells = [f"{row[key]:,.0f} MB" for key in ("peak_mb", "step_mb")]
-            lines.append([name, *cells, f"{row['seconds']:.0f} s"])
-        clip = (
-            f"preset {rows[0]['preset']}, {rows[0]['frames']} frames of {rows[0]['size']}x{rows[0]['size']}"
-        )
-        text += markdown_table(header, lines) + machine_line(result, clip)
-    if rows := result.get("time"):
-        shares = ("compute", "data_wait", "validation", "bookkeeping")
-        lines = [[f"run on {row['data']}", *(percent(row[share]) for share in shares)] for row in rows]
-        header = ["share of time", "compute", "waiting for data", "validation", "bookkeeping"]
-        text += "\n" * bool(text) + markdown_table(header, lines)
-    if rows := result.get("loading"):
-        lines = [
-            [
-                f"{row['data']}, {row['workers']} workers",
-                number(row["frames_per_second"]),
-                small(row["processors_used"]),
-            ]
-            for row in rows
-        ]
-        header = ["loading clips of the paper's stage I", "frames per second", "processors used"]
-        text += "\n" * bool(text) + markdown_table(header, lines)
-    return text
+    """Memory and time of a training step, with and without activation checkpointing."""
+    lines = []
+    for name, all_losses in (("autoencoder alone", False), ("with LPIPS and discriminator", True)):
+        plain, frugal = (row for row in result["rows"] if row["all_losses"] == all_losses)
+        if problem := [row for row in (plain, frugal) if "not_measured" in row]:
+            lines.append([name, *missing(problem[0], 3)])
+            continue
+        peaks = [f"{row['peak_mb']:,.0f} MB" for row in (plain, frugal)]
+        lines.append([name, *peaks, times(frugal["seconds"] / plain["seconds"])])
+    job = result["job"]
+    clip = f"one step of preset {job['preset']}, {job['frames']} frames of {job['size']}x{job['size']}, fp32"
+    header = ["", "peak memory", "with checkpointing", "its time"]
+    return markdown_table(header, lines) + machine_line(result, clip)
 
 
 @table("ablation", "ablation")
