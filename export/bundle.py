@@ -58,7 +58,7 @@ class ExportOptions:
     opset: int | None = None
     """Version of ONNX's operators; None takes 20, and 22 for bf16."""
     convolutions: Literal["minimal", "plain"] = "minimal"
-    """`minimal`: in fp32, fewer multiplications (`wfvae.export.forms`); `plain`: as in the network."""
+    """`minimal`: fewer multiplications in fp32 (`wfvae.export.forms`); `plain`: as in the network."""
     direct: bool = False
     """Also write the whole-clip graphs without state, for verification."""
 

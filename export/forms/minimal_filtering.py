@@ -42,7 +42,7 @@ _FILTERS_AT_ONCE = 64
 holes in the process's memory."""
 
 Variant = Literal["pairs", "pairs and rows", "rows", "repeats", "repeats and rows"]
-"""What is taken two at a time: frames; frames and rows; rows alone; equal frames; these and rows."""
+"""What is taken two at a time: frames, frames and rows, rows, equal frames, these and rows."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,30 +47,9 @@ class GraphBuilder:
         self._results: dict[Any, Value] = {}
         self._integers: dict[tuple[int, ...], Value] = {}
         self._counts: dict[str, int] = {}
-        self._scopes: list[str] = [""]
+        self.scopes: list[str] = [""]
+        """Paths of the modules that run; the last one begins the names of nodes."""
         self._names = {id(t): name for name, t in (*module.named_parameters(), *module.named_buffers())}
-
-    @property
-    def scope(self) -> str:
-        """Path of the module that runs; it begins the names of nodes."""
-        return self._scopes[-1]
-
-    def enter(self, scope: str) -> None:
-        """Begins a scope, until `leave`."""
-        self._scopes.append(scope)
-
-    def leave(self) -> None:
-        """Ends the innermost scope."""
-        self._scopes.pop()
-
-    @contextmanager
-    def in_scope(self, scope: str) -> Iterator[None]:
-        """Names the nodes that are recorded inside after `scope`."""
-        self.enter(scope)
-        try:
-            yield
-        finally:
-            self.leave()
 
     def add_input(self, name: str, shape: Sequence[Length], dtype: torch.dtype) -> Value:
         """Declares a graph input."""
@@ -90,7 +68,7 @@ class GraphBuilder:
         names = [value.name for value in inputs]
         key = (operator, tuple(names), repr(sorted(attributes.items())))
         if key not in self._results:
-            stem = f"{self.scope}/{operator}".removeprefix("/")
+            stem = f"{self.scopes[-1]}/{operator}".removeprefix("/")
             count = self._counts[stem] = self._counts.get(stem, -1) + 1
             name = f"{stem}_{count}"
             self.nodes.append(helper.make_node(operator, names, [name], name=name, **attributes))

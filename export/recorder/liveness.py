@@ -27,8 +27,9 @@ _PROBES = {
 def scratch_peaks(
     nodes: Sequence[onnx.NodeProto], sizes: Mapping[str, Size], outputs: Sequence[str]
 ) -> tuple[tuple[tuple[int | str, ...], ...], ...]:
-    """The sums of activation bytes that are largest at some clip size, each as products (factor,
-    symbol, ...).
+    """Returns the sums of activation bytes that are largest at some clip size.
+
+    Each is a list of products (factor, symbol, ...).
 
     Args:
         nodes: in order of execution.

@@ -47,10 +47,10 @@ class Recorder:
         """Names the nodes recorded inside after the module that runs."""
 
         def enter(module: nn.Module, _: Any) -> None:
-            self.builder.enter(self._paths.get(id(module), self.builder.scope))
+            self.builder.scopes.append(self._paths.get(id(module), self.builder.scopes[-1]))
 
         def leave(module: nn.Module, _: Any, __: Any) -> None:
-            self.builder.leave()
+            self.builder.scopes.pop()
 
         hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
         try:

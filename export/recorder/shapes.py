@@ -71,8 +71,9 @@ class ShapeWriter:
 
     def _symbol(self, symbol: str) -> Value:
         if symbol not in self._symbols:
-            with self._builder.in_scope(""):
-                self._symbols[symbol] = self._compute(symbol)
+            self._builder.scopes.append("")
+            self._symbols[symbol] = self._compute(symbol)
+            self._builder.scopes.pop()
         return self._symbols[symbol]
 
     def _compute(self, symbol: str) -> Value:

@@ -1,4 +1,4 @@
-"""Sizes with symbols: they say what integers say, for all of them, or nothing."""
+"""Sizes with symbols: they give what integers give, for all values, or raise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ n, h = Size.symbol("n"), Size.symbol("h")
 
 
 @given(SIZES, SIZES, st.integers(-9, 9), VALUES)
-def test_arithmetic_is_that_of_integers(a: Size, b: Size, number: int, values: dict[str, int]) -> None:
+def test_arithmetic_equals_that_of_integers(a: Size, b: Size, number: int, values: dict[str, int]) -> None:
     x, y = a.at(values), b.at(values)
     for apply in (operator.add, operator.sub, operator.mul):
         assert apply(a, b).at(values) == apply(x, y)
@@ -32,7 +32,9 @@ def test_arithmetic_is_that_of_integers(a: Size, b: Size, number: int, values: d
 
 
 @given(SIZES, st.integers(1, 12), VALUES)
-def test_division_is_that_of_integers_or_refused(a: Size, divisor: int, values: dict[str, int]) -> None:
+def test_division_equals_that_of_integers_or_is_refused(
+    a: Size, divisor: int, values: dict[str, int]
+) -> None:
     divides_always = all(factor % divisor == 0 for monomial, factor in a.terms.items() if monomial)
     if divides_always:
         assert (a // divisor).at(values) == a.at(values) // divisor
@@ -45,7 +47,9 @@ def test_division_is_that_of_integers_or_refused(a: Size, divisor: int, values: 
 
 
 @given(SIZES, MONOMIALS, st.integers(1, 6), VALUES)
-def test_exact_quotients(a: Size, symbols: tuple[str, ...], factor: int, values: dict[str, int]) -> None:
+def test_exact_quotient_times_divisor_gives_the_size(
+    a: Size, symbols: tuple[str, ...], factor: int, values: dict[str, int]
+) -> None:
     divisor = Size({symbols: factor})
     assert (a * divisor).divide(divisor).at(values) == a.at(values)
     try:
@@ -57,7 +61,7 @@ def test_exact_quotients(a: Size, symbols: tuple[str, ...], factor: int, values:
 
 @given(SIZES, SIZES, VALUES)
 @pytest.mark.parametrize("compare", [operator.lt, operator.le, operator.gt, operator.ge, operator.eq])
-def test_a_comparison_that_is_answered_holds_for_all_values(
+def test_answered_comparison_holds_for_all_values(
     compare: Callable[[object, object], bool], a: Size, b: Size, values: dict[str, int]
 ) -> None:
     try:
@@ -71,7 +75,7 @@ def test_a_comparison_that_is_answered_holds_for_all_values(
     assert answer == compare(a.at(values), b.at(values))
 
 
-def test_comparisons_that_are_decided() -> None:
+def test_comparisons_of_signs_are_decided() -> None:
     assert n >= 1 and n > 0 and 4 * n + 1 > 4 and not n < 1 and n + h >= 2 and n * h > 0 and 2 - 3 * n < 0
     assert n == n and n + h == h + n and n != n + 1 and n != 0 and 4 * n != 2 and bool(n)
     assert Size.of(3) == 3 and hash(Size.of(3)) == hash(3) and hash(n + 0) == hash(n)
@@ -79,7 +83,7 @@ def test_comparisons_that_are_decided() -> None:
 
 
 @pytest.mark.parametrize("size", [n - 2, 2 - n, n - h, 4 * n - 5, n * h - 2])
-def test_what_depends_on_the_values_is_refused(size: Size) -> None:
+def test_comparison_that_depends_on_the_values_is_refused(size: Size) -> None:
     with pytest.raises(StreamingError, match="depends on the clip's size"):
         bool(size < 0)
 
@@ -99,12 +103,16 @@ def test_quotients_that_are_no_size_are_refused(divisor: Size) -> None:
 @given(
     st.integers(0, 40), st.integers(-12, 12) | st.none(), st.integers(-12, 12) | st.none(), st.integers(1, 4)
 )
-def test_slices_of_integers(length: int, start: int | None, stop: int | None, step: int) -> None:
+def test_slice_of_an_integer_length_equals_pythons(
+    length: int, start: int | None, stop: int | None, step: int
+) -> None:
     assert slice_length(length, start, stop, step) == len(range(length)[start:stop:step])
 
 
 @given(st.integers(0, 5), st.integers(0, 3) | st.none(), st.integers(1, 4), st.integers(1, 5))
-def test_slices_of_symbols(start: int, behind: int | None, step: int, value: int) -> None:
+def test_slice_of_a_symbolic_length_equals_pythons(
+    start: int, behind: int | None, step: int, value: int
+) -> None:
     """Bounds that lie inside, and lengths that the step divides for every value."""
     length = 12 * n + start + (behind or 0)
     stop = -behind if behind else None
@@ -138,14 +146,14 @@ def test_half_of_other_sizes_is_exact_or_refused(size: Size) -> None:
         size.half  # noqa: B018
 
 
-def test_plain_where_no_symbol_is_left() -> None:
+def test_size_without_symbols_is_a_plain_integer() -> None:
     assert type(simplify(n - n + 3)) is int and simplify(n) is n and simplify(7) == 7
     assert math.prod((2, 3)) == product((2, 3)).constant
     assert (n + 2).constant is None and Size({}).constant == 0
     assert repr(4 * n + 1) == "1 + 4*n" and repr(n - n) == "0"
 
 
-def test_broadcasting() -> None:
+def test_broadcast_gives_the_common_shape_or_raises() -> None:
     assert broadcast([(n, 1, 4), (3, 1)]) == (n, 3, 4)
     assert broadcast([(n, h), (n, h)]) == (n, h)
     with pytest.raises(StreamingError, match="do not broadcast"):

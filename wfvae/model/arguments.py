@@ -53,16 +53,14 @@ def check_flag(name: str, flag: object, batch: int) -> None:
         raise InputError(f"{name} is {given}; expected torch.bool of shape ({batch},), one value per stream")
 
 
-def _check_tensor(
-    name: str, tensor: object, channels: int, layout: str, integer_hint: str, empty: bool
-) -> None:
+def _check_tensor(name: str, tensor: object, channels: int, layout: str, hint: str, empty: bool) -> None:
     if not torch.is_tensor(tensor):
         raise InputError(f"{name} is a {type(tensor).__name__}; expected a torch.Tensor of shape {layout}")
     if tensor.ndim != 5:
         raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected {layout}")
     if not tensor.is_floating_point():
         raise InputError(
-            f"{name} is {tensor.dtype}; expected floating point values of shape {layout}; {integer_hint}"
+            f"{name} is {tensor.dtype}; expected floating point values of shape {layout}; {hint}"
         )
     if tensor.shape[1] != channels:
         raise InputError(
@@ -79,10 +77,8 @@ def _check_finite(name: str, tensor: Tensor) -> None:
         return
     bad = (~torch.isfinite(tensor)).nonzero()
     if len(bad):
-        raise InputError(
-            f"{name} has {len(bad)} values that are NaN or infinite, the first at index"
-            f" {tuple(bad[0].tolist())}"
-        )
+        first = tuple(bad[0].tolist())
+        raise InputError(f"{name} has {len(bad)} values that are NaN or infinite, the first at index {first}")
 
 
 def _check_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> None:

@@ -57,7 +57,7 @@ class Norm(nn.Module):
 
 
 def norm_silu(norm: Norm, frames: Tensor) -> Tensor:
-    """Norm, then SiLU: in place without autograd, recomputed in a backward pass if the norm asks it."""
+    """Norm, then SiLU: in place without autograd; `Norm.recomputed` applies with it."""
     if norm.recomputed and torch.is_grad_enabled():
         result: Tensor = checkpoint(_norm_silu, norm, frames, use_reentrant=False, preserve_rng_state=False)
         return result
@@ -185,7 +185,7 @@ class Upsample2D(nn.Module):
 
 
 class Upsample3D(nn.Module):
-    """Doubles time (`nearest` or linear), height and width (bilinear), then a causal convolution."""
+    """Doubles time (nearest or linear), height and width (bilinear), then convolves causally."""
 
     def __init__(self, channels: int, spatial: int, linear: bool, head: int, lag: int) -> None:
         super().__init__()
@@ -205,7 +205,7 @@ class Upsample3D(nn.Module):
 class Stage(nn.Sequential):
     """A numbered list of blocks, some of which look at time."""
 
-    def forward(self, frames: Tensor, clip: Clip) -> Tensor:  # type: ignore[override]  # blocks also see the clip
+    def forward(self, frames: Tensor, clip: Clip) -> Tensor:  # type: ignore[override]  # also the clip
         for block in self:
             frames = per_frame(block, frames) if isinstance(block, nn.Conv2d) else block(frames, clip)
         return frames

@@ -30,7 +30,7 @@ from wfvae.model.ops import cat_frames, causal_conv, frame_numbers, interleave, 
 from wfvae.spec.stream import StateSpec
 
 LERP_WEIGHT = 0.25
-"""Linear interpolation by two, centred on half pixels: 3/4 of the nearer, 1/4 of the farther frame."""
+"""Of the farther frame; linear interpolation by two is centred on half pixels."""
 
 
 class Clip(Protocol):
@@ -46,7 +46,7 @@ class Clip(Protocol):
         """Repeats every frame; the head of an offline clip stays single."""
 
     def double_linear(self, name: str, frames: Tensor, head: int, lag: int) -> Tensor:
-        """Interpolates time by two, where a stream's head has `head` frames and it lags by `lag`."""
+        """Interpolates time by two, where a stream has `head` head frames and lags by `lag`."""
 
     def trim_pairs(self, frames: Tensor) -> Tensor:
         """Removes the surplus frame of a synthesis over time."""
@@ -62,7 +62,7 @@ def _lerp_pairs(before: Tensor, after: Tensor, weight: Tensor | float) -> Tensor
 
 
 class OfflineClip:
-    """A whole clip of T = 1 + r n frames with its head frame single (paper, sections 3.2 and 3.3)."""
+    """A whole clip of T = 1 + r n frames with its head frame single (paper, section 3.3)."""
 
     def with_history(self, name: str, frames: Tensor, kernel: int, stride: int) -> Tensor:
         return repeat_head(frames, kernel - 1)
@@ -189,7 +189,7 @@ def bind_paths(root: nn.Module) -> None:
 
 
 def collect_state_specs(root: nn.Module, prefix: str, dtype: str) -> tuple[StateSpec, ...]:
-    """Returns the state of all temporal modules whose path begins with `prefix`, in module order."""
+    """Returns the state of temporal modules whose path begins with `prefix`, in module order."""
     modules = (m for m in root.modules() if isinstance(m, TemporalModule) and m.path.startswith(prefix))
     return tuple(spec for module in modules for spec in module.state_specs(dtype))
 
@@ -252,7 +252,7 @@ class CausalConv3d(TemporalModule):
 
 
 class TimeUpsample(TemporalModule):
-    """Doubles the frame rate. A linear one makes a stream one output frame late: lag -> 2 lag + 1."""
+    """Doubles the frame rate. If linear, it makes a stream one output frame late."""
 
     def __init__(self, channels: int, spatial: int, linear: bool, head: int, lag: int) -> None:
         super().__init__(channels, spatial)

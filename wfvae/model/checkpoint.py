@@ -193,7 +193,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _download(name: str, revision: str | None) -> Path:
-    """Returns a local snapshot of a Hugging Face repository. The tests, which have no network, use a stub."""
+    """Returns a local snapshot of a Hugging Face repository."""
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith(("/", ".ckpt")):
         raise CheckpointError(
             f"{name} does not exist; expected a checkpoint directory, a .ckpt file, or a Hugging Face name"

@@ -29,7 +29,7 @@ from wfvae.spec.frames import SPATIAL_RATIO
 
 @dataclass(frozen=True)
 class DecoderResult:
-    """Frames first: (B, T, channels, H, W). W(2) and W(3) are estimates, None where a path is off."""
+    """Frames first: (B, T, channels, H, W). W(2) and W(3) are estimates, None without a path."""
 
     video: Tensor
     w2: Tensor | None
@@ -119,7 +119,7 @@ class Decoder(nn.Module):
     def _outflow_l1(
         self, hidden: Tensor, low2: Tensor | None, clip: Clip
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Estimates W(2), adds `low2` to its low band (eq. 2) and synthesises it: 3 channels at H/2."""
+        """Estimates W(2), adds `low2` to its low band (eq. 2), and synthesises 3 channels at H/2."""
         estimate: Tensor | None = None
         if self.connect_l1 is not None:
             estimate = _add_low(self.connect_l1(hidden[:, :, self.main_channels :], clip), low2)

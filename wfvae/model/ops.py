@@ -53,7 +53,7 @@ def interleave(first: Tensor, second: Tensor) -> Tensor:
 
 @Operation
 def accumulate(total: Tensor, term: Tensor) -> Tensor:
-    """Returns total + term. Overwrites `total`, which the caller must own, unless autograd needs it."""
+    """Returns total + term. Without autograd it overwrites `total`, which the caller must own."""
     return total + term if torch.is_grad_enabled() else total.add_(term)
 
 

@@ -46,7 +46,8 @@ class _RepeatHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, frames: Tensor, count: int) -> Tensor:
         ctx.count = count
-        last = frames.movedim(2, -1)  # channels last in memory, which `cat` keeps only if it sees them so
+        # `cat` keeps channels-last memory only if the channels are the last dimension.
+        last = frames.movedim(2, -1)
         return torch.cat([last[:, :1]] * count + [last], dim=1).movedim(-1, 2)
 
     @staticmethod
