@@ -81,7 +81,7 @@ def test_bands_are_in_published_order_and_sub_band_major(dims: int) -> None:
 
 
 @DIMS
-def test_a_still_grey_video_has_only_the_low_band(dims: int) -> None:
+def test_still_grey_video_has_only_the_low_band(dims: int) -> None:
     bands = HaarAnalysis(dims, 2).double()(torch.ones(1, 2, 2, 4, 4, dtype=torch.float64))
     torch.testing.assert_close(bands[:, :, :2], torch.full_like(bands[:, :, :2], 2 ** (dims / 2)))
     assert bands[:, :, 2:].abs().max() == 0
@@ -124,7 +124,7 @@ def test_precision_is_never_lost_by_conversion() -> None:
     assert torch.equal(HaarAnalysis(3, 3).bfloat16().double().weight, exact.weight)
 
 
-def test_a_model_made_on_no_device_gets_real_filters() -> None:
+def test_transform_made_on_the_meta_device_gets_real_filters() -> None:
     with torch.device("meta"):
         analysis = HaarAnalysis(3, 3)
     assert torch.equal(analysis.to_empty(device="cpu").weight, HaarAnalysis(3, 3).weight)
