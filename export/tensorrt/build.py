@@ -48,10 +48,40 @@ class BuildReport:
 class _Job:
     """One engine to build."""
 
-    graph: GraphSpec
+    key: str
+    """The graph's key in the manifest."""
+    manifest: Manifest
     profiles: tuple[Profile, ...]
     settings: BuildSettings
-    cache: TimingCacheFile
+    target: Target
+
+    @property
+    def graph(self) -> GraphSpec:
+        return self.manifest.graphs[self.key]
+
+    def record(self, content: memoryview) -> EngineRecord:
+        """Returns the manifest's entry of an engine with this content."""
+        return EngineRecord(
+            graph=self.key,
+            graph_sha256=graph_sha256(self.manifest, self.key),
+            precision=self.manifest.precision,
+            settings=self.settings,
+            profiles=self.profiles,
+            target=self.target,
+            sha256=hashlib.sha256(content).hexdigest(),
+            bytes=content.nbytes,
+        )
+
+    def present(self, bundle: Path) -> EngineRecord | None:
+        """Returns the engine that this build would make, if it exists and is unchanged."""
+        hashed, precision = graph_sha256(self.manifest, self.key), self.manifest.precision
+        key = engine_key(hashed, precision, self.settings, self.profiles, self.target)
+        for record in sound_records(self.manifest):
+            if record.graph == self.key and record.key == key:
+                with contextlib.suppress(BundleError):
+                    read_engine(record, bundle)
+                    return record
+        return None
 
 
 def timing_cache_path(bundle: Path, target: Target) -> Path:
@@ -93,76 +123,51 @@ def build_engines(
     cache = timing_cache or TimingCacheFile(timing_cache_path(bundle, target))
     built, kept = [], []
     for key, graph in manifest.graphs.items():
-        profiles = profiles_for(settings, graph)
-        if not profiles:
+        job = _Job(key, manifest, profiles_for(settings, graph), settings, target)
+        if not job.profiles:
             continue  # a direct graph, for verification only
-        present = None if again else _find_present(bundle, manifest, key, settings, profiles, target)
+        present = None if again else job.present(bundle)
         if present is not None:
             kept.append(present)
             continue
         phases = BuildProgress(key, progress)
-        job = _Job(graph, profiles, settings, cache)
-        with cancelling(phases), _build(bundle / graph.file, job, trt, phases) as content:
-            record = EngineRecord(
-                graph=key,
-                graph_sha256=graph_sha256(manifest, key),
-                precision=manifest.precision,
-                settings=settings,
-                profiles=profiles,
-                target=target,
-                sha256=hashlib.sha256(content).hexdigest(),
-                bytes=content.nbytes,
-            )
+        with cancelling(phases), _build(bundle, job, cache, trt, phases) as content:
+            record = job.record(content)
             write_whole(bundle / record.file, content)
             list_engine(bundle, record)
         built.append(record)
     return BuildReport(tuple(built), tuple(kept))
 
 
-def _find_present(
-    bundle: Path,
-    manifest: Manifest,
-    graph: str,
-    settings: BuildSettings,
-    profiles: tuple[Profile, ...],
-    target: Target,
-) -> EngineRecord | None:
-    """Returns the engine that a build would make, if it exists and is unchanged."""
-    key = engine_key(graph_sha256(manifest, graph), manifest.precision, settings, profiles, target)
-    for record in sound_records(manifest):
-        if record.graph == graph and record.key == key:
-            with contextlib.suppress(BundleError):
-                read_engine(record, bundle)
-                return record
-    return None
-
-
 @contextlib.contextmanager
-def _build(path: Path, job: _Job, trt: TensorRT, progress: BuildProgress) -> Iterator[memoryview]:
+def _build(
+    bundle: Path, job: _Job, cache: TimingCacheFile, trt: TensorRT, progress: BuildProgress
+) -> Iterator[memoryview]:
     """Yields the serialized engine of one graph, whose memory TensorRT owns."""
     log = ErrorLog()
     logger = trt.logger(log)
     builder: Builder = trt.interface("Builder")(logger)
     network = builder.create_network(1 << int(trt.member("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")))
     parser: OnnxParser = trt.interface("OnnxParser")(network, logger)
-    _parse(parser, path, trt, log)
+    _parse(parser, bundle / job.graph.file, trt, log)
     config = builder.create_builder_config()
     _configure(config, job.settings, trt)
     # The configuration only refers to the monitor, which therefore must outlive it.
     config.progress_monitor = monitor = make_monitor(trt, progress)
     for profile in job.profiles:
         _add_profile(builder, config, profile, job.graph, log)
-    job.cache.attach(trt, config, log)
+    cache.attach(trt, config, log)
     memory: IHostMemory | None = builder.build_serialized_network(network, config)
     if progress.cancelled:
         raise KeyboardInterrupt
     if memory is None:
+        text = f"{trt} could not build {job.graph.file}"
         cause = ", or the timing cache has no entry for a kernel (it is read-only)"
         raise BundleError(
-            f"{trt} could not build {path.name}{cause if job.cache.read_only else ''}: {log.take()}; narrower"
+            f"{text}{cause if cache.read_only else ''}: {log.take()}; narrower"
             " --batch, --chunk, --height or --width need less memory"
         )
-    job.cache.save(config)
+    cache.save(config)
     yield memoryview(memory)
     del parser, monitor, logger
 

@@ -40,7 +40,12 @@ _TIME = ("frames", "latents")
 
 
 class TritonOptions(Record, frozen=True, kw_only=True):
-    """How the server runs the models. Raises `InputError` on values out of range."""
+    """How the server runs the models. Raises `InputError` on values out of range.
+
+    Example:
+        >>> TritonOptions(max_batch=8).sequences
+        32
+    """
 
     platform: Platform = "onnxruntime"
     size: tuple[int, int] | None = None

@@ -26,7 +26,6 @@ from wfvae.export.tensorrt.timing_cache import TimingCacheFile
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.runtime.backends.nvidia.cuda import Cuda
 from wfvae.runtime.backends.nvidia.tensorrt_backend import target_here
-from wfvae.runtime.pixels import to_network
 from wfvae.spec.engines import BuildSettings, Span, engine_records
 from wfvae.spec.manifest import Manifest
 from wfvae.spec.tensorrt import TensorRT
@@ -153,57 +152,16 @@ def test_bf16_engine_agrees_with_cpu_in_fp32(on_gpu: Opener, opened: Opener, rep
 
 
 @BACKENDS
-def test_verification_passes_and_names_gpu(on_gpu: Opener, backend: str) -> None:
+@pytest.mark.parametrize(("name", "precision"), [*((name, "fp32") for name in FIXTURES), (NAME, "fp16")])
+def test_verification_passes_and_names_gpu(on_gpu: Opener, backend: str, name: str, precision: str) -> None:
+    """Plans, batches, snapshots and direct inference agree, and so does ONNX Runtime on the CPU."""
     from wfvae.export.parity import verify
 
-    result = verify(on_gpu(backend), clip(29))
+    result = verify(on_gpu(backend, name, precision), clip(29))
     assert result.passed and "backend = onnxruntime" in {check.name for check in result.checks}
     certified = result.certificate("video.mp4")["backend"]
     facts = {CUDA: ("cuda", "cudnn"), TENSORRT: ("tactic_sources", "compute_capability")}[backend]
     assert all(certified.get(key) for key in ("gpu", "driver", *facts)), certified
-
-
-@BACKENDS
-@pytest.mark.parametrize("name", FIXTURES)
-def test_plans_and_direct_inference_agree(on_gpu: Opener, report: Report, backend: str, name: str) -> None:
-    bundle = on_gpu(backend, name)
-    frames = clip(1 + 2 * bundle.ratio)
-    latents = bundle.encode(frames, chunk=2)
-    direct = bundle.direct_session("encoder").run(to_network(frames)[None])[0]
-    streams = [bundle.encode(frames, chunk=chunk) for chunk in (1, 3)]
-    largest = max(error(found, latents) for found in (direct, *streams))
-    report(f"{backend}, {name}, other plans and direct inference against chunks of 2", largest)
-    assert largest <= TOLERANCE["fp32"]
-
-
-@BACKENDS
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_same_plan_and_restored_stream_give_same_bits(on_gpu: Opener, backend: str, precision: str) -> None:
-    bundle = on_gpu(backend, precision=precision)
-    wanted = bundle.encode(clip(41), chunk=2)
-    assert np.array_equal(on_gpu(backend, precision=precision).encode(clip(41), chunk=2), wanted)
-    with bundle.encoder(**SIZE, chunk=2) as stream:
-        head = stream.push(clip(41)[:21])
-        saved = stream.snapshot()
-    with bundle.restore(saved, chunk=2) as stream:
-        rest = np.concatenate([stream.push(clip(41)[21:]), stream.finish()])
-    assert error(np.concatenate([head, rest]), wanted) <= TOLERANCE[precision]  # other steps
-    with bundle.restore(saved, chunk=2) as stream:
-        assert np.array_equal(np.concatenate([stream.push(clip(41)[21:]), stream.finish()]), rest)
-
-
-@BACKENDS
-def test_pool_of_streams_agrees_with_each_alone(on_gpu: Opener, report: Report, backend: str) -> None:
-    bundle = on_gpu(backend)
-    clips = {key: clip(5 + 4 * (key % 3), key) for key in range(8)}
-    parts: dict[int, list[Any]] = {key: [] for key in clips}
-    with bundle.encoder_pool(**SIZE, rows=3, chunk=2) as pool:
-        for key, part in pool.run({key: [frames] for key, frames in clips.items()}):
-            parts[key].append(part)
-    alone = {key: bundle.encode(frames, chunk=2) for key, frames in clips.items()}
-    largest = max(error(np.concatenate(parts[key]), alone[key]) for key in clips)
-    report(f"{backend}, 8 streams in 3 rows, against each alone", largest)
-    assert largest <= TOLERANCE["fp32"]
 
 
 @BACKENDS

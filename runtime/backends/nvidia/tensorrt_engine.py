@@ -53,8 +53,8 @@ class EngineLoader:
             self.device.cuda.activate()
             engine = self._runtime.deserialize_cuda_engine(content)
             if engine is None:
-                text = f"{self.trt} cannot load {record.file} (if memory is not the reason, {command})"
-                raise failure(text, self.log.take(), BundleError)
+                again = f"unless memory is the reason, build it again: {command}"
+                raise failure(f"{self.trt} cannot load {record.file} ({again})", self.log.take(), BundleError)
             return LoadedEngine(self, graph, record, engine, command)
 
 
@@ -109,7 +109,7 @@ class LoadedEngine:
         strategy = self.trt.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
         context = self._engine.create_execution_context(strategy)
         if context is None:
-            text = f"TensorRT could not make a context for {self.graph.file}: {self.log.take()}"
+            text = f"{self.trt} could not make a context for {self.graph.file}: {self.log.take()}"
             raise ResourceError(f"{text}; is the GPU's memory full?")
         stream = self.device.compute
         try:
@@ -117,7 +117,7 @@ class LoadedEngine:
         except RuntimeError:  # some versions raise, some return False
             accepted = False
         if not accepted:
-            text = f"TensorRT refused profile {profile} of {self.record.file}: {self.log.take()}"
+            text = f"{self.trt} refused profile {profile} of {self.record.file}: {self.log.take()}"
             raise BundleError(f"{text}; build it again: {self.command}")
         self.device.cuda.synchronize(stream)
         return Runner(self, context)
@@ -132,7 +132,7 @@ class LoadedEngine:
             more = [f"{len(problems) - 3} more"] if len(problems) > 3 else []
             raise BundleError(
                 f"{self.record.file} is not the engine that the manifest describes: it"
-                f" {'; '.join([*problems[:3], *more])}; {self.command}"
+                f" {'; '.join([*problems[:3], *more])}; build it again: {self.command}"
             )
 
     def _tensor_problems(self) -> list[str]:
@@ -194,25 +194,29 @@ class Runner:
     def enqueue(self) -> None:
         """Enqueues the run on the compute stream. Raises `DeviceError` or `ResourceError`."""
         if not self._context.execute_async_v3(self._engine.device.compute):
-            text = f"TensorRT could not run {self._engine.graph.file}"
+            text = f"{self._engine.trt} could not run {self._engine.graph.file}"
             raise failure(text, self._engine.log.take(), DeviceError)
 
     def _require(self, accepted: bool, what: str) -> None:
         if not accepted:
-            text = f"TensorRT refused {what} for {self._engine.record.file}"
+            text = f"{self._engine.trt} refused {what} for {self._engine.record.file}"
             raise BundleError(f"{text}: {self._engine.log.take()}")
 
     def _check_outputs(self, binding: Binding) -> None:
-        file, command = self._engine.record.file, self._engine.command
+        trt, file, again = (
+            self._engine.trt,
+            self._engine.record.file,
+            f"build it again: {self._engine.command}",
+        )
         try:
             missing = self._context.infer_shapes()
         except RuntimeError as error:
             reason = f"{self._engine.log.take()} ({error})"
-            raise BundleError(f"TensorRT cannot infer the shapes of {file}: {reason}") from error
+            raise BundleError(f"{trt} cannot infer the shapes of {file}: {reason}") from error
         if missing:
-            raise BundleError(f"TensorRT knows no shape of {', '.join(missing)} in {file}; {command}")
+            raise BundleError(f"{trt} knows no shape of {', '.join(missing)} in {file}; {again}")
         for name, (_, wanted) in binding.outputs.items():
             found = tuple(self._context.get_tensor_shape(name))
             if found != wanted:
                 text = f"{file} gives {name} of shape {found} where {wanted} is expected"
-                raise BundleError(f"{text}; {command}")
+                raise BundleError(f"{text}; {again}")
