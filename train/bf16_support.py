@@ -9,7 +9,7 @@ _INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for products in bf16; without them it is slower than fp32."""
+    """Whether a device has instructions for bf16 products; without them fp32 is faster."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -116,7 +116,7 @@ def read_facts(checkpoint: Path) -> Facts:
 
 
 def unfinished(run: Path) -> tuple[int, int] | None:
-    """Returns the newest step and `run.steps` of a run that has not reached it; None for anything else."""
+    """Returns the newest step and `run.steps` of a run that has not ended; else None."""
     newest = newest_of_run(run)
     if newest is None:
         return None

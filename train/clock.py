@@ -31,7 +31,7 @@ class Clock:
         self._steps += 1
 
     def rates(self, left: int) -> dict[str, float]:
-        """Returns rates since the last call, without validations, and the time of `left` steps at them."""
+        """Returns rates since the last call, without validations, and the time of `left` steps."""
         now = time.perf_counter()
         spent = {name: seconds - self._at_mark[name] for name, seconds in self._spent.items()}
         elapsed = max(now - self._marked - spent["validation"], 1e-9)

@@ -78,7 +78,8 @@ class PatchDiscriminator3D(nn.Module):
         """
         if video.ndim != 5 or video.shape[1] != self.channels or min(video.shape) < 1:
             raise InputError(
-                f"video has shape {tuple(video.shape)}; the discriminator expects (B, {self.channels}, T, H, W)"
+                f"video has shape {tuple(video.shape)}; the discriminator expects"
+                f" (B, {self.channels}, T, H, W)"
             )
         batch, _, frames, height, width = video.shape
         if self.training and batch * prod(self.patches(frames, height, width)) < 2:

@@ -12,7 +12,7 @@ from wfvae.spec.runs import RUN_MODEL
 from wfvae.train.config import TrainingConfig
 
 _NOT_COMPARED = frozenset({"scale", "shift", "dropout"})
-"""Keys of a model's configuration that do not affect its weights; dropout is a setting of each stage."""
+"""Keys of a model that do not affect its weights; dropout is a setting of each stage."""
 
 
 def initial_model(config: TrainingConfig, checkpoint: Path | None) -> WFVAE:
@@ -49,7 +49,8 @@ def initial_model(config: TrainingConfig, checkpoint: Path | None) -> WFVAE:
     differing = [key for key in sorted({*mine, *theirs} - _NOT_COMPARED) if mine.get(key) != theirs.get(key)]
     if differing:
         raise ConfigError(
-            f"run.initial {config.run.initial} is of another architecture; it differs in {', '.join(differing)}"
+            f"run.initial {config.run.initial} is of another architecture; it differs in"
+            f" {', '.join(differing)}"
         )
     if initial.config.dropout == wanted.dropout:
         return initial

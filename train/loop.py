@@ -192,7 +192,8 @@ def _state(config: TrainingConfig, checkpoint: Path | None, world: World) -> Tra
         read_checkpoint(checkpoint, state)
     if state.step > config.run.steps:
         raise ConfigError(
-            f"run.steps is {config.run.steps}, and {checkpoint} has made {state.step}; expected at least as many"
+            f"run.steps is {config.run.steps}, and {checkpoint} has made {state.step}; expected at least as"
+            " many"
         )
     return state
 

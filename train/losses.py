@@ -112,7 +112,7 @@ def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
-    """The autoencoder's side of the adversarial loss: minus the mean logit of its reconstructions."""
+    """The autoencoder's adversarial loss: minus the mean logit of its reconstructions."""
     return -_wide(fake_logits).mean()
 
 
@@ -125,7 +125,9 @@ def adaptive_weight(
     maximum: float = 1e6,
     factor: float = 0.5,
 ) -> Tensor:
-    """The adversarial weight, eq. 7: factor * min(|grad reconstruction| / (|grad adversarial| + delta), maximum).
+    """The adversarial weight, eq. 7.
+
+        factor * min(|grad reconstruction| / (|grad adversarial| + delta), maximum)
 
     Euclidean norms of the gradients with respect to `last_layer`. Both graphs are kept for the
     backward pass that follows. A ratio that is not a number (both gradients infinite) gives 0: the
@@ -181,7 +183,8 @@ def total_loss(
 ) -> LossTerms:
     """The autoencoder's loss, eq. 6.
 
-        reconstruction + kl_weight * kl + wavelet_weight * wavelet + adversarial_weight * adversarial
+        reconstruction + kl_weight * kl + wavelet_weight * wavelet
+            + adversarial_weight * adversarial
 
     Args:
         reconstruction, kl, wavelet: of `reconstruction_loss` (with its LPIPS), `kl_loss` and

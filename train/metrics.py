@@ -14,7 +14,7 @@ from wfvae.files import write_whole
 
 METRICS_NAME = "metrics.jsonl"
 _NEVER = 10**9
-"""Seconds: TensorBoard's thread leaves flushing to us, or a full disk would end it with a traceback."""
+"""Seconds between flushes of TensorBoard's thread, which a full disk would end with a traceback."""
 
 
 class Metrics:

@@ -36,13 +36,14 @@ def checkpoint_to_resume(directory: Path, resume: bool) -> Path | None:
     newest = newest_of_run(directory)
     if newest is not None and not resume:
         raise ConfigError(
-            f"{directory} holds a training run up to {newest.name}; go on with --resume, or choose another --out"
+            f"{directory} holds a training run up to {newest.name}; go on with --resume, or choose another"
+            " --out"
         )
     return newest
 
 
 def choose_precision(config: TrainingConfig, checkpoint: Path | None, slow_bf16: bool) -> TrainingConfig:
-    """Replaces precision "auto" by what the run had, or for a new one by what is fast in all processes."""
+    """Replaces precision "auto" by what the run had, or a new one's by what is fast everywhere."""
     if config.run.precision != "auto":
         return config
     fast: Literal["fp32", "bf16"] = "fp32" if slow_bf16 else "bf16"
@@ -84,7 +85,7 @@ def start_notices(
 
 
 def data_notices(facts: Facts, source: ClipSource, folder: str, processes: int) -> list[str]:
-    """Returns a line each if the clips or the number of processes differ from those of the checkpoint."""
+    """Returns a line each if clips or number of processes differ from the checkpoint's."""
     lines = []
     if facts.data and facts.data != fingerprint(source):
         lines.append(f"the videos below {folder} are not those of before; {_OTHERWISE}")
@@ -101,7 +102,7 @@ def fingerprint(source: ClipSource) -> str:
 
 
 def _steered(config: TrainingConfig, before: TrainingConfig, steering: Collection[str]) -> list[str]:
-    """Returns `section.key is VALUE and was VALUE` for each change of `STEERING` that was asked for."""
+    """Returns `section.key is VALUE and was VALUE` for each requested change of `STEERING`."""
     allowed = STEERING.intersection(steering)
     differing = config.differences(before)
     changed = [key for key in differing if key not in FREE | allowed]

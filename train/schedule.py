@@ -8,7 +8,7 @@ from wfvae.train.settings import OptimizerSettings
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
-    """Returns the rate of step number `step` (from 0) of `steps`: a warm-up, then constant or a cosine."""
+    """Returns the rate of a step (from 0): a linear warm-up, then constant or a cosine."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":

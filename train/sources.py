@@ -15,7 +15,7 @@ Indexing = Callable[[int, int], None]
 
 
 def require_outside(config: TrainingConfig, run: Path) -> None:
-    """Raises `ConfigError` if a run's directory lies in a folder of videos: nothing is written there."""
+    """Raises `ConfigError` if a run's directory lies in a folder of videos."""
     training = config.data.folder if config.data.kind == "folder" else ""
     for key, folder in {"data.folder": training, "validation.folder": config.validation.folder}.items():
         if folder and run.resolve().is_relative_to(Path(folder).resolve()):
@@ -101,7 +101,7 @@ def _strides(config: TrainingConfig) -> dict[str, Any]:
 
 
 def _require_apart(training: str, validation: str) -> None:
-    """Raises `ConfigError` if one folder lies in the other: scores on training data prove nothing."""
+    """Raises `ConfigError` if one folder lies in the other."""
     one, other = Path(training).resolve(), Path(validation).resolve()
     if training and (one.is_relative_to(other) or other.is_relative_to(one)):
         raise ConfigError(

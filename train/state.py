@@ -64,7 +64,7 @@ class TrainingState:
         torch._foreach_lerp_(averaged, current, 1.0 - decay)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns all tensors by name: `model.*`, `average.*`, `optimizer.*`, and the discriminator's."""
+        """Returns all tensors by name: `model.*`, `average.*`, `optimizer.*`, ..."""
         found: dict[str, Tensor] = {}
         for prefix, module in self._modules():
             found.update({f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()})
@@ -126,7 +126,7 @@ def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _fill(
     optimizer: torch.optim.AdamW, module: nn.Module, tensors: Mapping[str, Tensor], source: object
 ) -> None:
-    """Restores AdamW's moments, on the device and in the layout of their weights, and its counters."""
+    """Restores AdamW's counters, and its moments in the layout of their weights."""
     rest = dict(tensors)
     for name, parameter in _named(module):
         keys = [key for key in ("step", *_MOMENTS) if f"{name}.{key}" in rest]

@@ -212,7 +212,7 @@ class Trainer:
         return self.config.loss.perceptual_frames or (of_a_latent if recomputed else None)
 
     def _frame_weights(self, frames: int) -> Tensor | None:
-        """Returns 1 for a clip's first frame, then the settings' weights latent by latent, with a mean of 1."""
+        """Returns 1 for the first frame, then the configured weights, scaled to a mean of 1."""
         if not self.config.loss.frame_weights:
             return None
         of_a_latent = torch.tensor(self.config.loss.frame_weights, device=self.world.device)
@@ -229,7 +229,7 @@ class Trainer:
         return posterior_noise(shape, self.config.run.seed, self.state.step, place).to(video.device)
 
     def _require_finite(self, values: dict[str, float], own: dict[str, Tensor]) -> None:
-        """Raises for values that are not finite; `own` are this process's parts of them, if known."""
+        """Raises for values that are not finite; `own` are this process's parts of them."""
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         if bad:
             is_own_finite = all(math.isfinite(float(term)) for term in own.values())

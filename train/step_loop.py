@@ -21,8 +21,8 @@ from wfvae.train.watcher import Watcher
 from wfvae.train.world import ENDED_ELSEWHERE, World, is_lost_peer
 
 _BEFORE_RESUMING = (
-    "; --resume would make this step again: before that, take those clips out of the data, or remove the newest"
-    " checkpoints to continue from an earlier one with --set optimizer.learning_rate= (lower) or"
+    "; --resume would make this step again: before that, take those clips out of the data, or remove the"
+    " newest checkpoints to continue from an earlier one with --set optimizer.learning_rate= (lower) or"
     " optimizer.clip_norm="
 )
 

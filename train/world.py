@@ -15,8 +15,8 @@ from torch import Tensor
 from wfvae.errors import TrainingError
 
 ENDED_ELSEWHERE = (
-    "another process of this run has ended; its message says why, unless it was killed; --resume continues from"
-    " the last checkpoint"
+    "another process of this run has ended; its message says why, unless it was killed; --resume continues"
+    " from the last checkpoint"
 )
 """Message of a process that ends because another one did."""
 

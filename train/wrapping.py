@@ -14,7 +14,7 @@ from wfvae.train.world import World
 
 
 class Autoencoding(nn.Module):
-    """Encodes, samples with given noise, and decodes in one call, as DistributedDataParallel needs."""
+    """Encodes, samples with given noise and decodes in one call, for DistributedDataParallel."""
 
     def __init__(self, model: WFVAE) -> None:
         super().__init__()

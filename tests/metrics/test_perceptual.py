@@ -1,4 +1,4 @@
-"""LPIPS: against the `lpips` package frame by frame, with weights from a seed, a file or a download."""
+"""LPIPS against the `lpips` package, with weights from a seed, a file or a download."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_identical_frames_have_no_distance_and_it_is_symmetric(perceptual: Perce
 def test_weights_of_a_file_give_the_distances_of_the_package(
     net: Backbone, suffix: str, weights: dict[Backbone, Weights], tmp_path: Path
 ) -> None:
-    """Against `lpips.LPIPS()` made as its documentation shows, linear weights and scaling included."""
+    """Against `lpips.LPIPS()` made as its documentation shows."""
     file = tmp_path / f"{NAMES[net]}{suffix}"
     content = {**weights[net], "classifier.6.bias": torch.zeros(1000)}
     save_file(content, file) if suffix == ".safetensors" else torch.save(content, file)
@@ -347,8 +347,8 @@ def test_wrong_files_are_named_in_one_line(weights: dict[Backbone, Weights], tmp
         r"\(pickled objects are refused\): it is no file of torch.save, or holds other objects than tensors"
     )
     for file, message in {
-        "nowhere.pth": "there is no file .*nowhere.pth .* expected 'alex'.*'random'.* or a .pth or .safetensors file",
-        "missing.pth": "missing.pth does not hold torchvision's AlexNet weights: features.3.weight is missing$",
+        "nowhere.pth": "there is no file .*nowhere.pth .* expected 'alex'.*'random'.* or a .pth or",
+        "missing.pth": "does not hold torchvision's AlexNet weights: features.3.weight is missing$",
         "misshaped.safetensors": r"features.3.weight is \(192, 64, 3, 3\), expected \(192, 64, 5, 5\)",
         "nan.safetensors": "features.3.weight holds NaN or infinite values",
         "other.safetensors": "features.0.weight is missing and 9 more problems",

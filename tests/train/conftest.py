@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fixtures.training import CPU, WITH_DISCRIMINATOR, small
+from fixtures.video_folders import SIZE, OpenFolder
+from wfvae.train.data import VideoFolder
 from wfvae.train.loop import train
 
 
@@ -47,3 +50,22 @@ def full_disk() -> Callable[..., None]:
         raise OSError(28, "No space left on device")
 
     return full
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """An empty folder for videos."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def open_folder(videos: Path, tmp_path: Path) -> OpenFolder:
+    """`open_folder(frames, size, stride)`: `videos` as a source of clips."""
+
+    def opened(frames: int = 5, size: tuple[int, int] = SIZE, stride: int = 1, **options: Any) -> VideoFolder:
+        index = tmp_path / "run" / "index.json"
+        return VideoFolder(videos, frames, size, stride, index_path=index, **options)
+
+    return opened

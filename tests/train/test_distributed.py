@@ -83,7 +83,7 @@ def test_two_processes_resumed_give_same_bits(changes: dict[str, Any], tmp_path:
 
 
 def run_with_fault(fault: str, folder: Path) -> tuple[list[str], str]:
-    """Two processes; the second evaluates `fault` at its third step. Their errors, and all they wrote."""
+    """Errors and output of two processes, of which the second evaluates `fault` in step 3."""
     program = folder / "broken.py"
     program.write_text(
         "import os, signal, sys\n"

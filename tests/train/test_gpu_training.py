@@ -28,7 +28,7 @@ def test_a_step_is_that_of_the_cpu(recompute: bool) -> None:
     clips = torch.randint(
         0, 256, (2, 3, 9, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    told = []
+    values = []
     for device in (torch.device("cpu"), torch.device("cuda")):
         config = TrainingConfig.load(
             "tiny-quick",
@@ -41,10 +41,10 @@ def test_a_step_is_that_of_the_cpu(recompute: bool) -> None:
                 module.p = (
                     0.0  # the generators of the two devices draw differently; the model itself has no dropout
                 )
-        told.append(Trainer(config, state, World(0, 1, device), None).step([clips]))
-    assert told[0].keys() == told[1].keys()
-    for name, value in told[0].items():
-        assert told[1][name] == pytest.approx(value, rel=2e-2, abs=1e-6), name
+        values.append(Trainer(config, state, World(0, 1, device), None).step([clips]))
+    assert values[0].keys() == values[1].keys()
+    for name, expected in values[0].items():
+        assert values[1][name] == pytest.approx(expected, rel=2e-2, abs=1e-6), name
 
 
 def test_a_run_in_bf16_ends_with_scores(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ ENDLESS = {"run__steps": 100_000, "run__checkpoint_every": 100_000}
 def test_interrupted_run_saves_its_last_step(
     number: signal.Signals, whole_group: bool, tmp_path: Path
 ) -> None:
-    """A group gets it twice: torchrun forwards a SIGTERM that reached all, a shell its terminal's SIGHUP."""
+    """A group gets it twice: torchrun forwards SIGTERM, and a shell SIGHUP, that reached all."""
     settings = small(**ENDLESS, data__workers=int(whole_group))
     run, config = tmp_path / "run", write_config(settings, tmp_path / "small.toml")
     process = start_process("train", config, "--out", run, start_new_session=whole_group)

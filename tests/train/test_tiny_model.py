@@ -86,7 +86,7 @@ def test_the_committed_figures_are_of_this_model() -> None:
 
 
 def test_other_committed_figures_are_of_this_model(tiny: WFVAE) -> None:
-    """Block-wise inference, parity on OpenVINO and quality in bf16 state the hash of the checkpoint."""
+    """Other results state the hash that a bundle has of its checkpoint."""
     from wfvae.export.weights import state_dict_sha256
 
     def result(name: str) -> Any:

@@ -79,7 +79,7 @@ class BatchStream:
         self.step = start_step
         self.ledger = BadClipLedger() if ledger is None else ledger
         if isinstance(source, InspectedSource):
-            # All ranks know these, so the first one reports them; what a rank meets later, it reports.
+            # All ranks know these, so the first one reports them.
             self.ledger.note(source.unusable, report=rank == 0)
         sampling = Sampling(seed, len(source), batch_size, rank, world, crops.per_clip if crops else 1)
         limit = len(source) if self.ledger.limit is None else self.ledger.limit

@@ -44,7 +44,7 @@ def printable(name: str) -> str:
 
 
 class ClipSource(Protocol):
-    """A set of items from each of which a clip can be drawn. Worker processes get a pickled copy."""
+    """A set of items, each with clips to draw. Worker processes get a pickled copy."""
 
     def __len__(self) -> int:
         """Items, and so clips per epoch; at least 1."""

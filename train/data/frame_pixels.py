@@ -53,7 +53,7 @@ class PixelReader:
         self._reformatter = VideoReformatter()
 
     def read(self, frame: av.VideoFrame) -> RGBArray:
-        """Returns a frame, turned upright, resized to cover the size and centre-cropped: (H, W, 3) uint8.
+        """Returns a frame upright, resized to cover the size and centre-cropped: (H, W, 3) uint8.
 
         Raises:
             UnusableError: its colour matrix is not supported.

@@ -14,7 +14,7 @@ from wfvae.train.data.sampling import NoneUsableError, check_clip, item_rng
 def held_out(
     source: ClipSource, count: int, batch_size: int = 1, *, ledger: BadClipLedger | None = None
 ) -> Iterator[Batch]:
-    """Yields `count` clips of different items, spread evenly over the source; the last batch may be smaller.
+    """Yields `count` clips of different items, spread evenly over the source, in batches.
 
     A clip depends on the source and on `count` alone. A bad item is noted in `ledger` and replaced
     by the next usable one; when none is left there are fewer clips.

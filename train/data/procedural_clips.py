@@ -15,7 +15,7 @@ from wfvae.video.synthetic.clips import ProceduralClip
 Split = Literal["train", "held-out"]
 
 HELD_OUT_SEEDS = range(1 << 32)
-"""Seeds of `ProceduralClip` that training never sees. They include the small ones that people type."""
+"""Seeds of `ProceduralClip` that training never sees, the small ones that people type included."""
 TRAINING_SEEDS = range(1 << 32, 1 << 63)
 
 _FPS = 25
@@ -27,7 +27,7 @@ _BLUR = 4
 
 
 class ProceduralClips:
-    """Clips of painted videos: shapes, textures, text, camera moves, cuts, fades, grain, motion blur.
+    """Clips of painted videos, in two sets that share no video: for training, and held out.
 
     With split "train" the generator passed to `clip` chooses the video and its moment, so every
     epoch shows new ones. With "held-out", clip `index` is always the same for one `seed`. The two

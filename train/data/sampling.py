@@ -61,7 +61,7 @@ class Sampling:
         return places
 
     def _turn(self, epoch: int, position: int) -> tuple[int, int]:
-        """Returns the item's place in the epoch's order, and the crop, at a position of the epoch."""
+        """Returns the item's place in the epoch's order, and the crop, at a position."""
         if self.crops == 1:
             return position, 0
         window, inside = divmod(position, WINDOW * self.crops)
@@ -92,13 +92,13 @@ class NoneUsableError(DataError):
     def __init__(self, bad: tuple[BadClip, ...], count: int) -> None:
         tried = "none of them" if len(bad) == count else f"none of the {len(bad)} that were tried"
         super().__init__(
-            f"of {count} clips {tried} can be used, the last is {bad[-1]}; repair the data or choose other data"
+            f"of {count} clips {tried} can be used, the last is {bad[-1]}; repair the data, or choose others"
         )
         self.bad = bad
 
 
 def draw(source: ClipSource, seed: int, epoch: int, index: int, max_bad: int) -> Drawn:
-    """Draws a clip of the item `index`, or of a replacement that the same seed chooses if it is bad.
+    """Draws a clip of the item `index`, or of a replacement from the seed if it is bad.
 
     Raises:
         NoneUsableError: more than `max_bad` items, or all, are bad.

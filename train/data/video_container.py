@@ -13,7 +13,7 @@ from av.stream import Discard, Disposition
 from wfvae.train.data.clip_source import BadClip
 
 _FAILURES = (av.FFmpegError, OSError, ValueError, RuntimeError)
-"""Includes FFmpeg's lack of memory, which broken files that claim to be huge cause; not Python's."""
+"""Includes FFmpeg's lack of memory, for broken files that claim to be huge; not Python's."""
 
 _CHARACTER_ART = frozenset({"tty", "bin", "xbin", "adf", "idf"})
 """Demuxers that turn any text or binary file into a "video" of characters."""

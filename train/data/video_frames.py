@@ -24,7 +24,7 @@ _SKIPPING = frozenset({"h264", "hevc", "mpeg2video", "mpeg4"})
 
 
 def frames_from(path: Path, facts: VideoFacts, number: int) -> Generator[av.VideoFrame]:
-    """Yields the frames `number`, number + 1, ... (from 0) in presentation order; close it when done.
+    """Yields the frames from `number` (from 0) on in presentation order; close it when done.
 
     Decoding starts at the key frame before, or, where a container has no time stamps or cannot be
     searched, at the first frame. In a video of varying frame rate `number` stands for the time
@@ -47,7 +47,7 @@ def frames_from(path: Path, facts: VideoFacts, number: int) -> Generator[av.Vide
 def frames_after_seek(
     container: Any, stream: Any, facts: VideoFacts, number: int
 ) -> Iterator[av.VideoFrame] | None:
-    """Returns the frames from `number` on by way of a key frame; None if no seek leads to one before."""
+    """Returns the frames from `number` on by a key frame; None if no seek finds one before."""
     if facts.first_pts is None or not stream.time_base:
         return None
     tick = Fraction(stream.time_base)
@@ -74,7 +74,7 @@ def frames_after_seek(
 
 
 def share_of_time(path: Path, facts: VideoFacts) -> float:
-    """Returns where the last frame ends, by time stamps, as a share of the time that the header states.
+    """Returns the share of the header's time at which the last frame ends, by time stamps.
 
     1 where there are no time stamps; 0 if nothing is left where the last frames should be.
 

@@ -1,4 +1,4 @@
-"""The index of a folder of videos: read once, kept as JSON beside the run, updated when files change."""
+"""The index of a folder of videos: kept as JSON beside the run, updated when files change."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _check_places(root: Path, index_path: Path) -> None:
 
 
 def _video_paths(root: Path) -> Iterator[str]:
-    """Yields paths relative to root. A linked folder is entered once, so that cycles of links end."""
+    """Yields paths relative to root. Each folder is entered once, so that cycles of links end."""
 
     def stop(error: OSError) -> None:
         raise DataError(

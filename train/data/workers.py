@@ -24,12 +24,12 @@ _PATIENCE = 5.0
 
 
 def worker_context(start_method: StartMethod, preloaded: str) -> BaseContext:
-    """Returns a context that starts workers; a fork server loads the module `preloaded` once for all."""
+    """Returns a context that starts workers; a fork server loads `preloaded` once for all."""
     context = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
         context.set_forkserver_preload([preloaded])
-        # Signals to the whole process group, as Ctrl-C sends one, must not reach the server while it
-        # loads torch, before it handles signals itself: it would end with a traceback.
+        # While the server loads torch, it handles no signals: Ctrl-C, which reaches the whole
+        # process group, would end it with a traceback.
         with signals_held_back():
             resource_tracker.ensure_running()  # apart: it unblocks some signals, and dies of SIGHUP
         with signals_held_back():

@@ -27,7 +27,7 @@ _SHOWN_LOSSES = ("reconstruction", "lpips", "kl", "wavelet", "adversarial")
 
 SUMMARY = "videos to a checkpoint: one stage of training"
 DESCRIPTION = """\
-Trains a model by a configuration: a TOML file, or the name of a ready one (--list). --set changes single keys.
+Trains a model by a configuration: a TOML file, or the name of a ready one (--list).
 
   wfvae train tiny-quick --out runs/quick                   procedural video, minutes on a CPU
   wfvae train S-stage1 --set data.folder=videos/            stage I of the paper, into runs/S-stage1
@@ -230,7 +230,7 @@ def _console() -> Any:
 
 
 def _details() -> Any:
-    """Returns a column that a narrow terminal cuts off; the text of a plain one would be wrapped."""
+    """Returns a column that a narrow terminal cuts off; a plain one would be wrapped."""
     from rich.progress import ProgressColumn, Task
     from rich.text import Text
 

@@ -17,9 +17,7 @@ from wfvae.train.data.sampling import WINDOW, Sampling
 
 
 class Numbered:
-    """Clip i of an epoch: every pixel tells its clip (red), row (green) and column (blue). Counts
-    how often it is read.
-    """
+    """Every pixel shows its clip (red), row (green) and column (blue). Counts its reads."""
 
     def __init__(self, count: int) -> None:
         self.count, self.reads = count, Counter[int]()
