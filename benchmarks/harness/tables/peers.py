@@ -30,9 +30,7 @@ def peers(result: Result) -> str:
             ]
         )
     job = result["job"]
-    clip = (
-        f"{job['mode']}, {job['frames']} frames of {size}x{size}, fp32 unless bf16 is named, random weights"
-    )
+    clip = f"{job['mode']}, {job['frames']} frames of {size}x{size}, random weights"
     return markdown_table(header, lines) + machine_line(result, clip)
 
 
