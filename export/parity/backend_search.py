@@ -1,28 +1,31 @@
 """Finds the first tensor, in graph order, at which a backend differs from ONNX Runtime on the CPU.
 
-Both run the step graph with its inner tensors as outputs through Polygraphy's runners, and both get
-the reference's states: so each step begins alike, and what is found is one step's own error, not
-what was carried over. The TensorRT runner is experimental: it has not run on a GPU.
+Both run the step graph with its inner tensors as outputs, and both get the reference's states: so
+each step begins alike, and what is found is one step's own error, not what was carried over. The
+TensorRT runner is experimental: it has not run on a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+from onnx.external_data_helper import load_external_data_for_model
 
 from wfvae.export.parity.difference import Array
-from wfvae.export.parity.exposed_graph import ExposedGraph, blocks
+from wfvae.export.parity.exposed_graph import ExposedGraph, Feeds, Infer, blocks
 from wfvae.export.parity.layer_search import describe_coverage, exposed, guarded, stream_input
 from wfvae.export.parity.plans import Job, describe_steps
 from wfvae.export.parity.rules import Rule
 from wfvae.runtime.bundle import Bundle
 
-Feeds = Sequence[Mapping[str, Array]]
-MakeRunner = Callable[[ExposedGraph, onnx.ModelProto, Feeds], Any]
-"""Returns a Polygraphy runner of a backend for a graph with more outputs, and its inputs."""
+OpenRunner = Callable[
+    [ExposedGraph, onnx.ModelProto, Sequence[Feeds]], contextlib.AbstractContextManager[Infer]
+]
+"""Opens a backend for a graph with more outputs, and for the inputs that it will get."""
 
 _BUDGET = 512 << 20
 """Bytes of tensors compared at once; each further part of a large graph needs another session."""
@@ -43,14 +46,14 @@ def search_backend(job: Job, reference: Bundle, steps: Sequence[int], rule: Rule
     return guarded(job.bundle.manifest.precision, lambda: _search(job, reference, steps, rule, make))
 
 
-def _search(job: Job, reference: Bundle, steps: Sequence[int], rule: Rule, make: MakeRunner) -> str:
+def _search(job: Job, reference: Bundle, steps: Sequence[int], rule: Rule, make: OpenRunner) -> str:
     theirs, ours = exposed(job, reference), exposed(job, job.bundle)
     feeds = theirs.feeds(stream_input(job), steps)
     sizes = theirs.float_tensors(max(steps))
     coverage = describe_coverage(theirs, len(sizes))
     for block in blocks({name: 2 * len(feeds) * size for name, size in sizes.items()}, _BUDGET):
         found = _run(make(ours, ours.exposing(block), feeds), feeds, block)
-        expected = _run(onnxruntime_runner(theirs, theirs.exposing(block), feeds), feeds, block)
+        expected = _run(contextlib.nullcontext(theirs.open(block)), feeds, block)
         for name in block:
             allowed = max(_allowed(rule, step[name]) for step in expected)
             for index, (result, wanted) in enumerate(zip(found, expected, strict=True)):
@@ -66,10 +69,12 @@ def _search(job: Job, reference: Bundle, steps: Sequence[int], rule: Rule, make:
     )
 
 
-def _run(runner: Any, feeds: Feeds, names: Sequence[str]) -> list[dict[str, Array]]:
+def _run(
+    runner: contextlib.AbstractContextManager[Infer], feeds: Sequence[Feeds], names: Sequence[str]
+) -> list[dict[str, Array]]:
     """Returns the named outputs of each step as float32."""
-    with runner:
-        results = (runner.infer(dict(feed)) for feed in feeds)
+    with runner as infer:
+        results = (infer(feed) for feed in feeds)
         return [{name: np.array(result[name], np.float32) for name in names} for result in results]
 
 
@@ -77,16 +82,43 @@ def _allowed(rule: Rule, expected: Array) -> float:
     return Rule(rule.tolerance, relative=True).allowed(expected) if rule.tolerance else 0.0
 
 
-def onnxruntime_runner(graph: ExposedGraph, model: onnx.ModelProto, feeds: Feeds) -> Any:
+@contextlib.contextmanager
+def open_onnxruntime(graph: ExposedGraph, model: onnx.ModelProto, feeds: Sequence[Feeds]) -> Iterator[Infer]:
     """Runs the model on the provider that the graph's bundle is opened on."""
-    from polygraphy.backend.onnxrt import OnnxrtRunner
-
-    return OnnxrtRunner(graph.session(model), name="onnxruntime")
+    yield graph.open([output.name for output in model.graph.output])
 
 
-def tensorrt_runner(graph: ExposedGraph, model: onnx.ModelProto, feeds: Feeds) -> Any:
-    """Builds a strongly typed engine for the shapes of `feeds` when the runner starts."""
-    from onnx.external_data_helper import load_external_data_for_model
+@contextlib.contextmanager
+def open_openvino(graph: ExposedGraph, model: onnx.ModelProto, feeds: Sequence[Feeds]) -> Iterator[Infer]:
+    """Runs the model in OpenVINO as the backend does; exposed norms are OpenVINO's own."""
+    from wfvae.runtime.backends.openvino import OpenVinoOptions, compile_settings, open_core
+    from wfvae.runtime.backends.openvino_norms import rewrite_norms
+
+    described = graph.bundle.backend.describe()
+    hint, threads = described["precision_hint"], described["threads"]
+    load_external_data_for_model(model, str(graph.bundle.path))
+    core = open_core()
+    network = core.read_model(model.SerializeToString())
+    rewrite_norms(network, coarse=hint == "bf16")
+    options = OpenVinoOptions(precision_hint=hint, threads=None if threads == "all" else int(threads))
+    compiled = core.compile_model(network, "CPU", compile_settings(options))
+
+    def infer(feed: Feeds) -> dict[str, Array]:
+        results = compiled({name: np.ascontiguousarray(array) for name, array in feed.items()})
+        return {output.name: np.array(results[output.name]) for output in model.graph.output}
+
+    yield infer
+
+
+@contextlib.contextmanager
+def open_tensorrt(graph: ExposedGraph, model: onnx.ModelProto, feeds: Sequence[Feeds]) -> Iterator[Infer]:
+    """Builds an engine and runs it by Polygraphy."""
+    with tensorrt_runner(graph, model, feeds) as runner:
+        yield runner.infer
+
+
+def tensorrt_runner(graph: ExposedGraph, model: onnx.ModelProto, feeds: Sequence[Feeds]) -> Any:
+    """Returns a Polygraphy runner that builds a strongly typed engine for the shapes of `feeds`."""
     from polygraphy.backend.trt import (
         CreateConfig,
         EngineFromNetwork,
@@ -110,16 +142,9 @@ def tensorrt_runner(graph: ExposedGraph, model: onnx.ModelProto, feeds: Feeds) -
     return TrtRunner(EngineFromNetwork(network, config), name="tensorrt")
 
 
-def openvino_runner(graph: ExposedGraph, model: onnx.ModelProto, feeds: Feeds) -> Any:
-    """Runs the model in OpenVINO, with the bundle's precision hint and threads."""
-    from wfvae.export.parity.openvino_runner import OpenVinoRunner
-
-    return OpenVinoRunner(model, graph.bundle.path, dict(graph.bundle.backend.describe()))
-
-
-RUNNERS: Mapping[str, MakeRunner] = {
-    "onnxruntime": onnxruntime_runner,
-    "openvino": openvino_runner,
-    "tensorrt": tensorrt_runner,
+RUNNERS: Mapping[str, OpenRunner] = {
+    "onnxruntime": open_onnxruntime,
+    "openvino": open_openvino,
+    "tensorrt": open_tensorrt,
 }
 """By backend's name."""

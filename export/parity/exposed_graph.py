@@ -1,12 +1,12 @@
 """A graph of the bundle with chosen inner tensors as outputs, run step by step.
 
-Polygraphy exposes the tensors and runs the sessions; it is imported only when a search is made.
+Polygraphy exposes the tensors; it is imported only when a search is made.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,9 @@ from wfvae.export.parity.difference import Array
 from wfvae.runtime.bundle import Bundle
 from wfvae.spec.manifest import STEP, GraphSpec, state_input, state_output
 from wfvae.spec.stream import resolve_dim
+
+Feeds = Mapping[str, Array]
+Infer = Callable[[Feeds], Mapping[str, Array]]
 
 _FLOAT_BYTES = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
 """Types that are compared. Integers are shapes and counters, and NumPy has no bfloat16."""
@@ -99,7 +102,7 @@ class ExposedGraph:
         parts: dict[str, list[Array]] = {name: [] for name in names}
         for latents, _, results in self._stream(x, steps, names):
             for name in names:
-                parts[name].append(np.array(self.frame_axes[name].own_frames(results[name], latents)))
+                parts[name].append(self.frame_axes[name].own_frames(results[name], latents))
         return {name: np.concatenate(found) for name, found in parts.items()}
 
     def feeds(self, x: Array, steps: Sequence[int]) -> list[dict[str, Array]]:
@@ -109,7 +112,7 @@ class ExposedGraph:
     def _stream(
         self, x: Array, steps: Sequence[int], names: Collection[str]
     ) -> Iterator[tuple[int, dict[str, Array], Mapping[str, Array]]]:
-        """Yields each step's latents, inputs and results; results are valid until the next step."""
+        """Yields each step's latents, inputs and results."""
         stream = self.spec.stream
         state = {}
         for spec in stream.states:
@@ -117,28 +120,25 @@ class ExposedGraph:
             state[spec.name] = np.full(shape, spec.initial_value, _STATE_TYPES[spec.dtype])
         plan = [(count, False) for count in steps] + ([(1, True)] if stream.needs_drain else [])
         position = 0
-        with self._runner([*names, *(state_output(name) for name in state)]) as runner:
-            for index, (latents, drain) in enumerate(plan):
-                taken = stream.chunk_multiple * latents
-                piece = np.zeros((taken, *x.shape[1:]), x.dtype) if drain else x[position : position + taken]
-                position += taken
-                feeds = {
-                    self.spec.inputs[0].name: np.ascontiguousarray(piece[None]),
-                    "start": np.array([index == 0]),
-                    **({"end": np.array([drain])} if self.spec.has_end else {}),
-                    **{state_input(name): array for name, array in state.items()},
-                }
-                results = runner.infer(feeds)
-                state = {name: np.array(results[state_output(name)]) for name in state}
-                yield latents, feeds, results
+        infer = self.open([*names, *(state_output(name) for name in state)])
+        for index, (latents, drain) in enumerate(plan):
+            taken = stream.chunk_multiple * latents
+            piece = np.zeros((taken, *x.shape[1:]), x.dtype) if drain else x[position : position + taken]
+            position += taken
+            feeds = {
+                self.spec.inputs[0].name: np.ascontiguousarray(piece[None]),
+                "start": np.array([index == 0]),
+                **({"end": np.array([drain])} if self.spec.has_end else {}),
+                **{state_input(name): array for name, array in state.items()},
+            }
+            results = infer(feeds)
+            state = {name: results[state_output(name)] for name in state}
+            yield latents, feeds, results
 
     def run_clip(self, x: Array, names: Collection[str]) -> dict[str, Array]:
         """Returns the named tensors of a direct graph for a clip without batch, frames first."""
-        with self._runner(list(names)) as runner:
-            results = runner.infer({self.spec.inputs[0].name: x[None]})
-            return {
-                name: np.moveaxis(np.array(results[name]), self.frame_axes[name].axis, 0) for name in names
-            }
+        results = self.open(names)({self.spec.inputs[0].name: x[None]})
+        return {name: np.moveaxis(results[name], self.frame_axes[name].axis, 0) for name in names}
 
     def exposing(self, names: Collection[str]) -> onnx.ModelProto:
         """Returns a copy of the graph with these outputs. Its weights stay in the bundle's file."""
@@ -147,10 +147,15 @@ class ExposedGraph:
         model: onnx.ModelProto = modify_outputs(self.model, outputs=list(dict.fromkeys(names)), copy=True)
         return model
 
-    def _runner(self, names: Sequence[str]) -> Any:
-        from polygraphy.backend.onnxrt import OnnxrtRunner
+    def open(self, names: Collection[str]) -> Infer:
+        """Returns a function from inputs to these tensors, computed by ONNX Runtime."""
+        outputs = list(dict.fromkeys(names))
+        session = self.session(self.exposing(outputs))
 
-        return OnnxrtRunner(self.session(self.exposing(names)))
+        def infer(feeds: Feeds) -> dict[str, Array]:
+            return dict(zip(outputs, session.run(outputs, dict(feeds)), strict=True))
+
+        return infer
 
     def session(self, model: onnx.ModelProto) -> Any:
         """Opens an ONNX Runtime session as the backend does; on the CPU for other backends."""

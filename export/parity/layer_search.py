@@ -1,6 +1,6 @@
 """Finds the first tensor, in graph order, at which two plans, or stream and direct graph, differ.
 
-Polygraphy exposes the inner tensors of the graphs and runs them on ONNX Runtime.
+ONNX Runtime runs the graphs with their inner tensors as outputs.
 """
 
 from __future__ import annotations

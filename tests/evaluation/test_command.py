@@ -271,37 +271,27 @@ def test_bundle_is_compared_with_another_and_with_files(
     assert same_scores(report["reconstructions"][1], alone)
 
 
-BF16 = ["--backend", "openvino", "--precision-hint", "bf16"]
+BF16 = "--backend openvino --precision-hint bf16"
 
 
 @pytest.mark.parametrize(
     ("options", "first", "second", "label"),
     [
         (
-            ["--backend", "openvino", "--compare-precision-hint", "bf16"],
-            ("openvino", None, "cpu"),
-            ("openvino", "bf16", "cpu"),
+            "--backend openvino --compare-precision-hint bf16",
+            "openvino None cpu",
+            "openvino bf16 cpu",
             "{} (bf16)",
         ),
+        ("--compare-backend openvino", "auto None cpu", "openvino None auto", "{} (openvino)"),
         (
-            ["--compare-backend", "openvino"],
-            ("auto", None, "cpu"),
-            ("openvino", None, "auto"),
-            "{} (openvino)",
-        ),
-        (
-            [*BF16, "--compare-backend", "onnxruntime"],
-            ("openvino", "bf16", "cpu"),
-            ("onnxruntime", None, "auto"),
+            f"{BF16} --compare-backend onnxruntime",
+            "openvino bf16 cpu",
+            "onnxruntime None auto",
             "{} (onnxruntime)",
         ),
-        (BF16, ("openvino", "bf16", "cpu"), ("openvino", "bf16", "cpu"), "{}"),
-        (
-            ["--compare-backend", "openvino", "--compare-name", "fast"],
-            ("auto", None, "cpu"),
-            ("openvino", None, "auto"),
-            "fast",
-        ),
+        (BF16, "openvino bf16 cpu", "openvino bf16 cpu", "{}"),
+        ("--compare-backend openvino --compare-name x", "auto None cpu", "openvino None auto", "x"),
     ],
 )
 def test_bundle_is_compared_with_itself_on_another_backend(
@@ -309,9 +299,9 @@ def test_bundle_is_compared_with_itself_on_another_backend(
     exported: Callable[..., Path],
     real: Path,
     monkeypatch: pytest.MonkeyPatch,
-    options: list[str],
-    first: tuple[str, str | None, str],
-    second: tuple[str, str | None, str],
+    options: str,
+    first: str,
+    second: str,
     label: str,
 ) -> None:
     """Which backend, hint and provider each set is opened with; their own tests check the rest."""
@@ -320,12 +310,23 @@ def test_bundle_is_compared_with_itself_on_another_backend(
     seen = []
 
     def noting(path: Path, backend: str, *, precision_hint: Any, provider: str, **others: Any) -> Bundle:
-        seen.append((backend, precision_hint, provider))
+        seen.append(f"{backend} {precision_hint} {provider}")
         return open_bundle(path, **others)
 
     monkeypatch.setattr(module, "open_bundle", noting)
     bundle = exported("4x8x8-trilinear")
-    arguments = ("--frames", 1, "--size", 16, *NO_LPIPS, "--threads", 1, "--provider", "cpu", *options)
+    arguments = (
+        "--frames",
+        1,
+        "--size",
+        16,
+        *NO_LPIPS,
+        "--threads",
+        1,
+        "--provider",
+        "cpu",
+        *options.split(),
+    )
     sets = ("--bundle", bundle, "--data", real, "--compare-bundle", bundle)
     report = program.done("evaluate", *sets, *arguments)
     assert seen == [second, first], "the second is opened before the first"

@@ -6,11 +6,13 @@ GPU, the TensorRT runner is checked by the graph, profile and settings that it p
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -74,19 +76,18 @@ def with_changed_weight(source: Path, folder: Path, direction: str, place: float
     return folder, node.output[0]
 
 
-def runner_over(folder: Path) -> search.MakeRunner:
-    """Returns a runner maker for graphs whose weights are in `folder`."""
+def runner_over(folder: Path) -> search.OpenRunner:
+    """Returns a runner for graphs whose weights are in `folder`."""
 
-    def make(graph: Any, model: onnx.ModelProto, feeds: Any) -> Any:
-        from polygraphy.backend.onnxrt import OnnxrtRunner
-
+    @contextlib.contextmanager
+    def run(graph: ExposedGraph, model: onnx.ModelProto, feeds: Any) -> Iterator[Any]:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        cpu = ["CPUExecutionProvider"]
-        return OnnxrtRunner(ort.InferenceSession(model.SerializeToString(), options, providers=cpu))
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in model.graph.output]
+        yield lambda feed: dict(zip(names, session.run(names, feed), strict=True))
 
-    return make
+    return run
 
 
 def failed(result: Verification) -> dict[tuple[str, str], str]:
@@ -154,15 +155,16 @@ def test_openvino_is_searched_with_a_runner_of_its_own(
     exported: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino")
-    from wfvae.export.parity.openvino_runner import OpenVinoRunner
     from wfvae.runtime.backends.openvino import OpenVinoBackend, OpenVinoOptions
 
     path = exported(NAME)
     folder, tensor = with_changed_weight(path, tmp_path / "changed", "decoder", 0.6)
     backend = OpenVinoBackend(folder, OpenVinoOptions(threads=1))
 
-    def over_changed_weights(graph: Any, model: onnx.ModelProto, feeds: Any) -> Any:
-        return OpenVinoRunner(model, folder, graph.bundle.backend.describe())
+    def over_changed_weights(graph: ExposedGraph, model: onnx.ModelProto, feeds: Any) -> Any:
+        return search.open_openvino(
+            SimpleNamespace(bundle=SimpleNamespace(path=folder, backend=backend)), model, feeds
+        )
 
     monkeypatch.setattr(search, "RUNNERS", {"openvino": over_changed_weights})
     differences = failed(verify(Bundle(path, Manifest.read(path), backend), FRAMES))
