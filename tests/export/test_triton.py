@@ -300,9 +300,15 @@ class SimulatedServer:
     not depend on the machine.
     """
 
-    def __init__(self, models: dict[str, Any], clients: int) -> None:
+    def __init__(self, models: dict[str, Any], clients: int = 1) -> None:
         self.models, self._clients = models, clients
         self._waiting, self._changed = 0, threading.Condition()
+        self.requests: list[tuple[int, bool, bool]] = []
+        """Length, START and END of each request."""
+        self.sequences: set[int] = set()
+
+    def rules(self, direction: str) -> Any:
+        return example.Rules.read(self, f"wfvae_{direction}")
 
     def parameters(self, model: str) -> dict[str, str]:
         return parameters_of(self.models[model].config)
@@ -312,6 +318,8 @@ class SimulatedServer:
 
         request = Pending(sequence, start, end, {name: np.array(x)})
         with self._changed:
+            self.requests.append((x.shape[1], start, end))
+            self.sequences.add(sequence)
             self.models[model].submit(request)
             self._waiting += 1
             self._run()
@@ -337,7 +345,7 @@ class SimulatedServer:
 def reconstruct_all(server: SimulatedServer, videos: list[Any], latents: list[int]) -> list[Any]:
     """Every video by a client of its own, all at once."""
     results: list[Any] = [None] * len(videos)
-    rules = [example.Rules.read(server, f"wfvae_{direction}") for direction in DIRECTIONS]
+    rules = [server.rules(direction) for direction in DIRECTIONS]
 
     def client(index: int) -> None:
         try:
@@ -385,7 +393,7 @@ def test_wrong_wire_gives_other_bits(opened: Opened, repository: Make, fault: st
     elif fault == "controls":
         start, end = batching.control_input
         start.name, end.name = end.name, start.name
-    [result] = reconstruct_all(SimulatedServer(models, 1), [video], [1])
+    [result] = reconstruct_all(SimulatedServer(models), [video], [1])
     assert np.array_equal(result, streamed(bundle, video)) == (fault is None)
 
 
@@ -399,7 +407,7 @@ def test_example_reconstructs_file_to_file(
     lossless = OutputVideo(20, HEIGHT, Fraction(25), codec="ffv1", pixel_format="bgr0")
     with open_video_writer(source, lossless) as writer:
         writer.write(frames)
-    server = SimulatedServer(simulated(repository()), 1)
+    server = SimulatedServer(simulated(repository()))
     monkeypatch.setattr(example, "GrpcTransport", lambda url: server)
     arguments = ["triton_stream", str(source), str(target), "--latents", "2", "--warm-up"]
     monkeypatch.setattr(sys, "argv", arguments)
@@ -410,28 +418,6 @@ def test_example_reconstructs_file_to_file(
 
 
 # The client's framing -----------------------------------------------------------------------------
-
-
-class Recorder:
-    """A transport that notes requests and answers zeros of the right shape."""
-
-    def __init__(self, repository: Path) -> None:
-        self._repository = repository
-        self.requests: list[tuple[int, bool, bool]] = []
-        self.sequences: set[int] = set()
-
-    def parameters(self, model: str) -> dict[str, str]:
-        return parameters_of(config_of(self._repository, model))
-
-    def rules(self, direction: str) -> Any:
-        return example.Rules.read(self, f"wfvae_{direction}")
-
-    def infer(self, model: str, name: str, x: Any, output: str, sequence: int, start: bool, end: bool) -> Any:
-        self.requests.append((x.shape[1], start, end))
-        self.sequences.add(sequence)
-        if name == "frames":
-            return np.zeros((1, x.shape[1] // 4, 4, 4, 3), np.float32)
-        return np.zeros((1, 4 * x.shape[1], 3, 32, 24), np.float32)
 
 
 FIRST, MIDDLE, LAST, ONLY = (True, False), (False, False), (False, True), (True, True)
@@ -462,35 +448,35 @@ def test_requests_of_a_stream_are_framed(
     frames: int | None,
     expected: list[tuple[int, bool, bool]],
 ) -> None:
-    recorder = Recorder(repository(name))
-    rules = recorder.rules(direction)
-    stream = example.open_stream(recorder, rules, HEIGHT, WIDTH, latents)
+    server = SimulatedServer(simulated(repository(name)))
+    rules = server.rules(direction)
+    stream = example.open_stream(server, rules, HEIGHT, WIDTH, latents)
     video, channels = (HEIGHT, WIDTH, 3), int(rules.graph.inputs[0].shape[2])
     shape, dtype = (video, np.uint8) if direction == "encoder" else ((channels, 4, 3), np.float32)
     given = sum(len(part) for count in pushes for part in stream.push(np.zeros((count, *shape), dtype)))
     given += sum(len(part) for part in stream.finish(frames))
     if direction == "decoder":
         assert given == (frames or 1 + 4 * (sum(pushes) - 1))
-    assert recorder.requests == expected
-    assert len(recorder.sequences) == 1 and 0 < min(recorder.sequences) < 2**63
+    assert server.requests == expected
+    assert len(server.sequences) == 1 and 0 < min(server.sequences) < 2**63
 
 
 def test_warm_up_runs_the_shapes_that_follow(repository: Make) -> None:
-    recorder = Recorder(repository())
+    server = SimulatedServer(simulated(repository()))
     for direction, expected in (("encoder", {8, 4}), ("decoder", {2, 1})):
-        recorder.requests.clear()
-        example.warm_up(recorder, recorder.rules(direction), 2)
-        assert {count for count, _, _ in recorder.requests} == expected and recorder.requests[-1][2]
+        server.requests.clear()
+        example.warm_up(server, server.rules(direction), 2)
+        assert {count for count, _, _ in server.requests} == expected and server.requests[-1][2]
 
 
 def test_client_refuses_what_is_not_served(repository: Make) -> None:
-    recorder = Recorder(repository())
-    encoder, decoder = (recorder.rules(direction) for direction in DIRECTIONS)
+    server = SimulatedServer(simulated(repository()))
+    encoder, decoder = (server.rules(direction) for direction in DIRECTIONS)
     with pytest.raises(InputError, match="the video is 48x48, and wfvae_encoder serves 32x24"):
-        example.open_stream(recorder, encoder, 48, 48, 1)
+        example.open_stream(server, encoder, 48, 48, 1)
     other = example.Rules(decoder.model, decoder.graph, decoder.size, "0" * 64)
     with pytest.raises(InputError, match="different bundles"):
-        next(example.reconstruct(recorder, encoder, other, iter([]), (HEIGHT, WIDTH), 1))
+        next(example.reconstruct(server, encoder, other, iter([]), (HEIGHT, WIDTH), 1))
     with pytest.raises(InputError, match="no rules of format"):
         example.Rules.read(SimpleNamespace(parameters=lambda model: {}), "wfvae_encoder")
 
