@@ -13,7 +13,7 @@ from wfvae.errors import InputError
 from wfvae.spec.engines import BuildSettings, Span
 from wfvae.spec.frames import padded_size
 
-SUMMARY = "build TensorRT engines for this machine's GPU (experimental)"
+SUMMARY = "TensorRT engines for this machine's GPU"
 DESCRIPTION = """\
 Builds one TensorRT engine per direction from a bundle's graphs into BUNDLE/engines/, and lists them
 in the manifest. An engine runs on the GPU and TensorRT version that built it, for the sizes that it

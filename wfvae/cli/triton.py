@@ -9,7 +9,7 @@ from wfvae.cli.arguments import add_json_argument, parse_positive, parse_size
 from wfvae.cli.output import show
 from wfvae.errors import MissingExtraError
 
-SUMMARY = "model repository for Triton Inference Server (experimental)"
+SUMMARY = "model repository for Triton Inference Server"
 DESCRIPTION = """\
 Writes encoder and decoder as stateful Triton models: a sequence is a stream, START and END are the
 graphs' own flags, and the server keeps every state tensor between requests (implicit state).
