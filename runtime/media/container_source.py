@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -71,17 +72,18 @@ class ContainerSource:
                 self._converter = RGBConverter(self._stream.codec_context.name)
                 self._decoded = 0
                 self._packets: Iterator[Any] = self._container.demux(self._stream)
-                self._frames = self._decode()
-                self._first: av.VideoFrame | None = next(self._frames, None)
-                if self._first is None:
+                frames = self._decode()
+                first = next(frames, None)
+                if first is None:
                     raise MediaError(
                         f"'{name}' holds a video stream but no frames; expected at least one, check how the"
                         " file was made"
                     )
-                self._size = (self._first.width, self._first.height)
-                self._orientation = orientation_of(self._first)
+                self._size = (first.width, first.height)
+                self._orientation = orientation_of(first)
+                self._frames = chain([first], frames)
                 kind: SourceKind = "pipe" if self._path is None else "file"
-                self.info = info_of_stream(self._container, self._stream, self._first, kind)
+                self.info = info_of_stream(self._container, self._stream, first, kind)
         except BaseException:
             self.close()
             raise
@@ -101,9 +103,7 @@ class ContainerSource:
             yield self._convert(frame), time
 
     def _next(self) -> tuple[av.VideoFrame, Fraction] | None:
-        frame, self._first = self._first, None
-        if frame is None:
-            frame = next(self._frames, None)
+        frame = next(self._frames, None)
         if frame is None:
             return None
         if (frame.width, frame.height) != self._size:

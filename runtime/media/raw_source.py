@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain, islice
 from typing import BinaryIO
 
 import numpy as np
@@ -20,12 +21,13 @@ class RawSource:
     def __init__(self, pipe: BinaryIO, layout: RawVideo, name: str) -> None:
         self._pipe, self._layout, self._name = pipe, layout, name
         self._count = 0
-        self._first: bytearray | None = self._read()
-        if self._first is None:
+        first = self._read()
+        if first is None:
             raise MediaError(
                 f"'{name}' gave no data; expected raw RGB frames of {layout.frame_bytes} bytes each"
                 f" ({layout.width}x{layout.height}x3)"
             )
+        self._frames = chain([first], iter(self._read, None))
         self.info = VideoInfo(
             width=layout.width,
             height=layout.height,
@@ -40,23 +42,12 @@ class RawSource:
         """The pipe belongs to the process and stays open."""
 
     def skip(self, count: int) -> int:
-        skipped = 0
-        while skipped < count and self._next() is not None:
-            skipped += 1
-        return skipped
+        return sum(1 for _ in islice(self._frames, count))
 
     def __iter__(self) -> Iterator[tuple[RGBArray, Fraction]]:
         shape = (self._layout.height, self._layout.width, 3)
-        while (data := self._next()) is not None:
+        for data in self._frames:
             yield np.frombuffer(data, np.uint8).reshape(shape), (self._count - 1) / self._layout.fps
-
-    def _next(self) -> bytearray | None:
-        data, self._first = self._first, None
-        if data is None:
-            data = self._read()
-        if data is not None:
-            self._count += 1
-        return data
 
     def _read(self) -> bytearray | None:
         """Reads one frame, which a pipe may deliver in pieces. None at the end."""
@@ -75,4 +66,5 @@ class RawSource:
                 " frames were read; check that the frames really are"
                 f" {self._layout.width}x{self._layout.height} rgb24"
             )
+        self._count += 1
         return buffer
