@@ -28,12 +28,14 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
-def check_destination(path: Path, *, overwrite: bool, error: type[WFVAEError]) -> None:
-    """Raises `error` or `ResourceError` if no file can be created at `path`."""
+def check_destination(
+    path: Path, *, overwrite: bool, error: type[WFVAEError], is_folder: bool = False
+) -> None:
+    """Raises `error` or `ResourceError` if no file (or folder) can be created at `path`."""
     if path.exists() and not overwrite:
         raise error(f"'{path}' already exists; choose another name or allow overwriting")
-    if path.exists() and not path.is_file():
-        raise error(f"'{path}' exists and is not a file; choose another name")
+    if path.exists() and not (path.is_dir() if is_folder else path.is_file()):
+        raise error(f"'{path}' exists and is not a {'folder' if is_folder else 'file'}; choose another name")
     if not path.parent.is_dir():
         raise error(f"the directory '{path.parent}' for '{path.name}' does not exist; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):

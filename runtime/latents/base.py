@@ -74,7 +74,7 @@ class LatentsReader(ABC):
         return latents
 
     def chunks(self, latents: int, start: int = 0) -> Iterator[Latents]:
-        """Yields all latents from `start` on, `latents` at a time, the last piece may be shorter."""
+        """Yields the latents from `start` on, `latents` at a time; the last piece may be shorter."""
         if latents < 1:
             raise LatentsError(f"pieces of {latents} latents cannot be read; give at least 1")
         for first in range(start, self.count, latents):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from wfvae.errors import LatentsError, ResourceError
+from wfvae.errors import LatentsError
+from wfvae.files import check_destination
 from wfvae.runtime.latents.base import LatentsReader, LatentsWriter
 from wfvae.runtime.latents.clip_latents import NPYReader, NPYWriter, SafetensorsReader, SafetensorsWriter
 from wfvae.spec.latents import LatentsInfo
@@ -93,22 +93,10 @@ def open_latents_writer(
 
 def check_latents_destination(path: Path, *, overwrite: bool) -> None:
     """Raises `LatentsError` or `ResourceError` if latents cannot be written to `path`."""
-    suffix = _suffix(path)
-    if not path.parent.is_dir():
-        raise LatentsError(f"the directory '{path.parent}' for '{path.name}' does not exist; create it first")
-    if path.exists():
-        if not overwrite:
-            raise LatentsError(f"'{path}' already exists; choose another name or allow overwriting")
-        is_ours = (path / "zarr.json").is_file() if suffix == ".zarr" else path.is_file()
-        if not is_ours:
-            raise LatentsError(
-                f"'{path}' exists and is no {suffix} latents; move it away or choose another name"
-            )
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ResourceError(
-            f"the directory '{path.parent}' is not writable; choose another destination or change its"
-            " permissions"
-        )
+    is_store = _suffix(path) == ".zarr"
+    check_destination(path, overwrite=overwrite, error=LatentsError, is_folder=is_store)
+    if is_store and path.exists() and not (path / "zarr.json").is_file():
+        raise LatentsError(f"'{path}' exists and is no Zarr store; move it away or choose another name")
 
 
 def _suffix(path: Path) -> str:

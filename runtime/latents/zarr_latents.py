@@ -61,7 +61,7 @@ class CommitLastStore(WrapperStore[LocalStore]):
 
 
 class ZarrWriter(LatentsWriter):
-    """Appends to a store. Leaving the `with` block without `finish` keeps the store for `resume`."""
+    """Appends to a store. Leaving the `with` block without `finish` keeps it for `resume`."""
 
     def __init__(self, path: Path, info: LatentsInfo, *, resume: bool, chunk_latents: int) -> None:
         super().__init__(path, info)
@@ -82,8 +82,8 @@ class ZarrWriter(LatentsWriter):
             raise LatentsError(f"'{self._path}' cannot be cut to {count} latents; it holds {before}")
         if count == before:
             return
-        # Zarr's resize would delete chunks first. Here the shape is written first, in one step, then
-        # the chunks that no reader uses any more are removed.
+        # Zarr's resize would delete chunks first. Here the shape is written first, in one step,
+        # then the chunks that no reader uses any more are removed.
         with self._translated(), self._transaction():
             shape = (count, *self._array.shape[1:])
             sync(self._array.async_array.resize(shape, delete_outside_chunks=False))
@@ -100,7 +100,7 @@ class ZarrWriter(LatentsWriter):
                 shape=(0, *(self._item or ())),
                 chunks=(self._chunk, *(self._item or ())),
                 dtype=self._dtype,
-                compressors=None,  # latents are noise to a compressor: it gains a few per cent and costs time
+                compressors=None,  # would gain a few per cent and cost time
                 fill_value=np.nan,  # a lost chunk then reads as NaN, which is an error
                 dimension_names=("time", "channel", "height", "width"),
                 attributes={ATTRIBUTE: self._info.to_json() | {"complete": False}},

@@ -44,7 +44,7 @@ def open_container(source: Path | BinaryIO, name: str) -> Any:
 
 
 def select_video_stream(container: Any, name: str) -> Any:
-    """Returns the first video stream that is no attached picture (cover art); discards the others."""
+    """Returns the first video stream that is not cover art, and discards all other streams."""
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not videos:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
@@ -78,7 +78,7 @@ def start_of(container: Any) -> Fraction:
 
 
 def packet_count(path: Path) -> int:
-    """Counts the packets of the video stream without decoding: mostly, not always, one per frame."""
+    """Counts the packets of the video stream without decoding: mostly one per frame."""
     container = open_container(path, str(path))
     try:
         with translated(f"reading '{path}'"):

@@ -66,7 +66,7 @@ class ContainerSource:
                 self._stream: Any = select_video_stream(self._container, name)
                 # Threads that work on several frames at once lose sound frames when one fails.
                 self._stream.thread_type = "SLICE" if keep_damaged else "AUTO"
-                # Without audio the first frame is the start; the one that AVI states can be a frame off.
+                # Without audio the first frame is the start, since AVI's may be a frame off.
                 origin = start_of(self._container) if self._container.streams.audio else None
                 self._times = _FrameTimes(frame_rate(self._stream), origin)
                 self._converter = RGBConverter(self._stream.codec_context.name)

@@ -166,7 +166,7 @@ def _options(video: OutputVideo, codec: str, muxer: str) -> dict[str, str]:
     if codec == "mpeg4":
         options |= MPEG4_QUALITY
     if muxer == "avi":
-        options["bf"] = "0"  # AVI has no presentation times: frames are shown in the order they are stored
+        options["bf"] = "0"  # AVI has no presentation times: frames are shown as stored
     options |= dict(video.encoder_options)
     if codec.startswith("libx264") and _has_avx512():
         options["x264-params"] = ":".join(filter(None, (X264_REPRODUCIBLE, options.get("x264-params"))))

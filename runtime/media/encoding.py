@@ -33,7 +33,7 @@ class Clock:
         self._next = count / self._fps if last == regular else last * self._tick + 1 / self._fps
 
     def advance(self, time: Fraction | None) -> int:
-        """Returns the tick of the next frame: `time` in seconds, or 1 / fps after the previous one."""
+        """Returns the tick of the next frame, at `time` in seconds or 1 / fps after the previous."""
         seconds = self._next if time is None else Fraction(time)
         tick = round(seconds / self._tick)
         if self._last is not None and tick <= self._last:
@@ -72,7 +72,7 @@ class StreamEncoder:
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(picture):
-            packet.duration = self._duration  # counts for the last frame; the others last until the next
+            packet.duration = self._duration  # matters for the last frame only
             self._container.mux_one(packet)
 
 

@@ -23,7 +23,7 @@ def reason(error: BaseException) -> str:
 
 
 def translate(error: BaseException, doing: str, kind: type[WFVAEError] = MediaError) -> WFVAEError:
-    """Returns the error to raise for `error`, which occurred while `doing` ("writing 'out.mp4'")."""
+    """Returns the error to raise for `error`. doing: what failed, as in "writing 'out.mp4'"."""
     if isinstance(error, WFVAEError):
         return error
     if isinstance(error, MemoryError):

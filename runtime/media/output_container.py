@@ -105,7 +105,7 @@ class OutputFile(OutputContainer):
 
 
 class _WriteOnly:
-    """A pipe without `seek` and `close`, also if it is a file that has them, as FFmpeg must see it."""
+    """A pipe without the `seek` and `close` that a file has, which FFmpeg must not call."""
 
     def __init__(self, pipe: BinaryIO) -> None:
         self._pipe = pipe

@@ -43,7 +43,7 @@ class Segment:
 
 
 class SegmentFolder:
-    """The working directory of a video: `segments` are the complete ones, one more is in progress."""
+    """The working directory of a video. `segments` are complete; one more is in progress."""
 
     def __init__(
         self, path: Path, video: OutputVideo, plan: EncoderPlan, segment_frames: int, origin: str
@@ -83,7 +83,7 @@ class SegmentFolder:
         return True
 
     def write(self, frame: RGBArray, tick: int) -> None:
-        """Encodes one frame (H, W, 3), shown at `tick`; completes the segment with its last frame."""
+        """Encodes one frame (H, W, 3), shown at `tick`, and completes a segment that is full."""
         if self._output is None:
             path = self._path_of(len(self.segments))
             self._output, self._ticks = OutputFile(path, SEGMENT_MUXER, self._video, self._plan), []
@@ -127,8 +127,8 @@ class SegmentFolder:
                         f"segment '{path}' holds {timed} of {segment.frames} frames; it was changed, start"
                         " over without resuming"
                     )
-                # NUT shifts a segment so that no time is negative, and refines the tick; the tick of
-                # the first frame is known, so both are undone.
+                # NUT shifts a segment so that no time is negative, and refines the tick. Both are
+                # undone, since the tick of the first frame is known.
                 scale = Fraction(packets[0].time_base) / self._plan.time_base
                 shift = segment.first_tick - min(packet.pts for packet in packets) * scale
                 for packet in packets:

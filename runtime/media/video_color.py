@@ -57,7 +57,7 @@ def _reformat(
 
 
 class RGBConverter:
-    """Converts decoded frames of any pixel format to RGB. One per stream: it holds swscale's tables.
+    """Converts frames of any pixel format to RGB. One per stream: it holds swscale's tables.
 
     Alpha is blended over black. High bit depths are rounded to 8. HDR transfer curves are kept as
     code values, not tone-mapped.

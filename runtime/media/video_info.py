@@ -15,7 +15,7 @@ SourceKind = Literal["file", "pipe", "images", "raw"]
 
 @dataclass(frozen=True)
 class RawVideo:
-    """The layout of a headerless stream of RGB frames, 3 bytes per pixel, row by row, no padding."""
+    """The layout of headerless RGB frames: 3 bytes per pixel, row by row, no padding."""
 
     width: int
     height: int
@@ -46,7 +46,7 @@ class VideoInfo:
     time_base: Fraction | None = None
     """Tick of the source's timestamps in seconds; None without timestamps (images, raw)."""
     frames: int | None = None
-    """Frames that the container *states*, None if it states nothing. Only reading gives the count."""
+    """Frames that the container *states*, None if none. Only reading gives the true count."""
     pixel_format: str
     """FFmpeg's name of the stored pixel format, such as "yuv420p"."""
     color_range: ColorRange | None = None
@@ -56,7 +56,7 @@ class VideoInfo:
     color_primaries: str | None = None
     color_transfer: str | None = None
     rotation: int = 0
-    """Clockwise degrees (0, 90, 180, 270) by which stored frames are turned; mirroring is undone too."""
+    """Clockwise degrees (0, 90, 180, 270) by which frames are turned; mirroring is undone too."""
     variable_frame_rate: bool = False
     """True if index or rates show unequal frame times. False is no guarantee of equal ones."""
     has_audio: bool = False
@@ -74,7 +74,7 @@ class OutputVideo:
     fps: Fraction
     """Nominal rate; frames written without times are spaced by 1 / fps."""
     time_base: Fraction | None = None
-    """Tick to which times are rounded, 1 / fps if None. Take the source's to keep a variable rate."""
+    """Tick to which times are rounded, 1 / fps if None; the source's keeps a variable rate."""
     codec: str | None = None
     """FFmpeg encoder. None: by suffix (mp4, mkv, mov: libx264; webm: libvpx-vp9; gif: gif)."""
     crf: float | None = None
@@ -111,7 +111,7 @@ class OutputVideo:
 
     @classmethod
     def like(cls, source: VideoInfo, **changes: Any) -> OutputVideo:
-        """Takes size, rate, time base and colour tags from `source`, and any field from `changes`."""
+        """Takes size, rate, time base and colour tags from `source`, other fields from `changes`."""
         unknown = set(changes) - {field.name for field in fields(cls)}
         if unknown:
             raise MediaError(

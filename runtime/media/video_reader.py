@@ -99,7 +99,7 @@ class VideoReader:
             yield item
 
     def chunks(self, frames: int) -> Iterator[RGBArray]:
-        """Yields the remaining frames in stacks of uint8 (T, H, W, 3), T = `frames` but for the last.
+        """Yields the remaining frames as uint8 (T, H, W, 3), T = `frames` except in the last stack.
 
         Where the video is damaged, a shorter stack holds the frames before the damage.
         """
@@ -166,7 +166,8 @@ def open_video(
     Example:
         >>> from wfvae.runtime.media.video_info import OutputVideo
         >>> from wfvae.runtime.media.video_writer import open_video_writer
-        >>> with open_video_writer("clip.mp4", OutputVideo(width=64, height=48, fps=Fraction(25))) as writer:
+        >>> video = OutputVideo(width=64, height=48, fps=Fraction(25))
+        >>> with open_video_writer("clip.mp4", video) as writer:
         ...     writer.write(np.full((3, 48, 64, 3), 128, np.uint8))
         >>> with open_video("clip.mp4") as reader:
         ...     for frame, time in reader.frames_with_times():

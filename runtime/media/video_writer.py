@@ -68,7 +68,7 @@ class VideoWriter(FrameWriter):
             raise
 
     def abort(self) -> None:
-        """Discards what was written. Does nothing after `close`. Safe while another thread writes."""
+        """Discards what was written, unless it is closed. Safe while another thread writes."""
         if self._open:
             self._stop()
 
@@ -103,8 +103,9 @@ def open_video_writer(
 
     Example:
         >>> import numpy as np
-        >>> with open_video_writer("clip.mkv", OutputVideo(width=64, height=48, fps=Fraction(24))) as writer:
-        ...     writer.write(np.zeros((2, 48, 64, 3), np.uint8), times=[Fraction(0), Fraction(1, 3)])
+        >>> video = OutputVideo(width=64, height=48, fps=Fraction(24))
+        >>> with open_video_writer("clip.mkv", video) as writer:
+        ...     writer.write(np.zeros((2, 48, 64, 3), np.uint8))
     """
     if not isinstance(destination, str | Path):
         return _pipe_writer(destination, getattr(destination, "name", None) or "a pipe", info, container)
@@ -130,7 +131,7 @@ def open_video_writer(
 
 
 def is_image_folder(destination: str | Path) -> bool:
-    """Whether this is an existing directory, a name that ends in "/", or a pattern of image names."""
+    """Whether this is a directory, a name that ends in "/", or a pattern of image names."""
     name, path = str(destination), Path(destination)
     return name.endswith(("/", os.sep)) or path.is_dir() or NUMBER_FORMAT.search(path.name) is not None
 

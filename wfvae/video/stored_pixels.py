@@ -1,7 +1,8 @@
 """How the pixels that a video stores are interpreted: matrix, range, transparency, rotation.
 
 The runtime and training share this interpretation, so that a model is trained on what it is later
-given. swscale alone would take every untagged matrix for BT.601 and every grey frame for full range.
+given. swscale alone would take every untagged matrix for BT.601, and every grey frame for full
+range.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def orientation_of(frame: av.VideoFrame) -> Orientation:
         matrix = side_data[SideDataType.DISPLAYMATRIX]
     except KeyError:
         return Orientation()
-    except ValueError:  # PyAV fails on other side data that it does not know (EXIF), and gives the angle only
+    except ValueError:  # beside side data that PyAV does not know (EXIF), it gives the angle only
         return _BY_ANGLE.get(frame.rotation % 360, Orientation())
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
     if abs(a) + abs(d) >= abs(b) + abs(c):

@@ -1,1 +1,1 @@
-"""Procedural videos: moving shapes, textures and text, the same for the same seed on every machine."""
+"""Procedural videos of moving shapes, textures and text; a seed gives the same everywhere."""

@@ -36,7 +36,7 @@ _JOIN_SECONDS = 0.6
 _KEPT_SHOTS = 2
 _SHOT, _CUT, _GRAIN = 1, 2, 3
 _GRAIN_SPREAD = 330.5
-"""Standard deviation of the grain's raw integers: sqrt(2**2 + 1) times that of a sum of four bytes."""
+"""Standard deviation of raw grain: sqrt(2**2 + 1) times that of a sum of four bytes."""
 
 Frames = npt.NDArray[np.uint8]
 
@@ -153,7 +153,7 @@ class ProceduralClip:
         return average([self._joined(index, index + SHUTTER * step / samples) for step in range(samples)])
 
     def _joined(self, index: int, moment: float) -> Packed:
-        """The picture at a moment (in frames), with the shot change near the frame `index`, if any."""
+        """The picture at a moment (in frames), with a shot change near the frame `index`."""
         shot, start, following = self._locate(index)
         half = self._join_frames / 2
         if shot > 0 and index - start < half:
@@ -163,7 +163,7 @@ class ProceduralClip:
         return self._picture(shot, moment)
 
     def _changing(self, old: int, new: int, start: int, index: int, moment: float) -> Packed:
-        """The picture close to `start`, where `old` changes to `new`: a cut, a fade or a dissolve."""
+        """The picture near `start`, where `old` changes to `new`: a cut, a fade or a dissolve."""
         kind = Dice(self.seed, _CUT, new, 1).unit()
         progress = (index - start) / self._join_frames + 0.5
         if kind < 0.8:
@@ -176,14 +176,14 @@ class ProceduralClip:
         return self._shot(shot).render((moment - self._shot_start(shot)) / self._rate)
 
     def _shot_start(self, shot: int) -> int:
-        """The first frame of a shot: slots of equal length, begun up to a quarter early or late."""
+        """The first frame of a shot, up to a quarter of its length early or late."""
         if shot == 0:
             return 0
         quarter = self._shot_frames // 4
         return shot * self._shot_frames + Dice(self.seed, _CUT, shot, 0).integer(-quarter, quarter)
 
     def _locate(self, index: int) -> tuple[int, int, int | None]:
-        """The shot that a frame belongs to, its first frame, and the first frame of the next one."""
+        """The shot of a frame, its first frame, and the first frame of the next shot."""
         if not self.cuts:
             return 0, 0, None
         shot = index // self._shot_frames
@@ -194,7 +194,7 @@ class ProceduralClip:
         return shot, self._shot_start(shot), self._shot_start(shot + 1)
 
     def _shot(self, shot: int) -> Scene:
-        """A shot's scene, built when first needed; the latest are kept, so that memory is constant."""
+        """A shot's scene, built when first needed. Only the latest are kept."""
         if shot not in self._shots:
             dice = Dice(self.seed, _SHOT, shot)
             kind = dice.choice(SCENES)
@@ -206,7 +206,7 @@ class ProceduralClip:
         return self._shots[shot]
 
     def _grain(self, index: int) -> Field | None:
-        """Film grain, mostly in brightness: (H, W, 3) int32 at 16 steps per level, None without noise."""
+        """Film grain, mostly in brightness: (H, W, 3) int32 at 16 steps per level, or None."""
         if self.noise == 0:
             return None
         count = self.height * self.width
@@ -229,7 +229,7 @@ def _check(name: str, value: object, is_valid: bool, expected: str) -> None:
 
 
 def _check_integer(name: str, value: int, low: int, high: int | None) -> None:
-    """Raises `InputError` unless value is an integer in low..high (numpy's count, bool does not)."""
+    """Raises `InputError` unless value is an integer (of Python or numpy) in low..high."""
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     is_valid = is_integer and low <= value and (high is None or value <= high)
     _check(

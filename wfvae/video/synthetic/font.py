@@ -1,8 +1,8 @@
 """A bitmap font for labels in pictures: printable ASCII in cells of 5 x 8 dots.
 
-A cell has capitals in rows 0 to 6 and one row of descenders. Text advances by 6 columns and 10 rows.
-The glyphs are drawn in `font.txt`, in bands of nine lines: the characters of the band, then its eight
-rows of dots, cells separated by a space, `#` for ink.
+A cell has capitals in rows 0 to 6 and one row of descenders. Text advances by 6 columns and 10
+rows. The glyphs are drawn in `font.txt`, in bands of nine lines: the characters of the band, then
+its eight rows of dots, cells separated by a space, `#` for ink.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Random numbers, curves and noise fields of the procedural videos, the same bits on every machine.
 
 Random numbers come only from the raw output of PCG64, whose stream numpy guarantees (it does not
-guarantee the distributions of `Generator`). Pictures are built in integers. The few real numbers use
-+ - * / and sqrt, which IEEE 754 rounds in one way, and never sin, exp, or a sum whose order is
+guarantee the distributions of `Generator`). Pictures are built in integers. The few real numbers
+use + - * / and sqrt, which IEEE 754 rounds in one way, and never sin, exp, or a sum whose order is
 numpy's choice.
 """
 
@@ -147,7 +147,7 @@ def fractal_line(dice: Dice, length: int, roughness: float, coarsest: int) -> Fi
 
 
 def warped_field(dice: Dice, side: int, roughness: float, warp: float) -> Field:
-    """Fractal noise displaced by smoother noise, up to the share `warp` of the side: veins, rock."""
+    """Fractal noise displaced by up to `warp` times the side, as in veins and rock."""
     field = fractal_field(dice, side, roughness)
     reach = int(warp * side)
     position = np.arange(side, dtype=np.int32)
