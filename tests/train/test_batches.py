@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixtures.clip_sources import SHAPE, InspectedClips, OddClips, ToldClips, UninstalledClips
+from fixtures.clip_sources import SHAPE, InspectedClips, NumberedClips, OddClips, UninstalledClips
 from wfvae.errors import DataError, TrainingError
 from wfvae.train.data import (
     BadClip,
@@ -49,7 +49,7 @@ def taken(stream: BatchStream, count: int) -> list[Batch]:
 
 
 def test_batch_describes_its_rows() -> None:
-    with BatchStream(ToldClips(5), 2, 0) as stream:
+    with BatchStream(NumberedClips(5), 2, 0) as stream:
         assert iter(stream) is stream
         for step in range(6):
             assert stream.step == step
@@ -64,15 +64,15 @@ def test_batch_describes_its_rows() -> None:
 @QUICK
 @given(count=COUNTS, batch_size=st.integers(1, 7), seed=st.integers(0, 2**40))
 def test_every_epoch_goes_once_through_all_items(count: int, batch_size: int, seed: int) -> None:
-    batches = taken(BatchStream(ToldClips(count), batch_size, seed), -(-3 * count // batch_size))
+    batches = taken(BatchStream(NumberedClips(count), batch_size, seed), -(-3 * count // batch_size))
     seen = [item for batch in batches for item in items(batch)]
     for epoch in range(3):
         assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
 def test_epochs_and_seeds_differ_in_order_and_in_clips() -> None:
-    first, second = (next(BatchStream(ToldClips(12), 12, 0, start_step=step)) for step in (0, 1))
-    other = next(BatchStream(ToldClips(12), 12, 1))
+    first, second = (next(BatchStream(NumberedClips(12), 12, 0, start_step=step)) for step in (0, 1))
+    other = next(BatchStream(NumberedClips(12), 12, 1))
     clips = {item: row.flatten()[1:] for item, row in zip(items(first), first.frames, strict=True)}
     for batch in (second, other):
         assert items(first) != items(batch)
@@ -91,7 +91,7 @@ def test_epochs_and_seeds_differ_in_order_and_in_clips() -> None:
 def test_ranks_hold_row_by_row_the_batch_of_one(
     count: int, batch_size: int, world: int, step: int, bad: set[int]
 ) -> None:
-    source = ToldClips(count, bad)
+    source = NumberedClips(count, bad)
     whole = next(BatchStream(source, batch_size * world, 7, start_step=step))
     parts = [next(BatchStream(source, batch_size, 7, rank, world, start_step=step)) for rank in range(world)]
     assert torch.cat([part.frames for part in parts]).equal(whole.frames)
@@ -105,7 +105,7 @@ def test_ranks_hold_row_by_row_the_batch_of_one(
 def test_stream_started_at_a_step_gives_the_batches_from_there(
     count: int, batch_size: int, start: int, bad: set[int]
 ) -> None:
-    source = ToldClips(count, bad)
+    source = NumberedClips(count, bad)
     skipped = taken(BatchStream(source, batch_size, 3), start + 2)[start:]
     begun = taken(BatchStream(source, batch_size, 3, start_step=start), 2)
     for one, other in zip(skipped, begun, strict=True):
@@ -116,7 +116,7 @@ def test_stream_started_at_a_step_gives_the_batches_from_there(
     ("workers", "method"), [(1, "forkserver"), (2, "forkserver"), (1, "fork"), (1, "spawn")]
 )
 def test_workers_change_nothing(workers: int, method: StartMethod) -> None:
-    for source in (ToldClips(7, bad={2, 5}), ProceduralClips(1, 10, 3, (16, 24))):
+    for source in (NumberedClips(7, bad={2, 5}), ProceduralClips(1, 10, 3, (16, 24))):
         alone = taken(BatchStream(source, 3, 11, 1, 2, start_step=4), 5)
         stream = BatchStream(source, 3, 11, 1, 2, start_step=4, workers=workers, start_method=method)
         for one, other in zip(alone, taken(stream, 5), strict=True):
@@ -139,7 +139,7 @@ def test_model_range_maps_every_level_and_back() -> None:
 def test_bad_clips_are_replaced_counted_and_reported_once(workers: int) -> None:
     lines: list[str] = []
     ledger = BadClipLedger(2, lines.append)
-    batches = taken(BatchStream(ToldClips(6, bad={1, 4}), 4, 0, workers=workers, ledger=ledger), 9)
+    batches = taken(BatchStream(NumberedClips(6, bad={1, 4}), 4, 0, workers=workers, ledger=ledger), 9)
     assert all(len(batch.names) == 4 and not {1, 4} & set(items(batch)) for batch in batches)
     assert sorted(lines) == ["skipped 'clip1': reason 1", "skipped 'clip4': reason 4"]
     assert ledger.reasons == {"clip1": "reason 1", "clip4": "reason 4"}
@@ -150,7 +150,7 @@ def test_bad_clips_are_replaced_counted_and_reported_once(workers: int) -> None:
 
 def test_too_many_bad_clips_raise_after_all_were_reported() -> None:
     lines: list[str] = []
-    stream = BatchStream(ToldClips(40, bad=range(0, 40, 2)), 4, 0, ledger=BadClipLedger(3, lines.append))
+    stream = BatchStream(NumberedClips(40, bad=range(0, 40, 2)), 4, 0, ledger=BadClipLedger(3, lines.append))
     expected = r"^(\d+) files cannot be used, more than the limit of 3; the last is 'clip\d+': reason"
     with stream, pytest.raises(DataError, match=expected):
         for _ in range(40):
@@ -188,7 +188,7 @@ def test_bad_clips_are_pickled_and_printed_on_one_line() -> None:
 def test_source_without_usable_clips_raises_one_line(workers: int) -> None:
     lines: list[str] = []
     ledger = BadClipLedger(9, lines.append)
-    stream = BatchStream(ToldClips(3, bad=range(3)), 2, 0, workers=workers, ledger=ledger)
+    stream = BatchStream(NumberedClips(3, bad=range(3)), 2, 0, workers=workers, ledger=ledger)
     expected = r"^of 3 clips none of them can be used, the last is 'clip\d': reason \d; [^\n]*$"
     with stream, pytest.raises(DataError, match=expected):
         next(stream)
@@ -196,7 +196,7 @@ def test_source_without_usable_clips_raises_one_line(workers: int) -> None:
     with pytest.raises(TrainingError, match="closed before step 0"):
         next(stream)
     with pytest.raises(DataError, match="the source of clips is empty"):
-        BatchStream(ToldClips(0), 1, 0)
+        BatchStream(NumberedClips(0), 1, 0)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -221,7 +221,7 @@ def test_clips_left_out_are_counted_by_all_ranks_and_reported_by_the_first(rank:
     ],
     ids=["shape", "type", "package"],
 )
-def test_error_of_a_source_stays_one_line(workers: int, source: ToldClips, message: str) -> None:
+def test_error_of_a_source_stays_one_line(workers: int, source: NumberedClips, message: str) -> None:
     stream = BatchStream(source, 2, 0, workers=workers)
     with stream, pytest.raises(DataError, match=rf"^{message}$"):
         next(stream)
@@ -231,7 +231,7 @@ def test_error_of_a_source_stays_one_line(workers: int, source: ToldClips, messa
 
 
 def test_held_out_clips_are_fixed_spread_and_of_different_items() -> None:
-    first, second = (list(held_out(ToldClips(20, bad={5}), 4, 3)) for _ in range(2))
+    first, second = (list(held_out(NumberedClips(20, bad={5}), 4, 3)) for _ in range(2))
     assert [len(batch.names) for batch in first] == [3, 1]
     # 5 is bad; 1 is the first one that was not asked for.
     assert [item for batch in first for item in items(batch)] == [0, 1, 10, 15]
@@ -239,7 +239,7 @@ def test_held_out_clips_are_fixed_spread_and_of_different_items() -> None:
     for one, other in zip(first, second, strict=True):
         assert_same(one, other)
     with pytest.raises(DataError, match=r"21 held-out clips were asked of a source of 20; expected 1\.\.20"):
-        held_out(ToldClips(20), 21)
+        held_out(NumberedClips(20), 21)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
@@ -247,15 +247,15 @@ def test_held_out_clips_become_fewer_when_many_are_bad(batch_size: int) -> None:
     lines: list[str] = []
     ledger = BadClipLedger(None, lines.append)
     for _ in range(2):
-        batches = list(held_out(ToldClips(4, bad={0, 1, 3}), 4, batch_size, ledger=ledger))
+        batches = list(held_out(NumberedClips(4, bad={0, 1, 3}), 4, batch_size, ledger=ledger))
         assert [(items(batch), batch.names) for batch in batches] == [([2], ("clip2",))]
     assert lines == [f"skipped 'clip{bad}': reason {bad}" for bad in (0, 1, 3)]
     expected = r"^of 3 clips none of them can be used, the last is 'clip1': reason 1; "
     with pytest.raises(DataError, match=expected):
-        list(held_out(ToldClips(3, bad=range(3)), 2, batch_size))
+        list(held_out(NumberedClips(3, bad=range(3)), 2, batch_size))
 
 
 def test_fixed_crop_keeps_the_list_of_clips_left_out() -> None:
     left_out = FixedCrops(InspectedClips(3), Crops(2, 2)).unusable
     assert [str(bad) for bad in left_out] == ["'left out': known before"]
-    assert FixedCrops(ToldClips(3), Crops(2, 2)).unusable == ()
+    assert FixedCrops(NumberedClips(3), Crops(2, 2)).unusable == ()

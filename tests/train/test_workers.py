@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fixtures.clip_sources import DeadlyClips, ToldClips
+from fixtures.clip_sources import DeadlyClips, NumberedClips
 from wfvae.errors import TrainingError
 from wfvae.train.data import BatchStream
 from wfvae.train.data.workers import StartMethod, signals_held_back
@@ -33,7 +33,7 @@ def new_workers(others: set[BaseProcess]) -> list[BaseProcess]:
 
 def test_closed_stream_leaves_no_worker_and_no_handler(others: set[BaseProcess]) -> None:
     handler = signal.getsignal(signal.SIGCHLD)
-    stream = BatchStream(ToldClips(4), 1, 0, workers=2)
+    stream = BatchStream(NumberedClips(4), 1, 0, workers=2)
     assert len(new_workers(others)) == 2
     assert signal.getsignal(signal.SIGCHLD) is handler
     next(stream)
@@ -42,13 +42,13 @@ def test_closed_stream_leaves_no_worker_and_no_handler(others: set[BaseProcess])
     assert not new_workers(others)
     with pytest.raises(TrainingError, match="closed before step 1; open a new one with start_step=1"):
         next(stream)
-    with pytest.raises(KeyError), BatchStream(ToldClips(4), 1, 0, workers=1):
+    with pytest.raises(KeyError), BatchStream(NumberedClips(4), 1, 0, workers=1):
         raise KeyError
     assert not new_workers(others)
 
 
 def test_lost_worker_raises_between_batches(others: set[BaseProcess]) -> None:
-    stream = BatchStream(ToldClips(4), 1, 0, workers=2)
+    stream = BatchStream(NumberedClips(4), 1, 0, workers=2)
     with stream:
         kept = [next(stream), next(stream)]
         victim = new_workers(others).pop()
@@ -60,7 +60,7 @@ def test_lost_worker_raises_between_batches(others: set[BaseProcess]) -> None:
             next(stream)
     assert not new_workers(others)
     assert stream.step == 2
-    with BatchStream(ToldClips(4), 1, 0) as alone:
+    with BatchStream(NumberedClips(4), 1, 0) as alone:
         assert all(batch.frames.equal(next(alone).frames) for batch in kept)
 
 
@@ -114,7 +114,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_workers_leave_interruptions_to_the_main_process(others: set[BaseProcess]) -> None:
-    with BatchStream(ToldClips(4), 1, 0, workers=1) as stream:
+    with BatchStream(NumberedClips(4), 1, 0, workers=1) as stream:
         next(stream)
         [worker] = new_workers(others)
         assert worker.pid is not None
