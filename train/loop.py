@@ -23,7 +23,6 @@ from wfvae.train.resuming import (
     checkpoint_to_resume,
     choose_precision,
     data_notices,
-    fingerprint,
     start_notices,
 )
 from wfvae.train.sources import (
@@ -168,8 +167,8 @@ def _train(
         if world.is_first:  # once nothing has refused these settings
             write_whole(directory / RUN_CONFIG, config.to_toml())
             (directory / RUN_CHECKPOINTS).mkdir(exist_ok=True)
-        identity = fingerprint(source)
-        loop = StepLoop(config, directory, world, watcher, trainer, stream, metrics, validator, identity)
+        parts = (trainer, stream, metrics, validator, source.fingerprint)
+        loop = StepLoop(config, directory, world, watcher, *parts)
         finished = loop.run()
     return RunResult(directory, state.step, finished, loop.scores, len(ledger), loop.clock.shares())
 

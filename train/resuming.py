@@ -10,7 +10,7 @@ from wfvae.errors import ConfigError
 from wfvae.spec.runs import newest_of_run
 from wfvae.train.checkpoints import Facts, read_facts, unfinished
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import ClipSource, FiniteSource
+from wfvae.train.data import ClipSource
 from wfvae.train.sources import has_validation
 
 STEERING = frozenset({"optimizer.learning_rate", "optimizer.clip_norm"})
@@ -87,18 +87,13 @@ def start_notices(
 def data_notices(facts: Facts, source: ClipSource, folder: str, processes: int) -> list[str]:
     """Returns a line each if clips or number of processes differ from the checkpoint's."""
     lines = []
-    if facts.data and facts.data != fingerprint(source):
+    if facts.data and facts.data != source.fingerprint:
         lines.append(f"the videos below {folder} are not those of before; {_OTHERWISE}")
     if facts.processes is not None and facts.processes != processes:
         lines.append(
             f"there were {facts.processes} processes before, and there are {processes}; {_OTHERWISE}"
         )
     return lines
-
-
-def fingerprint(source: ClipSource) -> str:
-    """Returns the fingerprint of the clips, or "" if they cannot change."""
-    return source.fingerprint if isinstance(source, FiniteSource) else ""
 
 
 def _steered(config: TrainingConfig, before: TrainingConfig, steering: Collection[str]) -> list[str]:

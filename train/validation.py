@@ -16,7 +16,7 @@ from wfvae.model.vae import WFVAE
 from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.spec.runs import RUN_CHECKPOINTS, newest_of_run
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import BadClipLedger, Batch, ClipSource, InspectedSource, held_out, to_model_range
+from wfvae.train.data import BadClipLedger, Batch, ClipSource, held_out, to_model_range
 from wfvae.train.memory import memory_for
 from wfvae.train.perceptual import MINIMUM_SIDE, PerceptualLoss
 
@@ -60,8 +60,7 @@ class Validator:
     ) -> None:
         self._settings, self._directory, self._source = config.validation, directory, source
         self._ledger, self._perceptual = ledger, perceptual
-        if isinstance(source, InspectedSource):
-            ledger.note(source.unusable)
+        ledger.note(source.unusable)
 
     def validate(self, model: WFVAE, step: int) -> Scores:
         """Scores the model of a step. Raises `TrainingError` with what to do."""

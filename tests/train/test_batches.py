@@ -25,7 +25,6 @@ from wfvae.train.data import (
     held_out,
     to_model_range,
 )
-from wfvae.train.data.workers import StartMethod
 
 QUICK = settings(deadline=None, max_examples=60)
 COUNTS, SIZES = st.integers(1, 12), st.integers(1, 5)
@@ -112,13 +111,11 @@ def test_stream_started_at_a_step_gives_the_batches_from_there(
         assert_same(one, other)
 
 
-@pytest.mark.parametrize(
-    ("workers", "method"), [(1, "forkserver"), (2, "forkserver"), (1, "fork"), (1, "spawn")]
-)
-def test_workers_change_nothing(workers: int, method: StartMethod) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers: int) -> None:
     for source in (NumberedClips(7, bad={2, 5}), ProceduralClips(1, 10, 3, (16, 24))):
         alone = taken(BatchStream(source, 3, 11, 1, 2, start_step=4), 5)
-        stream = BatchStream(source, 3, 11, 1, 2, start_step=4, workers=workers, start_method=method)
+        stream = BatchStream(source, 3, 11, 1, 2, start_step=4, workers=workers)
         for one, other in zip(alone, taken(stream, 5), strict=True):
             assert_same(one, other)
 

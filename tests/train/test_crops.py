@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wfvae.errors import DataError
-from wfvae.train.data import BatchStream, Crops, FixedCrops
+from wfvae.train.data import BatchStream, ClipSource, Crops, FixedCrops
 from wfvae.train.data.sampling import WINDOW, Sampling
 
 
-class Numbered:
+class Numbered(ClipSource):
     """Every pixel shows its clip (red), row (green) and column (blue). Counts its reads."""
 
     def __init__(self, count: int) -> None:

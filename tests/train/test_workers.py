@@ -18,7 +18,7 @@ import pytest
 from fixtures.clip_sources import DeadlyClips, NumberedClips
 from wfvae.errors import TrainingError
 from wfvae.train.data import BatchStream
-from wfvae.train.data.workers import StartMethod, signals_held_back
+from wfvae.train.data.workers import signals_held_back
 
 
 @pytest.fixture
@@ -72,33 +72,23 @@ def test_worker_lost_while_its_batch_is_awaited_raises_the_same() -> None:
 
 
 PROGRAM = """
-import multiprocessing, os, signal, time
+import multiprocessing, os, signal
 from wfvae.train.data import BatchStream, ProceduralClips
 if __name__ == "__main__":
-    stream = BatchStream(ProceduralClips(0, 4, 1, (16, 16)), 1, 0, workers=2, start_method="{method}")
+    stream = BatchStream(ProceduralClips(0, 4, 1, (16, 16)), 1, 0, workers=2)
     next(stream)
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
     {end}
 """
 
 
-@pytest.mark.parametrize(
-    ("method", "end"),
-    [
-        ("forkserver", "time.sleep(60)"),
-        ("spawn", "time.sleep(60)"),
-        pytest.param("fork", "os.kill(os.getpid(), signal.SIGKILL)", marks=pytest.mark.slow),
-        pytest.param("fork", "raise SystemExit", marks=pytest.mark.slow),
-    ],
-)
-def test_workers_end_with_their_main_process(method: StartMethod, end: str, tmp_path: Path) -> None:
-    program = tmp_path / "main.py"  # a file, which spawned workers import again
-    program.write_text(PROGRAM.format(method=method, end=end))
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise SystemExit"])
+def test_workers_end_with_their_main_process(end: str, tmp_path: Path) -> None:
+    program = tmp_path / "main.py"  # a file, which workers import again
+    program.write_text(PROGRAM.format(end=end))
     with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE) as main:
         assert main.stdout is not None
         workers = [int(pid) for pid in main.stdout.readline().split()]
-        if "sleep" in end:
-            main.kill()
         main.wait(60)
     assert len(workers) == 2
     deadline = time.monotonic() + 30

@@ -3,15 +3,7 @@
 from wfvae.train.data.bad_clips import BadClipLedger
 from wfvae.train.data.batch import Batch, to_model_range
 from wfvae.train.data.batch_stream import BatchStream
-from wfvae.train.data.clip_source import (
-    BadClip,
-    Clip,
-    ClipSource,
-    FiniteSource,
-    InspectedSource,
-    ShortClip,
-    printable,
-)
+from wfvae.train.data.clip_source import BadClip, Clip, ClipSource, ShortClip, printable
 from wfvae.train.data.crops import Crops, FixedCrops
 from wfvae.train.data.held_out import held_out
 from wfvae.train.data.procedural_clips import ProceduralClips
@@ -25,9 +17,7 @@ __all__ = [
     "Clip",
     "ClipSource",
     "Crops",
-    "FiniteSource",
     "FixedCrops",
-    "InspectedSource",
     "ProceduralClips",
     "ShortClip",
     "VideoFolder",

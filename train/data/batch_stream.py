@@ -17,12 +17,11 @@ from torch.utils.data import DataLoader
 from wfvae.errors import DataError, TrainingError
 from wfvae.train.data.bad_clips import BadClipLedger
 from wfvae.train.data.batch import Batch
-from wfvae.train.data.clip_source import ClipSource, InspectedSource
+from wfvae.train.data.clip_source import ClipSource
 from wfvae.train.data.crops import Crops
 from wfvae.train.data.sampling import Sampling
 from wfvae.train.data.step_batches import Failure, StepBatches
 from wfvae.train.data.workers import (
-    StartMethod,
     end_workers,
     how_it_ended,
     settle_worker,
@@ -49,7 +48,6 @@ class BatchStream:
         ledger: where bad items are counted and reported.
         prefetch: batches that each worker makes ahead.
         pin_memory: use page-locked memory, for asynchronous copies to a CUDA device.
-        start_method: "fork" is quicker but unsafe once this process has threads.
 
     Attributes:
         step: the step of the next batch.
@@ -72,15 +70,12 @@ class BatchStream:
         ledger: BadClipLedger | None = None,
         prefetch: int = 2,
         pin_memory: bool = False,
-        start_method: StartMethod = "forkserver",
     ) -> None:
         if len(source) < 1:
             raise DataError("the source of clips is empty; expected at least one clip")
         self.step = start_step
         self.ledger = BadClipLedger() if ledger is None else ledger
-        if isinstance(source, InspectedSource):
-            # All ranks know these, so the first one reports them.
-            self.ledger.note(source.unusable, report=rank == 0)
+        self.ledger.note(source.unusable, report=rank == 0)  # all ranks know these
         sampling = Sampling(seed, len(source), batch_size, rank, world, crops.per_clip if crops else 1)
         limit = len(source) if self.ledger.limit is None else self.ledger.limit
         steps = StepBatches(source, sampling, limit, crops)
@@ -92,7 +87,7 @@ class BatchStream:
             return
         options: dict[str, Any] = {}
         if workers:
-            context = worker_context(start_method, preloaded=__name__)
+            context = worker_context(preloaded=__name__)
             options = {"multiprocessing_context": context, "prefetch_factor": prefetch}
         with warnings.catch_warnings():
             # The number of workers is the caller's choice.

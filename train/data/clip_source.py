@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -61,20 +61,12 @@ class ClipSource(Protocol):
             BadClip: this item cannot be used.
         """
 
-
-@runtime_checkable
-class InspectedSource(Protocol):
-    """A source that has left out items, which are reported and counted like those met later."""
-
     @property
     def unusable(self) -> tuple[BadClip, ...]:
-        """The items left out, with the reasons."""
-
-
-@runtime_checkable
-class FiniteSource(Protocol):
-    """A source whose items may change between a run and its resumption."""
+        """Items that were left out; they are reported and counted like those met later."""
+        return ()
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two sources if they hold the same items in the same order."""
+        """Equal for sources with the same items in the same order; "" if items cannot change."""
+        return ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wfvae.errors import DataError
-from wfvae.train.data.clip_source import BadClip, Clip, ClipSource, InspectedSource
+from wfvae.train.data.clip_source import BadClip, Clip, ClipSource
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Crops:
         return np.ascontiguousarray(clip[:, top : top + self.height, left : left + self.width])
 
 
-class FixedCrops:
+class FixedCrops(ClipSource):
     """One window of each of another source's clips, always the same: for validation."""
 
     def __init__(self, source: ClipSource, crops: Crops) -> None:
@@ -49,8 +49,8 @@ class FixedCrops:
 
     @property
     def unusable(self) -> tuple[BadClip, ...]:
-        """See `InspectedSource.unusable`."""
-        return self.source.unusable if isinstance(self.source, InspectedSource) else ()
+        """See `ClipSource.unusable`."""
+        return self.source.unusable
 
     def name(self, index: int) -> str:
         """See `ClipSource.name`."""

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from wfvae.errors import InputError
-from wfvae.train.data.clip_source import Clip
+from wfvae.train.data.clip_source import Clip, ClipSource
 from wfvae.train.strides import Strides
 from wfvae.video.synthetic.clips import ProceduralClip
 
@@ -26,7 +26,7 @@ _NOISY, _BLURRED = 0.3, 0.3
 _BLUR = 4
 
 
-class ProceduralClips:
+class ProceduralClips(ClipSource):
     """Clips of painted videos, in two sets that share no video: for training, and held out.
 
     With split "train" the generator passed to `clip` chooses the video and its moment, so every

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from wfvae.errors import DataError
-from wfvae.train.data.clip_source import BadClip, Clip, ShortClip
+from wfvae.train.data.clip_source import BadClip, Clip, ClipSource, ShortClip
 from wfvae.train.data.frame_pixels import PixelReader
 from wfvae.train.data.video_container import UnusableError, refused
 from wfvae.train.data.video_frames import frames_from, share_of_time
@@ -26,7 +26,7 @@ _WHOLE = 0.9
 """Share of its stated time that a whole file has at least."""
 
 
-class VideoFolder:
+class VideoFolder(ClipSource):
     """All videos below a folder. A clip begins at a random frame, is resized and centre-cropped.
 
     Args:
@@ -39,9 +39,6 @@ class VideoFolder:
         index_path: JSON file of the index, outside of `root`; see `index_folder`.
         progress: is given (files probed, files in all) while the folder is indexed.
         retry_bad: probe files again that the index lists as bad.
-
-    Attributes:
-        unusable: the files left out: undecodable ones and those with too few frames.
 
     Raises:
         DataError: there are no videos, or none can be used.
@@ -69,7 +66,7 @@ class VideoFolder:
                 f"no videos below '{root}'; expected files ending in {', '.join(sorted(VIDEO_SUFFIXES))}"
             )
         self._videos: list[tuple[str, VideoFacts]] = []
-        unusable = []
+        unusable: list[BadClip] = []
         for file in files:
             if file.facts is None:
                 unusable.append(BadClip(file.path, file.reason))
@@ -77,7 +74,7 @@ class VideoFolder:
                 unusable.append(ShortClip(file.path, self._too_short(file.facts.frames)))
             else:
                 self._videos.append((file.path, file.facts))
-        self.unusable: tuple[BadClip, ...] = tuple(unusable)
+        self._unusable = tuple(unusable)
         if not self._videos:
             raise DataError(
                 f"none of the {len(files)} video files below '{root}' can be used; the first is {unusable[0]}"
@@ -90,6 +87,11 @@ class VideoFolder:
 
     def __len__(self) -> int:
         return len(self._videos)
+
+    @property
+    def unusable(self) -> tuple[BadClip, ...]:
+        """Undecodable files and those with too few frames."""
+        return self._unusable
 
     @property
     def fingerprint(self) -> str:

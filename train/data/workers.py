@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
-StartMethod = Literal["fork", "forkserver", "spawn"]
 T = TypeVar("T")
 
 _HELD_BACK = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
@@ -23,17 +22,16 @@ _PATIENCE = 5.0
 """Seconds that a worker has to end before it is killed."""
 
 
-def worker_context(start_method: StartMethod, preloaded: str) -> BaseContext:
-    """Returns a context that starts workers; a fork server loads `preloaded` once for all."""
-    context = multiprocessing.get_context(start_method)
-    if start_method == "forkserver":
-        context.set_forkserver_preload([preloaded])
-        # While the server loads torch, it handles no signals: Ctrl-C, which reaches the whole
-        # process group, would end it with a traceback.
-        with signals_held_back():
-            resource_tracker.ensure_running()  # apart: it unblocks some signals, and dies of SIGHUP
-        with signals_held_back():
-            forkserver.ensure_running()
+def worker_context(preloaded: str) -> BaseContext:
+    """Returns a context whose fork server loads the module `preloaded` once for all workers."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([preloaded])
+    # While the server loads torch, it handles no signals: Ctrl-C, which reaches the whole process
+    # group, would end it with a traceback.
+    with signals_held_back():
+        resource_tracker.ensure_running()  # apart: it unblocks some signals, and dies of SIGHUP
+    with signals_held_back():
+        forkserver.ensure_running()
     return context
 
 
