@@ -104,21 +104,11 @@ def test_damage_without_verification_is_refused_by_the_backend(copy: Path) -> No
 
 
 MANIFEST_EDITS: list[tuple[Edit, str]] = [
-    (lambda m: m.pop("format"), "format is None; this version reads"),
     (lambda m: m.update(format="wfvae-bundle/2"), "is 'wfvae-bundle/2'; this version reads 'wfvae-bundle/1'"),
     (lambda m: m.pop("graphs"), "damaged: graphs is missing"),
-    (lambda m: m.pop("identity"), "has been changed"),
     (lambda m: m["graphs"].pop("decoder"), "has been changed"),
-    (lambda m: m["graphs"]["encoder"].pop("states"), "has been changed"),
     (lambda m: m["graphs"]["encoder"].update(states=3), r"graphs\.encoder\.states is 3; expected a list"),
-    (
-        lambda m: m["graphs"]["encoder"]["states"][0].pop("shape"),
-        r"damaged: graphs\.encoder\.states\[0\]\.shape is missing",
-    ),
-    (lambda m: m.update(files=[]), r"damaged: files is \[\]; expected a section of keys"),
-    (lambda m: m.update(model=3), "damaged: model is 3; expected a section of keys"),
     (lambda m: m.update(opset="old"), "damaged: opset is 'old'; expected an integer >= 18 and <= 24"),
-    (lambda m: m["graphs"]["encoder"]["states"][0].update(dtype="float16"), "has been changed"),
     (lambda m: m["files"]["encoder.onnx"].update(sha256="0" * 64), "has been changed"),
     (lambda m: m.update(unknown=1), "damaged: unknown key unknown; known are: format, model"),
 ]

@@ -115,15 +115,9 @@ def test_size_that_changes_within_a_video_is_refused(program: Program, bundle: P
     assert "48x48, but the frames before it are 48x32" in complaint
     assert 1 <= len(latents_of(tmp_path / "z.zarr")) <= 3
     assert "48x48" in program.refused("reconstruct", bundle, mixed, tmp_path / "out.mp4")
-    folder = tmp_path / "images"
-    save(f"{folder}/", clip(3))  # type: ignore[arg-type]
-    save(f"{folder}/x%d.png", clip(1, 40, 40))  # type: ignore[arg-type]
-    assert "give all images one size" in program.refused("encode", bundle, folder, tmp_path / "z.npy")
-    (folder / "x0.png").write_bytes(b"no image")
-    assert "x0.png" in program.refused("encode", bundle, folder, tmp_path / "z.npy")
 
 
-# Unusual videos -----------------------------------------------------------------------------------
+# Sizes and lengths --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("count", "height", "width"), [(1, 1, 1), (3, 1, 9), (6, 7, 3), (2, 17, 33)])
@@ -146,20 +140,6 @@ def test_video_of_any_size_and_length_keeps_both(
         out = tmp_path / f"out{ending}"
         assert program.done("decode", bundle, store, out)["frames"] == count
         assert load(out)[0].shape == source.shape
-
-
-@pytest.mark.parametrize("pixel_format", ["yuv420p10le", "gray", "gray10le", "yuva420p", "yuv444p", "bgra"])
-def test_unusual_pixel_format_is_encoded_as_rgb(
-    program: Program, bundle: Path, model: Bundle, tmp_path: Path, pixel_format: str
-) -> None:
-    path = write_pictures(tmp_path / "in.mkv", clip(9), pixel_format, "ffv1", 50)
-    report = program.done("encode", bundle, path, tmp_path / "z.zarr")
-    assert (report["frames"], report["fps"]) == (9, 50.0)
-    frames = load(path)[0]
-    assert np.array_equal(latents_of(tmp_path / "z.zarr"), model.encode(frames))
-    assert np.abs(frames.astype(int) - clip(9)).mean() < (60 if "gray" in pixel_format else 16)
-    program.done("reconstruct", bundle, path, tmp_path / "out.mp4")
-    assert load(tmp_path / "out.mp4")[0].shape == frames.shape
 
 
 # Damaged latents and bundles ----------------------------------------------------------------------

@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fixtures.program import Program, clip, save
+from fixtures.program import Program
+from fixtures.streams import Failing, at_once, finish_despite_failures, noise, same_bits
 from wfvae.errors import BundleError, InputError, MissingExtraError, ResourceError
 from wfvae.export.parity.rules import BOUNDS, EXACT, model_rule, plan_rule, stream_rule
 from wfvae.runtime import Bundle, open_bundle
-from wfvae.runtime.backends.openvino import open_core
+from wfvae.runtime.backends.openvino import open_core, require_precision
 
 ov = pytest.importorskip("openvino", reason="needs the extra openvino: pip install 'wfvae[openvino]'")
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,18 +53,12 @@ def require(hint: str) -> None:
         pytest.skip("OpenVINO does not list BF16 for this CPU")
 
 
-def video(
-    frames: int = FRAMES, seed: int = 0, height: int = HEIGHT, width: int = WIDTH
-) -> npt.NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+def video(frames: int = FRAMES, seed: int = 0, height: int = HEIGHT) -> npt.NDArray[np.uint8]:
+    return noise(frames, height, WIDTH, seed)
 
 
 def decode(bundle: Bundle, latents: Any, **options: Any) -> Any:
     return bundle.decode(latents, pixels="float32", **options)
-
-
-def same_bits(a: Any, b: Any) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
 def resumed(first: Bundle, second: Bundle, direction: str, data: Any, chunk: int | None = None) -> Any:
@@ -197,26 +191,6 @@ def test_two_sets_of_state_tensors_swap_roles(opened_here: Opener, direction: An
     assert held - {ov.Type.i32} == {ov.Type.f32 if hint == "fp32" else ov.Type.bf16}
 
 
-class FailingRequest:
-    """A request that fails at chosen calls, before or after its work."""
-
-    calls = 0
-
-    def __init__(self, request: Any, fail_at: set[int], late: bool, error: BaseException) -> None:
-        self._request, self._fail_at, self._late, self._error = request, fail_at, late, error
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._request, name)
-
-    def infer(self) -> None:
-        FailingRequest.calls += 1
-        fails = FailingRequest.calls in self._fail_at
-        if self._late or not fails:
-            self._request.infer()
-        if fails:
-            raise self._error
-
-
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(
     ("error", "raised"),
@@ -238,38 +212,24 @@ def test_failed_step_loses_nothing(
     latents = bundle.encode(video(14))
     expected = decode(bundle, latents)
     session: Any = bundle.step_session("decoder")
-    make = session.new_request
-    monkeypatch.setattr(FailingRequest, "calls", 0)
-    monkeypatch.setattr(session, "new_request", lambda: FailingRequest(make(), {1, 4}, late, error))
-    parts = []
+    make, calls = session.new_request, [0]
+    monkeypatch.setattr(session, "new_request", lambda: Failing(make(), "infer", {1, 4}, late, error, calls))
     with bundle.decoder(height=24, width=32, pixels="float32", chunk=1) as stream:
-        with pytest.raises(raised):
-            stream.push(latents[:2])
-        parts.append(stream.push(latents[:0]))
-        with pytest.raises(raised):
-            stream.push(latents[2:])
-        parts += [stream.push(latents[:0]), stream.finish()]
-    assert same_bits(np.concatenate(parts), expected)
+        result, failures = finish_despite_failures(stream, latents, 2, raised)
+    assert failures == 2
+    assert same_bits(result, expected)
 
 
 def test_streams_of_two_threads_give_the_bits_of_one(opened_here: Opener) -> None:
     bundle = opened_here(NAME)
     clips = [video(22, seed) for seed in range(2)]
     expected = [bundle.encode(frames) for frames in clips]
-    results: list[list[Any]] = [[], []]
-    together = threading.Barrier(2)
 
     def work(index: int) -> None:
-        together.wait()
-        results[index] += [bundle.encode(clips[index], chunk=1 + turn % 2) for turn in range(4)]
+        for turn in range(4):
+            assert same_bits(bundle.encode(clips[index], chunk=1 + turn % 2), expected[index])
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for found, wanted in zip(results, expected, strict=True):
-        assert len(found) == 4 and all(same_bits(result, wanted) for result in found)
+    at_once(work)
 
 
 # Settings and refusals ----------------------------------------------------------------------------
@@ -314,23 +274,13 @@ for _ in range(3):
     assert (ended.returncode, ended.stdout) == (0, "handled\n" * 3), ended.stderr
 
 
-def test_bf16_hint_on_a_cpu_without_bf16_is_refused(
-    monkeypatch: pytest.MonkeyPatch, program: Program, exported: Callable[..., Path], tmp_path: Path
-) -> None:
-    import wfvae.runtime.backends.openvino as backend
-
-    check = backend.require_precision
-    monkeypatch.setattr(
-        backend, "require_precision", lambda hint, listed, device: check(hint, ["FP32", "INT8"], "Some CPU")
+def test_bf16_hint_on_a_cpu_without_bf16_is_refused() -> None:
+    require_precision("fp32", ["FP32", "INT8"], "Some CPU")
+    message = (
+        r"this CPU \(Some CPU\) does not compute in bf16 .* lists FP32, INT8; use the precision hint fp32"
     )
-    source = save(tmp_path / "in.mp4", clip(5))
-    options = ("--backend", "openvino", "--precision-hint")
-    command = ("encode", exported(NAME), source, tmp_path / "z.zarr", *options)
-    assert (
-        "this CPU (Some CPU) does not compute in bf16 with OpenVINO, which lists FP32, INT8; use the"
-        " precision hint fp32"
-    ) in program.refused(*command, "bf16")
-    assert program.done(*command, "fp32")["latents"] == 2
+    with pytest.raises(BundleError, match=message):
+        require_precision("bf16", ["FP32", "INT8"], "Some CPU")
 
 
 def test_wrong_options_are_refused(exported: Callable[..., Path], program: Program) -> None:

@@ -55,23 +55,6 @@ def test_prefetch_iterable_that_fails_gives_the_items_before_the_error(good: int
     assert list(ahead) == []  # raised once; after that it is at its end
 
 
-def test_prefetch_error_while_queue_is_full_is_raised() -> None:
-    ready = threading.Event()
-
-    def items() -> Iterator[int]:
-        yield 1
-        yield 2
-        ready.set()
-        raise Boom
-
-    with Prefetch(items(), 2) as ahead:
-        assert next(ahead) == 1
-        assert ready.wait(10)
-        assert next(ahead) == 2
-        with pytest.raises(Boom):
-            next(ahead)
-
-
 def test_prefetch_never_runs_more_than_depth_ahead() -> None:
     made = taken = most_ahead = 0
 
@@ -149,12 +132,6 @@ def test_prefetch_without_threads_raises_resource_error(monkeypatch: pytest.Monk
         with pytest.raises(ResourceError, match="can't start new thread"):
             next(ahead)
         assert list(ahead) == []
-
-
-def test_prefetch_consumer_that_fails_does_not_deadlock() -> None:
-    with pytest.raises(Boom), Prefetch(iter(int, 1), 1) as ahead:
-        for _ in ahead:
-            raise Boom
 
 
 def test_prefetch_dropped_unfinished_ends_its_thread() -> None:

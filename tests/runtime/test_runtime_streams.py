@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fixtures.streams import Failing, at_once, finish_despite_failures, noise, pieces, same_bits
 from wfvae.errors import BundleError, InputError, ResourceError, StreamingError
 from wfvae.model.vae import WFVAE
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.runtime.pixels import to_float_frames, to_network, to_uint8_frames
-from wfvae.runtime.snapshot import Snapshot
 from wfvae.spec.frames import latent_frames
 
 FIXTURES = ("4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear")
@@ -31,26 +29,9 @@ SIDES = st.integers(1, 26)
 Opened = Callable[..., Bundle]
 
 
-def video(frames: int, height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
-
-
 def as_float(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """The same values in [-1, 1]."""
     return (frames.astype(np.float64) / 127.5 - 1).astype(np.float32)
-
-
-def pieces(array: Any, sizes: list[int]) -> Iterator[Any]:
-    """`array` in pieces of these sizes, repeated until nothing is left."""
-    start, index = 0, 0
-    while start < len(array):
-        size = sizes[index % len(sizes)]
-        yield array[start : start + size]
-        start, index = start + size, index + 1
-
-
-def same_bits(a: Any, b: Any) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 # The same bits and numbers ------------------------------------------------------------------------
@@ -76,7 +57,7 @@ def test_any_plan_gives_the_bits_of_one_call(
     chunks: tuple[int, int],
     floats: bool,
 ) -> None:
-    bundle, clip = opened(name), video(frames, height, width)
+    bundle, clip = opened(name), noise(frames, height, width)
     latents = bundle.encode(clip, chunk=100)
     assert latents.shape[0] == latent_frames(frames, bundle.ratio)
     with bundle.encoder(height=height, width=width, chunk=chunks[0]) as encoder:
@@ -100,7 +81,7 @@ def test_stream_gives_the_numbers_of_the_model(
 ) -> None:
     """With padding, cropping, drops and drains, against whole-clip inference in PyTorch."""
     model, bundle, height, width = reference_model(name), opened(name), 21, 30
-    clip = video(frames, height, width, seed=frames)
+    clip = noise(frames, height, width, seed=frames)
     tail = -(frames - 1) % bundle.ratio
     padded = np.pad(clip, ((0, tail), (0, 3), (0, 2), (0, 0)), mode="edge")
     x = torch.from_numpy(as_float(padded)).permute(3, 0, 1, 2)[None]
@@ -122,7 +103,7 @@ def test_stream_gives_the_numbers_of_the_model(
 @pytest.mark.parametrize("groups", [0, 1, 4])
 def test_stream_gives_the_bits_of_direct_inference(opened: Opened, name: str, groups: int) -> None:
     bundle = opened(name)
-    clip = video(1 + groups * bundle.ratio, 24, 16)
+    clip = noise(1 + groups * bundle.ratio, 24, 16)
     latents = bundle.encode(clip, chunk=1)
     assert same_bits(bundle.direct_session("encoder").run(to_network(clip)[None])[0], latents)
     direct = bundle.direct_session("decoder").run(latents[None])[0]
@@ -133,7 +114,7 @@ def test_stream_gives_the_bits_of_direct_inference(opened: Opened, name: str, gr
 @pytest.mark.parametrize("name", FIXTURES)
 def test_decoder_of_unknown_length_ends_where_finish_says(opened: Opened, name: str) -> None:
     bundle = opened(name)
-    clip = video(2 * bundle.ratio + 1, 8, 16)
+    clip = noise(2 * bundle.ratio + 1, 8, 16)
     latents = bundle.encode(clip)
     whole = bundle.decode(latents)
     with bundle.decoder(height=8, width=16) as decoder:
@@ -155,7 +136,7 @@ def test_decoder_of_unknown_length_ends_where_finish_says(opened: Opened, name: 
 @pytest.mark.parametrize("direction", ["encoder", "decoder"])
 def test_queued_input_runs_with_the_next_call(opened: Opened, direction: str) -> None:
     bundle = opened("4x8x8-trilinear")
-    clip = video(9, 8, 16)
+    clip = noise(9, 8, 16)
     latents = bundle.encode(clip)
     data, expected = (clip, latents) if direction == "encoder" else (latents, bundle.decode(latents))
     with getattr(bundle, direction)(height=8, width=16) as stream:
@@ -185,7 +166,7 @@ def test_pixel_values_are_converted_exactly(dtype: Any) -> None:
 
 @given(height=SIDES, width=SIDES, floats=st.booleans())
 def test_borders_are_padded_by_repetition_and_cropped(height: int, width: int, floats: bool) -> None:
-    frames = video(2, height, width)
+    frames = noise(2, height, width)
     padding = ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0))
     expected = np.pad(as_float(frames), padding, mode="edge").transpose(0, 3, 1, 2)
     network = to_network(as_float(frames) if floats else frames)
@@ -202,7 +183,7 @@ def test_iterate_reads_no_more_than_the_result_needs(opened: Opened) -> None:
     def frames() -> Iterator[npt.NDArray[np.uint8]]:
         for index in range(100):
             read.append(index)
-            yield video(1, 8, 8, seed=index)
+            yield noise(1, 8, 8, seed=index)
 
     def counted(parts: Iterator[Any], done: list[int]) -> Iterator[Any]:
         for part in parts:
@@ -218,7 +199,7 @@ def test_iterate_reads_no_more_than_the_result_needs(opened: Opened) -> None:
     assert len(next(decoded)) == 3 and len(read) == 5 and done == [1, 1]
     assert len(next(decoded)) == 4 and len(read) == 9 and done == [1, 1, 1]
     with bundle.encoder(height=8, width=8, chunk=2) as encoder:
-        assert [len(part) for part in encoder.iterate([video(30, 8, 8)])] == [2, 2, 2, 2, 1]
+        assert [len(part) for part in encoder.iterate([noise(30, 8, 8)])] == [2, 2, 2, 2, 1]
 
 
 MEMORY_SCRIPT = """
@@ -250,57 +231,36 @@ def test_memory_stays_flat_without_torch(exported: Callable[..., Path]) -> None:
 # Streams beside each other ------------------------------------------------------------------------
 
 
-def test_interleaved_streams_give_the_bits_of_single_ones(opened: Opened) -> None:
-    bundle = opened("8x8x8-trilinear")
-    clips = [video(19, 12, 17, seed=seed) for seed in range(3)]
-    expected = [bundle.encode(clip) for clip in clips]
-    streams = [bundle.encoder(height=12, width=17, chunk=1 + index) for index in range(3)]
-    results: list[list[Any]] = [[], [], []]
-    for start in range(0, 19, 5):
-        for index, stream in enumerate(streams):
-            results[index].append(stream.push(clips[index][start : start + 5]))
-    for index, stream in enumerate(streams):
-        assert same_bits(np.concatenate([*results[index], stream.finish()]), expected[index])
-    assert streams[0].session is streams[1].session
-
-
 def test_streams_of_two_threads_give_the_bits_of_one(own_bundle: Bundle) -> None:
-    clips = [video(33, 40, 24, seed=seed) for seed in range(2)]
+    clips = [noise(33, 40, 24, seed=seed) for seed in range(2)]
     expected = [own_bundle.encode(clip) for clip in clips]
     frames = [own_bundle.decode(latents) for latents in expected]
-    results: dict[tuple[int, int], bool] = {}
-    together = threading.Barrier(2)
 
     def work(index: int) -> None:
-        together.wait()
-        for turn in range(4):
+        for _ in range(4):
             with own_bundle.encoder(height=40, width=24, chunk=1) as encoder:
                 parts = [encoder.push(piece) for piece in pieces(clips[index], [3])]
                 latents = np.concatenate([*parts, encoder.finish()])
-            with own_bundle.decoder(height=40, width=24, chunk=1) as decoder:
-                decoded = np.concatenate([decoder.push(latents), decoder.finish()])
-            results[index, turn] = same_bits(latents, expected[index]) and same_bits(decoded, frames[index])
+            assert same_bits(latents, expected[index])
+            assert same_bits(own_bundle.decode(latents, chunk=1), frames[index])
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 8 and all(results.values())
+    at_once(work)
 
 
 # Wrong use ----------------------------------------------------------------------------------------
 
-GOOD = video(3, 8, 16)
+GOOD = noise(3, 8, 16)
 WRONG_FRAMES: list[tuple[Any, str]] = [
-    (video(3, 16, 8), r"frames are 16x8, but this stream is 8x16; open another stream"),
-    (video(3, 8, 17), r"frames are 8x17"),
+    (noise(3, 16, 8), r"frames are 16x8, but this stream is 8x16; open another stream"),
+    (noise(3, 8, 17), r"frames are 8x17"),
     (GOOD[0], r"shape \(8, 16, 3\); expected \(T, 8, 16, 3\)"),
     (GOOD[..., :2], r"shape \(3, 8, 16, 2\)"),
     (GOOD.astype(np.int64), r"frames are int64; expected uint8, or floating point"),
     (GOOD.astype(bool), r"frames are bool"),
     ("frames", r"shape \(\)"),
     (as_float(GOOD), r"frames are float32, but those before were uint8; use one type"),
+    (np.full((3, 8, 16, 3), np.nan, np.float32), "frames hold NaN or infinite values"),
+    (np.full((3, 8, 16, 3), -np.inf, np.float32), "frames hold NaN or infinite values"),
 ]
 
 
@@ -310,7 +270,7 @@ def test_refused_frames_leave_the_stream_unchanged(
     opened: Opened, wrong: Any, message: str, before: int
 ) -> None:
     """Also right after a step, when nothing is queued (before = 5)."""
-    bundle, clip = opened("4x8x8-trilinear"), video(14, 8, 16)
+    bundle, clip = opened("4x8x8-trilinear"), noise(14, 8, 16)
     with bundle.encoder(height=8, width=16, chunk=2) as encoder:
         parts = [encoder.push(clip[:before])]
         with pytest.raises(InputError, match=message):
@@ -319,17 +279,9 @@ def test_refused_frames_leave_the_stream_unchanged(
     assert same_bits(np.concatenate(parts), bundle.encode(clip))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_frames_that_are_not_finite_are_refused(opened: Opened, value: float) -> None:
-    frames = as_float(GOOD)
-    frames[1, 2, 3, 0] = value
-    with pytest.raises(InputError, match="frames hold NaN or infinite values"):
-        opened("4x8x8-trilinear").encode(frames)
-
-
 def test_refused_latents_leave_the_stream_unchanged(opened: Opened) -> None:
     bundle = opened("4x8x8-trilinear")
-    latents = bundle.encode(video(17, 8, 16))
+    latents = bundle.encode(noise(17, 8, 16))
     holed = latents.copy()
     holed[2, 0, 0, 0] = np.nan
     wrong: list[tuple[Any, str]] = [
@@ -382,9 +334,9 @@ def test_finished_or_closed_stream_is_refused(opened: Opened, direction: str) ->
         (lambda bundle: bundle.encoder(height=0, width=8), "0x8; expected at least 1x1"),
         (lambda bundle: bundle.decoder(height=8, width=8, frames=0), "frames is 0"),
         (lambda bundle: bundle.decoder(height=8, width=8, pixels="int8"), "pixels is 'int8'"),
-        (lambda bundle: bundle.encode(video(1, 8, 8)[0]), r"frames have shape \(8, 8, 3\)"),
+        (lambda bundle: bundle.encode(noise(1, 8, 8)[0]), r"frames have shape \(8, 8, 3\)"),
         (lambda bundle: bundle.decode(np.zeros((4, 2, 2), np.float32)), r"latents have shape \(4, 2, 2\)"),
-        (lambda bundle: bundle.encode(video(0, 8, 8)), "no frames"),
+        (lambda bundle: bundle.encode(noise(0, 8, 8)), "no frames"),
         (lambda bundle: bundle.decode(np.zeros((0, 4, 2, 2), np.float32)), "no latents"),
     ],
 )
@@ -402,32 +354,6 @@ def own_bundle(exported: Callable[..., Path]) -> Bundle:
     return open_bundle(exported("4x8x8-trilinear"), provider="cpu", threads=1)
 
 
-def content(snapshot: Snapshot) -> Any:
-    arrays = {
-        name: (a.shape, a.dtype, a.tobytes())
-        for group in (snapshot.state, snapshot.pending)
-        for name, a in group.items()
-    }
-    return arrays, snapshot.counters
-
-
-class FailingSession:
-    """A session that fails at chosen calls, before or after its work."""
-
-    def __init__(self, session: Any, fail_at: set[int], late: bool, error: BaseException) -> None:
-        self._session, self._fail_at, self._late, self._error, self._calls = session, fail_at, late, error, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-    def run_with_iobinding(self, binding: Any) -> None:
-        self._calls += 1
-        if self._late or self._calls not in self._fail_at:
-            self._session.run_with_iobinding(binding)
-        if self._calls in self._fail_at:
-            raise self._error
-
-
 @pytest.mark.parametrize("fail_at", [{1}, {3, 4}, {5}, {2, 3, 6}])
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(
@@ -437,7 +363,7 @@ class FailingSession:
 def test_failed_step_loses_nothing(
     own_bundle: Bundle, direction: Any, fail_at: set[int], late: bool, error: BaseException
 ) -> None:
-    bundle, clip = own_bundle, video(22, 8, 16)
+    bundle, clip = own_bundle, noise(22, 8, 16)
     latents = bundle.encode(clip)
     stream: Any
     if direction == "encoder":
@@ -446,20 +372,10 @@ def test_failed_step_loses_nothing(
         stream = bundle.decoder(height=8, width=16, chunk=1, frames=22)
         data, expected = latents, bundle.decode(latents, frames=22)
     session: Any = bundle.step_session(direction)
-    working, session._session = session._session, FailingSession(session._session, fail_at, late, error)
-    parts, failures = [], 0
-    pushes = [functools.partial(stream.push, piece) for piece in pieces(data, [9])]
-    for call in [*pushes, stream.finish]:
-        again = call
-        while True:
-            try:
-                parts.append(again())
-                break
-            except (ResourceError, BundleError, KeyboardInterrupt):
-                failures += 1
-                restored = bundle.restore(stream.snapshot(), chunk=1)
-                assert content(restored.capture()) == content(stream.capture())
-                again = stream.finish if call == stream.finish else functools.partial(stream.push, data[:0])
+    working = session._session
+    session._session = Failing(working, "run_with_iobinding", fail_at, late, error, [0])
+    kinds: Any = (ResourceError, BundleError, KeyboardInterrupt)
+    result, failures = finish_despite_failures(stream, data, 9, kinds)
     session._session = working
     assert failures == len(fail_at)
-    assert same_bits(np.concatenate(parts), expected)
+    assert same_bits(result, expected)

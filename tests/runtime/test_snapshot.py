@@ -101,18 +101,6 @@ def test_restored_stream_keeps_counters_options_and_queued_input(opened: Opened)
         again.push(np.repeat(latents, 2, axis=0))
 
 
-def test_stream_restored_from_its_own_past_gives_same_bits(opened: Opened) -> None:
-    bundle = opened("4x8x8-trilinear")
-    for direction in ("encoder", "decoder"):
-        stream, source, expected = open_stream(bundle, direction)
-        first = stream.push(source[: len(source) // 2])
-        snapshot = stream.snapshot()
-        for _ in range(2):
-            second = stream.push(source[len(source) // 2 :])
-            assert np.concatenate([first, second, stream.finish()]).tobytes() == expected.tobytes()
-            stream.restore(snapshot)
-
-
 OTHER_PROCESS = """
 import sys, numpy as np
 from wfvae.runtime import open_bundle

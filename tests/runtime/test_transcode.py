@@ -96,19 +96,6 @@ def test_encode_gives_the_latents_of_the_frames(
     assert names(tmp_path) == sorted([video.name, *left])
 
 
-def test_store_has_its_metadata_in_attributes(
-    program: Program, bundle: Path, model: Bundle, tmp_path: Path
-) -> None:
-    import zarr
-
-    program.done("encode", bundle, save(tmp_path / "in.mp4", clip(6), NTSC), tmp_path / "z.zarr")
-    array: Any = zarr.open_group(tmp_path / "z.zarr", mode="r")["latents"]
-    attributes = array.attrs["wfvae"]
-    expected = {"frames": 6, "fps": "30000/1001", "height": 32, "width": 48, "complete": True}
-    assert {**expected, "bundle_hash": model.identity}.items() <= attributes.items()
-    assert {"scale", "shift", "time_base", "color_range", "kind", "temporal_ratio"} <= set(attributes)
-
-
 # Video --------------------------------------------------------------------------------------------
 
 
@@ -139,23 +126,6 @@ def test_decode_writes_the_frames_of_the_latents(
     if ending in (".mp4", ".mov"):
         assert times == [index / NTSC for index in range(14)]
         assert after.time_base == before.time_base
-
-
-@pytest.mark.parametrize("pattern", ["frames/", "frames/%04d.png"])
-def test_images_give_exact_pixels(
-    program: Program, bundle: Path, model: Bundle, tmp_path: Path, pattern: str
-) -> None:
-    source = clip(7)
-    (tmp_path / "in").mkdir()
-    save(f"{tmp_path}/in/", source)  # type: ignore[arg-type]
-    report = program.done("encode", bundle, tmp_path / "in", tmp_path / "z.npy", "--fps", "30000/1001")
-    assert report["fps"] == pytest.approx(float(NTSC))
-    latents, decoded = through(model, source)
-    assert np.array_equal(latents_of(tmp_path / "z.npy"), latents)
-    for arguments in (("decode", bundle, tmp_path / "z.npy"), ("reconstruct", bundle, tmp_path / "in")):
-        assert program.done(*arguments, f"{tmp_path}/{pattern}")["frames"] == 7
-        assert np.array_equal(load(tmp_path / "frames")[0], decoded)
-        assert len(names(tmp_path / "frames")) == 7
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mkv"])
