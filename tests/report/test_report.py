@@ -186,10 +186,10 @@ def test_page_rendered_twice_is_the_same_and_its_ids_are_unique() -> None:
     assert len(plots) == 2 * 3, "three plots, each for wide and narrow windows"
 
 
-def drawn(values: list[float]) -> str:
+def drawn(values: list[float], y_label: str = "PSNR") -> str:
     with plot_style():
         figure = Figure((9, 3))
-        draw_line(figure.subplots(), values, "frame", "PSNR", "dB")
+        draw_line(figure.subplots(), values, "frame", y_label, "dB")
         return svg_text(figure, "a <plot>")
 
 
@@ -211,9 +211,9 @@ def test_line_plot_of_long_series_is_small_and_keeps_outliers() -> None:
 
 
 def test_plot_has_text_labels_and_a_dark_scheme() -> None:
-    root = ElementTree.fromstring(drawn([1.0, 2.0]))
+    root = ElementTree.fromstring(drawn([1.0, 2.0], "$a_$ <b>"))
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"frame", "PSNR (dB)", "mean 1.50 dB"} <= set(texts)
+    assert {"frame", "$a_$ <b> (dB)", "mean 1.50 dB"} <= set(texts)
     assert root.attrib["aria-label"] == "a <plot>"
     assert "prefers-color-scheme:dark" in drawn([1.0])
 

@@ -51,6 +51,7 @@ _STYLE: dict[Any, Any] = {
     "figure.facecolor": PAPER,
     "figure.constrained_layout.use": True,
     "text.color": INK,
+    "text.parse_math": False,  # names of files may hold dollar signs
     "hatch.color": SECOND,
     "hatch.linewidth": 2.0,
     "lines.linewidth": 1.4,
