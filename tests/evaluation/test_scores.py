@@ -28,6 +28,7 @@ from wfvae.evaluation.scores import (
     Evaluation,
     PairedDifference,
     SetScore,
+    Skipped,
     VideoScore,
     compare,
     mean_interval,
@@ -177,7 +178,10 @@ def test_reconstruction_that_is_better_in_every_frame_is_better(frames: list[tup
     assert psnr_difference(better, worse) == -difference
 
 
-def test_skipped_videos_are_listed_as_text() -> None:
-    entry = Labelled("a*b", replace(evaluation({"a": 30.0}), complete=False))
-    assert "## a\\*b" in to_markdown([entry], [], 1)
-    assert "- interrupted: not all videos were scored" in to_markdown([entry], [], 1)
+def test_markdown_names_interruption_and_skipped_videos_as_plain_text() -> None:
+    skipped = (Skipped("c_d", "no | video"),)
+    found = replace(evaluation({"a": 30.0}), complete=False, skipped=skipped)
+    markdown = to_markdown([Labelled("a*b", found)], [], 1)
+    assert "## a\\*b" in markdown
+    assert "- interrupted: not all videos were scored\n" in markdown
+    assert "Skipped:\n\n- c\\_d: no \\| video\n" in markdown

@@ -59,7 +59,7 @@ def test_energies_and_entropies_agree_with_the_transform_written_as_matrices() -
 @pytest.mark.parametrize(
     ("axis", "bit"), [(0, HIGH_ALONG_TIME), (1, HIGH_ALONG_HEIGHT), (2, HIGH_ALONG_WIDTH)]
 )
-def test_an_alternating_signal_lies_in_the_band_of_its_axis(axis: int, bit: int) -> None:
+def test_alternating_signal_is_in_the_band_of_its_axis(axis: int, bit: int) -> None:
     bands = statistics_of(wave(axis)).bands()
     assert [index for index, band in enumerate(bands) if band.energy > 0] == [0, bit]
     assert BAND_AXES[bit] == "THW"[axis]
@@ -67,24 +67,12 @@ def test_an_alternating_signal_lies_in_the_band_of_its_axis(axis: int, bit: int)
     assert all(band.entropy == 0.0 for band in bands)
 
 
-def test_constant_video_is_all_low_pass() -> None:
-    bands = statistics_of(np.full((4, 6, 6, 3), 77, dtype=np.uint8)).bands()
-    assert bands[0].share == 1.0
-    assert bands[0].energy == pytest.approx(77**2 * 4 * 6 * 6 * 3)
-
-
 def test_black_video_has_no_energy_and_no_nan() -> None:
     bands = statistics_of(np.zeros((2, 4, 4, 3), dtype=np.uint8)).bands()
     assert all(band.energy == band.share == band.entropy == 0.0 for band in bands)
 
 
-def test_entropy_of_a_known_histogram() -> None:
-    frames = np.zeros((2, 2, 8, 3), dtype=np.uint8)
-    frames[:, :, 4:] = 100  # half of the LLL coefficients are 0, half 282.8
-    assert statistics_of(frames).bands()[0].entropy == pytest.approx(1.0)
-
-
-def test_any_chunking_gives_the_same() -> None:
+def test_frames_in_any_chunks_give_the_same_bands() -> None:
     frames = video(frames=9, height=15, width=17)
     pieces = SubbandStatistics()
     for start, stop in ((0, 1), (1, 1), (1, 4), (4, 9)):
@@ -93,7 +81,7 @@ def test_any_chunking_gives_the_same() -> None:
     assert pieces.coefficients == 4 * 7 * 8 * 3
 
 
-def test_the_waiting_frame_is_a_copy() -> None:
+def test_buffer_reused_by_the_caller_changes_nothing() -> None:
     frames = video(frames=2)
     statistics = SubbandStatistics()
     buffer = frames[:1].copy()
@@ -118,7 +106,7 @@ def test_wrong_frames_are_refused(frames: np.ndarray) -> None:
         SubbandStatistics().update(frames)
 
 
-def test_a_change_of_size_and_an_empty_count_are_refused() -> None:
+def test_other_size_and_empty_count_are_refused() -> None:
     statistics = SubbandStatistics()
     statistics.update(video(frames=1))
     with pytest.raises(InputError, match="no pair"):
