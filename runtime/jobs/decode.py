@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from wfvae.runtime.latents.base import LatentsReader
 from wfvae.runtime.latents.latent_files import open_latents
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo
-from wfvae.runtime.media.video_writer import PIPE, is_image_folder, open_video_writer
+from wfvae.runtime.media.video_writer import PIPE, VideoWriter, is_image_folder, open_video_writer
 from wfvae.runtime.prefetch import BackgroundSink, Prefetch
+from wfvae.runtime.snapshot import Snapshot
 from wfvae.runtime.stream import DecoderStream
 from wfvae.spec.frames import video_frames
 from wfvae.spec.latents import LatentsInfo
@@ -80,12 +82,22 @@ def decode_video(
         target = _output_video(info, {**(output or {}), "audio_from": audio_from})
         stream = stack.enter_context(bundle.decoder(height=height, width=width, frames=frames, chunk=chunk))
         began = time.perf_counter()
-        job = _Decoding(reader, stream, chunk, target, frames, progress, observe)
+        job = _Decoding(reader, stream, chunk, frames, progress, observe)
         if _is_segmented(video):
             checkpoints = Checkpoints(Path(video), fingerprint_latents(reader, bundle), checkpoint_seconds)
-            resumed_at = job.to_segments(Path(video), latents, segment_frames, checkpoints, resume, overwrite)
+            segments = SegmentedVideoWriter(
+                Path(video),
+                target,
+                segment_frames=segment_frames,
+                resume=resume,
+                overwrite=overwrite,
+                origin=checkpoints.fingerprint,
+            )
+            stack.enter_context(segments)
+            snapshot = checkpoints.load(latents) if resume else None
+            resumed_at = job.to_segments(segments, segment_frames, checkpoints, snapshot)
         else:
-            job.to_writer(video, container, overwrite)
+            job.to_writer(open_video_writer(video, target, overwrite=overwrite, container=container))
             resumed_at = 0
         return Report(
             source=str(latents),
@@ -102,80 +114,57 @@ def decode_video(
         )
 
 
+@dataclass
 class _Decoding:
     """A decode job: to a file in segments, or to anything else in one go."""
 
-    def __init__(
-        self,
-        reader: LatentsReader,
-        stream: DecoderStream,
-        chunk: int,
-        target: OutputVideo,
-        frames: int,
-        progress: Progress,
-        observe: Callable[[Array], None] | None,
-    ) -> None:
-        self._reader, self._stream, self._chunk, self._target = reader, stream, chunk, target
-        self._frames, self._progress, self._observe = frames, progress, observe
+    reader: LatentsReader
+    stream: DecoderStream
+    chunk: int
+    frames: int
+    progress: Progress
+    observe: Callable[[Array], None] | None
 
-    def to_writer(self, video: str | Path, container: str | None, overwrite: bool) -> None:
+    def to_writer(self, video_writer: VideoWriter) -> None:
         """Decodes to images, a GIF or a pipe."""
-        with ExitStack() as stack:
-            writer = stack.enter_context(
-                open_video_writer(video, self._target, overwrite=overwrite, container=container)
-            )
-            sink = stack.enter_context(BackgroundSink(writer.write, DEPTH))
-            for part in stack.enter_context(closing(self._parts())):
-                sink.put(part)
-                self._progress(self._stream.frames_given, self._frames)
+        with video_writer as writer, BackgroundSink(writer.write, DEPTH) as sink:
+            with closing(self._parts()) as parts:
+                for part in parts:
+                    sink.put(part)
+                    self.progress(self.stream.frames_given, self.frames)
             sink.close()
 
     def to_segments(
         self,
-        video: Path,
-        source: str | Path,
+        writer: SegmentedVideoWriter,
         segment_frames: int,
         checkpoints: Checkpoints,
-        resume: bool,
-        overwrite: bool,
+        snapshot: Snapshot | None,
     ) -> int:
         """Decodes to a file that can be resumed. Returns the frames of an earlier run."""
-        stream = self._stream
-        with ExitStack() as stack:
-            writer = stack.enter_context(
-                SegmentedVideoWriter(
-                    video,
-                    self._target,
-                    segment_frames=segment_frames,
-                    resume=resume,
-                    overwrite=overwrite,
-                    origin=checkpoints.fingerprint,
-                )
-            )
-            resumed_at = writer.frames_done
-            snapshot = checkpoints.load(source) if resume else None
-            if snapshot is None:
-                checkpoints.forget()
-            pending, done = None, 0
-            if snapshot is not None:
-                held = snapshot.attached[_PENDING]
-                position = snapshot.counters["given"] - len(held)
-                if position <= resumed_at:
-                    stream.restore(snapshot)
-                    pending, done = held, position
-            to_skip = resumed_at - done  # frames that are in finished segments
-            sink = stack.enter_context(checkpoints.sink(writer.write))
-            for part in stack.enter_context(closing(self._parts(pending))):
+        resumed_at = writer.frames_done
+        pending, done = None, 0
+        if snapshot is None:
+            checkpoints.forget()
+        else:
+            held = snapshot.attached[_PENDING]
+            position = snapshot.counters["given"] - len(held)
+            if position <= resumed_at:
+                self.stream.restore(snapshot)
+                pending, done = held, position
+        to_skip = resumed_at - done  # frames that are in finished segments
+        with checkpoints.sink(writer.write) as sink, closing(self._parts(pending)) as parts:
+            for part in parts:
                 before, done = done, done + len(part)
                 saved = None
                 # Only whole segments survive an interruption; the snapshot holds the rest.
                 if done // segment_frames > before // segment_frames and checkpoints.due:
                     rest = part[len(part) - done % segment_frames :]
-                    saved = checkpoints.take(stream, {_PENDING: rest})
+                    saved = checkpoints.take(self.stream, {_PENDING: rest})
                 skipped = min(to_skip, len(part))
                 to_skip -= skipped
                 sink.put((part[skipped:], saved))
-                self._progress(done, self._frames)
+                self.progress(done, self.frames)
             sink.close()
             writer.finish()
         checkpoints.forget()
@@ -185,8 +174,8 @@ class _Decoding:
         """Yields `pending`, and then the video from where the stream stands."""
         if pending is not None and len(pending):
             yield pending
-        stream = self._stream
-        chunks = self._reader.chunks(self._chunk, start=stream.latents_seen)
+        stream = self.stream
+        chunks = self.reader.chunks(self.chunk, start=stream.latents_seen)
         with Prefetch(chunks, DEPTH) as source:
             for latents in source:
                 yield from self._observed(stream.push(latents[:, : stream.channels]))
@@ -194,8 +183,8 @@ class _Decoding:
 
     def _observed(self, part: Array) -> Iterator[Array]:
         if len(part):
-            if self._observe is not None:
-                self._observe(part)
+            if self.observe is not None:
+                self.observe(part)
             yield part
 
 

@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from msgspec.structs import replace
 
 from wfvae.errors import BundleError, InputError, ResourceError
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.runtime.backends.onnxruntime import OnnxRuntimeStep
 from wfvae.runtime.backends.session_cache import SessionCache, shared_sessions
-from wfvae.spec.manifest import FORMAT, Manifest
 
 Opened = Callable[..., Bundle]
 Edit = Callable[[dict[str, Any]], Any]
@@ -122,30 +120,6 @@ def test_changed_manifest_is_refused(copy: Path, edit: Edit, message: str) -> No
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda m: m["graphs"].pop("decoder"), "incomplete: decoder is missing"),
-        (lambda m: m["files"].pop("encoder.onnx"), r"incomplete: encoder\.onnx is missing"),
-        (
-            lambda m: m["files"].update({"../other": m["files"]["encoder.onnx"]}),
-            r"damaged: a key of files must be text matching",
-        ),
-    ],
-)
-def test_incomplete_manifest_is_refused_even_if_its_hash_fits(copy: Path, edit: Edit, message: str) -> None:
-    data = json.loads((copy / "manifest.json").read_text())
-    edit(data)
-    # Read without the checks, to make a manifest whose identity is right.
-    files = data["files"]
-    manifest = Manifest.read(copy)
-    graphs = {key: graph for key, graph in manifest.graphs.items() if key in data["graphs"]}
-    records = {name: manifest.files.get(name, next(iter(manifest.files.values()))) for name in files}
-    replace(manifest, graphs=graphs, files=records).write(copy)
-    with pytest.raises(BundleError, match=message):
-        open_bundle(copy)
-
-
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'"wfvae-bundle/1"'])
 def test_manifest_that_is_no_json_object_is_refused(copy: Path, content: bytes) -> None:
     (copy / "manifest.json").write_bytes(content)
@@ -160,17 +134,6 @@ def test_folder_without_manifest_is_refused(copy: Path, tmp_path: Path) -> None:
         message = r"is not a bundle: it has no manifest\.json; make one with: wfvae export"
         with pytest.raises(BundleError, match=message):
             open_bundle(path)
-
-
-def test_manifest_is_read_as_it_was_written(exported: Callable[..., Path], tmp_path: Path) -> None:
-    manifest = Manifest.read(exported("8x8x8-trilinear"))
-    engine = {"file": "engines/x.plan"}
-    for written in (manifest, manifest.with_engines((engine,))):
-        written.write(tmp_path)
-        again = Manifest.read(tmp_path)
-        assert again == written and again.identity == manifest.identity
-    assert again.engines == (engine,) and manifest.to_dict()["format"] == FORMAT
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 # Backends and sessions ----------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +27,6 @@ NAME = "4x8x8-trilinear"
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("video") / "in.mp4", clip(40))
-
-
-def write_pictures(path: Path, frames: Any, pixel_format: str, codec: str, rate: int = 25) -> Path:
-    """Encodes frames in a pixel format."""
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(codec, rate=rate)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = pixel_format
-        for index, frame in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")
-            picture = picture.reformat(format=pixel_format)
-            picture.pts, picture.time_base = index, Fraction(1, rate)
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
-    return path
 
 
 # Damaged videos -----------------------------------------------------------------------------------
@@ -103,18 +87,6 @@ def test_truncated_video_gives_its_latents_and_then_the_error(
     report = program.done("encode", bundle, cut, store, "--keep-damaged")
     assert report["frames"] >= 5 and report["complete"]
     assert [name for name in names(tmp_path) if name.startswith(".")] == []
-
-
-def test_size_that_changes_within_a_video_is_refused(program: Program, bundle: Path, tmp_path: Path) -> None:
-    sizes = (32, 48)
-    parts = [write_pictures(tmp_path / f"{h}.h264", clip(8, h), "yuv420p", "libx264") for h in sizes]
-    mixed = tmp_path / "mixed.h264"
-    mixed.write_bytes(b"".join(part.read_bytes() for part in parts))
-    complaint = program.refused("encode", bundle, mixed, tmp_path / "z.zarr", "--chunk", 1)
-    assert "frame 8 of" in complaint
-    assert "48x48, but the frames before it are 48x32" in complaint
-    assert 1 <= len(latents_of(tmp_path / "z.zarr")) <= 3
-    assert "48x48" in program.refused("reconstruct", bundle, mixed, tmp_path / "out.mp4")
 
 
 # Sizes and lengths --------------------------------------------------------------------------------

@@ -209,23 +209,6 @@ def test_failed_step_loses_nothing(opened: Opened, monkeypatch: pytest.MonkeyPat
     finish(pool, members)
 
 
-def test_streams_without_input_do_not_block_the_others(opened: Opened) -> None:
-    bundle = opened("4x8x8-trilinear")
-    pool = new_pool(bundle, "encoder", rows=2, chunk=4)
-    starving = [Member(pool, _clip(bundle, "encoder", 9, seed)) for seed in range(3)]
-    assert pool.step() == {}
-    fed = Member(pool, _clip(bundle, "encoder", 17, 3))
-    members = [*starving, fed]
-    starving[0].push(1)
-    fed.push(17)
-    assert advance(pool, members) == 2  # by the one latent that both have
-    assert [sum(map(len, member.parts)) for member in members] == [1, 0, 0, 1]
-    assert advance(pool, members) == 1
-    assert sum(map(len, fed.parts)) == 5
-    assert pool.step() == {} and len(pool) == 4
-    finish(pool, members)
-
-
 def test_more_streams_than_rows_take_turns(opened: Opened) -> None:
     pool = new_pool(opened("4x8x8-trilinear"), "encoder", rows=2, chunk=1)
     streams: list[PooledStream[Any]] = [pool.open() for _ in range(5)]

@@ -188,29 +188,6 @@ def test_variable_frame_rate_is_kept_by_reconstruct_and_reported(
     assert program.done("decode", bundle, tmp_path / "z.zarr", tmp_path / "even.mp4")["frames"] == 12
 
 
-def test_rotation_is_applied_and_reported(
-    program: Program, bundle: Path, model: Bundle, tmp_path: Path
-) -> None:
-    video = tmp_path / "in.mp4"
-    with av.open(str(video), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        stream.set_display_rotation(90)
-        for index, frame in enumerate(clip(5)):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")
-            picture.pts, picture.time_base = index, Fraction(1, 25)
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
-    report = program.done("reconstruct", bundle, video, f"{tmp_path}/frames/")
-    source = load(video)[0]
-    assert source.shape == (5, 48, 32, 3)
-    assert (report["height"], report["width"]) == (48, 32)
-    assert report["rotation"] in (90, 270)
-    text = program("encode", bundle, video, tmp_path / "z.npy").out
-    assert f"{report['rotation']} degrees" in text
-    assert np.array_equal(load(tmp_path / "frames")[0], through(model, source)[1])
-
-
 # Audio --------------------------------------------------------------------------------------------
 
 
