@@ -64,7 +64,7 @@ class ContainerSource:
         try:
             with translated(f"reading '{name}'"):
                 self._stream: Any = select_video_stream(self._container, name)
-                # Threads that work on several frames at once lose sound frames when one fails.
+                # Threads that work on several frames at once lose good frames when one fails.
                 self._stream.thread_type = "SLICE" if keep_damaged else "AUTO"
                 # Without audio the first frame is the start, since AVI's may be a frame off.
                 origin = start_of(self._container) if self._container.streams.audio else None
@@ -126,15 +126,15 @@ class ContainerSource:
         """Yields decoded frames in presentation order."""
         try:
             for packet in self._packets:
-                yield from self._sound_frames(packet)
+                yield from self._undamaged_frames(packet)
         except _DamagedFrameError as error:
             raise self._damaged(error) from error
         except Failure as error:
-            yield from self._held_frames()
+            yield from self._pending_frames()
             raise self._damaged(error) from error
         self._check_whole()
 
-    def _sound_frames(self, packet: Any) -> Iterator[av.VideoFrame]:
+    def _undamaged_frames(self, packet: Any) -> Iterator[av.VideoFrame]:
         if packet.is_corrupt and not self._keep_damaged:
             raise MediaError("a packet is incomplete")
         try:
@@ -148,13 +148,13 @@ class ContainerSource:
                 raise _DamagedFrameError("the next frame is damaged")
             yield frame
 
-    def _held_frames(self) -> Iterator[av.VideoFrame]:
-        """Yields the sound frames that decoder threads still hold when the packets fail."""
+    def _pending_frames(self) -> Iterator[av.VideoFrame]:
+        """Yields the undamaged frames that decoder threads still hold when the packets fail."""
         try:
-            held = self._stream.codec_context.decode(None)
+            pending = self._stream.codec_context.decode(None)
         except Failure:
             return
-        for frame in held:
+        for frame in pending:
             if frame.is_corrupt:
                 return
             yield frame

@@ -142,9 +142,8 @@ def _pipe_writer(pipe: BinaryIO, name: str, info: OutputVideo, container: str | 
         return VideoWriter(RawSink(pipe), info, name)
     muxer = container or PIPE_MUXER
     with translated(f"opening '{name}'"):
-        return VideoWriter(
-            ContainerSink(OutputPipe(pipe, muxer, info, EncoderPlan.of(info, muxer))), info, name
-        )
+        sink = ContainerSink(OutputPipe(pipe, muxer, info, EncoderPlan.of(info, muxer)))
+    return VideoWriter(sink, info, name)
 
 
 def _folder_writer(

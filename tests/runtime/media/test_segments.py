@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -83,46 +80,6 @@ def test_one_segment_gives_the_bytes_of_the_plain_writer(tmp_path: Path) -> None
         writer.write(moving(14))
         writer.finish()
     assert save(tmp_path / "plain.mp4", moving(14)).read_bytes() == (tmp_path / "parts.mp4").read_bytes()
-
-
-RUN_SEGMENTS = """
-import sys, numpy as np
-from fractions import Fraction
-from wfvae.runtime.media.video_info import OutputVideo
-from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
-t, y, x = np.ogrid[:96, :48, :64]
-frames = np.stack(np.broadcast_arrays(t * 2 + x, t + y, 255 - t + 0 * x), -1).astype(np.uint8)
-video = OutputVideo(64, 48, Fraction(24))
-with SegmentedVideoWriter(sys.argv[1], video, segment_frames=4, resume=True) as writer:
-    print(writer.frames_done, flush=True)
-    for index in range(writer.frames_done, 96):
-        writer.write(frames[index : index + 1])
-        print(index, flush=True)
-    writer.finish()
-"""
-
-
-def run_until(path: Path, kill_at: int | None) -> int:
-    """Runs in a process that is killed at a frame. Returns the frame that it began at."""
-    command = [sys.executable, "-c", RUN_SEGMENTS, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        begun = int(process.stdout.readline())
-        for line in process.stdout:
-            if int(line) == kill_at:
-                process.send_signal(signal.SIGKILL)
-                break
-    return begun
-
-
-def test_killed_runs_give_the_bytes_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole.mp4", tmp_path / "parts.mp4"
-    run_until(whole, None)
-    assert run_until(parts, 30) == 0
-    assert not parts.exists()
-    assert run_until(parts, 70) >= 24
-    assert run_until(parts, None) >= 64
-    assert parts.read_bytes() == whole.read_bytes()
 
 
 def test_joining_is_repeated_after_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
