@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -297,23 +298,16 @@ def test_resuming_without_a_checkpoint_begins_and_reports_it(tmp_path: Path) -> 
     assert line == f"there is no checkpoint in {tmp_path} to go on from; training begins at step 0"
 
 
-def test_second_process_in_a_directory_raises(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    code = "import sys; from wfvae.cli import main as cli; sys.exit(cli.main(sys.argv[1:]))"
-    config = write_config(small(), tmp_path / "small.toml")
-    outcome: list[subprocess.CompletedProcess[str]] = []
-
-    def intrude(done: int, *_: object) -> None:
-        if done == 1:
-            command = [sys.executable, "-c", code, "train", config, "--out", run, "--resume"]
-            outcome.append(subprocess.run(command, capture_output=True, text=True, check=False))
-
-    assert train(small(), run, CPU, watcher=Watcher(progress=intrude)).finished
-    assert outcome[0].returncode == 2
-    expected = (
+def test_second_process_in_a_directory_raises(tmp_path: Path, program: Program) -> None:
+    run, config = tmp_path / "run", write_config(small(), tmp_path / "small.toml")
+    run.mkdir()
+    with (run / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        complaint = program.refused("train", config, "--out", run)
+    assert complaint == (
         f"wfvae train: another process trains in {run}; wait for it or stop it, or choose another --out"
     )
-    assert outcome[0].stderr == expected + "\n"
+    assert list(run.iterdir()) == [run / ".lock"]
     (tmp_path / "other" / ".lock").mkdir(parents=True)
     with pytest.raises(ResourceError, match=r"cannot write .*other.\.lock: "):
         train(small(), tmp_path / "other", CPU)

@@ -1,9 +1,8 @@
-"""The trained model that comes with the package: what it is, that it loads by name, that it
-reconstructs, and that the demo uses it.
-"""
+"""The trained model that comes with the package: size, name, quality, use in the demo."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -25,9 +24,8 @@ MEASURED_INSTEAD = {
         "16b60deb6e5af3eaf9b5b5d81e2119e1489e4a8551c8850be37681589338fed2"
     )
 }
-"""By the state hash of shipped weights, that of the weights which figures of a CPU without AVX-512
-are of. Those of the twelfth stage were made where there was none, so these are of the tenth;
-docs/openvino.md says so. Empty once they are measured."""
+"""State hash of shipped weights -> that of the weights behind figures of a CPU without AVX-512, see
+docs/openvino.md. Empty once the shipped ones are measured."""
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "tiny-model.json"
 
 
@@ -36,14 +34,14 @@ def tiny() -> WFVAE:
     return WFVAE.from_pretrained("tiny")
 
 
-def test_it_is_small_and_of_the_promised_shape(tiny: WFVAE) -> None:
+def test_tiny_model_is_small_and_has_16_channels(tiny: WFVAE) -> None:
     assert sum(p.numel() for p in tiny.parameters()) <= 3_000_000
     assert (FOLDER / WEIGHTS_NAME).stat().st_size <= 6_000_000
     assert (tiny.config.latent_dim, tiny.config.temporal_compression) == (16, 4)
     assert tiny.dtype == torch.float32
 
 
-def test_the_name_gives_way_to_a_directory(
+def test_directory_named_tiny_takes_precedence(
     tiny: WFVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -55,8 +53,10 @@ def test_the_name_gives_way_to_a_directory(
         WFVAE.from_pretrained("tiny")
 
 
-def test_it_reconstructs_what_it_has_not_seen(tiny: WFVAE, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As well as the committed figures say, clip by clip; random weights reach about 10 dB."""
+def test_tiny_model_reaches_its_committed_scores_on_held_out_clips(
+    tiny: WFVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clip by clip; random weights reach about 10 dB."""
     monkeypatch.syspath_prepend(str(RESULTS.parent.parent))  # scripts import their neighbours by bare names
     spec = importlib.util.spec_from_file_location("tiny_model", RESULTS.parent.parent / "tiny_model.py")
     assert spec and spec.loader
@@ -70,14 +70,10 @@ def test_it_reconstructs_what_it_has_not_seen(tiny: WFVAE, monkeypatch: pytest.M
         assert scores.ssim == pytest.approx(committed["ssim_each"][number], abs=0.002)
 
 
-def test_the_committed_figures_are_of_this_model() -> None:
-    import hashlib
-
+def test_committed_figures_are_of_the_shipped_weights() -> None:
     measured = json.loads(RESULTS.read_text(encoding="utf-8"))
-    assert (
-        hashlib.sha256((FOLDER / WEIGHTS_NAME).read_bytes()).hexdigest()
-        == measured["model"]["weights_sha256"]
-    )
+    digest = hashlib.sha256((FOLDER / WEIGHTS_NAME).read_bytes()).hexdigest()
+    assert digest == measured["model"]["weights_sha256"]
     for scores in measured["held_out"].values():
         assert scores["psnr_db"] >= 30
         assert scores["ssim"] >= 0.9
@@ -85,7 +81,7 @@ def test_the_committed_figures_are_of_this_model() -> None:
     assert min(by_length) > max(by_length) - 1
 
 
-def test_other_committed_figures_are_of_this_model(tiny: WFVAE) -> None:
+def test_other_results_are_of_the_shipped_weights(tiny: WFVAE) -> None:
     """Other results state the hash that a bundle has of its checkpoint."""
     from wfvae.export.weights import state_dict_sha256
 
@@ -102,10 +98,8 @@ def test_other_committed_figures_are_of_this_model(tiny: WFVAE) -> None:
     assert of_tiny("openvino-parity") == {checkpoint}
 
 
-def test_long_clips_are_about_as_good_as_short_ones(tiny: WFVAE) -> None:
-    """The last frames of clips that begin 8 and 24 frames before the last. A model trained on 9
-    frames lost 5 dB.
-    """
+def test_long_clips_are_within_1_db_of_short_ones(tiny: WFVAE) -> None:
+    """By their last frames. A model that was trained on 9 frames lost 5 dB."""
     psnr: dict[int, list[float]] = {8: [], 24: []}
     for batch in held_out(ProceduralClips(78, 3, 25, (96, 96), split="held-out"), 3):
         video = to_model_range(batch.frames)
@@ -117,13 +111,12 @@ def test_long_clips_are_about_as_good_as_short_ones(tiny: WFVAE) -> None:
     assert sum(psnr[24]) / 3 > sum(psnr[8]) / 3 - 1.0
 
 
-def test_the_demo_uses_it(tmp_path: Path, program: Program) -> None:
+def test_demo_uses_the_tiny_model(tmp_path: Path, program: Program) -> None:
     video = save(tmp_path / "in.mp4", clip(30, 64, 64))
     result = program.done("demo", video, "--out", tmp_path / "demo", "--threads", "1")
     assert result["passed"]
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert "checkpoint tiny (trained, comes with the package)" in page
-    given, made = (
-        WFVAE.from_pretrained(source).state_dict() for source in ("tiny", tmp_path / "demo" / "checkpoint")
-    )
+    sources = ("tiny", tmp_path / "demo" / "checkpoint")
+    given, made = (WFVAE.from_pretrained(source).state_dict() for source in sources)
     assert all(torch.equal(given[name], made[name]) for name in given)
