@@ -112,11 +112,11 @@ def test_stream_equals_the_whole_clip(name: str, frames: int, models: Models) ->
 @each_model
 def test_every_plan_of_a_short_clip_equals_it(name: str, models: Models) -> None:
     model = models(name)
-    video, latents = random_video(7), random_latents(model, 6)
+    video, latents = random_video(6), random_latents(model, 5)
     moments, decoded = whole_encode(model, video), model.decode(latents).sample
-    for sizes in compositions(7):
-        assert_encode(model, video, sizes, moments)
     for sizes in compositions(6):
+        assert_encode(model, video, sizes, moments)
+    for sizes in compositions(5):
         assert_decode(model, latents, sizes, decoded)
 
 

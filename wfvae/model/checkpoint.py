@@ -43,9 +43,7 @@ def read_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoi
     """Reads a checkpoint; see `wfvae.model.vae.WFVAE.from_pretrained`."""
     path = Path(source)
     if path.suffix == ".safetensors":
-        raise CheckpointError(
-            f"{source} is a weights file; give the directory that holds it and its {CONFIG_NAME}"
-        )
+        raise CheckpointError(f"{source} is a weights file; give the directory with it and its {CONFIG_NAME}")
     if path.is_file():
         if path.suffix != ".ckpt":
             raise CheckpointError(
@@ -74,10 +72,7 @@ def model_of_run(directory: Path) -> Path:
     if (directory / RUN_CHECKPOINTS).is_dir():
         newest = newest_of_run(directory)
         if newest is None:
-            raise CheckpointError(
-                f"the training run {directory} has no checkpoint yet; wait for its first one, or let it"
-                " make one"
-            )
+            raise CheckpointError(f"the training run {directory} has no checkpoint yet; let it make one")
         directory = newest
     return directory / RUN_MODEL if (directory / RUN_MODEL).is_dir() else directory
 
@@ -163,9 +158,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object
     try:
         model.load_state_dict(dict(weights), strict=True)
     except RuntimeError as error:  # the Haar filters report theirs through here
-        raise CheckpointError(
-            f"cannot load the weights in {source}: {' '.join(str(error).split())}"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"cannot load the weights in {source}: {reason}") from error
 
 
 def _read_config(directory: Path, source: str | Path) -> WFVAEConfig:
