@@ -9,8 +9,8 @@ from typing import Self
 import numpy as np
 
 from wfvae.errors import BundleError, InputError
-from wfvae.runtime.backends.base import Backend, DirectSession, FloatArray, StepSession
-from wfvae.runtime.backends.registry import BackendOptions, check_backend, open_backend
+from wfvae.runtime.backends.base import Backend, BackendOptions, DirectSession, FloatArray, StepSession
+from wfvae.runtime.backends.registry import check_backend, open_backend
 from wfvae.runtime.decoder_feed import DecoderFeed, PixelType
 from wfvae.runtime.encoder_feed import EncoderFeed
 from wfvae.runtime.pixels import Frames

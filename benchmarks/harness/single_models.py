@@ -47,26 +47,21 @@ def compile_model(model: onnx.ModelProto, engine: str, threads: int) -> Compiled
         raise NotMeasured(reason_of(error)) from error
     import onnxruntime as ort
 
-    from wfvae.runtime.backends.onnxruntime import OnnxRuntimeOptions, session_options
+    from wfvae.runtime.backends.onnxruntime import session_options
 
-    settings = session_options(OnnxRuntimeOptions(provider="cpu", threads=threads))
+    settings = session_options(threads)
     session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     return partial(session.run, None)
 
 
 def _compile_openvino(model: onnx.ModelProto, hint: str, threads: int) -> Compiled:
-    from wfvae.runtime.backends.openvino import (
-        OpenVinoOptions,
-        compile_settings,
-        open_core,
-        require_precision,
-    )
+    from wfvae.runtime.backends.openvino import compile_settings, open_core, require_precision
 
     core = open_core()
     require_precision(
         hint, *(core.get_property("CPU", name) for name in ("OPTIMIZATION_CAPABILITIES", "FULL_DEVICE_NAME"))
     )
-    settings = compile_settings(OpenVinoOptions(precision_hint=hint, threads=threads))
+    settings = compile_settings(hint, threads)
     compiled = core.compile_model(core.read_model(model.SerializeToString(), b""), "CPU", settings)
     request = compiled.create_infer_request()
     return lambda feeds: request.infer(dict(feeds), share_inputs=True, share_outputs=True)

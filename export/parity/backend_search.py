@@ -91,7 +91,7 @@ def open_onnxruntime(graph: ExposedGraph, model: onnx.ModelProto, feeds: Sequenc
 @contextlib.contextmanager
 def open_openvino(graph: ExposedGraph, model: onnx.ModelProto, feeds: Sequence[Feeds]) -> Iterator[Infer]:
     """Runs the model in OpenVINO as the backend does; exposed norms are OpenVINO's own."""
-    from wfvae.runtime.backends.openvino import OpenVinoOptions, compile_settings, open_core
+    from wfvae.runtime.backends.openvino import compile_settings, open_core
     from wfvae.runtime.backends.openvino_norms import rewrite_norms
 
     described = graph.bundle.backend.describe()
@@ -100,8 +100,8 @@ def open_openvino(graph: ExposedGraph, model: onnx.ModelProto, feeds: Sequence[F
     core = open_core()
     network = core.read_model(model.SerializeToString())
     rewrite_norms(network, coarse=hint == "bf16")
-    options = OpenVinoOptions(precision_hint=hint, threads=None if threads == "all" else int(threads))
-    compiled = core.compile_model(network, "CPU", compile_settings(options))
+    settings = compile_settings(hint, None if threads == "all" else int(threads))
+    compiled = core.compile_model(network, "CPU", settings)
 
     def infer(feed: Feeds) -> dict[str, Array]:
         results = compiled({name: np.ascontiguousarray(array) for name, array in feed.items()})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,18 @@ FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
 _LONGEST_MESSAGE = 300
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """The options of all backends. Each one reads its own; `open_bundle` documents them."""
+
+    provider: str = "auto"
+    device_id: int = 0
+    threads: int | None = None
+    tf32: bool = False
+    cuda_graphs: bool = False
+    precision_hint: str | None = None
 
 
 class StreamState(Protocol):

@@ -7,7 +7,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import onnxruntime as ort
 from wfvae.errors import BundleError
 from wfvae.runtime.backends.base import (
     Array,
+    BackendOptions,
     BoolArray,
     FloatArray,
     StreamState,
@@ -39,20 +39,6 @@ _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDERS = {"cpu": _CPU, "cuda": _CUDA}
 _SEVERITY_WARNING, _SEVERITY_ERROR, _SEVERITY_FATAL = 2, 3, 4
 _NO_CUDA = "check driver, CUDA and cuDNN (pip install 'onnxruntime-gpu[cuda,cudnn]'), or use provider cpu"
-
-
-@dataclass(frozen=True)
-class OnnxRuntimeOptions:
-    """How ONNX Runtime is set up."""
-
-    provider: str = "auto"
-    """`cpu`, `cuda`, or `auto`: CUDA where it works, else the CPU."""
-    device_id: int = 0
-    """Which GPU."""
-    threads: int | None = None
-    """Threads that one operator uses; None lets ONNX Runtime use all cores."""
-    tf32: bool = False
-    """Let CUDA round fp32 products to TF32: faster, and no longer fp32."""
 
 
 class OnnxRuntimeState:
@@ -145,7 +131,7 @@ class OnnxRuntimeDirect:
 class OnnxRuntimeBackend:
     """Opens a bundle's graphs in ONNX Runtime."""
 
-    def __init__(self, bundle: Path, options: OnnxRuntimeOptions) -> None:
+    def __init__(self, bundle: Path, options: BackendOptions) -> None:
         self._bundle = bundle
         self._options = options
         self._provider = choose_provider(options.provider, options.device_id)
@@ -181,7 +167,7 @@ class OnnxRuntimeBackend:
         return self._cache.get(files, self._options, lambda: self._open_session(graph))
 
     def _open_session(self, graph: GraphSpec) -> Any:
-        path, options = str(self._bundle / graph.file), session_options(self._options)
+        path, options = str(self._bundle / graph.file), session_options(self._options.threads)
         try:
             # Fallback would print to standard output, and use the CPU with state on the GPU.
             session = ort.InferenceSession(path, options, providers=self._providers(), enable_fallback=0)
@@ -209,7 +195,7 @@ class OnnxRuntimeBackend:
         return [(_CUDA, settings), _CPU]
 
 
-def session_options(options: OnnxRuntimeOptions) -> Any:
+def session_options(threads: int | None) -> Any:
     """Returns ONNX Runtime's own options for any session of the runtime."""
     found = ort.SessionOptions()
     found.log_severity_level = _SEVERITY_ERROR
@@ -218,8 +204,8 @@ def session_options(options: OnnxRuntimeOptions) -> Any:
     # The default order runs what only the next step needs, the cuts of the new state, last of all,
     # and so keeps every layer's activations alive until then: 2.6 times the memory in a decoder.
     found.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    if options.threads is not None:
-        found.intra_op_num_threads = options.threads
+    if threads is not None:
+        found.intra_op_num_threads = threads
     return found
 
 

@@ -5,7 +5,6 @@ none of it is copied.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ml_dtypes import bfloat16
 from wfvae.errors import BundleError, InputError, MissingExtraError
 from wfvae.runtime.backends.base import (
     Array,
+    BackendOptions,
     BoolArray,
     FloatArray,
     StreamState,
@@ -34,18 +34,6 @@ _DEVICE = "CPU"
 _OV_HINTS = {"fp32": "f32", "bf16": "bf16"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16"}
 """How OpenVINO lists what a device can compute in."""
-
-
-@dataclass(frozen=True)
-class OpenVinoOptions:
-    """How OpenVINO is set up."""
-
-    precision_hint: str = "fp32"
-    """Precision of the computation, `fp32` or `bf16`. With bf16, a float32 state is held in
-    bfloat16, too. Video and latents stay float32.
-    """
-    threads: int | None = None
-    """CPU threads; None uses all cores."""
 
 
 class OpenVinoState:
@@ -137,15 +125,15 @@ class OpenVinoDirect:
 class OpenVinoBackend:
     """Opens a bundle's graphs in OpenVINO."""
 
-    def __init__(self, bundle: Path, options: OpenVinoOptions) -> None:
+    def __init__(self, bundle: Path, options: BackendOptions) -> None:
         """Raises `InputError` for an unknown precision hint, `BundleError` if the CPU lacks it."""
         self._bundle = bundle
-        self._options = options
+        self._hint, self._threads = options.precision_hint or "fp32", options.threads
         self._core = open_core()
         self._version = str(load_openvino().get_version()).partition("-")[0]
         self._device = str(self._core.get_property(_DEVICE, "FULL_DEVICE_NAME"))
         capabilities = self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
-        require_precision(options.precision_hint, capabilities, self._device)
+        require_precision(self._hint, capabilities, self._device)
         self._precisions = [hint for hint, name in _CAPABILITIES.items() if name in capabilities]
 
     def describe(self) -> dict[str, str]:
@@ -153,10 +141,10 @@ class OpenVinoBackend:
             "name": "openvino",
             "version": self._version,
             "device": self._device,
-            "precision_hint": self._options.precision_hint,
+            "precision_hint": self._hint,
             # Where bf16 is missing, bundles in bf16 are computed in fp32.
             "cpu_precisions": ", ".join(self._precisions),
-            "threads": str(self._options.threads or "all"),
+            "threads": str(self._threads or "all"),
         }
 
     def open_step(self, graph: GraphSpec) -> OpenVinoStep:
@@ -168,27 +156,27 @@ class OpenVinoBackend:
     def _compile(self, graph: GraphSpec) -> Any:
         try:
             model = self._core.read_model(str(self._bundle / graph.file))
-            rewrite_norms(model, coarse=self._options.precision_hint == "bf16")
-            if self._options.precision_hint == "bf16":
+            rewrite_norms(model, coarse=self._hint == "bf16")
+            if self._hint == "bf16":
                 model = _with_bfloat16_state(model, graph)
-            return self._core.compile_model(model, _DEVICE, compile_settings(self._options))
+            return self._core.compile_model(model, _DEVICE, compile_settings(self._hint, self._threads))
         except (RuntimeError, MemoryError) as error:
             raise BundleError(
                 f"OpenVINO {self._version} cannot load {graph.file}: {one_line(error)}"
             ) from error
 
 
-def compile_settings(options: OpenVinoOptions) -> dict[str, Any]:
+def compile_settings(hint: str, threads: int | None) -> dict[str, Any]:
     """Returns OpenVINO's own settings for any model of the runtime."""
     return {
         # OpenVINO's default is bf16 on a CPU that has it.
-        "INFERENCE_PRECISION_HINT": _OV_HINTS[options.precision_hint],
+        "INFERENCE_PRECISION_HINT": _OV_HINTS[hint],
         # One step at a time with all threads: each further stream of OpenVINO holds its own
         # activations.
         "NUM_STREAMS": 1,
         # Programs that run side by side would all be pinned to the first cores.
         "ENABLE_CPU_PINNING": False,
-        **({} if options.threads is None else {"INFERENCE_NUM_THREADS": options.threads}),
+        **({} if threads is None else {"INFERENCE_NUM_THREADS": threads}),
     }
 
 

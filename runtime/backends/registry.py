@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from wfvae.errors import BundleError, InputError
-from wfvae.runtime.backends.base import Backend
+from wfvae.runtime.backends.base import Backend, BackendOptions
 from wfvae.spec.manifest import Manifest
-
-
-@dataclass(frozen=True)
-class BackendOptions:
-    """The options of all backends; `open_bundle` documents them."""
-
-    provider: str = "auto"
-    device_id: int = 0
-    threads: int | None = None
-    tf32: bool = False
-    cuda_graphs: bool = False
-    precision_hint: str | None = None
 
 
 def open_backend(name: str, path: Path, manifest: Manifest, options: BackendOptions) -> Backend:
@@ -45,16 +32,15 @@ def check_backend(name: str, options: BackendOptions) -> None:
 
 
 def _onnxruntime(path: Path, manifest: Manifest, options: BackendOptions) -> Backend:
-    from wfvae.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeOptions
+    from wfvae.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    chosen = OnnxRuntimeOptions(options.provider, options.device_id, options.threads, options.tf32)
-    return OnnxRuntimeBackend(path, chosen)
+    return OnnxRuntimeBackend(path, options)
 
 
 def _openvino(path: Path, manifest: Manifest, options: BackendOptions) -> Backend:
-    from wfvae.runtime.backends.openvino import OpenVinoBackend, OpenVinoOptions
+    from wfvae.runtime.backends.openvino import OpenVinoBackend
 
-    return OpenVinoBackend(path, OpenVinoOptions(options.precision_hint or "fp32", options.threads))
+    return OpenVinoBackend(path, options)
 
 
 def _tensorrt(path: Path, manifest: Manifest, options: BackendOptions) -> Backend:

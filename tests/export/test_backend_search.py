@@ -24,7 +24,8 @@ from wfvae.export.parity import Verification, verify
 from wfvae.export.parity import backend_search as search
 from wfvae.export.parity.exposed_graph import ExposedGraph
 from wfvae.export.parity.rules import BOUNDS, reference_rule
-from wfvae.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeOptions
+from wfvae.runtime.backends.base import BackendOptions
+from wfvae.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from wfvae.runtime.bundle import Bundle
 from wfvae.spec.manifest import Manifest
 from wfvae.video.synthetic.clips import ProceduralClip
@@ -38,7 +39,7 @@ class Another:
     """A backend of another name, on ONNX Runtime with the graphs of `folder`."""
 
     def __init__(self, folder: Path, step_of: Callable[[Any], Any] = lambda session: session) -> None:
-        self._inner = OnnxRuntimeBackend(folder, OnnxRuntimeOptions(provider="cpu", threads=1))
+        self._inner = OnnxRuntimeBackend(folder, BackendOptions(provider="cpu", threads=1))
         self._wrap = step_of
 
     def describe(self) -> dict[str, str]:
@@ -155,11 +156,11 @@ def test_openvino_is_searched_with_a_runner_of_its_own(
     exported: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino")
-    from wfvae.runtime.backends.openvino import OpenVinoBackend, OpenVinoOptions
+    from wfvae.runtime.backends.openvino import OpenVinoBackend
 
     path = exported(NAME)
     folder, tensor = with_changed_weight(path, tmp_path / "changed", "decoder", 0.6)
-    backend = OpenVinoBackend(folder, OpenVinoOptions(threads=1))
+    backend = OpenVinoBackend(folder, BackendOptions(threads=1))
 
     def over_changed_weights(graph: ExposedGraph, model: onnx.ModelProto, feeds: Any) -> Any:
         return search.open_openvino(

@@ -81,7 +81,7 @@ def test_onnxruntime_cuda_provider_describes_its_gpu(monkeypatch: pytest.MonkeyP
     for name, value in (("gpu_name", "NVIDIA X"), ("driver_version", "1.2"), ("cuda_version", "13.0")):
         monkeypatch.setattr(driver, name, lambda *index, value=value: value)
     monkeypatch.setattr(driver, "cudnn_version", lambda: None)
-    opened = backend.OnnxRuntimeBackend(tmp_path, backend.OnnxRuntimeOptions(device_id=1))
+    opened = backend.OnnxRuntimeBackend(tmp_path, backend.BackendOptions(device_id=1))
     described = opened.describe()
     wanted = {"device": "cuda:1", "gpu": "NVIDIA X", "driver": "1.2", "cuda": "13.0", "tf32": "false"}
     assert wanted.items() <= described.items() and "cudnn" not in described
