@@ -1,6 +1,6 @@
 """Do the energy paths and the wavelet loss help at the tiny size (paper: Table 4, Fig. 7)?
 
-    python benchmarks/ablation.py --seeds 0 1 --json benchmarks/results/ablation.json     25 minutes on two cores
+    python benchmarks/ablation.py --seeds 0 1 --json benchmarks/results/ablation.json
 
 Short trainings that differ in nothing else: every variant has the same data in the same order, the
 same number of steps, and initial weights of the same seed.
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=32, help="that are scored (default: %(default)s)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    facts = machine(options.threads, "wfvae", "torch")
+    facts = machine(options.threads)
     rows = [
         measure(variant, seed, options.steps, options.clips) for seed in options.seeds for variant in VARIANTS
     ]

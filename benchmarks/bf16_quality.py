@@ -1,6 +1,6 @@
 """How much quality does bf16 on OpenVINO cost a trained model?
 
-    python benchmarks/bf16_quality.py --json benchmarks/results/bf16-quality-cpu.json     a minute
+    python benchmarks/bf16_quality.py --json benchmarks/results/bf16-quality-cpu.json
     python benchmarks/bf16_quality.py --checkpoint DIR --videos a.mp4 b.mp4
 
 Encodes and decodes clips on OpenVINO with both precision hints and on ONNX Runtime in fp32, and
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", type=side, nargs="+", default=[128, 256], help="of generated clips")
     parser.add_argument("--frames", type=int, default=33, help="of each clip (default: %(default)s)")
     options = parser.parse_args(arguments)
-    facts = machine(options.threads, "torch", "onnxruntime", "openvino", "numpy")
+    facts = machine(options.threads)
     with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
         path = Path(folder) / "bundle"
         model = WFVAE.from_pretrained(options.checkpoint)

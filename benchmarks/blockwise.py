@@ -1,7 +1,7 @@
 """What does inference in blocks cost in quality (Table 5 of the paper)?
 
-    python benchmarks/blockwise.py --json benchmarks/results/blockwise.json       3 minutes on two cores
-    python benchmarks/blockwise.py --data videos/ --weights cogvideox=CogVideoX-2b/vae --tile-scale 1 --size 512
+    python benchmarks/blockwise.py --json benchmarks/results/blockwise.json
+    python benchmarks/blockwise.py --data videos/ --weights wan=Wan2.1/vae --tile-scale 1 --size 512
 
 Compares each method with its own direct inference of the same clip: the WF-VAE that ships, and
 small peers with random weights. FILE.svg shows where they differ. With random weights the figures
@@ -85,8 +85,8 @@ class Error:
         shapes = [tuple(array.shape for array in result) for result in (direct, blocks)]
         if shapes[0] != shapes[1] or direct[1].shape != video.shape:
             raise InputError(
-                f"direct inference gives latents and video of {shapes[0]}, block-wise {shapes[1]}, for a video"
-                f" of {video.shape}; they cannot be compared"
+                f"direct inference gives latents and video of {shapes[0]}, block-wise {shapes[1]}, for a"
+                f" video of {video.shape}; they cannot be compared"
             )
         square = (direct[1].astype(np.float64) - blocks[1]) ** 2
         return cls(
@@ -219,7 +219,7 @@ def measure_peer(benchmark: Benchmark, options: argparse.Namespace, name: str) -
 
 
 def build_peer(options: argparse.Namespace, name: str) -> tuple[PeerModel, str, Callable[[Tensor], Tensor]]:
-    """Returns a model in direct mode, what its weights are, and what cuts a clip to what it takes."""
+    """Returns a model in direct mode, what its weights are, and what cuts a clip for it."""
     if name in CHECKOUTS:
         if name not in options.checkout:
             raise InputError(f"needs a local checkout, --checkout {name}=CODE,WEIGHTS")
@@ -310,7 +310,7 @@ def measure(options: argparse.Namespace, benchmark: Benchmark) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     torch.set_num_threads(options.threads)
-    facts = machine(options.threads, "torch", "onnxruntime", "numpy", "diffusers")
+    facts = machine(options.threads)
     try:
         clips, source = load_clips(options)
         benchmark = Benchmark(clips)

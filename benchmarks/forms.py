@@ -1,6 +1,6 @@
 """What do the ways to compute a convolution (`export/forms/`) gain, layer by layer?
 
-    python benchmarks/forms.py --json benchmarks/results/forms-cpu.json           3 minutes on two cores
+    python benchmarks/forms.py --json benchmarks/results/forms-cpu.json
     python benchmarks/forms.py --layers rows --engines onnxruntime --turns 9
 
 Layers have sizes of the presets at 128x128. The network's own form comes first; the others are
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=0.15, help="least time of a form in a turn")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    facts = machine(options.threads, "torch", "onnxruntime", "openvino")
+    facts = machine(options.threads)
     rows: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Does memory grow with the length of a video? Peak of `wfvae encode` and `wfvae decode`.
 
-    python benchmarks/memory.py --json benchmarks/results/memory-cpu.json         10 minutes on two cores
+    python benchmarks/memory.py --json benchmarks/results/memory-cpu.json
     python benchmarks/memory.py --videos S=100,500 --runs 1
 
 Runs the real program in a process of its own and takes the median of the peaks of resident memory.
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=side, default=128, help="default: %(default)s")
     parser.add_argument("--runs", type=int, default=3, help="of each job (default: %(default)s)")
     options = parser.parse_args(arguments)
-    facts = machine(options.threads, "onnxruntime", "numpy", "av", "zarr")
+    facts = machine(options.threads)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
         for preset, lengths in options.videos:

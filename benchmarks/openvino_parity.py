@@ -1,11 +1,10 @@
 """What is equal on OpenVINO, and how far is it from the PyTorch model?
 
-    python benchmarks/openvino_parity.py --reference tests/fixtures --json benchmarks/results/openvino-parity.json
-    python benchmarks/openvino_parity.py --presets S --frames 13 --size 72x64 --bundles fp32 \\
-        --json benchmarks/results/openvino-parity-S.json
+    python benchmarks/openvino_parity.py --reference tests/fixtures --json openvino-parity.json
+    python benchmarks/openvino_parity.py --presets S --frames 13 --size 72x64 --bundles fp32
 
 Exports each model in each precision and verifies it with each hint on a generated clip, as `wfvae
-verify --backend openvino --against` does; 5 minutes on two cores. Ends with code 1 if a bundle
+verify --backend openvino --against` does. Ends with code 1 if a bundle
 fails what `wfvae verify` requires.
 """
 
@@ -29,6 +28,7 @@ from harness.processes import NotMeasured, reason_of
 from harness.record import command_line, finish, machine
 
 from wfvae import WFVAE, WFVAEConfig
+from wfvae.cli.arguments import parse_size
 from wfvae.errors import WFVAEError
 from wfvae.export.bundle import DTYPES, ExportOptions, export_bundle
 from wfvae.export.parity import Check, Verification, verify
@@ -104,12 +104,6 @@ def largest(checks: Sequence[Check]) -> Row:
     }
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Parses "64x96": height and width."""
-    height, _, width = text.partition("x")
-    return int(height), int(width)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_line(__doc__, "openvino-parity.json")
     parser.add_argument("--reference", type=Path, metavar="DIR", help="also verify the checkpoints in DIR/*/")
@@ -125,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=parse_size, default=(64, 96), metavar="HxW", help="default: 64x96")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    facts = machine(options.threads, "torch", "onnx", "onnxruntime", "openvino", "numpy")
+    facts = machine(options.threads)
     height, width = options.size
     clip = ProceduralClip(0, height, width, options.frames).frames(0, options.frames)
     rows = list(measure(options, clip))

@@ -1,6 +1,6 @@
 """How much of a job's time is spent outside the engine, from video file to latents and back?
 
-    python benchmarks/overhead.py --json benchmarks/results/overhead-cpu.json      2 minutes on two cores
+    python benchmarks/overhead.py --json benchmarks/results/overhead-cpu.json
     python benchmarks/overhead.py --preset tiny --size 64 --frames 9 --runs 1
 
 Reading and writing run in threads beside the engine; what the engine's thread waits for them is
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from harness import tables
-from harness.engines import ENGINES, open_on
-from harness.processes import NotMeasured, run_isolated
+from harness.engines import open_on
+from harness.processes import run_isolated
 from harness.record import command_line, finish, machine, side
 from harness.turns import timed
 from memory import make_video
@@ -66,21 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=side, default=256, help="height and width (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=13, help="default: %(default)s")
     parser.add_argument("--runs", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--engine", choices=ENGINES, default="onnxruntime")
     options = parser.parse_args(arguments)
-    facts = machine(options.threads, "onnxruntime", "openvino", "numpy", "av", "zarr")
+    facts = machine(options.threads)
     with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as name:
         folder = Path(name)
         export = {"preset": options.preset, "bundle": str(folder / "bundle")}
-        try:
-            run_isolated("harness.engines:export_random", export, options.threads)
-            with open_on(options.engine, folder / "bundle", options.threads) as bundle:
-                video = make_video(folder / "video.mp4", options.frames, options.size)
-                rows = measure(bundle, video, folder, options.runs)
-        except NotMeasured as reason:
-            print(f"error: {reason}", file=sys.stderr)
-            return 2
-    job = {key: getattr(options, key) for key in ("preset", "engine", "size", "frames", "runs")}
+        run_isolated("harness.engines:export_random", export, options.threads)
+        with open_on("onnxruntime", folder / "bundle", options.threads) as bundle:
+            video = make_video(folder / "video.mp4", options.frames, options.size)
+            rows = measure(bundle, video, folder, options.runs)
+    job = {key: getattr(options, key) for key in ("preset", "size", "frames", "runs")}
     finish({"machine": facts, "job": job, "rows": rows}, options.json, tables.overhead)
     return 0
 

@@ -1,9 +1,9 @@
 """How do speed and memory compare with other video autoencoders, for the same clip?
 
-    python benchmarks/peers_speed.py --json benchmarks/results/peers-cpu.json     an hour on two cores
+    python benchmarks/peers_speed.py --json benchmarks/results/peers-cpu.json
     python benchmarks/peers_speed.py --only 'wfvae-S/*' wan --sizes 64
     python benchmarks/peers_speed.py --checkout od-vae=CODE,WEIGHTS
-    python benchmarks/peers_speed.py --reduced         small models: tests the program, measures nothing
+    python benchmarks/peers_speed.py --reduced         small models: tests the program
 
 Every measurement is a fresh process, and models take turns; figures are medians. Models are those
 of diffusers, in their published width. WF-VAE has 16 latent channels, as CogVideoX, Wan and
@@ -112,7 +112,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    facts = machine(options.threads, "torch", "diffusers", "onnxruntime", "openvino", "numpy")
+    facts = machine(options.threads)
     with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
         field_of = contenders(options, Path(folder))
         if not field_of:

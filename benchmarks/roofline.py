@@ -1,12 +1,12 @@
 """How near does each exported graph come to what the machine can do?
 
-    python benchmarks/roofline.py --json benchmarks/results/roofline-cpu.json     15 minutes on two cores
+    python benchmarks/roofline.py --json benchmarks/results/roofline-cpu.json
     python benchmarks/roofline.py --preset tiny --size 64 --turns 1
 
 Divides the operations that each whole-clip graph computes by its time, and compares the rate with
-two roofs that are measured in the same run and engine: a large matrix product, and the best of the
-graphs' own convolutions run alone. Graphs, products and convolutions take turns, each with a session
-of its own: the threads of an idle one spin for a while on the cores that are measured.
+that of the best of the graphs' own convolutions, run alone in the same engine and run. Graphs and
+convolutions take turns, each with a session of its own: the threads of an idle session spin for a
+while on the cores that are measured.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from onnx import helper
 from wfvae.model.config import Preset
 from wfvae.spec.stream import Direction
 
-GRAPH, PRODUCT, CONVOLUTION = "graph", "matrix product", "convolution"
+GRAPH, CONVOLUTION = "graph", "convolution"
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -58,11 +58,6 @@ def single_seconds(
 def random_arrays(shapes: Shapes) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-
-
-def product_model(shapes: Shapes) -> onnx.ModelProto:
-    """A product of two matrices, both given at run time."""
-    return make_model([helper.make_node("MatMul", ["x", "w"], ["y"])], shapes, "y")
 
 
 def convolution_model(convolution: Operation) -> onnx.ModelProto:
@@ -90,10 +85,6 @@ def jobs_of(
     for direction, operations in counted.items():
         job = partial(graph_seconds, options, path, engine, direction)
         yield GRAPH, direction, sum(one.flop for one in operations), job
-    length = options.product_side
-    shapes: Shapes = dict.fromkeys(("x", "w"), (length, length))
-    job = partial(single_seconds, options, engine, partial(product_model, shapes), shapes)
-    yield PRODUCT, f"{length}^3", 2 * length**3, job
     work: Counter[Operation] = Counter()
     for operation in (one for operations in counted.values() for one in operations if one.op == "Conv"):
         work[operation] += operation.flop
@@ -108,14 +99,11 @@ def jobs_of(
 
 
 def add_shares(rows: Sequence[dict[str, Any]]) -> None:
-    """Writes into every graph's row what it reaches of its engine's roofs."""
-    for row in rows:
-        if row["kind"] != GRAPH:
-            continue
-        for kind, key in ((PRODUCT, "of_matrix_product"), (CONVOLUTION, "of_best_convolution")):
-            same = [other for other in rows if (other["kind"], other["engine"]) == (kind, row["engine"])]
-            roof = max(other["gflop_per_second"] for other in same)
-            row[key] = row["gflop_per_second"] / roof
+    """Writes into every graph's row what it reaches of its engine's roof."""
+    for row in [row for row in rows if row["kind"] == GRAPH]:
+        same = [other for other in rows if (other["kind"], other["engine"]) == (CONVOLUTION, row["engine"])]
+        roof = max(other["gflop_per_second"] for other in same)
+        row["of_best_convolution"] = row["gflop_per_second"] / roof
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,11 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=side, default=128, help="height and width (default: %(default)s)")
     parser.add_argument("--frames", type=whole_clip, default=17, help="1 + 4 n (default: %(default)s)")
     parser.add_argument("--convolutions", type=int, default=8, help="how many are tried as roofs")
-    parser.add_argument("--product-side", type=int, default=2048, help="rows and columns of the matrices")
     parser.add_argument("--turns", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=0.5, help="least time of a measurement")
     options = parser.parse_args(arguments)
-    facts = machine(options.threads, "onnxruntime", "openvino", "onnx", "numpy")
+    facts = machine(options.threads)
     with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
         path = Path(folder) / "bundle"
         export = {"preset": options.preset, "bundle": str(path)}

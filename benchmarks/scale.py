@@ -1,9 +1,9 @@
 """How do time per frame and memory grow with the length of a clip and the number of streams?
 
-    python benchmarks/scale.py --json benchmarks/results/scale-cpu.json           an hour on two cores
+    python benchmarks/scale.py --json benchmarks/results/scale-cpu.json
     python benchmarks/scale.py --only length --lengths tiny=33,5001
 
-    length     one clip from 33 frames on: streamed, and in one piece as far as `--direct-length` goes
+    length     one clip from 33 frames on: streamed, and whole up to `--direct-length`
     streams    a pool of 1, 2, 4 ... streams in one batch
 
 Every measurement is a fresh process; all take turns; figures are medians. FILE.svg is drawn, too.
@@ -99,7 +99,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    facts = machine(options.threads, "onnxruntime", "openvino", "numpy")
+    facts = machine(options.threads)
     with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as name:
         jobs = plan_jobs(options, Path(name))
         for bundle, preset in {job["bundle"]: job["preset"] for _, job in jobs}.items():

@@ -1,6 +1,6 @@
 """How fast is each engine, for whole clips and for streams, against the published form?
 
-    python benchmarks/speed.py --json benchmarks/results/speed-cpu.json           20 minutes on two cores
+    python benchmarks/speed.py --json benchmarks/results/speed-cpu.json
     python benchmarks/speed.py --clips 17x128 --json benchmarks/results/speed-cpu-avx2.json
     python benchmarks/speed.py --preset tiny --clips 17x64 --turns 1
 
@@ -126,7 +126,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     torch.set_num_threads(options.threads)
-    facts = machine(options.threads, "torch", "onnxruntime", "openvino", "numpy")
+    facts = machine(options.threads)
     model = WFVAE.random(WFVAEConfig.preset(options.preset), 0).eval().requires_grad_(False)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as folder:

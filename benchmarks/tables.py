@@ -38,14 +38,11 @@ def rewrite(text: str, document: str, results: Path) -> tuple[str, list[str]]:
     def replace(found: re.Match[str]) -> str:
         begin, name, old = found.groups()
         if name not in TABLES:
-            raise DocumentError(
-                f"{document}: no table is called {name!r}; expected one of {', '.join(TABLES)}"
-            )
+            known = ", ".join(TABLES)
+            raise DocumentError(f"{document}: no table is called {name!r}; expected one of {known}")
         function, files = TABLES[name]
         try:
-            new = function(
-                *(json.loads((results / f"{file}.json").read_text(encoding="utf-8")) for file in files)
-            )
+            new = function(*(json.loads((results / f"{file}.json").read_bytes()) for file in files))
         except (OSError, ValueError, KeyError) as error:
             raise DocumentError(f"{document}: table {name!r} cannot be made: {error!r}") from error
         if f"\n{new}\n" != old:
@@ -78,12 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if outdated:
-        print(
-            f"{'differs from the results' if options.check else 'rewritten'}: {'; '.join(outdated)}",
-            file=sys.stderr,
-        )
-    if outdated and options.check:
-        print("run: python benchmarks/tables.py", file=sys.stderr)
+        what = "differs from the results; run: python benchmarks/tables.py" if options.check else "rewritten"
+        print(f"{'; '.join(outdated)}: {what}", file=sys.stderr)
     return int(bool(outdated) and options.check)
 
 

@@ -1,7 +1,7 @@
 """How good is the trained tiny model that ships, on video that it was not trained on?
 
-    python benchmarks/tiny_model.py --json benchmarks/results/tiny-model.json     5 minutes on two cores
-    python benchmarks/tiny_model.py --videos FOLDER                               also scores your videos
+    python benchmarks/tiny_model.py --json benchmarks/results/tiny-model.json
+    python benchmarks/tiny_model.py --videos FOLDER          also scores your videos
 
     held out   clips of 17 frames of 128x128: windows of 256x256 paintings (as the model was
                trained), and paintings at 128x128 (twice as much detail per pixel)
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     model = WFVAE.from_pretrained("tiny")
     result: dict[str, Any] = {
-        "machine": machine(options.threads, "wfvae", "torch"),
+        "machine": machine(options.threads),
         "model": {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "weights_bytes": WEIGHTS.stat().st_size,

@@ -1,6 +1,6 @@
 """What does activation checkpointing save in a training step, and what does it cost?
 
-    python benchmarks/training.py --json benchmarks/results/training-cpu.json     40 minutes on two cores
+    python benchmarks/training.py --json benchmarks/results/training-cpu.json
     python benchmarks/training.py --preset tiny --frames 5 --size 64
 
 One step on a clip of the paper's stage I, with and without checkpointing, and with and without
@@ -31,7 +31,7 @@ from wfvae.train.world import World
 
 
 def step(job: dict[str, Any]) -> dict[str, Any]:
-    """Makes two steps in this process and measures the second, when the optimiser's moments exist."""
+    """Makes two steps and measures the second, when the optimiser's moments exist."""
     torch.set_num_threads(job["threads"])
     settings = [
         f"model.preset={job['preset']}",
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows.append(row | run_isolated("training:step", request, options.threads))
             except NotMeasured as reason:
                 rows.append(row | {"not_measured": str(reason)})
-    result = {"machine": machine(options.threads, "wfvae", "torch"), "job": job, "rows": rows}
+    result = {"machine": machine(options.threads), "job": job, "rows": rows}
     finish(result, options.json, tables.training)
     return 0
 

@@ -1,4 +1,4 @@
-"""Engines that a bundle is measured on, by name: a backend, and a precision hint where it has one."""
+"""Engines that a bundle is measured on: a backend, and a precision hint where it has one."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def latent_channels(bundle: Bundle) -> int:
 
 
 def noise(bundle: Bundle, direction: Direction, frames: int, size: int) -> npt.NDArray[np.float32]:
-    """Returns a clip as the network sees it, (1, T, 3, H, W) or latents (1, t, D, h, w), of noise."""
+    """Returns noise as the network takes it: video (1, T, 3, H, W) or latents (1, t, D, h, w)."""
     rng = np.random.default_rng(0)
     if direction == "encoder":
         return rng.uniform(-1, 1, (1, frames, 3, size, size)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What an exported graph computes: ONNX Runtime runs it once and reports the shapes of every node."""
+"""What an exported graph computes, from the shapes that ONNX Runtime reports in one run."""
 
 from __future__ import annotations
 

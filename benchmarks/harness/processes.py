@@ -1,4 +1,4 @@
-"""Jobs in fresh processes, so that memory is theirs alone and nothing carries over to the next job."""
+"""Jobs in fresh processes: memory is theirs alone, and nothing carries over to the next."""
 
 from __future__ import annotations
 

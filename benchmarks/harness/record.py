@@ -17,7 +17,8 @@ from wfvae.machine import processor_count, processor_name
 RESULTS = Path(__file__).parents[1] / "results"
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 """Those that decide how fast engines compute, and in which precision."""
-CPUINFO = Path("/proc/cpuinfo")
+PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "numpy", "av", "zarr", "diffusers")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def command_line(description: str | None, result: str | None = None) -> argparse.ArgumentParser:
@@ -50,8 +51,8 @@ def whole_clip(text: str) -> int:
     return int(text)
 
 
-def machine(threads: int, *packages: str) -> dict[str, Any]:
-    """Returns the processor, its memory, its load, and the versions of the installed packages."""
+def machine(threads: int) -> dict[str, Any]:
+    """Returns the processor, its memory, its load, and versions of installed packages."""
     return {
         "cpu": processor_name(),
         "cpu_features": cpu_features(),
@@ -60,13 +61,13 @@ def machine(threads: int, *packages: str) -> dict[str, Any]:
         "threads": threads,
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
-        **{package: found for package in packages if (found := _version(package))},
+        **{package: found for package in PACKAGES if (found := _version(package))},
     }
 
 
 def cpu_features() -> list[str]:
     """Returns those of `CPU_FEATURES` that the processor has; none where this is not Linux."""
-    text = CPUINFO.read_text(encoding="utf-8", errors="replace") if CPUINFO.is_file() else ""
+    text = _CPUINFO.read_text(encoding="utf-8", errors="replace") if _CPUINFO.is_file() else ""
     line = next((line for line in text.splitlines() if line.startswith("flags")), "")
     flags = line.partition(":")[2].split()
     return [feature for feature in CPU_FEATURES if feature in flags]
@@ -88,19 +89,11 @@ def cpu_text(facts: dict[str, Any]) -> str:
     return f"{facts['cpu']} ({', '.join(words) or 'no AVX-512'}), {facts['threads']} threads"
 
 
-def rounded(value: Any) -> Any:
-    """Returns `value` with four digits of every number: more would be noise."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
 def finish(result: dict[str, Any], path: Path | None, *tables: Callable[[Any], str]) -> None:
     """Writes a result file and prints its tables."""
-    kept = rounded(result)
+    # Four digits of every number: more would be noise.
+    kept = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.4g}"))
     if path is not None:
         write_whole(path, json.dumps(kept, indent=2) + "\n")
     for table in tables:
-        print(table(json.loads(json.dumps(kept))))
+        print(table(kept))

@@ -47,7 +47,7 @@ def ratio(these: Sequence[float], those: Sequence[float]) -> float:
 
 
 def median_seconds(work: Callable[[], Any], least: float) -> float:
-    """Warms up, then calls `work` for `least` seconds, at least once; returns the median of a call."""
+    """Warms up, then calls `work` for at least `least` seconds; returns the median of a call."""
     work()
     calls: list[float] = []
     while sum(calls) < least or not calls:

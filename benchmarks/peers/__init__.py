@@ -1,9 +1,9 @@
 """Other video autoencoders behind one interface, for whole clips and block by block.
 
     peer = PEERS["cogvideox"]
-    model = peer.build(full=True)           # random weights from a seed; or peer.build(weights="folder/")
+    model = peer.build(full=True)           # random weights; or peer.build(weights="folder/")
     model.use(DIRECT)                       # or the name of one of peer.modes
-    latents = model.encode(video)           # (1, 3, T, H, W) in [-1, 1] -> (1, C, t, h, w): the mean, unscaled
+    latents = model.encode(video)           # (1, 3, T, H, W) in [-1, 1] -> the unscaled mean
     video = model.decode(latents, frames)   # -> (1, 3, T, H, W)
 
 `PEERS` are models of diffusers; `CHECKOUTS` need a local checkout of their authors' code.

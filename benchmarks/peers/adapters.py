@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ class CogVideoXModel(DiffusersModel):
 
 
 class AllegroModel(DiffusersModel):
-    """diffusers has only the tiled form; direct inference runs the same networks on the whole clip."""
+    """diffusers has only the tiled form; direct inference runs its networks on the whole clip."""
 
     class_name = "AutoencoderKLAllegro"
 
@@ -176,13 +177,8 @@ class WanModel(DiffusersModel):
         if self.mode != DIRECT:
             return super()._encode(video)
         self.vae.clear_cache()
-        parts = []
-        for piece in self._first_and_rest(video):
-            self.vae._enc_conv_idx = [0]
-            parts.append(
-                self.vae.encoder(piece, feat_cache=self.vae._enc_feat_map, feat_idx=self.vae._enc_conv_idx)
-            )
-        self.vae.clear_cache()
+        network = partial(self.vae.encoder, feat_cache=self.vae._enc_feat_map)
+        parts = [network(piece, feat_idx=[0]) for piece in self._first_and_rest(video)]
         moments: Tensor = self.vae.quant_conv(torch.cat(parts, 2))
         return moments.chunk(2, dim=1)[0]
 
@@ -190,14 +186,10 @@ class WanModel(DiffusersModel):
         if self.mode != DIRECT:
             return super()._decode(latents, frames)
         self.vae.clear_cache()
-        parts = []
-        for index, piece in enumerate(self._first_and_rest(self.vae.post_quant_conv(latents))):
-            self.vae._conv_idx = [0]
-            options = {"first_chunk": True} if index == 0 else {}
-            parts.append(
-                self.vae.decoder(piece, feat_cache=self.vae._feat_map, feat_idx=self.vae._conv_idx, **options)
-            )
-        self.vae.clear_cache()
+        network = partial(self.vae.decoder, feat_cache=self.vae._feat_map)
+        first, *rest = self._first_and_rest(self.vae.post_quant_conv(latents))
+        parts = [network(first, feat_idx=[0], first_chunk=True)]
+        parts += [network(piece, feat_idx=[0]) for piece in rest]
         return torch.cat(parts, 2).clamp(-1.0, 1.0)
 
     @staticmethod

@@ -34,10 +34,6 @@ class PeerModel:
         self.vae, self.peer = vae, peer
         self.mode = DIRECT
 
-    @property
-    def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.vae.parameters())
-
     def use(self, mode: str) -> None:
         """Switches to a mode of `peer.modes`, or to DIRECT."""
         names = [DIRECT, *(one.name for one in self.peer.modes)]

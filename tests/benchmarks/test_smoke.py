@@ -18,7 +18,7 @@ QUICK = {
     "memory": "--videos tiny=1,2 --size 16 --runs 1",
     "openvino_parity": "--bundles fp32 --frames 5 --size 16x16",
     "overhead": "--preset tiny --size 16 --frames 5 --runs 1",
-    "roofline": "--preset tiny --size 16 --frames 5 --convolutions 1 --product-side 64 --turns 1 --seconds 0",
+    "roofline": "--preset tiny --size 16 --frames 5 --convolutions 1 --turns 1 --seconds 0",
     "scale": "--lengths tiny=5 --preset tiny --frames 5 --size 16 --rows 2 --runs 1",
     "speed": "--preset tiny --clips 5x16 --turns 1",
 }
@@ -32,7 +32,7 @@ SLOW = {
 
 @pytest.fixture
 def run_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`run_benchmark(name, options)`: runs it in this process and checks what it writes and prints."""
+    """`run_benchmark(name, options)`: runs it here and checks what it writes and prints."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(importlib.import_module("harness.turns"), "REST", 0.0)
 

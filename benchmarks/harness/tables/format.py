@@ -35,7 +35,7 @@ def table(name: str, *results: str) -> Callable[[Callable[..., str]], Callable[.
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
-    """Returns a Markdown table whose first `texts` columns are text and whose others are numbers."""
+    """Returns a Markdown table; the first `texts` columns are text, the others numbers."""
     alignment = ["---"] * texts + ["--:"] * (len(header) - texts)
     lines = ["| " + " | ".join(line) + " |" for line in (header, alignment, *rows)]
     return "\n".join(lines) + "\n"

@@ -105,15 +105,14 @@ def forms(result: Result) -> str:
 
 @table("roofline", "roofline-cpu")
 def roofline(result: Result) -> str:
-    """Rates of whole graphs, and what they reach of their engine's roofs."""
-    header = ["", "GFLOP", "GFLOP/s", "of the best convolution", "of the matrix product"]
+    """Rates of whole graphs, and what they reach of their engine's roof."""
+    header = ["", "GFLOP", "GFLOP/s", "of the best convolution"]
     lines = [
         [
             f"{FORMS[row['engine']]}, {JOBS[row['what']]}",
             number(row["flop"] / 1e9),
             number(row["gflop_per_second"]),
             percent(row["of_best_convolution"]),
-            percent(row["of_matrix_product"]),
         ]
         for row in result["rows"]
         if row["kind"] == "graph"
