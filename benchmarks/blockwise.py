@@ -124,7 +124,6 @@ def summary(model: str, mode: str, blocks: str, weights: str, errors: Sequence[E
         "mode": mode,
         "blocks": blocks,
         "weights": weights,
-        "clips": len(errors),
         "equal_bits": equal,
         "max_abs": max(error.max_abs for error in errors),
         "psnr_to_direct_db": (

@@ -88,9 +88,8 @@ def scale(result: Result) -> Drawing:
                 if row["direction"] == direction and "peak_mb" in row:
                     point = (row["frames"], row["peak_mb"])
                     groups.setdefault((row["preset"], row["way"]), []).append(point)
-            colours = {"S": ACCENT}
             for (preset, way), points in groups.items():
-                look: dict[str, Any] = {"color": colours.get(preset, SECOND)}
+                look: dict[str, Any] = {"color": ACCENT if preset == "S" else SECOND}
                 look |= {"marker": "o"} if way == "stream" else {"marker": "s", "linestyle": "--"}
                 axes.plot(*zip(*sorted(points), strict=True), label=f"{preset}, {way}", **look)
             axes.set(title=direction, xlabel="frames", xscale="log", yscale="log")

@@ -131,11 +131,6 @@ def build_peer(job: Job) -> Any:
     return model
 
 
-def make(job: Job) -> Any:
-    """Builds what a job measures."""
-    return (TorchCodec if job["engine"] in ("peer", "torch") else BundleCodec)(job)
-
-
 def clip_length(codec: Any, wanted: int) -> int:
     """Returns the longest clip of at most `wanted` frames that the model takes without padding."""
     ratio = codec.compression[0]
@@ -151,7 +146,7 @@ def measure(job: Job) -> dict[str, Any]:
     Sizes rise, and each clip runs once before it is timed: engines prepare for a shape when they
     first see it.
     """
-    codec = make(job)
+    codec = (TorchCodec if job["engine"] in ("peer", "torch") else BundleCodec)(job)
     loaded = resident_mb()
     cases = []
     for size in sorted(job["sizes"]):

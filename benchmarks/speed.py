@@ -35,8 +35,7 @@ from wfvae.spec.stream import Direction
 
 REFERENCE, TORCH = "reference", "torch"
 CHUNKS = {"onnxruntime": (1, 2, 4)}
-"""Latents per push of the streams that are measured; other engines have one stream."""
-OTHER_CHUNKS = (4,)
+"""Latents per push of the streams that are measured; other engines have one, of 4."""
 LONG = 65
 """Frames from which on PyTorch takes no part: such clips show what a long stream costs."""
 
@@ -56,7 +55,7 @@ def measure(
         jobs[TORCH, None] = partial(_torch, model, direction, tensor)
     for engine, bundle in bundles.items():
         jobs[engine, None] = partial(_direct, bundle, direction, clip)
-        for chunk in CHUNKS.get(engine, OTHER_CHUNKS):
+        for chunk in CHUNKS.get(engine, (4,)):
             parts = pushes(bundle, direction, clip, chunk)
             stream = partial(_stream, bundle, direction, parts, size, chunk)
             jobs[engine, chunk * bundle.ratio] = partial(timed, stream)
