@@ -103,10 +103,7 @@ def train(
     if has_validation(config):
         check_needs(config)
     if world.is_first:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrainingError(f"cannot write the run directory {directory}: {error.strerror}") from error
+        _make_folder(directory)
     busy = f"another process trains in {directory}; wait for it or stop it, or choose another --out"
     with locked(directory / ".lock", busy) if world.is_first else nullcontext():
         return _train(config, directory, world, share, resume, steering, watcher or Watcher())
@@ -166,11 +163,18 @@ def _train(
     with stream, record as metrics:
         if world.is_first:  # once nothing has refused these settings
             write_whole(directory / RUN_CONFIG, config.to_toml())
-            (directory / RUN_CHECKPOINTS).mkdir(exist_ok=True)
+            _make_folder(directory / RUN_CHECKPOINTS)
         parts = (trainer, stream, metrics, validator, source.fingerprint)
         loop = StepLoop(config, directory, world, watcher, *parts)
         finished = loop.run()
     return RunResult(directory, state.step, finished, loop.scores, len(ledger), loop.clock.shares())
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"cannot write the run directory {path}: {error.strerror}") from error
 
 
 def _clips_per_process(config: TrainingConfig, world: World) -> int:

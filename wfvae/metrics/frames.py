@@ -21,7 +21,7 @@ LPIPS = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 _BATCH_PIXELS = 8 * 256 * 256
-"""Pixels scored at a time, so that memory does not grow with the videos' length."""
+"""Pixels given to LPIPS at a time, so that memory does not grow with the videos' length."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +68,7 @@ def score_frames(
             f"frames are {real.shape[1]}x{real.shape[2]}; expected at least {SSIM_WINDOW}x{SSIM_WINDOW}, the"
             " window of SSIM"
         )
-    batch = max(1, _BATCH_PIXELS // (real.shape[1] * real.shape[2]))
     psnr, ssim = scikit_image(extra)
-    parts = [
-        _score(real[k : k + batch], reconstruction[k : k + batch], psnr, ssim, lpips)
-        for k in range(0, len(real), batch)
-    ]
-    return FrameScores(
-        np.concatenate([part.psnr for part in parts]),
-        np.concatenate([part.ssim for part in parts]),
-        None if lpips is None else np.concatenate([part.lpips for part in parts if part.lpips is not None]),
-    )
-
-
-def _score(real: Frames, reconstruction: Frames, psnr: Any, ssim: Any, lpips: LPIPS | None) -> FrameScores:
     decibels, similarity = np.empty(len(real)), np.empty(len(real))
     for index, (before, after) in enumerate(zip(real, reconstruction, strict=True)):
         decibels[index] = np.inf if np.array_equal(before, after) else psnr(before, after, data_range=255)
@@ -94,21 +81,23 @@ def _score(real: Frames, reconstruction: Frames, psnr: Any, ssim: Any, lpips: LP
             sigma=SSIM_SIGMA,
             use_sample_covariance=False,
         )
-    return FrameScores(
-        decibels, similarity, None if lpips is None else _distances(real, reconstruction, lpips)
-    )
+    distances = None if lpips is None else _distances(real, reconstruction, lpips)
+    return FrameScores(decibels, similarity, distances)
 
 
 def _distances(real: Frames, reconstruction: Frames, lpips: LPIPS) -> Values:
     import torch
 
+    def signed(frames: Frames) -> torch.Tensor:
+        return torch.from_numpy(frames.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
+
+    batch = max(1, _BATCH_PIXELS // (real.shape[1] * real.shape[2]))
+    parts = []
     with torch.inference_mode():
-        signed = [
-            torch.from_numpy(frames.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
-            for frames in (reconstruction, real)
-        ]
-        result: Values = lpips(*signed).reshape(-1).double().numpy()
-        return result
+        for k in range(0, len(real), batch):
+            found = lpips(signed(reconstruction[k : k + batch]), signed(real[k : k + batch]))
+            parts.append(found.reshape(-1).double().numpy())
+    return np.concatenate(parts)
 
 
 def scikit_image(extra: str) -> tuple[Any, Any]:
