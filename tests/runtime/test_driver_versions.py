@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from wfvae.runtime.backends import onnxruntime
+from wfvae.runtime.backends.base import BackendOptions
 from wfvae.runtime.backends.nvidia import driver
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,18 +72,16 @@ def test_versions_are_those_of_loaded_libraries(tmp_path: Path) -> None:
 
 def test_missing_libraries_have_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_library", lambda name, loaded=False: None)
-    versions = driver.driver_version(), driver.gpu_name(0), driver.cuda_version(), driver.cudnn_version()
-    assert versions == (None, None, None, None)
+    assert (driver.driver_version(), driver.gpu_name(0)) == (driver.cuda_version(), driver.cudnn_version())
+    assert driver.driver_version() is None
 
 
 def test_onnxruntime_cuda_provider_describes_its_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from wfvae.runtime.backends import onnxruntime as backend
-
-    monkeypatch.setattr(backend, "choose_provider", lambda wanted, device_id: "CUDAExecutionProvider")
-    for name, value in (("gpu_name", "NVIDIA X"), ("driver_version", "1.2"), ("cuda_version", "13.0")):
+    monkeypatch.setattr(onnxruntime, "choose_provider", lambda wanted, device_id: "CUDAExecutionProvider")
+    found = {"gpu_name": "NVIDIA X", "driver_version": "1.2", "cuda_version": "13.0", "cudnn_version": None}
+    for name, value in found.items():
         monkeypatch.setattr(driver, name, lambda *index, value=value: value)
-    monkeypatch.setattr(driver, "cudnn_version", lambda: None)
-    opened = backend.OnnxRuntimeBackend(tmp_path, backend.BackendOptions(device_id=1))
-    described = opened.describe()
+    options = BackendOptions(device_id=1)
+    described = onnxruntime.OnnxRuntimeBackend(tmp_path, options).describe()
     wanted = {"device": "cuda:1", "gpu": "NVIDIA X", "driver": "1.2", "cuda": "13.0", "tf32": "false"}
     assert wanted.items() <= described.items() and "cudnn" not in described

@@ -69,27 +69,20 @@ def require(backend: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def built(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`built(name, **export options)`: a bundle with engines for this GPU."""
+def on_gpu(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Opener:
+    """`on_gpu(backend, name, precision=..., tf32=..., cuda_graphs=...)`: a bundle on the GPU."""
 
     @cache
-    def make(name: str, **options: Any) -> Path:
+    def built(name: str, precision: str) -> Path:
         path = tmp_path_factory.mktemp("engines") / "bundle"
-        shutil.copytree(exported(name, **options), path)
+        shutil.copytree(exported(name, precision=precision), path)
         build(path)
         return path
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def on_gpu(exported: Callable[..., Path], built: Callable[..., Path]) -> Opener:
-    """`on_gpu(backend, name, precision=..., tf32=..., cuda_graphs=...)`: a bundle on the GPU."""
 
     def open_(backend: str, name: str = NAME, precision: str = "fp32", **options: Any) -> Bundle:
         require(backend)
         if backend == TENSORRT:
-            return open_bundle(built(name, precision=precision), TENSORRT, **options)
+            return open_bundle(built(name, precision), TENSORRT, **options)
         return open_bundle(exported(name, precision=precision), provider="cuda", **options)
 
     return open_
@@ -125,15 +118,14 @@ def error(found: Any, wanted: Any) -> float:
 # Laws of every backend ----------------------------------------------------------------------------
 
 
-@BACKENDS
-@pytest.mark.parametrize(
-    ("name", "precision"), [*((name, "fp32") for name in FIXTURES), (NAME, "tf32"), (NAME, "fp16")]
-)
+PRECISIONS = [*((backend, name, "fp32") for backend in (CUDA, TENSORRT) for name in FIXTURES)]
+PRECISIONS += [(CUDA, NAME, "tf32"), (CUDA, NAME, "fp16"), (TENSORRT, NAME, "fp16"), (TENSORRT, NAME, "bf16")]
+
+
+@pytest.mark.parametrize(("backend", "name", "precision"), PRECISIONS)
 def test_gpu_agrees_with_cpu_in_fp32(
     on_gpu: Opener, opened: Opener, report: Report, backend: str, name: str, precision: str
 ) -> None:
-    if (backend, precision) == (TENSORRT, "tf32"):
-        pytest.skip("needs engines built with TF32")
     cpu, tf32 = opened(name), precision == "tf32"
     gpu = on_gpu(backend, name, "fp32" if tf32 else precision, tf32=tf32)
     latents = cpu.encode(clip())
@@ -142,13 +134,6 @@ def test_gpu_agrees_with_cpu_in_fp32(
         value = error(found[what], array)
         report(f"{backend}, {name}, {what}, {precision} against the CPU in fp32", value)
         assert value <= TOLERANCE[precision]
-
-
-def test_bf16_engine_agrees_with_cpu_in_fp32(on_gpu: Opener, opened: Opener, report: Report) -> None:
-    latents = opened(NAME).encode(clip())
-    value = error(on_gpu(TENSORRT, precision="bf16").encode(clip(), chunk=2), latents)
-    report("tensorrt, encode, bf16 against the CPU in fp32", value)
-    assert value <= TOLERANCE["bf16"]
 
 
 @BACKENDS
