@@ -18,7 +18,6 @@ import subprocess
 import sys
 import typing
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wfvae" / "contract"
 TENSORRT = {"10.13": "tensorrt-cu13-bindings==10.13.3.9.post1", "11.4": "tensorrt-cu13-bindings==11.4.0.106"}
 CUDA = {version: (f"cuda-bindings=={version}", "cuda-pathfinder==1.9.0") for version in ("12.9.9", "13.5.0")}
-STUB_SYMBOLS = (
-    "createInferBuilder_INTERNAL",
-    "createInferRefitter_INTERNAL",
-    "createInferRuntime_INTERNAL",
-    "createNvOnnxParserRefitter_INTERNAL",
-    "createNvOnnxParser_INTERNAL",
-    "getBuilderPluginRegistry",
-    "getNvOnnxParserVersion",
-    "getPluginRegistry",
-    "initLibNvInferPlugins",
-)
+STUB_SYMBOLS = [f"create{name}_INTERNAL" for name in ("InferBuilder", "InferRefitter", "InferRuntime")]
+STUB_SYMBOLS += ["createNvOnnxParser_INTERNAL", "createNvOnnxParserRefitter_INTERNAL"]
+STUB_SYMBOLS += ["getBuilderPluginRegistry", "getNvOnnxParserVersion", "getPluginRegistry"]
+STUB_SYMBOLS += ["initLibNvInferPlugins"]
 """Everything that the bindings of both versions link to."""
 PROTOCOLS = [
     value
@@ -52,26 +44,19 @@ PROTOCOLS = [
 """Named as TensorRT's classes."""
 
 
-FAILED: list[str] = []
-"""Why pip failed, after which no test waits for it again."""
-
-
 def installed(*requirements: str) -> Path:
     """A folder with these packages alone. Skips the test if pip cannot fetch them."""
     name = "-".join(requirements).replace("==", "-")
     folder = CACHE / f"{name}-py{sys.version_info.major}{sys.version_info.minor}"
     if folder.is_dir():
         return folder
-    if FAILED:
-        pytest.skip(FAILED[0])
     command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--retries", "1", "--timeout", "10", *requirements, "--target"]
     with replacing(folder) as building:
         try:
             subprocess.run([*command, building], capture_output=True, text=True, timeout=60, check=True)
         except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-            FAILED.append(f"pip cannot get {' '.join(requirements)}: {error.stderr or error}"[-300:])
-            pytest.skip(FAILED[0])
+            pytest.skip(f"pip cannot get {' '.join(requirements)}: {error.stderr or error}"[-300:])
     return folder
 
 
@@ -84,25 +69,17 @@ def run(code: str, *path: Path, **variables: str) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def stubs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Empty libraries with the names that the bindings link to."""
-
-    @cache
-    def build(major: str) -> Path:
-        compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-        if compiler is None or sys.platform != "linux":
-            pytest.skip("stub libraries need a C compiler on Linux")
-        folder = tmp_path_factory.mktemp(f"stubs{major}")
-        source = folder / "stub.c"
-        source.write_text("".join(f"void *{symbol}(void) {{ return 0; }}\n" for symbol in STUB_SYMBOLS))
-        for name in ("nvinfer", "nvonnxparser", "nvinfer_plugin"):
-            library = f"lib{name}.so.{major}"
-            options = ["-shared", "-fPIC", f"-Wl,-soname,{library}", "-o", folder / library]
-            subprocess.run([compiler, *options, source], check=True)
-        return folder
-
-    return build
+def build_stubs(folder: Path, major: str) -> None:
+    """Compiles empty libraries with the names that the bindings link to."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("stub libraries need a C compiler on Linux")
+    source = folder / "stub.c"
+    source.write_text("".join(f"void *{symbol}(void) {{ return 0; }}\n" for symbol in STUB_SYMBOLS))
+    for name in ("nvinfer", "nvonnxparser", "nvinfer_plugin"):
+        library = f"lib{name}.so.{major}"
+        options = ["-shared", "-fPIC", f"-Wl,-soname,{library}", "-o", folder / library]
+        subprocess.run([compiler, *options, source], check=True)
 
 
 DESCRIBE = """
@@ -145,14 +122,11 @@ class Bindings:
         return found
 
 
-@cache
-def describe(folder: Path, stubs: Path) -> Bindings:
-    return Bindings(folder, stubs)
-
-
 @pytest.fixture(scope="module", params=sorted(TENSORRT))
-def bindings(request: pytest.FixtureRequest, stubs: Callable[[str], Path]) -> Bindings:
-    return describe(installed(TENSORRT[request.param]), stubs(request.param.split(".")[0]))
+def bindings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bindings:
+    packages, stubs = installed(TENSORRT[request.param]), tmp_path_factory.mktemp("stubs")
+    build_stubs(stubs, request.param.split(".")[0])
+    return Bindings(packages, stubs)
 
 
 def methods(owner: type) -> dict[str, Callable[..., Any]]:
