@@ -307,25 +307,25 @@ class SimulatedServer:
         """Length, START and END of each request."""
         self.sequences: set[int] = set()
 
-    def rules(self, direction: str) -> Any:
-        return example.Rules.read(self, f"wfvae_{direction}")
+    def model(self, direction: str) -> Any:
+        return example.Model(self, f"wfvae_{direction}")
 
     def parameters(self, model: str) -> dict[str, str]:
         return parameters_of(self.models[model].config)
 
-    def infer(self, model: str, name: str, x: Any, output: str, sequence: int, start: bool, end: bool) -> Any:
+    def infer(self, model: Any, x: Any, sequence: int, start: bool, end: bool) -> Any:
         from fixtures.triton_simulator import Pending
 
-        request = Pending(sequence, start, end, {name: np.array(x)})
+        request = Pending(sequence, start, end, {model.graph.inputs[0].name: np.array(x)})
         with self._changed:
             self.requests.append((x.shape[1], start, end))
             self.sequences.add(sequence)
-            self.models[model].submit(request)
+            self.models[model.name].submit(request)
             self._waiting += 1
             self._run()
             assert self._changed.wait_for(lambda: request.outputs is not None, timeout=60)
         assert request.outputs is not None
-        return request.outputs[output]
+        return request.outputs[model.graph.outputs[0].name]
 
     def leave(self) -> None:
         """Removes one client."""
@@ -345,12 +345,12 @@ class SimulatedServer:
 def reconstruct_all(server: SimulatedServer, videos: list[Any], latents: list[int]) -> list[Any]:
     """Every video by a client of its own, all at once."""
     results: list[Any] = [None] * len(videos)
-    rules = [server.rules(direction) for direction in DIRECTIONS]
+    models = [server.model(direction) for direction in DIRECTIONS]
 
     def client(index: int) -> None:
         try:
             pieces = np.array_split(videos[index], 1 + len(videos[index]) // 5)
-            parts = example.reconstruct(server, *rules, iter(pieces), (HEIGHT, WIDTH), latents[index])
+            parts = example.reconstruct(*models, iter(pieces), (HEIGHT, WIDTH), latents[index])
             results[index] = np.concatenate(list(parts))
         finally:
             server.leave()
@@ -408,13 +408,15 @@ def test_example_reconstructs_file_to_file(
     with open_video_writer(source, lossless) as writer:
         writer.write(frames)
     server = SimulatedServer(simulated(repository()))
-    monkeypatch.setattr(example, "GrpcTransport", lambda url: server)
+    monkeypatch.setattr(example, "Server", lambda url: server)
     arguments = ["triton_stream", str(source), str(target), "--latents", "2", "--warm-up"]
     monkeypatch.setattr(sys, "argv", arguments)
     assert example.main() == 0
     with open_video(target) as reader:
         assert np.array_equal(np.stack(list(reader)), streamed(opened(FIXTURES[0]), frames))
     assert all(model.open_sequences == 0 for model in server.models.values())
+    # The warm-up: a full step and one of a single latent, of both models.
+    assert [count for count, start, _ in server.requests if start][:4] == [8, 4, 2, 1]
 
 
 # The client's framing -----------------------------------------------------------------------------
@@ -449,10 +451,11 @@ def test_requests_of_a_stream_are_framed(
     expected: list[tuple[int, bool, bool]],
 ) -> None:
     server = SimulatedServer(simulated(repository(name)))
-    rules = server.rules(direction)
-    stream = example.open_stream(server, rules, HEIGHT, WIDTH, latents)
-    video, channels = (HEIGHT, WIDTH, 3), int(rules.graph.inputs[0].shape[2])
-    shape, dtype = (video, np.uint8) if direction == "encoder" else ((channels, 4, 3), np.float32)
+    model = server.model(direction)
+    stream = example.TritonStream(model, HEIGHT, WIDTH, latents)
+    shape, dtype = (model.channels, 4, 3), np.float32
+    if direction == "encoder":
+        shape, dtype = (HEIGHT, WIDTH, 3), np.uint8
     given = sum(len(part) for count in pushes for part in stream.push(np.zeros((count, *shape), dtype)))
     given += sum(len(part) for part in stream.finish(frames))
     if direction == "decoder":
@@ -461,24 +464,16 @@ def test_requests_of_a_stream_are_framed(
     assert len(server.sequences) == 1 and 0 < min(server.sequences) < 2**63
 
 
-def test_warm_up_runs_the_shapes_that_follow(repository: Make) -> None:
-    server = SimulatedServer(simulated(repository()))
-    for direction, expected in (("encoder", {8, 4}), ("decoder", {2, 1})):
-        server.requests.clear()
-        example.warm_up(server, server.rules(direction), 2)
-        assert {count for count, _, _ in server.requests} == expected and server.requests[-1][2]
-
-
 def test_client_refuses_what_is_not_served(repository: Make) -> None:
     server = SimulatedServer(simulated(repository()))
-    encoder, decoder = (server.rules(direction) for direction in DIRECTIONS)
+    encoder, decoder = (server.model(direction) for direction in DIRECTIONS)
     with pytest.raises(InputError, match="the video is 48x48, and wfvae_encoder serves 32x24"):
-        example.open_stream(server, encoder, 48, 48, 1)
-    other = example.Rules(decoder.model, decoder.graph, decoder.size, "0" * 64)
+        example.TritonStream(encoder, 48, 48, 1)
+    decoder.bundle = "0" * 64
     with pytest.raises(InputError, match="different bundles"):
-        next(example.reconstruct(server, encoder, other, iter([]), (HEIGHT, WIDTH), 1))
+        next(example.reconstruct(encoder, decoder, iter([]), (HEIGHT, WIDTH), 1))
     with pytest.raises(InputError, match="no rules of format"):
-        example.Rules.read(SimpleNamespace(parameters=lambda model: {}), "wfvae_encoder")
+        example.Model(SimpleNamespace(parameters=lambda model: {}), "wfvae_encoder")
 
 
 def test_grpc_request_has_tensor_and_sequence_flags(repository: Make) -> None:
@@ -494,10 +489,8 @@ def test_grpc_request_has_tensor_and_sequence_flags(repository: Make) -> None:
     def get_model_config(model: str) -> Any:
         return SimpleNamespace(config=config_of(folder, model))
 
-    client = SimpleNamespace(infer=infer, get_model_config=get_model_config)
-    transport = example.GrpcTransport("nowhere:1", client)
-    model = example.Rules.read(transport, "wfvae_decoder").model
-    latents = np.zeros((1, 1, 4, 4, 3), np.float32)
-    assert transport.infer(model, "latents", latents, "frames", 7, True, False) is answer
+    server = example.Server("nowhere:1", SimpleNamespace(infer=infer, get_model_config=get_model_config))
+    model = example.Model(server, "wfvae_decoder")
+    assert server.infer(model, np.zeros((1, 1, 4, 4, 3), np.float32), 7, True, False) is answer
     flags = {"sequence_id": 7, "sequence_start": True, "sequence_end": False}
     assert calls == [("wfvae_decoder", "latents", [1, 1, 4, 4, 3], "FP32", "frames", flags)]
