@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from wfvae.export.parity.difference import Array
 from wfvae.runtime.bundle import Bundle
-from wfvae.spec.manifest import STEP, GraphSpec, state_input, state_output
+from wfvae.spec.manifest import STEP, GraphSpec
 from wfvae.spec.stream import resolve_dim
 
 Feeds = Mapping[str, Array]
@@ -117,10 +117,10 @@ class ExposedGraph:
         state = {}
         for spec in stream.states:
             shape = spec.resolve(1, self._height, self._width)
-            state[spec.name] = np.full(shape, spec.initial_value, _STATE_TYPES[spec.dtype])
+            state[spec.input] = np.full(shape, spec.initial_value, _STATE_TYPES[spec.dtype])
         plan = [(count, False) for count in steps] + ([(1, True)] if stream.needs_drain else [])
         position = 0
-        infer = self.open([*names, *(state_output(name) for name in state)])
+        infer = self.open([*names, *(spec.output for spec in stream.states)])
         for index, (latents, drain) in enumerate(plan):
             taken = stream.chunk_multiple * latents
             piece = np.zeros((taken, *x.shape[1:]), x.dtype) if drain else x[position : position + taken]
@@ -129,10 +129,10 @@ class ExposedGraph:
                 self.spec.inputs[0].name: np.ascontiguousarray(piece[None]),
                 "start": np.array([index == 0]),
                 **({"end": np.array([drain])} if self.spec.has_end else {}),
-                **{state_input(name): array for name, array in state.items()},
+                **state,
             }
             results = infer(feeds)
-            state = {name: results[state_output(name)] for name in state}
+            state = {spec.input: results[spec.output] for spec in stream.states}
             yield latents, feeds, results
 
     def run_clip(self, x: Array, names: Collection[str]) -> dict[str, Array]:

@@ -21,7 +21,7 @@ from wfvae.export.symbolic import Length, Size
 from wfvae.model.causal import OfflineClip, StreamChunk
 from wfvae.model.vae import WFVAE
 from wfvae.spec.frames import SPATIAL_RATIO
-from wfvae.spec.manifest import STEP, GraphSpec, state_input, state_output
+from wfvae.spec.manifest import STEP, GraphSpec
 from wfvae.spec.stream import Dim
 
 # ONNX's own intermediate representation version, by the first opset that goes with it.
@@ -114,10 +114,10 @@ def trace(
 
 
 def _declared(graph: GraphSpec, side: str) -> list[_Tensor]:
-    tensors, state_name = (graph.inputs, state_input) if side == "input" else (graph.outputs, state_output)
+    tensors = graph.inputs if side == "input" else graph.outputs
     return [
         *(_Tensor(t.name, t.name, t.shape, getattr(torch, t.dtype)) for t in tensors),
-        *(_Tensor(s.name, state_name(s.name), s.shape, getattr(torch, s.dtype)) for s in graph.states),
+        *(_Tensor(s.name, getattr(s, side), s.shape, getattr(torch, s.dtype)) for s in graph.states),
     ]
 
 

@@ -28,7 +28,7 @@ from wfvae.runtime.backends.base import (
     run_errors,
 )
 from wfvae.runtime.backends.session_cache import current_cache
-from wfvae.spec.manifest import WEIGHTS_NAME, GraphSpec, state_input, state_output
+from wfvae.spec.manifest import WEIGHTS_NAME, GraphSpec
 from wfvae.spec.stream import StateSpec
 
 _ONNX_TYPES = {"float32": 1, "float16": 10, "float64": 11, "int32": 6, "bfloat16": 16}
@@ -96,8 +96,8 @@ class OnnxRuntimeStep:
         """Returns a binding with all state inputs and outputs set, once for all steps."""
         binding = self._session.io_binding()
         for spec in self.graph.states:
-            binding.bind_ortvalue_input(state_input(spec.name), current[spec.name])
-            binding.bind_ortvalue_output(state_output(spec.name), following[spec.name])
+            binding.bind_ortvalue_input(spec.input, current[spec.name])
+            binding.bind_ortvalue_output(spec.output, following[spec.name])
         return binding
 
     def step(self, state: StreamState, x: FloatArray, start: BoolArray, end: BoolArray) -> FloatArray:

@@ -26,7 +26,7 @@ from wfvae.runtime.backends.base import (
 )
 from wfvae.runtime.backends.openvino_norms import rewrite_norms
 from wfvae.runtime.backends.signal_stack import preserved_signal_stack
-from wfvae.spec.manifest import GraphSpec, state_input, state_output
+from wfvae.spec.manifest import GraphSpec
 from wfvae.spec.stream import StateSpec
 
 PRECISION_HINTS = ("fp32", "bf16")
@@ -56,13 +56,13 @@ class OpenVinoState:
         """The request that reads the current state and writes the other tensors."""
         request = self._requests[self._next]
         for spec in self.specs:
-            request.set_tensor(state_input(spec.name), self._tensors[spec.name])
+            request.set_tensor(spec.input, self._tensors[spec.name])
         return request
 
     def swap(self) -> None:
         """Makes the result of the last step the current state."""
         request = self._requests[self._next]
-        self._tensors = {spec.name: request.get_tensor(state_output(spec.name)) for spec in self.specs}
+        self._tensors = {spec.name: request.get_tensor(spec.output) for spec in self.specs}
         self._next = 1 - self._next
 
     def read(self) -> dict[str, Array]:
@@ -86,7 +86,7 @@ class OpenVinoStep:
 
     def __init__(self, graph: GraphSpec, model: Any) -> None:
         self.graph = graph
-        inputs = {spec.name: model.input(state_input(spec.name)) for spec in graph.states}
+        inputs = {spec.name: model.input(spec.input) for spec in graph.states}
         self.state_types = {name: tensor.get_element_type() for name, tensor in inputs.items()}
         """Type that each state tensor is held in; with the bf16 hint, not that of the bundle."""
         self._model = model
@@ -221,8 +221,8 @@ def _with_bfloat16_state(model: Any, graph: GraphSpec) -> Any:
     processor = PrePostProcessor(model)
     for spec in graph.states:
         if spec.dtype == "float32":
-            processor.input(state_input(spec.name)).tensor().set_element_type(bf16)
-            processor.output(state_output(spec.name)).tensor().set_element_type(bf16)
+            processor.input(spec.input).tensor().set_element_type(bf16)
+            processor.output(spec.output).tensor().set_element_type(bf16)
     return processor.build()
 
 

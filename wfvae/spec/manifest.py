@@ -18,9 +18,7 @@ from wfvae.errors import BundleError
 from wfvae.files import write_whole
 from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.spec.records import Record, read_as, read_json
-from wfvae.spec.stream import Direction, Shape, Size, StateSpec, StreamSpec, Text, state_input, state_output
-
-__all__ = ["state_input", "state_output"]
+from wfvae.spec.stream import Direction, Shape, Size, StateSpec, StreamSpec, Text
 
 FORMAT: Final = "wfvae-bundle/1"
 MANIFEST_NAME = "manifest.json"

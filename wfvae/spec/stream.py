@@ -45,16 +45,6 @@ def resolve_dim(dim: Dim, batch: int, height: int, width: int) -> int:
     return size // by
 
 
-def state_input(name: str) -> str:
-    """Graph input that takes the state tensor `name`."""
-    return f"state.{name}"
-
-
-def state_output(name: str) -> str:
-    """Graph output that holds the state tensor `name` for the next step."""
-    return f"next_state.{name}"
-
-
 class StateSpec(Record, frozen=True):
     """One state tensor of a stream."""
 
@@ -69,13 +59,13 @@ class StateSpec(Record, frozen=True):
     initial_value: float = 0.0
     """Fill before the first step. `start` makes a row ignore it, so any finite value would do."""
     input: str = ""
-    """Name of the graph's input, derived from `name`."""
+    """Graph input that takes the tensor, computed here."""
     output: str = ""
-    """Name of the graph's output, derived from `name`."""
+    """Graph output that holds the tensor for the next step, computed here."""
 
     def __post_init__(self) -> None:
-        force_setattr(self, "input", state_input(self.name))
-        force_setattr(self, "output", state_output(self.name))
+        force_setattr(self, "input", f"state.{self.name}")
+        force_setattr(self, "output", f"next_state.{self.name}")
 
     def resolve(self, batch: int, height: int, width: int) -> tuple[int, ...]:
         """Returns the concrete shape for a batch of streams of this (padded) video size."""

@@ -18,7 +18,6 @@ from wfvae.runtime.backends.nvidia.device import Allocations, Device, aligned, i
 from wfvae.runtime.backends.nvidia.step_buffers import StepBuffers
 from wfvae.runtime.backends.nvidia.tensorrt_engine import Binding, LoadedEngine
 from wfvae.spec.manifest import GraphSpec
-from wfvae.spec.stream import state_input, state_output
 from wfvae.spec.tensorrt import Shape
 
 
@@ -107,9 +106,10 @@ class TensorRTState:
         if graph.has_end:
             inputs["end"] = (end_at, end.shape)
         outputs = {graph.outputs[0].name: (output_at, output)}
-        for name, tensor in self._tensors.items():
-            inputs[state_input(name)] = (self._address(name, self.parity), tensor.shape)
-            outputs[state_output(name)] = (self._address(name, 1 - self.parity), tensor.shape)
+        for spec in graph.states:
+            shape = self._tensors[spec.name].shape
+            inputs[spec.input] = (self._address(spec.name, self.parity), shape)
+            outputs[spec.output] = (self._address(spec.name, 1 - self.parity), shape)
         return Binding(inputs, outputs)
 
     def swap(self) -> None:
