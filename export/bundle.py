@@ -228,5 +228,13 @@ def graph_spec(model: WFVAE, direction: Direction, kind: Kind, latents: str = "m
         inputs.append(TensorSpec("start", "bool", ("batch",), _START))
         if stream.needs_drain:
             inputs.append(TensorSpec("end", "bool", ("batch",), _END))
-    file = f"{graph_key(direction, kind)}.onnx"
-    return GraphSpec.of_stream(file, kind, stream, tuple(inputs), (output,))
+    return GraphSpec(
+        file=f"{graph_key(direction, kind)}.onnx",
+        kind=kind,
+        direction=direction,
+        ratio=stream.ratio,
+        delay_frames=stream.delay,
+        inputs=tuple(inputs),
+        outputs=(output,),
+        states=stream.states if kind == STEP else (),
+    )

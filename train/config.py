@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,8 @@ class TrainingConfig(Record, frozen=True):
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             check_fields(getattr(self, name), ConfigError, section=name)
-        _check_agreement(self)
+        for problem in _contradictions(self):
+            raise ConfigError(problem)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrainingConfig:
@@ -90,10 +91,10 @@ class TrainingConfig(Record, frozen=True):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns nested plain values, without the keys that are None."""
-        sections = super().to_dict()
-        for name, section in sections.items():
-            sections[name] = {key: value for key, value in section.items() if value is not None}
-        return sections
+        return {
+            name: {key: value for key, value in section.items() if value is not None}
+            for name, section in super().to_dict().items()
+        }
 
     def to_toml(self) -> str:
         """Returns the configuration as a TOML file, every key written out."""
@@ -104,11 +105,13 @@ class TrainingConfig(Record, frozen=True):
 
     def differences(self, other: TrainingConfig) -> list[str]:
         """Returns the keys `section.key` whose values differ."""
-        found = []
-        for name in self.__struct_fields__:
-            mine, theirs = structs.asdict(getattr(self, name)), structs.asdict(getattr(other, name))
-            found += [f"{name}.{key}" for key, value in mine.items() if value != theirs[key]]
-        return found
+        theirs = other.to_dict()
+        return [
+            f"{name}.{key}"
+            for name, section in super().to_dict().items()
+            for key, value in section.items()
+            if value != theirs[name].get(key)
+        ]
 
 
 def ready_configs() -> list[str]:
@@ -142,21 +145,18 @@ def _parse(source: str | Path) -> dict[str, Any]:
 
 
 def _override(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    section, dot, name = key.strip().partition(".")
+    key, equals, text = (part.strip() for part in override.partition("="))
+    section, dot, name = key.partition(".")
     if not equals or not dot or not name:
-        raise ConfigError(
-            f"--set {override!r} is not of the form section.key=value, such as optimizer.batch=4"
-        )
-    value: object = text.strip()
+        form = "section.key=value, such as optimizer.batch=4"
+        raise ConfigError(f"--set {override!r} is not of the form {form}")
+    value: object = text
     try:
         override.encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"{key} is {value!r}, which is not UTF-8 and cannot be written into the run's config.toml;"
-            " use another name"
-        ) from error
-    if not _is_text(section, name) or text.strip()[:1] in {'"', "'"}:
+        problem = f"{key} is {value!r}, which is not UTF-8 and cannot be written into the run's config.toml"
+        raise ConfigError(f"{problem}; use another name") from error
+    if not _is_text(section, name) or text[:1] in {'"', "'"}:
         with contextlib.suppress(tomllib.TOMLDecodeError):
             value = tomllib.loads(f"value = {text}")["value"]
     part = data.setdefault(section, {})
@@ -172,54 +172,39 @@ def _is_text(section: str, name: str) -> bool:
     return any(field.name == name and field.type is str for field in keys)
 
 
-def _check_agreement(config: TrainingConfig) -> None:
-    """Raises `ConfigError` where values contradict each other."""
+def _contradictions(config: TrainingConfig) -> Iterator[str]:
+    """Yields what is wrong where values contradict each other."""
     data, shown = config.data, config.validation
     ratio = config.model.architecture().temporal_compression
-    _check_clip_length("data.frames", data.frames, ratio)
-    _check_clip_length("validation.frames", shown.frames, ratio)
-    _check_crop("data", data.height, data.width, data.crop_height, data.crop_width)
-    height, width = shown.height or data.height, shown.width or data.width
-    _check_crop("validation", height, width, shown.crop_height, shown.crop_width)
+    for key, frames in (("data.frames", data.frames), ("validation.frames", shown.frames)):
+        if (frames - 1) % ratio:
+            below = 1 + (frames - 1) // ratio * ratio
+            yield f"{key} is {frames}; a clip has 1 + {ratio} n frames, for example {below} or {below + ratio}"
+    yield from _crop_problems("data", data, data.height, data.width)
+    yield from _crop_problems("validation", shown, shown.height or data.height, shown.width or data.width)
     if data.crops_per_clip > 1 and not data.crop_height:
-        raise ConfigError(
-            f"data.crops_per_clip is {data.crops_per_clip} without a size of crops; give data.crop_height"
-            " and data.crop_width"
-        )
-    weights = config.loss.frame_weights
+        crops = f"data.crops_per_clip is {data.crops_per_clip} without a size of crops"
+        yield f"{crops}; give data.crop_height and data.crop_width"
+    weights = list(config.loss.frame_weights)
     if weights and len(weights) != ratio:
-        raise ConfigError(
-            f"loss.frame_weights is {list(weights)}; expected {ratio} numbers, one for each frame of a latent"
-        )
+        yield f"loss.frame_weights is {weights}; expected {ratio} numbers, one for each frame of a latent"
     if wrong := strides_complaint(data.stride, data.min_stride, data.stills):
-        raise ConfigError(f"data.{wrong}")
+        yield f"data.{wrong}"
     if data.kind != "folder" and data.folder:
-        raise ConfigError(
-            f'data.folder is {data.folder!r}, but data.kind is "{data.kind}", which reads no videos; also set'
-            " data.kind=folder, or leave data.folder out"
-        )
+        reads = f'data.folder is {data.folder!r}, but data.kind is "{data.kind}", which reads no videos'
+        yield f"{reads}; also set data.kind=folder, or leave data.folder out"
     if data.kind == "folder" and not data.folder:
-        raise ConfigError(
-            "data.folder is not set; give the directory of your videos: --set data.folder=DIR (or"
-            ' data.kind="procedural")'
-        )
+        advice = "give the directory of your videos: --set data.folder=DIR"
+        yield f'data.folder is not set; {advice} (or data.kind="procedural")'
 
 
-def _check_crop(section: str, height: int, width: int, crop_height: int, crop_width: int) -> None:
-    for name, value, crop in (("height", height, crop_height), ("width", width, crop_width)):
-        if crop > value:
-            raise ConfigError(
-                f"{section}.crop_{name} is {crop}; expected a multiple of {SPATIAL_RATIO} up to {value}, or 0"
-            )
+def _crop_problems(
+    name: str, section: DataSettings | ValidationSettings, height: int, width: int
+) -> Iterator[str]:
+    crop_height, crop_width = section.crop_height, section.crop_width
+    for side, limit, crop in (("height", height, crop_height), ("width", width, crop_width)):
+        if crop > limit:
+            expected = f"a multiple of {SPATIAL_RATIO} up to {limit}, or 0"
+            yield f"{name}.crop_{side} is {crop}; expected {expected}"
     if bool(crop_height) != bool(crop_width):
-        raise ConfigError(
-            f"only one of {section}.crop_height and {section}.crop_width is set; give both, or none"
-        )
-
-
-def _check_clip_length(key: str, frames: int, ratio: int) -> None:
-    if (frames - 1) % ratio:
-        below = 1 + (frames - 1) // ratio * ratio
-        raise ConfigError(
-            f"{key} is {frames}; a clip has 1 + {ratio} n frames, for example {below} or {below + ratio}"
-        )
+        yield f"only one of {name}.crop_height and {name}.crop_width is set; give both, or none"

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from wfvae.export.parity.difference import Array
 from wfvae.runtime.bundle import Bundle
 from wfvae.spec.manifest import STEP, GraphSpec
-from wfvae.spec.stream import resolve_dim
+from wfvae.spec.stream import resolve
 
 Feeds = Mapping[str, Array]
 Infer = Callable[[Feeds], Mapping[str, Array]]
@@ -201,13 +201,12 @@ class ExposedGraph:
         """Replaces the symbolic sizes of inputs and outputs."""
         ratio = self.spec.stream.ratio
         frames = ratio * latents if self.spec.kind == STEP else 1 + ratio * (latents - 1)
-        counts = {"latents": latents, "frames": frames}
+        sizes = {"latents": latents, "frames": frames, "height": self._height, "width": self._width}
         for value in (*model.graph.input, *model.graph.output):
             for dim in value.type.tensor_type.shape.dim:
                 if symbol := dim.dim_param:
-                    size = counts.get(symbol) or resolve_dim(symbol, 1, self._height, self._width)
                     dim.Clear()
-                    dim.dim_value = size
+                    [dim.dim_value] = resolve([symbol], batch=1, **sizes)
 
     def _fold_shape_arithmetic(self, model: onnx.ModelProto) -> None:
         """Makes computed shapes constants, since ONNX's inference does not follow divisions."""

@@ -15,7 +15,7 @@ from wfvae.errors import BundleError, InputError
 from wfvae.spec.frames import padded_size
 from wfvae.spec.manifest import GraphSpec, Manifest, TensorSpec
 from wfvae.spec.records import Record, check_fields
-from wfvae.spec.stream import Dim, Size, StateSpec, resolve_dim
+from wfvae.spec.stream import Dim, Size, StateSpec, resolve
 
 Platform = Literal["onnxruntime", "tensorrt"]
 PLATFORMS: dict[Platform, tuple[str, str]] = {
@@ -36,7 +36,6 @@ TYPES = {
 """The manifest's types in Triton's words."""
 _CONTROLS = {"start": "CONTROL_SEQUENCE_START", "end": "CONTROL_SEQUENCE_END"}
 _ORT_HEURISTIC = "1"  # the server's number for HEURISTIC
-_TIME = ("frames", "latents")
 
 
 class TritonOptions(Record, frozen=True, kw_only=True):
@@ -124,7 +123,8 @@ def tensor_dims(shape: Sequence[Dim], size: tuple[int, int]) -> list[int]:
     Triton has no tensors with a batch axis only: control inputs must be (batch, 1), and dims must
     not be empty. The graphs in a repository have that second axis, see `wfvae.export.triton.graph`.
     """
-    return [-1 if dim in _TIME else resolve_dim(dim, 1, *size) for dim in shape[1:]] or [1]
+    height, width = size
+    return list(resolve(shape[1:], frames=-1, latents=-1, height=height, width=width)) or [1]
 
 
 def stream_rules(manifest: Manifest, graph: GraphSpec, size: tuple[int, int]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from wfvae.errors import LatentsError
 from wfvae.runtime.media.failures import translated
-from wfvae.spec.latents import DTYPES, Latents, LatentsInfo, check_finite, checked_latents
+from wfvae.spec.latents import DTYPES, Latents, LatentsInfo, check_finite, check_latents
 
 TENSOR = "latents"
 
@@ -118,7 +118,7 @@ class LatentsWriter(ABC):
             ResourceError: the disk is full.
         """
         self._require_open()
-        checked_latents(latents, str(self._path))
+        check_latents(latents, str(self._path))
         with self._translated():
             if self._item is None:
                 self._item, self._dtype = latents.shape[1:], latents.dtype

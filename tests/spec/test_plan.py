@@ -12,7 +12,6 @@ from wfvae.errors import InputError, StateError
 from wfvae.spec.frames import (
     SPATIAL_RATIO,
     OutputWindow,
-    causal_cache_length,
     even_chunks,
     latent_frames,
     lead_frames,
@@ -55,21 +54,6 @@ def test_even_chunks_cover_the_total(total: int, chunk: int) -> None:
     assert all(0 < size <= chunk for size in chunks)
 
 
-@given(kernel=st.integers(1, 7), stride=st.integers(1, 5), chunk=st.integers(1, 12), index=st.integers(0, 12))
-def test_cache_length_counts_frames_that_no_window_has_passed(
-    kernel: int, stride: int, chunk: int, index: int
-) -> None:
-    window = max(kernel, stride)
-    # The first frame comes with window - 1 copies of itself, then `index` chunks; windows are
-    # consumed as they complete.
-    available = window
-    for size in [0] + [chunk] * index:
-        available += size
-        while available >= window:
-            available -= stride
-    assert causal_cache_length(kernel, stride, chunk, index) == available
-
-
 @given(
     drop=st.integers(0, 13),
     counts=st.lists(st.integers(0, 20), max_size=12),
@@ -95,8 +79,6 @@ def test_output_window_takes_frames_between_drop_and_limit(
         (lambda: video_frames(0, 4), "0 latents"),
         (lambda: padded_size(0, 8), "size is 0x8"),
         (lambda: list(even_chunks(8, 0)), "the chunk is 0"),
-        (lambda: causal_cache_length(3, 0, 4, 1), "stride 0"),
-        (lambda: causal_cache_length(3, 1, 4, -1), "index -1"),
     ],
 )
 def test_impossible_count_is_refused(call: Callable[[], object], problem: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -38,41 +39,34 @@ def fraction(kind: type, value: Any) -> Any:
     return Fraction(value)
 
 
-@pytest.mark.parametrize(
-    ("data", "problem"),
-    [
-        ({}, "share is missing"),
-        ([], r"it is \[\]; expected a section of keys"),
-        ({"share": float("nan")}, "share is nan; expected a number >= 0 and < 1"),
-        ({"share": "1"}, "share is '1'; expected a number >= 0 and < 1"),
-        ({"share": 0, "chioce": "a"}, r"unknown key chioce; did you mean choice\?"),
-        ({"share": 0, "x": "a"}, "unknown key x; known are: share, choice, flag, pair, items, named, rate"),
-        ({"share": 0, "choice": "c"}, "choice is 'c'; expected one of 'a', 'b'"),
-        ({"share": 0, "flag": 1}, "flag is 1; expected true or false"),
-        ({"share": 0, "pair": [1]}, r"pair is \[1\]; expected a list of 2 values"),
-        ({"share": 0, "pair": [1, 2.5]}, r"pair\[1\] is 2.5; expected an integer"),
-        ({"share": 0, "items": 3}, "items is 3; expected a list"),
-        (
-            {"share": 0, "items": [{}, {"count": 4}]},
-            r"items\[1\].count is 4; expected an integer >= 1 and <= 512",
-        ),
-        (
-            {"share": 0, "items": [{"cuont": 4}]},
-            r"unknown key items\[0\].cuont; did you mean items\[0\].count\?",
-        ),
-        (
-            {"share": 0, "named": {"a": {}, "b": {"name": "B"}}},
-            r"named.b.name is 'B'; expected text matching \^",
-        ),
-        ({"share": 0, "named": {"A": {}}}, r"a key of named must be text matching \^\[a-z\]\+\$"),
-        ({"share": 0, "items": [{"name": "wrong"}]}, "the name is wrong; choose another one"),
-        ({"share": 0, "rate": "x"}, r"rate is 'x'; expected a fraction \(Invalid literal"),
-        ({"share": 0, "items": "y" * 200}, r"items is 'y{99}\.\.\.; expected a list"),
-    ],
-)
+WRONG: list[tuple[Any, str]] = [
+    ([], "it is []; expected a section of keys"),
+    ({}, "share is missing"),
+    ({"share": float("nan")}, "share is nan; expected a number >= 0.0"),
+    ({"share": 1}, "share is 1; expected a number < 1.0"),
+    ({"share": "1"}, "share is '1'; expected a number"),
+    ({"chioce": "a"}, "unknown key chioce; did you mean choice?"),
+    ({"x": "a"}, "unknown key x; known are: share, choice, flag, pair, items, named, rate"),
+    ({"choice": "c"}, "choice is 'c'; expected one of 'a', 'b'"),
+    ({"flag": 1}, "flag is 1; expected true or false"),
+    ({"pair": [1]}, "pair is [1]; expected a list of length 2"),
+    ({"pair": [1, 2.5]}, "pair[1] is 2.5; expected an integer"),
+    ({"items": 3}, "items is 3; expected a list"),
+    ({"items": [{}, {"count": 4}]}, "items[1].count is 4; expected an integer that's a multiple of 8"),
+    ({"items": [{"cuont": 4}]}, "unknown key items[0].cuont; did you mean items[0].count?"),
+    ({"items": [{"name": "wrong"}]}, "the name is wrong; choose another one"),
+    ({"items": "y" * 200}, f"items is '{'y' * 99}...; expected a list"),
+    ({"named": {"a": {}, "b": {"name": "B"}}}, "named[...].name: expected text matching regex '^[a-z]+$'"),
+    ({"named": {"A": {}}}, "a key of named: expected text matching regex '^[a-z]+$'"),
+    ({"rate": "x"}, "rate is 'x'; Invalid literal for Fraction: 'x'"),
+]
+
+
+@pytest.mark.parametrize(("data", "problem"), WRONG)
 def test_wrong_value_is_named_with_what_was_expected(data: Any, problem: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{problem}"):
-        read_as(Outer, data, ConfigError, hook=fraction)
+    complete = {"share": 0, **data} if data else data
+    with pytest.raises(ConfigError, match=f"^{re.escape(problem)}$"):
+        read_as(Outer, complete, ConfigError, hook=fraction)
 
 
 def test_record_round_trips_through_plain_values() -> None:
@@ -85,5 +79,5 @@ def test_check_fields_converts_and_names_the_section() -> None:
     record = Outer(0, pair=[1, 2])  # type: ignore[arg-type]
     check_fields(record, ConfigError)
     assert record.pair == (1, 2) and isinstance(record.share, float)
-    with pytest.raises(ConfigError, match=r"part\.share is 1; expected a number >= 0 and < 1"):
+    with pytest.raises(ConfigError, match=r"part\.share is 1; expected a number < 1"):
         check_fields(Outer(1), ConfigError, section="part")

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from msgspec.structs import FieldInfo, fields
 
 from fixtures.program import Program
-from wfvae.cli.main import main
 from wfvae.cli.train import _default_directory
 from wfvae.errors import ConfigError
 from wfvae.model.config import Preset, WFVAEConfig
@@ -53,19 +52,14 @@ def ready(name: str) -> TrainingConfig:
 
 def test_ready_configs_load_and_are_listed(program: Program) -> None:
     listed = program.done("train", "--list")
-    assert listed == ready_configs()
-    assert len(listed) == 9 + 3 + 1
-    assert listed[-1] == "tiny-quick"
-    for name in ready_configs():
+    assert listed == ready_configs() and len(listed) == 9 + 3 + 1
+    for name in listed:
         ready(name)
 
 
-def test_help_names_ready_configs(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    named = set(re.findall(r"wfvae train (\S+) --(?:out|set)", capsys.readouterr().out))
-    assert len(named) > 2
-    assert named <= set(ready_configs())
+def test_help_names_ready_configs(program: Program) -> None:
+    named = set(re.findall(r"wfvae train (\S+) --(?:out|set)", program("train", "--help").out))
+    assert len(named) > 2 and named <= set(ready_configs())
 
 
 def test_stage_starts_from_the_one_before() -> None:
@@ -85,9 +79,8 @@ def test_stage_without_the_one_before_is_refused(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    complaint = program.refused(
-        "train", "S-stage2", "--set", "data.folder=videos", "validation.folder=held-out"
-    )
+    folders = ("data.folder=videos", "validation.folder=held-out")
+    complaint = program.refused("train", "S-stage2", "--set", *folders)
     assert "./runs/S-stage1 does not exist; expected a checkpoint directory" in complaint
 
 
@@ -135,30 +128,30 @@ def test_text_that_is_not_utf8_is_refused() -> None:
         TrainingConfig.load("tiny-quick", ["data.folder=v\udcff"])
 
 
-@pytest.mark.parametrize(
-    ("text", "read"),
-    [
-        ("2024", "2024"),
-        ("true", "true"),
-        ('"a b"', "a b"),
-        ("'x'", "x"),
-        (" x y ", "x y"),
-        ('"', '"'),
-        ("", ""),
-    ],
-)
+TEXTS = {"2024": "2024", "true": "true", '"a b"': "a b", "'x'": "x", " x y ": "x y", '"': '"', "": ""}
+
+
+@pytest.mark.parametrize(("text", "read"), TEXTS.items())
 def test_text_needs_no_quotes_whatever_it_looks_like(text: str, read: str) -> None:
     assert TrainingConfig.load("tiny-quick", [f"run.initial={text}"]).run.initial == read
 
 
-def test_set_takes_several_keys_in_any_place(program: Program) -> None:
-    for words in (
+@pytest.mark.parametrize(
+    "words",
+    [
         ("tiny-quick", "--set", "run.seed=3", "optimizer.batch=2"),
         ("--set", "run.seed=3", "--set", "optimizer.batch=2", "tiny-quick"),
-    ):
-        shown = program.done("train", *words, "--show")
-        assert (shown["run"]["seed"], shown["optimizer"]["batch"]) == (3, 2)
-    assert "no configuration was given" in program.refused("train", "--set", "run.seed=3")
+    ],
+)
+def test_set_takes_several_keys_in_any_place(program: Program, words: tuple[str, ...]) -> None:
+    shown = program.done("train", *words, "--show")
+    overrides = ["run.seed=3", "optimizer.batch=2"]
+    assert TrainingConfig.from_dict(shown) == TrainingConfig.load("tiny-quick", overrides)
+
+
+@pytest.mark.parametrize("words", [(), ("--set", "run.seed=3")])
+def test_command_without_a_configuration_is_refused(program: Program, words: tuple[str, ...]) -> None:
+    assert "no configuration was given" in program.refused("train", *words)
 
 
 def test_ablations_reach_the_architecture() -> None:
@@ -170,101 +163,65 @@ def test_ablations_reach_the_architecture() -> None:
     assert (architecture.energy_flow_l3, config.loss.wavelet_weight) == (True, 0.0)
 
 
+OUT_OF_RANGE = """
+data.frames=0 data.height=100 data.height=80000000000000000000 data.crop_height=256 data.min_stride=-1
+data.kind=files data.kind=2024 data.scenes=titles data.scenes=[] data.stills=1.5 data.workers=5000
+validation.height=12 loss.frame_weights=2 loss.adversarial=1 optimizer.learning_rate=nan
+optimizer.learning_rate=inf optimizer.ema_decay=1.0 optimizer.betas=[0.9] optimizer.final_rate=5
+run.steps=1.5 run.steps=true run.seed=-1 run.threads=100000 model.preset=XL model.temporal_compression=2
+model.base_channels=0
+"""
+
+
+@pytest.mark.parametrize("override", OUT_OF_RANGE.split())
+def test_value_out_of_range_is_refused_with_what_is_expected(override: str) -> None:
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"^tiny-quick: {key} is .*; expected (an?|one|true) "):
+        TrainingConfig.load("tiny-quick", [override])
+
+
+WRONG_SETTINGS = {
+    "optimiser.batch=4": "unknown key optimiser; did you mean optimizer?",
+    "optimizer.learnig_rate=1": "learnig_rate; did you mean optimizer.learning_rate?",
+    "run.learning_rate=1": "known are: steps, seed, precision, activation_checkpointing, threads, initial,",
+    "data.frames=10": "data.frames is 10; a clip has 1 + 4 n frames, for example 9 or 13",
+    "data.crop_width=0": "only one of data.crop_height and data.crop_width is set; give both, or none",
+    "validation.crop_height=512": "validation.crop_height is 512; expected a multiple of 8 up to 128, or 0",
+    "data.folder=videos": 'but data.kind is "procedural", which reads no videos; also set data.kind=folder',
+    'data.scenes=["mixed", "sea"]': "data.scenes[1] is 'sea'; expected one of 'clouds', 'landscape'",
+    "data.min_stride=2": "data.min_stride is 2; expected 0 (always 1) or an integer in 1..1",
+    "data.folder.x=3": "unknown key data.folder.x",
+    "data=3": "is not of the form section.key=value",
+    "nonsense": "is not of the form section.key=value",
+    "loss.frame_weights=[1, 1, 1]": "[1.0, 1.0, 1.0]; expected 4 numbers, one for each frame of a latent",
+    "loss.frame_weights=[1, 1, 0, 1]": "loss.frame_weights[2] is 0; expected a number > 0",
+    "loss.frame_weights=[1, 1, 1e300, 1]": "loss.frame_weights[2] is 1e+300; expected a number <= 1e+18",
+    "loss.frame_weights=[1, 1, nan, 1]": "loss.frame_weights[2] is nan; expected a number > 0",
+    "model.norm_type=groupnorm": "base_channels is 16; norm_type 'groupnorm' needs",
+    "data.crop_height=0 data.crop_width=0 data.crops_per_clip=4": "is 4 without a size of crops",
+}
+
+
+@pytest.mark.parametrize("override", WRONG_SETTINGS)
+def test_wrong_setting_is_refused_in_one_line(program: Program, override: str) -> None:
+    overrides = override.split() if "crops_per_clip" in override else [override]
+    assert WRONG_SETTINGS[override] in program.refused("train", "tiny-quick", "--set", *overrides)
+
+
 @pytest.mark.parametrize(
-    ("override", "problem"),
+    ("content", "problem"),
     [
-        ("optimiser.batch=4", "unknown key optimiser; did you mean optimizer?"),
-        (
-            "optimizer.learnig_rate=1",
-            "unknown key optimizer.learnig_rate; did you mean optimizer.learning_rate?",
-        ),
-        (
-            "run.learning_rate=1",
-            "known are: steps, seed, precision, activation_checkpointing, threads, initial,",
-        ),
-        ("data.frames=10", "a clip has 1 + 4 n frames, for example 9 or 13"),
-        ("data.frames=0", "data.frames is 0; expected an integer >= 1"),
-        ("data.height=100", "data.height is 100; expected an integer >= 8"),
-        ("data.height=80000000000000000000", "data.height is 80000000000000000000; expected an integer"),
-        ("data.crop_height=256", "data.crop_height is 256"),
-        ("data.crop_width=0", "only one of"),
-        (
-            "validation.crop_height=512",
-            "validation.crop_height is 512; expected a multiple of 8 up to 128, or 0",
-        ),
-        ("validation.height=12", "validation.height is 12"),
-        (
-            "data.folder=videos",
-            "data.folder is 'videos', but data.kind is \"procedural\", which reads no videos; also set"
-            " data.kind=folder",
-        ),
-        ("data.kind=files", "data.kind is 'files'; expected one of 'folder', 'procedural'"),
-        ("data.kind=2024", "data.kind is 2024; expected one of 'folder', 'procedural'"),
-        ('data.scenes=["mixed", "sea"]', "data.scenes[1] is 'sea'; expected one of 'clouds', 'landscape'"),
-        ("data.scenes=titles", "data.scenes is 'titles'; expected a list of length >= 1"),
-        ("data.scenes=[]", "data.scenes is []; expected a list of length >= 1"),
-        ("data.min_stride=2", "data.min_stride is 2; expected 0 (always 1) or an integer in 1..1"),
-        ("data.min_stride=-1", "data.min_stride is -1; expected an integer >= 0"),
-        ("data.stills=1.5", "data.stills is 1.5; expected a number >= 0 and <= 1"),
-        ("data.workers=5000", "data.workers is 5000; expected an integer >= 0 and <= 512"),
-        ("data.folder.x=3", "data.folder.x"),
-        ("data=3", "section.key=value"),
-        ("nonsense", "section.key=value"),
-        ("loss.frame_weights=2", "loss.frame_weights is 2; expected a list"),
-        (
-            "loss.frame_weights=[1, 1, 1]",
-            "[1.0, 1.0, 1.0]; expected 4 numbers, one for each frame of a latent",
-        ),
-        ("loss.frame_weights=[1, 1, 0, 1]", "loss.frame_weights[2] is 0; expected a number > 0 and <= 1e+18"),
-        ("loss.frame_weights=[1, 1, 1e300, 1]", "loss.frame_weights[2] is 1e+300; expected a number > 0"),
-        ("loss.frame_weights=[1, 1, nan, 1]", "loss.frame_weights[2] is nan; expected a number > 0"),
-        ("loss.adversarial=1", "loss.adversarial is 1; expected true or false"),
-        (
-            "optimizer.learning_rate=nan",
-            "optimizer.learning_rate is nan; expected a number >= 0 and <= 1e+18",
-        ),
-        ("optimizer.learning_rate=inf", "optimizer.learning_rate is inf; expected a number"),
-        ("optimizer.ema_decay=1.0", "optimizer.ema_decay is 1.0; expected a number >= 0 and < 1"),
-        ("optimizer.betas=[0.9]", "optimizer.betas is [0.9]; expected a list of 2 values"),
-        ("optimizer.final_rate=5", "optimizer.final_rate is 5; expected a number >= 0 and <= 1"),
-        ("run.steps=1.5", "run.steps is 1.5; expected an integer"),
-        ("run.steps=true", "run.steps is True; expected an integer"),
-        ("run.seed=-1", "run.seed is -1; expected an integer >= 0"),
-        ("run.threads=100000", "run.threads is 100000; expected an integer >= 0 and <= 1024"),
-        ("model.preset=XL", "model.preset is 'XL'; expected one of 'L', 'M', 'S', 'tiny'"),
-        ("model.temporal_compression=2", "model.temporal_compression is 2; expected one of 4, 8"),
-        ("model.base_channels=0", "model.base_channels is 0; expected an integer >= 1"),
-        ("model.norm_type=groupnorm", "divisible by 32"),
+        (b"[run]\nsteps = \n", "cannot read the training configuration"),
+        (b"\xff\xfe", "cannot read the training configuration"),
+        (b"run = 3\n", "run is 3; expected a section of keys"),
+        (None, "neither a file nor a ready configuration"),
     ],
 )
-def test_wrong_setting_is_refused_in_one_line(program: Program, override: str, problem: str) -> None:
-    assert problem in program.refused("train", "tiny-quick", "--set", override)
-
-
-def test_several_crops_without_a_size_are_refused(program: Program) -> None:
-    overrides = ["data.crop_height=0", "data.crop_width=0", "data.crops_per_clip=4"]
-    problem = program.refused(
-        "train", "tiny-quick", *(word for override in overrides for word in ("--set", override))
-    )
-    assert "data.crops_per_clip is 4 without a size of crops" in problem
-
-
-def test_wrong_files_are_refused(program: Program, tmp_path: Path) -> None:
+def test_wrong_file_is_refused(program: Program, tmp_path: Path, content: bytes | None, problem: str) -> None:
     path = tmp_path / "a.toml"
-    path.write_text("[run]\nsteps = \n", encoding="utf-8")
-    assert "cannot read the training configuration" in program.refused("train", path)
-    path.write_bytes(b"\xff\xfe")
-    assert "cannot read the training configuration" in program.refused("train", path)
-    path.write_text("run = 3\n", encoding="utf-8")
-    assert "run is 3; expected a section of keys" in program.refused("train", path)
-    assert "neither a file nor a ready configuration" in program.refused("train", "S-stage4")
-    assert "no configuration was given" in program.refused("train")
-
-
-def test_show_prints_every_key(program: Program) -> None:
-    shown = program.done("train", "tiny-quick", "--show", "--set", "run.seed=7")
-    assert shown["run"]["seed"] == 7
-    assert TrainingConfig.from_dict(shown) == TrainingConfig.load("tiny-quick", ["run.seed=7"])
+    if content is not None:
+        path.write_bytes(content)
+    assert problem in program.refused("train", path)
 
 
 def test_values_set_in_python_are_checked() -> None:

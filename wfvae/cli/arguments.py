@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -19,22 +20,24 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value", int, float, Fraction)
 
-_MAX_RATE = 10_000
-_MAX_CRF = 63
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-def _parse(
-    text: str, convert: Callable[[str], Value], accept: Callable[[Value], bool], expected: str
-) -> Value:
-    """Converts `text`. Raises `ArgumentTypeError` if it cannot be converted or is not accepted."""
-    try:
-        value = convert(text)
-        if accept(value):
-            return value
-    except (ValueError, OverflowError, ZeroDivisionError):
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+def number_parser(
+    convert: Callable[[str], Value], low: float, high: float, expected: str
+) -> Callable[[str], Value]:
+    """Returns a parser of numbers in low..high. It raises `ArgumentTypeError` with `expected`."""
+
+    def parse(text: str) -> Value:
+        try:
+            value = convert(text)
+            if low <= value <= high:
+                return value
+        except (ValueError, OverflowError, ZeroDivisionError):
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+
+    return parse
 
 
 def _digits(text: str) -> int:
@@ -44,142 +47,113 @@ def _digits(text: str) -> int:
     return int(text)
 
 
+def _rate(text: str) -> Fraction:
+    """Converts a rate above 0, without an exponent, which could ask for a billion digits."""
+    if "e" in text.lower() or Fraction(text) == 0:
+        raise ValueError
+    return Fraction(text)
+
+
+def _bytes(text: str) -> int:
+    """Converts a number of bytes, with K, M, G or T for powers of 1024."""
+    number = text.lower().removesuffix("ib").removesuffix("b")
+    unit = number[-1:] if number[-1:] in _UNITS else ""
+    return int(float(number.removesuffix(unit)) * _UNITS[unit])
+
+
+CORES = processor_count()
+MAX_THREADS = max(64, 4 * CORES)
+"""Far more threads than cores would only block each other."""
+
+parse_positive = number_parser(_digits, 1, math.inf, "an integer of at least 1")
+parse_index = number_parser(_digits, 0, math.inf, "an integer of at least 0")
+parse_threads = number_parser(
+    _digits,
+    1,
+    MAX_THREADS,
+    f"a number of threads; expected 1 to {MAX_THREADS}, this machine has {CORES} cores",
+)
+parse_seconds = number_parser(float, 0, sys.float_info.max, "a time; expected seconds, at least 0")
+parse_quality = number_parser(float, 0, 63, "a quality; expected 0 (best, largest) to 63, such as 16 or 23")
+parse_bytes = number_parser(_bytes, 1, math.inf, "a number of bytes; expected something like 800M or 16G")
+parse_rate = number_parser(_rate, 0, 10_000, "a frame rate; expected a number such as 25 or 30000/1001")
+
+
+def _parse_sides(text: str, expected: str) -> tuple[int, int]:
+    first, _, second = text.lower().partition("x")
+    if first.isdecimal() and second.isdecimal() and int(first) and int(second):
+        return int(first), int(second)
+    raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Parses `HxW` as (height, width)."""
-    height, _, width = text.lower().partition("x")
-    if height.isdecimal() and width.isdecimal() and int(height) and int(width):
-        return int(height), int(width)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected HEIGHTxWIDTH, such as 480x832")
+    return _parse_sides(text, "a size; expected HEIGHTxWIDTH, such as 480x832")
 
 
 def parse_raw(text: str) -> tuple[int, int]:
     """Parses `WxH` as (width, height)."""
-    try:
-        return parse_size(text)
-    except argparse.ArgumentTypeError:
-        expected = "a frame size; expected WIDTHxHEIGHT, such as 832x480"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}") from None
+    return _parse_sides(text, "a frame size; expected WIDTHxHEIGHT, such as 832x480")
 
 
-def parse_rate(text: str) -> Fraction:
-    """Parses a frame rate such as 25 or 30000/1001."""
-    # An exponent could ask for a number of a billion digits.
-    rate = Fraction if "e" not in text.lower() else lambda _: Fraction(0)
-    expected = "a frame rate; expected a number such as 25 or 30000/1001"
-    return _parse(text, rate, lambda rate: 0 < rate <= _MAX_RATE, expected)
-
-
-def parse_bytes(text: str) -> int:
-    """Parses a number of bytes, with K, M, G or T for powers of 1024."""
-    lowered = text.lower().removesuffix("ib").removesuffix("b")
-    unit = lowered[-1:] if lowered[-1:] in _UNITS else ""
-    expected = "a number of bytes; expected something like 800M or 16G"
-
-    def convert(_: str) -> int:
-        return int(float(lowered.removesuffix(unit)) * _UNITS[unit])
-
-    return _parse(text, convert, lambda count: count > 0, expected)
-
-
-def parse_positive(text: str) -> int:
-    """Parses an integer of at least 1."""
-    return _parse(text, _digits, lambda number: number > 0, "an integer of at least 1")
-
-
-def parse_index(text: str) -> int:
-    """Parses an integer of at least 0."""
-    return _parse(text, _digits, lambda number: number >= 0, "an integer of at least 0")
-
-
-def parse_threads(text: str) -> int:
-    """Parses a number of threads. Far more threads than cores would only block each other."""
-    cores = processor_count()
-    limit = max(64, 4 * cores)
-    expected = f"a number of threads; expected 1 to {limit}, this machine has {cores} cores"
-    return _parse(text, _digits, lambda number: 0 < number <= limit, expected)
-
-
-def parse_seconds(text: str) -> float:
-    """Parses a finite time of at least 0 seconds."""
-    expected = "a time; expected seconds, at least 0"
-    return _parse(text, float, lambda seconds: 0 <= seconds < math.inf, expected)
-
-
-def parse_quality(text: str) -> float:
-    """Parses a constant quality on an encoder's scale."""
-    expected = f"a quality; expected 0 (best, largest) to {_MAX_CRF}, such as 16 or 23"
-    return _parse(text, float, lambda quality: 0 <= quality <= _MAX_CRF, expected)
+def add_bundle_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the bundle."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory made by 'wfvae export'")
 
 
 def add_bundle_arguments(parser: argparse.ArgumentParser, chunk: bool = True) -> None:
     """Adds the bundle and the options of what runs it."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory made by 'wfvae export'")
+    add_bundle_argument(parser)
     add_execution_arguments(parser, chunk)
 
 
 def add_execution_arguments(parser: argparse.ArgumentParser, chunk: bool = True) -> None:
     """Adds the options of what runs a bundle."""
     add = parser.add_argument_group("execution").add_argument
-    add(
-        "--backend",
-        default="auto",
-        choices=("auto", "onnxruntime", "openvino", "tensorrt"),
-        help="what runs the graphs (default: %(default)s, which is onnxruntime)",
-    )
-    add(
-        "--provider",
-        default="auto",
-        choices=("auto", "cpu", "cuda"),
-        help="ONNX Runtime's device (default: %(default)s)",
-    )
-    add("--device", type=parse_index, default=0, metavar="N", help="which GPU (default: %(default)s)")
+    backends, text = ("auto", "onnxruntime", "openvino", "tensorrt"), "what runs the graphs"
+    add("--backend", default="auto", choices=backends, help=f"{text} (default: auto, which is onnxruntime)")
+    providers, text = ("auto", "cpu", "cuda"), "ONNX Runtime's device (default: auto)"
+    add("--provider", default="auto", choices=providers, help=text)
+    add("--device", type=parse_index, default=0, metavar="N", help="which GPU (default: 0)")
     add("--threads", type=parse_threads, metavar="N", help="CPU threads (default: all cores)")
-    tf32 = "let CUDA round fp32 products to TF32: faster, no longer exact fp32"
-    add("--tf32", action="store_true", help=tf32)
-    cuda_graphs = "with tensorrt: launch the steady step as a CUDA graph"
-    add("--cuda-graphs", action="store_true", help=cuda_graphs)
-    hint = "with openvino: what to compute in; bf16 is faster and rounds (default: fp32)"
-    add("--precision-hint", choices=("fp32", "bf16"), help=hint)
-    limit = "refuse work that needs more memory, such as 8G"
-    add("--limit", type=parse_bytes, metavar="BYTES", help=limit)
+    text = "let CUDA round fp32 products to TF32: faster, no longer exact fp32"
+    add("--tf32", action="store_true", help=text)
+    text = "with tensorrt: launch the steady step as a CUDA graph"
+    add("--cuda-graphs", action="store_true", help=text)
+    text = "with openvino: what to compute in; bf16 is faster and rounds (default: fp32)"
+    add("--precision-hint", choices=("fp32", "bf16"), help=text)
+    add("--limit", type=parse_bytes, metavar="BYTES", help="refuse work that needs more memory, such as 8G")
     if chunk:
-        help_text = (
-            "latents per step; results do not depend on it (default: from 'wfvae bench --tune', else 4)"
-        )
-        add("--chunk", type=parse_positive, metavar="N", help=help_text)
+        text = "latents per step; results do not depend on it (default: from 'wfvae bench --tune', else 4)"
+        add("--chunk", type=parse_positive, metavar="N", help=text)
 
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of reading a video."""
     add = parser.add_argument_group("reading").add_argument
-    raw = "standard input is headerless RGB of this width and height, 8 bits per channel"
-    add("--raw", type=parse_raw, metavar="WxH", help=raw)
-    fps = "frame rate of a directory of images, or of --raw"
-    add("--fps", type=parse_rate, metavar="RATE", help=fps)
-    damaged = "continue over damaged frames as the decoder conceals them"
-    add("--keep-damaged", action="store_true", help=damaged)
+    text = "standard input is headerless RGB of this width and height, 8 bits per channel"
+    add("--raw", type=parse_raw, metavar="WxH", help=text)
+    text = "frame rate of a directory of images, or of --raw"
+    add("--fps", type=parse_rate, metavar="RATE", help=text)
+    text = "continue over damaged frames as the decoder conceals them"
+    add("--keep-damaged", action="store_true", help=text)
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of writing a video."""
     add = parser.add_argument_group("writing").add_argument
     add("--codec", metavar="NAME", help="FFmpeg encoder (default: by file name)")
-    crf = "constant quality on the encoder's scale; lower is better"
-    add("--crf", type=parse_quality, metavar="Q", help=crf)
-    container = "format of a pipe: matroska (default), rawvideo, mp4, webm, mpegts, nut"
-    add("--container", metavar="NAME", help=container)
+    text = "constant quality on the encoder's scale; lower is better"
+    add("--crf", type=parse_quality, metavar="Q", help=text)
+    text = "format of a pipe: matroska (default), rawvideo, mp4, webm, mpegts, nut"
+    add("--container", metavar="NAME", help=text)
 
 
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of interrupted jobs."""
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    parser.add_argument(
-        "--checkpoint-every",
-        type=parse_seconds,
-        default=30.0,
-        metavar="SECONDS",
-        help="the most work that a kill may cost (default: %(default)s)",
-    )
+    add, text = parser.add_argument, "the most work that a kill may cost (default: %(default)s)"
+    add("--resume", action="store_true", help="continue an interrupted run")
+    add("--checkpoint-every", type=parse_seconds, default=30.0, metavar="SECONDS", help=text)
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:

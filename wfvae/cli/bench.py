@@ -35,8 +35,6 @@ and latents and snapshots stay valid.
 
   wfvae bench bundle/ --size 480x832 --tune"""
 
-DEFAULT_CHUNKS = (1, 2, 4, 8)
-DEFAULT_RUNS = 5
 _COLUMNS = ("latents", "frames", "ms per chunk", "frames/s", "outside the engine", "planned memory")
 
 
@@ -47,11 +45,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     text = "video size (needed unless the bundle was exported for one)"
     add("--size", type=parse_size, metavar="HxW", help=text)
     text = "latents per step (default: 1 2 4 8)"
-    add("--chunks", type=parse_positive, nargs="+", default=DEFAULT_CHUNKS, metavar="N", help=text)
-    text = "what to measure (default: %(default)s)"
-    add("--direction", choices=("both", "encode", "decode"), default="both", help=text)
-    text = "turns that count (default: %(default)s)"
-    add("--runs", type=parse_positive, default=DEFAULT_RUNS, metavar="N", help=text)
+    add("--chunks", type=parse_positive, nargs="+", default=(1, 2, 4, 8), metavar="N", help=text)
+    directions = ("both", "encode", "decode")
+    add("--direction", choices=directions, default="both", help="what to measure (default: both)")
+    add("--runs", type=parse_positive, default=5, metavar="N", help="turns that count (default: 5)")
     add("--tune", action="store_true", help="store the best chunk lengths in the bundle")
     add_json_argument(parser)
 
@@ -63,10 +60,8 @@ def run(args: argparse.Namespace) -> int:
     with open_from(args) as bundle:
         size = args.size or bundle.manifest.size
         if size is None:
-            raise InputError(
-                "this bundle takes video of any size, and speed depends on it; give one, such as --size"
-                " 480x832"
-            )
+            problem = "this bundle takes video of any size, and speed depends on it"
+            raise InputError(f"{problem}; give one, such as --size 480x832")
         described = bundle.backend.describe()
         setting = Setting.here(described)
         if args.tune:
@@ -102,9 +97,8 @@ def _measure(bundle: Bundle, size: tuple[int, int], args: argparse.Namespace) ->
     for direction, verb in verbs.items():
         if args.direction in ("both", verb):
             with progress_bar(f"measuring the {direction}") as advance:
-                speeds[direction] = measure_direction(
-                    bundle, direction, size, args.chunks, args.runs, advance
-                )
+                found = measure_direction(bundle, direction, size, args.chunks, args.runs, advance)
+                speeds[direction] = found
     return speeds
 
 
@@ -113,22 +107,14 @@ def _store(bundle: Bundle, size: tuple[int, int], setting: Setting, speeds: Spee
     from wfvae.spec.frames import padded_size
     from wfvae.spec.tuning import TunedChunk
 
-    chosen = {direction: choose(found) for direction, found in speeds.items()}
-    height, width = padded_size(*size)
-    bundle.store_tuning(
-        *(
-            TunedChunk(
-                direction=direction,
-                height=height,
-                width=width,
-                setting=setting,
-                chunk=chosen[direction].chunk,
-                seconds_per_frame={speed.chunk: speed.seconds_per_frame for speed in found},
-                version=bundle.backend.describe().get("version", ""),
-            )
-            for direction, found in speeds.items()
-        )
-    )
+    version = bundle.backend.describe().get("version", "")
+    chosen, entries = {}, []
+    for direction, found in speeds.items():
+        chosen[direction] = choose(found)
+        seconds = {speed.chunk: speed.seconds_per_frame for speed in found}
+        chunk = chosen[direction].chunk
+        entries.append(TunedChunk(direction, *padded_size(*size), setting, chunk, seconds, version))
+    bundle.store_tuning(*entries)
     return chosen
 
 
@@ -142,16 +128,13 @@ def _table(described: dict[str, str], size: tuple[int, int], speeds: Speeds, cho
     for column in _COLUMNS:
         table.add_column(column, justify="right")
     table.add_column("")
-    for direction, found in speeds.items():
-        for speed in found:
-            table.add_row(
-                direction,
-                str(speed.chunk),
-                str(speed.frames),
-                f"{speed.seconds * 1e3:,.1f}",
-                f"{speed.frames_per_second:,.2f}",
-                f"{speed.outside_engine:.2%}",
-                mebibytes(speed.planned_bytes),
-                "stored" if chosen.get(direction) is speed else "",
-            )
+    for speed in (speed for found in speeds.values() for speed in found):
+        times = (
+            f"{speed.seconds * 1e3:,.1f}",
+            f"{speed.frames_per_second:,.2f}",
+            f"{speed.outside_engine:.2%}",
+        )
+        stored = "stored" if chosen.get(speed.direction) is speed else ""
+        counts = (str(speed.chunk), str(speed.frames))
+        table.add_row(speed.direction, *counts, *times, mebibytes(speed.planned_bytes), stored)
     return table

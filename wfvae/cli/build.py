@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wfvae.cli.arguments import add_json_argument, parse_bytes, parse_positive, parse_size
+from wfvae.cli import arguments
 from wfvae.cli.output import mebibytes, show
 from wfvae.errors import InputError
 from wfvae.spec.engines import BuildSettings, Span
@@ -40,20 +40,22 @@ def _span(text: str) -> Span:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory made by 'wfvae export'")
+    arguments.add_bundle_argument(parser)
 
     sizes = parser.add_argument_group("sizes")
     text = "streams at once (default: %(default)s)"
     sizes.add_argument("--batch", type=_span, default=_DEFAULTS.batch, metavar="N", help=text)
     text = "latents per steady step (default: %(default)s)"
-    sizes.add_argument("--chunk", type=parse_positive, default=_DEFAULTS.chunk, metavar="N", help=text)
+    sizes.add_argument(
+        "--chunk", type=arguments.parse_positive, default=_DEFAULTS.chunk, metavar="N", help=text
+    )
     for side in ("height", "width"):
         text = f"video {side} (default: {getattr(_DEFAULTS, side)}, or the bundle's)"
         sizes.add_argument(f"--{side}", type=_span, metavar="N", help=text)
     text = "one video size, in place of --height and --width"
-    sizes.add_argument("--size", type=parse_size, metavar="HxW", help=text)
+    sizes.add_argument("--size", type=arguments.parse_size, metavar="HxW", help=text)
     text = "also steps and direct graphs of up to N latents, for verification"
-    sizes.add_argument("--whole-clip", type=parse_positive, metavar="N", help=text)
+    sizes.add_argument("--whole-clip", type=arguments.parse_positive, metavar="N", help=text)
 
     choices = parser.add_argument_group("choices")
     text = "round fp32 products to TF32: faster, less exact"
@@ -61,7 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     level, text = _DEFAULTS.optimization_level, "how long to search for fast kernels (default: %(default)s)"
     choices.add_argument("--optimization-level", type=int, default=level, choices=range(6), help=text)
     text = "scratch memory a kernel may use, such as 2G"
-    choices.add_argument("--workspace", type=parse_bytes, metavar="BYTES", help=text)
+    choices.add_argument("--workspace", type=arguments.parse_bytes, metavar="BYTES", help=text)
     text = "kernel timings to reuse and add to (default: in the bundle)"
     choices.add_argument("--timing-cache", type=Path, metavar="FILE", help=text)
     text = "take all choices from the cache; fail where it has none"
@@ -70,7 +72,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     choices.add_argument(
         "--device", type=int, default=0, metavar="N", help="which GPU (default: %(default)s)"
     )
-    add_json_argument(parser)
+    arguments.add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ directory with config.json and safetensors weights, run directory of 'wfvae trai
 tiny (the trained model that ships), or owner/name on Hugging Face"""
 CONVOLUTIONS = """\
 minimal: fewer multiplications in fp32, for CPUs, with larger weights; plain: one convolution per
-filter tap (default: %(default)s)"""
+filter tap (default: minimal)"""
 
 
 def _size(text: str) -> tuple[int, int] | None:
@@ -36,17 +36,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
     add("bundle", type=Path, metavar="BUNDLE", help="directory to make")
-    precision = "of weights, activations and state (default: %(default)s)"
-    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help=precision)
-    size = "fix the video size in the graphs (default: dynamic)"
-    add("--size", type=_size, metavar="HxW|dynamic", help=size)
-    output = "what the encoder returns (default: %(default)s)"
-    add("--output", choices=("mean", "moments"), default="mean", help=output)
-    opset = "version of ONNX operators, 18 to 24 (default: 20, for bf16 22)"
-    add("--opset", type=int, metavar="N", help=opset)
+    text = "of weights, activations and state (default: fp32)"
+    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help=text)
+    text = "fix the video size in the graphs (default: dynamic)"
+    add("--size", type=_size, metavar="HxW|dynamic", help=text)
+    text = "what the encoder returns (default: mean)"
+    add("--output", choices=("mean", "moments"), default="mean", help=text)
+    text = "version of ONNX operators, 18 to 24 (default: 20, for bf16 22)"
+    add("--opset", type=int, metavar="N", help=text)
     add("--convolutions", choices=("minimal", "plain"), default="minimal", help=CONVOLUTIONS)
-    direct = "also write whole-clip graphs without state, which 'verify' compares with"
-    add("--direct", action="store_true", help=direct)
+    text = "also write whole-clip graphs without state, which 'verify' compares with"
+    add("--direct", action="store_true", help=text)
     add("--overwrite", action="store_true", help="replace an existing bundle")
     add_json_argument(parser)
 
@@ -68,17 +68,14 @@ def run(args: argparse.Namespace) -> int:
         convolutions=args.convolutions,
         direct=args.direct,
     )
-    console = Console(stderr=True)
-    with console.status("loading the checkpoint") as status:
+    with Console(stderr=True).status("loading the checkpoint") as status:
         model = WFVAE.from_pretrained(args.checkpoint)
         progress = status.update
         manifest = export_bundle(model, args.bundle, options, overwrite=args.overwrite, progress=progress)
     size = sum(record.bytes for record in manifest.files.values())
-    text = (
-        f"{args.bundle}: {', '.join(manifest.graphs)}; {manifest.parameters / 1e6:.1f} M parameters,"
-        f" {manifest.precision}, {mebibytes(size)}\n"
-        f"bundle {manifest.identity[:16]}, checkpoint {manifest.checkpoint_sha256[:16]}"
-    )
+    facts = f"{manifest.parameters / 1e6:.1f} M parameters, {manifest.precision}, {mebibytes(size)}"
+    hashes = f"bundle {manifest.identity[:16]}, checkpoint {manifest.checkpoint_sha256[:16]}"
     identity = {"bundle": str(args.bundle), "identity": manifest.identity, "bytes": size}
+    text = f"{args.bundle}: {', '.join(manifest.graphs)}; {facts}\n{hashes}"
     show(args, {**identity, **manifest.to_dict()}, text)
     return 0

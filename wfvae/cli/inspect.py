@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from wfvae.cli.arguments import add_json_argument
+from wfvae.cli.arguments import add_json_argument, number_parser
 from wfvae.cli.output import mebibytes, show
 from wfvae.cli.subbands import check_plot, measure_subbands, plot_subbands, subband_table
 from wfvae.errors import CheckpointError, InputError, MissingExtraError, WFVAEError
@@ -28,17 +29,19 @@ frames:
   wfvae inspect in.mp4 --subbands --plot subbands.svg"""
 
 _LATENTS_SUFFIXES = (".zarr", ".npy", ".safetensors")
+_BIN_WIDTH = "a bin width; expected a number of 8-bit levels above 0, such as 1"
+parse_bin_width = number_parser(float, sys.float_info.min, sys.float_info.max, _BIN_WIDTH)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("thing", type=Path, metavar="BUNDLE|LATENTS|CHECKPOINT|VIDEO")
-    group = parser.add_argument_group("sub-bands of a video")
+    add = parser.add_argument_group("sub-bands of a video").add_argument
     text = "read the video, and print energy and entropy per Haar sub-band"
-    group.add_argument("--subbands", action="store_true", help=text)
-    group.add_argument("--plot", type=Path, metavar="FILE", help="draw them into this SVG file")
+    add("--subbands", action="store_true", help=text)
+    add("--plot", type=Path, metavar="FILE", help="draw them into this SVG file")
     text = "bins of the entropy's histogram, in 8-bit levels of the coefficients (default: 1)"
-    group.add_argument("--bin-width", type=_bin_width, metavar="W", help=text)
+    add("--bin-width", type=parse_bin_width, metavar="W", help=text)
     add_json_argument(parser)
 
 
@@ -72,18 +75,6 @@ def _recognise(path: Path) -> Callable[[Path], dict[str, Any]]:
     if path.suffix.lower() in _LATENTS_SUFFIXES:
         return _latents
     return _training_checkpoint if path.suffix == ".ckpt" else _video
-
-
-def _bin_width(text: str) -> float:
-    try:
-        width = float(text)
-        if 0 < width < math.inf:
-            return width
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(
-        f"{text!r} is not a bin width; expected a number of 8-bit levels above 0, such as 1"
-    )
 
 
 def _subbands(args: argparse.Namespace, path: Path) -> int:
@@ -137,17 +128,11 @@ def _latents(path: Path) -> dict[str, Any]:
     from wfvae.runtime.latents.latent_files import open_latents
 
     with open_latents(path) as reader:
+        facts = {"kind": "latents", "count": reader.count, "shape": list(reader.shape)}
+        facts |= {"dtype": str(reader.dtype), "complete": reader.complete}
         info = reader.info.to_json()
         values = info.pop("kind")
-        return {
-            "kind": "latents",
-            "count": reader.count,
-            "shape": list(reader.shape),
-            "dtype": str(reader.dtype),
-            "complete": reader.complete,
-            **info,
-            "values": values,
-        }
+        return {**facts, **info, "values": values}
 
 
 def _run(path: Path) -> dict[str, Any]:
@@ -172,9 +157,8 @@ def _checkpoint(path: Path) -> dict[str, Any]:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  # not a mapping
             dtypes = sorted({str(file.get_slice(name).get_dtype()) for name in shapes})
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot read {weights}: {error}; the checkpoint is incomplete or damaged"
-        ) from error
+        problem = f"cannot read {weights}: {error}; the checkpoint is incomplete or damaged"
+        raise CheckpointError(problem) from error
     return {
         "kind": "checkpoint",
         "tensors": len(shapes),
@@ -190,11 +174,8 @@ def _training_checkpoint(path: Path) -> dict[str, Any]:
     from wfvae.model.checkpoint import read_training_checkpoint
 
     weights = read_training_checkpoint(path)
-    return {
-        "kind": "training checkpoint",
-        "tensors": len(weights),
-        "values": sum(t.numel() for t in weights.values()),
-    }
+    values = sum(tensor.numel() for tensor in weights.values())
+    return {"kind": "training checkpoint", "tensors": len(weights), "values": values}
 
 
 def _video(path: Path) -> dict[str, Any]:

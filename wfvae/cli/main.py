@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import IO, NoReturn
 
 from wfvae import __version__
+from wfvae.cli.output import naming_stream
 from wfvae.errors import WFVAEError
 
 COMMANDS = (
@@ -60,22 +61,14 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of all subcommands. Imports nothing heavy."""
-    parser = _Parser(
-        prog="wfvae",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(prog="wfvae", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=formatter)
     parser.add_argument("--version", action="version", version=f"wfvae {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         module = importlib.import_module(f"wfvae.cli.{name}")
-        sub = subparsers.add_parser(
-            name,
-            help=module.SUMMARY,
-            description=module.DESCRIPTION,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        texts = {"help": module.SUMMARY, "description": module.DESCRIPTION}
+        sub = subparsers.add_parser(name, formatter_class=formatter, **texts)
         module.configure(sub)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.set_defaults(run=module.run)
@@ -104,22 +97,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt as stop:
         return _fail(args, f"interrupted{f'; {stop}' if stop.args else _advice(args)}", INTERRUPTED)
-    except BrokenPipeError:
-        _discard(sys.stdout)
-        return _fail(args, "the program that reads the output has ended", WRONG)
-    except WFVAEError as error:
-        return _fail(args, str(error), WRONG)
-    except MemoryError:
-        smaller = "a smaller --chunk or size ('wfvae plan' prints what is needed)"
-        return _fail(
-            args, f"out of memory; use {smaller if hasattr(args, 'chunk') else 'smaller sizes'}", WRONG
-        )
-    except OSError as error:
-        named = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
-        return _fail(args, named, WRONG)
-    except Exception as error:  # a defect of the program: one line all the same
-        defect = f"internal error, {type(error).__name__}: {error}; run again with --debug and report it"
-        return _fail(args, defect, WRONG)
+    except Exception as error:
+        return _fail(args, _describe(error, args), WRONG)
+
+
+def _describe(error: Exception, args: argparse.Namespace) -> str:
+    match error:
+        case WFVAEError():
+            return str(error)
+        case BrokenPipeError():
+            _discard(sys.stdout)
+            return "the program that reads the output has ended"
+        case OSError():
+            return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        case MemoryError():
+            smaller = "a smaller --chunk or size ('wfvae plan' prints what is needed)"
+            return f"out of memory; use {smaller if hasattr(args, 'chunk') else 'smaller sizes'}"
+    # A defect of the program: one line all the same.
+    return f"internal error, {type(error).__name__}: {error}; run again with --debug and report it"
 
 
 def _interrupt_on_signals() -> None:
@@ -135,12 +130,11 @@ def _flush_output() -> None:
     if sys.stdout is None:  # closed by the calling process
         return
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
+        with naming_stream("standard output"):
+            sys.stdout.flush()
+    except OSError:
         _discard(sys.stdout)
-        raise OSError(error.errno, error.strerror, "standard output") from error
+        raise
 
 
 def _discard(stream: IO[str]) -> None:

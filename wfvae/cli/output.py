@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,36 +18,34 @@ _WIDTH_OFF_TERMINAL = 200
 def show(args: argparse.Namespace, data: Any, text: RenderableType, to_stderr: bool = False) -> None:
     """Prints a result: `data` as JSON if `--json` was given, else `text`.
 
-    Args:
-        to_stderr: print to standard error, because standard output carries data.
-
-    Raises:
-        OSError: the stream, which the error names, cannot be written, as on a full disk.
+    `to_stderr` prints to standard error, because standard output carries data. Raises `OSError` that
+    names the stream if it cannot be written.
     """
-    stream = sys.stderr if to_stderr else sys.stdout
+    stream, name = (sys.stderr, "standard error") if to_stderr else (sys.stdout, "standard output")
     if stream is None:  # closed by the calling process
         return
+    with naming_stream(name):
+        if args.json:
+            stream.write(json.dumps(data, indent=2) + "\n")
+        elif isinstance(text, str):
+            # File names may hold bytes that are not UTF-8.
+            stream.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
+        else:
+            from rich.console import Console
+
+            width = None if stream.isatty() else _WIDTH_OFF_TERMINAL
+            Console(file=stream, highlight=False, width=width).print(text)
+
+
+@contextmanager
+def naming_stream(name: str) -> Iterator[None]:
+    """Adds a stream's name to the error of writing it, such as a full disk; not to a closed pipe."""
     try:
-        _print(args, data, text, stream)
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        name = "standard error" if to_stderr else "standard output"
         raise OSError(error.errno, error.strerror, name) from error
-
-
-def _print(args: argparse.Namespace, data: Any, text: RenderableType, stream: TextIO) -> None:
-    if args.json:
-        stream.write(json.dumps(data, indent=2) + "\n")
-        return
-    if isinstance(text, str):
-        # File names may hold bytes that are not UTF-8.
-        stream.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
-        return
-    from rich.console import Console
-
-    width = None if stream.isatty() else _WIDTH_OFF_TERMINAL
-    Console(file=stream, highlight=False, width=width).print(text)
 
 
 @contextmanager
@@ -62,11 +60,12 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
 
     console = Console(stderr=True)
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    rate = TextColumn("frames  {task.fields[rate]}")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("frames  {task.fields[rate]}"),
+        rate,
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not on_terminal, transient=True) as bar:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wfvae.cli.arguments import add_json_argument, parse_bytes, parse_positive, parse_size
+from wfvae.cli import arguments
 from wfvae.cli.output import mebibytes, show
 
 if TYPE_CHECKING:
@@ -20,20 +19,30 @@ computed from the manifest alone.
   wfvae plan bundle/ --size 480x832 --streams 4 --limit 16G    exit code 2 if it does not fit"""
 
 _COLUMNS = ("state per stream", "state held", "input and output", "activations", "weights", "total")
+_CAPTION = (
+    "State is held in two buffers. Activations are what the graph needs at once; a backend's packing comes"
+    " on top."
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory made by 'wfvae export'")
-    text = "video height and width"
-    parser.add_argument("--size", type=parse_size, required=True, metavar="HxW", help=text)
-    text = "streams at once (default: %(default)s)"
-    parser.add_argument("--streams", type=parse_positive, default=1, metavar="N", help=text)
-    text = "latents per step (default: %(default)s)"
-    parser.add_argument("--chunk", type=parse_positive, default=4, metavar="N", help=text)
+    add = parser.add_argument
+    arguments.add_bundle_argument(parser)
+    add("--size", type=arguments.parse_size, required=True, metavar="HxW", help="video height and width")
+    add(
+        "--streams",
+        type=arguments.parse_positive,
+        default=1,
+        metavar="N",
+        help="streams at once (default: 1)",
+    )
+    add(
+        "--chunk", type=arguments.parse_positive, default=4, metavar="N", help="latents per step (default: 4)"
+    )
     text = "refuse if a direction needs more, such as 8G"
-    parser.add_argument("--limit", type=parse_bytes, metavar="BYTES", help=text)
-    add_json_argument(parser)
+    add("--limit", type=arguments.parse_bytes, metavar="BYTES", help=text)
+    arguments.add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,23 +56,18 @@ def run(args: argparse.Namespace) -> int:
     directions: tuple[Direction, ...] = ("encoder", "decoder")
     height, width = args.size
     plans = [plan_memory(manifest, way, height, width, args.streams, args.chunk) for way in directions]
-    if args.limit is not None:
-        for plan in plans:
-            plan.require(args.limit)
     title = (
         f"{args.streams} stream(s) of {height}x{width}, {args.chunk} latents per step, {manifest.precision}"
     )
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=title, caption=_CAPTION, title_justify="left", caption_justify="left")
     table.add_column("")
     for name in _COLUMNS:
         table.add_column(name, justify="right")
     for plan in plans:
+        if args.limit is not None:
+            plan.require(args.limit)
         state = (plan.state_bytes, plan.held_state_bytes)
         parts = (*state, plan.io_bytes, plan.scratch_bytes, plan.weights_bytes, plan.total_bytes)
         table.add_row(plan.direction, *map(mebibytes, parts))
-    table.caption = (
-        "State is held in two buffers. Activations are what the graph needs at once; a backend's packing"
-        " comes on top."
-    )
     show(args, {plan.direction: plan.to_dict() for plan in plans}, table)
     return 0

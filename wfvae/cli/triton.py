@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wfvae.cli.arguments import add_json_argument, parse_positive, parse_size
+from wfvae.cli.arguments import add_bundle_argument, add_json_argument, parse_positive, parse_size
 from wfvae.cli.output import show
 from wfvae.errors import MissingExtraError
 
@@ -24,7 +24,7 @@ GPU."""
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory made by 'wfvae export'")
+    add_bundle_argument(parser)
     parser.add_argument("repository", type=Path, metavar="REPOSITORY", help="directory to make")
     text = "video size served (default: the one the bundle was exported for)"
     parser.add_argument("--size", type=parse_size, metavar="HxW", help=text)

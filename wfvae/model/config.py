@@ -97,9 +97,7 @@ class WFVAEConfig(Struct, frozen=True):
         for name in ("scale", "shift"):
             self._per_channel(name)
         if 0.0 in self.scale:
-            raise ConfigError(
-                f"scale is {self.scale}; expected no zero, since latents could not be scaled back"
-            )
+            raise ConfigError(f"scale is {self.scale}; expected no zero: latents could not be scaled back")
         if self.norm_type == "groupnorm":
             self._check_groupnorm_widths()
 
@@ -146,20 +144,11 @@ class WFVAEConfig(Struct, frozen=True):
 
     @classmethod
     def from_json(cls, path: str | Path) -> WFVAEConfig:
-        """Reads a `config.json`.
-
-        Raises:
-            ConfigError: naming the file, if it is unreadable or not a WF-VAE's.
-        """
-
-        def unreadable(problem: str) -> ConfigError:
-            return ConfigError(f"cannot read the model configuration {path}: {problem}")
-
-        data = read_json(Path(path), unreadable)
+        """Reads a `config.json`. Raises `ConfigError` that names the file."""
         try:
-            return cls.from_dict(data)
+            return cls.from_dict(read_json(Path(path), ConfigError))
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
+            raise ConfigError(f"cannot read the model configuration {path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the published keys and values, JSON-ready. `from_dict` reads them back."""
@@ -193,30 +182,23 @@ class WFVAEConfig(Struct, frozen=True):
         values: tuple[float, ...] = getattr(self, name)
         if len(values) == self.latent_dim:
             return values
-        # The published 16-channel checkpoint lists four equal values.
-        if values and len(set(values)) == 1:
+        if len(set(values)) == 1:  # the published 16-channel checkpoint lists four equal ones
             return values[:1] * self.latent_dim
-        raise ConfigError(
-            f"{name} has {len(values)} values for {self.latent_dim} latent channels; give one per channel, or"
-            " one for all"
-        )
+        problem = f"{name} has {len(values)} values for {self.latent_dim} latent channels"
+        raise ConfigError(f"{problem}; give one per channel, or one for all")
 
     def _check_groupnorm_widths(self) -> None:
-        base, inflow = self.base_channels, self.encoder_energy_flow_hidden_size
-        outflow = self.decoder_energy_flow_hidden_size
-        widths = {base, 2 * base, 4 * base}
+        widths = ["base_channels"]  # all others are sums of multiples of these
         if self.energy_flow_l3:
-            widths |= {2 * base + inflow, 4 * base + outflow}
-        if self.energy_flow_l2:
-            widths.add(4 * base + outflow)
-        if (self.energy_flow_l2 or self.energy_flow_l3) and self.connect_res_layer_num:
-            widths.add(outflow)
-        bad = sorted(width for width in widths if width % GROUPNORM_GROUPS)
-        if bad:
-            raise ConfigError(
-                f"norm_type 'groupnorm' needs channel counts divisible by {GROUPNORM_GROUPS};"
-                f" this model has {bad}"
-            )
+            widths.append("encoder_energy_flow_hidden_size")
+        if self.energy_flow_l2 or self.energy_flow_l3:
+            widths.append("decoder_energy_flow_hidden_size")
+        for name in widths:
+            if getattr(self, name) % GROUPNORM_GROUPS:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; norm_type 'groupnorm' needs numbers of channels"
+                    f" divisible by {GROUPNORM_GROUPS}"
+                )
 
 
 _PRESETS: dict[str, dict[str, Any]] = {

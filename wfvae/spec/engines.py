@@ -20,8 +20,8 @@ from wfvae.errors import BundleError, InputError
 from wfvae.files import locked
 from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.spec.manifest import LOCK_NAME, SHA256, STEP, GraphName, GraphSpec, Manifest, Precision
-from wfvae.spec.records import Record, check_fields, read_as
-from wfvae.spec.stream import Shape, Size, Text, resolve_dim
+from wfvae.spec.records import Record, check_fields, read_unchanged
+from wfvae.spec.stream import Size, Text, resolve
 
 ENGINES_FOLDER = "engines"
 WHOLE_CLIP: Literal["whole clip"] = "whole clip"
@@ -182,24 +182,28 @@ class EngineRecord(Record, frozen=True, kw_only=True):
     bytes: Size
 
     def __post_init__(self) -> None:
-        key = engine_key(self.graph_sha256, self.precision, self.settings, self.profiles, self.target)
+        content = {
+            "graph": self.graph_sha256,
+            "precision": self.precision,
+            "tf32": self.settings.tf32,
+            "optimization_level": self.settings.optimization_level,
+            "workspace": self.settings.workspace,
+            "profiles": [profile.to_dict() for profile in self.profiles],
+            "target": self.target.to_dict(),
+        }
+        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         structs.force_setattr(self, "key", key)
         structs.force_setattr(self, "file", f"{ENGINES_FOLDER}/{self.graph}-{key[:16]}.engine")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EngineRecord:
         """Raises `BundleError` if the entry is damaged or names a file not the engine's."""
-        record = read_as(cls, data, _damaged)
-        if record.to_dict() != data:
-            raise BundleError(
-                f"the manifest's entry of {data.get('file')} has been changed; build the engines anew:"
-                " wfvae build BUNDLE"
-            )
-        return record
 
+        def damaged(problem: str) -> BundleError:
+            entry = f"the manifest's entry of {data.get('file')} is damaged"
+            return BundleError(f"{entry} ({problem}); build the engines anew: wfvae build BUNDLE")
 
-def _damaged(problem: str) -> BundleError:
-    return BundleError(f"an engine's entry in the manifest is damaged ({problem}); build the engines anew")
+        return read_unchanged(cls, data, damaged)
 
 
 def read_engine(record: EngineRecord, bundle: Path) -> bytes:
@@ -212,22 +216,6 @@ def read_engine(record: EngineRecord, bundle: Path) -> bytes:
     if hashlib.sha256(content).hexdigest() != record.sha256:
         raise BundleError(f"{record.file} has been changed (its SHA-256 differs); {again}")
     return content
-
-
-def engine_key(
-    graph_hash: str, precision: str, settings: BuildSettings, profiles: tuple[Profile, ...], target: Target
-) -> str:
-    """Hash of everything that an engine depends on."""
-    content = {
-        "graph": graph_hash,
-        "precision": precision,
-        "tf32": settings.tf32,
-        "optimization_level": settings.optimization_level,
-        "workspace": settings.workspace,
-        "profiles": [profile.to_dict() for profile in profiles],
-        "target": target.to_dict(),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def graph_sha256(manifest: Manifest, graph: str) -> str:
@@ -252,22 +240,18 @@ def profiles_for(settings: BuildSettings, graph: GraphSpec) -> tuple[Profile, ..
     A step graph has one for the steady chunk, one for shorter ones (first pushes, tail, drain), and
     on request one for whole clips. A direct graph has only the last.
     """
-
-    def profile(name: Literal["chunk", "short", "whole clip"], batch: Span, latents: Span) -> Profile:
-        return Profile(name, batch, latents, settings.height, settings.width)
-
-    chunk, whole = settings.chunk, settings.whole_clip
+    batch, chunk, sides = settings.batch, settings.chunk, (settings.height, settings.width)
     found = []
     if graph.kind == STEP:
-        found.append(profile("chunk", settings.batch, Span.of(chunk)))
+        found.append(Profile("chunk", batch, Span.of(chunk), *sides))
         if chunk > 1:
-            found.append(profile("short", settings.batch, Span(1, 1, chunk - 1)))
-    if whole is not None:
+            found.append(Profile("short", batch, Span(1, 1, chunk - 1), *sides))
+    if settings.whole_clip is not None:
         # Verification runs up to two streams in one batch. More of them, of whole clips, could have
         # more values than a tensor may.
         shortest = 1 if graph.kind == STEP else DIRECT_LATENTS
-        longest = max(whole, shortest)
-        found.append(profile(WHOLE_CLIP, Span(1, 1, 2), Span(shortest, longest, longest)))
+        longest = max(settings.whole_clip, shortest)
+        found.append(Profile(WHOLE_CLIP, Span(1, 1, 2), Span(shortest, longest, longest), *sides))
     return tuple(found)
 
 
@@ -279,16 +263,9 @@ def input_shapes(
     `height` and `width` are those of the padded video.
     """
     frames = graph.ratio * latents if graph.kind == STEP else 1 + graph.ratio * (latents - 1)
-    sizes = {"latents": latents, "frames": frames}
-
-    def resolve(shape: Shape) -> tuple[int, ...]:
-        return tuple(
-            sizes[dim] if isinstance(dim, str) and dim in sizes else resolve_dim(dim, batch, height, width)
-            for dim in shape
-        )
-
-    shapes = {tensor.name: resolve(tensor.shape) for tensor in graph.inputs}
-    return shapes | {state.input: resolve(state.shape) for state in graph.states}
+    sizes = {"batch": batch, "latents": latents, "frames": frames, "height": height, "width": width}
+    shapes = {tensor.name: resolve(tensor.shape, **sizes) for tensor in graph.inputs}
+    return shapes | {state.input: resolve(state.shape, **sizes) for state in graph.states}
 
 
 def engine_records(manifest: Manifest) -> list[EngineRecord]:

@@ -96,25 +96,6 @@ def even_chunks(total: int, chunk: int) -> Iterator[int]:
         yield rest
 
 
-def causal_cache_length(kernel: int, stride: int, chunk: int, index: int) -> int:
-    """Frames that a causal convolution carries over after chunk `index` (eq. 4 of the paper).
-
-    The first frame alone comes first (index 0), then `index` chunks of `chunk` frames. A kernel
-    shorter than its stride counts as one of the stride's length, since it must step over the frames
-    between its windows.
-
-    Example:
-        >>> [causal_cache_length(kernel=4, stride=3, chunk=4, index=index) for index in range(4)]
-        [1, 2, 3, 1]
-    """
-    if min(kernel, stride, chunk) < 1 or index < 0:
-        raise InputError(
-            f"kernel {kernel}, stride {stride}, chunk {chunk} must be >= 1 and index {index} >= 0"
-        )
-    window = max(kernel, stride)
-    return window + index * chunk - stride * (index * chunk // stride + 1)
-
-
 @dataclass(frozen=True)
 class OutputWindow:
     """Which output frames of a decoder belong to the video: the first `drop` do not, the next T do.

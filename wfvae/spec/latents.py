@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -16,7 +15,7 @@ from wfvae.spec.frames import latent_frames
 from wfvae.spec.records import check_fields, read_as
 from wfvae.spec.stream import Size
 
-FORMAT = "wfvae-latents/1"
+FORMAT: Final = "wfvae-latents/1"
 Latents = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
 ITEMS_PER_FINITE_CHECK = 1 << 22
@@ -55,19 +54,14 @@ class LatentsInfo(msgspec.Struct, frozen=True):
     color_range: str | None = None
     color_space: str | None = None
     """Tick and colour tags of the source video, to carry over to a decoded one."""
-    version: str = FORMAT
+    version: Literal["wfvae-latents/1"] = FORMAT
 
     def __post_init__(self) -> None:
         check_fields(self, LatentsError, hook=_read_fraction)
-        if self.version != FORMAT:
-            raise LatentsError(
-                f"latents of format '{self.version}' were given; this version of wfvae reads and writes"
-                f" {FORMAT}, upgrade it"
-            )
         if self.height > self.padded_height or self.width > self.padded_width:
+            padded = f"{self.padded_height}x{self.padded_width}"
             raise LatentsError(
-                f"a video of {self.height}x{self.width} (HxW) padded to"
-                f" {self.padded_height}x{self.padded_width} cannot be; padding only adds"
+                f"a video of {self.height}x{self.width} (HxW) padded to {padded} cannot be; padding only adds"
             )
         if self.fps <= 0:
             raise LatentsError(f"a rate of {self.fps} fps cannot be; give one above 0")
@@ -127,22 +121,14 @@ def _read_fraction(kind: type, value: Any) -> Any:
 def info_from_text(text: str, name: str) -> dict[str, Any]:
     """Parses a JSON object. Raises `LatentsError` for anything else."""
     try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise LatentsError(
-            f"the metadata of '{name}' is not JSON: {error}; encode the video again"
-        ) from error
-    if not isinstance(values, dict):
-        raise LatentsError(f"the metadata of '{name}' is not a JSON object; encode the video again")
-    return values
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        problem = f"the metadata of '{name}' is no JSON object: {error}"
+        raise LatentsError(f"{problem}; encode the video again") from error
 
 
-def checked_latents(latents: Any, name: str) -> Latents:
-    """Returns `latents` if they are finite float32 or float16 of rank 4, at least one.
-
-    Raises:
-        LatentsError: anything else.
-    """
+def check_latents(latents: Any, name: str) -> None:
+    """Raises `LatentsError` unless `latents` are finite float32 or float16 of rank 4, at least one."""
     is_array = isinstance(latents, np.ndarray)
     if not is_array or latents.ndim != 4 or latents.dtype not in DTYPES or 0 in latents.shape:
         given = f"{latents.dtype} {latents.shape}" if is_array else type(latents).__name__
@@ -151,8 +137,6 @@ def checked_latents(latents: Any, name: str) -> Latents:
             " them 0"
         )
     check_finite(latents, 0, name)
-    checked: Latents = latents
-    return checked
 
 
 def check_finite(latents: npt.NDArray[Any], first: int, name: str) -> None:
@@ -163,7 +147,5 @@ def check_finite(latents: npt.NDArray[Any], first: int, name: str) -> None:
         good = np.isfinite(part).all(axis=tuple(range(1, part.ndim)))
         if not good.all():
             index = first + start + int(np.argmin(good))
-            raise LatentsError(
-                f"latent {index} of '{name}' holds NaN or infinity; it cannot be decoded, encode the video"
-                " again"
-            )
+            problem = f"latent {index} of '{name}' holds NaN or infinity"
+            raise LatentsError(f"{problem}; it cannot be decoded, encode the video again")

@@ -17,7 +17,7 @@ from msgspec.structs import force_setattr, replace
 from wfvae.errors import BundleError
 from wfvae.files import write_whole
 from wfvae.spec.frames import SPATIAL_RATIO
-from wfvae.spec.records import Record, read_as, read_json
+from wfvae.spec.records import Record, read_json, read_unchanged
 from wfvae.spec.stream import Direction, Shape, Size, StateSpec, StreamSpec, Text
 
 FORMAT: Final = "wfvae-bundle/1"
@@ -58,11 +58,12 @@ class GraphSpec(Record, frozen=True, kw_only=True):
     A `step` graph advances streams and carries state; a `direct` graph takes a whole clip.
 
     Example:
-        >>> decoder = StreamSpec("decoder", ratio=4, delay=2, states=())
         >>> shape = ("batch", "latents", 4, "height/8", "width/8")
         >>> latents = TensorSpec("latents", "float32", shape, "unscaled")
-        >>> frames = TensorSpec("frames", "float32", ("batch", "frames", 3, "height", "width"), "")
-        >>> graph = GraphSpec.of_stream("decoder.onnx", STEP, decoder, (latents,), (frames,))
+        >>> frames = TensorSpec("frames", "float32", ("batch", "frames", 3, "height", "width"), "RGB")
+        >>> tensors = {"inputs": (latents,), "outputs": (frames,)}
+        >>> stream = {"direction": "decoder", "ratio": 4, "delay_frames": 2}
+        >>> graph = GraphSpec(file="decoder.onnx", kind="step", **stream, **tensors)
         >>> graph.drop_frames, graph.drain
         (5, True)
     """
@@ -71,11 +72,12 @@ class GraphSpec(Record, frozen=True, kw_only=True):
     kind: Kind
     direction: Direction
     ratio: Literal[4, 8]
-    chunk_multiple: Size
-    lead_frames: Count
+    chunk_multiple: Size = 1
+    """This and `lead_frames`, `drop_frames` and `drain` follow from the stream, see `StreamSpec`."""
+    lead_frames: Count = 0
     delay_frames: Count
-    drop_frames: Count
-    drain: bool
+    drop_frames: Count = 0
+    drain: bool = False
     inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=3)]
     """Without the state tensors."""
     outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=1)]
@@ -88,23 +90,12 @@ class GraphSpec(Record, frozen=True, kw_only=True):
     states: tuple[StateSpec, ...] = ()
     """State tensors of a step graph; a direct graph has none."""
 
-    @classmethod
-    def of_stream(
-        cls,
-        file: str,
-        kind: Kind,
-        stream: StreamSpec,
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
-    ) -> GraphSpec:
-        """Returns the graph of a stream, whose rules it repeats."""
-        states = stream.states if kind == STEP else ()
-        return cls(file=file, kind=kind, inputs=inputs, outputs=outputs, states=states, **_rules(stream))
-
     def __post_init__(self) -> None:
-        rules = _rules(self.stream)
-        if rules != {key: getattr(self, key) for key in rules}:
-            raise BundleError(f"the stream rules of {self.file} contradict each other")
+        stream = self.stream
+        force_setattr(self, "chunk_multiple", stream.chunk_multiple)
+        force_setattr(self, "lead_frames", stream.lead)
+        force_setattr(self, "drop_frames", stream.drop)
+        force_setattr(self, "drain", stream.needs_drain)
         if (self.direction == "encoder" and self.delay_frames) or (self.kind == DIRECT and self.states):
             raise BundleError(f"{self.file} has a delay or state tensors, which a graph of its kind has not")
 
@@ -121,20 +112,7 @@ class GraphSpec(Record, frozen=True, kw_only=True):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GraphSpec:
         """Reads a graph's entry of a manifest. Raises `BundleError`."""
-        return read_as(cls, data, _damaged)
-
-
-def _rules(stream: StreamSpec) -> dict[str, Any]:
-    """Returns the keys of a graph that follow from its stream."""
-    return {
-        "direction": stream.direction,
-        "ratio": stream.ratio,
-        "chunk_multiple": stream.chunk_multiple,
-        "lead_frames": stream.lead,
-        "delay_frames": stream.delay,
-        "drop_frames": stream.drop,
-        "drain": stream.needs_drain,
-    }
+        return read_unchanged(cls, data, _damaged)
 
 
 class FileRecord(Record, frozen=True):
@@ -184,7 +162,9 @@ class Manifest(Record, frozen=True, kw_only=True):
     """TensorRT engines, read by `wfvae.spec.engines`."""
 
     def __post_init__(self) -> None:
-        force_setattr(self, "identity", _identity(self.to_dict()))
+        content = self.to_dict()
+        del content["identity"], content["engines"]
+        force_setattr(self, "identity", json_sha256(content))
 
     def with_engines(self, engines: tuple[Mapping[str, Any], ...]) -> Manifest:
         """Returns a manifest that lists these engines; its identity is the same."""
@@ -202,19 +182,10 @@ class Manifest(Record, frozen=True, kw_only=True):
                 f"the manifest's format is {data.get('format')!r}; this version reads {FORMAT!r};"
                 " export the bundle anew"
             )
-        manifest = read_as(cls, data, _damaged)
-        if manifest.to_dict() != data:
-            raise BundleError(
-                f"{MANIFEST_NAME} has been changed (its SHA-256 differs); copy the bundle anew, or export it"
-                " again"
-            )
-        manifest._check_graphs()
-        return manifest
-
-    def _check_graphs(self) -> None:
-        problems = [f"{key} is missing" for key in ("encoder", "decoder") if key not in self.graphs]
-        for key, graph in self.graphs.items():
-            if graph.file not in self.files:
+        manifest = read_unchanged(cls, data, _damaged)
+        problems = [f"{key} is missing" for key in ("encoder", "decoder") if key not in manifest.graphs]
+        for key, graph in manifest.graphs.items():
+            if graph.file not in manifest.files:
                 problems.append(f"{graph.file} is missing")
             if key != graph.direction + ("" if graph.kind == STEP else f".{DIRECT}"):
                 problems.append(f"{key} is the {graph.kind} graph of the {graph.direction}")
@@ -222,6 +193,7 @@ class Manifest(Record, frozen=True, kw_only=True):
                 problems.append(f"the states of {key} are missing")
         if problems:
             raise BundleError(f"the manifest is incomplete: {'; '.join(problems)}; export the bundle anew")
+        return manifest
 
     def write(self, bundle: Path) -> None:
         """Writes `manifest.json` atomically. Raises `ResourceError` if that fails."""
@@ -231,12 +203,16 @@ class Manifest(Record, frozen=True, kw_only=True):
     def read(cls, bundle: Path) -> Manifest:
         """Raises `BundleError` if there is no readable manifest in `bundle`."""
         path = bundle / MANIFEST_NAME
+
+        def unreadable(problem: str) -> BundleError:
+            return BundleError(f"cannot read {path}: {problem}; export the bundle anew")
+
         if not path.is_file():
             raise BundleError(
                 f"{bundle} is not a bundle: it has no {MANIFEST_NAME}; make one with: wfvae export CHECKPOINT"
                 " BUNDLE"
             )
-        return cls.from_dict(read_json(path, lambda problem: _unreadable(path, problem)))
+        return cls.from_dict(read_json(path, unreadable))
 
     def verify_files(self, bundle: Path) -> None:
         """Raises `BundleError` naming every file that is missing or was changed."""
@@ -255,17 +231,8 @@ class Manifest(Record, frozen=True, kw_only=True):
             )
 
 
-def _unreadable(path: Path, problem: str) -> BundleError:
-    return BundleError(f"cannot read {path}: {problem}; export the bundle anew")
-
-
 def _damaged(problem: str) -> BundleError:
     return BundleError(f"the manifest is damaged: {problem}; export the bundle anew")
-
-
-def _identity(content: Mapping[str, Any]) -> str:
-    covered = {key: value for key, value in content.items() if key not in ("identity", "engines")}
-    return json_sha256(covered)
 
 
 def json_sha256(content: Mapping[str, Any]) -> str:

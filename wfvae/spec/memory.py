@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from wfvae.errors import ResourceError
-from wfvae.spec.frames import latent_size, padded_size
-from wfvae.spec.manifest import GraphSpec, Manifest, Product
-from wfvae.spec.stream import Direction
+from wfvae.spec.frames import padded_size
+from wfvae.spec.manifest import Manifest
+from wfvae.spec.stream import Direction, resolve
 
 MEBIBYTE = 2**20
-_FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -70,17 +68,16 @@ class MemoryPlan:
 def plan_memory(
     manifest: Manifest, direction: Direction, height: int, width: int, streams: int, chunk: int
 ) -> MemoryPlan:
-    """Returns the memory of streams that advance together.
+    """Returns the memory of `streams` streams that advance together by `chunk` latents per step.
 
-    Args:
-        height, width: size of the video, before padding.
-        streams: how many.
-        chunk: latents per step.
+    `height` and `width` are those of the video, before padding.
     """
     graph = manifest.graphs[direction]
-    rows, columns = latent_size(height, width)
-    state = graph.stream.bytes_per_stream(*padded_size(height, width))
-    sizes = {"batch": streams, "latents": chunk, "height/8": rows, "width/8": columns}
+    padded = dict(zip(("height", "width"), padded_size(height, width), strict=True))
+    sizes = {"batch": streams, "latents": chunk, "frames": graph.ratio * chunk, **padded}
+    video_and_latents = (graph.inputs[0], graph.outputs[0])
+    state = graph.stream.bytes_per_stream(**padded)
+    peaks = [sum(math.prod(resolve(product, **sizes)) for product in peak) for peak in graph.scratch_bytes]
     return MemoryPlan(
         direction=direction,
         height=height,
@@ -89,26 +86,7 @@ def plan_memory(
         chunk=chunk,
         state_bytes=state,
         held_state_bytes=2 * streams * state,
-        io_bytes=_io_bytes(graph, streams, chunk, height, width),
-        scratch_bytes=peak_bytes(graph, sizes),
+        io_bytes=4 * sum(math.prod(resolve(tensor.shape, **sizes)) for tensor in video_and_latents),
+        scratch_bytes=max(peaks, default=0),
         weights_bytes=graph.weights_bytes,
     )
-
-
-def _io_bytes(graph: GraphSpec, streams: int, chunk: int, height: int, width: int) -> int:
-    video = graph.ratio * chunk * 3 * math.prod(padded_size(height, width))
-    tensors = (*graph.inputs, *graph.outputs)
-    channels = next(int(tensor.shape[2]) for tensor in tensors if tensor.name == "latents")
-    latents = chunk * channels * math.prod(latent_size(height, width))
-    return _FLOAT32_BYTES * streams * (video + latents)
-
-
-def peak_bytes(graph: GraphSpec, sizes: Mapping[str, int]) -> int:
-    """Returns the value of `scratch_bytes` for these sizes of its symbols."""
-    return max(
-        (sum(_multiply(product, sizes) for product in peak) for peak in graph.scratch_bytes), default=0
-    )
-
-
-def _multiply(product: Product, sizes: Mapping[str, int]) -> int:
-    return math.prod(factor if isinstance(factor, int) else sizes[factor] for factor in product)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,27 +19,18 @@ from msgspec import inspect, structs
 from wfvae.errors import WFVAEError
 
 T = TypeVar("T")
+R = TypeVar("R", bound="Record")
 LONGEST_VALUE = 100
 """Characters of a value that an error shows."""
 _WORDS = {
-    inspect.BoolType: "true or false",
-    inspect.DictType: "a section of keys",
-    inspect.FloatType: "a number",
-    inspect.IntType: "an integer",
-    inspect.StrType: "text",
-    inspect.StructType: "a section of keys",
-    inspect.VarTupleType: "a list",
+    "array": "a list",
+    "bool": "true or false",
+    "float": "a number",
+    "int": "an integer",
+    "object": "a section of keys",
+    "str": "text",
 }
-_BOUNDS = {
-    "ge": ">=",
-    "gt": ">",
-    "le": "<=",
-    "lt": "<",
-    "multiple_of": "a multiple of",
-    "min_length": "of length >=",
-    "max_length": "of length <=",
-    "pattern": "matching",
-}
+"""Types in the messages of msgspec, in the words of a TOML file."""
 _UNKNOWN = object()
 
 
@@ -82,7 +73,17 @@ def read_as(
     try:
         return msgspec.convert(data, kind, str_keys=True, dec_hook=hook)
     except msgspec.ValidationError as problem:
-        raise fail(_explain(problem, kind, data, name)) from problem
+        if isinstance(problem.__cause__, WFVAEError):  # raised by a record's own check
+            raise fail(str(problem.__cause__)) from problem
+        raise fail(_explain(str(problem), kind, data, name)) from problem
+
+
+def read_unchanged(kind: type[R], data: Mapping[str, Any], fail: Callable[[str], WFVAEError]) -> R:
+    """Converts as `read_as` does, and fails unless the computed fields have their values in `data`."""
+    record = read_as(kind, data, fail)
+    if record.to_dict() != data:
+        raise fail("it has been changed (its SHA-256 differs)")
+    return record
 
 
 def read_json(path: Path, fail: Callable[[str], WFVAEError]) -> dict[str, Any]:
@@ -109,73 +110,64 @@ def check_fields(
     names of fields in an error.
     """
     for field in structs.fields(record):
-        name = f"{section}.{field.name}" if section else field.name
+        name = f"{section}.{field.name}".lstrip(".")
         value = read_as(field.type, getattr(record, field.name), fail, name=name, hook=hook)
         structs.force_setattr(record, field.name, value)
 
 
-def _explain(problem: msgspec.ValidationError, kind: type[Any], data: object, path: str) -> str:
-    """Returns a problem in words, with the key's path and the value, which msgspec leaves out."""
-    if isinstance(problem.__cause__, WFVAEError):  # raised by a record's own check
-        return str(problem.__cause__)
-    text, _, place = str(problem).partition(" - at ")
-    expected, value = _unwrap(inspect.type_info(kind)), data
-    for key in re.findall(r"[^.`\[\]]+|\.\.\.", place.partition("$")[2]):
-        key = _wrong_key(value, expected) if key == "..." else key
-        path = f"{path}[{key}]" if isinstance(value, list | tuple) else _join(path, key)
-        expected, value = _unwrap(_child(expected, key)), _item(value, key)
-    if place.startswith("`key`") and isinstance(expected, inspect.DictType):
-        return f"a key of {path} must be {describe_type(expected.key_type)}"
+def _explain(problem: str, kind: type[Any], data: Any, name: str) -> str:
+    """Adds to a message of msgspec the key's path, its value, and the known keys or choices."""
+    text, _, place = problem.partition(" - at ")
+    location = place.rstrip("`").rpartition("$")[2]
+    path = (name + location).lstrip(".")
+    expected, value = _strip(inspect.type_info(kind)), data
+    for key in re.findall(r"\w+|\.\.\.", location):
+        expected, value = _strip(_child(expected, key)), _item(value, key)
+    before = f"{path}." if path else ""
     if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
-        return f"{_join(path, missing[1])} is missing"
+        return f"{before}{missing[1]} is missing"
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text):
-        return _explain_unknown(unknown[1], path, expected)
+        assert isinstance(expected, inspect.StructType)
+        known = [field.encode_name for field in expected.fields]
+        near = difflib.get_close_matches(unknown[1], known, 1)
+        hint = f"did you mean {before}{near[0]}?" if near else f"known are: {', '.join(known)}"
+        return f"unknown key {before}{unknown[1]}; {hint}"
+    if isinstance(expected, inspect.LiteralType):
+        text = f"Expected one of {', '.join(map(repr, expected.values))}"
+    rule = re.sub(r"`([\w |]+)`", _name_types, text.partition(", got ")[0]).replace("Expected", "expected")
+    if place.startswith("`key`"):
+        return f"a key of {path}: {rule}"
+    if value is _UNKNOWN:
+        return f"{path}: {rule}"
     shown = repr(value)
     shown = shown if len(shown) <= LONGEST_VALUE else f"{shown[:LONGEST_VALUE]}..."
-    given = f"{path} must be" if value is _UNKNOWN else f"{path or 'it'} is {shown}; expected"
-    reason = f" ({problem.__cause__})" if problem.__cause__ else ""
-    return f"{given} {describe_type(expected)}{reason}"
+    return f"{path or 'it'} is {shown}; {rule}"
 
 
-def _explain_unknown(key: str, path: str, expected: inspect.Type) -> str:
-    assert isinstance(expected, inspect.StructType)
-    known = [field.encode_name for field in expected.fields]
-    near = difflib.get_close_matches(key, known, 1)
-    hint = f"did you mean {_join(path, near[0])}?" if near else f"known are: {', '.join(known)}"
-    return f"unknown key {_join(path, key)}; {hint}"
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
-
-
-def _wrong_key(value: Any, expected: inspect.Type) -> str:
-    """Returns the key of a mapping's first wrong record, which msgspec does not name."""
-    inner = _child(expected, "")
-    for key, item in value.items():
-        try:
-            msgspec.convert(item, inner.cls if isinstance(inner, inspect.StructType) else Any)
-        except msgspec.ValidationError:
-            return str(key)
-    return "*"
+def _name_types(found: re.Match[str]) -> str:
+    names = found[1].split(" | ")
+    return " or ".join(_WORDS.get(name, name) for name in names if name != "null")
 
 
 def _item(value: Any, key: str) -> Any:
-    try:
-        return value[int(key)] if key.isdecimal() else value[key]
-    except (KeyError, TypeError):
-        return _UNKNOWN
+    """Returns an item of a list or mapping; unknown where msgspec names no key of a mapping."""
+    if isinstance(value, Mapping):
+        return value.get(key, _UNKNOWN)
+    return value[int(key)] if isinstance(value, list | tuple) else _UNKNOWN
 
 
-def _unwrap(kind: inspect.Type) -> inspect.Type:
-    return kind.type if isinstance(kind, inspect.Metadata) else kind
+def _strip(kind: inspect.Type) -> inspect.Type:
+    """Returns the type without its metadata and without None."""
+    if isinstance(kind, inspect.Metadata):
+        return _strip(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        return _strip(next(part for part in kind.types if not isinstance(part, inspect.NoneType)))
+    return kind
 
 
 def _child(kind: inspect.Type, key: str) -> inspect.Type:
     """Returns the type of a field or an item."""
     match kind:
-        case inspect.UnionType():
-            return next(found for part in kind.types if (found := _child(part, key)) is not part)
         case inspect.StructType():
             return next(field.type for field in kind.fields if field.encode_name == key)
         case inspect.DictType():
@@ -185,24 +177,3 @@ def _child(kind: inspect.Type, key: str) -> inspect.Type:
         case inspect.TupleType():
             return kind.item_types[int(key)]
     return kind
-
-
-def describe_type(kind: inspect.Type) -> str:
-    """Returns what a type takes, in words, such as `an integer >= 1`."""
-    match kind := _unwrap(kind):
-        case inspect.UnionType():
-            parts = [part for part in kind.types if not isinstance(part, inspect.NoneType)]
-            return " or ".join(map(describe_type, parts))
-        case inspect.LiteralType():
-            return f"one of {', '.join(map(repr, kind.values))}"
-        case inspect.TupleType():
-            return f"a list of {len(kind.item_types)} values"
-        case inspect.CustomType():
-            return f"a {kind.cls.__name__.lower()}"
-    bounds = {words: getattr(kind, name, None) for name, words in _BOUNDS.items()}
-    limits = [
-        f"{words} {limit if isinstance(limit, str) else format(limit, 'g')}"
-        for words, limit in bounds.items()
-        if limit is not None
-    ]
-    return f"{_WORDS[type(kind)]} {' and '.join(limits)}".rstrip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ from wfvae.spec.frames import lead_frames
 from wfvae.spec.records import Record
 
 Direction = Literal["encoder", "decoder"]
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int32": 4}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int32": 4}
 
 Text = Annotated[str, Meta(min_length=1)]
 Size = Annotated[int, Meta(ge=1)]
@@ -27,19 +27,19 @@ Shape = Annotated[
 ]
 
 
-def resolve_dim(dim: Dim, batch: int, height: int, width: int) -> int:
-    """Returns the size of a dimension for this batch and this (padded) video size.
+def resolve(shape: Iterable[Dim], **sizes: int) -> tuple[int, ...]:
+    """Returns a shape with these sizes of its symbols; `height/8` is an eighth of `height`.
 
     Example:
-        >>> resolve_dim("height/8", 1, 480, 832)
-        60
+        >>> resolve(("batch", 4, "height/8"), batch=1, height=480)
+        (1, 4, 60)
     """
-    if isinstance(dim, int):
-        return dim
-    if dim == "batch":
-        return batch
+    return tuple(dim if isinstance(dim, int) else _resolve_symbol(dim, sizes) for dim in shape)
+
+
+def _resolve_symbol(dim: str, sizes: Mapping[str, int]) -> int:
     symbol, _, divisor = dim.partition("/")
-    size, by = {"height": height, "width": width}[symbol], int(divisor or 1)
+    size, by = sizes[symbol], int(divisor or 1)
     if size % by:
         raise InputError(f"video {symbol} is {size}; expected a multiple of {by}")
     return size // by
@@ -69,11 +69,11 @@ class StateSpec(Record, frozen=True):
 
     def resolve(self, batch: int, height: int, width: int) -> tuple[int, ...]:
         """Returns the concrete shape for a batch of streams of this (padded) video size."""
-        return tuple(resolve_dim(dim, batch, height, width) for dim in self.shape)
+        return resolve(self.shape, batch=batch, height=height, width=width)
 
     def bytes_per_stream(self, height: int, width: int) -> int:
         """Bytes that one stream (one batch row) holds."""
-        return math.prod(self.resolve(1, height, width)) * DTYPE_BYTES[self.dtype]
+        return math.prod(self.resolve(1, height, width)) * _BYTES[self.dtype]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ results, and so are no part of the bundle's identity.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from wfvae.errors import BundleError, InputError, ResourceError
 from wfvae.files import locked, require_writable, write_whole
 from wfvae.machine import processor_count, processor_name
 from wfvae.spec.manifest import LOCK_NAME, json_sha256
-from wfvae.spec.records import Record, read_as, read_json
+from wfvae.spec.records import Record, read_json, read_unchanged
 from wfvae.spec.stream import Direction, Size
 
 FORMAT = "wfvae-tuning/1"
@@ -48,10 +49,9 @@ class Setting(Record, frozen=True):
     def require_named_device(self) -> None:
         """Raises `InputError` if the backend does not name its GPU: another one could match."""
         if self.backend.get("device", "").startswith("cuda:"):
-            raise InputError(
-                f"a chunk length cannot be stored for {self.backend['name']} on {self.backend['device']},"
-                " which does not name the GPU; measure without --tune and give --chunk"
-            )
+            where = f"{self.backend['name']} on {self.backend['device']}, which does not name the GPU"
+            advice = "measure without --tune and give --chunk"
+            raise InputError(f"a chunk length cannot be stored for {where}; {advice}")
 
 
 class TunedChunk(Record, frozen=True):
@@ -74,6 +74,15 @@ class TunedChunk(Record, frozen=True):
     def place(self) -> tuple[Any, ...]:
         """What the choice is found by."""
         return self.direction, self.height, self.width, self.setting
+
+
+@contextmanager
+def _storing() -> Iterator[None]:
+    try:
+        yield
+    except ResourceError as error:
+        advice = "the chunk lengths were not stored; measure without --tune, and give --chunk"
+        raise ResourceError(f"{error}; {advice}") from error
 
 
 class Tuning(Record, frozen=True, kw_only=True):
@@ -106,22 +115,18 @@ class Tuning(Record, frozen=True, kw_only=True):
         path = folder / TUNING_NAME
 
         def damaged(problem: str) -> BundleError:
-            return BundleError(
-                f"{path} is damaged ({problem}); remove it, and measure again with:"
-                f" wfvae bench {folder} --tune"
-            )
+            advice = f"remove it, and measure again with: wfvae bench {folder} --tune"
+            return BundleError(f"{path} is damaged ({problem}); {advice}")
 
         if not path.exists():
             return cls(bundle=bundle)
         data = read_json(path, damaged)
         if (data.get("format"), data.get("bundle")) != (FORMAT, bundle):
             return cls(bundle=bundle)
-        found = read_as(cls, data, damaged)
-        if found.to_dict() != data:
-            raise damaged("its SHA-256 differs")
-        return found
+        return read_unchanged(cls, data, damaged)
 
     @classmethod
+    @_storing()
     def store(cls, folder: Path, bundle: str, *entries: TunedChunk) -> Tuning:
         """Writes choices in place of earlier ones for the same, and returns all of the bundle.
 
@@ -129,29 +134,18 @@ class Tuning(Record, frozen=True, kw_only=True):
             ResourceError: the folder cannot be written.
         """
         places = [entry.place for entry in entries]
-        try:
-            with locked(folder / LOCK_NAME, f"another process is changing {folder}; try again", wait=60):
-                try:
-                    stored = cls.read(folder, bundle)
-                except BundleError:  # damaged: nothing in it can be kept
-                    stored = cls(bundle=bundle)
-                others = [entry for entry in stored.entries if entry.place not in places]
-                changed = replace(stored, entries=(*others, *entries))
-                write_whole(folder / TUNING_NAME, json.dumps(changed.to_dict(), indent=1) + "\n")
-        except ResourceError as error:
-            raise _not_stored(error) from error
+        with locked(folder / LOCK_NAME, f"another process is changing {folder}; try again", wait=60):
+            try:
+                stored = cls.read(folder, bundle)
+            except BundleError:  # damaged: nothing in it can be kept
+                stored = cls(bundle=bundle)
+            others = [entry for entry in stored.entries if entry.place not in places]
+            changed = replace(stored, entries=(*others, *entries))
+            write_whole(folder / TUNING_NAME, json.dumps(changed.to_dict(), indent=1) + "\n")
         return changed
 
     @staticmethod
+    @_storing()
     def require_writable(folder: Path) -> None:
         """Raises `ResourceError` if choices cannot be stored."""
-        try:
-            require_writable(folder / TUNING_NAME)
-        except ResourceError as error:
-            raise _not_stored(error) from error
-
-
-def _not_stored(error: ResourceError) -> ResourceError:
-    return ResourceError(
-        f"{error}; the chunk lengths were not stored; measure without --tune, and give --chunk"
-    )
+        require_writable(folder / TUNING_NAME)
