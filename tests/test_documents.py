@@ -1,4 +1,4 @@
-"""Documents: links resolve, prose is at most 100 columns wide, code blocks name existing commands."""
+"""Documents: links resolve, lines are short, console blocks name existing commands."""
 
 from __future__ import annotations
 
@@ -31,17 +31,21 @@ def test_links_of_a_document_resolve(name: str) -> None:
         if path.startswith("http"):
             continue
         linked = document.parent / path if path else document
-        if not linked.exists():
-            broken.append(target)
-        elif anchor and linked.suffix == ".md" and anchor not in headings(linked.read_text("utf-8")):
+        anchored = anchor and linked.suffix == ".md" and linked.exists()
+        if not linked.exists() or (anchored and anchor not in headings(linked.read_text("utf-8"))):
             broken.append(target)
     assert broken == []
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_lines_of_a_document_are_at_most_100_columns(name: str) -> None:
-    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-    wide = [number for number, line in enumerate(lines, 1) if len(line) > 100 and not line.startswith("|")]
+def test_prose_is_at_most_100_columns_and_code_110(name: str) -> None:
+    wide = []
+    fenced = False
+    for number, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1):
+        fenced ^= line.startswith("```")
+        limit = 110 if fenced or line.startswith("    ") else 100
+        if len(line) > limit and not line.startswith("|"):
+            wide.append(number)
     assert wide == []
 
 
