@@ -135,6 +135,15 @@ def require_writable(path: Path) -> None:
         raise not_written(path, error) from error
 
 
+def prepare_folder(path: Path) -> None:
+    """Makes a folder; raises `ResourceError` if it, or a file in it, cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_written(path, error) from error
+    require_writable(path / "file")
+
+
 def remove_leftovers(path: Path) -> None:
     """Removes the temporary files of `path` whose processes were killed."""
     pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.(part|probe|old)")

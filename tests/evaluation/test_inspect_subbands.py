@@ -50,15 +50,6 @@ def test_plot_without_matplotlib_names_the_extra(
     assert "pip install 'wfvae[plots]'" in program.refused("inspect", video, "--subbands", "--plot", "x.svg")
 
 
-def test_long_videos_are_read_frame_by_frame(
-    program: Program, video: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-    monkeypatch.setattr(SubbandStatistics, "update", lambda self, frames: seen.append(len(frames)))
-    assert "no pair of frames" in program.refused("inspect", video, "--subbands")
-    assert seen == [1] * 9
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

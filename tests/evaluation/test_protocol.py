@@ -31,11 +31,6 @@ def test_square_is_square_and_centred(height: int, width: int, side: int) -> Non
     assert abs(float(found[..., 0].mean()) - 127.5) <= step + 1
 
 
-def test_square_of_the_same_short_side_is_only_cropped() -> None:
-    frame = clip(1, 32, 48)[0]
-    assert np.array_equal(square(frame, 32), frame[:, 8:40])
-
-
 def test_resizing_agrees_with_pillow() -> None:
     image = pytest.importorskip("PIL.Image")
     frame = clip(1, 60, 90)[0]
@@ -72,12 +67,8 @@ def test_videos_are_matched_by_their_path_without_suffix(tmp_path: Path) -> None
     other = touch(tmp_path / "other", "a/2.mkv", "a/10.MKV", "b.x.mp4", "images.mp4")
     assert list(find_videos(real)) == ["a/2", "a/10", "b.x", "images"]
     pairs = match_videos(real, other)
-    assert [(pair.name, pair.reconstruction.name) for pair in pairs] == [
-        ("a/2", "2.mkv"),
-        ("a/10", "10.MKV"),
-        ("b.x", "b.x.mp4"),
-        ("images", "images.mp4"),
-    ]
+    expected = {"a/2": "2.mkv", "a/10": "10.MKV", "b.x": "b.x.mp4", "images": "images.mp4"}
+    assert {name: result.name for name, (_, result) in pairs.items()} == expected
     touch(other, "more.mp4")
     with pytest.raises(InputError, match="first 'more'"):
         match_videos(real, other)
@@ -89,8 +80,7 @@ def test_videos_are_matched_by_their_path_without_suffix(tmp_path: Path) -> None
 
 def test_two_files_are_a_pair_whatever_their_names(tmp_path: Path) -> None:
     touch(tmp_path, "x.mp4", "y.mkv")
-    [pair] = match_videos(tmp_path / "x.mp4", tmp_path / "y.mkv")
-    assert pair.name == "x"
+    assert match_videos(tmp_path / "x.mp4", tmp_path / "y.mkv").keys() == {"x"}
     with pytest.raises(InputError, match="does not exist"):
         match_videos(tmp_path / "x.mp4", tmp_path / "z.mkv")
     (tmp_path / "empty").mkdir()

@@ -54,15 +54,6 @@ def test_psnr_and_ssim_agree_with_torchmetrics(amount: int) -> None:
     assert scores.ssim == pytest.approx(similarity[:, :, 5:-5, 5:-5].mean(dim=(1, 2, 3)).numpy(), abs=1e-9)
 
 
-def test_frames_scored_together_have_the_scores_of_each_alone() -> None:
-    real = clip(20, 24, 24)
-    other = damaged(real, 20)
-    together = score_frames(real, other)
-    alone = [score_frames(real[k : k + 1], other[k : k + 1]) for k in range(20)]
-    assert together.psnr.tolist() == [one.psnr[0] for one in alone]
-    assert together.ssim == pytest.approx([one.ssim[0] for one in alone], abs=1e-6)
-
-
 def test_lpips_agrees_with_the_package_frame_by_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lpips")
     make_torchvision_importable("the test", "eval")
@@ -80,8 +71,6 @@ def test_lpips_agrees_with_the_package_frame_by_frame(monkeypatch: pytest.Monkey
         # The package's own conversion to [-1, 1].
         pairs = [[lpips.im2tensor(frame) for frame in pair] for pair in zip(real, other, strict=True)]
         expected = [float(network(*pair)) for pair in pairs]
-        narrow = [float(network(*((tensor + 1) / 2 for tensor in pair))) for pair in pairs]
-    assert not np.isclose(expected, narrow, rtol=0.05).any(), "[-1, 1] and [0, 1] must differ"
     assert len({round(value, 4) for value in expected}) == 5
     assert found == pytest.approx(expected, rel=1e-4)
     assert score_frames(real, real, lambda a, b: network(a, b)).lpips == pytest.approx(np.zeros(5), abs=1e-7)

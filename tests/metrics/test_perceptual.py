@@ -7,8 +7,6 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ from wfvae.metrics.torchvision_operators import make_torchvision_importable
 from wfvae.train.perceptual import PerceptualLoss
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES: dict[Backbone, str] = {"alex": "alexnet", "vgg": "vgg16"}
 Weights = dict[str, Tensor]
 
 pytestmark = pytest.mark.skipif(
@@ -54,88 +51,50 @@ def images(side: int = 64) -> tuple[Tensor, Tensor]:
     return video[0].movedim(1, 0), reconstruction[0].movedim(1, 0)
 
 
-@contextmanager
-def torchvision_has(weights: Weights, name: str) -> Iterator[None]:
-    """Gives torchvision's network of that name these weights, as `lpips` would download them."""
-    make_torchvision_importable("this test", "train")
-    from torchvision import models
-
-    original = getattr(models, name)
-
-    def made(pretrained: bool) -> nn.Module:
-        assert pretrained
-        with torch.device("meta"):
-            network: nn.Module = original()
-        features = {n.removeprefix("features."): t for n, t in weights.items()}
-        network.get_submodule("features").load_state_dict(features, assign=True)
-        return network
-
-    setattr(models, name, made)
-    try:
-        yield
-    finally:
-        setattr(models, name, original)
-
-
 @pytest.fixture(scope="module")
 def weights() -> dict[Backbone, Weights]:
     """Random state dicts as torchvision has them, without their classifiers."""
-    alex = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
-    indices = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # the gaps are ReLUs and poolings
-    widths = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
-    vgg = {index: (widths[n + 1], widths[n], 3) for n, index in enumerate(indices)}
-    return {"alex": drawn(alex), "vgg": drawn(vgg)}
+    make_torchvision_importable("this test", "train")
+    from torchvision import models
 
-
-def drawn(layers: dict[int, tuple[int, int, int]]) -> Weights:
-    """Convolutions (out, in, side) at these places of torchvision's `features`."""
-    generator = torch.Generator().manual_seed(1)
-    made = {}
-    for index, (width, given, side) in layers.items():
-        scale = (2 / (given * side * side)) ** 0.5
-        weight = torch.randn((width, given, side, side), generator=generator) * scale
-        made[f"features.{index}.weight"] = weight
-        made[f"features.{index}.bias"] = torch.randn(width, generator=generator) * 0.1
-    return made
-
-
-# Values -------------------------------------------------------------------------------------------
+    found: dict[Backbone, Weights] = {}
+    for net, make in (("alex", models.alexnet), ("vgg", models.vgg16)):
+        with torch.device("meta"):
+            features = make().features
+        layers = features.to_empty(device="cpu").state_dict(prefix="features.")
+        for weight in layers.values():
+            weight.normal_(0.0, (2.0 / weight[0].numel()) ** 0.5 if weight.ndim == 4 else 0.1)
+        found[net] = layers
+    return found
 
 
 def test_each_frame_gets_the_distance_of_lpips_for_it_alone(perceptual: PerceptualLoss) -> None:
     video, reconstruction = clips()
     values = perceptual(video, reconstruction)
     (network,) = perceptual._network
-    assert type(network).__module__ == "lpips.lpips"
     places = [(b, t) for b in range(2) for t in range(3)]
     alone = [network(video[b : b + 1, :, t], reconstruction[b : b + 1, :, t]).item() for b, t in places]
-    assert values.shape == (6,)
     assert min(alone) > 1e-4
     assert len({round(v, 6) for v in alone}) == 6, "otherwise a wrong order of frames would not show"
     torch.testing.assert_close(values, torch.tensor(alone), rtol=1e-5, atol=1e-8)
 
 
-def test_identical_frames_have_no_distance_and_it_is_symmetric(perceptual: PerceptualLoss) -> None:
-    video, reconstruction = clips(batch=1)
-    reconstruction[:, :, 1] = video[:, :, 1]
-    values = perceptual(video, reconstruction)
-    assert (values[1].item(), bool(values[0] > 0), bool(values[2] > values[0])) == (0.0, True, True)
-    torch.testing.assert_close(values, perceptual(reconstruction, video))
-
-
-@pytest.mark.parametrize("net", NAMES)
+@pytest.mark.parametrize("net", ["alex", "vgg"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_weights_of_a_file_give_the_distances_of_the_package(
     net: Backbone, suffix: str, weights: dict[Backbone, Weights], tmp_path: Path
 ) -> None:
-    """Against `lpips.LPIPS()` made as its documentation shows."""
-    file = tmp_path / f"{NAMES[net]}{suffix}"
+    file = tmp_path / f"weights{suffix}"
     content = {**weights[net], "classifier.6.bias": torch.zeros(1000)}
     save_file(content, file) if suffix == ".safetensors" else torch.save(content, file)
-    with torchvision_has(weights[net], NAMES[net]), warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of torchvision, about how lpips calls it
         import lpips
 
-        expected = lpips.LPIPS(net=net, verbose=False)(*images()).detach()
+        reference = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+        for name, parameter in reference.net.named_parameters():
+            parameter.copy_(weights[net][f"features.{name.partition('.')[2]}"])
+        expected = reference(*images())
     network = load_lpips(file, net)
     assert float(expected.min()) > 1e-4
     torch.testing.assert_close(network(*images()), expected, rtol=0, atol=0)
@@ -178,9 +137,6 @@ def test_random_weights_depend_on_the_seed_alone(perceptual: PerceptualLoss) -> 
     assert not torch.equal(other(video, reconstruction), value)
 
 
-# Gradients and memory -----------------------------------------------------------------------------
-
-
 def test_groups_of_frames_give_the_same_values_and_gradients(perceptual: PerceptualLoss) -> None:
     """Also when the graph is used twice, as the adaptive weight and the backward pass do."""
     video, reconstruction = clips(side=16)
@@ -215,17 +171,6 @@ def test_groups_of_frames_hold_the_features_of_one_group(perceptual: PerceptualL
     assert saved_bytes(1) < saved_bytes(None) / 20
 
 
-def test_gradient_agrees_with_finite_differences() -> None:
-    perceptual = PerceptualLoss("random").double()
-    video, reconstruction = (x.double() for x in clips(batch=1, frames=1, side=16))
-    reconstruction.requires_grad_()
-    [gradient] = torch.autograd.grad(perceptual(video, reconstruction).sum(), reconstruction)
-    step = 1e-6 * gradient / gradient.norm()
-    with torch.no_grad():
-        up, down = (perceptual(video, reconstruction + sign * step).item() for sign in (1, -1))
-    assert (up - down) / 2e-6 == pytest.approx(gradient.norm().item(), rel=1e-4)
-
-
 def test_features_that_are_all_zero_give_finite_gradients() -> None:
     """LPIPS divides features by their length, whose derivative at 0 is infinite."""
     perceptual = PerceptualLoss("random")
@@ -235,9 +180,6 @@ def test_features_that_are_all_zero_give_finite_gradients() -> None:
     reconstruction.requires_grad_()
     [gradient] = torch.autograd.grad(perceptual(video, reconstruction).sum(), reconstruction)
     assert gradient.isfinite().all()
-
-
-# A frozen guest -----------------------------------------------------------------------------------
 
 
 def test_network_is_no_part_of_a_model_that_holds_it(perceptual: PerceptualLoss) -> None:
@@ -287,9 +229,6 @@ def test_wrong_videos_are_refused(
         perceptual(torch.zeros(video), torch.zeros(reconstruction or video))
 
 
-# Missing and wrong weights ------------------------------------------------------------------------
-
-
 def test_weights_are_downloaded_once(
     weights: dict[Backbone, Weights], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,10 +246,6 @@ def test_weights_are_downloaded_once(
         assert torch.equal(network.get_parameter("net.slice5.10.bias"), bias)
     file = tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
     assert fetched == [(DOWNLOADS["alex"], file, "7be5be79", False)]
-
-
-def test_download_addresses_are_torchvisions() -> None:
-    make_torchvision_importable("this test", "train")
     from torchvision.models import AlexNet_Weights, VGG16_Weights
 
     assert {"vgg": VGG16_Weights.IMAGENET1K_V1.url, "alex": AlexNet_Weights.IMAGENET1K_V1.url} == DOWNLOADS
@@ -335,34 +270,29 @@ def test_wrong_files_are_named_in_one_line(weights: dict[Backbone, Weights], tmp
     missing = {n: t for n, t in weights["alex"].items() if n != name}
     damaged = weights["alex"][name].clone()
     damaged[5, 4, 3, 2] = float("nan")
-    torch.save(missing, tmp_path / "missing.pth")
-    save_file({**missing, name: torch.zeros(192, 64, 3, 3)}, tmp_path / "misshaped.safetensors")
-    save_file({**missing, name: damaged}, tmp_path / "nan.safetensors")
-    save_file({"conv.weight": damaged}, tmp_path / "other.safetensors")
-    torch.save(nn.Linear(2, 2), tmp_path / "pickled.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    (tmp_path / "text.safetensors").write_text("no")
-    (tmp_path / "empty.pth").write_bytes(b"")
-    pickled = (
-        r"\(pickled objects are refused\): it is no file of torch.save, or holds other objects than tensors"
-    )
-    for file, message in {
-        "nowhere.pth": "there is no file .*nowhere.pth .* expected 'alex'.*'random'.* or a .pth or",
-        "missing.pth": "does not hold torchvision's AlexNet weights: features.3.weight is missing$",
-        "misshaped.safetensors": r"features.3.weight is \(192, 64, 3, 3\), expected \(192, 64, 5, 5\)",
-        "nan.safetensors": "features.3.weight holds NaN or infinite values",
-        "other.safetensors": "features.0.weight is missing and 9 more problems",
-        "pickled.pth": pickled,
-        "list.pth": "list.pth .*is no state dict",
-        "text.safetensors": "cannot read .*text.safetensors as weights",
-        "empty.pth": "cannot read .*empty.pth as weights",
-    }.items():
+    misshaped = torch.zeros(192, 64, 3, 3)
+    files: dict[str, tuple[Any, str]] = {
+        "nowhere.pth": (None, "there is no file .*nowhere.pth .* expected 'alex'.*'random'.* or a .pth or"),
+        "missing.pth": (
+            missing,
+            "does not hold torchvision's AlexNet weights: features.3.weight is missing$",
+        ),
+        "misshaped.pth": (
+            {**missing, name: misshaped},
+            r"3.weight is \(192, 64, 3, 3\), expected \(192, 64, 5, 5\)",
+        ),
+        "nan.pth": ({**missing, name: damaged}, "features.3.weight holds NaN or infinite values"),
+        "other.pth": ({"conv.weight": damaged}, "features.0.weight is missing and 9 more problems"),
+        "pickled.pth": (nn.Linear(2, 2), "pickled objects are refused.*other objects than tensors"),
+        "list.pth": ([1, 2], "list.pth .*is no state dict"),
+        "text.safetensors": ("no", "cannot read .*text.safetensors as weights"),
+    }
+    for file, (content, message) in files.items():
+        if content is not None:
+            torch.save(content, tmp_path / file)
         with pytest.raises(CheckpointError, match=message) as caught:
             load_lpips(tmp_path / file, "alex")
         assert "\n" not in str(caught.value)
-
-
-# torchvision without its operators ----------------------------------------------------------------
 
 
 def run(code: str) -> str:
@@ -385,29 +315,6 @@ type(torch.ops).load_library = refuse
 network = load_lpips("random", "alex")
 assert it._declare_missing_operators.cache_info().currsize == 1
 assert network(torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64)).item() > 0
-"""
-    assert run(code) == ""
-
-
-def test_torchvision_that_works_is_left_alone() -> None:
-    """A stand-in package whose compiled part loads is imported as it is."""
-    code = """
-import importlib.machinery, pathlib, sys, tempfile
-import torch
-folder = pathlib.Path(tempfile.mkdtemp()) / "torchvision"
-folder.mkdir()
-(folder / "__init__.py").write_text("here = True")
-(folder / ("_C" + importlib.machinery.EXTENSION_SUFFIXES[-1])).write_bytes(b"")
-sys.path.insert(0, str(folder.parent))
-opened = []
-type(torch.ops).load_library = lambda self, path: opened.append(path)
-from wfvae.metrics import torchvision_operators as it
-it.make_torchvision_importable("this", "train")
-assert len(opened) == 1 and opened[0].startswith(str(folder)), opened
-assert sys.modules["torchvision"].here and it._declare_missing_operators.cache_info().currsize == 0
-assert not any(hasattr(torch.ops.torchvision, schema.partition("(")[0]) for schema in it.SCHEMAS)
-it.make_torchvision_importable("this", "train")
-assert len(opened) == 1, "an imported torchvision is not tried again"
 """
     assert run(code) == ""
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from wfvae.cli.arguments import add_json_argument, parse_positive
 from wfvae.cli.output import show
-from wfvae.errors import MissingExtraError, ResourceError
+from wfvae.errors import MissingExtraError
+from wfvae.files import prepare_folder
 
 SUMMARY = "the whole job on a generated or given video, with a report"
 DESCRIPTION = """\
@@ -48,11 +49,7 @@ def run(args: argparse.Namespace) -> int:
         from wfvae.cli.demo_run import run_demo
     except ModuleNotFoundError as error:
         raise MissingExtraError("the demo", str(error.name), "export") from error
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"cannot write to {args.out}: {error.strerror}; choose another directory with --out"
-        raise ResourceError(message) from error
+    prepare_folder(args.out)
     result, text = run_demo(args.out, args.video, args.checkpoint, args.threads)
     show(args, result, text)
     return 0 if result["passed"] else 1

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from wfvae.cli.arguments import add_execution_arguments, add_json_argument, parse_positive
-from wfvae.errors import InputError
+from wfvae.errors import InputError, MissingExtraError
 
 SUMMARY = "score reconstructions: PSNR, SSIM, LPIPS, FVD"
 DESCRIPTION = """\
@@ -110,13 +111,11 @@ def _parse_compression(text: str) -> tuple[int, int, int]:
 def run(args: argparse.Namespace) -> int:
     """Evaluates, prints the scores, and returns 1 if videos were skipped."""
     _check_usage(args)
-    from wfvae.evaluation.requirements import require_libraries, use_threads
-
-    require_libraries()
+    for package in ("torch", "scipy", "skimage"):
+        if find_spec(package) is None:
+            raise MissingExtraError("evaluation", package, "eval")
     from wfvae.cli.evaluate_run import EvaluationRun
 
-    if args.threads is not None:
-        use_threads(args.threads)
     return EvaluationRun(args).run()
 
 

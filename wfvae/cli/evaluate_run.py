@@ -15,12 +15,12 @@ from rich.text import Text
 from wfvae.cli.arguments import open_from
 from wfvae.cli.output import progress_bar, show
 from wfvae.errors import ResourceError
-from wfvae.evaluation.evaluator import Evaluator
+from wfvae.evaluation.evaluator import Evaluator, use_threads
 from wfvae.evaluation.lpips_choice import choose_lpips
 from wfvae.evaluation.protocol import PAPER_FRAMES, PAPER_SIZE, Protocol
-from wfvae.evaluation.results import Labelled, prepare_folder, to_json, write_results
-from wfvae.evaluation.scores import METRICS, Evaluation, PairedDifference, compare
-from wfvae.evaluation.sources import BundleSource, FileSource, Source
+from wfvae.evaluation.results import Labelled, to_json, write_results
+from wfvae.evaluation.scores import METRICS, PairedDifference, compare
+from wfvae.evaluation.sources import Videos, bundle_videos, file_videos
 from wfvae.evaluation.tables import (
     cells,
     headings,
@@ -32,6 +32,7 @@ from wfvae.evaluation.tables import (
 )
 from wfvae.evaluation.video_features import VideoFeatures
 from wfvae.evaluation.video_files import find_videos, match_videos
+from wfvae.files import prepare_folder
 from wfvae.spec.frames import SPATIAL_RATIO
 
 
@@ -39,13 +40,10 @@ from wfvae.spec.frames import SPATIAL_RATIO
 class _Reconstructions:
     """A set to be scored, and its labels in the tables."""
 
-    source: Source
+    videos: Videos
     label: str
     channels: int | None
     ratio: tuple[int, int, int] | None
-
-    def labelled(self, evaluation: Evaluation) -> Labelled:
-        return Labelled(self.label, evaluation, self.channels, self.ratio)
 
 
 class EvaluationRun:
@@ -53,6 +51,8 @@ class EvaluationRun:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
+        if args.threads is not None:
+            use_threads(args.threads)
         frames, size = args.frames or PAPER_FRAMES, args.size or PAPER_SIZE
         self._protocol = Protocol(None, None) if args.whole else Protocol(frames, size, args.window)
         self._lpips = choose_lpips(args.lpips_weights, args.lpips_net)
@@ -86,16 +86,15 @@ class EvaluationRun:
     def _score(self, scored: _Reconstructions) -> None:
         if self._args.out is not None:
             prepare_folder(self._args.out)
-        evaluator = Evaluator(scored.source, self._protocol, self._lpips, self._network)
+        evaluator, complete = Evaluator(scored.videos, self._protocol, self._lpips, self._network), False
         try:
             with progress_bar(f"evaluate {scored.label}") as progress:
-                evaluation = evaluator.run(progress)
-        except (KeyboardInterrupt, Exception):
-            found = evaluator.result(complete=False)
+                evaluator.run(progress)
+            complete = True
+        finally:
+            found = evaluator.result(complete=complete)
             if found.videos:
-                self._entries.append(scored.labelled(found))
-            raise
-        self._entries.append(scored.labelled(evaluation))
+                self._entries.append(Labelled(scored.label, found, scored.channels, scored.ratio))
 
     def _publish(self, differences: list[PairedDifference]) -> None:
         """Prints and writes the results; each is tried even if the other fails."""
@@ -135,16 +134,15 @@ def _second(args: argparse.Namespace) -> argparse.Namespace | None:
 def _open(args: argparse.Namespace) -> Iterator[_Reconstructions]:
     """Opens one set of reconstructions."""
     real = args.data or args.real
+    label = args.name or (args.bundle or args.reconstruction).resolve().name
     if args.bundle is None:
         pairs = match_videos(real, args.reconstruction, only_matched=args.matched)
-        label = args.name or args.reconstruction.resolve().name
-        yield _Reconstructions(FileSource(pairs), label, args.channels, args.compression)
+        yield _Reconstructions(file_videos(pairs), label, args.channels, args.compression)
         return
-    videos = find_videos(real)
+    paths = find_videos(real)
     with open_from(args) as bundle:
-        source, label = BundleSource(bundle, videos, args.chunk), args.name or args.bundle.resolve().name
-        ratio = (bundle.ratio, SPATIAL_RATIO, SPATIAL_RATIO)
-        yield _Reconstructions(source, label, bundle.manifest.model["latent_dim"], ratio)
+        videos, ratio = bundle_videos(bundle, paths, args.chunk), (bundle.ratio, SPATIAL_RATIO, SPATIAL_RATIO)
+        yield _Reconstructions(videos, label, bundle.manifest.model["latent_dim"], ratio)
 
 
 def _text(entries: list[Labelled], differences: list[PairedDifference], worst: int) -> RenderableType:
@@ -162,12 +160,6 @@ def _text(entries: list[Labelled], differences: list[PairedDifference], worst: i
         lines[0] += "; * the interval excludes zero"
         lines += [*limit_remark(entries), *regression_lines(differences, worst)]
     for entry in entries:
-        lines += [f"{entry.label}: {line}" for line in remarks(entry)]
-        for metric in METRICS:
-            names = [
-                f"{video.name} ({video.get(metric):.4g})" for video in entry.evaluation.worst(metric, worst)
-            ]
-            if names:
-                lines.append(f"{entry.label}: worst {metric.title}: {', '.join(names)}")
+        lines += [f"{entry.label}: {line}" for line in remarks(entry, worst)]
     # File names may hold bytes that are not UTF-8.
     return Group(table, *(Text(line.encode("utf-8", "backslashreplace").decode()) for line in lines))

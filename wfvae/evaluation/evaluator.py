@@ -1,24 +1,25 @@
-"""Scores a set of videos one after the other; memory does not grow with their length."""
+"""Scores a set of videos one after the other, a few frames at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from wfvae.errors import InputError, MediaError
+from wfvae.evaluation.frechet import FeatureMoments, frechet_distance
 from wfvae.evaluation.lpips_choice import LPIPSChoice
-from wfvae.evaluation.protocol import PAPER_FRAMES, Protocol
+from wfvae.evaluation.protocol import PAPER_FRAMES, Frame, Protocol
 from wfvae.evaluation.scores import PSNR_LIMIT, Evaluation, SetScore, Skipped, VideoScore
-from wfvae.evaluation.sources import Source
-from wfvae.evaluation.video_features import ClipCollector, VideoFeatures
+from wfvae.evaluation.sources import Pieces, Videos
+from wfvae.evaluation.video_features import Features, VideoFeatures
 from wfvae.metrics.frames import FrameScores, score_frames
 
 Progress = Callable[[int, int | None], None]
 
 
 class Evaluator:
-    """Scores the videos of a source. `result` returns what has been scored so far.
+    """Scores videos. `result` returns what has been scored so far.
 
     Args:
         lpips: from `choose_lpips`.
@@ -28,7 +29,7 @@ class Evaluator:
         >>> from fractions import Fraction
         >>> from pathlib import Path
         >>> from wfvae.evaluation.lpips_choice import choose_lpips
-        >>> from wfvae.evaluation.sources import FileSource
+        >>> from wfvae.evaluation.sources import file_videos
         >>> from wfvae.evaluation.video_files import match_videos
         >>> from wfvae.runtime.media.video_info import OutputVideo
         >>> from wfvae.runtime.media.video_writer import open_video_writer
@@ -36,19 +37,19 @@ class Evaluator:
         >>> for name, level in (("real.mkv", 100), ("made.mkv", 105)):
         ...     with open_video_writer(name, lossless) as writer:
         ...         writer.write(np.full((3, 16, 16, 3), level, np.uint8))
-        >>> source = FileSource(match_videos(Path("real.mkv"), Path("made.mkv")))
-        >>> evaluator = Evaluator(source, Protocol(None, None), choose_lpips("none", "alex"))
+        >>> videos = file_videos(match_videos(Path("real.mkv"), Path("made.mkv")))
+        >>> evaluator = Evaluator(videos, Protocol(None, None), choose_lpips("none", "alex"))
         >>> round(evaluator.run().videos[0].psnr, 2)
         34.15
     """
 
     def __init__(
-        self, source: Source, protocol: Protocol, lpips: LPIPSChoice, network: VideoFeatures | None = None
+        self, videos: Videos, protocol: Protocol, lpips: LPIPSChoice, network: VideoFeatures | None = None
     ) -> None:
-        self._source, self._protocol, self._lpips = source, protocol, lpips
+        self._videos, self._protocol, self._lpips, self._network = videos, protocol, lpips, network
         self._clip_frames = protocol.frames or PAPER_FRAMES
-        self._clips = None if network is None else ClipCollector(network, self._clip_frames)
-        self._videos: list[VideoScore] = []
+        self._real, self._made = FeatureMoments(), FeatureMoments()
+        self._scored: list[VideoScore] = []
         self._skipped: list[Skipped] = []
 
     def run(self, progress: Progress = lambda done, total: None) -> Evaluation:
@@ -60,81 +61,85 @@ class Evaluator:
         Raises:
             InputError: no video could be scored.
         """
-        names, done = self._source.names, 0
-        total = None if self._protocol.frames is None else self._protocol.frames * len(names)
-        for name in names:
-            totals, scored = _Totals(name), False
+        done, count = 0, len(self._videos)
+        total = None if self._protocol.frames is None else self._protocol.frames * count
+        for name, open_video in self._videos.items():
             try:
-                for real, reconstruction in self._source.frames(name, self._protocol):
-                    totals.add(real.shape[1:3], score_frames(real, reconstruction, self._lpips.distance))
-                    if self._clips is not None:
-                        self._clips.add(real, reconstruction)
-                    done += len(real)
+                for frames in self._score(name, open_video(self._protocol)):
+                    done += frames
                     progress(done, total)
-                self._videos.append(totals.video())
-                scored = True
             except (MediaError, InputError) as error:
                 self._skipped.append(Skipped(name, str(error)))
-            finally:
-                if self._clips is not None:
-                    self._clips.end_video(scored=scored)
-        if not self._videos:
-            raise InputError(
-                f"none of {len(names)} videos could be scored; the first: {self._skipped[0].reason}"
-            )
+        if not self._scored:
+            raise InputError(f"none of {count} videos could be scored; the first: {self._skipped[0].reason}")
         return self.result(complete=True)
+
+    def _score(self, name: str, pieces: Pieces) -> Iterator[int]:
+        """Scores a video, which counts once all of it could be scored. Yields frames done."""
+        scores: list[FrameScores] = []
+        waiting: list[tuple[Frame, Frame]] = []
+        features: list[tuple[Features, Features]] = []
+        size = (0, 0)
+        for real, reconstruction in pieces:
+            scores.append(score_frames(real, reconstruction, self._lpips.distance))
+            size = real.shape[1], real.shape[2]
+            if self._network is not None:
+                waiting += zip(real, reconstruction, strict=True)
+                while len(waiting) >= self._clip_frames:
+                    originals, results = zip(*waiting[: self._clip_frames], strict=True)
+                    features.append((self._network.of(originals), self._network.of(results)))
+                    del waiting[: self._clip_frames]
+            yield len(real)
+        lengths = {one.shape[1] for pair in features for one in pair}
+        lengths |= {len(self._real.mean)} if self._real.count else set()
+        if len(lengths) > 1:
+            raise InputError(
+                "the feature network returned features of different lengths,"
+                f" {' and '.join(map(str, sorted(lengths)))}; expected one length"
+            )
+        for original, result in features:
+            self._real.add(original)
+            self._made.add(result)
+        self._scored.append(_video_score(name, size, scores))
 
     def result(self, *, complete: bool) -> Evaluation:
         """Returns what has been scored so far."""
-        videos, skipped = tuple(self._videos), tuple(self._skipped)
+        videos, skipped = tuple(self._scored), tuple(self._skipped)
         return Evaluation(self._protocol, videos, skipped, self._lpips, self._fvd(), complete)
 
     def _fvd(self) -> SetScore:
-        frames = self._clip_frames
-        if self._clips is None:
+        frames, clips = self._clip_frames, self._real.count
+        if self._network is None:
             return SetScore(None, 0, frames, None, "needs a TorchScript file of I3D, see --i3d")
-        clips = self._clips.clips
         if clips < 2:
             reason = f"{clips} clips of {frames} frames have no covariance; at least 2 are needed"
             return SetScore(None, clips, frames, None, reason)
-        features = len(self._clips.real.mean)
+        features = len(self._real.mean)
         try:
-            return SetScore(self._clips.distance(), clips, frames, features)
+            return SetScore(frechet_distance(self._real, self._made), clips, frames, features)
         except ValueError as error:  # numpy's LinAlgError is one; the other scores stay valid
             reason = f"the distance of the features cannot be computed: {error}"
             return SetScore(None, clips, frames, features, reason)
 
 
-class _Totals:
-    """Sums over the frames of a video."""
+def use_threads(count: int) -> None:
+    """Limits the CPU threads of LPIPS and FVD in this process."""
+    import torch
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._size = (0, 0)
-        self._frames = self._identical = 0
-        self._psnr = self._psnr_limited = self._ssim = 0.0
-        self._lpips: float | None = None
+    torch.set_num_threads(count)
 
-    def add(self, size: Sequence[int], scores: FrameScores) -> None:
-        finite = np.isfinite(scores.psnr)
-        self._size = (int(size[0]), int(size[1]))
-        self._frames += len(finite)
-        self._identical += int((~finite).sum())
-        self._psnr += float(scores.psnr[finite].sum())
-        self._psnr_limited += float(np.minimum(scores.psnr, PSNR_LIMIT).sum())
-        self._ssim += float(scores.ssim.sum())
-        if scores.lpips is not None:
-            self._lpips = (self._lpips or 0.0) + float(scores.lpips.sum())
 
-    def video(self) -> VideoScore:
-        different = self._frames - self._identical
-        return VideoScore(
-            self._name,
-            self._frames,
-            *self._size,
-            identical_frames=self._identical,
-            psnr=self._psnr / different if different else None,
-            psnr_limited=self._psnr_limited / self._frames,
-            ssim=self._ssim / self._frames,
-            lpips=None if self._lpips is None else self._lpips / self._frames,
-        )
+def _video_score(name: str, size: tuple[int, int], pieces: Sequence[FrameScores]) -> VideoScore:
+    psnr = np.concatenate([piece.psnr for piece in pieces])
+    finite = psnr[np.isfinite(psnr)]
+    lpips = [piece.lpips for piece in pieces if piece.lpips is not None]
+    return VideoScore(
+        name,
+        len(psnr),
+        *size,
+        identical_frames=len(psnr) - len(finite),
+        psnr=float(finite.mean()) if len(finite) else None,
+        psnr_limited=float(np.minimum(psnr, PSNR_LIMIT).mean()),
+        ssim=float(np.concatenate([piece.ssim for piece in pieces]).mean()),
+        lpips=float(np.concatenate(lpips).mean()) if lpips else None,
+    )

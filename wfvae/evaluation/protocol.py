@@ -33,12 +33,6 @@ class Protocol:
     window: Window = "first"
     """Whether the frames are the first ones, or lie in the middle of the video."""
 
-    def __post_init__(self) -> None:
-        if self.frames is not None and self.frames < 1:
-            raise InputError(f"frames is {self.frames}; expected at least 1, or None for whole videos")
-        if self.size is not None and self.size < 1:
-            raise InputError(f"size is {self.size}; expected at least 1 pixel, or None for the own size")
-
     def describe(self) -> str:
         """Returns one phrase for people."""
         frames = "all frames" if self.frames is None else f"{self.frames} frames, {self.window} window"
@@ -51,6 +45,7 @@ class Protocol:
 class Prepared:
     """A video opened for scoring."""
 
+    path: Path
     frames: Iterator[Frame]
     """(H, W, 3) uint8, prepared. Raises `InputError` if the video ends too early."""
     stored_size: tuple[int, int]
@@ -82,7 +77,7 @@ def open_prepared(path: Path, protocol: Protocol) -> Iterator[Prepared]:
         size = (reader.info.height, reader.info.width)
         if start:
             reader.seek_frames(start)
-        yield Prepared(_window(path, iter(reader), protocol), size, count, reader.info.frames)
+        yield Prepared(path, _window(path, iter(reader), protocol), size, count, reader.info.frames)
 
 
 def count_frames(path: Path) -> int:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wfvae.errors import ResourceError
 from wfvae.evaluation.scores import (
     FVD,
     LPIPS,
@@ -49,13 +47,8 @@ def to_json(
         differences: of two sets; empty if there is only one.
         worst: how many videos to name per metric.
     """
-    result: dict[str, Any] = {
-        "method": METHOD,
-        "reconstructions": [_entry(entry, worst) for entry in entries],
-    }
-    if differences:
-        result["difference"] = _difference(entries, differences, worst)
-    return result
+    result = {"method": METHOD, "reconstructions": [_entry(entry, worst) for entry in entries]}
+    return result | ({"difference": _difference(entries, differences, worst)} if differences else {})
 
 
 def _entry(entry: Labelled, worst: int) -> dict[str, Any]:
@@ -140,28 +133,7 @@ def _fvd_difference(entries: Sequence[Labelled]) -> dict[str, Any]:
     return {"value": second - first}
 
 
-def prepare_folder(folder: Path) -> None:
-    """Makes the folder of the results and checks that it can be written, before the work.
-
-    Raises:
-        ResourceError: it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ResourceError(
-            f"cannot write the evaluation to {folder}: {error.strerror or error}; choose another directory"
-            " with --out"
-        ) from error
-
-
 def write_results(folder: Path, data: dict[str, Any], markdown: str) -> None:
-    """Writes evaluation.json and evaluation.md, each whole or not at all.
-
-    Raises:
-        ResourceError: the folder cannot be written.
-    """
+    """Writes evaluation.json and evaluation.md, each whole or not at all."""
     write_whole(folder / JSON_NAME, json.dumps(data, indent=2) + "\n")
     write_whole(folder / MARKDOWN_NAME, markdown)

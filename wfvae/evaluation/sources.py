@@ -3,83 +3,75 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Protocol as Interface
 
 import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import InputError
 from wfvae.evaluation.protocol import Frame, Prepared, Protocol, count_frames, open_prepared
-from wfvae.evaluation.video_files import Pair
 from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.media.container_input import packet_count
 from wfvae.runtime.reconstruction import ReconstructionStream
 
 Frames = npt.NDArray[np.uint8]
+Pieces = Iterator[tuple[Frames, Frames]]
+"""A video and its reconstruction in equal pieces (T, H, W, 3) uint8, T >= 1."""
+Videos = Mapping[str, Callable[[Protocol], Pieces]]
+"""Opens each video, by name."""
 _FRAMES_AT_ONCE = 8
 
 
-class Source(Interface):
-    """Pairs of original and reconstruction."""
+def file_videos(pairs: Mapping[str, tuple[Path, Path]]) -> Videos:
+    """Returns originals and reconstructions in files, which are prepared alike.
 
-    @property
-    def names(self) -> list[str]:
-        """The videos, in order."""
-        ...
-
-    def frames(self, name: str, protocol: Protocol) -> Iterator[tuple[Frames, Frames]]:
-        """Yields a video and its reconstruction in equal pieces (T, H, W, 3) uint8, T >= 1."""
-        ...
+    A reconstruction may also have the prepared size, or just the frames that are scored.
+    """
+    return {name: partial(_read_pair, *paths) for name, paths in pairs.items()}
 
 
-class FileSource:
-    """Reconstructions in files, prepared as the originals are, unless they already were."""
+def bundle_videos(bundle: Bundle, paths: Mapping[str, Path], chunk: int | None = None) -> Videos:
+    """Returns originals that are prepared and streamed through a bundle, in 8 bits.
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self._pairs = {pair.name: pair for pair in pairs}
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._pairs)
-
-    def frames(self, name: str, protocol: Protocol) -> Iterator[tuple[Frames, Frames]]:
-        pair = self._pairs[name]
-        with (
-            open_prepared(pair.real, protocol) as real,
-            open_prepared(pair.reconstruction, protocol) as reconstruction,
-        ):
-            _require_same_size(pair, real, reconstruction, protocol)
-            _require_same_length(pair, real, reconstruction, protocol)
-            both = itertools.zip_longest(real.frames, reconstruction.frames)
-            count = 0
-            while pieces := list(itertools.islice(both, _FRAMES_AT_ONCE)):
-                for before, after in pieces:
-                    if before is None or after is None:
-                        raise InputError(
-                            f"'{pair.real}' and '{pair.reconstruction}' do not have the same number of"
-                            f" frames: one ends after {count}; a reconstruction must have every frame of its"
-                            " original"
-                        )
-                    count += 1
-                yield np.stack([before for before, _ in pieces]), np.stack([after for _, after in pieces])
+    Args:
+        chunk: latents per step; None takes what `wfvae bench --tune` chose, else 4.
+    """
+    return {name: partial(_read_and_reconstruct, bundle, path, chunk) for name, path in paths.items()}
 
 
-def _require_same_size(pair: Pair, real: Prepared, reconstruction: Prepared, protocol: Protocol) -> None:
+def _read_pair(original: Path, result: Path, protocol: Protocol) -> Pieces:
+    with open_prepared(original, protocol) as real, open_prepared(result, protocol) as reconstruction:
+        _require_same_size(real, reconstruction, protocol)
+        _require_same_length(real, reconstruction, protocol)
+        both = itertools.zip_longest(real.frames, reconstruction.frames)
+        count = 0
+        while pieces := list(itertools.islice(both, _FRAMES_AT_ONCE)):
+            whole = [(before, after) for before, after in pieces if before is not None and after is not None]
+            count += len(whole)
+            if len(whole) < len(pieces):
+                raise InputError(
+                    f"'{original}' and '{result}' do not have the same number of frames: one ends after"
+                    f" {count}; a reconstruction must have every frame of its original"
+                )
+            befores, afters = zip(*whole, strict=True)
+            yield np.stack(befores), np.stack(afters)
+
+
+def _require_same_size(real: Prepared, reconstruction: Prepared, protocol: Protocol) -> None:
     """Refuses frames of another size or from another place."""
     if reconstruction.stored_size in (real.stored_size, (protocol.size, protocol.size)):
         return
     shapes = ["x".join(map(str, one.stored_size)) for one in (real, reconstruction)]
     prepared = f" or {protocol.size}x{protocol.size}, as the protocol prepares it"
     raise InputError(
-        f"'{pair.real}' is {shapes[0]} and '{pair.reconstruction}' {shapes[1]}; expected the same"
+        f"'{real.path}' is {shapes[0]} and '{reconstruction.path}' {shapes[1]}; expected the same"
         f" size{'' if protocol.size is None else prepared}"
     )
 
 
-def _require_same_length(pair: Pair, real: Prepared, reconstruction: Prepared, protocol: Protocol) -> None:
+def _require_same_length(real: Prepared, reconstruction: Prepared, protocol: Protocol) -> None:
     """Refuses a reconstruction that is too short or too long, even if its window is complete.
 
     Whole videos are read to their ends together and need no check here; for a centre window the
@@ -90,51 +82,33 @@ def _require_same_length(pair: Pair, real: Prepared, reconstruction: Prepared, p
         return
     before, after = real.count, reconstruction.count
     if before is None or after is None:
-        stated = _stated_frames(pair.reconstruction, reconstruction)
-        if stated == protocol.frames or stated == _stated_frames(pair.real, real):
+        stated = _stated_frames(reconstruction)
+        if stated in (protocol.frames, _stated_frames(real)):
             return
-        before, after = count_frames(pair.real), count_frames(pair.reconstruction)
+        before, after = count_frames(real.path), count_frames(reconstruction.path)
     if before != after and after != protocol.frames:
         raise InputError(
-            f"'{pair.real}' has {before} frames and '{pair.reconstruction}' {after}; a reconstruction"
+            f"'{real.path}' has {before} frames and '{reconstruction.path}' {after}; a reconstruction"
             f" must have every frame of its original, or just the {protocol.frames} that are scored"
         )
 
 
-def _stated_frames(path: Path, video: Prepared) -> int:
+def _stated_frames(video: Prepared) -> int:
     """Returns the number that the container states, else that of its packets, not decoded."""
-    return packet_count(path) if video.stated is None else video.stated
+    return packet_count(video.path) if video.stated is None else video.stated
 
 
-@dataclass(frozen=True)
-class BundleSource:
-    """Reconstructions made by streaming the prepared originals through a bundle, in 8 bits."""
-
-    bundle: Bundle
-    videos: dict[str, Path]
-    chunk: int | None = None
-    """Latents per step; None takes what `wfvae bench --tune` chose, else 4."""
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.videos)
-
-    def frames(self, name: str, protocol: Protocol) -> Iterator[tuple[Frames, Frames]]:
-        with open_prepared(self.videos[name], protocol) as real:
-            first = next(real.frames)
-            frames = itertools.chain([first], real.frames)
-            height, width = first.shape[:2]
-            yield from reconstruct(self.bundle, frames, height, width, self.chunk)
+def _read_and_reconstruct(bundle: Bundle, path: Path, chunk: int | None, protocol: Protocol) -> Pieces:
+    with open_prepared(path, protocol) as real:
+        first = next(real.frames)
+        height, width, _ = first.shape
+        yield from reconstruct(bundle, itertools.chain([first], real.frames), height, width, chunk)
 
 
 def reconstruct(
     bundle: Bundle, frames: Iterator[Frame], height: int, width: int, chunk: int | None
-) -> Iterator[tuple[Frames, Frames]]:
-    """Streams frames (H, W, 3) uint8 through encoder and decoder.
-
-    Yields:
-        Pieces of the video, each with its reconstruction.
-    """
+) -> Pieces:
+    """Streams frames (H, W, 3) uint8 through encoder and decoder."""
     with ReconstructionStream(bundle, height, width, chunk) as stream:
         while piece := list(itertools.islice(frames, bundle.ratio * stream.chunk)):
             real, part = stream.push(np.stack(piece))

@@ -47,8 +47,8 @@ def cells(entry: Labelled) -> list[str]:
     return [*texts, NOT_MEASURED if fvd is None else f"{fvd:.{FVD.digits}f}"]
 
 
-def remarks(entry: Labelled) -> list[str]:
-    """Returns what the table does not show: what is missing and why, and what was left out."""
+def remarks(entry: Labelled, worst: int) -> list[str]:
+    """Returns what the table does not show: what is missing and why, and the worst videos."""
     found = entry.evaluation
     lines = [f"{len(found.videos)} videos; {found.protocol.describe()}"]
     if not found.complete:
@@ -74,6 +74,10 @@ def remarks(entry: Labelled) -> list[str]:
     if found.skipped:
         first = found.skipped[0]
         lines.append(f"{len(found.skipped)} videos skipped, first '{first.name}': {first.reason}")
+    for metric in METRICS:
+        named = [f"{video.name} ({video.get(metric):.4g})" for video in found.worst(metric, worst)]
+        if named:
+            lines.append(f"worst {metric.title}: {', '.join(named)}")
     return lines
 
 
@@ -95,8 +99,8 @@ def regression_lines(differences: Sequence[PairedDifference], worst: int) -> lis
         worse = one.regressions()
         # Three significant digits: what is worse is never shown as zero.
         named = ", ".join(f"{name} ({value:+.3g})" for name, value in worse[:worst])
-        if one.by_video:
-            line = f"the second is worse by {one.metric.title} in {len(worse)} of {len(one.by_video)} videos"
+        if count := len(one.by_video):
+            line = f"the second is worse by {one.metric.title} in {len(worse)} of {count} videos"
             lines.append(f"{line}: {named}" if named else line)
     return lines
 
@@ -104,22 +108,17 @@ def regression_lines(differences: Sequence[PairedDifference], worst: int) -> lis
 def to_markdown(entries: Sequence[Labelled], differences: Sequence[PairedDifference], worst: int) -> str:
     """Returns the columns of the paper's Table 1 and SSIM, a row per set, then the details."""
     titles = ["Channel", "Model", "TCPR", *headings()]
-    rows = [[_channels(entry), _plain(entry.label), _compression(entry), *cells(entry)] for entry in entries]
+    rows = [
+        [str(entry.channels or "–"), _plain(entry.label), _compression(entry), *cells(entry)]
+        for entry in entries
+    ]
     parts = ["# Evaluation", _table(titles, rows), f"{METHOD}. FVD is of the whole set and has no interval."]
     if differences:
         parts += _compared(entries, differences, worst)
     for entry in entries:
-        found = entry.evaluation
-        parts += [f"## {_plain(entry.label)}", _list(remarks(entry))]
-        for metric in METRICS:
-            videos = found.worst(metric, worst)
-            names = ", ".join(
-                f"{_plain(video.name)} ({video.get(metric):.{metric.digits}f})" for video in videos
-            )
-            if videos:
-                parts.append(f"Worst {metric.title}: {names}")
-        if found.skipped:
-            parts += ["Skipped:", _list([f"{one.name}: {one.reason}" for one in found.skipped[:_LISTED]])]
+        parts += [f"## {_plain(entry.label)}", _list(remarks(entry, worst))]
+        if skipped := entry.evaluation.skipped:
+            parts += ["Skipped:", _list([f"{one.name}: {one.reason}" for one in skipped[:_LISTED]])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -134,10 +133,6 @@ def _compared(entries: Sequence[Labelled], differences: Sequence[PairedDifferenc
         *(f"{line}." for line in limit_remark(entries)),
         _list(regression_lines(differences, worst)),
     ]
-
-
-def _channels(entry: Labelled) -> str:
-    return "–" if entry.channels is None else str(entry.channels)
 
 
 def _compression(entry: Labelled) -> str:

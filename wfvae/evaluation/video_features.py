@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import CheckpointError, InputError
-from wfvae.evaluation.frechet import FeatureMoments, frechet_distance
 from wfvae.evaluation.protocol import Frame, square
 
 Features = npt.NDArray[np.float64]
@@ -73,7 +72,7 @@ class VideoFeatures:
             size = f"{len(frames)} frames of {FEATURE_SIZE}x{FEATURE_SIZE}"
             raise InputError(f"{self._path} fails on a clip of {size}: {reason}") from error
         shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
-        if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != 1:
+        if len(shape) != 2 or shape[0] != 1:
             raise InputError(f"{self._path} returned {shape} for one clip; expected a tensor (1, d)")
         result: Features = features.double().numpy()
         if not np.isfinite(result).all():
@@ -82,58 +81,3 @@ class VideoFeatures:
                 " not fit this video"
             )
         return result
-
-
-class ClipCollector:
-    """Collects clips of equal length of videos and their reconstructions, as moments of features.
-
-    A video gives as many consecutive clips as fit; the rest of its frames is not counted.
-    """
-
-    def __init__(self, network: VideoFeatures, frames: int) -> None:
-        self._network, self._frames = network, frames
-        self.real, self.reconstruction = FeatureMoments(), FeatureMoments()
-        self._waiting: list[tuple[Frame, Frame]] = []
-        self._features: list[tuple[Features, Features]] = []
-
-    def add(self, real: npt.NDArray[np.uint8], reconstruction: npt.NDArray[np.uint8]) -> None:
-        """Adds frames (T, H, W, 3) of both.
-
-        Raises:
-            InputError: the network fails, or returns features of another length than before.
-        """
-        for pair in zip(real, reconstruction, strict=True):
-            self._waiting.append(pair)
-            if len(self._waiting) == self._frames:
-                originals, results = zip(*self._waiting, strict=True)
-                features = self._network.of(originals), self._network.of(results)
-                self._require_one_length(*features)
-                self._features.append(features)
-                self._waiting = []
-
-    def end_video(self, *, scored: bool) -> None:
-        """Counts the clips of the video that ends here, or, if it was not `scored`, drops them."""
-        if scored:
-            for real, reconstruction in self._features:
-                self.real.add(real)
-                self.reconstruction.add(reconstruction)
-        self._waiting, self._features = [], []
-
-    def _require_one_length(self, *features: Features) -> None:
-        """Checked clip by clip, so that no video is counted in part."""
-        seen = [*(pair[0] for pair in self._features[:1]), *features]
-        lengths = {one.shape[1] for one in seen} | ({len(self.real.mean)} if self.real.count else set())
-        if len(lengths) > 1:
-            raise InputError(
-                "the feature network returned features of different lengths,"
-                f" {' and '.join(map(str, sorted(lengths)))}; expected one length"
-            )
-
-    @property
-    def clips(self) -> int:
-        """Clips counted."""
-        return self.real.count
-
-    def distance(self) -> float:
-        """Computes FVD of the clips counted. Raises `InputError` for fewer than 2."""
-        return frechet_distance(self.real, self.reconstruction)

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from wfvae.errors import InputError
 from wfvae.runtime.media.image_folder import SUFFIXES as IMAGE_SUFFIXES
 from wfvae.runtime.media.image_folder import natural_key
 from wfvae.video.suffixes import VIDEO_SUFFIXES
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A video and its reconstruction."""
-
-    name: str
-    """The path below the folder, without suffix."""
-    real: Path
-    reconstruction: Path
 
 
 def find_videos(root: Path) -> dict[str, Path]:
@@ -52,7 +41,9 @@ def find_videos(root: Path) -> dict[str, Path]:
     return {name: found[name] for name in sorted(found, key=natural_key)}
 
 
-def match_videos(real: Path, reconstructions: Path, *, only_matched: bool = False) -> list[Pair]:
+def match_videos(
+    real: Path, reconstructions: Path, *, only_matched: bool = False
+) -> dict[str, tuple[Path, Path]]:
     """Pairs the videos of two folders by name; two single videos are a pair whatever their names.
 
     Args:
@@ -63,8 +54,8 @@ def match_videos(real: Path, reconstructions: Path, *, only_matched: bool = Fals
     """
     originals, results = find_videos(real), find_videos(reconstructions)
     if is_one_video(real) and is_one_video(reconstructions):
-        return [Pair(real.stem, real, reconstructions)]
-    pairs = [Pair(name, path, results[name]) for name, path in originals.items() if name in results]
+        return {real.stem: (real, reconstructions)}
+    pairs = {name: (path, results[name]) for name, path in originals.items() if name in results}
     if not pairs:
         raise InputError(
             f"no video of '{real}' has the name of one in '{reconstructions}'; "

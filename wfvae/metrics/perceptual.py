@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file
@@ -20,9 +19,6 @@ from torch import Tensor, nn
 from wfvae.errors import CheckpointError, MissingExtraError
 from wfvae.metrics.torchvision_operators import make_torchvision_importable
 from wfvae.model.checkpoint import why_unreadable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 Backbone = Literal["vgg", "alex"]
 DOWNLOADS: dict[Backbone, str] = {
@@ -47,7 +43,6 @@ def load_lpips(
             downloaded unless they are in its folder (528 MB and 233 MB); "random", drawn from
             `seed`, for tests; or a file with torchvision's state dict, `.pth` or `.safetensors`.
         net: "vgg" for training, as in the paper; "alex" is the usual one for evaluation.
-        seed: of "random".
         extra: this package's extra that brings LPIPS for the caller, for the error.
 
     Raises:
@@ -62,11 +57,11 @@ def load_lpips(
         0.0
     """
     network = _build(net, extra)
+    backbone = network.get_submodule("net")
     if weights == RANDOM:
-        _draw_backbone(network.get_submodule("net"), seed)
+        _draw_backbone(backbone, seed)
     else:
-        path = _downloaded(net) if weights == net else Path(weights)
-        _fill_backbone(network.get_submodule("net"), _read_state_dict(path, net), path, net)
+        _fill_backbone(backbone, _downloaded(net) if weights == net else Path(weights), net)
     return network.eval().requires_grad_(False)
 
 
@@ -75,31 +70,23 @@ def _build(net: Backbone, extra: str) -> nn.Module:
     if find_spec("lpips") is None:
         raise MissingExtraError("LPIPS", "lpips", extra)
     make_torchvision_importable("LPIPS", extra)
-    with _deprecations_ignored():
+    with warnings.catch_warnings():  # of torchvision, about how `lpips` asks for networks
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torchvision\..*")
         import lpips
 
         with torch.device("meta"):  # VGG16 has 124 million weights of a classifier, unused here
             network: nn.Module = lpips.LPIPS(
                 net=net, version="0.1", pretrained=False, pnet_rand=True, verbose=False
             )
-    linear_layers = network.get_submodule("lins")
-    for part in (network.get_submodule("net"), linear_layers):
-        part.to_empty(device="cpu")
+    linear_layers = network.get_submodule("lins").to_empty(device="cpu")
+    network.get_submodule("net").to_empty(device="cpu")
     file = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
     linear = torch.load(file, map_location="cpu", weights_only=True)
     linear_layers.load_state_dict(
         {name.removeprefix("lin"): tensor for name, tensor in linear.items()}, strict=True
     )
     return network
-
-
-@contextmanager
-def _deprecations_ignored() -> Iterator[None]:
-    """Hides torchvision's warnings about the way `lpips` asks for networks."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"torchvision\..*")
-        yield
 
 
 def _draw_backbone(backbone: nn.Module, seed: int) -> None:
@@ -112,7 +99,8 @@ def _draw_backbone(backbone: nn.Module, seed: int) -> None:
                 parameter.normal_(0.0, (2.0 / parameter[0].numel()) ** 0.5, generator=generator)
 
 
-def _fill_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], path: Path, net: Backbone) -> None:
+def _fill_backbone(backbone: nn.Module, path: Path, net: Backbone) -> None:
+    weights = _read_state_dict(path, net)
     # LPIPS cuts the network into slices and keeps the layers' numbers: slice2.4.bias is
     # torchvision's features.4.bias.
     sources = {name: f"features.{name.partition('.')[2]}" for name in backbone.state_dict()}
