@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,7 @@ from wfvae.spec.engines import (
     EngineRecord,
     Profile,
     Span,
+    engine_records,
     find_engine,
     graph_sha256,
     input_shapes,
@@ -89,26 +91,24 @@ def test_every_step_up_to_the_chunk_has_a_profile(manifest: Manifest, settings: 
 
 
 def test_input_shapes_of_step_and_direct_graphs(manifest: Manifest) -> None:
-    shapes = input_shapes(manifest.graphs["encoder"], 2, 3, 16, 24)
-    assert shapes["frames"] == (2, 12, 3, 16, 24) and shapes["start"] == (2,)
-    assert input_shapes(manifest.graphs["encoder.direct"], 2, 3, 16, 24) == {"frames": (2, 9, 3, 16, 24)}
-    decoder = manifest.graphs["decoder"]
-    shapes = input_shapes(decoder, 2, 3, 16, 24)
-    assert shapes["latents"] == (2, 3, 4, 2, 3)
-    assert {
-        f"state.{state.name}": state.resolve(2, 16, 24) for state in decoder.states
-    }.items() <= shapes.items()
+    graphs = manifest.graphs
+    assert input_shapes(graphs["encoder.direct"], 2, 3, 16, 24) == {"frames": (2, 9, 3, 16, 24)}
+    tensors = {"encoder": {"frames": (2, 12, 3, 16, 24), "start": (2,)}}
+    tensors["decoder"] = {"latents": (2, 3, 4, 2, 3), "start": (2,), "end": (2,)}
+    for key, expected in tensors.items():
+        states = {state.input: state.resolve(2, 16, 24) for state in graphs[key].states}
+        assert input_shapes(graphs[key], 2, 3, 16, 24) == {**expected, **states}
+
+
+def listing(manifest: Manifest, *records: EngineRecord) -> Manifest:
+    return manifest.with_engines(tuple(record.to_dict() for record in records))
 
 
 def test_records_read_back_from_the_manifest(manifest: Manifest, tmp_path: Path) -> None:
-    records = (
-        engine_record(manifest),
-        engine_record(manifest, "decoder", BuildSettings(whole_clip=5, tf32=True)),
-    )
-    changed = manifest.with_engines(tuple(r.to_dict() for r in records))
-    changed.write(tmp_path)
+    other = engine_record(manifest, "decoder", BuildSettings(whole_clip=5, tf32=True))
+    listing(manifest, engine_record(manifest), other).write(tmp_path)
     read = Manifest.read(tmp_path)
-    assert tuple(EngineRecord.from_dict(entry) for entry in read.engines) == records
+    assert engine_records(read) == [engine_record(manifest), other]
     assert read.identity == manifest.identity
 
 
@@ -133,53 +133,62 @@ def test_changed_entry_is_refused(manifest: Manifest, damage: dict[str, object])
 def test_key_covers_everything_an_engine_depends_on(manifest: Manifest) -> None:
     base = engine_record(manifest)
     narrow = (Profile("chunk", Span.of(1), Span.of(4), Span.of(64), Span.of(64)),)
-    others = [
-        replace(base, graph_sha256="another"),
-        replace(base, precision="fp16"),
-        replace(base, profiles=narrow),
-        replace(base, settings=BuildSettings(tf32=True)),
-        replace(base, settings=BuildSettings(optimization_level=5)),
-        replace(base, target=replace(HERE, tensorrt="11.4.0.107")),
-        replace(base, target=replace(HERE, gpu="NVIDIA H100")),
-        replace(base, target=replace(HERE, compute_capability="9.1")),
+    changes: list[dict[str, Any]] = [
+        {"graph_sha256": "another"},
+        {"precision": "fp16"},
+        {"profiles": narrow},
+        {"settings": BuildSettings(tf32=True)},
+        {"settings": BuildSettings(optimization_level=5)},
+        {"target": replace(HERE, tensorrt="11.4.0.107")},
+        {"target": replace(HERE, gpu="NVIDIA H100")},
+        {"target": replace(HERE, compute_capability="9.1")},
     ]
-    assert len({r.key for r in (base, *others)}) == len(others) + 1
+    keys = {replace(base, **change).key for change in changes}
+    assert len(keys | {base.key}) == len(changes) + 1
     assert replace(base, sha256="another", bytes=0).key == base.key
 
 
+def with_other(manifest: Manifest, name: str) -> Manifest:
+    """The manifest of a bundle that differs in one file."""
+    changed = replace(manifest.files[name], sha256="another")
+    return replace(manifest, files={**manifest.files, name: changed})
+
+
 def test_graph_hash_covers_the_graph_and_its_weights(manifest: Manifest) -> None:
+    names = ("encoder.onnx", "weights.bin", "decoder.onnx")
+    hashes = [graph_sha256(with_other(manifest, name), "encoder") for name in names]
     base = graph_sha256(manifest, "encoder")
-    for name in ("encoder.onnx", "weights.bin"):
-        files = {**manifest.files, name: replace(manifest.files[name], sha256="another")}
-        assert graph_sha256(replace(manifest, files=files), "encoder") != base
-    files = {**manifest.files, "decoder.onnx": replace(manifest.files["decoder.onnx"], sha256="another")}
-    assert graph_sha256(replace(manifest, files=files), "encoder") == base
+    assert [found == base for found in hashes] == [False, False, True]
+
+
+def find(manifest: Manifest, graph: str = "encoder", tf32: bool = False) -> EngineRecord:
+    return find_engine(manifest, Path("b"), graph, HERE, tf32)
 
 
 def test_newest_fitting_engine_is_found(manifest: Manifest) -> None:
     elsewhere = engine_record(manifest, target=replace(HERE, gpu="NVIDIA A100"))
     wide, narrow = engine_record(manifest), engine_record(manifest, settings=BuildSettings(chunk=2))
-    listed = manifest.with_engines(tuple(r.to_dict() for r in (wide, narrow, elsewhere)))
-    assert find_engine(listed, Path("b"), "encoder", HERE, tf32=False) == narrow
-    with pytest.raises(BundleError, match=r"no TensorRT engine for decoder; build it: wfvae build b$"):
-        find_engine(listed, Path("b"), "decoder", HERE, tf32=False)
-    with pytest.raises(
-        BundleError, match=r"no TensorRT engine for encoder.direct; build it: wfvae build b --whole-clip 8$"
-    ):
-        find_engine(listed, Path("b"), "encoder.direct", HERE, tf32=False)
+    assert find(listing(manifest, wide, narrow, elsewhere)) == narrow
+
+
+@pytest.mark.parametrize(("graph", "option"), [("decoder", ""), ("encoder.direct", " --whole-clip 8")])
+def test_missing_engine_is_refused_with_the_command_that_builds_it(
+    manifest: Manifest, graph: str, option: str
+) -> None:
+    problem = f"no TensorRT engine for {graph}; build it: wfvae build b{option}$"
+    with pytest.raises(BundleError, match=problem):
+        find(listing(manifest, engine_record(manifest)), graph)
 
 
 def test_engine_of_other_weights_is_refused(manifest: Manifest) -> None:
-    files = {**manifest.files, "weights.bin": replace(manifest.files["weights.bin"], sha256="another")}
-    listed = replace(manifest, files=files).with_engines((engine_record(manifest).to_dict(),))
+    listed = listing(with_other(manifest, "weights.bin"), engine_record(manifest))
     with pytest.raises(BundleError, match="another graph or other weights; build one: wfvae build b"):
-        find_engine(listed, Path("b"), "encoder", HERE, tf32=False)
+        find(listed)
 
 
 def test_half_precision_engine_fits_any_tf32_choice(exported: Callable[..., Path]) -> None:
     manifest = Manifest.read(exported("4x8x8-trilinear", precision="fp16"))
-    listed = manifest.with_engines((engine_record(manifest).to_dict(),))
-    assert find_engine(listed, Path("b"), "encoder", HERE, tf32=True).precision == "fp16"
+    assert find(listing(manifest, engine_record(manifest)), tf32=True).precision == "fp16"
 
 
 def test_engine_with_changed_content_is_refused(manifest: Manifest, tmp_path: Path) -> None:
