@@ -16,9 +16,10 @@ from wfvae.runtime.jobs.report import Progress, Report, no_progress
 from wfvae.runtime.jobs.sources import fingerprint_latents, require_distinct, require_origin
 from wfvae.runtime.latents.base import LatentsReader
 from wfvae.runtime.latents.latent_files import open_latents
+from wfvae.runtime.media.image_folder import is_image_folder
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo
-from wfvae.runtime.media.video_writer import PIPE, VideoWriter, is_image_folder, open_video_writer
+from wfvae.runtime.media.video_writer import PIPE, VideoWriter, open_video_writer
 from wfvae.runtime.prefetch import BackgroundSink, Prefetch
 from wfvae.runtime.snapshot import Snapshot
 from wfvae.runtime.stream import DecoderStream

@@ -17,9 +17,10 @@ from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.jobs.checkpoints import DEPTH
 from wfvae.runtime.jobs.report import Progress, Report, no_progress
 from wfvae.runtime.jobs.sources import require_distinct
+from wfvae.runtime.media.image_folder import is_image_folder
 from wfvae.runtime.media.video_info import OutputVideo, RawVideo
 from wfvae.runtime.media.video_reader import VideoReader, open_video
-from wfvae.runtime.media.video_writer import PIPE, RAW, is_image_folder, open_video_writer
+from wfvae.runtime.media.video_writer import PIPE, RAW, open_video_writer
 from wfvae.runtime.prefetch import BackgroundSink, Prefetch
 from wfvae.runtime.reconstruction import ReconstructionStream
 

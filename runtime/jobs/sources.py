@@ -10,7 +10,7 @@ from wfvae.errors import LatentsError, MediaError
 from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.jobs.checkpoints import FROM_PIPE
 from wfvae.runtime.latents.base import LatentsReader
-from wfvae.runtime.media.sinks import NUMBER_FORMAT
+from wfvae.runtime.media.image_folder import NUMBER_FORMAT
 from wfvae.runtime.media.video_writer import PIPE
 
 _FINGERPRINT_BYTES = 1 << 20

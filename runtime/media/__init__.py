@@ -1,7 +1,6 @@
 """Video in and out: containers, image directories and pipes, through PyAV.
 
-Reading: `video_reader` opens one of the sources (`container_source`, `image_folder`, `raw_source`);
-`properties` reads what a container states about its video.
-Writing: `OutputVideo` says what is wanted, `encoder_plan` maps it to an encoder and its settings,
-`output_container` writes them. `video_writer` and `segmented_writer` are the two ways to use it.
+`video_reader` and `video_writer` choose among containers, `image_folder` and `raw_pipe`.
+`encoder_plan` maps what is wanted (`OutputVideo`) to an encoder and its settings, which
+`output_container` carries out; `segmented_writer` uses both to write what can be resumed.
 """

@@ -11,11 +11,16 @@ from typing import Any, BinaryIO
 import av
 
 from wfvae.errors import MediaError
-from wfvae.runtime.media.container_input import open_container, select_video_stream, start_of
+from wfvae.runtime.media.color import RGBConverter
+from wfvae.runtime.media.container_input import (
+    frame_rate,
+    info_of_stream,
+    open_container,
+    select_video_stream,
+    start_of,
+)
 from wfvae.runtime.media.failures import Failure, reason, translate, translated
-from wfvae.runtime.media.properties import frame_rate, info_of_stream
 from wfvae.runtime.media.truncation import missing_bytes
-from wfvae.runtime.media.video_color import RGBConverter
 from wfvae.runtime.media.video_info import SourceKind
 from wfvae.video.stored_pixels import RGBArray, orientation_of
 

@@ -11,7 +11,7 @@ import av
 import numpy as np
 
 from wfvae.errors import MediaError
-from wfvae.runtime.media.color_tags import (
+from wfvae.runtime.media.color import (
     DEFAULT_SPACE,
     PRIMARIES,
     SWS_MATRIX,

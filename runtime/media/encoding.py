@@ -11,8 +11,8 @@ import numpy as np
 from av.filter import Graph
 
 from wfvae.errors import MediaError
-from wfvae.runtime.media.encoder_plan import GIF_TICK, EncoderPlan
-from wfvae.runtime.media.video_color import YUVConverter
+from wfvae.runtime.media.color import YUVConverter
+from wfvae.runtime.media.encoder_plan import EncoderPlan
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.video.stored_pixels import RGBArray
 
@@ -79,12 +79,12 @@ class StreamEncoder:
 class GIFEncoder:
     """Quantises each frame to 256 colours of its own, so that one frame is held, and muxes it."""
 
-    def __init__(self, container: Any, stream: Any, video: OutputVideo) -> None:
+    def __init__(self, container: Any, stream: Any, video: OutputVideo, plan: EncoderPlan) -> None:
         self._container, self._stream = container, stream
         self._graph = Graph()
-        self._source = self._graph.add_buffer(
-            width=video.width, height=video.height, format=av.VideoFormat("rgb24"), time_base=GIF_TICK
-        )
+        self._tick = plan.time_base
+        rgb = av.VideoFormat("rgb24")
+        self._source = self._graph.add_buffer(None, video.width, video.height, rgb, time_base=self._tick)
         split = self._graph.add("split")
         palette = self._graph.add("palettegen", "stats_mode=single:reserve_transparent=0")
         quantise = self._graph.add("paletteuse", "new=1:dither=sierra2_4a")
@@ -99,7 +99,7 @@ class GIFEncoder:
     def encode(self, frame: RGBArray, tick: int) -> None:
         """Encodes one frame (H, W, 3), shown at `tick` hundredths of a second."""
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        picture.pts, picture.time_base = tick, GIF_TICK
+        picture.pts, picture.time_base = tick, self._tick
         self._push(picture)
 
     def flush(self) -> None:

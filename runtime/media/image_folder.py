@@ -1,4 +1,4 @@
-"""A directory of images, read as a video in natural order."""
+"""A directory of images, read and written as a video."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
+import numpy as np
+from av.codec import CodecContext
 
 from wfvae.errors import MediaError
-from wfvae.runtime.media.failures import Failure, reason, translated
-from wfvae.runtime.media.properties import info_of_frame
-from wfvae.runtime.media.video_color import RGBConverter
+from wfvae.files import partial_name
+from wfvae.runtime.media.color import RGBConverter
+from wfvae.runtime.media.container_input import info_of_frame
+from wfvae.runtime.media.failures import Failure, reason, translate, translated
 from wfvae.video.stored_pixels import RGBArray, orientation_of
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+NUMBER_FORMAT = re.compile(r"%0?\d*d")
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -28,8 +33,14 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     return [*key, (2, 0, name)]
 
 
+def is_image_folder(destination: str | Path) -> bool:
+    """Whether this is a directory, a name that ends in "/", or a pattern of image names."""
+    name, path = str(destination), Path(destination)
+    return name.endswith(("/", os.sep)) or path.is_dir() or NUMBER_FORMAT.search(path.name) is not None
+
+
 class ImageSource:
-    """The images of a directory, each decoded once. Hidden files and other files are ignored."""
+    """The images of a directory in natural order. Hidden files and other files are ignored."""
 
     def __init__(self, folder: Path, fps: Fraction) -> None:
         with translated(f"listing '{folder}'"):
@@ -38,9 +49,8 @@ class ImageSource:
         self._folder, self._names = folder, sorted(images, key=natural_key)
         self._index = 0
         if not self._names:
-            raise MediaError(
-                f"no images in '{folder}'; expected files ending in {', '.join(sorted(SUFFIXES))}"
-            )
+            endings = ", ".join(sorted(SUFFIXES))
+            raise MediaError(f"no images in '{folder}'; expected files ending in {endings}")
         self.info = replace(info_of_frame(self._decode(0)[1], fps, "images"), frames=len(self._names))
 
     def close(self) -> None:
@@ -79,3 +89,54 @@ class ImageSource:
             raise MediaError(
                 f"cannot read image '{path}' (frame {index}): {reason(error)}; replace the file or remove it"
             ) from error
+
+
+class PNGFolder:
+    """Numbered PNG files, each of which appears under its name only when it is complete.
+
+    Finished files stay if the writer is aborted. `finish` removes higher-numbered files of the same
+    pattern, left from a longer video before, so that the directory holds this video and no other.
+    """
+
+    def __init__(self, folder: Path, pattern: str, width: int, height: int, *, overwrite: bool) -> None:
+        self._folder, self._pattern = folder, pattern
+        self._name = re.compile(NUMBER_FORMAT.sub(r"(\\d+)", re.escape(pattern)))
+        with translated(f"creating the directory '{folder}'"):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not overwrite and any(self._existing()):
+            raise MediaError(
+                f"'{folder}' already holds frames named like '{pattern}'; choose another directory or allow"
+                " overwriting"
+            )
+        self._encoder: Any = CodecContext.create("png", "w")
+        self._encoder.width, self._encoder.height, self._encoder.pix_fmt = width, height, "rgb24"
+        self._encoder.time_base = Fraction(1, 25)
+        self._count = 0
+
+    def write(self, frame: RGBArray, time: Fraction | None = None) -> None:
+        target = self._folder / (self._pattern % self._count)
+        partial = partial_name(target)
+        try:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            picture.pts = self._count
+            partial.write_bytes(b"".join(bytes(packet) for packet in self._encoder.encode(picture)))
+            os.replace(partial, target)
+        except Failure as error:
+            partial.unlink(missing_ok=True)
+            raise translate(error, f"writing '{target}'") from error
+        self._count += 1
+
+    def finish(self) -> None:
+        with translated(f"removing old frames from '{self._folder}'"):
+            for number, path in self._existing():
+                if number >= self._count:
+                    path.unlink()
+                partial_name(path).unlink(missing_ok=True)
+
+    def abort(self) -> None:
+        """Finished files stay."""
+
+    def _existing(self) -> Iterator[tuple[int, Path]]:
+        for path in list(self._folder.iterdir()):
+            if match := self._name.fullmatch(path.name):
+                yield int(match.group(1)), path

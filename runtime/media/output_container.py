@@ -15,11 +15,12 @@ from av.container.core import Flags as ContainerFlags
 from wfvae.errors import MediaError
 from wfvae.files import commit, discard, remove_leftovers, temporary_name
 from wfvae.runtime.media.audio_copy import AudioCopy
-from wfvae.runtime.media.color_tags import PRIMARIES, RANGES, SPACES, TRANSFERS, number_of
+from wfvae.runtime.media.color import PRIMARIES, RANGES, SPACES, TRANSFERS, number_of
 from wfvae.runtime.media.encoder_plan import EncoderPlan
-from wfvae.runtime.media.encoding import GIFEncoder, StreamEncoder
+from wfvae.runtime.media.encoding import Clock, GIFEncoder, StreamEncoder
 from wfvae.runtime.media.failures import Failure
 from wfvae.runtime.media.video_info import OutputVideo
+from wfvae.video.stored_pixels import RGBArray
 
 MOVFLAGS_OF_FILE = "faststart"
 MOVFLAGS_OF_PIPE = "frag_keyframe+empty_moov+default_base_moof"
@@ -32,7 +33,8 @@ class OutputContainer:
     """
 
     def __init__(self, target: Any, muxer: str, video: OutputVideo, plan: EncoderPlan, movflags: str) -> None:
-        self.video, self.plan = video, plan
+        self._tick = plan.time_base
+        self._clock = Clock(video.fps, self._tick)
         self._audio: AudioCopy | None = None
         self._container: Any = None
         try:
@@ -42,7 +44,8 @@ class OutputContainer:
             if video.audio_from is not None:
                 self._audio = AudioCopy(video.audio_from, self._container)
             self._container.start_encoding()
-            self.encoder = self._new_encoder()
+            encoder = GIFEncoder if plan.codec == "gif" else StreamEncoder
+            self._encoder = encoder(self._container, self._stream, video, plan)
         except BaseException:
             self.abort()
             raise
@@ -53,19 +56,29 @@ class OutputContainer:
         depth: int = self._stream.codec_context.reorder_depth
         return max(0, depth)
 
+    def write(self, frame: RGBArray, time: Fraction | None = None) -> None:
+        """Encodes one frame (H, W, 3), shown at `time` in seconds or 1 / fps after the previous."""
+        self.encode(frame, self._clock.advance(time))
+
+    def encode(self, frame: RGBArray, tick: int) -> None:
+        """Encodes one frame, shown at `tick`, and copies the audio before it."""
+        self._encoder.encode(frame, tick)
+        self._copy_audio(tick * self._tick)
+
     def mux(self, packet: Any) -> None:
-        """Muxes a packet that was encoded elsewhere with the same plan."""
+        """Muxes a packet that was encoded elsewhere with the same plan, and the audio before it."""
         packet.stream = self._stream
         self._container.mux_one(packet)
+        self._copy_audio(packet.dts * self._tick)
 
-    def copy_audio(self, until: Fraction | None) -> None:
-        """Muxes the audio that begins before `until` seconds, all of it if None."""
-        if self._audio is not None:
-            self._audio.copy(until)
+    def finish(self) -> None:
+        """Encodes the frames that are still held, and closes the container."""
+        self._encoder.flush()
+        self.close()
 
     def close(self) -> None:
         """Muxes the rest of the audio and closes the container."""
-        self.copy_audio(None)
+        self._copy_audio(None)
         if self._audio is not None:
             self._audio.close()
         self._container.close()
@@ -78,10 +91,9 @@ class OutputContainer:
             with suppress(*Failure):  # the failure that led here is the one to report
                 self._container.close()
 
-    def _new_encoder(self) -> StreamEncoder | GIFEncoder:
-        if self.plan.codec == "gif":
-            return GIFEncoder(self._container, self._stream, self.video)
-        return StreamEncoder(self._container, self._stream, self.video, self.plan)
+    def _copy_audio(self, until: Fraction | None) -> None:
+        if self._audio is not None:
+            self._audio.copy(until)
 
 
 class OutputFile(OutputContainer):
@@ -108,10 +120,7 @@ class _WriteOnly:
     """A pipe without the `seek` and `close` that a file has, which FFmpeg must not call."""
 
     def __init__(self, pipe: BinaryIO) -> None:
-        self._pipe = pipe
-
-    def write(self, data: bytes) -> int:
-        return self._pipe.write(data)
+        self.write = pipe.write
 
 
 class OutputPipe(OutputContainer):
@@ -138,14 +147,12 @@ def _open(target: Any, muxer: str, movflags: str) -> Any:
 
 def _add_video_stream(container: Any, video: OutputVideo, plan: EncoderPlan) -> Any:
     """Adds a stream that is set up and tagged for `plan`; its encoder is not opened."""
+    settings = {"rate": video.fps, "options": dict(plan.options), "time_base": plan.time_base}
     try:
-        stream = container.add_stream(
-            plan.codec, rate=video.fps, options=dict(plan.options), time_base=plan.time_base
-        )
+        stream = container.add_stream(plan.codec, **settings)
     except ValueError as error:
         raise MediaError(
-            f"a {container.format.name} file cannot hold {plan.codec} video; choose another codec or file"
-            " ending"
+            f"a {container.format.name} file cannot hold {plan.codec} video; choose another codec or ending"
         ) from error
     stream.width, stream.height, stream.pix_fmt = video.width, video.height, plan.pixel_format
     context = stream.codec_context
@@ -154,9 +161,9 @@ def _add_video_stream(container: Any, video: OutputVideo, plan: EncoderPlan) -> 
     context.flags |= CodecFlags.bitexact
     if plan.codec != "gif":
         is_rgb = av.VideoFormat(plan.pixel_format).is_rgb
-        full_or_limited = number_of(RANGES, plan.color_range, "colour range")
-        context.colorspace = 0 if is_rgb else number_of(SPACES, plan.color_space, "colour matrix")
-        context.color_range = 2 if is_rgb else full_or_limited
+        space, span = ("rgb", "pc") if is_rgb else (plan.color_space, plan.color_range)
+        context.colorspace = number_of(SPACES, space, "colour matrix")
+        context.color_range = number_of(RANGES, span, "colour range")
         context.color_primaries = number_of(PRIMARIES, plan.color_primaries, "colour primaries")
         context.color_trc = number_of(TRANSFERS, plan.color_transfer, "transfer characteristic")
     return stream

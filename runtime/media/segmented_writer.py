@@ -17,10 +17,10 @@ from wfvae.files import check_destination, discard_tree, remove_leftovers
 from wfvae.runtime.media.encoder_plan import EncoderPlan, muxer_for
 from wfvae.runtime.media.encoding import Clock
 from wfvae.runtime.media.failures import translated
-from wfvae.runtime.media.frame_writer import FrameWriter
 from wfvae.runtime.media.output_container import OutputFile
 from wfvae.runtime.media.segments import SegmentFolder
 from wfvae.runtime.media.video_info import OutputVideo
+from wfvae.runtime.media.video_writer import FrameWriter
 from wfvae.video.stored_pixels import RGBArray
 
 
@@ -67,9 +67,6 @@ class SegmentedVideoWriter(FrameWriter):
     def frames_done(self) -> int:
         """Frames in complete segments, which survive an interruption."""
         return sum(segment.frames for segment in self._segments.segments)
-
-    def __enter__(self) -> SegmentedVideoWriter:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -132,7 +129,6 @@ class SegmentedVideoWriter(FrameWriter):
         try:
             for packet in self._timed_packets(output.reorder_depth):
                 output.mux(packet)
-                output.copy_audio(packet.dts * self._plan.time_base)
             output.close()
         except BaseException:
             output.abort()

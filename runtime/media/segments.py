@@ -88,7 +88,7 @@ class SegmentFolder:
             path = self._path_of(len(self.segments))
             self._output, self._ticks = OutputFile(path, SEGMENT_MUXER, self._video, self._plan), []
         self._ticks.append(tick)
-        self._output.encoder.encode(frame, tick)
+        self._output.encode(frame, tick)
         if len(self._ticks) == self._segment_frames:
             self.complete()
 
@@ -98,8 +98,7 @@ class SegmentFolder:
             return
         path = self._path_of(len(self.segments))
         try:
-            self._output.encoder.flush()
-            self._output.close()
+            self._output.finish()
         except BaseException:
             self.abort()
             raise

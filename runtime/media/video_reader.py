@@ -20,7 +20,7 @@ from wfvae.errors import MediaError
 from wfvae.runtime.media.container_source import ContainerSource
 from wfvae.runtime.media.image_folder import ImageSource
 from wfvae.runtime.media.locks import CLOSE_SECONDS, acquired
-from wfvae.runtime.media.raw_source import RawSource
+from wfvae.runtime.media.raw_pipe import RawSource
 from wfvae.runtime.media.video_info import RawVideo, VideoInfo
 from wfvae.video.stored_pixels import RGBArray
 

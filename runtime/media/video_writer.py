@@ -7,19 +7,25 @@ destination before stays.
 
 from __future__ import annotations
 
-import os
 import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, Self
 
-from wfvae.errors import MediaError
+import numpy as np
+import numpy.typing as npt
+
+from wfvae.errors import InputError, MediaError
 from wfvae.files import check_destination
 from wfvae.runtime.media.encoder_plan import EncoderPlan, muxer_for
 from wfvae.runtime.media.failures import translated
-from wfvae.runtime.media.frame_writer import FrameWriter
+from wfvae.runtime.media.image_folder import NUMBER_FORMAT, PNGFolder, is_image_folder
+from wfvae.runtime.media.locks import acquired
 from wfvae.runtime.media.output_container import OutputFile, OutputPipe
-from wfvae.runtime.media.sinks import NUMBER_FORMAT, ContainerSink, FrameSink, PNGFolder, RawSink
+from wfvae.runtime.media.raw_pipe import RawSink
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.video.stored_pixels import RGBArray
 
@@ -29,6 +35,83 @@ PIPE_MUXER = "matroska"
 IMAGE_PATTERN = "frame-%06d.png"
 
 
+class FrameWriter(ABC):
+    """A video opened for writing, which may be closed while another thread writes."""
+
+    _REOPEN = "open a new writer"
+
+    def __init__(self, video: OutputVideo, name: str) -> None:
+        self._video, self._name = video, name
+        self._open = True
+        self._in_use = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, frames: npt.NDArray[np.uint8], times: Sequence[Fraction] | None = None) -> None:
+        """Appends `frames`, uint8 (T, H, W, 3), RGB, 0..255.
+
+        Args:
+            times: T presentation times in seconds, strictly increasing also over calls, rounded to
+                the output's tick. Without them each frame follows the previous one after 1 / fps;
+                the first is at 0. Directories of images and raw pipes keep no times.
+
+        Raises:
+            InputError: arrays of another shape or dtype.
+            MediaError: times that do not increase, or a failure of the encoder.
+            ResourceError: the disk is full.
+        """
+        self._require_open()
+        self._check(frames, times)
+        with translated(f"writing '{self._name}'"):
+            for index, frame in enumerate(frames):
+                with self._in_use:
+                    self._require_open()
+                    self._write(frame, None if times is None else times[index])
+
+    def _check(self, frames: npt.NDArray[np.uint8], times: Sequence[Fraction] | None) -> None:
+        height, width = self._video.height, self._video.width
+        is_array = isinstance(frames, np.ndarray)
+        if not is_array or frames.dtype != np.uint8 or frames.shape[1:] != (height, width, 3):
+            got = f"{frames.dtype} {frames.shape}" if is_array else type(frames).__name__
+            raise InputError(
+                f"frames to write are {got}; expected uint8 (T, {height}, {width}, 3), RGB, 0..255"
+            )
+        if times is not None and len(times) != len(frames):
+            raise InputError(
+                f"{len(times)} times were given for {len(frames)} frames; give one time in seconds per frame,"
+                " or none"
+            )
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise MediaError(f"'{self._name}' is closed; {self._REOPEN} to write more")
+
+    def _stop(self) -> None:
+        """Ends writing and discards what is incomplete, after the frame that is being written."""
+        self._open = False
+        with acquired(self._in_use) as is_free:
+            if is_free:
+                self._discard()
+
+    @abstractmethod
+    def _write(self, frame: RGBArray, time: Fraction | None) -> None: ...
+
+    @abstractmethod
+    def _discard(self) -> None: ...
+
+
+class FrameSink(Protocol):
+    """`finish` commits what was written, `abort` undoes it as far as possible; one is called, once.
+
+    `write` takes one frame (H, W, 3); images and raw frames keep no times.
+    """
+
+    def write(self, frame: RGBArray, time: Fraction | None = None) -> None: ...
+    def finish(self) -> None: ...
+    def abort(self) -> None: ...
+
+
 class VideoWriter(FrameWriter):
     """A video opened for writing. Leaving the `with` block commits it, an exception discards it."""
 
@@ -36,9 +119,6 @@ class VideoWriter(FrameWriter):
         super().__init__(video, name)
         self._sink = sink
         self._is_empty = True
-
-    def __enter__(self) -> VideoWriter:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
@@ -102,21 +182,23 @@ def open_video_writer(
         ResourceError: nothing can be written there.
 
     Example:
-        >>> import numpy as np
         >>> video = OutputVideo(width=64, height=48, fps=Fraction(24))
         >>> with open_video_writer("clip.mkv", video) as writer:
         ...     writer.write(np.zeros((2, 48, 64, 3), np.uint8))
     """
+    name = str(destination)
     if not isinstance(destination, str | Path):
-        return _pipe_writer(destination, getattr(destination, "name", None) or "a pipe", info, container)
-    if str(destination) == PIPE:
+        name = getattr(destination, "name", None) or "a pipe"
+        return VideoWriter(_pipe_sink(destination, name, info, container), info, name)
+    if name == PIPE:
         if sys.stdout is None:
             raise MediaError(
                 "standard output is closed; redirect it to where the video should go, or give a file"
             )
-        return _pipe_writer(sys.stdout.buffer, "standard output", info, container)
+        name = "standard output"
+        return VideoWriter(_pipe_sink(sys.stdout.buffer, name, info, container), info, name)
     if is_image_folder(destination):
-        return _folder_writer(destination, info, overwrite=overwrite, container=container)
+        return VideoWriter(_image_sink(name, info, container, overwrite=overwrite), info, name)
     path = Path(destination)
     muxer = muxer_for(path, container)
     if muxer == RAW:
@@ -126,30 +208,20 @@ def open_video_writer(
         )
     check_destination(path, overwrite=overwrite, error=MediaError)
     with translated(f"creating '{path}'"):
-        sink = ContainerSink(OutputFile(path, muxer, info, EncoderPlan.of(info, muxer)))
-    return VideoWriter(sink, info, str(destination))
+        return VideoWriter(OutputFile(path, muxer, info, EncoderPlan.of(info, muxer)), info, name)
 
 
-def is_image_folder(destination: str | Path) -> bool:
-    """Whether this is a directory, a name that ends in "/", or a pattern of image names."""
-    name, path = str(destination), Path(destination)
-    return name.endswith(("/", os.sep)) or path.is_dir() or NUMBER_FORMAT.search(path.name) is not None
-
-
-def _pipe_writer(pipe: BinaryIO, name: str, info: OutputVideo, container: str | None) -> VideoWriter:
+def _pipe_sink(pipe: BinaryIO, name: str, info: OutputVideo, container: str | None) -> FrameSink:
     if container == RAW:
         _refuse_audio(info, name)
-        return VideoWriter(RawSink(pipe), info, name)
+        return RawSink(pipe)
     muxer = container or PIPE_MUXER
     with translated(f"opening '{name}'"):
-        sink = ContainerSink(OutputPipe(pipe, muxer, info, EncoderPlan.of(info, muxer)))
-    return VideoWriter(sink, info, name)
+        return OutputPipe(pipe, muxer, info, EncoderPlan.of(info, muxer))
 
 
-def _folder_writer(
-    destination: str | Path, info: OutputVideo, *, overwrite: bool, container: str | None
-) -> VideoWriter:
-    name, path = str(destination), Path(destination)
+def _image_sink(name: str, info: OutputVideo, container: str | None, *, overwrite: bool) -> FrameSink:
+    path = Path(name)
     _refuse_audio(info, name)
     if container is not None:
         raise MediaError(
@@ -163,8 +235,7 @@ def _folder_writer(
         )
     folder, pattern = (path.parent, path.name) if is_pattern else (path, IMAGE_PATTERN)
     with translated(f"creating images in '{folder}'"):
-        sink = PNGFolder(folder, pattern, info.width, info.height, overwrite=overwrite)
-    return VideoWriter(sink, info, name)
+        return PNGFolder(folder, pattern, info.width, info.height, overwrite=overwrite)
 
 
 def _refuse_audio(info: OutputVideo, name: str) -> None:

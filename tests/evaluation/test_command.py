@@ -30,7 +30,7 @@ from wfvae.evaluation.video_files import find_videos  # noqa: E402
 from wfvae.metrics.frames import score_frames  # noqa: E402
 from wfvae.runtime import Bundle, open_bundle  # noqa: E402
 from wfvae.runtime.media.container_source import ContainerSource  # noqa: E402
-from wfvae.runtime.media.sinks import PNGFolder  # noqa: E402
+from wfvae.runtime.media.image_folder import PNGFolder  # noqa: E402
 from wfvae.runtime.media.video_reader import VideoReader  # noqa: E402
 
 LOSSLESS = {"codec": "ffv1", "pixel_format": "bgr0"}

@@ -1,4 +1,4 @@
-"""Headerless RGB frames from a pipe."""
+"""Headerless RGB frames from and into a pipe."""
 
 from __future__ import annotations
 
@@ -51,20 +51,31 @@ class RawSource:
 
     def _read(self) -> bytearray | None:
         """Reads one frame, which a pipe may deliver in pieces. None at the end."""
-        wanted = self._layout.frame_bytes
-        buffer = bytearray(wanted)
-        view, filled = memoryview(buffer), 0
+        wanted, buffer = self._layout.frame_bytes, bytearray()
         with translated(f"reading '{self._name}'"):
-            while filled < wanted and (piece := self._pipe.read(wanted - filled)):
-                view[filled : filled + len(piece)] = piece
-                filled += len(piece)
-        if filled == 0:
-            return None
-        if filled < wanted:
+            while len(buffer) < wanted and (piece := self._pipe.read(wanted - len(buffer))):
+                buffer += piece
+        if buffer and len(buffer) < wanted:
             raise MediaError(
-                f"'{self._name}' ends inside frame {self._count}: {filled} of {wanted} bytes; {self._count}"
-                " frames were read; check that the frames really are"
+                f"'{self._name}' ends inside frame {self._count}: {len(buffer)} of {wanted} bytes;"
+                f" {self._count} frames were read; check that the frames really are"
                 f" {self._layout.width}x{self._layout.height} rgb24"
             )
-        self._count += 1
-        return buffer
+        self._count += bool(buffer)
+        return buffer or None
+
+
+class RawSink:
+    """Headerless rgb24 frames into a pipe."""
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        self._pipe = pipe
+
+    def write(self, frame: RGBArray, time: Fraction | None = None) -> None:
+        self._pipe.write(np.ascontiguousarray(frame).data)
+
+    def finish(self) -> None:
+        self._pipe.flush()
+
+    def abort(self) -> None:
+        """What was sent cannot be undone."""
