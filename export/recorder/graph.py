@@ -129,11 +129,9 @@ def _run(model: WFVAE, graph: GraphSpec, given: Mapping[str, Any], mean_only: bo
         end: Any = given.get("end")
         state = {spec.name: given[spec.name] for spec in graph.states}
         clip = StreamChunk(state, given["start"], end)
-    result = network(given[graph.inputs[0].name].to(model.dtype), clip)
-    if graph.direction == "decoder":
-        output = result.video
-    else:
-        output = result.moments[:, :, : model.config.latent_dim] if mean_only else result.moments
+    output, _, _ = network(given[graph.inputs[0].name].to(model.dtype), clip)
+    if graph.direction == "encoder" and mean_only:
+        output = output[:, :, : model.config.latent_dim]
     return [output.float(), *(clip.next_state[state.name] for state in graph.states)]
 
 

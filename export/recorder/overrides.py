@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -68,13 +69,13 @@ def _upsample_conv(images: TracedTensor, conv: nn.Conv2d) -> TracedTensor:
 
 
 def _in_form(
-    convolution: Convolution, operation: ops.Operation[Any], x: TracedTensor, *arguments: Any
+    convolution: Convolution, operation: Callable[..., Any], x: TracedTensor, *arguments: Any
 ) -> TracedTensor:
     """Computes a convolution in the form that the export chooses, if none as the network does."""
     form = choose_form(x.recorder.convolutions, convolution)
     result: Any
     if form is None:
-        result = operation.default(x, *arguments)
+        result = inspect.unwrap(operation)(x, *arguments)
     else:
         traced: Any = x
         result = form.compute(traced, x.recorder.filters(convolution.weight, form), convolution.bias)

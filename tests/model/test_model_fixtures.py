@@ -114,11 +114,3 @@ def test_latents_are_scaled_per_channel(small_model: ModelFactory) -> None:
     torch.testing.assert_close(model.unscale_latents(scaled), z)
     # Latents may have another precision than the model.
     assert model.scale_latents(z.bfloat16()).dtype == torch.bfloat16
-
-
-def test_four_published_scales_serve_sixteen_channels(reference_model: ModelFactory) -> None:
-    model = reference_model("4x8x8-nearest-16ch")
-    assert len(model.config.scale) == 4
-    z = torch.randn(1, 16, 1, 2, 2)
-    torch.testing.assert_close(model.scale_latents(z), z * 0.18215)
-    torch.testing.assert_close(model.unscale_latents(model.scale_latents(z)), z)

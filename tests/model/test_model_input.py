@@ -41,14 +41,8 @@ BAD_VIDEOS: dict[str, tuple[Any, str]] = {
     "rank": (video(3, 5, 16, 16), r"x has shape \(3, 5, 16, 16\); expected \(B, 3, T, H, W\)"),
     "integers": (video().byte(), r"x is torch.uint8; .* convert uint8 frames by x.float\(\) / 127.5 - 1"),
     "dtype": (video().double(), "x is torch.float64, but the model's weights are torch.float32"),
-    "channels": (video(1, 4, 5, 16, 16), "x has 4 channels; expected 3"),
-    "channels last": (video(1, 5, 16, 16, 3), "x has 5 channels; expected 3, in the layout"),
-    "no frame": (video(1, 3, 0, 16, 16), "at least one clip and one frame"),
+    "channels last": (video(1, 5, 16, 16, 3), r"x has 5 channels; expected 3, in \(B, 3, T"),
     "no clip": (video(0, 3, 5, 16, 16), "at least one clip and one frame"),
-    "T": (
-        video(1, 3, 7, 16, 16),
-        r"x has T = 7 frames; .* T = 1 \+ 4 n, .* 5 or 9; stream_encode takes any T",
-    ),
     "H": (video(1, 3, 5, 20, 16), "x has H = 20; expected a positive multiple of 8"),
     "W": (video(1, 3, 5, 16, 0), "x has W = 0; expected a positive multiple of 8"),
     "NaN": (with_nan(video()), rf"x has 1 {NOT_FINITE}, the first at index \(0, 1, 0, 1, 1\)"),
@@ -56,9 +50,7 @@ BAD_VIDEOS: dict[str, tuple[Any, str]] = {
 }
 BAD_LATENTS: dict[str, tuple[Any, str]] = {
     "no tensor": (None, "z is a NoneType"),
-    "rank": (latents(4, 2, 2, 2), r"z has shape \(4, 2, 2, 2\); expected \(B, 4, t, h, w\)"),
     "integers": (latents().long(), r"z is torch.int64; .* convert by z.float\(\)"),
-    "dtype": (latents().half(), "z is torch.float16, but the model's weights are torch.float32"),
     "channels": (latents(1, 16, 2, 2, 2), "z has 16 channels; expected 4"),
     "no frame": (latents(1, 4, 0, 2, 2), "at least one"),
     "H": (latents(1, 4, 2, 0, 2), r"z has spatial size \(0, 2\)"),
@@ -67,40 +59,35 @@ BAD_LATENTS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_VIDEOS)
-def test_encode_names_what_is_wrong(model: WFVAE, case: str) -> None:
+def test_bad_video_or_chunk_is_named(model: WFVAE, case: str) -> None:
     value, message = BAD_VIDEOS[case]
     with pytest.raises(InputError, match=message):
         model.encode(value)
-
-
-@pytest.mark.parametrize("case", [case for case in BAD_VIDEOS if case not in ("T", "no frame")])
-def test_stream_names_what_is_wrong_with_a_chunk(model: WFVAE, case: str) -> None:
-    value, message = BAD_VIDEOS[case]
-    message = re.sub(r"\bx(?= |\.)", "chunk", message)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=re.sub(r"\bx(?= |\.)", "chunk", message)):
         list(model.stream_encode([video(), value]))
 
 
 @pytest.mark.parametrize("case", BAD_LATENTS)
-def test_decode_names_what_is_wrong(model: WFVAE, case: str) -> None:
+def test_bad_latents_are_named(model: WFVAE, case: str) -> None:
     value, message = BAD_LATENTS[case]
     with pytest.raises(InputError, match=message):
         model.decode(value)
+
+
+def test_clip_of_a_length_that_only_streams_take_is_refused(model: WFVAE) -> None:
+    message = r"x has T = 7 frames; .* T = 1 \+ 4 n, .* 5 or 9; stream_encode takes any T"
+    with pytest.raises(InputError, match=message):
+        model.encode(video(1, 3, 7, 16, 16))
 
 
 def test_large_finite_values_whose_sum_overflows_are_accepted(model: WFVAE) -> None:
     assert model.encode(video(value=3e38)).w2 is not None
 
 
-def test_stream_that_changes_batch_or_size_is_refused(model: WFVAE) -> None:
+def test_stream_that_is_empty_or_changes_shape_is_refused(model: WFVAE) -> None:
     for other in (video(2, 3, 4, 16, 16), video(1, 3, 4, 24, 16), video(1, 3, 4, 16, 24)):
         with pytest.raises(InputError, match="batch, H and W must stay the same in a stream"):
             list(model.stream_encode([video(), other]))
-    with pytest.raises(InputError, match="must stay the same"):
-        list(model.stream_decode([latents(), latents(1, 4, 1, 2, 3)]))
-
-
-def test_stream_without_frames_is_refused(model: WFVAE) -> None:
     for chunks in ([], [video(1, 3, 0, 16, 16)]):
         with pytest.raises(InputError, match="the stream has no frames"):
             list(model.stream_encode(chunks))
@@ -108,12 +95,11 @@ def test_stream_without_frames_is_refused(model: WFVAE) -> None:
         list(model.stream_decode([latents(1, 4, 0, 2, 2)]))
 
 
-@pytest.mark.parametrize(("count", "frames"), [(2, 1), (2, 6), (2, 100), (3, 5), (1, 2)])
+@pytest.mark.parametrize(("count", "frames"), [(2, 1), (2, 6), (2, 100), (3, 5), (1, 2), (2, 0)])
 def test_length_that_the_latents_do_not_have_is_refused(model: WFVAE, count: int, frames: int) -> None:
-    with pytest.raises(InputError, match=f"{count} latents were given for T = {frames} frames"):
+    message = f"{count} latents were given for T = {frames} frames" if frames else "the video has 0 frames"
+    with pytest.raises(InputError, match=message):
         list(model.stream_decode([latents(1, 4, count, 2, 2)], frames))
-    with pytest.raises(InputError, match="the video has 0 frames"):
-        list(model.stream_decode([latents(1, 4, count, 2, 2)], 0))
 
 
 START = torch.tensor([True])
@@ -121,16 +107,14 @@ START = torch.tensor([True])
 
 def test_steps_name_what_is_wrong(model: WFVAE) -> None:
     state = model.initial_state("encoder", 1, 16, 16)
-    good = video(1, 3, 4, 16, 16)
     with pytest.raises(InputError, match="the chunk has 5 frames; an encoder step takes multiples of 4"):
         model.encoder_step(video(), state, START)
     bad_flags: list[Any] = [True, torch.tensor([1]), torch.tensor([True, False]), torch.tensor(True)]
-    message = r"is .*; expected torch.bool of shape \(1,\), one value per stream"
     for flag in bad_flags:
-        with pytest.raises(InputError, match=f"start {message}"):
-            model.encoder_step(good, state, flag)
-        with pytest.raises(InputError, match=f"end {message}"):
-            model.encoder_step(good, state, START, flag)
+        for name, flags in (("start", (flag, START)), ("end", (START, flag))):
+            message = rf"{name} is .*; expected torch.bool of shape \(1,\), one value per stream"
+            with pytest.raises(InputError, match=message):
+                model.encoder_step(video(1, 3, 4, 16, 16), state, *flags)
     with pytest.raises(InputError, match="chunk has 3 channels; expected 4"):
         model.decoder_step(latents(1, 3, 1, 2, 2), model.initial_state("decoder", 1, 16, 16), START)
 
@@ -141,13 +125,9 @@ def test_wrong_state_is_named(model: WFVAE) -> None:
     without = {name: tensor for name, tensor in state.items() if name != conv}
     shape = rf"{conv} has shape \(1, 1, 4, 2, 2\), expected \(1, 2, 4, 2, 2\)"
     wrong: list[tuple[Any, str]] = [
-        (without, f"missing {conv}"),
-        (state | {"decoder.other": z}, "unexpected decoder.other"),
         (state | {conv: state[conv][:, :1]}, shape),
         (state | {conv: state[conv].half()}, f"{conv} has dtype float16, expected float32"),
-        (state | {age: state[age].long()}, f"{age} has dtype int64, expected int32"),
         (model.initial_state("decoder", 2, 16, 16), "for 1 streams of 16x16"),
-        (model.initial_state("decoder", 1, 16, 24), "for 1 streams of 16x16"),
         (model.initial_state("encoder", 1, 16, 16), "unexpected encoder."),
         (without | {"extra": z, age: state[age][:0]}, rf"missing {conv}.*unexpected extra.*{age} has shape"),
         *[(nothing, "expected a mapping of names to tensors") for nothing in (None, [], {conv: 3})],
@@ -157,15 +137,18 @@ def test_wrong_state_is_named(model: WFVAE) -> None:
             model.decoder_step(z, given, START)
 
 
-def test_impossible_initial_state_is_refused(model: WFVAE) -> None:
-    with pytest.raises(InputError, match="direction is 'encode'; expected one of encoder, decoder"):
-        model.initial_state("encode", 1, 16, 16)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="video height is 20; expected a multiple of 8"):
-        model.initial_state("encoder", 1, 20, 16)
-    bad_sizes: list[tuple[Any, Any, Any]] = [(0, 16, 16), (1, -8, 16), (1, 16, 16.0)]
-    for sizes in bad_sizes:
-        with pytest.raises(InputError, match=r"(batch|height|width) is .*; expected an integer >= 1"):
-            model.initial_state("encoder", *sizes)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("encode", 1, 16, 16), "direction is 'encode'; expected one of encoder, decoder"),
+        (("encoder", 1, 20, 16), "video height is 20; expected a multiple of 8"),
+        (("encoder", 0, 16, 16), "batch is 0; expected an integer >= 1"),
+        (("encoder", 1, 16, 16.0), "width is 16.0; expected an integer >= 1"),
+    ],
+)
+def test_impossible_initial_state_is_refused(model: WFVAE, arguments: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model.initial_state(*arguments)
 
 
 def test_stream_under_autocast_is_refused_and_clip_is_not(model: WFVAE) -> None:
@@ -180,16 +163,8 @@ def test_groupnorm_runs_offline_and_is_refused_for_streams(small_model: ModelFac
     flow = {"encoder_energy_flow_hidden_size": 32, "decoder_energy_flow_hidden_size": 32}
     model = small_model(norm_type="groupnorm", base_channels=32, **flow)
     assert model(video())[1].sample.shape == (1, 3, 5, 16, 16)
-    calls: list[Callable[[], object]] = [
-        lambda: model.stream_spec("encoder"),
-        lambda: model.initial_state("decoder", 1, 16, 16),
-        lambda: model.encoder_step(video(1, 3, 4, 16, 16), {}, START),
-        lambda: list(model.stream_decode([latents()])),
-    ]
-    message = "'groupnorm' cannot be streamed: its statistics mix all frames"
-    for call in calls:
-        with pytest.raises(StreamingError, match=message):
-            call()
+    with pytest.raises(StreamingError, match="'groupnorm' cannot be streamed: its statistics mix all frames"):
+        list(model.stream_decode([latents()]))
 
 
 @pytest.mark.parametrize("kind", ["layernorm", "groupnorm"])
@@ -269,18 +244,8 @@ def test_removed_energy_paths_have_no_weights_and_no_estimates(
     model = small_model(temporal_compression=compression, energy_flow_l2=l2, energy_flow_l3=l3)
     names = {name.split(".")[1] for name in model.state_dict()}
     assert ("connect_l1" in names, "connect_l2" in names) == (l2, l3)
-    encoded, decoded = model(video(1, 3, 1 + compression, 16, 16), sample_posterior=False)
-    assert encoded.w2.shape[1] == model.config.w2_channels
-    assert (decoded.w3 is not None) == l3
-    assert (decoded.w2 is not None) == l2
-    for given, estimate in ((encoded.w2, decoded.w2), (encoded.w3, decoded.w3)):
-        assert estimate is None or estimate.shape == given.shape
-    assert decoded.sample.shape == (1, 3, 1 + compression, 16, 16)
-
-
-def test_inputs_are_not_modified(model: WFVAE) -> None:
-    x, z = torch.randn(1, 3, 5, 16, 16), torch.randn(1, 4, 2, 2, 2)
-    x_before, z_before = x.clone(), z.clone()
-    with torch.no_grad():
-        model.encode(x), model.decode(z), model.scale_latents(z)
-    assert torch.equal(x, x_before) and torch.equal(z, z_before)
+    x = video(1, 3, 1 + compression, 16, 16)
+    encoded, decoded = model(x, sample_posterior=False)
+    assert decoded.sample.shape == x.shape and encoded.w2.shape[1] == model.config.w2_channels
+    for given, estimate, kept in ((encoded.w2, decoded.w2, l2), (encoded.w3, decoded.w3, l3)):
+        assert (estimate.shape == given.shape) if kept else (estimate is None)

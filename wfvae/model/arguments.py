@@ -16,14 +16,11 @@ def check_video(name: str, x: Tensor, dtype: torch.dtype, empty: bool = False) -
     H and W must be multiples of 8, and T >= 1 unless `empty`.
     """
     hint = f"convert uint8 frames by {name}.float() / 127.5 - 1"
-    _check_tensor(name, x, RGB, "(B, 3, T, H, W) in [-1, 1]", hint, empty)
-    for axis, side in (("H", x.shape[3]), ("W", x.shape[4])):
+    _check_tensor(name, x, RGB, "(B, 3, T, H, W) in [-1, 1]", hint, dtype, empty)
+    for axis, side in zip("HW", x.shape[3:], strict=True):
         if side % SPATIAL_RATIO or side == 0:
-            raise InputError(
-                f"{name} has {axis} = {side}; expected a positive multiple of {SPATIAL_RATIO}; pad or crop"
-                " the frames"
-            )
-    _check_dtype(name, x, dtype)
+            wanted = f"a positive multiple of {SPATIAL_RATIO}"
+            raise InputError(f"{name} has {axis} = {side}; expected {wanted}; pad or crop the frames")
 
 
 def check_latents(name: str, z: Tensor, latent_dim: int, dtype: torch.dtype, empty: bool = False) -> None:
@@ -31,19 +28,10 @@ def check_latents(name: str, z: Tensor, latent_dim: int, dtype: torch.dtype, emp
 
     h and w must be >= 1, and t unless `empty`.
     """
-    _check_tensor(name, z, latent_dim, f"(B, {latent_dim}, t, h, w)", f"convert by {name}.float()", empty)
+    layout = f"(B, {latent_dim}, t, h, w)"
+    _check_tensor(name, z, latent_dim, layout, f"convert by {name}.float()", dtype, empty)
     if 0 in z.shape[3:]:
         raise InputError(f"{name} has spatial size {tuple(z.shape[3:])}; expected at least 1x1")
-    _check_dtype(name, z, dtype)
-
-
-def check_same_stream(before: Tensor, chunk: Tensor) -> None:
-    """Raises `InputError` if `chunk` differs from the one before it in batch, height or width."""
-    if (before.shape[0], *before.shape[3:]) != (chunk.shape[0], *chunk.shape[3:]):
-        raise InputError(
-            f"a chunk of shape {tuple(chunk.shape)} follows one of {tuple(before.shape)}; batch, H and W must"
-            " stay the same in a stream"
-        )
 
 
 def check_flag(name: str, flag: object, batch: int) -> None:
@@ -53,25 +41,22 @@ def check_flag(name: str, flag: object, batch: int) -> None:
         raise InputError(f"{name} is {given}; expected torch.bool of shape ({batch},), one value per stream")
 
 
-def _check_tensor(name: str, tensor: object, channels: int, layout: str, hint: str, empty: bool) -> None:
+def _check_tensor(
+    name: str, tensor: object, channels: int, layout: str, hint: str, dtype: torch.dtype, empty: bool
+) -> None:
     if not torch.is_tensor(tensor):
         raise InputError(f"{name} is a {type(tensor).__name__}; expected a torch.Tensor of shape {layout}")
     if tensor.ndim != 5:
         raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected {layout}")
     if not tensor.is_floating_point():
-        raise InputError(
-            f"{name} is {tensor.dtype}; expected floating point values of shape {layout}; {hint}"
-        )
+        raise InputError(f"{name} is {tensor.dtype}; expected floating point of shape {layout}; {hint}")
     if tensor.shape[1] != channels:
-        raise InputError(
-            f"{name} has {tensor.shape[1]} channels; expected {channels}, in the layout {layout}"
-        )
+        raise InputError(f"{name} has {tensor.shape[1]} channels; expected {channels}, in {layout}")
     if tensor.shape[0] < 1 or (tensor.shape[2] < 1 and not empty):
         raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected at least one clip and one frame")
-    _check_finite(name, tensor)
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
+    if tensor.dtype != dtype and not torch.is_autocast_enabled(tensor.device.type):
+        mismatch = f"{name} is {tensor.dtype}, but the model's weights are {dtype}"
+        raise InputError(f"{mismatch}; convert one of them with .to(dtype)")
     # One cheap reduction first: the sum is finite only if every term is.
     if tensor.is_meta or torch.isfinite(tensor.detach().sum(dtype=torch.float32)):
         return
@@ -79,11 +64,3 @@ def _check_finite(name: str, tensor: Tensor) -> None:
     if len(bad):
         first = tuple(bad[0].tolist())
         raise InputError(f"{name} has {len(bad)} values that are NaN or infinite, the first at index {first}")
-
-
-def _check_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
-    if tensor.dtype != dtype and not torch.is_autocast_enabled(tensor.device.type):
-        raise InputError(
-            f"{name} is {tensor.dtype}, but the model's weights are {dtype}; convert one of them with"
-            " .to(dtype)"
-        )

@@ -20,39 +20,15 @@ with a.b = 3/4 a + 1/4 b. At `start`, copies of the chunk's first frame replace 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from wfvae.errors import StateError
 from wfvae.model.ops import cat_frames, causal_conv, frame_numbers, interleave, repeat_head
 from wfvae.spec.stream import StateSpec
 
 LERP_WEIGHT = 0.25
 """Of the farther frame; linear interpolation by two is centred on half pixels."""
-
-
-class Clip(Protocol):
-    """What the network may ask about time."""
-
-    def with_history(self, name: str, frames: Tensor, kernel: int, stride: int) -> Tensor:
-        """Prepends the frames that causal windows of `kernel`, at 0, stride, 2 stride..., need."""
-
-    def pair_up(self, frames: Tensor) -> Tensor:
-        """Completes `frames` to aligned pairs, for an analysis over time."""
-
-    def double(self, frames: Tensor) -> Tensor:
-        """Repeats every frame; the head of an offline clip stays single."""
-
-    def double_linear(self, name: str, frames: Tensor, head: int, lag: int) -> Tensor:
-        """Interpolates time by two, where a stream has `head` head frames and lags by `lag`."""
-
-    def trim_pairs(self, frames: Tensor) -> Tensor:
-        """Removes the surplus frame of a synthesis over time."""
-
-    def delay(self, name: str, frames: Tensor) -> Tensor:
-        """Delays a path that by-passes a linear upsampling by one frame."""
 
 
 def _lerp_pairs(before: Tensor, after: Tensor, weight: Tensor | float) -> Tensor:
@@ -65,28 +41,34 @@ class OfflineClip:
     """A whole clip of T = 1 + r n frames with its head frame single (paper, section 3.3)."""
 
     def with_history(self, name: str, frames: Tensor, kernel: int, stride: int) -> Tensor:
+        """Prepends the frames that causal windows of `kernel`, at 0, stride, 2 stride..., need."""
         return repeat_head(frames, kernel - 1)
 
     def pair_up(self, frames: Tensor) -> Tensor:
+        """Completes `frames` to aligned pairs, for an analysis over time."""
         return cat_frames(frames[:, :1], frames)
 
+    def trim_pairs(self, frames: Tensor) -> Tensor:
+        """Removes the surplus frame of a synthesis over time."""
+        return frames[:, 1:]
+
     def double(self, frames: Tensor) -> Tensor:
+        """Repeats every frame but the head."""
         return interleave(frames, frames)[:, 1:]
 
     def double_linear(self, name: str, frames: Tensor, head: int, lag: int) -> Tensor:
+        """Interpolates time by two, where a stream has `head` head frames and lags by `lag`."""
         rest = frames[:, 1:]  # empty for an image; every slice below then is, too
         between = _lerp_pairs(rest[:, :-1], rest[:, 1:], LERP_WEIGHT)
         return cat_frames(frames[:, :1], rest[:, :1], between, rest[:, -1:])
 
-    def trim_pairs(self, frames: Tensor) -> Tensor:
-        return frames[:, 1:]
-
     def delay(self, name: str, frames: Tensor) -> Tensor:
+        """Delays a path that by-passes a linear upsampling by one frame, in a stream."""
         return frames
 
 
 class StreamChunk:
-    """The next chunk of B independent streams, one per batch row.
+    """The next chunk of B independent streams, one per batch row, with the methods of `OfflineClip`.
 
     Args:
         state: `next_state` of the previous chunk. It is not changed.
@@ -101,16 +83,10 @@ class StreamChunk:
         self.next_state: dict[str, Tensor] = {}
         """State for the next chunk, complete after the forward pass."""
 
-    def _recall(self, name: str) -> Tensor:
-        try:
-            return self.state[name]
-        except KeyError:
-            raise StateError(f"the state has no entry {name}; start from the initial state") from None
-
     def _extend(self, name: str, frames: Tensor) -> Tensor:
         """Prepends the state; in rows that start, copies of their first frame."""
         start = self.start[:, None, None, None, None]
-        return cat_frames(torch.where(start, frames[:, :1], self._recall(name)), frames)
+        return cat_frames(torch.where(start, frames[:, :1], self.state[name]), frames)
 
     def _remember(self, name: str, frames: Tensor) -> None:
         # A copy: a view would keep the whole chunk's activation alive.
@@ -133,6 +109,9 @@ class StreamChunk:
     def pair_up(self, frames: Tensor) -> Tensor:
         return frames
 
+    def trim_pairs(self, frames: Tensor) -> Tensor:
+        return frames
+
     def double(self, frames: Tensor) -> Tensor:
         return interleave(frames, frames)
 
@@ -140,7 +119,7 @@ class StreamChunk:
         count = frames.shape[1]
         position = frame_numbers(frames)
         # `age` counts the stream's frames before this chunk, up to one more than the head has.
-        age = torch.where(self.start, 0, self._recall(f"{name}.age"))
+        age = torch.where(self.start, 0, self.state[f"{name}.age"])
         inside_head = age[:, None] + position <= head
         # The first `lag` frames of a draining chunk still belong to the stream; nothing may blend
         # into them from behind.
@@ -152,13 +131,13 @@ class StreamChunk:
         self.next_state[f"{name}.age"] = torch.clamp(age + count, max=head + 1).to(torch.int32)
         return _lerp_pairs(extended[:, :-1], frames, weight)
 
-    def trim_pairs(self, frames: Tensor) -> Tensor:
-        return frames
-
     def delay(self, name: str, frames: Tensor) -> Tensor:
         extended = self._extend(name, frames)
         self._remember(name, frames[:, -1:])
         return extended[:, :-1]
+
+
+Clip = OfflineClip | StreamChunk
 
 
 class TemporalModule(nn.Module):
@@ -241,9 +220,10 @@ class CausalConv3d(TemporalModule):
         A function that makes `frames` saves memory: the frames without history are then released
         before the convolution runs.
         """
-        if callable(frames):
-            return self.convolve(clip.with_history(self.path, frames(), self.kernel, self.stride))
-        return self.convolve(clip.with_history(self.path, frames, self.kernel, self.stride))
+        # Nested, so that no name keeps the frames alive.
+        return self.convolve(
+            clip.with_history(self.path, frames() if callable(frames) else frames, self.kernel, self.stride)
+        )
 
     def convolve(self, frames: Tensor) -> Tensor:
         """Convolves frames that have their history in front: (B, T + kernel - 1, C, H, W)."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -26,43 +25,30 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 SHIPPED = ("tiny",)
 """Names of the checkpoints that come with the package, in `wfvae/weights`."""
-_LISTED = 8
+_DIRECTORY = f"a directory with {CONFIG_NAME} and {WEIGHTS_NAME}"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """What was read."""
-
-    config: WFVAEConfig
-    weights: Mapping[str, Tensor]
-    path: Path
-    """Where it lies, for messages."""
-
-
-def read_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
-    """Reads a checkpoint; see `wfvae.model.vae.WFVAE.from_pretrained`."""
+def read_checkpoint(
+    source: str | Path, revision: str | None = None
+) -> tuple[WFVAEConfig, dict[str, Tensor], Path]:
+    """Reads configuration, weights and their place; see `wfvae.model.vae.WFVAE.from_pretrained`."""
     path = Path(source)
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{source} is a weights file; give the directory with it and its {CONFIG_NAME}")
     if path.is_file():
         if path.suffix != ".ckpt":
-            raise CheckpointError(
-                f"{source} is not a checkpoint; expected a directory with {CONFIG_NAME} and {WEIGHTS_NAME},"
-                " or a .ckpt file"
-            )
-        return Checkpoint(_read_config(path.parent, source), read_training_checkpoint(path), path)
+            raise CheckpointError(f"{source} is not a checkpoint; expected {_DIRECTORY}, or a .ckpt file")
+        return _read_config(path.parent), read_training_checkpoint(path), path
     if not path.is_dir() and str(source) in SHIPPED:
         path = Path(str(files("wfvae") / "weights" / str(source)))
     if not path.is_dir():
         path = _download(str(source), revision)
     path = model_of_run(path)
-    return Checkpoint(_read_config(path, source), _read_weights(path / WEIGHTS_NAME), path)
+    return _read_config(path), _read_weights(path), path
 
 
 def model_of_run(directory: Path) -> Path:
-    """Returns the averaged weights of a training run or of one of its checkpoints.
-
-    Any other directory is returned as it is.
+    """Returns the averaged weights of a training run or its checkpoint; any other path as it is.
 
     Raises:
         CheckpointError: the run has no checkpoint yet.
@@ -103,10 +89,8 @@ def read_training_checkpoint(path: str | Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; all mean the same to a user
-        raise CheckpointError(
-            f"cannot read the training checkpoint {path} (pickled objects are refused):"
-            f" {why_unreadable(error)}"
-        ) from error
+        refused = f"cannot read the training checkpoint {path} (pickled objects are refused)"
+        raise CheckpointError(f"{refused}: {why_unreadable(error)}") from error
     content = content if isinstance(content, Mapping) else {}
     weights = content.get("ema_state_dict")
     state_dict = content.get("state_dict")
@@ -114,20 +98,17 @@ def read_training_checkpoint(path: str | Path) -> dict[str, Tensor]:
         weights = state_dict.get("gen_model")
     if not isinstance(weights, Mapping) or not all(map(torch.is_tensor, weights.values())):
         raise CheckpointError(
-            f"{path} holds neither ema_state_dict nor state_dict.gen_model; its entries are:"
-            f" {_first_names(map(str, content))}"
+            f"{path} holds neither ema_state_dict nor state_dict.gen_model; its first entries are:"
+            f" {', '.join(list(map(str, content))[:8]) or 'none'}"
         )
     return {str(name).removeprefix("module."): tensor for name, tensor in weights.items()}
 
 
 def why_unreadable(error: Exception) -> str:
-    """Returns the first line of an error of `torch.load` or safetensors.
-
-    torch's own advice, to load pickled objects all the same, is left out.
-    """
+    """Returns the first line of an error, without torch's advice to load pickles all the same."""
     if isinstance(error, pickle.UnpicklingError):
         return "it is no file of torch.save, or holds other objects than tensors"
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
@@ -149,62 +130,49 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object
     }
     problems = [f"{len(names)} {what}: {', '.join(names)}" for what, names in found.items() if names]
     if problems:
-        raise CheckpointError(
-            f"the weights in {source} are not those of this configuration; {'; '.join(problems)}"
-        )
+        summary = "; ".join(problems)
+        raise CheckpointError(f"the weights in {source} are not those of this configuration; {summary}")
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"the weights in {source} are damaged: {name} holds NaN or infinite values")
     try:
         model.load_state_dict(dict(weights), strict=True)
     except RuntimeError as error:  # the Haar filters report theirs through here
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"cannot load the weights in {source}: {reason}") from error
-
-
-def _read_config(directory: Path, source: str | Path) -> WFVAEConfig:
-    if not (directory / CONFIG_NAME).is_file():
         raise CheckpointError(
-            f"{directory} has no {CONFIG_NAME}, so {source} cannot be loaded; a checkpoint has one beside its"
-            " weights"
-        )
-    return WFVAEConfig.from_json(directory / CONFIG_NAME)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path.parent} has no {WEIGHTS_NAME}; expected a checkpoint directory with {CONFIG_NAME} and"
-            f" {WEIGHTS_NAME}"
-        )
-    try:
-        weights: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot read {path}: {error}; the file is damaged or not safetensors; copy it anew"
+            f"cannot load the weights in {source}: {' '.join(str(error).split())}"
         ) from error
-    return weights
+
+
+def _file_in(directory: Path, name: str) -> Path:
+    if not (directory / name).is_file():
+        raise CheckpointError(f"{directory} has no {name}; expected {_DIRECTORY}")
+    return directory / name
+
+
+def _read_config(directory: Path) -> WFVAEConfig:
+    return WFVAEConfig.from_json(_file_in(directory, CONFIG_NAME))
+
+
+def _read_weights(directory: Path) -> dict[str, Tensor]:
+    path = _file_in(directory, WEIGHTS_NAME)
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        damaged = f"{error}; the file is damaged or not safetensors; copy it anew"
+        raise CheckpointError(f"cannot read {path}: {damaged}") from error
 
 
 def _download(name: str, revision: str | None) -> Path:
     """Returns a local snapshot of a Hugging Face repository."""
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith(("/", ".ckpt")):
-        raise CheckpointError(
-            f"{name} does not exist; expected a checkpoint directory, a .ckpt file, or a Hugging Face name"
-            " owner/name"
-        )
+        expected = "a checkpoint directory, a .ckpt file, or a Hugging Face name owner/name"
+        raise CheckpointError(f"{name} does not exist; expected {expected}")
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise MissingExtraError(
-            f"{name} is not a local directory; loading it from Hugging Face", "huggingface_hub", "hub"
-        ) from error
+        purpose = f"{name} is not a local directory; loading it from Hugging Face"
+        raise MissingExtraError(purpose, "huggingface_hub", "hub") from error
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
     except Exception as error:  # the library's network and authorisation errors have no common base
         raise CheckpointError(f"cannot download {name}: {' '.join(str(error).split())}") from error
-
-
-def _first_names(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:_LISTED]) + (", ..." if len(listed) > _LISTED else "") or "none"

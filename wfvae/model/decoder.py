@@ -5,8 +5,6 @@ See the paper, section 3.2, eqs. 2 and 3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -27,15 +25,6 @@ from wfvae.model.haar import HaarSynthesis
 from wfvae.spec.frames import SPATIAL_RATIO
 
 
-@dataclass(frozen=True)
-class DecoderResult:
-    """Frames first: (B, T, channels, H, W). W(2) and W(3) are estimates, None without a path."""
-
-    video: Tensor
-    w2: Tensor | None
-    w3: Tensor | None
-
-
 class Decoder(nn.Module):
     """Network of `wfvae.model.vae.WFVAE.decode`."""
 
@@ -47,8 +36,7 @@ class Decoder(nn.Module):
         blocks = range(config.decoder_num_resblocks)
         self.time8 = config.temporal_compression == 8
         self.linear = config.t_interpolation == "trilinear"
-        # How late the stream is behind the first upsampling, and how many of its frames are still
-        # the head (wfvae.model.causal).
+        # Behind the first upsampling: how late a stream is, and how many of its frames are the head.
         lag1, head1 = (1, 3) if self.linear else (0, 2)
 
         def outflow(spatial: int, bands: int) -> Stage:
@@ -94,8 +82,12 @@ class Decoder(nn.Module):
             return 0
         return 6 if self.time8 else 2
 
-    def forward(self, latents: Tensor, clip: Clip) -> DecoderResult:
-        """`latents` is (B, t, D, h, w)."""
+    def forward(self, latents: Tensor, clip: Clip) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Decodes (B, t, D, h, w).
+
+        Returns:
+            video, and estimates of W(2) and W(3), None without a path, all frames first.
+        """
         hidden = self.mid(self.conv_in(latents, clip), clip)
         hidden, low2, w3 = self._outflow_l2(hidden, clip)
         hidden = self.up2(hidden, clip)
@@ -104,7 +96,7 @@ class Decoder(nn.Module):
         hidden = self.layer(hidden, clip)
         bands = per_frame(self.conv_out, norm_silu(self.norm_out, hidden))
         video = self.inverse_wavelet_transform_out(_add_low(bands, low1))
-        return DecoderResult(clip.trim_pairs(video), w2, w3)
+        return clip.trim_pairs(video), w2, w3
 
     def _outflow_l2(self, hidden: Tensor, clip: Clip) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Estimates W(3) from the last C_flow channels, and synthesises it: 3 channels at H/4."""

@@ -5,8 +5,6 @@ See the paper, section 3.2 and the table in Fig. 2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -28,15 +26,6 @@ from wfvae.spec.frames import SPATIAL_RATIO
 
 RGB = 3
 BANDS_3D = 8 * RGB
-
-
-@dataclass(frozen=True)
-class EncoderResult:
-    """Frames first: (B, t, channels, h, w). W(2) and W(3) are the video's own, at H/4 and H/8."""
-
-    moments: Tensor
-    w2: Tensor
-    w3: Tensor
 
 
 class Encoder(nn.Module):
@@ -73,8 +62,12 @@ class Encoder(nn.Module):
         self.wavelet_transform_l1 = HaarAnalysis(3 if self.time8 else 2, RGB)
         self.wavelet_transform_l2 = HaarAnalysis(3, RGB)
 
-    def forward(self, video: Tensor, clip: Clip) -> EncoderResult:
-        """`video` is (B, T, 3, H, W) in [-1, 1], T as the clip wants it, H and W multiples of 8."""
+    def forward(self, video: Tensor, clip: Clip) -> tuple[Tensor, Tensor, Tensor]:
+        """Encodes (B, T, 3, H, W) in [-1, 1], T as the clip wants it, H and W multiples of 8.
+
+        Returns:
+            moments, and the video's own W(2) and W(3), at H/4 and H/8, all frames first.
+        """
         w1 = self.wavelet_transform_in(clip.pair_up(video))
         low1 = w1[:, :, :RGB]
         w2 = self.wavelet_transform_l1(clip.pair_up(low1) if self.time8 else low1)
@@ -87,4 +80,4 @@ class Encoder(nn.Module):
             hidden = torch.cat([hidden, per_frame(self.connect_l2, w3)], dim=2)
         hidden = self.mid(hidden, clip)
         moments = self.conv_out(norm_silu(self.norm_out, hidden), clip)
-        return EncoderResult(moments, w2, w3)
+        return moments, w2, w3

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wfvae.errors import CheckpointError, InputError
+from wfvae.errors import CheckpointError
 
 ORTHONORMAL_GAIN_3D = 1 / (2 * math.sqrt(2))
 ORTHONORMAL_GAIN_2D = 1 / 2
@@ -45,11 +45,9 @@ def haar_signs(dims: int) -> Tensor:
 
 
 class _Haar(nn.Module):
-    """The common part of analysis and synthesis.
+    """The common part of analysis and synthesis, in 2 or 3 dimensions.
 
     Args:
-        dims: 2 or 3.
-        channels: of a frame.
         gain: magnitude of every filter tap; orthonormal if None.
         tap_names: of the filters in a checkpoint, in band order.
     """
@@ -58,10 +56,6 @@ class _Haar(nn.Module):
 
     def __init__(self, dims: int, channels: int, gain: float | None, tap_names: tuple[str, ...]) -> None:
         super().__init__()
-        if dims not in (2, 3):
-            raise InputError(f"a Haar transform over {dims} dimensions was asked for; expected 2 or 3")
-        if channels < 1:
-            raise InputError(f"a Haar transform of {channels} channels was asked for; expected at least 1")
         self.dims = dims
         self.channels = channels
         self.bands = 2**dims
@@ -122,14 +116,12 @@ def read_gain(taps: Mapping[str, Tensor], dims: int) -> float:
     for (name, tap), sign in zip(taps.items(), haar_signs(dims), strict=True):
         values = tap.detach().to("cpu", torch.float64)
         if values.numel() != sign.numel():
-            raise CheckpointError(
-                f"{name} has shape {tuple(tap.shape)}; expected a Haar filter of {sign.numel()} taps"
-            )
+            expected = f"a Haar filter of {sign.numel()} taps"
+            raise CheckpointError(f"{name} has shape {tuple(tap.shape)}; expected {expected}")
         gain = gain or float(values.flatten()[0])
         if not gain > 0 or not torch.equal(values.reshape(sign.shape), sign * gain):
-            raise CheckpointError(
-                f"{name} is not a Haar filter: expected taps of +-{gain} with the signs of its sub-band"
-            )
+            expected = f"taps of +-{gain} with the signs of its sub-band"
+            raise CheckpointError(f"{name} is not a Haar filter: expected {expected}")
     return gain
 
 

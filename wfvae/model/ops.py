@@ -1,49 +1,40 @@
-"""Operations on frames that have another implementation when an export records the network.
+"""Operations on frames, which keep their memory layout: channels last.
 
-In PyTorch they keep the memory layout, work in place and have their own backward pass. Types that
-stand for tensors, such as those of `wfvae.export.recorder`, override them through torch's
-`__torch_function__` protocol.
+An export that records the network overrides them by torch's `__torch_function__` protocol.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import update_wrapper
-from typing import Generic, ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import wrap_torch_function
 
 from wfvae.model import tap_sum
 
 P = ParamSpec("P")
 
 
-class Operation(Generic[P]):
-    """A function of tensors that types with `__torch_function__` may override."""
+def overridable(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Lets positional arguments with `__torch_function__` override a function of tensors."""
 
-    def __init__(self, default: Callable[P, Tensor]) -> None:
-        self.default = default
-        """The computation itself, without a look for overrides."""
-        update_wrapper(self, default)
+    def arguments(*args: P.args, **kwargs: P.kwargs) -> tuple[Any, ...]:
+        return args
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
-        if has_torch_function(args):
-            result: Tensor = handle_torch_function(self, args, *args, **kwargs)
-            return result
-        return self.default(*args, **kwargs)
+    return wrap_torch_function(arguments)(function)
 
 
-@Operation
+@overridable
 def cat_frames(*parts: Tensor) -> Tensor:
     """Concatenates (B, T, C, H, W) tensors along T."""
     # `cat` keeps channels-last memory only if the channels are the last dimension.
     return torch.cat([part.movedim(2, -1) for part in parts], dim=1).movedim(-1, 2)
 
 
-@Operation
+@overridable
 def interleave(first: Tensor, second: Tensor) -> Tensor:
     """Returns the frames a0 b0 a1 b1 ... of two (B, T, C, H, W) tensors."""
     batch, _, channels, height, width = first.shape
@@ -51,19 +42,19 @@ def interleave(first: Tensor, second: Tensor) -> Tensor:
     return pairs.reshape(batch, -1, height, width, channels).movedim(-1, 2)
 
 
-@Operation
+@overridable
 def accumulate(total: Tensor, term: Tensor) -> Tensor:
     """Returns total + term. Without autograd it overwrites `total`, which the caller must own."""
     return total + term if torch.is_grad_enabled() else total.add_(term)
 
 
-@Operation
+@overridable
 def frame_numbers(frames: Tensor) -> Tensor:
     """Returns 0, 1, 2, ... for the frames of (B, T, C, H, W): int32 (1, T)."""
     return torch.arange(frames.shape[1], dtype=torch.int32, device=frames.device)[None]
 
 
-@Operation
+@overridable
 def causal_conv(
     frames: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], repeated: bool
 ) -> Tensor:
@@ -99,11 +90,21 @@ def _convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int) 
     return F.conv2d(F.pad(images, (0, 1, 0, 1)), weight, bias, stride=stride)
 
 
-@Operation
+@overridable
 def upsample_conv(images: Tensor, conv: nn.Conv2d) -> Tensor:
     """Repeats every pixel of (N, C, H, W) to 2x2, and convolves: (N, C', 2 H, 2 W)."""
     result: Tensor = conv(F.interpolate(images, scale_factor=2, mode="nearest"))
     return result
+
+
+def frames_first(x: Tensor) -> Tensor:
+    """Returns (B, C, T, H, W) as the network's (B, T, C, H, W), channels last in memory."""
+    return x.permute(0, 2, 3, 4, 1).contiguous().movedim(-1, 2)
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """Returns the network's (B, T, C, H, W) as a contiguous (B, C, T, H, W)."""
+    return x.movedim(2, 1).contiguous()
 
 
 def repeat_head(frames: Tensor, count: int) -> Tensor:

@@ -5,19 +5,19 @@ The production loop is `wfvae.runtime`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from wfvae.errors import InputError, StateError, StreamingError
-from wfvae.model.arguments import check_flag, check_latents, check_same_stream, check_video
+from wfvae.model.arguments import check_flag, check_latents, check_video
 from wfvae.model.causal import StreamChunk, bind_paths, collect_state_specs
 from wfvae.model.config import WFVAEConfig
 from wfvae.model.decoder import Decoder
 from wfvae.model.encoder import Encoder
-from wfvae.model.layout import channels_first, frames_first, lay_out_weights
+from wfvae.model.ops import channels_first, frames_first
 from wfvae.spec.frames import (
     SPATIAL_RATIO,
     OutputWindow,
@@ -43,7 +43,7 @@ class StreamingVAE(nn.Module):
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
         bind_paths(self)
-        lay_out_weights(self)
+        _lay_out_weights(self)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,14 +113,14 @@ class StreamingVAE(nn.Module):
                 f"the chunk has {chunk.shape[2]} frames; an encoder step takes multiples of"
                 f" {spec.chunk_multiple}; stream_encode takes chunks of any size"
             )
-        clip = self._stream_chunk(spec, state, start, end, (chunk.shape[0], *chunk.shape[3:]))
-        result = self.encoder(frames_first(chunk), clip)
-        return channels_first(result.moments), clip.next_state
+        clip = self._stream_chunk(spec, state, start, end, _size(chunk))
+        moments, _, _ = self.encoder(frames_first(chunk), clip)
+        return channels_first(moments), clip.next_state
 
     def decoder_step(
         self, chunk: Tensor, state: State, start: Tensor, end: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Runs one step of the uniform decode stream: a pure function, rows independent.
+        """Runs one step of the uniform decode stream, as `encoder_step`.
 
         Args:
             chunk: unscaled latents (B, D, m, h, w), m >= 1.
@@ -132,16 +132,12 @@ class StreamingVAE(nn.Module):
         Returns:
             frames (B, 3, r m, H, W) and the next state. The first `stream_spec("decoder").drop`
             frames of a stream are to be dropped.
-
-        Raises:
-            InputError, StateError: name what is wrong.
         """
         check_latents("chunk", chunk, self.config.latent_dim, self.dtype)
-        batch, _, _, height, width = chunk.shape
-        size = (batch, height * SPATIAL_RATIO, width * SPATIAL_RATIO)
+        size = _size(chunk, SPATIAL_RATIO)
         clip = self._stream_chunk(self.stream_spec("decoder"), state, start, end, size)
-        result = self.decoder(frames_first(chunk), clip)
-        return channels_first(result.video), clip.next_state
+        video, _, _ = self.decoder(frames_first(chunk), clip)
+        return channels_first(video), clip.next_state
 
     def stream_encode(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Streams one batch of videos of any length T through `encoder_step`.
@@ -163,16 +159,10 @@ class StreamingVAE(nn.Module):
         ratio = self.config.temporal_compression
         state: State | None = None
         waiting: Tensor | None = None  # frames short of a whole step
-        last: Tensor | None = None
         seen = 0
-        for chunk in chunks:
-            check_video("chunk", chunk, self.dtype, empty=True)
-            if not chunk.shape[2]:
-                continue
-            if last is None or waiting is None:
+        for chunk in _one_stream(chunks, lambda x: check_video("chunk", x, self.dtype, empty=True)):
+            if waiting is None:
                 waiting = chunk[:, :, :1].expand(-1, -1, lead_frames(ratio), -1, -1)
-            else:
-                check_same_stream(last, chunk)
             seen += chunk.shape[2]
             last = chunk[:, :, -1:]
             frames = torch.cat([waiting, chunk], dim=2)
@@ -181,7 +171,7 @@ class StreamingVAE(nn.Module):
             if ready:
                 moments, state = self._next_step("encoder", frames[:, :, :ready], state)
                 yield moments
-        if last is None or waiting is None:
+        if waiting is None:
             raise InputError("the stream has no frames; expected at least 1")
         if waiting.shape[2]:
             tail = last.expand(-1, -1, tail_frames(seen, ratio), -1, -1)
@@ -197,31 +187,25 @@ class StreamingVAE(nn.Module):
         Yields:
             frames (B, 3, t, H, W) as they become ready, exactly T in all.
         """
-        spec = self.stream_spec("decoder")
+        spec, channels = self.stream_spec("decoder"), self.config.latent_dim
         window = OutputWindow(spec.drop)
         state: State | None = None
-        last: Tensor | None = None
         latents = 0
-        for chunk in chunks:
-            check_latents("chunk", chunk, self.config.latent_dim, self.dtype, empty=True)
-            if not chunk.shape[2]:
-                continue
-            if last is not None:
-                check_same_stream(last, chunk)
+        for chunk in _one_stream(
+            chunks, lambda z: check_latents("chunk", z, channels, self.dtype, empty=True)
+        ):
             last = chunk[:, :, -1:]
             latents += chunk.shape[2]
             video, state = self._next_step("decoder", chunk, state)
             part, window = window.take(video.shape[2], frames)
             if part.stop > part.start:
                 yield video[:, :, part]
-        if last is None:
+        if state is None:
             raise InputError("the stream has no latents; expected at least 1")
         total = video_frames(latents, spec.ratio) if frames is None else frames
-        if latent_frames(total, spec.ratio) != latents:
-            raise InputError(
-                f"{latents} latents were given for T = {total} frames, which have"
-                f" {latent_frames(total, spec.ratio)}"
-            )
+        expected = latent_frames(total, spec.ratio)
+        if expected != latents:
+            raise InputError(f"{latents} latents were given for T = {total} frames, which have {expected}")
         if window.given < total:
             video, _ = self._next_step("decoder", last, state, end=True)
             part, _ = window.take(video.shape[2], total)
@@ -233,21 +217,20 @@ class StreamingVAE(nn.Module):
         """Runs a step of all rows; without a state, their first one."""
         batch, device = chunk.shape[0], chunk.device
         start = torch.full((batch,), state is None, device=device)
+        step, factor = (
+            (self.encoder_step, 1) if direction == "encoder" else (self.decoder_step, SPATIAL_RATIO)
+        )
         if state is None:
-            factor = 1 if direction == "encoder" else SPATIAL_RATIO
-            state = self.initial_state(direction, batch, chunk.shape[3] * factor, chunk.shape[4] * factor)
-        step = self.encoder_step if direction == "encoder" else self.decoder_step
+            state = self.initial_state(direction, *_size(chunk, factor))
         return step(chunk, state, start, torch.full((batch,), end, device=device))
 
     def _stream_chunk(
-        self, spec: StreamSpec, state: State, start: Tensor, end: Tensor | None, size: tuple[int, ...]
+        self, spec: StreamSpec, state: State, start: Tensor, end: Tensor | None, size: tuple[int, int, int]
     ) -> StreamChunk:
         """Checks what a step was given; `size` is (batch, height, width) of the video."""
         if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
-            raise StateError(
-                f"the state is a {type(state).__name__}; expected a mapping of names to tensors, as"
-                " initial_state returns"
-            )
+            expected = "a mapping of names to tensors, as initial_state returns"
+            raise StateError(f"the state is a {type(state).__name__}; expected {expected}")
         check_flag("start", start, size[0])
         if torch.is_autocast_enabled(start.device.type):
             raise StreamingError(
@@ -256,6 +239,42 @@ class StreamingVAE(nn.Module):
             )
         given = {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in state.items()}
         spec.check(given, *size)
-        end = torch.zeros(size[0], dtype=torch.bool, device=start.device) if end is None else end
+        end = torch.zeros_like(start) if end is None else end
         check_flag("end", end, size[0])
         return StreamChunk(state, start, end)
+
+
+def _one_stream(chunks: Iterable[Tensor], check: Callable[[Tensor], None]) -> Iterator[Tensor]:
+    """Yields the chunks that are not empty.
+
+    Raises:
+        InputError: `check` refuses one, or it differs from the one before in batch, height or width.
+    """
+    shape: torch.Size | None = None
+    for chunk in chunks:
+        check(chunk)
+        if not chunk.shape[2]:
+            continue
+        if shape is not None and (shape[0], *shape[3:]) != (chunk.shape[0], *chunk.shape[3:]):
+            raise InputError(
+                f"a chunk of shape {tuple(chunk.shape)} follows one of {tuple(shape)}; batch, H and W must"
+                " stay the same in a stream"
+            )
+        shape = chunk.shape
+        yield chunk
+
+
+def _size(chunk: Tensor, factor: int = 1) -> tuple[int, int, int]:
+    """Returns batch, and height and width in video pixels."""
+    batch, _, _, height, width = chunk.shape
+    return batch, height * factor, width * factor
+
+
+def _lay_out_weights(model: nn.Module) -> None:
+    """Orders convolution weights in memory as channels-last convolutions read them."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        elif parameter.ndim == 5:
+            # (out, in, time, h, w): each time tap is then one contiguous channels-last weight.
+            parameter.data = parameter.data.permute(2, 0, 3, 4, 1).contiguous().permute(1, 4, 0, 2, 3)

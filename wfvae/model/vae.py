@@ -15,7 +15,7 @@ from wfvae.model.causal import OfflineClip
 from wfvae.model.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from wfvae.model.config import WFVAEConfig
 from wfvae.model.distribution import DiagonalGaussian
-from wfvae.model.layout import channels_first, frames_first
+from wfvae.model.ops import channels_first, frames_first
 from wfvae.model.streaming import StreamingVAE
 
 
@@ -83,7 +83,7 @@ class WFVAE(StreamingVAE):
                 the directory of a training run, whose newest averaged weights are taken;
                 a training checkpoint `*.ckpt` with a `config.json` beside it;
                 a Hugging Face repository `owner/name` (needs the extra `hub`).
-            device, dtype: where and in what precision the weights are placed.
+            device, dtype: where and in what precision the weights are.
             revision: branch, tag or commit of a Hugging Face repository.
 
         Raises:
@@ -98,9 +98,9 @@ class WFVAE(StreamingVAE):
         """
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise CheckpointError(f"dtype is {dtype!r}; expected torch.float32, float16, bfloat16 or float64")
-        checkpoint = read_checkpoint(source, revision)
-        model = cls(checkpoint.config).to(dtype)
-        load_weights(model, checkpoint.weights, checkpoint.path)
+        config, weights, path = read_checkpoint(source, revision)
+        model = cls(config).to(dtype)
+        load_weights(model, weights, path)
         return model.to(device).eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -112,10 +112,7 @@ class WFVAE(StreamingVAE):
         write_checkpoint(Path(directory), self.config, self.state_dict())
 
     def encode(self, x: Tensor) -> EncoderOutput:
-        """Encodes whole clips, each with its own causal past only.
-
-        Args:
-            x: (B, 3, T, H, W) floating point in [-1, 1]; T = 1 + r n; H, W multiples of 8.
+        """Encodes whole clips (B, 3, T, H, W) in [-1, 1], each with its own causal past only.
 
         Raises:
             InputError: names what is wrong with `x`.
@@ -128,23 +125,19 @@ class WFVAE(StreamingVAE):
                 f"x has T = {frames} frames; a whole clip needs T = 1 + {ratio} n, for example {below} or"
                 f" {below + ratio}; stream_encode takes any T"
             )
-        result = self.encoder(frames_first(x), OfflineClip())
-        distribution = DiagonalGaussian(channels_first(result.moments))
-        return EncoderOutput(distribution, channels_first(result.w2), channels_first(result.w3))
+        moments, w2, w3 = map(channels_first, self.encoder(frames_first(x), OfflineClip()))
+        return EncoderOutput(DiagonalGaussian(moments), w2, w3)
 
     def decode(self, z: Tensor) -> DecoderOutput:
-        """Decodes whole clips.
-
-        Args:
-            z: unscaled latents (B, D, 1 + n, h, w), floating point and finite.
+        """Decodes unscaled latents (B, D, 1 + n, h, w) of whole clips.
 
         Raises:
             InputError: names what is wrong with `z`.
         """
         check_latents("z", z, self.config.latent_dim, self.dtype)
-        result = self.decoder(frames_first(z), OfflineClip())
-        w2, w3 = (None if t is None else channels_first(t) for t in (result.w2, result.w3))
-        return DecoderOutput(channels_first(result.video), w2, w3)
+        video, w2, w3 = self.decoder(frames_first(z), OfflineClip())
+        w2, w3 = (None if bands is None else channels_first(bands) for bands in (w2, w3))
+        return DecoderOutput(channels_first(video), w2, w3)
 
     def forward(
         self, x: Tensor, sample_posterior: bool = True, generator: torch.Generator | None = None
