@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from wfvae.export.parity.difference import Array
 from wfvae.export.parity.exposed_graph import ExposedGraph, Feeds, Infer, blocks
-from wfvae.export.parity.layer_search import describe_coverage, exposed, guarded, stream_input
+from wfvae.export.parity.layer_search import describe_coverage, exposed, stream_input
 from wfvae.export.parity.plans import Job, describe_steps
 from wfvae.export.parity.rules import Rule
 from wfvae.runtime.bundle import Bundle
@@ -43,19 +44,16 @@ def search_backend(job: Job, reference: Bundle, steps: Sequence[int], rule: Rule
     make = RUNNERS.get(name)
     if make is None:
         return f"not searched: inner tensors cannot be read on the backend {name}"
-    return guarded(job.bundle.manifest.precision, lambda: _search(job, reference, steps, rule, make))
-
-
-def _search(job: Job, reference: Bundle, steps: Sequence[int], rule: Rule, make: OpenRunner) -> str:
     theirs, ours = exposed(job, reference), exposed(job, job.bundle)
     feeds = theirs.feeds(stream_input(job), steps)
     sizes = theirs.float_tensors(max(steps))
     coverage = describe_coverage(theirs, len(sizes))
+    own_share = replace(rule, relative=True)
     for block in blocks({name: 2 * len(feeds) * size for name, size in sizes.items()}, _BUDGET):
         found = _run(make(ours, ours.exposing(block), feeds), feeds, block)
         expected = _run(contextlib.nullcontext(theirs.open(block)), feeds, block)
         for name in block:
-            allowed = max(_allowed(rule, step[name]) for step in expected)
+            allowed = max(own_share.allowed(step[name]) for step in expected)
             for index, (result, wanted) in enumerate(zip(found, expected, strict=True)):
                 error = float(np.abs(result[name] - wanted[name]).max())
                 if not error <= allowed:
@@ -76,10 +74,6 @@ def _run(
     with runner as infer:
         results = (infer(feed) for feed in feeds)
         return [{name: np.array(result[name], np.float32) for name in names} for result in results]
-
-
-def _allowed(rule: Rule, expected: Array) -> float:
-    return Rule(rule.tolerance, relative=True).allowed(expected) if rule.tolerance else 0.0
 
 
 @contextlib.contextmanager

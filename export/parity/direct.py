@@ -43,30 +43,20 @@ def run_direct(job: Job) -> Array:
     return to_float_frames(output[: job.frames], job.height, job.width)
 
 
-class ModelReference:
-    """A copy of the PyTorch model on the CPU, offline, in one precision."""
+def run_model(model: WFVAE, dtype: torch.dtype, job: Job) -> Array:
+    """Runs the job offline by a copy of the PyTorch model on the CPU, in this precision."""
+    import torch
 
-    def __init__(self, model: WFVAE, dtype: torch.dtype, mean_only: bool) -> None:
-        self._model = copy.deepcopy(model).to(device="cpu", dtype=dtype).eval()
-        self._dtype = dtype
-        self._mean_only = mean_only
-
-    def run(self, job: Job) -> Array:
-        """Runs the job in the reference's precision."""
-        import torch
-
-        with torch.no_grad():
-            x = torch.from_numpy(np.ascontiguousarray(clip_input(job))).to(self._dtype).movedim(0, 1)[None]
-            if job.direction == "encoder":
-                posterior = self._model.encode(x).latent_dist
-                output = posterior.mode() if self._mean_only else posterior.moments
-            else:
-                output = self._model.decode(x).sample
-            result: Array = output[0].movedim(1, 0).numpy()
-        if job.direction == "encoder":
-            return result
-        cropped = result[: job.frames, :, : job.height, : job.width]
-        return np.ascontiguousarray(cropped.transpose(0, 2, 3, 1))
+    model = copy.deepcopy(model).to(device="cpu", dtype=dtype).eval()
+    x = torch.from_numpy(np.ascontiguousarray(clip_input(job))).to(dtype).movedim(0, 1)[None]
+    with torch.no_grad():
+        if job.direction == "decoder":
+            frames = model.decode(x).sample[0].permute(1, 2, 3, 0).numpy()
+            return np.ascontiguousarray(frames[: job.frames, : job.height, : job.width])
+        posterior = model.encode(x).latent_dist
+        output = posterior.mode() if job.bundle.manifest.latents == "mean" else posterior.moments
+        result: Array = output[0].movedim(1, 0).numpy()
+        return result
 
 
 def require_checkpoint(model: WFVAE, expected: str) -> None:

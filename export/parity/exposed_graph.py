@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper
 
 from wfvae.export.parity.difference import Array
 from wfvae.runtime.bundle import Bundle
@@ -26,7 +26,6 @@ Infer = Callable[[Feeds], Mapping[str, Array]]
 _FLOAT_BYTES = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
 """Types that are compared. Integers are shapes and counters, and NumPy has no bfloat16."""
 _STATE_TYPES = {"float32": np.float32, "float16": np.float16, "int32": np.int32}
-_SHAPED_BY_INPUT = ("Reshape", "Expand", "Range")
 _SEVERITY_ERROR = 3
 
 
@@ -182,53 +181,38 @@ class ExposedGraph:
     def _float_shapes(self, latents: int) -> dict[str, tuple[tuple[int, ...], int]]:
         """Returns shape and bytes per value of floating-point tensors for a step or clip, in order.
 
-        Tensors without values, or whose shape cannot be inferred, are left out.
+        A run on zeros gives them, by a node beside each tensor that returns its shape. Tensors without
+        values are left out.
         """
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
-        self._fix_sizes(model, latents)
-        self._fold_shape_arithmetic(model)
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        shapes = {}
-        for value in (*inferred.value_info, *inferred.output):
-            tensor = value.type.tensor_type
-            shape = tuple(int(dim.dim_value) for dim in tensor.shape.dim)  # 0 where it is not known
-            if tensor.elem_type in _FLOAT_BYTES and 0 not in shape:
-                shapes[value.name] = shape, _FLOAT_BYTES[tensor.elem_type]
-        return {name: shapes[name] for name in self.order if name in shapes}
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+        values = (*inferred.value_info, *inferred.output)
+        sizes = {value.name: _FLOAT_BYTES.get(value.type.tensor_type.elem_type) for value in values}
+        names = [name for name in self.order if sizes.get(name)]
+        del model.graph.output[:]
+        for name in names:
+            shape = helper.make_tensor_value_info(f"shape/{name}", onnx.TensorProto.INT64, [None])
+            model.graph.node.append(helper.make_node("Shape", [name], [shape.name]))
+            model.graph.output.append(shape)
+        shapes = [tuple(map(int, shape)) for shape in self.session(model).run(None, self._zeros(latents))]
+        return {
+            name: (shape, size)
+            for name, shape in zip(names, shapes, strict=True)
+            if (size := sizes[name]) and 0 not in shape
+        }
 
-    def _fix_sizes(self, model: onnx.ModelProto, latents: int) -> None:
-        """Replaces the symbolic sizes of inputs and outputs."""
+    def _zeros(self, latents: int) -> dict[str, Array]:
+        """Returns inputs of zeros for a step or clip."""
         ratio = self.spec.stream.ratio
         frames = ratio * latents if self.spec.kind == STEP else 1 + ratio * (latents - 1)
         sizes = {"latents": latents, "frames": frames, "height": self._height, "width": self._width}
-        for value in (*model.graph.input, *model.graph.output):
-            for dim in value.type.tensor_type.shape.dim:
-                if symbol := dim.dim_param:
-                    dim.Clear()
-                    [dim.dim_value] = resolve([symbol], batch=1, **sizes)
-
-    def _fold_shape_arithmetic(self, model: onnx.ModelProto) -> None:
-        """Makes computed shapes constants, since ONNX's inference does not follow divisions."""
-        from polygraphy.backend.onnx import modify_outputs
-
-        made = {output for node in model.graph.node for output in node.output}
-        shaped = [
-            node for node in model.graph.node if node.op_type in _SHAPED_BY_INPUT and node.input[1] in made
-        ]
-        wanted = list(dict.fromkeys(node.input[1] for node in shaped))
-        if not wanted:
-            return
         feeds = {}
-        for value in model.graph.input:
+        for value in self.model.graph.input:
             tensor = value.type.tensor_type
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-            feeds[value.name] = np.zeros([dim.dim_value for dim in tensor.shape.dim], dtype)
-        session = self.session(modify_outputs(model, outputs=wanted, copy=True))
-        for name, value in zip(wanted, session.run(wanted, feeds), strict=True):
-            model.graph.initializer.append(numpy_helper.from_array(value, f"folded/{name}"))
-        for node in shaped:
-            node.input[1] = f"folded/{node.input[1]}"
+            shape = resolve([dim.dim_param or dim.dim_value for dim in tensor.shape.dim], batch=1, **sizes)
+            feeds[value.name] = np.zeros(shape, helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        return feeds
 
 
 def blocks(sizes: Mapping[str, int], budget: int) -> Iterator[list[str]]:

@@ -23,28 +23,7 @@ _SHAPED_BY_INPUT = frozenset({"Reshape", "Expand"})
 _EQUAL_ONCE_EXPOSED = "differs once exposed, which prevents fusion"
 
 
-def search_plans(job: Job, steps: Sequence[int]) -> str:
-    """Names the first tensor of the step graph that differs between `steps` and a single step."""
-    return _on_onnxruntime(job, lambda: _search_plans(job, steps))
-
-
-def search_direct(job: Job, steps: Sequence[int]) -> str:
-    """Names the first tensor that differs between stream, run in `steps`, and direct graph.
-
-    Compared are tensors that both graphs compute by the same operations from the same weights. What
-    only the stream has (history, delay) has no counterpart and is counted as not compared.
-    """
-    return _on_onnxruntime(job, lambda: _search_direct(job, steps))
-
-
-def _on_onnxruntime(job: Job, search: Callable[[], str]) -> str:
-    name = job.bundle.backend.describe().get("name")
-    if name != "onnxruntime":
-        return f"not searched: comparing plans by tensor needs ONNX Runtime, and the backend is {name}"
-    return guarded(job.bundle.manifest.precision, search)
-
-
-def guarded(precision: str, search: Callable[[], str]) -> str:
+def run_search(precision: str, search: Callable[[], str]) -> str:
     """Returns what `search` finds, or why it found nothing; silences Polygraphy."""
     if precision not in ("fp32", "fp16"):
         return f"not searched: inner tensors of a {precision} graph cannot be read"
@@ -55,13 +34,12 @@ def guarded(precision: str, search: Callable[[], str]) -> str:
     try:
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(all="ignore"):
             return search()
-    except (
-        Exception
-    ) as error:  # of ONNX Runtime and Polygraphy; the check's numbers matter more than this hint
+    except Exception as error:  # of an engine or Polygraphy; the check's numbers matter more than this hint
         return f"not found, the search failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _search_plans(job: Job, steps: Sequence[int]) -> str:
+def search_plans(job: Job, steps: Sequence[int]) -> str:
+    """Names the first tensor of the step graph that differs between `steps` and a single step."""
     graph = exposed(job, job.bundle)
     x, everything = stream_input(job), (job.latents,)
     names = list(graph.frame_axes)
@@ -74,7 +52,12 @@ def _search_plans(job: Job, steps: Sequence[int]) -> str:
     return f"no tensor {_EQUAL_ONCE_EXPOSED}; {coverage}"
 
 
-def _search_direct(job: Job, steps: Sequence[int]) -> str:
+def search_direct(job: Job, steps: Sequence[int]) -> str:
+    """Names the first tensor that differs between stream, run in `steps`, and direct graph.
+
+    Compared are tensors that both graphs compute by the same operations from the same weights. What
+    only the stream has (history, delay) has no counterpart and is counted as not compared.
+    """
     step, direct = exposed(job, job.bundle), exposed(job, job.bundle, ".direct")
     pairs = _counterparts(step, direct)
     x, clip = stream_input(job), clip_input(job)

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from wfvae.export.parity.certificate import FORMAT, installed_versions
+import numpy as np
+
+from wfvae.export.parity.difference import Array
 from wfvae.machine import describe_machine
 
 if TYPE_CHECKING:
     from wfvae.spec.manifest import Manifest
+
+FORMAT = "wfvae-parity/1"
+_PACKAGES = [
+    "wfvae",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "polygraphy",
+    "tensorrt",
+    "torch",
+]
 
 
 @dataclass(frozen=True)
@@ -120,7 +138,7 @@ class Verification:
             "date": moment.isoformat(timespec="seconds"),
             "bundle": self._describe_bundle(),
             "backend": dict(self.backend),
-            "versions": installed_versions(),
+            "versions": _installed_versions(),
             "machine": describe_machine(),
             "video": {"source": re.split(r"[\\/]", source.rstrip("\\/"))[-1], **self.video},
             "checks": found["checks"],
@@ -137,3 +155,19 @@ class Verification:
             "producer": dict(self.manifest.producer),
             "files": {name: record.sha256 for name, record in self.manifest.files.items()},
         }
+
+
+def array_sha256(array: Array) -> str:
+    """Returns the SHA-256 of an array's values, row-major, little-endian."""
+    portable = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return hashlib.sha256(np.ascontiguousarray(portable).tobytes()).hexdigest()
+
+
+def _installed_versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -11,12 +11,13 @@ import numpy.typing as npt
 
 from wfvae.errors import InputError
 from wfvae.export.parity import plans
-from wfvae.export.parity.certificate import array_sha256, frame_hashes
+from wfvae.export.parity.backend_search import search_backend
 from wfvae.export.parity.difference import Array, measure, not_compared
-from wfvae.export.parity.direct import ModelReference, require_checkpoint, run_direct
+from wfvae.export.parity.direct import require_checkpoint, run_direct, run_model
+from wfvae.export.parity.layer_search import run_search, search_direct, search_plans
 from wfvae.export.parity.plans import Job
 from wfvae.export.parity.rules import Rule, is_reference, model_rule, plan_rule, reference_rule, stream_rule
-from wfvae.export.parity.verification import Check, NotAvailable, Verification
+from wfvae.export.parity.verification import Check, NotAvailable, Verification, array_sha256
 from wfvae.runtime.bundle import Bundle, open_bundle
 from wfvae.runtime.pixels import to_uint8_frames
 from wfvae.runtime.stream import DEFAULT_CHUNK
@@ -239,7 +240,7 @@ class _Verifier:
         for dtype in (torch.float32, torch.float64):
             name = str(dtype).removeprefix("torch.")
             self._advance(f"{job.verb}: PyTorch {name}")
-            expected = ModelReference(self.against, dtype, self.bundle.manifest.latents == "mean").run(job)
+            expected = run_model(self.against, dtype, job)
             check = self._compare(f"{BACKEND_MODEL} {name}", job, "direct", (direct, expected), rule)
             self.checks.append(self._search_backend(check, job))
 
@@ -251,8 +252,6 @@ class _Verifier:
             # Plans are compared by tensor on ONNX Runtime only; this compares with the reference.
             check = self._search_backend(check, job)
         elif not check.equal_bits and steps is not None:
-            from wfvae.export.parity.layer_search import search_direct, search_plans
-
             search = search_direct if name == STREAM_DIRECT else search_plans
             check = self._search(check, name, job, lambda: search(job, steps))
         self.checks.append(check)
@@ -262,8 +261,6 @@ class _Verifier:
         reference = self.reference
         if check.passed or reference is None:
             return check
-        from wfvae.export.parity.backend_search import search_backend
-
         rule, steps = reference_rule(self.described, self.precision), even_chunks(job.latents, DEFAULT_CHUNK)
         return self._search(
             check, BACKEND_ONNXRUNTIME, job, lambda: search_backend(job, reference, tuple(steps), rule)
@@ -275,7 +272,7 @@ class _Verifier:
             return check
         self.searched.add((name, job.direction))
         self.progress(f"{job.verb}: searching the first tensor that differs", self.done, self.total)
-        return replace(check, first_difference=search())
+        return replace(check, first_difference=run_search(self.precision, search))
 
     def _compare(
         self, name: str, job: Job, plan: str, arrays: tuple[Array, Array] | str, rule: Rule | None = None
@@ -319,9 +316,10 @@ class _Verifier:
 
 
 def _hashes(direction: Direction, result: Array) -> dict[str, tuple[str, ...]]:
-    if direction == "encoder":
-        return {"latents": frame_hashes(result)}
-    return {"frames_float32": frame_hashes(result), "frames_uint8": frame_hashes(_to_uint8(result))}
+    arrays = {"latents": result}
+    if direction == "decoder":
+        arrays = {"frames_float32": result, "frames_uint8": _to_uint8(result)}
+    return {name: tuple(array_sha256(frame) for frame in array) for name, array in arrays.items()}
 
 
 def _to_uint8(frames: Array) -> npt.NDArray[np.uint8]:

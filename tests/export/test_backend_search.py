@@ -1,14 +1,11 @@
 """A backend beside ONNX Runtime on the CPU: the check, and the first tensor at which they differ.
 
-The other backend is ONNX Runtime with one weight changed, or one that forgets its state. Without a
-GPU, the TensorRT runner is checked by the graph, profile and settings that it passes to Polygraphy.
+The other backend is ONNX Runtime with one weight changed, or one that forgets its state.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,25 +103,15 @@ def test_another_backend_is_compared_with_onnxruntime_in_both_directions(
 ) -> None:
     path = exported(NAME)
     stages: list[tuple[int, int]] = []
-
-    def note(stage: str, done: int, total: int) -> None:
-        stages.append((done, total))
-
-    result = verify(on_another(path, path), FRAMES, progress=note)
+    result = verify(
+        on_another(path, path), FRAMES, progress=lambda stage, done, total: stages.append((done, total))
+    )
     found = [check for check in result.checks if check.name == CHECK]
-    assert result.passed and [(check.direction, check.plan) for check in found] == [
-        ("encode", "steps of 4"),
-        ("decode", "steps of 4"),
-    ]
+    assert result.passed and [check.direction for check in found] == ["encode", "decode"]
     assert all(check.equal_bits and check.frames == 21 and check.backend == "another" for check in found)
     assert {check.rule for check in found} == {"error <= 0.0001"}
     assert all("either side" in check.reason for check in found)
-    assert stages[-1] == (stages[-1][1] - 1, stages[-1][1])
-    assert all(entry["reason"] for entry in result.to_json()["checks"])
-
-
-def test_onnxruntime_on_the_cpu_is_not_compared_with_itself(opened: Callable[..., Bundle]) -> None:
-    assert CHECK not in {check.name for check in verify(opened(NAME), FRAMES[:5]).checks}
+    assert stages == [(done, len(stages)) for done in range(len(stages))]
 
 
 @pytest.mark.parametrize(
@@ -219,67 +206,16 @@ def test_tolerances_between_backends_have_a_reason(precision: str) -> None:
     assert rule.tolerance == BOUNDS[precision].tolerance and "measured" in rule.reason
 
 
-# TensorRT -----------------------------------------------------------------------------------------
-
-
-class Recorded:
-    """Records arguments of a class of `polygraphy.backend.trt`; its signature must take them."""
-
-    def __init__(self, real: type, *arguments: Any, **named: Any) -> None:
-        bound = inspect.signature(real).bind(*arguments, **named)
-        self.kind, self.arguments = real.__name__, bound.arguments
-
-
-def exposed_on_tensorrt(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, direction: str, device: str
-) -> ExposedGraph:
-    described = {"name": "tensorrt", "device": device, "tf32": "true"}
-    monkeypatch.setattr(bundle.backend, "describe", lambda: described)
-    return ExposedGraph(bundle, bundle.manifest.graphs[direction], 16, 24)
-
-
-def test_tensorrt_engine_is_strongly_typed_with_profiles_of_the_feeds(
-    opened: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import polygraphy.backend.trt as loaders
-
-    for name in ("CreateConfig", "EngineFromNetwork", "NetworkFromOnnxBytes", "TrtRunner"):
-        monkeypatch.setattr(loaders, name, functools.partial(Recorded, getattr(loaders, name)))
-    gpus: list[int] = []
-    monkeypatch.setattr("wfvae.runtime.backends.nvidia.cuda.Cuda", gpus.append)
-    graph = exposed_on_tensorrt(opened(NAME), monkeypatch, "decoder", "cuda:1")
-    feeds = graph.feeds(np.zeros((6, 4, 2, 3), np.float32), (4, 2))
-    assert [feed["latents"].shape[1] for feed in feeds] == [4, 2, 1]  # with the drain
-    names = list(graph.float_tensors(4))
-    runner = search.tensorrt_runner(graph, graph.exposing(names), feeds)
-    assert runner.kind == "TrtRunner" and gpus == [1]
-    engine = runner.arguments["engine"]
-    network, config = engine.arguments["network"], engine.arguments["config"]
-    assert network.arguments["strongly_typed"] is True and config.arguments["tf32"] is True
-    [profile] = config.arguments["kwargs"]["profiles"]
-    assert set(profile) == set(feeds[0])
-    ranges = profile["latents"]
-    longest = (1, 4, 4, 2, 3)
-    assert (ranges.min, ranges.opt, ranges.max) == ((1, 1, 4, 2, 3), longest, longest)
-    for state in graph.spec.states:
-        ranges = profile[f"state.{state.name}"]
-        assert {ranges.min, ranges.opt, ranges.max} == {state.resolve(1, 16, 24)}
-    model = onnx.load_from_string(network.arguments["model_bytes"])
-    assert [value.name for value in model.graph.output] == names
-    # The weights are inside: TensorRT's parser has no folder to look for them in.
-    assert not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
-    session = ort.InferenceSession(network.arguments["model_bytes"], providers=["CPUExecutionProvider"])
-    name = f"next_state.{graph.spec.states[0].name}"
-    [result] = session.run([name], feeds[0])
-    assert np.array_equal(result, feeds[1][name.removeprefix("next_")])
-
-
-def test_polygraphy_takes_the_runner_without_tensorrt(
+def test_polygraphy_takes_the_tensorrt_runner_without_tensorrt(
     opened: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only names and arguments: an engine is built when the runner starts."""
-    monkeypatch.setattr("wfvae.runtime.backends.nvidia.cuda.Cuda", lambda index: None)
-    graph = exposed_on_tensorrt(opened(NAME), monkeypatch, "encoder", "cuda:0")
+    gpus: list[int] = []
+    monkeypatch.setattr("wfvae.runtime.backends.nvidia.cuda.Cuda", gpus.append)
+    bundle = opened(NAME)
+    described = {"name": "tensorrt", "device": "cuda:1", "tf32": "true"}
+    monkeypatch.setattr(bundle.backend, "describe", lambda: described)
+    graph = ExposedGraph(bundle, bundle.manifest.graphs["encoder"], 16, 24)
     feeds = [{value.name: np.zeros((1, 1), np.float32) for value in graph.model.graph.input}]
     runner = search.tensorrt_runner(graph, graph.exposing([graph.spec.outputs[0].name]), feeds)
-    assert type(runner).__name__ == "TrtRunner" and runner.name.startswith("tensorrt")
+    assert type(runner).__name__ == "TrtRunner" and runner.name.startswith("tensorrt") and gpus == [1]

@@ -9,8 +9,6 @@ import math
 import os
 import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -30,7 +28,6 @@ from rich.console import Console
 from wfvae.errors import CheckpointError, InputError
 from wfvae.export.bundle import ExportOptions, export_bundle
 from wfvae.export.parity import Verification, measure, render_table, ulp_distance, verify
-from wfvae.export.parity.plans import ragged_steps
 from wfvae.export.parity.rules import BOUNDS, EXACT, model_rule, plan_rule, stream_rule
 from wfvae.model.config import WFVAEConfig
 from wfvae.model.vae import WFVAE
@@ -40,18 +37,7 @@ from wfvae.video.synthetic.clips import ProceduralClip
 
 FIXTURES = ("4x8x8-trilinear", "8x8x8-trilinear", "4x8x8-nearest-16ch")
 EXACT_CHECKS = {"plan invariance", "stream = direct"}
-JSON_KEYS = {
-    "name": str,
-    "direction": str,
-    "backend": str,
-    "plan": str,
-    "frames": int,
-    "equal_bits": bool,
-    "max_abs": float | None,
-    "max_ulp": int | None,
-    "psnr_db": float | str | None,
-    "passed": bool,
-}
+JSON_KEYS = {"name", "direction", "backend", "plan", "frames", "equal_bits", "max_abs", "max_ulp", "psnr_db"}
 Made = Callable[..., tuple[Path, WFVAE]]
 
 
@@ -126,9 +112,6 @@ def table_text(verification: Verification) -> str:
     return console.export_text()
 
 
-# What is promised ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", [*FIXTURES, "tiny"])
 def test_streams_have_the_bits_of_direct_inference_and_agree_with_the_model(
     name: str, bundles: Made, record_property: Callable[[str, object], None]
@@ -183,29 +166,24 @@ def test_bundle_without_direct_graphs_is_compared_with_one_step(bundles: Made) -
     verification = verify(opened(path), clip(9))
     assert verification.passed
     assert {check.name for check in verification.checks} == {"plan invariance", "stream = one call"}
-    entries = verification.to_json()["not_available"]
-    assert [(entry["name"], entry["direction"]) for entry in entries] == [
-        ("direct graph", "encode"),
-        ("direct graph", "decode"),
-    ]
-    assert all("--direct" in entry["reason"] and "passed" not in entry for entry in entries)
+    entries = verification.not_available
+    assert [one.direction for one in entries] == ["encode", "decode"]
+    assert all(one.name == "direct graph" for one in entries)
+    assert all("--direct" in one.reason for one in entries)
     assert "not available: direct graph, encode" in table_text(verification)
 
 
-def test_progress_counts_to_the_total(bundles: Made) -> None:
+@pytest.mark.parametrize(("frames", "with_model"), [(9, True), (8, True), (1, False)])
+def test_progress_counts_to_the_total(frames: int, with_model: bool, bundles: Made) -> None:
     path, model = bundles("4x8x8-trilinear")
-    for frames, against in ((9, None), (9, model), (8, model), (1, None)):
-        seen: list[tuple[int, int]] = []
-        verify(
-            opened(path),
-            clip(frames, 8, 8),
-            against=against,
-            progress=lambda stage, done, total, seen=seen: seen.append((done, total)),
-        )
-        assert seen == [(done, len(seen)) for done in range(len(seen))]
-
-
-# What must fail -----------------------------------------------------------------------------------
+    seen: list[tuple[int, int]] = []
+    verify(
+        opened(path),
+        clip(frames, 8, 8),
+        against=model if with_model else None,
+        progress=lambda stage, done, total: seen.append((done, total)),
+    )
+    assert seen == [(done, len(seen)) for done in range(len(seen))]
 
 
 def test_model_of_another_checkpoint_is_refused_and_no_model_is_changed(bundles: Made) -> None:
@@ -218,12 +196,7 @@ def test_model_of_another_checkpoint_is_refused_and_no_model_is_changed(bundles:
 
 
 @pytest.mark.parametrize(
-    "frames",
-    [
-        np.zeros((0, 16, 16, 3), np.uint8),
-        np.zeros((2, 16, 16, 3), np.float32),
-        np.zeros((16, 16, 3), np.uint8),
-    ],
+    "frames", [np.zeros((0, 16, 16, 3), np.uint8), np.zeros((2, 16, 16, 3)), np.zeros((16, 16, 3), np.uint8)]
 )
 def test_arrays_that_are_no_video_are_refused(frames: Any, bundles: Made) -> None:
     with pytest.raises(InputError, match="expected uint8 of shape"):
@@ -289,9 +262,6 @@ def test_verification_with_a_check_that_does_not_hold_has_not_passed(
     assert verified.passed and all(check.first_difference is None for check in verified.checks)
     assert not Verification(()).passed
     assert not replace(verified, checks=(*verified.checks, replace(verified.checks[0], **changed))).passed
-
-
-# Numbers ------------------------------------------------------------------------------------------
 
 
 def test_comparison_of_nothing_or_of_nan_or_of_other_shapes_never_passes() -> None:
@@ -362,23 +332,13 @@ def test_rules_ask_for_bits_only_where_they_are_attainable() -> None:
             assert plan_rule(backend, precision) is stream_rule(backend, precision)
 
 
-@given(st.integers(1, 200))
-def test_ragged_steps_cover_the_stream(latents: int) -> None:
-    steps = ragged_steps(latents)
-    assert sum(steps) == latents and min(steps) >= 1 and max(steps) <= 5
-    assert steps == ragged_steps(latents)
-
-
-# JSON, certificate, table -------------------------------------------------------------------------
-
-
-def test_json_has_the_documented_keys(verified: Verification) -> None:
+def test_json_is_strict_and_has_the_documented_keys(verified: Verification) -> None:
     data = json.loads(json.dumps(verified.to_json(), allow_nan=False))
     assert data["passed"] is True and data["checks"]
     for check in data["checks"]:
-        assert all(isinstance(check[key], kind) for key, kind in JSON_KEYS.items()), check
-        assert check["direction"] in ("encode", "decode")
+        assert check.keys() >= JSON_KEYS and check["passed"] is True
         assert isinstance(check["equal_uint8"], bool) == (check["direction"] == "decode")
+    assert {check["psnr_db"] for check in data["checks"] if check["equal_bits"]} == {None, "inf"}
 
 
 def test_certificate_has_hashes_and_versions_and_names_no_place(
@@ -413,34 +373,12 @@ def test_frame_hashes_are_those_of_a_stream(verified: Verification, bundles: Mad
 
 
 def test_table_shows_numbers_and_outcome(verified: Verification) -> None:
-    failing = replace(
-        verified.checks[-1],
-        passed=False,
-        equal_bits=False,
-        equal_share=0.99999,
-        max_ulp=1234,
-        first_difference="decoder.x (node x)",
-    )
-    for verification, words in (
-        (
-            verified,
-            "plan invariance|stream = direct|backend = model float64|equal bits|100 %|inf|checks passed",
-        ),
-        (
-            replace(verified, checks=(failing,)),
-            "1,234|99.99 %|FAILED|decoder.x (node x)|1 of 1 checks failed",
-        ),
-        (Verification(()), "no check was made"),
+    numbers = {"equal_bits": False, "equal_share": 0.99999, "max_ulp": 1234}
+    failing = replace(verified.checks[-1], passed=False, first_difference="decoder.x (node x)", **numbers)
+    for checks, words in (
+        (verified.checks, "plan invariance|stream = direct|float64|equal bits|100 %|inf|checks passed"),
+        ((failing,), "1,234|99.99 %|FAILED|decoder.x (node x)|1 of 1 checks failed"),
+        ((), "no check was made"),
     ):
-        text = table_text(verification)
+        text = table_text(replace(verified, checks=checks))
         assert all(word in text for word in words.split("|"))
-
-
-def test_polygraphy_is_not_imported_while_nothing_differs(bundles: Made) -> None:
-    code = (
-        "import sys; from wfvae.export.parity import verify; from wfvae.runtime import open_bundle;"
-        " import numpy as np\n"
-        "assert verify(open_bundle(sys.argv[1], threads=1), np.zeros((5, 16, 16, 3), np.uint8)).passed\n"
-        "assert 'polygraphy' not in {name.partition('.')[0] for name in sys.modules}"
-    )
-    subprocess.run([sys.executable, "-c", code, str(bundles("4x8x8-trilinear")[0])], check=True)
