@@ -33,7 +33,7 @@ def packaged_files() -> list[str]:
 
 
 def modules() -> list[str]:
-    """Every module, read off the files, so that one in a folder without `__init__.py` is seen too."""
+    """Every module, read off the files: one in a folder without `__init__.py` is seen too."""
     names = (name.removesuffix(".py") for name in packaged_files() if name.endswith(".py"))
     return [name.replace("/", ".").removesuffix(".__init__") for name in names]
 

@@ -179,7 +179,8 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
     for key, frames in (("data.frames", data.frames), ("validation.frames", shown.frames)):
         if (frames - 1) % ratio:
             below = 1 + (frames - 1) // ratio * ratio
-            yield f"{key} is {frames}; a clip has 1 + {ratio} n frames, for example {below} or {below + ratio}"
+            examples = f"for example {below} or {below + ratio}"
+            yield f"{key} is {frames}; a clip has 1 + {ratio} n frames, {examples}"
     yield from _crop_problems("data", data, data.height, data.width)
     yield from _crop_problems("validation", shown, shown.height or data.height, shown.width or data.width)
     if data.crops_per_clip > 1 and not data.crop_height:

@@ -26,38 +26,27 @@ OptionalSide = Annotated[int, Meta(ge=0, le=LARGEST, multiple_of=SPATIAL_RATIO)]
 
 
 class ModelSettings(Record, frozen=True):
-    """The architecture: a preset, and what differs from it. None keeps the preset's value."""
+    """The architecture: a preset, and what differs from it.
+
+    The other keys are fields of `WFVAEConfig`, which explains them; None keeps the preset's value.
+    """
 
     preset: Preset = "S"
     """`S`, `M`, `L` (Table 3) or `tiny`."""
     base_channels: Positive | None = None
-    """C of the paper. S 128, M 160, L 192."""
     latent_dim: Positive | None = None
-    """Latent channels; the paper compares 4, 8, 16 and 32."""
     temporal_compression: Literal[4, 8] | None = None
-    """Video frames per latent."""
     encoder_num_resblocks: Count | None = None
-    """Residual blocks per encoder level."""
     decoder_num_resblocks: Count | None = None
-    """Residual blocks per decoder level."""
     encoder_energy_flow_hidden_size: Positive | None = None
-    """C_flow of the encoder's inflow paths."""
     decoder_energy_flow_hidden_size: Positive | None = None
-    """C_flow of the decoder's outflow paths."""
     connect_res_layer_num: Count | None = None
-    """Residual blocks in each outflow path."""
     use_attention: bool | None = None
-    """Per-frame attention in the middle."""
     norm_type: NormType | None = None
-    """`groupnorm` is an ablation only: such a model cannot be streamed or exported."""
     t_interpolation: Interpolation | None = None
-    """Time upsampling in the decoder."""
     dropout: BelowOne | None = None
-    """Dropout in the residual blocks."""
     energy_flow_l2: bool | None = None
-    """The W(2) energy path (Table 4)."""
     energy_flow_l3: bool | None = None
-    """The W(3) energy path (Table 4)."""
 
     def architecture(self) -> WFVAEConfig:
         """The model configuration. Raises `ConfigError` where values contradict each other."""

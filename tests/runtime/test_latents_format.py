@@ -1,6 +1,4 @@
-"""The latents files' specification: what the runtime writes is read back by others' libraries, as
-the document says.
-"""
+"""The latents files' specification: libraries of others read what the runtime writes."""
 
 from __future__ import annotations
 
@@ -87,12 +85,8 @@ def test_zarr_store_is_as_documented(tmp_path: Path, dtype: Any, finish: bool) -
     assert array.attrs["wfvae"] == {**EXPECTED, "frames": 19 if finish else None, "complete": finish}
     # Read without a library, too.
     metadata = json.loads((tmp_path / "z.zarr/latents/zarr.json").read_text(encoding="utf-8"))
-    assert metadata["shape"] == [6, 3, 4, 6] and metadata["dimension_names"] == [
-        "time",
-        "channel",
-        "height",
-        "width",
-    ]
+    assert metadata["shape"] == [6, 3, 4, 6]
+    assert metadata["dimension_names"] == ["time", "channel", "height", "width"]
     assert [codec["name"] for codec in metadata["codecs"]] == ["bytes"] and metadata["fill_value"] == "NaN"
     assert metadata["chunk_grid"]["configuration"]["chunk_shape"] == [4, 3, 4, 6]
     chunk = np.frombuffer((tmp_path / "z.zarr/latents/c/0/0/0/0").read_bytes(), dtype).reshape(4, 3, 4, 6)
@@ -101,11 +95,8 @@ def test_zarr_store_is_as_documented(tmp_path: Path, dtype: Any, finish: bool) -
 
 def test_document_lists_every_key_and_no_other() -> None:
     table = TEXT.partition("## Metadata")[2].partition("## `.safetensors`")[0]
-    documented = [
-        key
-        for row in re.findall(r"^\| (`[^|]+) \|", table, flags=re.MULTILINE)
-        for key in re.findall(r"`([^`]+)`", row)
-    ]
+    rows = re.findall(r"^\| (`[^|]+) \|", table, flags=re.MULTILINE)
+    documented = re.findall(r"`([^`]+)`", " ".join(rows))
     assert len(documented) == len(set(documented))
     assert set(documented) == set(EXPECTED) == {field.name for field in fields(LatentsInfo)}
 
@@ -113,8 +104,7 @@ def test_document_lists_every_key_and_no_other() -> None:
 def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
     write(tmp_path / "z.npy", np.float32)
     sidecar = tmp_path / "z.npy.json"
-    sidecar.write_text(
-        json.dumps({**json.loads(sidecar.read_text(encoding="utf-8")), "later": 1}), encoding="utf-8"
-    )
+    known = json.loads(sidecar.read_text(encoding="utf-8"))
+    sidecar.write_text(json.dumps({**known, "later": 1}), encoding="utf-8")
     with open_latents(tmp_path / "z.npy") as reader:
         assert reader.info == replace(INFO, frames=19)

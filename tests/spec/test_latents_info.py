@@ -1,4 +1,4 @@
-"""Metadata of latents: what is written as JSON is read back, and values out of range are refused."""
+"""Metadata of latents: JSON is read back as written, and values out of range are refused."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def test_metadata_survive_json(
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("key", "value", "problem"),
     [
-        {"frames": 0},
-        {"kind": "logits"},
-        {"temporal_ratio": 3},
-        {"padded_width": 40},
-        {"fps": Fraction(0)},
-        {"version": "v2"},
+        ("frames", 0, "frames is 0"),
+        ("kind", "logits", "kind is 'logits'"),
+        ("temporal_ratio", 3, "temporal_ratio is 3"),
+        ("padded_width", 40, "padded to 32x40 cannot be"),
+        ("fps", Fraction(0), "0 fps cannot be"),
+        ("version", "v2", "version is 'v2'; expected one of 'wfvae-latents/1'"),
     ],
 )
-def test_metadata_out_of_range_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(LatentsError):
-        replace(INFO, **change)
+def test_metadata_out_of_range_are_refused(key: str, value: Any, problem: str) -> None:
+    with pytest.raises(LatentsError, match=problem):
+        replace(INFO, **{key: value})

@@ -170,20 +170,16 @@ def container_for(args: argparse.Namespace, destination: str) -> str | None:
     """Returns `--container`. Raises `InputError` if the destination is not a pipe."""
     container: str | None = args.container
     if container is not None and destination != "-":
-        raise InputError(
-            f"--container {container} was given for '{destination}'; it is for -, since a file's suffix"
-            " chooses its format"
-        )
+        problem = f"--container {container} was given for '{destination}'"
+        raise InputError(f"{problem}; it is for -, since a file's suffix chooses its format")
     return container
 
 
 def check_rate(args: argparse.Namespace, source: str) -> None:
     """Raises `InputError` if `--fps` was given for a container on a pipe, which states its own."""
     if args.fps is not None and args.raw is None and source == "-":
-        raise InputError(
-            "--fps was given for a container on standard input, which states its own; it is for images and"
-            " --raw"
-        )
+        problem = "--fps was given for a container on standard input, which states its own"
+        raise InputError(f"{problem}; it is for images and --raw")
 
 
 def raw_layout(args: argparse.Namespace) -> RawVideo | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from wfvae.cli.arguments import add_bundle_arguments, add_json_argument, open_from, parse_positive, parse_size
 from wfvae.cli.output import mebibytes, progress_bar, show
-from wfvae.errors import InputError, ResourceError
+from wfvae.errors import InputError
 from wfvae.machine import describe_machine
 
 if TYPE_CHECKING:
@@ -68,24 +68,21 @@ def run(args: argparse.Namespace) -> int:
             setting.require_named_device()
             Tuning.require_writable(bundle.path)
         speeds = _measure(bundle, size, args)
-        chosen, failure = {}, None
-        if args.tune:
-            try:
+        chosen: Chosen = {}
+        try:
+            if args.tune:
                 chosen = _store(bundle, size, setting, speeds)
-            except ResourceError as error:
-                failure = error  # raised when the measurements are shown
-        data = {
-            "bundle": bundle.identity,
-            "backend": described,
-            "machine": describe_machine(),
-            "height": size[0],
-            "width": size[1],
-            "results": [speed.to_dict() for found in speeds.values() for speed in found],
-            "tuned": {direction: speed.chunk for direction, speed in chosen.items()} or None,
-        }
-    show(args, data, _table(described, size, speeds, chosen))
-    if failure is not None:
-        raise failure
+        finally:  # the measurements are shown even if they cannot be stored
+            data = {
+                "bundle": bundle.identity,
+                "backend": described,
+                "machine": describe_machine(),
+                "height": size[0],
+                "width": size[1],
+                "results": [speed.to_dict() for found in speeds.values() for speed in found],
+                "tuned": {direction: speed.chunk for direction, speed in chosen.items()} or None,
+            }
+            show(args, data, _table(described, size, speeds, chosen))
     return 0
 
 

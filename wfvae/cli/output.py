@@ -39,7 +39,7 @@ def show(args: argparse.Namespace, data: Any, text: RenderableType, to_stderr: b
 
 @contextmanager
 def naming_stream(name: str) -> Iterator[None]:
-    """Adds a stream's name to the error of writing it, such as a full disk; not to a closed pipe."""
+    """Adds a stream's name to errors of writing it, as on a full disk; not to a closed pipe."""
     try:
         yield
     except BrokenPipeError:

@@ -43,8 +43,7 @@ _BLOCKS = {
 # Keys whose only published value is this one.
 _FIXED_KEYS = {"_class_name": "WFVAEModel", "attention_type": "AttnBlock3DFix"}
 _IGNORED_KEYS = frozenset({"_diffusers_version", "_name_or_path"})
-# Not published: written only where they differ from the default, so that a standard model's file
-# has the published keys and no others.
+# Not published: written only where they differ from the default.
 _EXTENSION_KEYS = ("energy_flow_l2", "energy_flow_l3")
 
 
@@ -103,9 +102,7 @@ class WFVAEConfig(Struct, frozen=True):
 
     @classmethod
     def preset(cls, name: Preset, **overrides: Any) -> WFVAEConfig:
-        """Returns the paper's S, M or L (Table 3), or `tiny` for demos and tests.
-
-        `overrides` replace single fields.
+        """Returns the paper's S, M or L (Table 3), or `tiny`; `overrides` replace single fields.
 
         Example:
             >>> config = WFVAEConfig.preset("L", latent_dim=16)
@@ -121,11 +118,7 @@ class WFVAEConfig(Struct, frozen=True):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> WFVAEConfig:
-        """Reads the published keys.
-
-        Raises:
-            ConfigError: naming every unknown key and every unsupported block.
-        """
+        """Reads the published keys. Raises `ConfigError` with all unknown or unsupported ones."""
         values = {key: value for key, value in data.items() if key not in _IGNORED_KEYS}
         problems: list[str] = []
         for key, value in _FIXED_KEYS.items():
@@ -211,6 +204,5 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "latent_dim": 16,
         "encoder_energy_flow_hidden_size": 16,
         "decoder_energy_flow_hidden_size": 16,
-        "t_interpolation": "trilinear",
     },
 }

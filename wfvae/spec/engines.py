@@ -124,9 +124,8 @@ class Profile(Record, frozen=True):
 
     def admits(self, batch: int, latents: int, height: int, width: int) -> bool:
         """Whether the profile takes this input."""
-        return (
-            batch in self.batch and latents in self.latents and height in self.height and width in self.width
-        )
+        fits = batch in self.batch and latents in self.latents
+        return fits and height in self.height and width in self.width
 
     @property
     def steady(self) -> bool:
@@ -136,9 +135,9 @@ class Profile(Record, frozen=True):
     def shapes(self, graph: GraphSpec) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
         """Returns the (smallest, best, largest) shape of every input, states included."""
         spans = (self.batch, self.latents, self.height, self.width)
-        low, best, high = (
-            input_shapes(graph, *(getattr(span, end) for span in spans)) for end in ("low", "best", "high")
-        )
+        low = input_shapes(graph, *(span.low for span in spans))
+        best = input_shapes(graph, *(span.best for span in spans))
+        high = input_shapes(graph, *(span.high for span in spans))
         return {name: (low[name], best[name], high[name]) for name in low}
 
 
@@ -282,14 +281,14 @@ def sound_records(manifest: Manifest) -> list[EngineRecord]:
     return found
 
 
-def list_engine(bundle: Path, record: EngineRecord, wait: float = 60.0) -> None:
+def list_engine(bundle: Path, record: EngineRecord) -> None:
     """Adds an engine to the manifest. Builds that run at the same time wait for each other.
 
     Entries of the same file and damaged ones are dropped. Raises `ResourceError` if the manifest
-    cannot be written, or stayed locked for `wait` seconds.
+    cannot be written, or stayed locked for a minute.
     """
     busy = f"another process is changing the manifest of {bundle}; wait for it, or end it"
-    with locked(bundle / LOCK_NAME, busy, wait):
+    with locked(bundle / LOCK_NAME, busy, wait=60):
         manifest = Manifest.read(bundle)
         records = [other for other in sound_records(manifest) if other.file != record.file]
         manifest.with_engines(tuple(entry.to_dict() for entry in [*records, record])).write(bundle)
@@ -306,16 +305,13 @@ def find_engine(manifest: Manifest, bundle: Path, graph: str, target: Target, tf
         direct = manifest.graphs[graph].kind != STEP
         command = BuildSettings(whole_clip=8 if direct else None, tf32=tf32).command(bundle)
         raise BundleError(f"the bundle has no TensorRT engine for {graph}; build it: {command}")
-    problems: list[str] = []
     for record in reversed(of_graph):
         problems = _differences(record, manifest, target, tf32)
         if not problems:
             return record
+    problem = f"the bundle's TensorRT engine for {graph} can't run here: {'; '.join(problems)}"
     command = structs.replace(of_graph[-1].settings, tf32=tf32).command(bundle)
-    raise BundleError(
-        f"the bundle's TensorRT engine for {graph} can't run here: {'; '.join(problems)}; build one:"
-        f" {command}"
-    )
+    raise BundleError(f"{problem}; build one: {command}")
 
 
 def _differences(record: EngineRecord, manifest: Manifest, target: Target, tf32: bool) -> list[str]:

@@ -78,21 +78,18 @@ class LatentsInfo(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], name: str) -> LatentsInfo:
-        """Reads what `to_json` returned. Unknown keys are ignored.
+        """Reads what `to_json` returned, from the file `name`. Unknown keys are ignored.
 
         Raises:
-            LatentsError: naming the file `name` and what is wrong.
+            LatentsError: naming the file and what is wrong.
         """
         if values.get("version") != FORMAT:
-            raise LatentsError(
-                f"'{name}' carries no {FORMAT} metadata (version is {values.get('version')!r}); expected"
-                " latents written by wfvae"
-            )
+            problem = f"'{name}' carries no {FORMAT} metadata (version is {values.get('version')!r})"
+            raise LatentsError(f"{problem}; expected latents written by wfvae")
 
         def wrong(problem: str) -> LatentsError:
-            return LatentsError(
-                f"the metadata of '{name}' is incomplete or wrong: {problem}; encode the video again"
-            )
+            text = f"the metadata of '{name}' is incomplete or wrong: {problem}"
+            return LatentsError(f"{text}; encode the video again")
 
         return read_as(cls, values, wrong, hook=_read_fraction)
 
@@ -104,11 +101,9 @@ class LatentsInfo(msgspec.Struct, frozen=True):
     def check_count(self, count: int, name: str) -> None:
         """Raises `LatentsError` if `count` latents cannot belong to `frames` frames."""
         if self.expected_count is not None and count != self.expected_count:
-            raise LatentsError(
-                f"'{name}' holds {count} latents, but {self.frames} frames at a ratio of"
-                f" {self.temporal_ratio} make {self.expected_count}; the number of frames is wrong, or"
-                " latents are missing"
-            )
+            made = f"{self.frames} frames at a ratio of {self.temporal_ratio} make {self.expected_count}"
+            advice = "the number of frames is wrong, or latents are missing"
+            raise LatentsError(f"'{name}' holds {count} latents, but {made}; {advice}")
 
 
 def _read_fraction(kind: type, value: Any) -> Any:
@@ -128,14 +123,12 @@ def info_from_text(text: str, name: str) -> dict[str, Any]:
 
 
 def check_latents(latents: Any, name: str) -> None:
-    """Raises `LatentsError` unless `latents` are finite float32 or float16 of rank 4, at least one."""
+    """Raises `LatentsError` unless `latents` are finite float32 or float16 of rank 4, not empty."""
     is_array = isinstance(latents, np.ndarray)
     if not is_array or latents.ndim != 4 or latents.dtype not in DTYPES or 0 in latents.shape:
         given = f"{latents.dtype} {latents.shape}" if is_array else type(latents).__name__
-        raise LatentsError(
-            f"latents for '{name}' are {given}; expected float32 or float16 of shape (T', D, h, w), none of"
-            " them 0"
-        )
+        expected = "expected float32 or float16 of shape (T', D, h, w), none of them 0"
+        raise LatentsError(f"latents for '{name}' are {given}; {expected}")
     check_finite(latents, 0, name)
 
 

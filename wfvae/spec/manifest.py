@@ -73,7 +73,7 @@ class GraphSpec(Record, frozen=True, kw_only=True):
     direction: Direction
     ratio: Literal[4, 8]
     chunk_multiple: Size = 1
-    """This and `lead_frames`, `drop_frames` and `drain` follow from the stream, see `StreamSpec`."""
+    """This, `lead_frames`, `drop_frames` and `drain` follow from the stream, see `StreamSpec`."""
     lead_frames: Count = 0
     delay_frames: Count
     drop_frames: Count = 0
@@ -137,9 +137,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     model: Annotated[Mapping[str, Any], Meta(extra_json_schema={"required": ["latent_dim"]})]
     """The model's configuration, as in its `config.json`. No client needs it to run the graphs."""
     checkpoint_sha256: SHA256
-    """Hash of the checkpoint's tensors (names, types, shapes, values). All exports of a checkpoint
-    have the same.
-    """
+    """Hash of the checkpoint's tensors (names, types, shapes, values), the same in all exports."""
     parameters: Size
     """Trainable parameters of the model."""
     precision: Precision
@@ -178,10 +176,8 @@ class Manifest(Record, frozen=True, kw_only=True):
             BundleError: the format is another, an entry is wrong, or anything was changed.
         """
         if data.get("format") != FORMAT:
-            raise BundleError(
-                f"the manifest's format is {data.get('format')!r}; this version reads {FORMAT!r};"
-                " export the bundle anew"
-            )
+            problem = f"the manifest's format is {data.get('format')!r}; this version reads {FORMAT!r}"
+            raise BundleError(f"{problem}; export the bundle anew")
         manifest = read_unchanged(cls, data, _damaged)
         problems = [f"{key} is missing" for key in ("encoder", "decoder") if key not in manifest.graphs]
         for key, graph in manifest.graphs.items():
@@ -208,10 +204,8 @@ class Manifest(Record, frozen=True, kw_only=True):
             return BundleError(f"cannot read {path}: {problem}; export the bundle anew")
 
         if not path.is_file():
-            raise BundleError(
-                f"{bundle} is not a bundle: it has no {MANIFEST_NAME}; make one with: wfvae export CHECKPOINT"
-                " BUNDLE"
-            )
+            problem = f"{bundle} is not a bundle: it has no {MANIFEST_NAME}"
+            raise BundleError(f"{problem}; make one with: wfvae export CHECKPOINT BUNDLE")
         return cls.from_dict(read_json(path, unreadable))
 
     def verify_files(self, bundle: Path) -> None:
@@ -226,9 +220,8 @@ class Manifest(Record, frozen=True, kw_only=True):
             elif file_sha256(path) != record.sha256:
                 problems.append(f"{name} has been changed (its SHA-256 differs)")
         if problems:
-            raise BundleError(
-                f"the bundle {bundle} is damaged: {'; '.join(problems)}; copy it anew, or export it again"
-            )
+            damage = "; ".join(problems)
+            raise BundleError(f"the bundle {bundle} is damaged: {damage}; copy it anew, or export it again")
 
 
 def _damaged(problem: str) -> BundleError:

@@ -38,9 +38,7 @@ class MemoryPlan:
     io_bytes: int
     """Input and output of a step, float32, all streams."""
     scratch_bytes: int
-    """Largest sum of activations alive at once in a step, all streams, as the graph needs them. A
-    backend's own packing comes on top.
-    """
+    """Most activations alive at once in a step, all streams. A backend's packing comes on top."""
     weights_bytes: int
     """Weights of this direction."""
 
@@ -57,11 +55,11 @@ class MemoryPlan:
         if self.total_bytes > limit_bytes:
             parts = (self.total_bytes, self.held_state_bytes, self.scratch_bytes, self.weights_bytes)
             total, state, scratch, weights = (f"{part / MEBIBYTE:.0f}" for part in parts)
+            streams = f"{self.streams} {self.direction} stream(s) of {self.height}x{self.width}"
+            need = f"{total} MiB (state {state}, scratch {scratch}, weights {weights})"
             raise ResourceError(
-                f"{self.streams} {self.direction} stream(s) of {self.height}x{self.width} at {self.chunk}"
-                f" latents per step need {total} MiB (state {state}, scratch {scratch}, weights {weights}),"
-                f" more than the limit of {limit_bytes / MEBIBYTE:.0f} MiB; use a smaller chunk, size or"
-                " number of streams"
+                f"{streams} at {self.chunk} latents per step need {need}, more than the limit of"
+                f" {limit_bytes / MEBIBYTE:.0f} MiB; use a smaller chunk, size or number of streams"
             )
 
 

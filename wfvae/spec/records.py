@@ -79,7 +79,7 @@ def read_as(
 
 
 def read_unchanged(kind: type[R], data: Mapping[str, Any], fail: Callable[[str], WFVAEError]) -> R:
-    """Converts as `read_as` does, and fails unless the computed fields have their values in `data`."""
+    """Converts as `read_as`, and fails unless computed fields have their values in `data`."""
     record = read_as(kind, data, fail)
     if record.to_dict() != data:
         raise fail("it has been changed (its SHA-256 differs)")
