@@ -44,10 +44,9 @@ def _openvino(path: Path, manifest: Manifest, options: BackendOptions) -> Backen
 
 
 def _tensorrt(path: Path, manifest: Manifest, options: BackendOptions) -> Backend:
-    from wfvae.runtime.backends.nvidia.tensorrt_backend import TensorRTBackend, TensorRTOptions
+    from wfvae.runtime.backends.nvidia.tensorrt_backend import TensorRTBackend
 
-    chosen = TensorRTOptions(options.device_id, options.tf32, options.cuda_graphs)
-    return TensorRTBackend(path, manifest, chosen)
+    return TensorRTBackend(path, manifest, options)
 
 
 _BACKENDS: dict[str, Callable[[Path, Manifest, BackendOptions], Backend]] = {

@@ -22,8 +22,9 @@ from fixtures.fake_cuda import FakeCuda
 from fixtures.fake_tensorrt import SCRATCH_BYTES, FakeContext, FakeEngine, FakeTensorRT
 from wfvae.errors import BundleError, InputError, ResourceError, StreamingError
 from wfvae.export.tensorrt.build import build_engines
+from wfvae.runtime.backends.base import BackendOptions
 from wfvae.runtime.backends.nvidia.cuda import DeviceError
-from wfvae.runtime.backends.nvidia.tensorrt_backend import TensorRTBackend, TensorRTOptions, target_here
+from wfvae.runtime.backends.nvidia.tensorrt_backend import TensorRTBackend, target_here
 from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.pixels import to_network
 from wfvae.spec.engines import BuildSettings, Span
@@ -33,7 +34,7 @@ from wfvae.spec.tensorrt import TensorRT
 HEIGHT, WIDTH = 16, 24
 SIZE = {"height": HEIGHT, "width": WIDTH}
 SETTINGS = BuildSettings(Span(1, 1, 3), chunk=2, height=Span.of(HEIGHT), width=Span(8, 24, 32), whole_clip=5)
-PLAIN, GRAPHS = TensorRTOptions(), TensorRTOptions(cuda_graphs=True)
+PLAIN, GRAPHS = BackendOptions(), BackendOptions(cuda_graphs=True)
 NAME = "4x8x8-trilinear"
 Patch = pytest.MonkeyPatch
 
@@ -47,7 +48,7 @@ class Setup:
     """A bundle with stand-in engines, opened on new stand-ins."""
 
     path: Path
-    options: TensorRTOptions
+    options: BackendOptions
 
     def __post_init__(self) -> None:
         self.cuda = FakeCuda()
@@ -83,7 +84,7 @@ def built(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactor
 def setup(built: Callable[..., Path]) -> Make:
     """`setup(options, **export options)`."""
 
-    def open_(options: TensorRTOptions = PLAIN, **exports: Any) -> Setup:
+    def open_(options: BackendOptions = PLAIN, **exports: Any) -> Setup:
         return Setup(built(**exports), options)
 
     return open_
@@ -106,7 +107,7 @@ def stream_once(found: Setup, frames: Any) -> Any:
 @pytest.mark.parametrize("options", [PLAIN, GRAPHS], ids=["plain", "cuda graphs"])
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 def test_streams_give_bits_of_onnxruntime(
-    setup: Make, reference: Bundle, chunk: int, options: TensorRTOptions
+    setup: Make, reference: Bundle, chunk: int, options: BackendOptions
 ) -> None:
     found, frames = setup(options), video(26)
     bundle = found.bundle
@@ -186,9 +187,9 @@ def test_steady_steps_allocate_nothing_and_share_scratch(setup: Make) -> None:
         assert found.cuda.held() == held and found.cuda.counts["allocate"] == count
     scratch = found.bundle.step_session("encoder").engine.device.scratch
     # What steps of two latents need, not what the largest profile (5) would.
-    assert 0 <= scratch.size - 2 * SCRATCH_BYTES["encoder"] < 256
+    assert 0 <= scratch.place[1] - 2 * SCRATCH_BYTES["encoder"] < 256
     found.bundle.decode(latents, chunk=2)
-    assert 0 <= scratch.size - 2 * SCRATCH_BYTES["decoder"] < 256
+    assert 0 <= scratch.place[1] - 2 * SCRATCH_BYTES["decoder"] < 256
     gc.collect()
     assert found.cuda.held()["device"] == 1  # scratch memory
 
@@ -211,7 +212,7 @@ def test_out_of_memory_is_one_error_and_everything_is_released(setup: Make, refe
 
 @pytest.mark.parametrize("options", [PLAIN, GRAPHS], ids=["plain", "cuda graphs"])
 def test_closed_bundle_releases_engines_and_stream_keeps_its_own(
-    setup: Make, options: TensorRTOptions
+    setup: Make, options: BackendOptions
 ) -> None:
     found = setup(options)
     stream = found.bundle.encoder(**SIZE)
@@ -238,7 +239,7 @@ METHODS = ("allocate", "allocate_pinned", "copy_in", "work", "copy_out", "synchr
     ("method", "options"), [*((method, PLAIN) for method in METHODS), ("work", GRAPHS), ("launch", GRAPHS)]
 )
 def test_failed_step_leaves_state_unchanged(
-    setup: Make, reference: Bundle, method: str, options: TensorRTOptions
+    setup: Make, reference: Bundle, method: str, options: BackendOptions
 ) -> None:
     found, frames = setup(options), video(37)
     session = found.bundle.step_session("encoder")

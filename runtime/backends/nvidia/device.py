@@ -35,19 +35,12 @@ class Allocations:
         self._cuda = cuda
         self._held: list[tuple[Callable[[int], None], int]] = []
 
-    def _keep(self, handle: int, free: Callable[[int], None]) -> int:
-        self._held.append((free, handle))
-        return handle
-
     def device(self, size: int) -> int:
         """Returns the address of `size` bytes on the device. Raises `ResourceError`."""
         return self._keep(self._cuda.allocate(aligned(size)), self._cuda.free)
 
     def pinned(self, size: int) -> npt.NDArray[np.uint8]:
-        """Returns a view of `size` bytes of pinned host memory, valid until `release`.
-
-        Raises `ResourceError`.
-        """
+        """Returns `size` bytes of pinned host memory, valid until `release`. Raises `ResourceError`."""
         address = self._keep(self._cuda.allocate_pinned(aligned(size)), self._cuda.free_pinned)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
@@ -64,6 +57,10 @@ class Allocations:
             with ignoring_device_errors():
                 free(handle)
 
+    def _keep(self, handle: int, free: Callable[[int], None]) -> int:
+        self._held.append((free, handle))
+        return handle
+
 
 class Scratch:
     """Memory for activations, shared by all engines: their runs follow each other on one stream."""
@@ -71,29 +68,24 @@ class Scratch:
     def __init__(self, cuda: Cuda, stream: int) -> None:
         self._cuda, self._stream = cuda, stream
         self._memory = Allocations(cuda)
-        self.address = 0
-        self.size = 0
-
-    @property
-    def place(self) -> tuple[int, int]:
+        self.place = (0, 0)
         """Address and size."""
-        return self.address, self.size
 
-    def require(self, size: int) -> int:
-        """Returns the address of at least `size` bytes. Call it with the device's lock held.
+    def require(self, size: int) -> None:
+        """Makes room for at least `size` bytes. Call it with the device's lock held.
 
         Raises `ResourceError`; there is then no scratch memory, and the next call allocates it.
         """
-        if size > self.size or not self.address:
+        address, held = self.place
+        if size > held or not address:
             self._cuda.synchronize(self._stream)
             # The former area is freed first: both together may not fit where the new one does.
             self.release()
-            self.address, self.size = self._memory.device(size), aligned(size)
-        return self.address
+            self.place = self._memory.device(size), aligned(size)
 
     def release(self) -> None:
         self._memory.release()
-        self.address = self.size = 0
+        self.place = (0, 0)
 
 
 class Device:

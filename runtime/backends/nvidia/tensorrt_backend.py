@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import threading
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from wfvae.runtime.backends.base import BoolArray, FloatArray, StreamState, output_shape
+from wfvae.runtime.backends.base import BackendOptions, BoolArray, FloatArray, StreamState, output_shape
 from wfvae.runtime.backends.nvidia.cuda import Cuda
 from wfvae.runtime.backends.nvidia.device import Device
 from wfvae.runtime.backends.nvidia.step_buffers import StepBuffers
@@ -24,18 +23,6 @@ from wfvae.spec.engines import DIRECT_LATENTS, Target, find_engine, read_engine
 from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.spec.manifest import STEP, GraphSpec, Manifest
 from wfvae.spec.tensorrt import TensorRT
-
-
-@dataclass(frozen=True)
-class TensorRTOptions:
-    """How engines are run."""
-
-    device_id: int = 0
-    """Which GPU."""
-    tf32: bool = False
-    """Use engines that were built with TF32."""
-    cuda_graphs: bool = False
-    """Capture the steady step as CUDA graphs, where that works."""
 
 
 class TensorRTStep:
@@ -125,7 +112,7 @@ class TensorRTBackend:
         self,
         bundle: Path,
         manifest: Manifest,
-        options: TensorRTOptions,
+        options: BackendOptions,
         *,
         trt: TensorRT | None = None,
         cuda: Cuda | None = None,

@@ -141,14 +141,10 @@ class LoadedEngine:
         wanted |= {s.input: f"INPUT {DATA_TYPES[s.dtype]} DEVICE" for s in graph.states}
         wanted |= {t.name: f"OUTPUT {DATA_TYPES[t.dtype]} DEVICE" for t in graph.outputs}
         wanted |= {s.output: f"OUTPUT {DATA_TYPES[s.dtype]} DEVICE" for s in graph.states}
+        facts = engine.get_tensor_mode, engine.get_tensor_dtype, engine.get_tensor_location
         found = {}
         for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
-            facts = (
-                engine.get_tensor_mode(name),
-                engine.get_tensor_dtype(name),
-                engine.get_tensor_location(name),
-            )
-            found[name] = " ".join(fact.name for fact in facts)
+            found[name] = " ".join(get(name).name for get in facts)
         problems = [f"has no {name}" for name in wanted if name not in found]
         problems += [f"has an unknown {name}" for name in sorted(found.keys() - wanted.keys())]
         return problems + [
@@ -186,9 +182,9 @@ class Runner:
             self._shapes, self._scratch = shapes, (0, 0)  # the context divides its memory anew
         for name, (address, _) in (*binding.inputs.items(), *binding.outputs.items()):
             self._require(context.set_tensor_address(name, address), f"the address of {name}")
-        address = scratch.require(self._need)
+        scratch.require(self._need)
         if self._scratch != scratch.place:
-            context.set_device_memory(address, scratch.size)
+            context.set_device_memory(*scratch.place)
             self._scratch = scratch.place
 
     def enqueue(self) -> None:
@@ -203,11 +199,8 @@ class Runner:
             raise BundleError(f"{text}: {self._engine.log.take()}")
 
     def _check_outputs(self, binding: Binding) -> None:
-        trt, file, again = (
-            self._engine.trt,
-            self._engine.record.file,
-            f"build it again: {self._engine.command}",
-        )
+        trt, file = self._engine.trt, self._engine.record.file
+        again = f"build it again: {self._engine.command}"
         try:
             missing = self._context.infer_shapes()
         except RuntimeError as error:
