@@ -31,7 +31,7 @@ from wfvae.spec.engines import (
     sound_records,
 )
 from wfvae.spec.manifest import GraphSpec, Manifest
-from wfvae.spec.tensorrt import Builder, ErrorLog, IBuilderConfig, IHostMemory, OnnxParser, TensorRT
+from wfvae.spec.tensorrt import Builder, ErrorLog, IBuilderConfig, OnnxParser, TensorRT
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _build(
     for profile in job.profiles:
         _add_profile(builder, config, profile, job.graph, log)
     cache.attach(trt, config, log)
-    memory: IHostMemory | None = builder.build_serialized_network(network, config)
+    memory = builder.build_serialized_network(network, config)
     if progress.cancelled:
         raise KeyboardInterrupt
     if memory is None:

@@ -46,9 +46,7 @@ class Flavour:
     """A library with TensorRT's API. Whatever differs between flavours is a field here."""
 
     title: str
-    """In messages."""
     module: str
-    """What to import."""
     extra: str
     """The extra of this package that installs it."""
     versions: str
@@ -61,14 +59,8 @@ TENSORRT = Flavour("TensorRT", "tensorrt", "tensorrt", "10.13 to 11.4")
 # TensorRT's classes under their own names: only the methods and attributes that are used.
 
 
-class IHostMemory(Protocol):
-    """Bytes that TensorRT owns."""
-
-    def __buffer__(self, flags: int, /) -> memoryview: ...
-
-
 class ITimingCache(Protocol):
-    def serialize(self) -> IHostMemory: ...
+    def serialize(self) -> Any: ...
 
 
 class IOptimizationProfile(Protocol):
@@ -95,7 +87,7 @@ class Builder(Protocol):
     def create_network(self, flags: int) -> Any: ...
     def create_builder_config(self) -> IBuilderConfig: ...
     def create_optimization_profile(self) -> IOptimizationProfile: ...
-    def build_serialized_network(self, network: Any, config: IBuilderConfig) -> IHostMemory | None: ...
+    def build_serialized_network(self, network: Any, config: IBuilderConfig) -> Any: ...
 
 
 class ParserError(Protocol):
@@ -162,12 +154,7 @@ class TensorRT:
 
     @classmethod
     def load(cls, flavour: Flavour = TENSORRT) -> TensorRT:
-        """Imports the module.
-
-        Raises:
-            MissingExtraError: it is not installed.
-            BundleError: it is installed and does not load; a library is missing, for example.
-        """
+        """Imports it. Raises `MissingExtraError`, or `BundleError` if it is there and does not load."""
         try:
             return cls(importlib.import_module(flavour.module), flavour)
         except ModuleNotFoundError as error:

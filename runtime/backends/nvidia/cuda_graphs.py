@@ -53,8 +53,7 @@ class GraphCache:
         if entry is None:
             # The first run after a change of shape does work that must not be captured.
             runner = self._engine.new_runner(profile)
-            runner.bind(binding)
-            runner.enqueue()
+            runner.enqueue(binding)
             self._entries[key] = _Entry(runner, binding, device.scratch.place)
             return True
         if entry.graph is None:
@@ -76,7 +75,7 @@ class GraphCache:
         cuda, stream = self._engine.device.cuda, self._engine.device.compute
         cuda.begin_capture(stream)
         try:
-            runner.enqueue()
+            runner.enqueue_again()
         except BaseException:
             with ignoring_device_errors():
                 cuda.destroy_graph(cuda.end_capture(stream))
@@ -85,9 +84,8 @@ class GraphCache:
 
     def _drop(self, key: tuple[int, int]) -> None:
         device, graph = self._engine.device, self._entries.pop(key).graph
-        if graph is None:
-            return
-        with ignoring_device_errors():  # a launch may still be under way
-            device.cuda.synchronize(device.compute)
-        with ignoring_device_errors():
-            device.cuda.destroy_graph(graph)
+        if graph is not None:
+            with ignoring_device_errors():  # a launch may still be under way
+                device.cuda.synchronize(device.compute)
+            with ignoring_device_errors():
+                device.cuda.destroy_graph(graph)

@@ -54,9 +54,7 @@ class TensorRTStep:
             if state.graphs.run(state.parity, profile, binding):
                 return
             self.fallback = state.graphs.fallback
-        runner = self.engine.runner(profile)
-        runner.bind(binding)
-        runner.enqueue()
+        self.engine.enqueue(profile, binding)
 
 
 class TensorRTDirect:
@@ -91,9 +89,8 @@ class TensorRTDirect:
         def enqueue() -> None:
             x_at, output_at = buffers.addresses
             names = self._graph.inputs[0].name, self._graph.outputs[0].name
-            runner = engine.runner(profile)
-            runner.bind(Binding({names[0]: (x_at, x.shape)}, {names[1]: (output_at, shape)}))
-            runner.enqueue()
+            binding = Binding({names[0]: (x_at, x.shape)}, {names[1]: (output_at, shape)})
+            engine.enqueue(profile, binding)
 
         with self._running:
             device.cuda.activate()

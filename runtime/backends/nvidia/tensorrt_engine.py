@@ -98,11 +98,11 @@ class LoadedEngine:
         """Libraries that its kernels may come from."""
         return self.trt.tactic_sources(int(self._engine.tactic_sources))
 
-    def runner(self, profile: int) -> Runner:
-        """Returns the context that all states share on a profile. Hold the device's lock."""
+    def enqueue(self, profile: int, binding: Binding) -> None:
+        """Enqueues a run in the context that all states share on a profile. Hold the device's lock."""
         if profile not in self._runners:
             self._runners[profile] = self.new_runner(profile)
-        return self._runners[profile]
+        self._runners[profile].enqueue(binding)
 
     def new_runner(self, profile: int) -> Runner:
         """Returns a new context, as each captured graph needs. Hold the device's lock."""
@@ -124,34 +124,30 @@ class LoadedEngine:
 
     def _require_match(self) -> None:
         """Raises `BundleError` unless the engine has the graph's tensors and as many profiles."""
-        problems = self._tensor_problems()
-        found, wanted = self._engine.num_optimization_profiles, len(self.record.profiles)
-        if found != wanted:
-            problems.append(f"has {found} profiles instead of {wanted}")
+        engine, graph = self._engine, self.graph
+        inputs = {t.name: t.dtype for t in graph.inputs} | {s.input: s.dtype for s in graph.states}
+        outputs = {t.name: t.dtype for t in graph.outputs} | {s.output: s.dtype for s in graph.states}
+        wanted = {name: f"INPUT {DATA_TYPES[dtype]} DEVICE" for name, dtype in inputs.items()}
+        wanted |= {name: f"OUTPUT {DATA_TYPES[dtype]} DEVICE" for name, dtype in outputs.items()}
+        facts = engine.get_tensor_mode, engine.get_tensor_dtype, engine.get_tensor_location
+        names = map(engine.get_tensor_name, range(engine.num_io_tensors))
+        found = {name: " ".join(get(name).name for get in facts) for name in names}
+        problems = [f"has no {name}" for name in wanted if name not in found]
+        problems += [f"has an unknown {name}" for name in sorted(found.keys() - wanted.keys())]
+        problems += [
+            f"has {name} as {found[name]} instead of {kind}"
+            for name, kind in wanted.items()
+            if found.get(name, kind) != kind
+        ]
+        profiles, expected = engine.num_optimization_profiles, len(self.record.profiles)
+        if profiles != expected:
+            problems.append(f"has {profiles} profiles instead of {expected}")
         if problems:
             more = [f"{len(problems) - 3} more"] if len(problems) > 3 else []
             raise BundleError(
                 f"{self.record.file} is not the engine that the manifest describes: it"
                 f" {'; '.join([*problems[:3], *more])}; build it again: {self.command}"
             )
-
-    def _tensor_problems(self) -> list[str]:
-        engine, graph = self._engine, self.graph
-        wanted = {t.name: f"INPUT {DATA_TYPES[t.dtype]} DEVICE" for t in graph.inputs}
-        wanted |= {s.input: f"INPUT {DATA_TYPES[s.dtype]} DEVICE" for s in graph.states}
-        wanted |= {t.name: f"OUTPUT {DATA_TYPES[t.dtype]} DEVICE" for t in graph.outputs}
-        wanted |= {s.output: f"OUTPUT {DATA_TYPES[s.dtype]} DEVICE" for s in graph.states}
-        facts = engine.get_tensor_mode, engine.get_tensor_dtype, engine.get_tensor_location
-        found = {}
-        for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
-            found[name] = " ".join(get(name).name for get in facts)
-        problems = [f"has no {name}" for name in wanted if name not in found]
-        problems += [f"has an unknown {name}" for name in sorted(found.keys() - wanted.keys())]
-        return problems + [
-            f"has {name} as {found[name]} instead of {kind}"
-            for name, kind in wanted.items()
-            if found.get(name, kind) != kind
-        ]
 
 
 class Runner:
@@ -165,11 +161,11 @@ class Runner:
         """Bytes of scratch memory for these shapes, not for the largest of the profile."""
         self._scratch = (0, 0)
 
-    def bind(self, binding: Binding) -> None:
-        """Sets shapes, addresses and scratch memory.
+    def enqueue(self, binding: Binding) -> None:
+        """Sets shapes, addresses and scratch memory, and enqueues the run on the compute stream.
 
         Raises `BundleError` if TensorRT refuses them or has outputs of other shapes, and
-        `ResourceError` if there is not enough memory.
+        `DeviceError` or `ResourceError`.
         """
         context, scratch = self._context, self._engine.device.scratch
         shapes = {name: shape for name, (_, shape) in binding.inputs.items()}
@@ -186,9 +182,10 @@ class Runner:
         if self._scratch != scratch.place:
             context.set_device_memory(*scratch.place)
             self._scratch = scratch.place
+        self.enqueue_again()
 
-    def enqueue(self) -> None:
-        """Enqueues the run on the compute stream. Raises `DeviceError` or `ResourceError`."""
+    def enqueue_again(self) -> None:
+        """Enqueues the run with the same binding."""
         if not self._context.execute_async_v3(self._engine.device.compute):
             text = f"{self._engine.trt} could not run {self._engine.graph.file}"
             raise failure(text, self._engine.log.take(), DeviceError)

@@ -63,18 +63,16 @@ class TensorRTState:
                 base = memory.device(2 * total)
                 self._bases = (base, base + total)
                 self._initialize(total)
-        except ResourceError as error:
+        except BaseException as error:
             self._finalizer()
+            if not isinstance(error, ResourceError):
+                raise
             raise ResourceError(
                 f"no memory for the state of {batch} {self.graph.direction} stream(s) of {height}x{width} "
                 f"({2 * total / (1 << 20):.0f} MiB in two buffers): {error}"
             ) from error
-        except BaseException:
-            self._finalizer()
-            raise
 
     def close(self) -> None:
-        """Releases the memory. The state can't be used any more."""
         self._finalizer()
 
     @contextlib.contextmanager
