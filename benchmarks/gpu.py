@@ -23,23 +23,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import itertools
 import math
+import multiprocessing
 import os
-import select
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_worker import DIRECT, OUT_OF_MEMORY, STEPS
+from gpu_worker import DIRECT, OUT_OF_MEMORY, STEPS, Clips, Job, Run, serve
+from harness.processes import NotMeasured
 from harness.record import RESULTS, finish, machine, side, whole_clip
 
 REFERENCE = "torch-fp32"
@@ -52,69 +52,61 @@ MINIMUM_RUNS = 5
 SPARE = 20.0  # seconds kept for the table and the file
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 ROW_FRAMES = 8
+MEBIBYTE = 1 << 20
 REAL_TIME = 24.0  # frames per second
-
-
-class Failed(Exception):
-    """What a worker could not do, and why."""
 
 
 class Worker:
     """A process that runs one variant. See `gpu_worker.py`."""
 
-    def __init__(self, variant: str, preset: str, device: str, folder: Path, job: Any, log: Any) -> None:
-        self.variant = variant
-        script = Path(__file__).with_name("gpu_worker.py")
-        command = [sys.executable, script, variant, preset, device, folder, "--frames", job.frames]
-        command += ["--sizes", *job.sizes, "--chunks", *job.chunks]
-        # On a CPU nothing is measured, and threads of several processes would wait for each other.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"} if device == "cpu" else None
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
-        self._process: Any = subprocess.Popen(list(map(str, command)), env=environment, **pipes)
+    def __init__(self, job: Job, log: Path) -> None:
+        self.variant = job.variant
+        # A new interpreter each: a fork would share libraries and their CUDA.
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(job, theirs, log), daemon=True)
+        self._process.start()
+        theirs.close()
 
-    def wait_ready(self, timeout: float) -> dict[str, Any]:
-        """Returns what the worker runs on. Raises `Failed` if it cannot."""
-        ready: dict[str, Any] = self._receive(timeout)["ready"]
-        return ready
+    def ask(self, timeout: float, method: str, *arguments: Any, keep: Path | None = None) -> Any:
+        """Calls a method of the engine, and writes a run's output to `keep`.
 
-    def ask(self, timeout: float, **request: Any) -> dict[str, Any]:
-        """Returns the answer to a request. Raises `Failed` with the worker's reason, or its end."""
-        with contextlib.suppress(OSError):  # reading finds the end
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-        return self._receive(timeout)
+        Raises `NotMeasured` with the worker's reason, or if it has ended.
+        """
+        with contextlib.suppress(OSError):  # `receive` finds the end
+            self._pipe.send((method, arguments, keep))
+        return self.receive(timeout)
 
-    def _receive(self, timeout: float) -> dict[str, Any]:
-        if not select.select([self._process.stdout], [], [], max(timeout, 0))[0]:
+    def receive(self, timeout: float) -> Any:
+        """Waits for the result of a call or, at first, for what the worker runs on."""
+        if not self._pipe.poll(max(timeout, 0)):
             self.stop()
-            raise Failed(TIME_IS_UP)
-        line = self._process.stdout.readline()
-        if not line:
-            raise Failed(f"the process has ended, code {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise Failed(answer["error"])
+            raise NotMeasured(TIME_IS_UP)
+        try:
+            answer = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise NotMeasured(f"the process has ended, code {self._process.exitcode}") from None
+        if isinstance(answer, NotMeasured):
+            raise answer
         return answer
 
     def close(self) -> None:
         """Releases the open case, or ends a process that cannot."""
         if self.alive:
             try:
-                self.ask(30, do="close")
-            except Failed:
+                self.ask(30, "close")
+            except NotMeasured:
                 self.stop()
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        return self._process.is_alive()
 
     def stop(self) -> None:
         """Ends the process, which releases its memory on the GPU."""
         self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):  # a request that it never read
-                pipe.close()
+        self._process.join()
 
 
 @dataclass(frozen=True)
@@ -133,10 +125,8 @@ class Benchmark:
     """Runs the cases, and collects results and reasons."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self.options, self._folder = options, folder
-        self.began = time.monotonic()
-        self.device = "cpu" if options.smoke else "gpu"
-        self._end = self.began
+        self.options, self._folder, self._gpu = options, folder, not options.smoke
+        self.began = self._end = time.monotonic()
         self.cases: list[dict[str, Any]] = []
         self.parity: list[dict[str, Any]] = []
         self.streams: list[dict[str, Any]] = []
@@ -150,131 +140,119 @@ class Benchmark:
 
     def run(self) -> None:
         """Runs the presets one after the other; a preset's processes start at once."""
-        finish_at = self.began + self.options.budget - SPARE
-        for number, preset in enumerate(self.options.presets):
-            share = (finish_at - time.monotonic()) / (len(self.options.presets) - number)
+        options, finish_at = self.options, self.began + self.options.budget - SPARE
+        for number, preset in enumerate(options.presets):
+            share = (finish_at - time.monotonic()) / (len(options.presets) - number)
             self._end = time.monotonic() + share
-            with (self._folder / f"{preset}.log").open("wb") as log:
-                workers = self._start(preset, log)
-                try:
-                    for case in self._cases(preset):
-                        self._run_case(case, [worker for worker in workers if worker.alive])
-                    for worker in workers:
-                        if worker.alive:
-                            self._run_streams(worker, preset)
-                finally:
-                    for worker in workers:
-                        worker.stop()
-
-    def _start(self, preset: str, log: Any) -> list[Worker]:
-        """Returns the variants that are ready, engines built, before half of the time is over."""
-        bundles, ready = self.options.bundles, []
-        started = [
-            # A folder each, since they start at once.
-            Worker(variant, preset, self.device, bundles or self._folder / variant, self.options, log)
-            for variant in self.options.variants
-        ]
-        half = self.left / 2
-        deadline = time.monotonic() + half
-        for worker in started:
+            workers = [self._start(variant, preset) for variant in options.variants]
             try:
-                self.backends[f"{worker.variant} {preset}"] = worker.wait_ready(deadline - time.monotonic())
+                workers = self._wait_ready(workers, preset)
+                modes = (DIRECT, *map(str, options.chunks))
+                for size, mode in itertools.product(sorted(options.sizes), modes):
+                    self._run_case(Case(preset, size, mode), [worker for worker in workers if worker.alive])
+                for worker in workers:
+                    if worker.alive:
+                        self._run_streams(worker, preset)
+            finally:
+                for worker in workers:
+                    worker.stop()
+
+    def _start(self, variant: str, preset: str) -> Worker:
+        options = self.options
+        folder = options.bundles or self._folder / variant  # one each, since all export at once
+        job = Job(variant, preset, self._gpu, folder, options.frames, options.sizes, options.chunks)
+        return Worker(job, self._folder / f"{preset}.log")
+
+    def _wait_ready(self, workers: list[Worker], preset: str) -> list[Worker]:
+        """Returns those that are ready, engines built, before half of the time is over."""
+        half, ready = self.left / 2, []
+        deadline = time.monotonic() + half
+        late = f"not ready after {half:.0f} s; raise --budget, or build engines before (--bundles)"
+        for worker in workers:
+            name = f"{worker.variant} {preset}"
+            try:
+                self.backends[name] = worker.receive(deadline - time.monotonic())
                 ready.append(worker)
-            except Failed as reason:
-                text = f"not ready after {half:.0f} s; raise --budget, or build engines before (--bundles)"
-                self.skipped[f"{worker.variant} {preset}"] = (
-                    text if str(reason) == TIME_IS_UP else str(reason)
-                )
+            except NotMeasured as reason:
+                self.skipped[name] = late if str(reason) == TIME_IS_UP else str(reason)
                 worker.stop()
         return ready
-
-    def _cases(self, preset: str) -> Iterator[Case]:
-        for size in sorted(self.options.sizes):
-            for mode in (DIRECT, *map(str, self.options.chunks)):
-                yield Case(preset, size, mode)
 
     def _run_case(self, case: Case, workers: list[Worker]) -> None:
         """Runs a case in as few waves as memory allows. The variants of a wave take turns."""
         waiting, wave = list(workers), 0
         while waiting:
             wave += 1
-            active: list[Worker] = []
-            results: dict[str, dict[str, Any]] = {}
+            results: dict[Worker, dict[str, Any]] = {}
             while waiting:
                 worker = waiting.pop(0)
                 try:
-                    results[worker.variant] = self._open(worker, case)
-                    active.append(worker)
-                except Failed as reason:
+                    results[worker] = self._open(worker, case)
+                except NotMeasured as reason:
                     worker.close()
-                    if str(reason) == OUT_OF_MEMORY and active:
+                    if str(reason) == OUT_OF_MEMORY and results:
                         waiting.insert(0, worker)  # alone in the next wave
                         break
                     self.skipped[case.name(worker.variant)] = str(reason)
-            self._take_turns(case, active, results)
-            self._compare(case, results)
-            for worker in active:
+            opened = list(results)
+            timings = self._take_turns(case, opened)
+            for worker in opened:
+                self._compare(case, worker.variant)
                 worker.close()
-            for variant, result in results.items():
-                if "seconds" in result:
-                    self.cases.append({"variant": variant, **asdict(case), "wave": wave, **result})
+            for worker, seconds in timings.items():
+                facts = {"variant": worker.variant, **asdict(case), "wave": wave, **results[worker]}
+                facts["seconds"] = {name: statistics.median(values) for name, values in seconds.items()}
+                facts["slowest_by_fastest"] = {name: max(v) / min(v) for name, v in seconds.items()}
+                self.cases.append({**facts, "runs": self.options.runs})
 
     def _open(self, worker: Worker, case: Case) -> dict[str, Any]:
         """Opens the case and runs each direction twice: the first run may choose algorithms."""
-        if self.left <= 0:
-            raise Failed(TIME_IS_UP)
+        self._require_time()
         result: dict[str, Any] = {"device_memory_growth_mib": {}, "peak_allocated_mib": {}}
-        before, needed = used_memory(self.device), 0.0
-        worker.ask(self.left, do="open", rows=1, frames=self.options.frames, size=case.size, mode=case.mode)
+        before, needed = used_memory(self._gpu), 0.0
+        worker.ask(self.left, "open", Clips(1, self.options.frames, case.size, case.mode))
         for direction in DIRECTIONS:
             kept = case.size == min(self.options.sizes)
-            output = str(self._output(case, worker.variant, direction)) if kept else None
-            worker.ask(self.left, do="run", direction=direction, keep=output)
-            second = worker.ask(self.left, do="run", direction=direction)
-            needed += self.options.runs * (second["seconds"] + (second["resident"] or 0))
-            after, peak = used_memory(self.device), second["peak"]
+            output = self._output(case, worker.variant, direction) if kept else None
+            worker.ask(self.left, "run", direction, keep=output)
+            second: Run = worker.ask(self.left, "run", direction)
+            needed += self.options.runs * (second.seconds + (second.resident or 0))
+            after = used_memory(self._gpu)
             growth = None if after is None or before is None else after - before
             result["device_memory_growth_mib"][direction] = growth
-            result["peak_allocated_mib"][direction] = None if peak is None else peak / (1 << 20)
+            result["peak_allocated_mib"][direction] = None if second.peak is None else second.peak / MEBIBYTE
             before = after
-        if needed > self.left / 2:
-            raise Failed(f"would take {needed:.0f} s, more than half of the {self.left:.0f} s that are left")
+        self._require_time(needed, "half", 2)
         return result
 
-    def _take_turns(self, case: Case, active: list[Worker], results: dict[str, dict[str, Any]]) -> None:
-        timings: dict[str, dict[str, list[float]]] = {worker.variant: {} for worker in active}
-        for _ in range(self.options.runs):
-            for worker in list(active):
-                seconds = timings[worker.variant]
-                try:
-                    for direction in DIRECTIONS:
-                        found = worker.ask(self.left + SPARE / 2, do="run", direction=direction)
-                        seconds.setdefault(direction, []).append(found["seconds"])
-                        if found["resident"] is not None:
-                            seconds.setdefault(f"{direction}_on_gpu", []).append(found["resident"])
-                except Failed as reason:
-                    self.skipped[case.name(worker.variant)] = str(reason)
-                    del timings[worker.variant]
-                    active.remove(worker)
-                    worker.close()
-        for variant, found_seconds in timings.items():
-            results[variant] |= {
-                "seconds": {name: statistics.median(values) for name, values in found_seconds.items()},
-                "slowest_by_fastest": {name: max(v) / min(v) for name, v in found_seconds.items()},
-                "runs": self.options.runs,
-            }
+    def _take_turns(self, case: Case, opened: list[Worker]) -> dict[Worker, dict[str, list[float]]]:
+        """Returns the seconds of each direction, of the workers that did all runs."""
+        timings: dict[Worker, dict[str, list[float]]] = {worker: {} for worker in opened}
+        for _, worker in itertools.product(range(self.options.runs), opened):
+            if worker not in timings:
+                continue
+            seconds = timings[worker]
+            try:
+                for direction in DIRECTIONS:
+                    run: Run = worker.ask(self.left + SPARE / 2, "run", direction)
+                    seconds.setdefault(direction, []).append(run.seconds)
+                    if run.resident is not None:
+                        seconds.setdefault(f"{direction}_on_gpu", []).append(run.resident)
+            except NotMeasured as reason:
+                self.skipped[case.name(worker.variant)] = str(reason)
+                del timings[worker]
+                worker.close()
+        return timings
 
-    def _compare(self, case: Case, variants: dict[str, dict[str, Any]]) -> None:
+    def _compare(self, case: Case, variant: str) -> None:
         """Compares with PyTorch in fp32 on the whole clip, and streams with direct inference."""
         direct = Case(case.preset, case.size, DIRECT)
-        for variant in variants:
-            for direction in DIRECTIONS:
-                output = self._output(case, variant, direction)
-                for against, other in (("reference", REFERENCE), ("own_direct", variant)):
-                    path = self._output(direct, other, direction)
-                    if output.exists() and path.exists() and path != output:
-                        facts = {"variant": variant, **asdict(case), "direction": direction}
-                        self.parity.append({**facts, "against": against, **difference(output, path)})
+        others = (("reference", REFERENCE), ("own_direct", variant))
+        for direction, (against, other) in itertools.product(DIRECTIONS, others):
+            output, path = self._output(case, variant, direction), self._output(direct, other, direction)
+            if output.exists() and path.exists() and path != output:
+                facts = {"variant": variant, **asdict(case), "direction": direction, "against": against}
+                self.parity.append({**facts, **difference(output, path)})
 
     def _run_streams(self, worker: Worker, preset: str) -> None:
         """Runs more and more rows in one batch, until memory or time ends."""
@@ -285,8 +263,8 @@ class Benchmark:
                 seconds = self._time_rows(worker, rows, size)
                 speed = rows * ROW_FRAMES / seconds
                 row = {"rows": rows, "seconds": seconds, "frames_per_second": speed}
-                found.append({**row, "device_used_mib": used_memory(self.device)})
-            except Failed as reason:
+                found.append({**row, "device_used_mib": used_memory(self._gpu)})
+            except NotMeasured as reason:
                 self.skipped[f"streams of {worker.variant} {preset} {size}, {rows} rows"] = str(reason)
                 break
             finally:
@@ -298,16 +276,20 @@ class Benchmark:
             self.streams.append({**facts, "real_time_streams_at_24_fps": math.floor(best / REAL_TIME)})
 
     def _time_rows(self, worker: Worker, rows: int, size: int) -> float:
-        if self.left <= 0:
-            raise Failed(TIME_IS_UP)
-        worker.ask(self.left, do="open", rows=rows, frames=ROW_FRAMES, size=size, mode=STEPS)
-        worker.ask(self.left, do="run_steps")
-        needed = worker.ask(self.left, do="run_steps")["seconds"] * self.options.runs
-        if needed > self.left / 4:
-            raise Failed(f"would take {needed:.0f} s, more than a quarter of the {self.left:.0f} s left")
-        return statistics.median(
-            worker.ask(self.left, do="run_steps")["seconds"] for _ in range(self.options.runs)
-        )
+        self._require_time()
+        worker.ask(self.left, "open", Clips(rows, ROW_FRAMES, size, STEPS))
+        worker.ask(self.left, "run_steps")
+        runs = self.options.runs
+        self._require_time(runs * worker.ask(self.left, "run_steps"), "a quarter", 4)
+        return statistics.median(worker.ask(self.left, "run_steps") for _ in range(runs))
+
+    def _require_time(self, needed: float = 0.0, share: str = "", parts: int = 1) -> None:
+        """Raises `NotMeasured` unless work of `needed` seconds fits into this share of the time."""
+        left = self.left
+        if left <= 0:
+            raise NotMeasured(TIME_IS_UP)
+        if needed > left / parts:
+            raise NotMeasured(f"would take {needed:.0f} s, more than {share} of the {left:.0f} s left")
 
     def _output(self, case: Case, variant: str, direction: str) -> Path:
         return self._folder / f"{case.preset}-{case.size}-{case.mode}-{variant}-{direction}.npy"
@@ -326,9 +308,9 @@ def difference(path: Path, other: Path) -> dict[str, Any]:
     return {**found, "relative_to_largest": largest / (float(np.abs(b).max()) or 1.0)}
 
 
-def used_memory(device: str) -> int | None:
+def used_memory(gpu: bool) -> int | None:
     """Returns the MiB in use on the GPU by any process, or None where they cannot be read."""
-    facts = query_gpu("memory.used") if device == "gpu" else None
+    facts = query_gpu("memory.used") if gpu else None
     return None if facts is None else int(facts[0])
 
 
@@ -343,15 +325,17 @@ def query_gpu(*fields: str) -> list[str] | None:
 
 def table(result: dict[str, Any]) -> str:
     """Returns the results as text."""
-    heads = ("encode s", "decode s", "on GPU", "on GPU", "peak MiB", "peak MiB", "grown MiB", "grown MiB")
-    lines = [f"{'':<18}{'preset':>7}{'size':>6}{'mode':>8}" + "".join(f"{head:>11}" for head in heads)]
+    heads = ["encode s", "decode s", "on GPU", "on GPU", "peak MiB", "peak MiB", "grown MiB", "grown MiB"]
+    rows = [["", "preset", "size", "mode", *heads]]
     for case in result["cases"]:
         times = [case["seconds"].get(key) for key in (*DIRECTIONS, *(f"{d}_on_gpu" for d in DIRECTIONS))]
-        texts = ["-" if value is None else f"{value:.4f}" for value in times]
-        for key in ("peak_allocated_mib", "device_memory_growth_mib"):
-            texts += ["-" if case[key][d] is None else f"{case[key][d]:,.0f}" for d in DIRECTIONS]
-        columns = "".join(f"{text:>11}" for text in texts)
-        lines.append(f"{case['variant']:<18}{case['preset']:>7}{case['size']:>6}{case['mode']:>8}{columns}")
+        memory = [
+            case[key][d] for key in ("peak_allocated_mib", "device_memory_growth_mib") for d in DIRECTIONS
+        ]
+        row = [case[key] for key in ("variant", "preset", "size", "mode")]
+        row += ["-" if value is None else f"{value:.4f}" for value in times]
+        rows.append(row + ["-" if value is None else f"{value:,.0f}" for value in memory])
+    lines = [f"{row[0]:<18}" + "".join(f"{text:>10}" for text in row[1:]) for row in rows]
     for found in result["parity"]:
         what = " ".join(str(found[key]) for key in ("variant", "preset", "size", "mode", "direction"))
         values = "" if "error" in found else f"{found['max_abs']:.2e}, {found['equal_values']:.1%} equal"
@@ -368,18 +352,17 @@ def table(result: dict[str, Any]) -> str:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--presets", nargs="+", default=["S", "L"])
-    parser.add_argument("--sizes", nargs="+", type=side, default=[256, 512, 768], help="height and width")
-    parser.add_argument("--chunks", nargs="+", type=int, default=[4, 8, 16], help="frames, multiples of 4")
-    parser.add_argument("--frames", type=whole_clip, default=33, help="1 + 4 n")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument(
-        "--bundles", type=Path, help="folder of bundles PRESET-PRECISION; missing ones are made"
-    )
-    parser.add_argument("--runs", type=int, default=MINIMUM_RUNS, help=f"at least {MINIMUM_RUNS}")
-    parser.add_argument("--budget", type=float, default=580, help="seconds in all (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="result file (default: results/gpu.json; none for --smoke)")
-    parser.add_argument("--smoke", action="store_true", help="toy size on the CPU: tests the program")
+    add = parser.add_argument
+    add("--presets", nargs="+", default=["S", "L"])
+    add("--sizes", nargs="+", type=side, default=[256, 512, 768], help="height and width")
+    add("--chunks", nargs="+", type=int, default=[4, 8, 16], help="frames, multiples of 4")
+    add("--frames", type=whole_clip, default=33, help="1 + 4 n")
+    add("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    add("--bundles", type=Path, help="folder of bundles PRESET-PRECISION; missing ones are made")
+    add("--runs", type=int, default=MINIMUM_RUNS, help=f"at least {MINIMUM_RUNS}")
+    add("--budget", type=float, default=580, help="seconds in all (default: %(default)s)")
+    add("--json", type=Path, help="result file (default: results/gpu.json; none for --smoke)")
+    add("--smoke", action="store_true", help="toy size on the CPU: tests the program")
     options = parser.parse_args(arguments)
     if options.smoke:
         options.presets, options.sizes, options.chunks, options.frames = ["tiny"], [16], [4], 5
@@ -398,25 +381,25 @@ def main(arguments: list[str] | None = None) -> int:
     fields = ("name", "driver_version", "memory.total")
     gpu = None if options.smoke else query_gpu(*fields)
     if gpu is None and not options.smoke:
-        print(
-            "no NVIDIA GPU here (nvidia-smi finds none); --smoke tests the program on a CPU", file=sys.stderr
-        )
+        text = "no NVIDIA GPU here (nvidia-smi finds none); --smoke tests the program on a CPU"
+        print(text, file=sys.stderr)
         return 2
+    if options.smoke:
+        # Nothing is measured, and threads of several processes would wait for each other.
+        os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         benchmark = Benchmark(options, Path(folder))
         benchmark.run()
     smoke = "toy sizes on a CPU, to test the program; these numbers mean nothing"
     job = {key: getattr(options, key) for key in ("frames", "sizes", "chunks", "runs", "budget")}
-    collected = {
-        key: getattr(benchmark, key) for key in ("backends", "cases", "parity", "streams", "skipped")
-    }
+    collected = ("backends", "cases", "parity", "streams", "skipped")
     result = {
         "smoke": options.smoke,
         "note": smoke if options.smoke else "random weights",
-        "machine": {"gpu": gpu and dict(zip(fields, gpu, strict=True)), **machine(1, "torch", "onnxruntime")},
+        "machine": {"gpu": gpu and dict(zip(fields, gpu, strict=True)), **machine(1)},
         "job": job,
         "seconds": time.monotonic() - benchmark.began,
-        **collected,
+        **{key: getattr(benchmark, key) for key in collected},
     }
     finish(result, options.json, table)
     if not benchmark.cases:
