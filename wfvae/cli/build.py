@@ -42,36 +42,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     arguments.add_bundle_argument(parser)
 
-    sizes = parser.add_argument_group("sizes")
+    add = parser.add_argument_group("sizes").add_argument
     text = "streams at once (default: %(default)s)"
-    sizes.add_argument("--batch", type=_span, default=_DEFAULTS.batch, metavar="N", help=text)
+    add("--batch", type=_span, default=_DEFAULTS.batch, metavar="N", help=text)
     text = "latents per steady step (default: %(default)s)"
-    sizes.add_argument(
-        "--chunk", type=arguments.parse_positive, default=_DEFAULTS.chunk, metavar="N", help=text
-    )
+    add("--chunk", type=arguments.parse_positive, default=_DEFAULTS.chunk, metavar="N", help=text)
     for side in ("height", "width"):
         text = f"video {side} (default: {getattr(_DEFAULTS, side)}, or the bundle's)"
-        sizes.add_argument(f"--{side}", type=_span, metavar="N", help=text)
+        add(f"--{side}", type=_span, metavar="N", help=text)
     text = "one video size, in place of --height and --width"
-    sizes.add_argument("--size", type=arguments.parse_size, metavar="HxW", help=text)
+    add("--size", type=arguments.parse_size, metavar="HxW", help=text)
     text = "also steps and direct graphs of up to N latents, for verification"
-    sizes.add_argument("--whole-clip", type=arguments.parse_positive, metavar="N", help=text)
+    add("--whole-clip", type=arguments.parse_positive, metavar="N", help=text)
 
-    choices = parser.add_argument_group("choices")
-    text = "round fp32 products to TF32: faster, less exact"
-    choices.add_argument("--tf32", action="store_true", help=text)
+    add = parser.add_argument_group("choices").add_argument
+    add("--tf32", action="store_true", help="round fp32 products to TF32: faster, less exact")
     level, text = _DEFAULTS.optimization_level, "how long to search for fast kernels (default: %(default)s)"
-    choices.add_argument("--optimization-level", type=int, default=level, choices=range(6), help=text)
+    add("--optimization-level", type=int, default=level, choices=range(6), help=text)
     text = "scratch memory a kernel may use, such as 2G"
-    choices.add_argument("--workspace", type=arguments.parse_bytes, metavar="BYTES", help=text)
+    add("--workspace", type=arguments.parse_bytes, metavar="BYTES", help=text)
     text = "kernel timings to reuse and add to (default: in the bundle)"
-    choices.add_argument("--timing-cache", type=Path, metavar="FILE", help=text)
+    add("--timing-cache", type=Path, metavar="FILE", help=text)
     text = "take all choices from the cache; fail where it has none"
-    choices.add_argument("--timing-cache-only", action="store_true", help=text)
-    choices.add_argument("--again", action="store_true", help="also build engines that exist")
-    choices.add_argument(
-        "--device", type=int, default=0, metavar="N", help="which GPU (default: %(default)s)"
-    )
+    add("--timing-cache-only", action="store_true", help=text)
+    add("--again", action="store_true", help="also build engines that exist")
+    add("--device", type=int, default=0, metavar="N", help="which GPU (default: %(default)s)")
     arguments.add_json_argument(parser)
 
 
@@ -109,16 +104,8 @@ def settings_from(args: argparse.Namespace) -> BuildSettings:
         if args.height is not None or args.width is not None:
             raise InputError("--size stands for --height and --width; give one or the other")
         height, width = map(Span.of, padded_size(*args.size))  # as the runtime pads
-    return BuildSettings(
-        batch=args.batch,
-        chunk=args.chunk,
-        height=height,
-        width=width,
-        whole_clip=args.whole_clip,
-        tf32=args.tf32,
-        optimization_level=args.optimization_level,
-        workspace=args.workspace,
-    )
+    same = ("batch", "chunk", "whole_clip", "tf32", "optimization_level", "workspace")
+    return BuildSettings(height=height, width=width, **{name: getattr(args, name) for name in same})
 
 
 @contextmanager

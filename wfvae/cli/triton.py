@@ -25,34 +25,36 @@ GPU."""
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     add_bundle_argument(parser)
-    parser.add_argument("repository", type=Path, metavar="REPOSITORY", help="directory to make")
+    add = parser.add_argument
+    add("repository", type=Path, metavar="REPOSITORY", help="directory to make")
     text = "video size served (default: the one the bundle was exported for)"
-    parser.add_argument("--size", type=parse_size, metavar="HxW", help=text)
+    add("--size", type=parse_size, metavar="HxW", help=text)
     platforms, text = ("onnxruntime", "tensorrt"), "what runs the graphs (default: %(default)s)"
-    parser.add_argument("--platform", choices=platforms, default="onnxruntime", help=text)
+    add("--platform", choices=platforms, default="onnxruntime", help=text)
     text = "models are NAME_encoder and NAME_decoder (default: %(default)s)"
-    parser.add_argument("--name", default="wfvae", metavar="NAME", help=text)
-    parser.add_argument("--overwrite", action="store_true", help="replace a repository made before")
+    add("--name", default="wfvae", metavar="NAME", help=text)
+    add("--overwrite", action="store_true", help="replace a repository made before")
 
-    group = parser.add_argument_group("serving")
+    add = parser.add_argument_group("serving").add_argument
     text = "where the models run (default: %(default)s)"
-    group.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help=text)
+    add("--device", choices=("gpu", "cpu"), default="gpu", help=text)
     text = "GPUs to use (default: all that the server sees)"
-    group.add_argument("--gpus", type=_gpus, default=(), metavar="N,N", help=text)
-    text = "copies per GPU (default: %(default)s)"
-    group.add_argument("--instances", type=parse_positive, default=1, metavar="N", help=text)
-    text = "streams that share one execution (default: %(default)s)"
-    group.add_argument("--max-batch", type=parse_positive, default=4, metavar="N", help=text)
-    text = "streams open at once (default: 4 times --max-batch)"
-    group.add_argument("--max-sequences", type=parse_positive, metavar="N", help=text)
-    text = "microseconds that a request waits for others (default: %(default)s)"
-    group.add_argument("--max-delay", type=int, default=2000, metavar="US", help=text)
-    text = "seconds after which a silent stream is dropped (default: %(default)s)"
-    group.add_argument("--idle", type=parse_positive, default=60, metavar="S", help=text)
-    group.add_argument("--same-buffer", action="store_true", help="one buffer per state instead of two")
-    group.add_argument("--tf32", action="store_true", help="let CUDA round fp32 products to TF32")
+    add("--gpus", type=_gpus, default=(), metavar="N,N", help=text)
+    default = "(default: %(default)s)"
+    for option, count, text in (
+        ("--instances", 1, f"copies per GPU {default}"),
+        ("--max-batch", 4, f"streams that share one execution {default}"),
+        ("--max-sequences", None, "streams open at once (default: 4 times --max-batch)"),
+    ):
+        add(option, type=parse_positive, default=count, metavar="N", help=text)
+    text = f"microseconds that a request waits for others {default}"
+    add("--max-delay", type=int, default=2000, metavar="US", help=text)
+    text = f"seconds after which a silent stream is dropped {default}"
+    add("--idle", type=parse_positive, default=60, metavar="S", help=text)
+    add("--same-buffer", action="store_true", help="one buffer per state instead of two")
+    add("--tf32", action="store_true", help="let CUDA round fp32 products to TF32")
     text = "largest step of a TensorRT engine (default: %(default)s)"
-    group.add_argument("--max-latents", type=parse_positive, default=8, metavar="N", help=text)
+    add("--max-latents", type=parse_positive, default=8, metavar="N", help=text)
     add_json_argument(parser)
 
 
@@ -66,28 +68,16 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise MissingExtraError("writing a Triton repository", str(error.name), "export") from error
 
+    same = ("platform", "size", "gpus", "instances", "max_batch", "max_sequences", "same_buffer", "tf32")
+    fields = {name: getattr(args, name) for name in (*same, "max_latents", "name")}
     options = TritonOptions(
-        platform=args.platform,
-        size=args.size,
-        gpu=args.device == "gpu",
-        gpus=args.gpus,
-        instances=args.instances,
-        max_batch=args.max_batch,
-        max_sequences=args.max_sequences,
-        max_delay_us=args.max_delay,
-        idle_seconds=args.idle,
-        same_buffer=args.same_buffer,
-        tf32=args.tf32,
-        max_latents=args.max_latents,
-        name=args.name,
+        gpu=args.device == "gpu", max_delay_us=args.max_delay, idle_seconds=args.idle, **fields
     )
     Manifest.read(args.bundle).verify_files(args.bundle)
     record = write_repository(args.bundle, args.repository, options, overwrite=args.overwrite)
     height, width = record["options"]["size"]
-    text = (
-        f"{args.repository}: {', '.join(record['models'])} for video of {height}x{width},"
-        f" {record['precision']}, {args.platform}"
-    )
+    text = f"{args.repository}: {', '.join(record['models'])} for video of {height}x{width}"
+    text += f", {record['precision']}, {args.platform}"
     if args.platform == "tensorrt":
         script = args.repository / BUILD_NAME
         text += f"\nbuild the engines with {script} inside the server's image before serving"
@@ -99,6 +89,5 @@ def _gpus(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of GPUs; expected something like 0,1"
-        ) from None
+        expected = "a list of GPUs; expected something like 0,1"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}") from None
