@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import structs
+
 from wfvae.errors import BundleError
 from wfvae.export.tensorrt.progress import BuildProgress, Progress, cancelling, make_monitor, no_progress
 from wfvae.export.tensorrt.timing_cache import TimingCacheFile
@@ -41,45 +43,6 @@ class BuildReport:
     built: tuple[EngineRecord, ...]
     kept: tuple[EngineRecord, ...]
     """Engines that existed already, unchanged."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One engine to build."""
-
-    key: str
-    """The graph's key in the manifest."""
-    manifest: Manifest
-    profiles: tuple[Profile, ...]
-    settings: BuildSettings
-    target: Target
-
-    @property
-    def graph(self) -> GraphSpec:
-        return self.manifest.graphs[self.key]
-
-    def record(self, content: memoryview) -> EngineRecord:
-        """Returns the manifest's entry of an engine with this content."""
-        return EngineRecord(
-            graph=self.key,
-            graph_sha256=graph_sha256(self.manifest, self.key),
-            precision=self.manifest.precision,
-            settings=self.settings,
-            profiles=self.profiles,
-            target=self.target,
-            sha256=hashlib.sha256(content).hexdigest(),
-            bytes=content.nbytes,
-        )
-
-    def present(self, bundle: Path) -> EngineRecord | None:
-        """Returns the engine that this build would make, if it exists and is unchanged."""
-        wanted = self.record(memoryview(b""))  # the key does not depend on the content
-        for record in sound_records(self.manifest):
-            if record.file == wanted.file:
-                with contextlib.suppress(BundleError):
-                    read_engine(record, bundle)
-                    return record
-        return None
 
 
 def timing_cache_path(bundle: Path, target: Target) -> Path:
@@ -121,25 +84,51 @@ def build_engines(
     cache = timing_cache or TimingCacheFile(timing_cache_path(bundle, target))
     built, kept = [], []
     for key, graph in manifest.graphs.items():
-        job = _Job(key, manifest, profiles_for(settings, graph), settings, target)
-        if not job.profiles:
+        profiles = profiles_for(settings, graph)
+        if not profiles:
             continue  # a direct graph, for verification only
-        present = None if again else job.present(bundle)
+        planned = EngineRecord(
+            graph=key,
+            graph_sha256=graph_sha256(manifest, key),
+            precision=manifest.precision,
+            settings=settings,
+            profiles=profiles,
+            target=target,
+            sha256="",
+            bytes=0,
+        )
+        present = None if again else _find(planned, manifest, bundle)
         if present is not None:
             kept.append(present)
             continue
         phases = BuildProgress(key, progress)
-        with cancelling(phases), _build(bundle, job, cache, trt, phases) as content:
-            record = job.record(content)
+        with cancelling(phases), _build(bundle, graph, planned, cache, trt, phases) as content:
+            sha256 = hashlib.sha256(content).hexdigest()
+            record = structs.replace(planned, sha256=sha256, bytes=content.nbytes)
             write_whole(bundle / record.file, content)
             list_engine(bundle, record)
         built.append(record)
     return BuildReport(tuple(built), tuple(kept))
 
 
+def _find(planned: EngineRecord, manifest: Manifest, bundle: Path) -> EngineRecord | None:
+    """Returns the planned engine's entry if it exists already, unchanged."""
+    for record in sound_records(manifest):
+        if record.file == planned.file:
+            with contextlib.suppress(BundleError):
+                read_engine(record, bundle)
+                return record
+    return None
+
+
 @contextlib.contextmanager
 def _build(
-    bundle: Path, job: _Job, cache: TimingCacheFile, trt: TensorRT, progress: BuildProgress
+    bundle: Path,
+    graph: GraphSpec,
+    planned: EngineRecord,
+    cache: TimingCacheFile,
+    trt: TensorRT,
+    progress: BuildProgress,
 ) -> Iterator[memoryview]:
     """Yields the serialized engine of one graph, whose memory TensorRT owns."""
     log = ErrorLog()
@@ -147,19 +136,19 @@ def _build(
     builder: Builder = trt.interface("Builder")(logger)
     network = builder.create_network(1 << int(trt.member("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")))
     parser: OnnxParser = trt.interface("OnnxParser")(network, logger)
-    _parse(parser, bundle / job.graph.file, trt, log)
+    _parse(parser, bundle / graph.file, trt, log)
     config = builder.create_builder_config()
-    _configure(config, job.settings, trt)
+    _configure(config, planned.settings, trt)
     # The configuration only refers to the monitor, which therefore must outlive it.
     config.progress_monitor = monitor = make_monitor(trt, progress)
-    for profile in job.profiles:
-        _add_profile(builder, config, profile, job.graph, log)
+    for profile in planned.profiles:
+        _add_profile(builder, config, profile, graph, log)
     cache.attach(trt, config, log)
     memory = builder.build_serialized_network(network, config)
     if progress.cancelled:
         raise KeyboardInterrupt
     if memory is None:
-        text = f"{trt} could not build {job.graph.file}"
+        text = f"{trt} could not build {graph.file}"
         cause = ", or the timing cache has no entry for a kernel (it is read-only)"
         raise BundleError(
             f"{text}{cause if cache.read_only else ''}: {log.take()}; narrower"

@@ -26,13 +26,8 @@ PLATFORMS: dict[Platform, tuple[str, str]] = {
 PARAMETER = "wfvae"
 """Key of the model parameter with the stream's rules for clients, as JSON."""
 FORMAT = "wfvae-triton/1"
-TYPES = {
-    "float32": "TYPE_FP32",
-    "float16": "TYPE_FP16",
-    "bfloat16": "TYPE_BF16",
-    "int32": "TYPE_INT32",
-    "bool": "TYPE_BOOL",
-}
+TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16"}
+TYPES |= {"int32": "TYPE_INT32", "bool": "TYPE_BOOL"}
 """The manifest's types in Triton's words."""
 _CONTROLS = {"start": "CONTROL_SEQUENCE_START", "end": "CONTROL_SEQUENCE_END"}
 _ORT_HEURISTIC = "1"  # the server's number for HEURISTIC
@@ -111,9 +106,8 @@ def config_text(manifest: Manifest, graph: GraphSpec, options: TritonOptions) ->
             "export it with --precision fp16 or fp32, or use --platform tensorrt"
         )
     size = model_size(manifest, options.size)
-    origin = (
-        f"# Written by 'wfvae triton' from bundle {manifest.identity[:16]}; see docs/triton.md of wfvae.\n"
-    )
+    made_by = f"Written by 'wfvae triton' from bundle {manifest.identity[:16]}"
+    origin = f"# {made_by}; see docs/triton.md of wfvae.\n"
     return origin + to_text(_model(manifest, graph, options, size))
 
 
@@ -165,15 +159,16 @@ def to_text(message: Mapping[str, Any], indent: str = "") -> str:
 
 
 def _scalar(value: Any) -> str:
-    if isinstance(value, Name):
-        return str(value)
-    return json.dumps(value)  # quotes and escapes are the same in both formats
+    # Quotes and escapes are the same in both formats.
+    return str(value) if isinstance(value, Name) else json.dumps(value)
 
 
 def _model(
     manifest: Manifest, graph: GraphSpec, options: TritonOptions, size: tuple[int, int]
 ) -> dict[str, Any]:
     platform, file = PLATFORMS[options.platform]
+    kind = Name("KIND_GPU" if options.gpu else "KIND_CPU")
+    gpus = {"gpus": list(options.gpus)} if options.gpu and options.gpus else {}
     model: dict[str, Any] = {
         "name": f"{options.name}_{graph.direction}",
         "platform": platform,
@@ -182,7 +177,7 @@ def _model(
         "input": [_tensor(graph.inputs[0], size)],
         "output": [_tensor(tensor, size) for tensor in graph.outputs],
         "sequence_batching": _sequences(graph, options, size),
-        "instance_group": [_instances(options)],
+        "instance_group": [{"kind": kind, "count": options.instances, **gpus}],
     }
     parameters = {PARAMETER: json.dumps(stream_rules(manifest, graph, size), sort_keys=True)}
     if options.platform == "onnxruntime" and options.gpu:
@@ -231,9 +226,3 @@ def _state(state: StateSpec, options: TritonOptions, size: tuple[int, int]) -> d
     if options.same_buffer:
         message["use_same_buffer_for_input_output"] = True
     return message
-
-
-def _instances(options: TritonOptions) -> dict[str, Any]:
-    kind = Name("KIND_GPU" if options.gpu else "KIND_CPU")
-    gpus = {"gpus": list(options.gpus)} if options.gpu and options.gpus else {}
-    return {"kind": kind, "count": options.instances, **gpus}
