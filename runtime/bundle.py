@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -11,8 +12,7 @@ import numpy as np
 from wfvae.errors import BundleError, InputError
 from wfvae.runtime.backends.base import Backend, BackendOptions, DirectSession, FloatArray, StepSession
 from wfvae.runtime.backends.registry import check_backend, open_backend
-from wfvae.runtime.decoder_feed import DecoderFeed, PixelType
-from wfvae.runtime.encoder_feed import EncoderFeed
+from wfvae.runtime.feeds import DecoderFeed, EncoderFeed, PixelType
 from wfvae.runtime.pixels import Frames
 from wfvae.runtime.pool import StreamPool
 from wfvae.runtime.snapshot import Snapshot
@@ -154,11 +154,7 @@ class Bundle:
     ) -> StreamPool[EncoderFeed]:
         """Opens a pool that encodes unrelated videos of one size, `rows` at a time."""
         chunk = self._admit("encoder", height, width, rows, chunk)
-        graph = self.manifest.graphs["encoder"]
-
-        def new_feed() -> EncoderFeed:
-            return EncoderFeed(graph, height, width)
-
+        new_feed = partial(EncoderFeed, self.manifest.graphs["encoder"], height, width)
         return StreamPool(self.step_session("encoder"), (height, width), rows, chunk, new_feed)
 
     def decoder_pool(
@@ -166,26 +162,18 @@ class Bundle:
     ) -> StreamPool[DecoderFeed]:
         """Opens a pool that decodes unrelated latents of one size, `rows` at a time."""
         chunk = self._admit("decoder", height, width, rows, chunk)
-        graph = self.manifest.graphs["decoder"]
-
-        def new_feed(frames: int | None = None, pixels: PixelType = "uint8") -> DecoderFeed:
-            return DecoderFeed(graph, height, width, frames, pixels)
-
+        new_feed = partial(DecoderFeed, self.manifest.graphs["decoder"], height, width)
         return StreamPool(self.step_session("decoder"), (height, width), rows, chunk, new_feed)
 
     def restore(
         self, snapshot: bytes | bytearray | memoryview | str | Path, *, chunk: int | None = None
     ) -> EncoderStream | DecoderStream:
         """Opens a stream in the state of a snapshot, given as bytes or as its file."""
-        if isinstance(snapshot, (str, Path)):
-            content = Snapshot.read(snapshot)
-        else:
-            content = Snapshot.from_bytes(snapshot)
-        stream: EncoderStream | DecoderStream
-        if content.direction == "encoder":
-            stream = self.encoder(height=content.height, width=content.width, chunk=chunk)
-        else:
-            stream = self.decoder(height=content.height, width=content.width, chunk=chunk)
+        content = (
+            Snapshot.read(snapshot) if isinstance(snapshot, (str, Path)) else Snapshot.from_bytes(snapshot)
+        )
+        open_stream = self.encoder if content.direction == "encoder" else self.decoder
+        stream = open_stream(height=content.height, width=content.width, chunk=chunk)
         stream.restore(content)
         return stream
 

@@ -5,14 +5,15 @@ A feed knows neither backends nor state tensors. One stream and a pool of many u
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from wfvae.errors import InputError, StreamingError
-from wfvae.runtime.backends.base import Array, FloatArray
+from wfvae.errors import StreamingError
+from wfvae.runtime.backends.base import Array, FloatArray, StepSession, StreamState
 
 _QUEUED = "waiting"
 """Name of the queued input in snapshots."""
@@ -136,7 +137,18 @@ class Queue:
         return self._parts[-1][-1:]
 
 
-def check_frame_count(frames: int | None) -> None:
-    """Raises `InputError` if a stated number of video frames is not positive."""
-    if frames is not None and frames < 1:
-        raise InputError(f"frames is {frames}; expected at least 1")
+def run_step(
+    session: StepSession, state: StreamState, feeds: Sequence[Feed], latents: int
+) -> tuple[list[Array], float]:
+    """Advances each feed's stream, one per row of `state`, by `latents`.
+
+    Returns each stream's part of the output, and the seconds spent in the backend.
+    """
+    draining = [feed.draining for feed in feeds]
+    start = np.array([not feed.started for feed in feeds])
+    x = np.stack([feed.step_input(latents) for feed in feeds])
+    began = time.perf_counter()
+    output = session.step(state, x, start, np.array(draining))
+    seconds = time.perf_counter() - began
+    rows = zip(feeds, output, draining, strict=True)
+    return [feed.accept_output(row, drained) for feed, row, drained in rows], seconds

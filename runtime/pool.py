@@ -11,8 +11,7 @@ import numpy as np
 
 from wfvae.errors import StreamingError
 from wfvae.runtime.backends.base import Array, StepSession, StreamState
-from wfvae.runtime.feed import Feed
-from wfvae.runtime.step import run_step
+from wfvae.runtime.feed import Feed, run_step
 from wfvae.spec.frames import padded_size
 
 F = TypeVar("F", bound=Feed)

@@ -10,11 +10,9 @@ import numpy as np
 
 from wfvae.errors import StreamingError
 from wfvae.runtime.backends.base import Array, StepSession, StreamState
-from wfvae.runtime.decoder_feed import DecoderFeed
-from wfvae.runtime.encoder_feed import EncoderFeed
-from wfvae.runtime.feed import Feed
+from wfvae.runtime.feed import Feed, run_step
+from wfvae.runtime.feeds import DecoderFeed, EncoderFeed
 from wfvae.runtime.snapshot import Snapshot
-from wfvae.runtime.step import run_step
 from wfvae.spec.frames import padded_size
 from wfvae.spec.stream import StreamSpec
 

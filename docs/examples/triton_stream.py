@@ -21,8 +21,7 @@ import numpy as np
 
 from wfvae.errors import InputError, WFVAEError
 from wfvae.runtime.backends.base import Array, FloatArray
-from wfvae.runtime.decoder_feed import DecoderFeed
-from wfvae.runtime.encoder_feed import EncoderFeed
+from wfvae.runtime.feeds import DecoderFeed, EncoderFeed
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_reader import open_video
 from wfvae.runtime.media.video_writer import open_video_writer

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from fixtures.program import run_python
+from fixtures.streams import at_once
 from wfvae.errors import BundleError, InputError, ResourceError
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.runtime.backends.onnxruntime import OnnxRuntimeStep
@@ -30,13 +29,6 @@ FILES = ("encoder.onnx", "decoder.onnx", "encoder.direct.onnx", "decoder.direct.
 def copy(exported: Callable[..., Path], tmp_path: Path) -> Path:
     """A bundle that a test may damage."""
     return shutil.copytree(exported("small"), tmp_path / "bundle")
-
-
-def edit_manifest(bundle: Path, edit: Edit) -> None:
-    """Changes `manifest.json`, without its hash."""
-    data = json.loads((bundle / "manifest.json").read_text())
-    edit(data)
-    (bundle / "manifest.json").write_text(json.dumps(data))
 
 
 # Damage -------------------------------------------------------------------------------------------
@@ -72,23 +64,15 @@ def test_changed_letter_of_the_manifest_is_refused(copy: Path) -> None:
     open_bundle(copy)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_missing_or_cut_file_is_refused_by_name(copy: Path, name: str) -> None:
-    content = (copy / name).read_bytes()
-    (copy / name).write_bytes(content[:-1])
-    with pytest.raises(BundleError, match=rf"{name} has {len(content) - 1} bytes instead of {len(content)}"):
+def test_all_missing_and_cut_files_are_reported_in_one_error(copy: Path) -> None:
+    for name in FILES[:-1]:
+        (copy / name).write_bytes((copy / name).read_bytes()[:-1])
+    (copy / FILES[-1]).unlink()
+    cut = r"decoder\.onnx has (\d+) bytes instead of (\d+)"
+    with pytest.raises(BundleError, match=rf"{cut}; encoder\.direct.*; weights\.bin is missing") as caught:
         open_bundle(copy)
-    (copy / name).unlink()
-    with pytest.raises(BundleError, match=rf"{name} is missing"):
-        open_bundle(copy)
-
-
-def test_all_damage_is_reported_in_one_error(copy: Path) -> None:
-    (copy / "weights.bin").unlink()
-    (copy / "decoder.onnx").write_bytes(b"")
-    message = r"decoder\.onnx has 0 bytes instead of \d+; weights\.bin is missing"
-    with pytest.raises(BundleError, match=message):
-        open_bundle(copy)
+    found = re.search(cut, str(caught.value))
+    assert found and int(found[1]) + 1 == int(found[2])
 
 
 def test_damage_without_verification_is_refused_by_the_backend(copy: Path) -> None:
@@ -114,13 +98,15 @@ MANIFEST_EDITS: list[tuple[Edit, str]] = [
 
 @pytest.mark.parametrize(("edit", "message"), MANIFEST_EDITS)
 def test_changed_manifest_is_refused(copy: Path, edit: Edit, message: str) -> None:
-    edit_manifest(copy, edit)
+    data = json.loads((copy / "manifest.json").read_text())
+    edit(data)
+    (copy / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(BundleError, match=message) as caught:
         open_bundle(copy)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'"wfvae-bundle/1"'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
 def test_manifest_that_is_no_json_object_is_refused(copy: Path, content: bytes) -> None:
     (copy / "manifest.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"cannot read .*manifest\.json: "):
@@ -196,14 +182,8 @@ def test_closing_a_bundle_releases_its_sessions_but_not_its_streams(exported: Ca
 
 def test_threads_that_open_at_once_get_one_session(exported: Callable[..., Path]) -> None:
     bundle = open_bundle(exported("small"), provider="cpu", threads=1)
-    together = threading.Barrier(4)
-
-    def open_session(direction: Any) -> Any:
-        together.wait()
-        return bundle.step_session(direction)
-
-    with ThreadPoolExecutor(4) as threads:
-        sessions = list(threads.map(open_session, ["encoder", "encoder", "decoder", "encoder"]))
+    directions: list[Any] = ["encoder", "encoder", "decoder", "encoder"]
+    sessions = at_once(lambda index: bundle.step_session(directions[index]), 4)
     assert sessions[0] is sessions[1] is sessions[3] is not sessions[2]
 
 
@@ -302,10 +282,6 @@ def test_planned_scratch_is_what_a_step_takes(
     exported: Callable[..., Path], direction: str, size: int, chunk: int
 ) -> None:
     """The process's peak grows over one step by the activations and their packing."""
-    arguments = [str(exported("4x8x8-trilinear")), direction, str(size), str(chunk)]
-    run = subprocess.run(
-        [sys.executable, "-c", SCRATCH_SCRIPT, *arguments], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    planned, measured = json.loads(run.stdout)
+    arguments = (exported("4x8x8-trilinear"), direction, size, chunk)
+    planned, measured = json.loads(run_python(SCRATCH_SCRIPT, *arguments))
     assert planned / 1.5 <= measured <= 3 * planned

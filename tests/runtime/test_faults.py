@@ -179,13 +179,9 @@ def test_damaged_or_empty_latents_are_refused_by_name(
     assert not out.exists()
 
 
-def test_damaged_bundle_is_refused_by_every_command(
-    program: Program, bundle: Path, video: Path, tmp_path: Path
-) -> None:
+def test_damaged_bundle_is_refused(program: Program, bundle: Path, video: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle, tmp_path / "bundle")
-    data = bytearray((copy / "weights.bin").read_bytes())
-    data[len(data) // 2] ^= 1
-    (copy / "weights.bin").write_bytes(data)
+    (copy / "weights.bin").write_bytes(bytes((copy / "weights.bin").stat().st_size))
     for words in (("encode", copy, video, tmp_path / "z.npy"), ("inspect", copy)):
         complaint = program.refused(*words)
         assert "weights.bin" in complaint and "export" in complaint
@@ -326,14 +322,8 @@ def test_leftovers_of_killed_runs_are_removed_by_the_next_run(
     ended.wait()
     work = tmp_path / "work"
     work.mkdir()
-    outputs = {
-        "z.npy": video,
-        "z.safetensors": video,
-        "z.zarr": video,
-        "out.mp4": latents,
-        "out.gif": latents,
-        "r.mkv": video,
-    }
+    outputs = dict.fromkeys(("z.npy", "z.safetensors", "z.zarr", "r.mkv"), video)
+    outputs |= dict.fromkeys(("out.mp4", "out.gif"), latents)
     files = sorted({*outputs, "z.npy.json"} - {"z.zarr"})
     for name, ending in itertools.product(files, ("part", "probe")):
         (work / f".{name}.{ended.pid}.{ending}").write_text("left")

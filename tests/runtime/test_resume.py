@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fixtures.program import Program, clip, latents_of, names, save, start_process, stored, wait_for
+from fixtures.program import (
+    Program,
+    clip,
+    latents_of,
+    names,
+    run_python,
+    save,
+    start_process,
+    stored,
+    wait_for,
+)
 from wfvae.runtime import encode_video, open_bundle
 from wfvae.runtime.jobs import SEGMENT_FRAMES
 from wfvae.runtime.latents.latent_files import open_latents
@@ -43,7 +52,7 @@ def long_store(bundle: Path, long_video: Path) -> Path:
 
 def content(path: Path) -> dict[str, bytes]:
     """The bits of a file, or of all files of a directory."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    files = [file for file in [path, *path.rglob("*")] if file.is_file()]
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
@@ -70,52 +79,32 @@ def interrupt_when(
 # Killed by another process ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["z.zarr", "z.safetensors", "z.npy"])
-def test_encode_killed_twice_resumes_to_the_same_bits(
-    program: Program, bundle: Path, long_video: Path, tmp_path: Path, name: str
+@pytest.mark.parametrize("name", ["z.zarr", "z.safetensors", "z.npy", "out.mp4"])
+def test_job_killed_twice_resumes_to_the_same_bits(
+    program: Program, bundle: Path, long_video: Path, long_store: Path, tmp_path: Path, name: str
 ) -> None:
+    decodes = name == "out.mp4"
+    job = ("decode", bundle, long_store) if decodes else ("encode", bundle, long_video)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
-    program.done("encode", bundle, long_video, whole / name, *SLOWLY)
-    store = killed / (name if name.endswith(".zarr") else f"{name}.partial.zarr")
-    for goal in sorted(random.Random(name).sample(range(2, 110), 2)):
-        words = ("encode", bundle, long_video, killed / name, *SLOWLY, "--resume", "--json")
-        kill_when(lambda goal=goal: stored(store) >= goal, *words)
-        # Any process reads the beginning of the whole.
-        part = latents_of(store)
-        assert np.array_equal(part, latents_of(whole / name)[: len(part)])
-        with open_latents(store) as reader:
-            assert not reader.complete
-        assert not (killed / name).exists() or name.endswith(".zarr")
-    # Another chunk length changes nothing.
-    report = program.done("encode", bundle, long_video, killed / name, "--chunk", 3, "--resume")
-    resumed = report["resumed_at"]
-    assert 0 < resumed < LONG
-    assert report["frames"] == LONG - resumed
-    assert content(killed / name) == content(whole / name)
-    assert names(killed) == names(whole)
+    program.done(*job, whole / name)
+    left = killed / {"z.zarr": "z.zarr", "out.mp4": "out.mp4.partial"}.get(name, f"{name}.partial.zarr")
 
+    def finished_parts() -> int:
+        return len(list(left.glob("segment-*.json"))) if decodes else stored(left)
 
-def test_decode_killed_twice_resumes_to_the_same_bits(
-    program: Program, bundle: Path, long_store: Path, tmp_path: Path
-) -> None:
-    out, killed = tmp_path / "out.mp4", tmp_path / "killed" / "out.mp4"
-    killed.parent.mkdir()
-    program.done("decode", bundle, long_store, out)
-    parts = killed.with_name("out.mp4.partial")
-    for goal in (0, 2):
-        kill_when(
-            lambda goal=goal: len(list(parts.glob("segment-*.json"))) >= goal and parts.exists(),
-            *("decode", bundle, long_store, killed, *SLOWLY, "--resume"),
-        )
-        assert not killed.exists()
-    report = program.done("decode", bundle, long_store, killed, "--resume")
-    resumed = report["resumed_at"]
-    assert resumed >= 2 * SEGMENT_FRAMES and resumed % SEGMENT_FRAMES == 0
-    assert report["frames"] == LONG - resumed
-    assert killed.read_bytes() == out.read_bytes()
-    assert names(killed.parent) == ["out.mp4"]
+    for goal in (1, 3) if decodes else sorted(random.Random(name).sample(range(2, 110), 2)):
+        kill_when(lambda goal=goal: finished_parts() >= goal, *job, killed / name, *SLOWLY, "--resume")
+        assert left == killed / name or not (killed / name).exists()
+        if not decodes:  # any process reads the beginning of the whole
+            with open_latents(left) as reader:
+                assert not reader.complete
+                assert np.array_equal(reader.read(), latents_of(long_store)[: reader.count])
+    report = program.done(*job, killed / name, "--chunk", 3, "--resume")  # another chunk changes nothing
+    assert 0 < report["resumed_at"] == LONG - report["frames"]
+    assert not decodes or report["resumed_at"] % SEGMENT_FRAMES == 0
+    assert content(killed) == content(whole)
 
 
 # Killed before any one of its changes to the disk -------------------------------------------------
@@ -126,16 +115,16 @@ from pathlib import Path
 from wfvae.cli import main as cli
 from wfvae.runtime.backends.session_cache import SessionCache, shared_sessions
 
-folder, report, seed, kills, resume = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5]
-command = sys.argv[6:]
+folder, seed, kills, resume = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+command = sys.argv[5:]
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link"}
 
-def run(extra):
+def run(*extra):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         return cli.main([*command, *extra]), err.getvalue()
 
-def child(extra, stop):
+def child(stop, *extra):
     # Counts the changes in `folder` in a new process, which kills itself before number `stop`.
     reading, writing = os.pipe()
     process = os.fork()
@@ -143,54 +132,50 @@ def child(extra, stop):
         os.close(writing)
         with os.fdopen(reading) as pipe:
             text = pipe.read()
-        _, status = os.waitpid(process, 0)
-        return status, text
+        return os.waitpid(process, 0)[1], text
     seen = 0
     def hook(event, arguments):
         nonlocal seen
         flags = arguments[2] if event == "open" and isinstance(arguments[2], int) else 0
         opened = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if (event in CHANGES or opened) and folder in str(arguments[0]):
+        if (event in CHANGES or opened) and str(folder) in str(arguments[0]):
             if seen == stop:
                 os.kill(os.getpid(), signal.SIGKILL)
             seen += 1
     sys.addaudithook(hook)
-    code, text = run(extra)
+    code, text = run(*extra)
     os.write(writing, f"{seen}\\n{text}".encode())
     os._exit(code)
 
-def snapshot(path):
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+def results():
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 def clear():
     shutil.rmtree(folder)
-    os.mkdir(folder)
+    folder.mkdir()
 
 # One job here loads modules and sessions for all children.
 shared_sessions(SessionCache(8)).__enter__()
-code, text = run([])
+code, text = run()
 assert code == 0, text
 clear()
-status, text = child([], None)
+status, text = child(None)
 assert status == 0, text
 changes = int(text.splitlines()[0])
-expected = snapshot(Path(folder))
+expected = results()
 dice = random.Random(seed)
 # All of the end, where jobs turn from one form into another, and some moments before it.
-last = list(range(max(0, changes - kills), changes))
+last = range(max(0, changes - kills), changes)
 for stop in sorted({*last, *dice.sample(range(changes), min(kills, changes))}):
     clear()
-    status, text = child([], stop)
+    status, text = child(stop)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (stop, status, text)
-    status, text = child([resume] if resume else [], None)
-    assert status == 0, (stop, text)
-    assert text.count("\\n") == 1, (stop, text)
-    found = snapshot(Path(folder))
-    assert set(found) == set(expected), (stop, changes, sorted(set(found) ^ set(expected)))
-    different = [name for name in found if found[name] != expected[name]]
+    status, text = child(None, *resume.split())
+    assert status == 0 and text.count("\\n") == 1, (stop, text)
+    found = results()
+    different = [name for name in found | expected if found.get(name) != expected.get(name)]
     assert not different, (stop, changes, different)
-Path(report).write_text(str(changes))
+print(changes)
 """
 
 
@@ -214,12 +199,8 @@ def test_job_killed_before_any_change_to_the_disk_resumes_to_the_same_bits(
         words = ["decode", bundle, tmp_path / "in.zarr", work / name]
     else:
         words = ["encode", bundle, short_video, work / name, "--chunk", 2, "--checkpoint-every", 0]
-    report = tmp_path / "changes"
-    driver = [sys.executable, "-c", _DRIVER, work, report, name, 4 if resume else 2, resume]
-    line = [str(word) for word in (*driver, *words, "--threads", 1)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(report.read_text()) > 10
+    driver = (_DRIVER, work, name, 4 if resume else 2, resume)
+    assert int(run_python(*driver, *words, "--threads", 1)) > 10
 
 
 # Interrupted by a signal --------------------------------------------------------------------------
@@ -244,29 +225,28 @@ def test_interrupted_encode_keeps_what_is_finished(
 
 
 @pytest.mark.parametrize(
-    ("name", "left"), [("out.mp4", ["out.mp4.partial"]), ("frames/", ["frames"]), ("out.gif", [])]
+    ("name", "begun", "left"),
+    [
+        ("out.mp4", "*-0000*", ["out.mp4.partial"]),
+        ("frames/", "*-0000*", ["frames"]),
+        ("out.gif", "*.part", []),
+        ("again.mp4", ".*.part", ["again.mp4"]),
+    ],
 )
-def test_interrupted_decode_leaves_no_temporary_files(
-    bundle: Path, long_store: Path, tmp_path: Path, name: str, left: list[str]
+def test_interrupted_job_leaves_no_temporary_files(
+    bundle: Path, long_video: Path, long_store: Path, tmp_path: Path, name: str, begun: str, left: list[str]
 ) -> None:
-    words = ("decode", bundle, long_store, f"{tmp_path}/{name}", "--chunk", 1, "--threads", 1)
-    begun = "*-0000*" if left else "*.part"
-    code, _, err = interrupt_when(lambda: any(tmp_path.rglob(begun)), *words)
-    assert code == 130
-    assert err == "wfvae decode: interrupted; finished work is kept, go on with --resume\n"
+    """A reconstruction keeps the file that was there, and cannot be resumed."""
+    verb, source, hint = "decode", long_store, "; finished work is kept, go on with --resume"
+    if name == "again.mp4":
+        verb, source, hint = "reconstruct", long_video, ""
+        (tmp_path / name).write_bytes(b"before")
+    words = (verb, bundle, source, f"{tmp_path}/{name}", "--chunk", 1, "--threads", 1)
+    ended = interrupt_when(lambda: any(tmp_path.rglob(begun)), *words)
+    assert ended == (130, b"", f"wfvae {verb}: interrupted{hint}\n")
     assert [found for found in names(tmp_path) if found != "out.mp4.resume"] == left
     assert not list(tmp_path.rglob(".*"))
-
-
-def test_interrupted_reconstruct_keeps_the_file_that_was_there(
-    bundle: Path, long_video: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out.mp4"
-    out.write_bytes(b"before")
-    words = ("reconstruct", bundle, long_video, out, "--chunk", 1, "--threads", 1)
-    ended = interrupt_when(lambda: any(tmp_path.glob(".*.part")), *words)
-    assert ended == (130, b"", "wfvae reconstruct: interrupted\n")
-    assert names(tmp_path) == ["out.mp4"] and out.read_bytes() == b"before"
+    assert name != "again.mp4" or (tmp_path / name).read_bytes() == b"before"
 
 
 @pytest.mark.slow

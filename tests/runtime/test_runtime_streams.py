@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixtures.streams import Failing, at_once, finish_despite_failures, noise, pieces, same_bits
+from fixtures.program import run_python
+from fixtures.streams import Failing, at_once, finish_despite_failures, noise, passage, pieces, same_bits
 from wfvae.errors import BundleError, InputError, ResourceError, StreamingError
 from wfvae.model.vae import WFVAE
 from wfvae.runtime import Bundle, open_bundle
@@ -134,17 +133,14 @@ def test_decoder_of_unknown_length_ends_where_finish_says(opened: Opened, name: 
 
 
 @pytest.mark.parametrize("direction", ["encoder", "decoder"])
-def test_queued_input_runs_with_the_next_call(opened: Opened, direction: str) -> None:
-    bundle = opened("4x8x8-trilinear")
-    clip = noise(9, 8, 16)
-    latents = bundle.encode(clip)
-    data, expected = (clip, latents) if direction == "encoder" else (latents, bundle.decode(latents))
-    with getattr(bundle, direction)(height=8, width=16) as stream:
-        stream.queue(data[:2])
+def test_queued_input_runs_with_the_next_call(model: Bundle, direction: str) -> None:
+    source = passage(model, direction, 9)
+    with source.open() as stream:
+        stream.queue(source.data[:2])
         assert stream.engine_seconds == 0
-        parts = [stream.push(data[2:]), stream.finish()]
+        parts = [stream.push(source.data[2:]), stream.finish()]
         assert stream.engine_seconds > 0 and stream.finished
-    assert same_bits(np.concatenate(parts), expected)
+    assert source.is_result(parts)
 
 
 # Pixels -------------------------------------------------------------------------------------------
@@ -177,8 +173,8 @@ def test_borders_are_padded_by_repetition_and_cropped(height: int, width: int, f
 # Laziness and memory ------------------------------------------------------------------------------
 
 
-def test_iterate_reads_no_more_than_the_result_needs(opened: Opened) -> None:
-    bundle, read = opened("4x8x8-trilinear"), []
+def test_iterate_reads_no_more_than_the_result_needs(model: Bundle) -> None:
+    read = []
 
     def frames() -> Iterator[npt.NDArray[np.uint8]]:
         for index in range(100):
@@ -191,14 +187,14 @@ def test_iterate_reads_no_more_than_the_result_needs(opened: Opened) -> None:
             yield part
 
     done: list[int] = []
-    latents = bundle.encoder(height=8, width=8, chunk=1).iterate(frames())
-    decoded = bundle.decoder(height=8, width=8, chunk=1).iterate(counted(latents, done))
+    latents = model.encoder(height=8, width=8, chunk=1).iterate(frames())
+    decoded = model.decoder(height=8, width=8, chunk=1).iterate(counted(latents, done))
     assert read == []
     # The first latent gives only frames that are dropped.
     assert len(next(decoded)) == 0 and len(read) == 1 and done == [1]
     assert len(next(decoded)) == 3 and len(read) == 5 and done == [1, 1]
     assert len(next(decoded)) == 4 and len(read) == 9 and done == [1, 1, 1]
-    with bundle.encoder(height=8, width=8, chunk=2) as encoder:
+    with model.encoder(height=8, width=8, chunk=2) as encoder:
         assert [len(part) for part in encoder.iterate([noise(30, 8, 8)])] == [2, 2, 2, 2, 1]
 
 
@@ -220,10 +216,8 @@ print(json.dumps([sizes, sorted(name for name in sys.modules if name in ("torch"
 
 
 def test_memory_stays_flat_without_torch(exported: Callable[..., Path]) -> None:
-    command = [sys.executable, "-c", MEMORY_SCRIPT, str(exported("4x8x8-trilinear"))]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    (after_100, after_2000), heavy = json.loads(run.stdout)
+    text = run_python(MEMORY_SCRIPT, exported("4x8x8-trilinear"))
+    (after_100, after_2000), heavy = json.loads(text)
     assert after_2000 <= 1.05 * after_100
     assert heavy == []
 
@@ -232,18 +226,19 @@ def test_memory_stays_flat_without_torch(exported: Callable[..., Path]) -> None:
 
 
 def test_streams_of_two_threads_give_the_bits_of_one(own_bundle: Bundle) -> None:
-    clips = [noise(33, 40, 24, seed=seed) for seed in range(2)]
-    expected = [own_bundle.encode(clip) for clip in clips]
-    frames = [own_bundle.decode(latents) for latents in expected]
+    def work(seed: int) -> None:
+        for turn in range(4):
+            for direction in ("encoder", "decoder"):
+                source = sources[direction, seed]
+                with source.open(chunk=1 + turn % 2) as stream:
+                    parts = [stream.push(piece) for piece in pieces(source.data, [3])]
+                    assert source.is_result([*parts, stream.finish()])
 
-    def work(index: int) -> None:
-        for _ in range(4):
-            with own_bundle.encoder(height=40, width=24, chunk=1) as encoder:
-                parts = [encoder.push(piece) for piece in pieces(clips[index], [3])]
-                latents = np.concatenate([*parts, encoder.finish()])
-            assert same_bits(latents, expected[index])
-            assert same_bits(own_bundle.decode(latents, chunk=1), frames[index])
-
+    sources = {
+        (direction, seed): passage(own_bundle, direction, 33, 40, 24, seed)
+        for direction in ("encoder", "decoder")
+        for seed in range(2)
+    }
     at_once(work)
 
 
@@ -267,21 +262,19 @@ WRONG_FRAMES: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("wrong", "message"), WRONG_FRAMES)
 @pytest.mark.parametrize("before", [3, 5])
 def test_refused_frames_leave_the_stream_unchanged(
-    opened: Opened, wrong: Any, message: str, before: int
+    model: Bundle, wrong: Any, message: str, before: int
 ) -> None:
     """Also right after a step, when nothing is queued (before = 5)."""
-    bundle, clip = opened("4x8x8-trilinear"), noise(14, 8, 16)
-    with bundle.encoder(height=8, width=16, chunk=2) as encoder:
-        parts = [encoder.push(clip[:before])]
+    source = passage(model, "encoder", 14, 8, 16)
+    with source.open(chunk=2) as encoder:
+        parts = [encoder.push(source.data[:before])]
         with pytest.raises(InputError, match=message):
             encoder.push(wrong)
-        parts += [encoder.push(clip[before:]), encoder.finish()]
-    assert same_bits(np.concatenate(parts), bundle.encode(clip))
+        assert source.is_result([*parts, encoder.push(source.data[before:]), encoder.finish()])
 
 
-def test_refused_latents_leave_the_stream_unchanged(opened: Opened) -> None:
-    bundle = opened("4x8x8-trilinear")
-    latents = bundle.encode(noise(17, 8, 16))
+def test_refused_latents_leave_the_stream_unchanged(model: Bundle) -> None:
+    latents = model.encode(noise(17, 8, 16))
     holed = latents.copy()
     holed[2, 0, 0, 0] = np.nan
     wrong: list[tuple[Any, str]] = [
@@ -293,7 +286,7 @@ def test_refused_latents_leave_the_stream_unchanged(opened: Opened) -> None:
         (latents.astype(np.int32), r"latents are int32; expected floating point"),
         (latents, r"9 latents were pushed, but a video of 14 frames has 5"),
     ]
-    with bundle.decoder(height=8, width=16, frames=14) as decoder:
+    with model.decoder(height=8, width=16, frames=14) as decoder:
         parts = [decoder.push(latents[:4])]
         for array, message in wrong:
             with pytest.raises(InputError, match=message):
@@ -304,14 +297,13 @@ def test_refused_latents_leave_the_stream_unchanged(opened: Opened) -> None:
             with pytest.raises(InputError, match=message):
                 decoder.finish(frames=frames)
         parts += [decoder.push(latents[4:]), decoder.finish(frames=14)]
-    assert same_bits(np.concatenate(parts), bundle.decode(latents)[:14])
+    assert same_bits(np.concatenate(parts), model.decode(latents)[:14])
 
 
 @pytest.mark.parametrize("direction", ["encoder", "decoder"])
-def test_finished_or_closed_stream_is_refused(opened: Opened, direction: str) -> None:
-    bundle = opened("4x8x8-trilinear")
+def test_finished_or_closed_stream_is_refused(model: Bundle, direction: str) -> None:
     data = GOOD if direction == "encoder" else np.zeros((2, 4, 1, 2), np.float32)
-    with getattr(bundle, direction)(height=8, width=16) as stream:
+    with getattr(model, direction)(height=8, width=16) as stream:
         calls = [lambda: stream.push(data), stream.finish, lambda: list(stream.iterate([data]))]
         assert len(stream.push(data[:0])) == 0
         with pytest.raises(InputError, match=r"the stream has no .*; push at least 1 before finish"):
@@ -340,9 +332,9 @@ def test_finished_or_closed_stream_is_refused(opened: Opened, direction: str) ->
         (lambda bundle: bundle.decode(np.zeros((0, 4, 2, 2), np.float32)), "no latents"),
     ],
 )
-def test_wrong_option_is_refused(opened: Opened, call: Callable[[Bundle], object], message: str) -> None:
+def test_wrong_option_is_refused(model: Bundle, call: Callable[[Bundle], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        call(opened("4x8x8-trilinear"))
+        call(model)
 
 
 # Failed steps -------------------------------------------------------------------------------------
@@ -363,19 +355,12 @@ def own_bundle(exported: Callable[..., Path]) -> Bundle:
 def test_failed_step_loses_nothing(
     own_bundle: Bundle, direction: Any, fail_at: set[int], late: bool, error: BaseException
 ) -> None:
-    bundle, clip = own_bundle, noise(22, 8, 16)
-    latents = bundle.encode(clip)
-    stream: Any
-    if direction == "encoder":
-        stream, data, expected = bundle.encoder(height=8, width=16, chunk=1), clip, latents
-    else:
-        stream = bundle.decoder(height=8, width=16, chunk=1, frames=22)
-        data, expected = latents, bundle.decode(latents, frames=22)
-    session: Any = bundle.step_session(direction)
+    source = passage(own_bundle, direction, 22)
+    session: Any = own_bundle.step_session(direction)
     working = session._session
     session._session = Failing(working, "run_with_iobinding", fail_at, late, error, [0])
     kinds: Any = (ResourceError, BundleError, KeyboardInterrupt)
-    result, failures = finish_despite_failures(stream, data, 9, kinds)
+    result, failures = finish_despite_failures(source.open(chunk=1), source.data, 9, kinds)
     session._session = working
     assert failures == len(fail_at)
-    assert same_bits(result, expected)
+    assert same_bits(result, source.expected)

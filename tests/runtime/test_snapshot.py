@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,40 +16,22 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixtures.program import names
+from fixtures.program import names, run_python
+from fixtures.streams import Passage, noise, passage
 from wfvae.errors import InputError, ResourceError, StateError, StreamingError
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.runtime.snapshot import Snapshot
 
-Opened = Callable[..., Bundle]
 HEIGHT, WIDTH, FRAMES = 12, 9, 22
 
 
-@cache
-def data(bundle: Bundle) -> tuple[Any, Any, Any]:
-    """A video, its latents and what they decode to."""
-    video = np.random.default_rng(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
-    latents = bundle.encode(video)
-    return video, latents, bundle.decode(latents, frames=FRAMES, height=HEIGHT, width=WIDTH)
-
-
-def open_stream(bundle: Bundle, direction: str, chunk: int = 4) -> tuple[Any, Any, Any]:
-    """A stream, its input and its output."""
-    video, latents, decoded = data(bundle)
-    if direction == "encoder":
-        return bundle.encoder(height=HEIGHT, width=WIDTH, chunk=chunk), video, latents
-    return bundle.decoder(height=HEIGHT, width=WIDTH, frames=FRAMES, chunk=chunk), latents, decoded
+def source_of(bundle: Bundle, direction: str) -> Passage:
+    return passage(bundle, direction, FRAMES, HEIGHT, WIDTH)
 
 
 @pytest.fixture(scope="module")
-def fresh(exported: Callable[..., Path]) -> Callable[[str], Bundle]:
-    """The same bundles, opened a second time."""
-
-    @cache
-    def open_again(name: str) -> Bundle:
-        return open_bundle(exported(name), provider="cpu", threads=1)
-
-    return open_again
+def opened_again(exported: Callable[..., Path]) -> Callable[[str], Bundle]:
+    return cache(lambda name: open_bundle(exported(name), provider="cpu", threads=1))
 
 
 @pytest.mark.parametrize("direction", ["encoder", "decoder"])
@@ -59,43 +39,44 @@ def fresh(exported: Callable[..., Path]) -> Callable[[str], Bundle]:
 @given(cuts=st.lists(st.integers(0, FRAMES), max_size=3).map(sorted), chunk=st.integers(1, 3))
 @settings(max_examples=30)
 def test_stream_restored_at_any_position_gives_same_bits(
-    opened: Opened, fresh: Callable[[str], Bundle], name: str, direction: str, cuts: list[int], chunk: int
+    opened: Callable[..., Bundle],
+    opened_again: Callable[[str], Bundle],
+    name: str,
+    direction: str,
+    cuts: list[int],
+    chunk: int,
 ) -> None:
-    bundles = (opened(name), fresh(name))
-    stream, source, expected = open_stream(bundles[0], direction, chunk)
-    parts, done = [], 0
-    for index, cut in enumerate([*cuts, len(source)]):
-        parts.append(stream.push(source[done:cut]))
+    bundles = (opened(name), opened_again(name))
+    source = source_of(bundles[0], direction)
+    stream, parts, done = source.open(chunk), [], 0
+    for index, cut in enumerate([*cuts, len(source.data)]):
+        parts.append(stream.push(source.data[done:cut]))
         done = max(done, cut)
         before = stream.capture().counters
         snapshot = stream.snapshot()
-        assert isinstance(snapshot, bytes)
         stream.close()  # nothing of it is used any more
         stream = bundles[index % 2].restore(snapshot, chunk=chunk)
         assert stream.capture().counters == before
-    result = np.concatenate([*parts, stream.finish()])
-    assert result.dtype == expected.dtype and result.tobytes() == expected.tobytes()
-    over = bundles[0].restore(stream.snapshot())
-    for call in (over.finish, lambda: over.push(source)):
+    assert source.is_result([*parts, stream.finish()])
+    over: Any = bundles[0].restore(stream.snapshot())
+    for call in (over.finish, lambda: over.push(source.data)):
         with pytest.raises(StreamingError, match="finished"):
             call()
 
 
-def test_restored_stream_keeps_counters_options_and_queued_input(opened: Opened) -> None:
-    bundle = opened("4x8x8-trilinear")
-    video, latents, _ = data(bundle)
-    encoder = bundle.encoder(height=HEIGHT, width=WIDTH)
+def test_restored_stream_keeps_counters_options_and_queued_input(model: Bundle) -> None:
+    video, latents = (source_of(model, direction).data for direction in ("encoder", "decoder"))
+    encoder = model.encoder(height=HEIGHT, width=WIDTH)
     encoder.push(video[:11])
-    other = bundle.restore(bytearray(encoder.snapshot()))
+    other = model.restore(bytearray(encoder.snapshot()))
     counters = {"frames_seen": 11, "latents_given": 3, "float": 0, "started": 1, "closed": 0}
     assert other.capture().counters == counters
     assert other.capture().pending["waiting"].tobytes() == video[9:11].tobytes()
     with pytest.raises(InputError, match="float32, but those before were uint8"):
         other.push(video[11:].astype(np.float32))
-    decoder = bundle.decoder(height=HEIGHT, width=WIDTH, frames=21, pixels="float32")
+    decoder = model.decoder(height=HEIGHT, width=WIDTH, frames=21, pixels="float32")
     decoder.push(latents[:3])
-    again = bundle.restore(memoryview(decoder.snapshot()))
-    assert again.capture().counters == decoder.capture().counters
+    again = model.restore(memoryview(decoder.snapshot()))
     assert again.push(latents[3:4]).dtype == np.float32
     with pytest.raises(InputError, match="has 6"):
         again.push(np.repeat(latents, 2, axis=0))
@@ -113,36 +94,33 @@ with open_bundle(sys.argv[1], provider="cpu", threads=1).restore(sys.argv[2]) as
 def test_stream_restored_in_another_process_gives_same_bits(
     bundle: Path, model: Bundle, tmp_path: Path, direction: str
 ) -> None:
-    stream, source, expected = open_stream(model, direction)
-    first = stream.push(source[:4])
+    source = source_of(model, direction)
+    stream = source.open()
+    first = stream.push(source.data[:4])
     for _ in range(2):
         stream.save(tmp_path / "stream")
     assert names(tmp_path) == ["stream"]
-    np.save(tmp_path / "rest.npy", source[4:])
-    arguments = [bundle, *(tmp_path / name for name in ("stream", "rest.npy", "out.npy"))]
-    command = [sys.executable, "-c", OTHER_PROCESS, *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert np.concatenate([first, np.load(tmp_path / "out.npy")]).tobytes() == expected.tobytes()
+    np.save(tmp_path / "rest.npy", source.data[4:])
+    run_python(OTHER_PROCESS, bundle, *(tmp_path / name for name in ("stream", "rest.npy", "out.npy")))
+    assert source.is_result([first, np.load(tmp_path / "out.npy")])
 
 
-def test_snapshot_file_that_cannot_be_read_or_written_is_reported(opened: Opened, tmp_path: Path) -> None:
-    bundle = opened("4x8x8-trilinear")
+def test_snapshot_file_that_cannot_be_read_or_written_is_reported(model: Bundle, tmp_path: Path) -> None:
     with pytest.raises(StateError, match="cannot read the snapshot"):
-        bundle.restore(tmp_path / "none")
-    stream, _, _ = open_stream(bundle, "encoder")
+        model.restore(tmp_path / "none")
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     for path in (tmp_path / "folder", tmp_path / "file" / "stream"):
         with pytest.raises(ResourceError, match="cannot write"):
-            stream.save(path)
+            model.encoder(height=8, width=8).save(path)
     assert names(tmp_path) == ["file", "folder"]
 
 
 def test_snapshot_is_written_without_a_second_copy_and_read_unchanged(tmp_path: Path) -> None:
     state = {"a": np.ones((4, 250_000), np.float32), "b": np.ones(1_000_000, np.uint16)}
     pending = {"video": np.arange(60, dtype=np.uint8).reshape(3, 20), "none": np.empty((0, 7), np.float16)}
-    snapshot = Snapshot("bundle", "encoder", 8, 16, {"given": 3}, state, pending, note="a note ☃")
+    attached = {"mask": np.array([True, False]), "numbers": np.arange(3)}
+    snapshot = Snapshot("bundle", "encoder", 8, 16, {"given": 3}, state, pending, attached, "a note ☃")
     tracemalloc.start()
     try:
         snapshot.write(tmp_path / "stream")
@@ -150,106 +128,90 @@ def test_snapshot_is_written_without_a_second_copy_and_read_unchanged(tmp_path: 
     finally:
         tracemalloc.stop()
     assert peak < 1_000_000  # the state has 6 MB
-    tensors = safetensors.numpy.load_file(tmp_path / "stream")
-    assert sorted(tensors) == ["input.none", "input.video", "state.a", "state.b"]
     assert (tmp_path / "stream").read_bytes() == snapshot.to_bytes()
-    attached = {"mask": np.array([True, False]), "numbers": np.arange(3)}
-    whole = Snapshot.from_bytes(replace(snapshot, attached=attached).to_bytes())
-    for found, written in ((whole.state, state), (whole.pending, pending), (whole.attached, attached)):
-        for name, array in written.items():
-            assert found[name].dtype == array.dtype and np.array_equal(found[name], array)
-    with pytest.raises(UnicodeEncodeError):
-        replace(snapshot, note="\udcff").write(tmp_path / "other")
-    assert names(tmp_path) == ["stream"]
+    assert "attached.mask" in safetensors.numpy.load_file(tmp_path / "stream")
     again = Snapshot.read(tmp_path / "stream")
     assert (again.note, again.counters, again.height, again.width) == ("a note ☃", {"given": 3}, 8, 16)
+    for found, written in ((again.state, state), (again.pending, pending), (again.attached, attached)):
+        assert found.keys() == written.keys()
+        for name, array in written.items():
+            assert found[name].dtype == array.dtype and np.array_equal(found[name], array)
 
 
-def test_snapshot_of_another_stream_is_refused(opened: Opened) -> None:
-    bundle, stranger = opened("4x8x8-trilinear"), opened("8x8x8-trilinear")
-    stream, source, expected = open_stream(bundle, "encoder")
-    first = stream.push(source[:10])
-    decoder, latents, _ = open_stream(bundle, "decoder")
-    decoder.push(latents[:2])
-    large = bundle.encoder(height=HEIGHT + 1, width=WIDTH)
-    foreign = stranger.encoder(height=HEIGHT, width=WIDTH)
+def test_snapshot_of_another_stream_is_refused(model: Bundle, opened: Callable[..., Bundle]) -> None:
+    stranger, source = opened("8x8x8-trilinear"), source_of(model, "encoder")
+    stream = source.open()
+    first = stream.push(source.data[:10])
     for other, message in (
-        (decoder, "it is of the decoder, and this stream is of the encoder"),
-        (large, "it is of 13x9 video, and this stream is 12x9"),
-        (foreign, f"made by bundle {stranger.identity[:12]}, and this one is {bundle.identity[:12]}"),
+        (source_of(model, "decoder").open(), "it is of the decoder, and this stream is of the encoder"),
+        (model.encoder(height=HEIGHT + 1, width=WIDTH), "it is of 13x9 video, and this stream is 12x9"),
+        (source_of(stranger, "encoder").open(), f"by bundle {stranger.identity[:12]}, and this one is"),
     ):
         with pytest.raises(StateError, match=message):
             stream.restore(other.snapshot())
     with pytest.raises(StateError, match="made by bundle"):
-        bundle.restore(foreign.snapshot())
-    assert np.concatenate([first, stream.push(source[10:]), stream.finish()]).tobytes() == expected.tobytes()
+        stranger.restore(stream.snapshot())
+    assert source.is_result([first, stream.push(source.data[10:]), stream.finish()])
 
 
-def resealed(snapshot: bytes, **changes: Any) -> bytes:
-    """A changed snapshot with a hash that fits, as another version or a wrong program writes it."""
-    return replace(Snapshot.from_bytes(snapshot), **changes).to_bytes()
-
-
-def test_snapshot_with_a_wrong_state_is_refused(opened: Opened) -> None:
-    bundle = opened("4x8x8-trilinear")
-    stream, source, expected = open_stream(bundle, "decoder")
-    first = stream.push(source[:2])
-    snapshot = stream.snapshot()
-    state = dict(Snapshot.from_bytes(snapshot).state)
+def test_snapshot_with_a_wrong_state_is_refused(model: Bundle) -> None:
+    """Its hash fits, as where another version or a wrong program wrote it."""
+    source = source_of(model, "decoder")
+    stream = source.open()
+    first = stream.push(source.data[:2])
+    snapshot = stream.capture()
+    state = dict(snapshot.state)
     name = next(key for key in state if not key.endswith(".age"))
-    for wrong, message in (
-        ({key: value for key, value in state.items() if key != name}, f"missing {name}"),
-        ({**state, "extra": state[name]}, "unexpected extra"),
-        ({**state, name: state[name][:, :, :1]}, f"{name} has shape"),
-        ({**state, name: state[name].astype(np.float16)}, f"{name} has dtype float16, expected float32"),
-    ):
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"state": {key: value for key, value in state.items() if key != name}}, f"missing {name}"),
+        ({"state": {**state, "extra": state[name]}}, "unexpected extra"),
+        ({"state": {**state, name: state[name][:, :, :1]}}, f"{name} has shape"),
+        ({"state": {**state, name: state[name].astype(np.float16)}}, f"{name} has dtype float16, expected"),
+        ({"counters": {}}, "counters"),
+        ({"counters": {"latents_seen": "many"}}, "counters"),
+    ]
+    for change, message in changes:
         with pytest.raises(StateError, match=message):
-            stream.restore(resealed(snapshot, state=wrong))
-    for counters in ({}, {"latents_seen": "many"}):
-        with pytest.raises(StateError, match="counters"):
-            stream.restore(resealed(snapshot, counters=counters))
-    assert np.concatenate([first, stream.push(source[2:]), stream.finish()]).tobytes() == expected.tobytes()
+            stream.restore(replace(snapshot, **change).to_bytes())
+    assert source.is_result([first, stream.push(source.data[2:]), stream.finish()])
 
 
-def small_snapshot(bundle: Bundle) -> bytes:
-    with bundle.encoder(height=8, width=8) as stream:
-        stream.push(np.zeros((2, 8, 8, 3), np.uint8))
+@pytest.fixture(scope="module")
+def small_snapshot(opened: Callable[..., Bundle]) -> bytes:
+    with opened("small").encoder(height=8, width=8) as stream:
+        stream.push(noise(2, 8, 8))
         return stream.snapshot()
 
 
-def test_truncated_snapshot_is_refused(opened: Opened) -> None:
-    snapshot = small_snapshot(opened("small"))
-    header = 8 + int.from_bytes(snapshot[:8], "little")
-    for length in {*range(header + 300), *range(header, len(snapshot), 97), len(snapshot) - 1}:
+def header_end(snapshot: bytes) -> int:
+    return 8 + int.from_bytes(snapshot[:8], "little")
+
+
+def test_truncated_snapshot_is_refused(small_snapshot: bytes) -> None:
+    header, size = header_end(small_snapshot), len(small_snapshot)
+    for length in {*range(header + 300), *range(header, size, 97), size - 1}:
         with pytest.raises(StateError, match="snapshot"):
-            Snapshot.from_bytes(snapshot[:length])
+            Snapshot.from_bytes(small_snapshot[:length])
     with pytest.raises(StateError, match="snapshot"):
-        Snapshot.from_bytes(snapshot + b"\0")
+        Snapshot.from_bytes(small_snapshot + b"\0")
 
 
 @given(position=st.integers(0, 10**9), bit=st.integers(0, 7), in_header=st.booleans())
 @settings(max_examples=200)
 def test_snapshot_with_a_changed_bit_is_refused(
-    opened: Opened, position: int, bit: int, in_header: bool
+    small_snapshot: bytes, position: int, bit: int, in_header: bool
 ) -> None:
-    snapshot = bytearray(small_snapshot(opened("small")))
-    limit = 8 + int.from_bytes(snapshot[:8], "little") if in_header else len(snapshot)
-    position %= limit
-    damaged = bytearray(snapshot)
-    damaged[position] ^= 1 << bit
-    if in_header and json_equal(snapshot, damaged):
-        return
+    end = header_end(small_snapshot)
+    damaged = bytearray(small_snapshot)
+    damaged[position % (end if in_header else len(damaged))] ^= 1 << bit
+    if damaged[:8] + damaged[end:] == small_snapshot[:8] + small_snapshot[end:]:
+        try:  # equal as JSON, for instance with other white space
+            if json.loads(damaged[8:end]) == json.loads(small_snapshot[8:end]):
+                return
+        except ValueError:
+            pass
     with pytest.raises(StateError, match="snapshot"):
-        Snapshot.from_bytes(bytes(damaged))
-
-
-def json_equal(a: bytes, b: bytes) -> bool:
-    """Whether two headers are equal as JSON, for instance with other white space."""
-    length = 8 + int.from_bytes(a[:8], "little")
-    try:
-        return a[:8] == b[:8] and bool(json.loads(a[8:length]) == json.loads(b[8:length]))
-    except ValueError:
-        return False
+        Snapshot.from_bytes(damaged)
 
 
 @pytest.mark.parametrize(
@@ -257,10 +219,8 @@ def json_equal(a: bytes, b: bytes) -> bool:
     [
         b"",
         b"no snapshot at all",
-        bytes(200),
         b"\xff" * 200,
         (2).to_bytes(8, "little") + b"[]",
-        (4).to_bytes(8, "little") + b"null",
         (20).to_bytes(8, "little") + b'{"__metadata__":[]} ',
         safetensors.numpy.save({"x": np.zeros(3)}),
         safetensors.numpy.save({"x": np.zeros(3)}, metadata={"format": "wfvae-snapshot/1"}),
@@ -271,34 +231,33 @@ def test_file_that_is_no_snapshot_is_refused(content: bytes) -> None:
         Snapshot.from_bytes(content)
 
 
-def test_snapshot_of_another_version_is_refused(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wfvae.runtime.snapshot.FORMAT", "wfvae-snapshot/2")
-    snapshot = small_snapshot(opened("small"))
-    monkeypatch.undo()
+def test_snapshot_of_another_version_is_refused(model: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("wfvae.runtime.snapshot.FORMAT", "wfvae-snapshot/2")
+        snapshot = model.encoder(height=8, width=8).snapshot()
     message = "format is 'wfvae-snapshot/2'; this version reads 'wfvae-snapshot/1'"
     with pytest.raises(StateError, match=message):
         Snapshot.from_bytes(snapshot)
 
 
-def test_failed_write_of_a_state_leaves_all_of_it(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_of_a_state_leaves_all_of_it(model: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     from wfvae.runtime.backends import onnxruntime as backend
 
-    session = opened("4x8x8-trilinear").step_session("encoder")
-    state = session.new_state(1, 16, 16)
+    state = model.step_session("encoder").new_state(1, 16, 16)
     before = state.read()
-    real, left = backend._write, [3]
+    changed = {name: array + 1 for name, array in before.items()}
+    real, written = backend._write, []
 
-    def fill(value: Any, array: Any, spec: Any) -> None:
-        left[0] -= 1
-        if left[0] < 0:
+    def write_three(value: Any, array: Any, spec: Any) -> None:
+        if len(written) == 3:
             raise RuntimeError("out of memory")
+        written.append(spec)
         real(value, array, spec)
 
-    changed = {name: array + 1 for name, array in before.items()}
-    monkeypatch.setattr(backend, "_write", fill)
-    with pytest.raises(RuntimeError):
-        state.write(changed)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "_write", write_three)
+        with pytest.raises(RuntimeError):
+            state.write(changed)
     assert all(np.array_equal(array, before[name]) for name, array in state.read().items())
     state.write(changed)
     assert all(np.array_equal(array, changed[name]) for name, array in state.read().items())

@@ -1,4 +1,4 @@
-"""The feed of a decoder: latents in, video frames out."""
+"""The feeds of encoders, from video frames to latents, and of decoders, back to frames."""
 
 from __future__ import annotations
 
@@ -9,12 +9,96 @@ import numpy as np
 
 from wfvae.errors import InputError
 from wfvae.runtime.backends.base import FloatArray
-from wfvae.runtime.feed import Feed, check_frame_count
-from wfvae.runtime.pixels import Frames, check_latents, to_float_frames, to_uint8_frames
-from wfvae.spec.frames import OutputWindow, latent_frames, latent_size, video_frames
+from wfvae.runtime.feed import Feed
+from wfvae.runtime.pixels import (
+    Frames,
+    check_frames,
+    check_latents,
+    to_float_frames,
+    to_network,
+    to_uint8_frames,
+)
+from wfvae.spec.frames import (
+    OutputWindow,
+    latent_frames,
+    latent_size,
+    lead_frames,
+    tail_frames,
+    video_frames,
+)
 from wfvae.spec.manifest import GraphSpec
 
 PixelType = Literal["uint8", "float32"]
+
+
+class EncoderFeed(Feed):
+    """Frames (T, H, W, 3) in, latents (t, D, h, w) out."""
+
+    def __init__(self, graph: GraphSpec, height: int, width: int) -> None:
+        super().__init__(height, width)
+        self.frames_seen = 0
+        """Video frames pushed so far."""
+        self.latents_given = 0
+        """Latents returned so far."""
+        self._ratio = graph.stream.ratio
+        self._channels = int(graph.outputs[0].shape[2])
+        self._dtype: np.dtype[Any] | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.closed and self._queue.count == 0
+
+    @property
+    def ready(self) -> int:
+        return self._queue.count // self._ratio
+
+    def step_input(self, latents: int) -> FloatArray:
+        return to_network(self._queue.first(latents * self._ratio))
+
+    def accept_output(self, output: FloatArray, drained: bool) -> FloatArray:
+        self._queue.remove(len(output) * self._ratio)
+        self.started = True
+        self.latents_given += len(output)
+        return output
+
+    def empty(self) -> FloatArray:
+        return np.empty((0, self._channels, *latent_size(self.height, self.width)), np.float32)
+
+    def counters(self) -> dict[str, int]:
+        return {
+            "frames_seen": self.frames_seen,
+            "latents_given": self.latents_given,
+            "float": int(self._dtype == np.float32),
+            "started": int(self.started),
+            "closed": int(self.closed),
+        }
+
+    def _push(self, data: Any) -> None:
+        frames = check_frames(data, self.height, self.width)
+        if not len(frames):
+            return
+        if self._dtype not in (None, frames.dtype):
+            raise InputError(
+                f"frames are {frames.dtype}, but those before were {self._dtype}; use one type in a stream"
+            )
+        self._dtype = frames.dtype
+        if self.frames_seen == 0:
+            self._queue.add(np.repeat(frames[:1], lead_frames(self._ratio), axis=0))
+        self.frames_seen += len(frames)
+        self._queue.add(frames)
+
+    def _close(self, frames: int | None) -> None:
+        if not self.frames_seen:
+            raise InputError("the stream has no frames; push at least 1 before finish")
+        # The last frame is still queued wherever a group of r frames is incomplete.
+        tail = tail_frames(self.frames_seen, self._ratio)
+        if tail:
+            self._queue.add(np.repeat(self._queue.last(), tail, axis=0))
+
+    def _restore(self, counters: Mapping[str, int]) -> None:
+        self.frames_seen, self.latents_given = counters["frames_seen"], counters["latents_given"]
+        dtype = np.dtype(np.float32 if counters["float"] else np.uint8)
+        self._dtype = dtype if self.frames_seen else None
 
 
 class DecoderFeed(Feed):
@@ -29,7 +113,7 @@ class DecoderFeed(Feed):
         pixels: PixelType = "uint8",
     ) -> None:
         super().__init__(height, width)
-        check_frame_count(frames)
+        _check_count(frames)
         if pixels not in ("uint8", "float32"):
             raise InputError(f"pixels is {pixels!r}; expected uint8 or float32")
         self.latents_seen = 0
@@ -89,19 +173,17 @@ class DecoderFeed(Feed):
     def _push(self, data: Any) -> None:
         latents = check_latents(data, self.channels, self.height, self.width)
         seen = self.latents_seen + len(latents)
-        if self._frames is not None:
-            expected = latent_frames(self._frames, self._stream.ratio)
-            if seen > expected:
-                raise InputError(
-                    f"{seen} latents were pushed, but a video of {self._frames} frames has {expected}"
-                )
+        if self._frames is not None and seen > (expected := latent_frames(self._frames, self._stream.ratio)):
+            raise InputError(
+                f"{seen} latents were pushed, but a video of {self._frames} frames has {expected}"
+            )
         self.latents_seen = seen
         self._queue.add(latents)
 
     def _close(self, frames: int | None) -> None:
         if not self.latents_seen:
             raise InputError("the stream has no latents; push at least 1 before finish")
-        check_frame_count(frames)
+        _check_count(frames)
         if frames is not None and self._frames not in (None, frames):
             raise InputError(f"frames is {frames}, but the stream was opened with {self._frames}")
         total = frames or self._frames or video_frames(self.latents_seen, self._stream.ratio)
@@ -122,3 +204,8 @@ class DecoderFeed(Feed):
         self._window = OutputWindow(counters["drop"], counters["given"])
         self._frames = None if counters["frames"] < 0 else counters["frames"]
         self._pixels = "float32" if counters["float"] else "uint8"
+
+
+def _check_count(frames: int | None) -> None:
+    if frames is not None and frames < 1:
+        raise InputError(f"frames is {frames}; expected at least 1")
