@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import base64
+import io
 import math
 import re
 import shutil
@@ -22,12 +23,11 @@ pytest.importorskip("jinja2")
 
 from matplotlib.figure import Figure
 
-from wfvae.errors import InputError
 from wfvae.evaluation.subbands import BAND_NAMES, Subband
 from wfvae.export.parity import Check
-from wfvae.report.data import Picture, ReportData, RunInfo, Stage, SubbandSeries, Throughput
-from wfvae.report.page import render_report, write_report
-from wfvae.report.plots import draw_line, plot_style, svg_text
+from wfvae.report.data import Picture, ReportData, RunInfo, Throughput
+from wfvae.report.page import render_report
+from wfvae.report.plots import draw_psnr, plot_style, svg_text
 from wfvae.video.synthetic.clips import ProceduralClip
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -47,7 +47,7 @@ CHECK = Check(
     tolerance=1e-4,
     rule="close",
 )
-BARE: dict[str, object] = {"psnr_per_frame": (), "subbands": (), "pictures": (), "video": None}
+BARE: dict[str, object] = {"psnr_per_frame": (), "subbands": {}, "pictures": (), "video": None}
 EXACT = replace(CHECK, equal_bits=True, max_abs=0.0, max_ulp=0, psnr_db=math.inf)
 
 
@@ -113,13 +113,13 @@ def report(**changes: object) -> ReportData:
         width=64,
         fps=25.0,
     )
-    stages = (Stage("export", 12.31), Stage("encode", 5.82), Stage("verify", 131.4))
+    stages = {"export": 12.31, "encode": 5.82, "verify": 131.4}
     data = ReportData(
         run=run,
         throughput=Throughput(41.37, 28.94, stages, 7_340_032, 18_874_368, 340_992, 14_336, 98_765),
         parity=(CHECK, EXACT),
         psnr_per_frame=tuple(33.5 + math.sin(k) for k in range(37)),
-        subbands=(SubbandSeries("input", bands), SubbandSeries("reconstruction", flat)),
+        subbands={"input": bands, "reconstruction": flat},
         pictures=(Picture(0, clip[0], blurred[0]), Picture(2, clip[2], clip[2])),
         video="out/side by side.mp4",
     )
@@ -144,20 +144,15 @@ def test_page_with_full_data_shows_every_number() -> None:
 def test_page_is_self_contained() -> None:
     text = render_report(report())
     page = Page(text)
-    links = [
-        value for _, name, value in page.attributes if name in ("src", "href", "srcset", "data", "poster")
-    ]
-    assert "out/side%20by%20side.mp4" in links
-    assert all(
-        link.startswith("data:image/png;base64,") or link == "out/side%20by%20side.mp4" for link in links
-    )
+    loading = ("src", "href", "srcset", "data", "poster")
+    links = {value for _, name, value in page.attributes if name in loading}
+    links = {link for link in links if not link.startswith("data:image/png;base64,")}
+    assert links == {"out/side%20by%20side.mp4"}
     assert not page.tags & {"script", "link"}
     assert not re.search(r"url\((?!#)|@import", text)
     addresses = set(re.findall(r"https?://[^\"'\s<]*", text))
     assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}, "names, never loaded"
-    assert "default-src 'none'" in next(
-        value for _, name, value in page.attributes if name == "content" and "src" in value
-    )
+    assert any("default-src 'none'" in value for _, name, value in page.attributes if name == "content")
 
 
 def test_markup_in_texts_is_escaped() -> None:
@@ -168,8 +163,8 @@ def test_markup_in_texts_is_escaped() -> None:
         data,
         run=replace(data.run, **texts, commands=(nasty,), versions=((nasty, nasty),)),
         parity=(replace(CHECK, name=nasty, plan=nasty, backend=nasty, direction=nasty),),
-        throughput=replace(data.throughput, stages=(Stage(nasty, 1.0),)),
-        subbands=(replace(data.subbands[0], label=nasty),),
+        throughput=replace(data.throughput, stages={nasty: 1.0}),
+        subbands={nasty: data.subbands["input"]},
         video="a<b>&.mp4",
     )
     page = Page(render_report(data))
@@ -186,10 +181,11 @@ def test_page_rendered_twice_is_the_same_and_its_ids_are_unique() -> None:
     assert len(plots) == 2 * 3, "three plots, each for wide and narrow windows"
 
 
-def drawn(values: list[float], y_label: str = "PSNR") -> str:
+def drawn(values: list[float]) -> str:
     with plot_style():
         figure = Figure((9, 3))
-        draw_line(figure.subplots(), values, "frame", y_label, "dB")
+        figure.suptitle("$a_$ <b>")
+        draw_psnr(figure.subplots(), values)
         return svg_text(figure, "a <plot>")
 
 
@@ -211,11 +207,12 @@ def test_line_plot_of_long_series_is_small_and_keeps_outliers() -> None:
 
 
 def test_plot_has_text_labels_and_a_dark_scheme() -> None:
-    root = ElementTree.fromstring(drawn([1.0, 2.0], "$a_$ <b>"))
-    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"frame", "$a_$ <b> (dB)", "mean 1.50 dB"} <= set(texts)
+    plot = drawn([1.0, 2.0])
+    root = ElementTree.fromstring(plot)
+    texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"frame", "$a_$ <b>", "PSNR (dB)", "mean 1.50 dB"} <= texts
     assert root.attrib["aria-label"] == "a <plot>"
-    assert "prefers-color-scheme:dark" in drawn([1.0])
+    assert "prefers-color-scheme:dark" in plot
 
 
 @pytest.mark.parametrize(
@@ -231,68 +228,34 @@ def test_failed_and_empty_checks_are_failures_in_words(checks: tuple[Check, ...]
     assert words in Page(render_report(report(**BARE, parity=checks))).text
 
 
-def test_optional_parts_may_be_left_out() -> None:
-    assert not Page(render_report(report(**BARE))).tags & {"svg", "img", "video"}
+def test_optional_parts_and_missing_values_are_left_out() -> None:
+    text = render_report(report(**BARE, parity=(replace(CHECK, max_ulp=None, psnr_db=None),)))
+    assert not Page(text).tags & {"svg", "img", "video"}
+    assert text.count(">–</td>") == 2
 
 
-def test_missing_values_are_dashes() -> None:
-    row = replace(CHECK, max_ulp=None, psnr_db=None)
-    assert render_report(report(**BARE, parity=(row,))).count(">–</td>") == 2
-
-
-def test_wrong_data_is_refused() -> None:
-    for video in ("/abs/x.mp4", "https://example.org/x.mp4", "C:\\x.mp4", ""):
-        with pytest.raises(InputError, match="relative"):
-            report(video=video)
-    with pytest.raises(InputError, match="NaN"):
-        report(psnr_per_frame=(30.0, math.nan))
-    with pytest.raises(InputError, match="two"):
-        report(subbands=report().subbands * 2)
-
-
-def test_pictures_in_the_page_are_lossless(tmp_path: Path) -> None:
-    import base64
-
+def test_pictures_in_the_page_are_lossless() -> None:
     data = report()
     uris = re.findall(r"data:image/png;base64,([^\"]*)", render_report(data))
     assert len(uris) == 6
-    path = tmp_path / "picture.png"
-    path.write_bytes(base64.b64decode(uris[1]))
-    with av.open(str(path)) as container:
+    with av.open(io.BytesIO(base64.b64decode(uris[1]))) as container:
         decoded = next(container.decode(video=0)).to_ndarray(format="rgb24")
     assert np.array_equal(decoded, data.pictures[0].reconstruction)
 
 
-def test_write_with_wrong_pictures_keeps_the_older_file(tmp_path: Path) -> None:
-    path, data = tmp_path / "report.html", report(**BARE)
-    write_report(path, data)
-    wrong = Picture(0, np.zeros((4, 4, 3), np.uint8), np.zeros((5, 4, 3), np.uint8))
-    with pytest.raises(InputError):
-        write_report(path, replace(data, pictures=(wrong,)))
-    assert path.read_text(encoding="utf-8") == render_report(data)
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium executable on the PATH")
-@pytest.mark.parametrize(("width", "scheme"), [(1100, 1), (1100, 0), (500, 1)])
-def test_browser_shows_the_page_without_errors_or_requests(tmp_path: Path, width: int, scheme: int) -> None:
-    write_report(tmp_path / "report.html", report(video=None))
-    shot, log = tmp_path / "shot.png", tmp_path / "net.json"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
-    options += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}"]
-    options += [f"--blink-settings=preferredColorScheme={scheme}", f"--window-size={width},1400"]
-    command = [str(CHROMIUM), *options, f"--log-net-log={log}", f"--screenshot={shot}"]
-    page = (tmp_path / "report.html").as_uri()
-    done = subprocess.run([*command, page], capture_output=True, text=True, timeout=120, check=True)
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium executable on the PATH")
+@pytest.mark.parametrize(("width", "light"), [(1100, 1), (500, 0)])
+def test_browser_shows_the_page_without_errors(tmp_path: Path, width: int, light: int) -> None:
+    page, shot = tmp_path / "report.html", tmp_path / "shot.png"
+    page.write_text(render_report(report(video=None)), encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += [f"--blink-settings=preferredColorScheme={light}", f"--window-size={width},1400"]
+    command += [f"--screenshot={shot}", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert ":CONSOLE" not in done.stderr
-    events = json.loads(log.read_text())["events"]
-    # The browser's own requests are "not an origin"; those of a page carry its origin.
-    origins = {event.get("params", {}).get("initiator", "not an origin") for event in events}
-    assert origins == {"not an origin"}
     with av.open(str(shot)) as container:
         picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
     background = int(picture[2, 2].astype(int).sum())
-    assert background > 600 if scheme else background < 150, "light and dark follow the reader's preference"
+    assert background > 600 if light else background < 150, "colours follow the reader's preference"
     assert picture.std() > 20, "the page is not blank"

@@ -8,7 +8,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
 from importlib.metadata import version
@@ -24,7 +23,7 @@ from wfvae.export.bundle import ExportOptions, export_bundle
 from wfvae.export.parity import Verification, verify
 from wfvae.machine import processor_count, processor_name
 from wfvae.model.vae import WFVAE
-from wfvae.report.data import Picture, ReportData, RunInfo, Stage, SubbandSeries, Throughput
+from wfvae.report.data import Picture, ReportData, RunInfo, Throughput
 from wfvae.report.page import write_report
 from wfvae.report.side_by_side import side_by_side, side_by_side_size
 from wfvae.runtime import Bundle, open_bundle
@@ -42,18 +41,17 @@ PACKAGES = ("wfvae", "torch", "onnxruntime", "numpy", "av")
 Frames = npt.NDArray[np.uint8]
 
 
-@dataclass
-class _Stages:
-    """Wall time by stage."""
+Stages = dict[str, float]
+"""Wall time in seconds by stage."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
 
-    @contextmanager
-    def timed(self, name: str) -> Iterator[Callable[[int, int | None], None]]:
-        began = time.perf_counter()
-        with progress_bar(name) as progress:
-            yield progress
-        self.seconds[name] = time.perf_counter() - began
+@contextmanager
+def _timed(stages: Stages, name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Shows a bar during a stage, and notes its wall time."""
+    began = time.perf_counter()
+    with progress_bar(name) as progress:
+        yield progress
+    stages[name] = time.perf_counter() - began
 
 
 class _Measured:
@@ -62,7 +60,7 @@ class _Measured:
     def __init__(self, pictures_at: set[int]) -> None:
         self.psnr: list[float] = []
         self.pictures: list[Picture] = []
-        self.subbands = (SubbandStatistics(), SubbandStatistics())
+        self.subbands = {"input": SubbandStatistics(), "reconstruction": SubbandStatistics()}
         self._pictures_at = pictures_at
 
     def add(self, reference: Frames, reconstruction: Frames) -> None:
@@ -72,8 +70,8 @@ class _Measured:
             self.psnr.append(10 * math.log10(255**2 / error) if error else math.inf)
             if index in self._pictures_at:
                 self.pictures.append(Picture(index, before.copy(), after.copy()))
-        for statistics, frames in zip(self.subbands, (reference, reconstruction), strict=True):
-            statistics.update(frames)
+        self.subbands["input"].update(reference)
+        self.subbands["reconstruction"].update(reconstruction)
 
 
 def run_demo(
@@ -84,25 +82,22 @@ def run_demo(
     Returns:
         The result as JSON data, and as text.
     """
-    stages = _Stages()
+    stages: Stages = {}
     source = Path(video) if video is not None else _generate(out / "input.mp4", stages)
     _export(checkpoint, out, stages)
     with open_bundle(out / "bundle", threads=threads) as bundle:
-        with stages.timed("encode") as progress:
+        with _timed(stages, "encode") as progress:
             encoded = encode_video(bundle, source, out / "latents.zarr", progress=progress)
         decoded, measured = _decode(bundle, source, out, stages)
         verification = _verify(bundle, source, stages)
         run = _describe_run(bundle, video, checkpoint, threads, encoded)
         throughput = _throughput(bundle, source, out, encoded, decoded, stages)
-    labels = ("input", "reconstruction")
     data = ReportData(
         run=run,
         throughput=throughput,
         parity=verification.checks,
         psnr_per_frame=tuple(measured.psnr),
-        subbands=tuple(
-            SubbandSeries(label, one.bands()) for label, one in zip(labels, measured.subbands, strict=True)
-        ),
+        subbands={label: one.bands() for label, one in measured.subbands.items()},
         pictures=tuple(measured.pictures),
         video="side_by_side.mp4",
     )
@@ -113,7 +108,7 @@ def run_demo(
         "encode": encoded.to_dict(),
         "decode": decoded.to_dict(),
         "verify": verification.to_json(),
-        "seconds": stages.seconds,
+        "seconds": stages,
     }
     verdict = "equal bits in every check" if verification.passed else "A CHECK FAILED"
     text = (
@@ -124,10 +119,10 @@ def run_demo(
     return result, text
 
 
-def _generate(path: Path, stages: _Stages) -> Path:
+def _generate(path: Path, stages: Stages) -> Path:
     clip = ProceduralClip(SEED, SIDE, SIDE, FRAMES, fps=FPS)
     output = OutputVideo(SIDE, SIDE, Fraction(FPS))
-    with stages.timed("generate") as progress, open_video_writer(path, output) as writer:
+    with _timed(stages, "generate") as progress, open_video_writer(path, output) as writer:
         for start in range(0, FRAMES, FPS):
             stop = min(start + FPS, FRAMES)
             writer.write(clip.frames(start, stop))
@@ -135,16 +130,16 @@ def _generate(path: Path, stages: _Stages) -> Path:
     return path
 
 
-def _export(checkpoint: str, out: Path, stages: _Stages) -> None:
-    with stages.timed("export"):
+def _export(checkpoint: str, out: Path, stages: Stages) -> None:
+    with _timed(stages, "export"):
         model = WFVAE.from_pretrained(checkpoint)
         model.save_pretrained(out / "checkpoint")
         export_bundle(model, out / "bundle", ExportOptions(direct=True), overwrite=True)
 
 
-def _decode(bundle: Bundle, source: Path, out: Path, stages: _Stages) -> tuple[Report, _Measured]:
+def _decode(bundle: Bundle, source: Path, out: Path, stages: Stages) -> tuple[Report, _Measured]:
     """Decodes the latents, and composes the side-by-side video meanwhile."""
-    with stages.timed("decode") as progress, open_video(source) as reader:
+    with _timed(stages, "decode") as progress, open_video(source) as reader:
         info = reader.info
         height, width = side_by_side_size(info.height, info.width)
         frames = iter(reader)
@@ -162,9 +157,9 @@ def _decode(bundle: Bundle, source: Path, out: Path, stages: _Stages) -> tuple[R
             return decode_video(bundle, latents, video, progress=progress, observe=compare), measured
 
 
-def _verify(bundle: Bundle, source: Path, stages: _Stages) -> Verification:
+def _verify(bundle: Bundle, source: Path, stages: Stages) -> Verification:
     """Verifies the bundle on a corner of the beginning of the video."""
-    with stages.timed("verify"), open_video(source) as reader:
+    with _timed(stages, "verify"), open_video(source) as reader:
         frames = np.stack(list(itertools.islice(iter(reader), VERIFY_FRAMES)))
         return verify(bundle, frames[:, :VERIFY_SIDE, :VERIFY_SIDE])
 
@@ -200,14 +195,14 @@ def _describe_run(
 
 
 def _throughput(
-    bundle: Bundle, source: Path, out: Path, encoded: Report, decoded: Report, stages: _Stages
+    bundle: Bundle, source: Path, out: Path, encoded: Report, decoded: Report, stages: Stages
 ) -> Throughput:
     size = {"height": encoded.height, "width": encoded.width}
     latents = [path for path in (out / "latents.zarr").rglob("*") if path.is_file()]
     return Throughput(
         encode_fps=encoded.frames_per_second,
         decode_fps=decoded.frames_per_second,
-        stages=tuple(Stage(name, seconds) for name, seconds in stages.seconds.items()),
+        stages=stages,
         encoder_state_bytes=bundle.plan("encoder", **size).state_bytes,
         decoder_state_bytes=bundle.plan("decoder", **size).state_bytes,
         raw_video_bytes=encoded.frames * encoded.height * encoded.width * 3,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
 import numpy.typing as npt
 
-from wfvae.errors import InputError
 from wfvae.evaluation.subbands import Subband
 from wfvae.export.parity.verification import Check
 
@@ -39,20 +38,13 @@ class RunInfo:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Wall time of one stage of the run."""
-
-    name: str
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Throughput:
     """Speeds in frames per second, sizes in bytes."""
 
     encode_fps: float
     decode_fps: float
-    stages: tuple[Stage, ...]
+    stages: Mapping[str, float]
+    """Wall time in seconds by stage."""
     encoder_state_bytes: int
     """State that one stream holds between steps."""
     decoder_state_bytes: int
@@ -62,14 +54,6 @@ class Throughput:
     """The latents as written."""
     video_file_bytes: int | None = None
     """The compressed video file; None if the source is not one file."""
-
-
-@dataclass(frozen=True)
-class SubbandSeries:
-    """The sub-bands of one video."""
-
-    label: str
-    bands: tuple[Subband, ...]
 
 
 @dataclass(frozen=True)
@@ -91,18 +75,8 @@ class ReportData:
     parity: tuple[Check, ...]
     psnr_per_frame: tuple[float, ...]
     """dB; infinite for frames equal to the input."""
-    subbands: tuple[SubbandSeries, ...] = ()
-    """At most two: input and reconstruction."""
-    pictures: tuple[Picture, ...] = ()
+    subbands: Mapping[str, tuple[Subband, ...]]
+    """By label, at most two: input and reconstruction."""
+    pictures: tuple[Picture, ...]
     video: str | None = None
     """Path of the side-by-side video relative to the report, with forward slashes."""
-
-    def __post_init__(self) -> None:
-        if self.video is not None and (not self.video or self.video[0] in "/\\" or ":" in self.video):
-            raise InputError(
-                f"video is {self.video!r}; expected a path relative to the report, such as 'side_by_side.mp4'"
-            )
-        if any(math.isnan(value) for value in self.psnr_per_frame):
-            raise InputError("psnr_per_frame holds a NaN; expected infinity for frames equal to the input")
-        if len(self.subbands) > 2:
-            raise InputError(f"got {len(self.subbands)} series of sub-bands; expected at most two")

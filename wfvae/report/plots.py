@@ -7,7 +7,7 @@ Example:
     >>> from matplotlib.figure import Figure
     >>> with plot_style():
     ...     figure = Figure((8, 3))
-    ...     draw_line(figure.subplots(), [30.1, 31.4, 30.8], "frame", "PSNR", "dB")
+    ...     draw_psnr(figure.subplots(), [30.1, 31.4, 30.8])
     ...     svg = svg_text(figure, "PSNR by frame")
     >>> svg.startswith("<svg")
     True
@@ -96,9 +96,8 @@ def svg_text(figure: Figure, label: str) -> str:
     with matplotlib.rc_context({"svg.hashsalt": salt}):
         figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
     text = buffer.getvalue().decode()
-    text = re.sub(
-        r' id="[A-Za-z.]+[0-9]?d?_\d+"', "", text[text.index("<svg") :]
-    )  # groups, numbered in each figure
+    # Groups are numbered in each figure, and their ids are not used.
+    text = re.sub(r' id="[A-Za-z.]+[0-9]?d?_\d+"', "", text[text.index("<svg") :])
     rules = "".join(
         f'[style*="{kind}: {light}"]{{{kind}:{dark} !important}}'
         for light, dark in _DARK.items()
@@ -111,42 +110,29 @@ def svg_text(figure: Figure, label: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
 
 
-def draw_line(
-    axes: Axes,
-    values: Sequence[float],
-    x_label: str,
-    y_label: str,
-    unit: str,
-    *,
-    least_span: float = 0.0,
-    from_zero: bool = False,
-) -> None:
-    """Draws a line over the index 0, 1, ..., with its mean.
+def draw_psnr(axes: Axes, values: Sequence[float]) -> None:
+    """Draws PSNR in dB by frame, with its mean.
 
-    A long series is drawn as the mean and the range of neighbouring values. Infinite values are
-    dots along the top.
-
-    Args:
-        least_span: the y axis spans at least this much, so that tiny changes look tiny.
-        from_zero: the y axis starts at zero.
+    A long series is drawn as the mean and the range of neighbouring frames. Infinite values are
+    dots along the top. The axis spans at least 4 dB, so that tiny changes look tiny.
     """
     x, low, mean, high = _neighbours(np.asarray(values, dtype=np.float64))
     if len(x) < len(values):
         axes.fill_between(x, low, high, color=ACCENT, alpha=0.2, linewidth=0)
     axes.plot(x, mean, color=ACCENT, marker="." if len(x) == 1 else None)
     infinite = x[np.isinf(high) | np.isnan(mean)]
-    axes.plot(
-        infinite, np.full(len(infinite), _DOTS_AT), ".", color=ACCENT, transform=axes.get_xaxis_transform()
-    )
+    height = np.full(len(infinite), _DOTS_AT)
+    axes.plot(infinite, height, ".", color=ACCENT, transform=axes.get_xaxis_transform())
     finite = [value for value in values if math.isfinite(value)]
     if finite:
         average = math.fsum(finite) / len(finite)
         axes.axhline(average, color=SECOND, linestyle="--", linewidth=1.1)
-        axes.set_title(f"mean {average:,.2f} {unit}", loc="right", color=SECOND)
-        bottom, top = _range(min(finite), max(finite), least_span)
-        axes.set_ylim(0.0 if from_zero else bottom, top)
+        axes.set_title(f"mean {average:,.2f} dB", loc="right", color=SECOND)
+        span = max(max(finite) - min(finite), 4.0)
+        middle = (max(finite) + min(finite)) / 2
+        axes.set_ylim(middle - 0.58 * span, middle + 0.58 * span)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel=x_label, ylabel=f"{y_label} ({unit})")
+    axes.set(xlabel="frame", ylabel="PSNR (dB)")
     axes.margins(x=0.01)
 
 
@@ -156,19 +142,13 @@ def _neighbours(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64
     edges = np.arange(runs) * len(values) // runs
     sizes = np.diff(edges, append=len(values))
     finite = np.where(np.isfinite(values), values, np.nan)
+    sums, counts = (
+        np.add.reduceat(part, edges) for part in (np.nan_to_num(finite), np.isfinite(values) * 1.0)
+    )
     with np.errstate(invalid="ignore"):
-        means = np.add.reduceat(np.nan_to_num(finite), edges) / np.add.reduceat(
-            np.isfinite(values) * 1.0, edges
-        )
+        means = sums / counts
     low = np.fmin.reduceat(finite, edges)
     return edges + (sizes - 1) / 2, low, means, np.fmax.reduceat(finite, edges)
-
-
-def _range(low: float, high: float, least_span: float) -> tuple[float, float]:
-    """Returns the ends of an axis that shows these values with some room."""
-    span = max(high - low, least_span, 1e-3 * max(abs(high), 1e-9))
-    middle = (low + high) / 2
-    return middle - 0.58 * span, middle + 0.58 * span
 
 
 def draw_bars(

@@ -54,11 +54,9 @@ def side_by_side(reference: Frames, reconstruction: Frames) -> Frames:
         (T, H', W', 3) uint8 with H', W' = `side_by_side_size(H, W)`; pictures keep their pixels.
 
     Raises:
-        InputError: the arrays differ in shape or type, or are not (T, H, W, 3).
+        InputError: the arrays differ in shape or are not uint8.
     """
     apart = difference(reference, reconstruction)
-    if reference.ndim != 4 or reference.shape[-1] != 3:
-        raise InputError(f"frames have shape {reference.shape}; expected (T, H, W, 3)")
     count, height, width, _ = reference.shape
     sheet = np.full((count, *side_by_side_size(height, width), 3), BACKGROUND, dtype=np.uint8)
     scale, strip = _label_scale(width), _strip_height(width)
