@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tracemalloc
@@ -19,7 +18,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from fixtures.latents_info import INFO
 from fixtures.videos import one_line
@@ -72,17 +71,6 @@ def test_appended_latents_are_read_back_bit_for_bit(
         assert reader.read(middle, len(array)).tobytes() == array[middle:].tobytes()
         assert reader.read(middle, middle).shape == (0, *array.shape[1:])
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
-
-
-def test_files_are_read_by_other_tools(tmp_path: Path) -> None:
-    array = latents(5)
-    for suffix in SUFFIXES:
-        write(tmp_path / f"z{suffix}", array)
-    assert np.array_equal(load_file(tmp_path / "z.safetensors")["latents"], array)
-    assert np.array_equal(np.load(tmp_path / "z.npy"), array)
-    group = zarr.open_group(tmp_path / "z.zarr", mode="r")
-    assert np.array_equal(np.asarray(group["latents"]), array)
-    assert group.metadata.zarr_format == 3
 
 
 @pytest.mark.parametrize("suffix", CLIP_SUFFIXES)
@@ -163,7 +151,7 @@ with open_latents_writer(sys.argv[1], info, chunk_latents=3) as writer:
 
 
 def whole_count(path: Path) -> int:
-    """The number of latents in the store of a killed writer, each of which must be whole."""
+    """Returns the number of latents in the store of a killed writer, which must be whole."""
     with open_latents(path) as reader:
         assert reader.count % 2 == 0
         assert np.array_equal(reader.read()[:, 0, 0, 0], np.repeat(np.arange(reader.count // 2), 2))
@@ -171,30 +159,28 @@ def whole_count(path: Path) -> int:
 
 
 def test_after_a_kill_every_counted_latent_is_whole(tmp_path: Path) -> None:
-    for attempt in range(3):
-        path = tmp_path / f"{attempt}.zarr"
-        with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            counts = [whole_count(path) for _ in range(5 * (attempt + 1))]  # beside the writer
-            assert counts == sorted(counts)
-            process.send_signal(signal.SIGKILL)
-        done = whole_count(path)
-        assert done >= 12
-        with open_latents_writer(path, open_latents(path).info, resume=True) as writer:
-            writer.append(np.zeros((1, 3, 16, 16), np.float32))
-            writer.finish(frames=1 + 4 * done)
-        assert open_latents(path).complete
+    path = tmp_path / "z.zarr"
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        counts = [whole_count(path) for _ in range(10)]  # beside the writer
+        assert counts == sorted(counts)
+        process.kill()
+    done = whole_count(path)
+    assert done >= 12
+    with open_latents_writer(path, open_latents(path).info, resume=True) as writer:
+        writer.append(np.zeros((1, 3, 16, 16), np.float32))
+        writer.finish(frames=1 + 4 * done)
+    assert open_latents(path).complete
 
 
 def test_a_failed_append_leaves_the_store_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, real, calls = tmp_path / "z.zarr", os.replace, 0
+    path, real, done = tmp_path / "z.zarr", os.replace, []
 
     def fail(source: Path, target: Path) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 1:
+        if done:
             raise OSError(28, "No space left on device")
+        done.append(target)
         real(source, target)
 
     with open_latents_writer(path, INFO, chunk_latents=2) as writer:
@@ -256,10 +242,6 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def text(path: Path) -> None:
-    path.write_text("not latents at all")
-
-
 def other_sidecar(path: Path) -> None:
     write(path.with_name("y.npy"), latents(7))
     os.replace(path.with_name("y.npy.json"), sidecar(path))
@@ -288,17 +270,14 @@ def metadata_cut(path: Path) -> None:
     ("suffix", "damage", "says"),
     [
         (".safetensors", cut, "cannot read"),
-        (".safetensors", text, "cannot read"),
         (".safetensors", lambda path: save_file({"latents": latents(4)}, path), "no latents metadata"),
         (".safetensors", lambda path: save_file({"weights": latents(4)}, path), "latents"),
         (".safetensors", wrong_rank, "rank 4"),
         (".npy", cut, "cannot read"),
-        (".npy", text, "cannot read"),
         (".npy", lambda path: np.save(path, np.array([{"a": 1}], dtype=object)), "cannot read"),
         (".npy", lambda path: sidecar(path).unlink(), "metadata"),
         (".npy", other_sidecar, "do not belong together"),
         (".npy", lambda path: np.save(path, np.zeros((4, 3, 4, 6), np.int32)), "float32 or float16"),
-        (".npy", lambda path: np.save(path, np.zeros((4, 3), np.float32)), "rank 4"),
         (".npy", newer_version, "wfvae-latents/9"),
         (".zarr", no_metadata, "no wfvae-latents/1 metadata"),
         (".zarr", lambda path: shutil.rmtree(path / "latents"), "cannot read"),
@@ -321,11 +300,8 @@ def test_wrong_paths_are_refused(tmp_path: Path) -> None:
     (tmp_path / "precious.zarr" / "thesis.txt").write_text("x")
     (tmp_path / "file.zarr").write_text("x")
     write(tmp_path / "z.npy", latents(2))
-    for name, says in {
-        "none.npy": "no such latents",
-        "z.pt": r"ending '\.pt'",
-        "file.zarr": "directory",
-    }.items():
+    unreadable = {"none.npy": "no such latents", "z.pt": r"ending '\.pt'", "file.zarr": "directory"}
+    for name, says in unreadable.items():
         with pytest.raises(LatentsError, match=says):
             open_latents(tmp_path / name)
     refused = {"z.pt": r"ending '\.pt'", "no/z.npy": "does not exist", "precious.zarr": "move it away"}
@@ -357,15 +333,6 @@ def test_wrong_arrays_and_counts_are_refused(tmp_path: Path, suffix: str) -> Non
             writer.append(latents(1))
     with open_latents(path) as reader, pytest.raises(LatentsError, match="it holds 3"):
         reader.read(2, 4)
-
-
-def test_an_old_store_is_replaced_by_the_first_append(tmp_path: Path) -> None:
-    path = tmp_path / "z.zarr"
-    write(path, latents(4))
-    with open_latents_writer(path, INFO) as writer:
-        assert open_latents(path).count == 4
-        writer.append(latents(1))
-        assert (open_latents(path).count, open_latents(path).complete) == (1, False)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,116 +14,97 @@ import pytest
 import wfvae.runtime.media.video_reader as video_reader
 from fixtures.videos import FPS, moving, save
 from wfvae.errors import MediaError
-from wfvae.runtime.media.locks import acquired
+from wfvae.runtime.media.container_source import ContainerSource
+from wfvae.runtime.media.output_container import OutputFile
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo, RawVideo
-from wfvae.runtime.media.video_reader import VideoReader, open_video
+from wfvae.runtime.media.video_reader import open_video
 from wfvae.runtime.media.video_writer import open_video_writer
 
 VIDEO = OutputVideo(64, 48, FPS)
 
 
-class Stage:
-    """One thread inside a frame until it is released, and the order of what happens."""
+def open_case(case: str, folder: Path) -> tuple[Callable[[], object], Callable[[], None]]:
+    """Returns work on the frames of a video, and what ends it."""
+    if case == "reader":
+        reader = open_video(save(folder / "in.mp4", moving(3)))
+        return lambda: list(reader), reader.close
+    if case == "segments":
+        segmented = SegmentedVideoWriter(folder / "out.mp4", VIDEO, segment_frames=100)
+        return lambda: segmented.write(moving(3)), segmented.close
+    writer = open_video_writer(folder / "out.mp4", VIDEO)
+    return lambda: writer.write(moving(3)), writer.abort
+
+
+def run_until_closed(work: Callable[[], object]) -> threading.Thread:
+    def run() -> None:
+        with pytest.raises(MediaError, match=r"(is|was) closed"):
+            work()
+
+    worker = threading.Thread(target=run)
+    worker.start()
+    return worker
+
+
+@pytest.mark.parametrize("case", ["reader", "writer", "segments"])
+def test_video_closed_inside_a_frame_ends_after_it(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, close = open_case(case, tmp_path)
+    inside, release, order = threading.Event(), threading.Event(), []
+    owner: Any = ContainerSource if case == "reader" else OutputFile
+    frame, end = ("_next", "close") if case == "reader" else ("encode", "abort")
+    handle, finish = getattr(owner, frame), getattr(owner, end)
+
+    def slowly(self: Any, *arguments: Any) -> Any:
+        inside.set()
+        assert release.wait(10)
+        order.append("frame")
+        return handle(self, *arguments)
+
+    def recorded(self: Any) -> None:
+        order.append("closed")
+        finish(self)
+
+    monkeypatch.setattr(owner, frame, slowly)
+    monkeypatch.setattr(owner, end, recorded)
+    worker, closer = run_until_closed(work), threading.Thread(target=close)
+    assert inside.wait(10)
+    closer.start()
+    closer.join(0.05)
+    release.set()
+    for thread in (closer, worker):
+        thread.join(10)
+        assert not thread.is_alive()
+    close()
+    assert order == ["frame", "closed"]
+    assert not (tmp_path / "out.mp4").exists()
+    with pytest.raises(MediaError, match="closed"):
+        work()
+
+
+class SilentPipe(io.BytesIO):
+    """A pipe that gives one frame and then waits."""
 
     def __init__(self) -> None:
-        self.order: list[str] = []
-        self.inside, self.release = threading.Event(), threading.Event()
+        super().__init__(bytes(moving(2)))
+        self.waiting, self.release = threading.Event(), threading.Event()
 
-    def frame(self) -> None:
-        """What the thread is inside of."""
-        self.inside.set()
-        assert self.release.wait(10)
-        self.order.append("frame")
-
-    def recorded(self, close: Callable[[], object]) -> Callable[[], None]:
-        def recording() -> None:
-            self.order.append("closed")
-            close()
-
-        return recording
-
-    def hold(self, reader: VideoReader) -> None:
-        """Makes a reader stop inside each frame, and records when its source is closed."""
-        source: Any = reader._source
-
-        def frames() -> Iterator[Any]:
-            for item in source:
-                self.frame()
-                yield item
-
-        reader._frames = frames()
-        source.close = self.recorded(source.close)
-
-    def close_inside(self, work: Callable[[], object], close: Callable[[], None]) -> None:
-        """Closes while another thread is inside a frame of its work, which then fails."""
-
-        def work_until_closed() -> None:
-            with pytest.raises(MediaError, match=r"(is|was) closed"):
-                work()
-
-        worker, closer = (threading.Thread(target=target) for target in (work_until_closed, close))
-        worker.start()
-        assert self.inside.wait(10)
-        closer.start()
-        closer.join(0.05)
-        self.release.set()
-        for thread in (closer, worker):
-            thread.join(10)
-            assert not thread.is_alive()
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell():
+            self.waiting.set()
+            assert self.release.wait(10)
+        return super().read(size)
 
 
-def test_a_reader_closes_after_the_frame_that_is_read(tmp_path: Path) -> None:
-    stage, reader = Stage(), open_video(save(tmp_path / "in.mp4", moving(3)))
-    stage.hold(reader)
-    stage.close_inside(lambda: list(reader), reader.close)
-    assert stage.order == ["frame", "closed"]
-    reader.close()
-    assert stage.order == ["frame", "closed"]
-
-
-def test_a_silent_pipe_is_left_to_the_thread_that_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_pipe_is_left_to_the_thread_that_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video_reader, "PIPE_CLOSE_SECONDS", 0.01)
     monkeypatch.setattr(video_reader, "CLOSE_SECONDS", math.nan)  # would raise
-    stage, reader = Stage(), open_video(io.BytesIO(bytes(moving(3))), raw=RawVideo(64, 48, FPS))
-    stage.hold(reader)
-
-    def close() -> None:
-        reader.close()
-        stage.release.set()
-
-    stage.close_inside(lambda: list(reader), close)
-    assert "closed" not in stage.order
-
-
-@pytest.mark.parametrize("segmented", [False, True])
-def test_a_writer_aborts_after_the_frame_that_is_written(segmented: bool, tmp_path: Path) -> None:
-    stage, path = Stage(), tmp_path / "out.mp4"
-    writer: Any
-    if segmented:
-        writer = SegmentedVideoWriter(path, VIDEO, segment_frames=100)
-        sink, stop = writer._segments, writer.close
-    else:
-        writer = open_video_writer(path, VIDEO)
-        sink, stop = writer._sink, writer.abort
-    write = sink.write
-
-    def slowly(*arguments: Any) -> None:
-        stage.frame()
-        write(*arguments)
-
-    sink.write, sink.abort = slowly, stage.recorded(sink.abort)
-    stage.close_inside(lambda: writer.write(moving(3)), stop)
-    assert stage.order == ["frame", "closed"]
-    assert not path.exists()
-    with pytest.raises(MediaError, match="is closed"):
-        writer.write(moving(1))
-
-
-def test_acquired_takes_a_free_lock_and_gives_up_on_a_taken_one() -> None:
-    lock = threading.Lock()
-    with acquired(lock) as taken:
-        assert taken and lock.locked()
-    assert not lock.locked()
-    with lock, acquired(lock, 0.01) as taken:
-        assert not taken
+    pipe = SilentPipe()
+    reader = open_video(pipe, raw=RawVideo(64, 48, FPS))
+    worker = run_until_closed(lambda: list(reader))
+    assert pipe.waiting.wait(10)
+    reader.close()
+    pipe.release.set()
+    worker.join(10)
+    assert not worker.is_alive()

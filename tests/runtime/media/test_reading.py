@@ -30,8 +30,6 @@ from fixtures.videos import (
     tone,
 )
 from wfvae.errors import MediaError
-from wfvae.runtime.media.image_folder import natural_key
-from wfvae.runtime.media.truncation import missing_bytes
 from wfvae.runtime.media.video_info import OutputVideo, RawVideo
 from wfvae.runtime.media.video_reader import open_video
 from wfvae.runtime.media.video_writer import open_video_writer
@@ -181,7 +179,7 @@ def test_a_file_that_is_no_video_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mkv", ".webm", ".avi"])
-@pytest.mark.parametrize("kept", [0.5, 0.9])
+@pytest.mark.parametrize("kept", [0.5, 0.9, 0.9999])
 def test_a_cut_video_gives_its_frames_and_then_the_error(tmp_path: Path, ending: str, kept: float) -> None:
     frames = np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3), dtype=np.uint8)
     path = save(tmp_path / f"c{ending}", frames)
@@ -191,7 +189,7 @@ def test_a_cut_video_gives_its_frames_and_then_the_error(tmp_path: Path, ending:
     got: list[Frames] = []
     with pytest.raises(MediaError) as excinfo, open_video(path) as reader:
         got.extend(reader)
-    assert 0 < len(got) < 30
+    assert 0 < len(got) <= 30
     assert f" {len(got)} " in one_line(excinfo)
     assert np.array_equal(np.stack(got), whole[: len(got)])
     pieces: list[Frames] = []
@@ -200,16 +198,6 @@ def test_a_cut_video_gives_its_frames_and_then_the_error(tmp_path: Path, ending:
     assert np.array_equal(np.concatenate(pieces), np.stack(got))
     with open_video(path, keep_damaged=True) as reader:
         assert len(list(reader)) >= len(got)
-
-
-@pytest.mark.parametrize("ending", [".mp4", ".mov", ".mkv", ".webm", ".avi"])
-def test_missing_bytes_of_a_cut_file_are_found(tmp_path: Path, ending: str) -> None:
-    path = save(tmp_path / f"c{ending}", moving(5))
-    assert missing_bytes(path) == 0
-    data = path.read_bytes()
-    for cut in (1, 100):
-        path.write_bytes(data[:-cut])
-        assert missing_bytes(path) >= 1
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -265,12 +253,6 @@ def test_images_are_read_in_natural_order(tmp_path: Path) -> None:
         assert reader.info.fps == 24
         reader.seek_frames(11)
         assert np.array_equal(next(iter(reader)), frames[11])
-
-
-@given(st.lists(st.integers(0, 10**6), unique=True))
-def test_natural_key_orders_by_number(numbers: list[int]) -> None:
-    names = [f"frame{number}.png" for number in numbers]
-    assert sorted(names, key=natural_key) == [f"frame{number}.png" for number in sorted(numbers)]
 
 
 def test_images_of_every_format_are_read(tmp_path: Path) -> None:
