@@ -60,16 +60,6 @@ def test_random_access_equals_sequential(options: dict[str, object]) -> None:
     assert np.array_equal(clip.frames(90, 130), frames[90:130])
 
 
-def test_shots_start_where_pictures_change() -> None:
-    clip = make_clip(seed=7, height=64, width=64)
-    starts = clip.shot_starts(300)
-    assert starts[0] == 0 and starts == sorted(starts) and 2 <= len(starts) <= 5 and starts[-1] < 300
-    assert clip.shot_starts(starts[1]) == starts[:1] and clip.shot_starts(starts[1] + 1) == starts[:2]
-    assert make_clip(seed=7, cuts=False).shot_starts(10_000) == [0]
-    change = np.abs(np.diff(clip.frames(0, starts[1] + 20).astype(int), axis=0)).mean(axis=(1, 2, 3))
-    assert abs(int(change.argmax()) + 1 - starts[1]) <= 15  # a cut there, or a fade around it
-
-
 @pytest.mark.parametrize(("height", "width"), [(8, 200), (131, 9), (540, 960)])
 @pytest.mark.parametrize("scene", SCENES)
 def test_clips_have_any_size(scene: str, height: int, width: int) -> None:

@@ -18,7 +18,7 @@ from wfvae.train.data.video_frames import frames_from, share_of_time
 from wfvae.train.data.video_index import index_folder
 from wfvae.train.data.video_probe import VideoFacts
 from wfvae.train.strides import Strides
-from wfvae.video.suffixes import VIDEO_SUFFIXES
+from wfvae.video import VIDEO_SUFFIXES
 
 _MISCOUNT = 16
 """Frames by which a container may count too many (edit lists, encoder delay)."""

@@ -17,7 +17,7 @@ from wfvae.errors import DataError, ResourceError
 from wfvae.files import write_whole
 from wfvae.train.data.clip_source import BadClip
 from wfvae.train.data.video_probe import VideoFacts, probe
-from wfvae.video.suffixes import VIDEO_SUFFIXES
+from wfvae.video import VIDEO_SUFFIXES
 
 _FORMAT, _VERSION = "wfvae video index", 1
 _SAVED_EVERY = 30.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from wfvae.errors import InputError
 from wfvae.runtime.media.image_folder import SUFFIXES as IMAGE_SUFFIXES
 from wfvae.runtime.media.image_folder import natural_key
-from wfvae.video.suffixes import VIDEO_SUFFIXES
+from wfvae.video import VIDEO_SUFFIXES
 
 
 def find_videos(root: Path) -> dict[str, Path]:

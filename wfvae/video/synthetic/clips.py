@@ -1,5 +1,4 @@
-"""Procedural videos: endless, varied clips from a seed, for tests, the demo, verification and the
-training of small models.
+"""Procedural videos: endless, varied clips from a seed, for tests, the demo and training.
 
 A clip is a row of shots of about four seconds, joined by cuts, fades through black and dissolves.
 A frame depends on the arguments and its index alone and has the same bits on every machine (the
@@ -11,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -47,10 +46,6 @@ class ProceduralClip:
     Different seeds give unrelated clips, so held-out data is other seeds. A clip is not safe for
     several threads at once (it keeps the two latest shots); give each thread its own.
 
-    Attributes:
-        seed, height, width, fps, scene, noise, motion_blur, cuts: as given.
-        length: number of frames, None for a clip without end.
-
     Example:
         >>> clip = ProceduralClip(seed=7, height=32, width=48)
         >>> clip.frames(0, 5).shape
@@ -75,10 +70,9 @@ class ProceduralClip:
         """Describes a clip; nothing is painted yet.
 
         Args:
-            seed: any integer >= 0.
             height, width: pixels, each 8..8192.
             frames: number of frames, >= 1; None for no end.
-            fps: frames per second, > 0; a higher rate means smaller steps of the same motion.
+            fps: a higher rate means smaller steps of the same motion.
             scene: one of `SCENES`, or "mixed" for a kind per shot.
             noise: standard deviation of film grain in 8-bit levels, 0..64.
             motion_blur: pictures averaged per frame over half the frame time: 1 (off), 2, 4, 8 or
@@ -108,11 +102,6 @@ class ProceduralClip:
         self._stage = Stage(self.height, self.width)
         self._shots: OrderedDict[int, Scene] = OrderedDict()
 
-    def __repr__(self) -> str:
-        size = f"{self.height}x{self.width}"
-        length = "endless" if self.length is None else f"{self.length} frames"
-        return f"ProceduralClip(seed={self.seed}, {size}, {length}, {self.fps} fps, scene={self.scene!r})"
-
     def __len__(self) -> int:
         if self.length is None:
             raise TypeError("this clip has no end and so no len(); limit it with `frames`")
@@ -127,7 +116,10 @@ class ProceduralClip:
     def frame(self, index: int) -> Frames:
         """Paints the frame at an index: (H, W, 3) uint8 RGB."""
         _check_integer("index", index, 0, None if self.length is None else self.length - 1)
-        return to_pixels(self._exposed(int(index)), self._grain(int(index)))
+        index, samples = int(index), self.motion_blur
+        open_shutter = [index + SHUTTER * step / samples for step in range(samples)]
+        exposed = average([self._joined(index, moment) for moment in open_shutter])
+        return to_pixels(exposed, self._grain(index))
 
     def frames(self, start: int, stop: int) -> Frames:
         """Paints the frames start..stop-1: (stop - start, H, W, 3) uint8 RGB."""
@@ -137,20 +129,6 @@ class ProceduralClip:
         for position, index in enumerate(range(start, stop)):
             painted[position] = self.frame(index)
         return painted
-
-    def shot_starts(self, frames: int) -> list[int]:
-        """The first frames of the shots that begin within `frames` frames, in order."""
-        starts = [0]
-        while self.cuts and (start := self._shot_start(len(starts))) < frames:
-            starts.append(start)
-        return starts
-
-    def _exposed(self, index: int) -> Packed:
-        """One frame, averaged over the time that the shutter is open."""
-        samples = self.motion_blur
-        if samples == 1:
-            return self._joined(index, float(index))
-        return average([self._joined(index, index + SHUTTER * step / samples) for step in range(samples)])
 
     def _joined(self, index: int, moment: float) -> Packed:
         """The picture at a moment (in frames), with a shot change near the frame `index`."""
@@ -198,8 +176,7 @@ class ProceduralClip:
         if shot not in self._shots:
             dice = Dice(self.seed, _SHOT, shot)
             kind = dice.choice(SCENES)
-            name: Any = kind if self.scene == "mixed" else self.scene
-            self._shots[shot] = build_scene(name, dice, self._stage)
+            self._shots[shot] = build_scene(kind if self.scene == "mixed" else self.scene, dice, self._stage)
             while len(self._shots) > _KEPT_SHOTS:
                 self._shots.popitem(last=False)
         self._shots.move_to_end(shot)
@@ -233,8 +210,5 @@ def _check_integer(name: str, value: int, low: int, high: int | None) -> None:
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     is_valid = is_integer and low <= value and (high is None or value <= high)
     _check(
-        name,
-        value,
-        is_valid,
-        f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}",
+        name, value, is_valid, f"an integer {f'of at least {low}' if high is None else f'in {low}..{high}'}"
     )

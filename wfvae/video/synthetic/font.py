@@ -44,14 +44,11 @@ def text_size(text: str, scale: int = 1) -> tuple[int, int]:
 
 
 def text_mask(text: str, scale: int = 1) -> Mask:
-    """Draws text as a mask.
+    """Draws text as a uint8 mask of shape `text_size(text, scale)`, 1 where there is ink.
 
     Args:
         text: printable ASCII; a line feed starts a new line; any other character is drawn as "?".
         scale: pixels per dot, >= 1.
-
-    Returns:
-        uint8 of shape `text_size(text, scale)`, 1 where there is ink and 0 elsewhere.
     """
     if scale < 1:
         raise InputError(f"scale is {scale}; expected the pixels per dot of the font, 1 or more")

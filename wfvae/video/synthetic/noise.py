@@ -30,10 +30,7 @@ class Dice:
         self._bits = np.random.PCG64(np.random.SeedSequence(list(key)))
 
     def fork(self) -> Dice:
-        """Returns new dice, for a part that takes more numbers at larger frame sizes.
-
-        The numbers that follow on these dice then don't depend on the frame size.
-        """
+        """Returns new dice, so that a part may take more numbers at larger frame sizes."""
         return Dice(*(int(word) for word in self._bits.random_raw(2)))
 
     def bytes(self, count: int) -> npt.NDArray[np.uint8]:
@@ -126,24 +123,23 @@ def fractal_field(dice: Dice, side: int, roughness: float, coarsest: int = 4) ->
     Returns:
         (side, side) int32 in 0..FIELD_MAX.
     """
-    dice = dice.fork()
-    field = dice.centred(coarsest, coarsest)
-    strength = 256
-    while (size := 2 * len(field)) <= side:
-        strength = int(strength * roughness)
-        octave = (dice.centred(size, size) * strength) >> 8
-        field = upsample_wrapped(upsample_wrapped(field, 0), 1) + octave
-    return stretch(field)
+    return _fractal(dice.fork(), 2, side, roughness, coarsest)
 
 
 def fractal_line(dice: Dice, length: int, roughness: float, coarsest: int) -> Field:
     """The one-dimensional `fractal_field`: (length,) int32 in 0..FIELD_MAX."""
-    line = dice.centred(coarsest)
+    return _fractal(dice, 1, length, roughness, coarsest)
+
+
+def _fractal(dice: Dice, rank: int, side: int, roughness: float, coarsest: int) -> Field:
+    field = dice.centred(*[coarsest] * rank)
     strength = 256
-    while line.size < length:
+    while (size := 2 * len(field)) <= side:
         strength = int(strength * roughness)
-        line = upsample_wrapped(line, 0) + ((dice.centred(2 * line.size) * strength) >> 8)
-    return stretch(line)
+        for axis in range(rank):
+            field = upsample_wrapped(field, axis)
+        field = field + ((dice.centred(*[size] * rank) * strength) >> 8)
+    return stretch(field)
 
 
 def warped_field(dice: Dice, side: int, roughness: float, warp: float) -> Field:
@@ -151,9 +147,7 @@ def warped_field(dice: Dice, side: int, roughness: float, warp: float) -> Field:
     field = fractal_field(dice, side, roughness)
     reach = int(warp * side)
     position = np.arange(side, dtype=np.int32)
-    down, across = (
-        ((fractal_field(dice, side, 0.42) - FIELD_MAX // 2) * reach) >> FIELD_BITS for _ in range(2)
-    )
+    down, across = ((fractal_field(dice, side, 0.42) - FIELD_MAX // 2) * reach >> FIELD_BITS for _ in "vu")
     rows, columns = (position[:, None] + down) & (side - 1), (position[None, :] + across) & (side - 1)
     warped: Field = field.reshape(-1).take(rows * side + columns)
     return warped

@@ -66,17 +66,13 @@ class Camera:
         y = sine(1.7 * t + c) + 0.5 * sine(2.9 * t + d)
         return self._shake * x, self._shake * y
 
-    def placement(self, t: float) -> tuple[tuple[float, float], float, float]:
-        """Centre texel, texels per pixel and rotation in turns at time t."""
+    def look(self, t: float) -> tuple[Coordinate, Coordinate]:
+        """The texture coordinates of every pixel of the frame, for `Texture.sample`."""
         scale = self._view * (1.0 + self._zoom * sine(self._zoom_rate * t + self._zoom_phase)) * self._side
         shake_x, shake_y = self.shake(t)
         x = self._start[0] + (self._velocity[0] * t + shake_x) * scale
         y = self._start[1] + (self._velocity[1] * t + shake_y) * scale
-        return (x, y), scale / self._stage.unit, self._angle + self._spin * t
-
-    def look(self, t: float) -> tuple[Coordinate, Coordinate]:
-        """The texture coordinates of every pixel of the frame, for `Texture.sample`."""
-        return self._stage.coordinates(*self.placement(t))
+        return self._stage.coordinates((x, y), scale / self._stage.unit, self._angle + self._spin * t)
 
 
 class Sprite:
@@ -114,10 +110,8 @@ class Sprite:
 
     def _position(self, t: float) -> tuple[float, float]:
         across, down = (
-            middle + swing * sine(rate * t + phase)
-            for middle, swing, rate, phase in zip(
-                self._middle, self._swing, self._rate, self._phase, strict=True
-            )
+            self._middle[axis] + self._swing[axis] * sine(self._rate[axis] * t + self._phase[axis])
+            for axis in (0, 1)
         )
         stage = self._stage
         return stage.width / 2 + stage.unit * across, stage.height / 2 + stage.unit * down

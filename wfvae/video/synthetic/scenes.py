@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -60,15 +59,13 @@ _SKIES: tuple[Sky, ...] = (
 _RIDGE_SAMPLES = 1024
 
 
-class Scene(ABC):
-    """Something that can be painted at any time."""
+class Scene(Protocol):
+    """Something that can be painted at any time, in seconds of any sign."""
 
-    @abstractmethod
-    def render(self, t: float) -> Packed:
-        """The picture at t seconds (any sign) as (H, W) packed pixels."""
+    def render(self, t: float) -> Packed: ...
 
 
-class Ground(Scene):
+class Ground:
     """The camera passes over one texture."""
 
     def __init__(self, dice: Dice, stage: Stage, texture: Texture) -> None:
@@ -79,7 +76,7 @@ class Ground(Scene):
         return dim(self._texture.sample(*self._camera.look(t)), self._stage.vignette)
 
 
-class Clouds(Scene):
+class Clouds:
     """Clouds where the sum of two noise fields that move at different speeds is high."""
 
     def __init__(self, dice: Dice, stage: Stage, sky: Sky) -> None:
@@ -109,7 +106,7 @@ class Clouds(Scene):
         return blend(pack_colour(*sky[1]), pack_colour(*sky[0]), weight)
 
 
-class Water(Scene):
+class Water:
     """A texture seen through moving ripples, with glints where the ripples are steep."""
 
     def __init__(self, dice: Dice, stage: Stage, texture: Texture) -> None:
@@ -135,7 +132,7 @@ class Water(Scene):
         return dim(blend(picture, self._glint, steep), self._stage.vignette)
 
 
-class Landscape(Scene):
+class Landscape:
     """Hills behind hills under a sky; the near ones pass faster and the far ones are hazy."""
 
     def __init__(self, dice: Dice, stage: Stage) -> None:
@@ -192,7 +189,7 @@ class Landscape(Scene):
         picture[rows] = blend(picture[rows], blend(land, self._haze, haze), to_weight(crest[None, :] - y))
 
 
-class Titles(Scene):
+class Titles:
     """Text over a soft ground: captions, or lines that scroll."""
 
     def __init__(self, dice: Dice, stage: Stage) -> None:
@@ -227,7 +224,7 @@ class Titles(Scene):
         return sample_mask(lines, x, y)
 
 
-class Soft(Scene):
+class Soft:
     """A plain gradient whose brightness breathes: what codecs band on."""
 
     def __init__(self, dice: Dice, stage: Stage) -> None:
@@ -246,7 +243,7 @@ class Soft(Scene):
         return blend(self._from, self._to, weight)
 
 
-class Composed(Scene):
+class Composed:
     """A background with shapes and captions on it."""
 
     def __init__(self, background: Scene, objects: list[Sprite | Caption]) -> None:
@@ -259,7 +256,7 @@ class Composed(Scene):
         return picture
 
 
-def _background(kind: SceneKind, dice: Dice, stage: Stage) -> Scene:
+def _background(kind: str, dice: Dice, stage: Stage) -> Scene:
     match kind:
         case "clouds":
             return Clouds(dice, stage, dice.choice(_SKIES))
@@ -278,7 +275,7 @@ def _background(kind: SceneKind, dice: Dice, stage: Stage) -> Scene:
             return Ground(dice, stage, texture(dice, stage.side))
 
 
-def build_scene(kind: SceneKind, dice: Dice, stage: Stage) -> Scene:
+def build_scene(kind: str, dice: Dice, stage: Stage) -> Scene:
     """Builds a scene, with the shapes and captions that the dice put on it."""
     background = _background(kind, dice, stage)
     if kind == "titles":
