@@ -57,10 +57,9 @@ def search_backend(job: Job, reference: Bundle, steps: Sequence[int], rule: Rule
             for index, (result, wanted) in enumerate(zip(found, expected, strict=True)):
                 error = float(np.abs(result[name] - wanted[name]).max())
                 if not error <= allowed:
-                    node = theirs.producers[name]
                     where = f"in step {index + 1} of {describe_steps(steps)} from equal states"
                     size = f"by {error:.3g} where {allowed:.3g} is allowed"
-                    return f"{name} (node {node.name}, {node.op_type}), {size}, {where}; {coverage}"
+                    return f"{theirs.describe(name)}, {size}, {where}; {coverage}"
     return (
         "no tensor differs within a step from equal states, once exposed (which prevents fusion), by more"
         f" than {rule.tolerance:g} of its largest value; {coverage}"

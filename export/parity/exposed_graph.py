@@ -80,10 +80,10 @@ class ExposedGraph:
         """Every tensor that a node makes, in graph order."""
         return [output for node in self.model.graph.node for output in node.output if output]
 
-    @cached_property
-    def producers(self) -> dict[str, onnx.NodeProto]:
-        """The node that makes each tensor."""
-        return {output: node for node in self.model.graph.node for output in node.output}
+    def describe(self, name: str) -> str:
+        """Formats a tensor's name with the node that makes it."""
+        [node] = [node for node in self.model.graph.node if name in node.output]
+        return f"{name} (node {node.name}, {node.op_type})"
 
     def float_tensors(self, latents: int) -> dict[str, int]:
         """Returns the floating-point tensors that nodes make, with their bytes in such a step."""

@@ -5,7 +5,7 @@ ONNX Runtime runs the graphs with their inner tensors as outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -20,7 +20,6 @@ _BUDGET = 256 << 20
 """Bytes of exposed tensors that one pass over the stream may hold; large models take several."""
 _SHAPED_BY_INPUT = frozenset({"Reshape", "Expand"})
 """Operators whose second input is a shape, which two graphs may compute differently."""
-_EQUAL_ONCE_EXPOSED = "differs once exposed, which prevents fusion"
 
 
 def run_search(precision: str, search: Callable[[], str]) -> str:
@@ -40,16 +39,14 @@ def run_search(precision: str, search: Callable[[], str]) -> str:
 
 def search_plans(job: Job, steps: Sequence[int]) -> str:
     """Names the first tensor of the step graph that differs between `steps` and a single step."""
-    graph = exposed(job, job.bundle)
-    x, everything = stream_input(job), (job.latents,)
-    names = list(graph.frame_axes)
-    coverage = describe_coverage(graph, len(names))
-    for block in _blocks(graph, names, job.latents):
-        ours, theirs = graph.run_steps(x, steps, block), graph.run_steps(x, everything, block)
-        if found := _first_unequal((name, ours[name], theirs[name]) for name in block):
-            where = f"between steps of {describe_steps(steps)} and one step of {job.latents}"
-            return f"{_describe(graph, *found)}, {where}; {coverage}"
-    return f"no tensor {_EQUAL_ONCE_EXPOSED}; {coverage}"
+    graph, x = exposed(job, job.bundle), stream_input(job)
+
+    def run(block: list[str]) -> Iterator[tuple[Array, Array]]:
+        ours, theirs = graph.run_steps(x, steps, block), graph.run_steps(x, (job.latents,), block)
+        return ((ours[name], theirs[name]) for name in block)
+
+    where = f"between steps of {describe_steps(steps)} and one step of {job.latents}"
+    return _search(graph, list(graph.frame_axes), job.latents, run, where)
 
 
 def search_direct(job: Job, steps: Sequence[int]) -> str:
@@ -59,24 +56,34 @@ def search_direct(job: Job, steps: Sequence[int]) -> str:
     only the stream has (history, delay) has no counterpart and is counted as not compared.
     """
     step, direct = exposed(job, job.bundle), exposed(job, job.bundle, ".direct")
-    pairs = _counterparts(step, direct)
-    x, clip = stream_input(job), clip_input(job)
-    coverage = describe_coverage(step, len(pairs))
-    for block in _blocks(step, list(pairs), job.latents):
-        streamed = step.run_steps(x, steps, block)
-        whole = direct.run_clip(clip, {pairs[name] for name in block})
-        aligned = ((name, _aligned(streamed[name], whole[pairs[name]]), whole[pairs[name]]) for name in block)
-        if found := _first_unequal(aligned):
-            return f"{_describe(step, *found)}, between the stream and the direct graph; {coverage}"
-    return f"no tensor with a counterpart in the direct graph {_EQUAL_ONCE_EXPOSED}; {coverage}"
+    pairs, x, clip = _counterparts(step, direct), stream_input(job), clip_input(job)
+
+    def run(block: list[str]) -> Iterator[tuple[Array | None, Array]]:
+        streamed, whole = (
+            step.run_steps(x, steps, block),
+            direct.run_clip(clip, {pairs[name] for name in block}),
+        )
+        return ((_aligned(streamed[name], whole[pairs[name]]), whole[pairs[name]]) for name in block)
+
+    return _search(step, list(pairs), job.latents, run, "between the stream and the direct graph")
 
 
-def _first_unequal(pairs: Iterable[tuple[str, Array | None, Array]]) -> tuple[str, float] | None:
-    """Returns the first name whose arrays are not all equal, with their largest difference."""
-    for name, ours, theirs in pairs:
-        if ours is not None and not np.array_equal(ours, theirs):
-            return name, float(np.abs(ours.astype(np.float32) - theirs).max())
-    return None
+def _search(
+    graph: ExposedGraph,
+    names: Sequence[str],
+    latents: int,
+    run: Callable[[list[str]], Iterable[tuple[Array | None, Array]]],
+    where: str,
+) -> str:
+    """Compares both results that `run` gives for each name, a block of names at a time."""
+    coverage = describe_coverage(graph, len(names))
+    sizes = {name: graph.frame_axes[name].bytes_per_latent * (latents + 1) for name in names}
+    for block in blocks(sizes, _BUDGET):
+        for name, (ours, theirs) in zip(block, run(block), strict=True):
+            if ours is not None and not np.array_equal(ours, theirs):
+                error = float(np.abs(ours.astype(np.float32) - theirs).max())
+                return f"{graph.describe(name)}, by at most {error:.3g}, {where}; {coverage}"
+    return f"no tensor that both have differs once exposed, which prevents fusion; {coverage}"
 
 
 def _counterparts(step: ExposedGraph, direct: ExposedGraph) -> dict[str, str]:
@@ -143,15 +150,3 @@ def stream_input(job: Job) -> Array:
 def describe_coverage(graph: ExposedGraph, compared: int) -> str:
     """Formats how much of a graph could be compared."""
     return f"{compared} of {len(graph.order)} tensors could be compared"
-
-
-def _blocks(graph: ExposedGraph, names: Sequence[str], latents: int) -> Iterable[list[str]]:
-    sizes: Mapping[str, int] = {
-        name: graph.frame_axes[name].bytes_per_latent * (latents + 1) for name in names
-    }
-    return blocks(sizes, _BUDGET)
-
-
-def _describe(graph: ExposedGraph, name: str, error: float) -> str:
-    node = graph.producers[name]
-    return f"{name} (node {node.name}, {node.op_type}), by at most {error:.3g}"

@@ -55,7 +55,7 @@ def test_plot_without_matplotlib_names_the_extra(
     [
         (["VIDEO", "--plot", "x.svg"], "--subbands"),
         (["VIDEO", "--subbands", "--plot", "x.png"], ".svg"),
-        (["VIDEO", "--subbands", "--plot", "nowhere/x.svg"], "no directory"),
+        (["VIDEO", "--subbands", "--plot", "nowhere/x.svg"], "does not exist; create it first"),
         (["VIDEO", "--subbands", "--bin-width", "0"], "bin width"),
         (["BUNDLE", "--subbands"], "no video"),
         (["IMAGE", "--subbands"], "at least 2"),

@@ -82,8 +82,7 @@ def test_frames_in_any_chunks_give_the_same_bands() -> None:
 
 
 def test_buffer_reused_by_the_caller_changes_nothing() -> None:
-    frames = video(frames=2)
-    statistics = SubbandStatistics()
+    frames, statistics = video(frames=2), SubbandStatistics()
     buffer = frames[:1].copy()
     statistics.update(buffer)
     buffer[:] = 0
@@ -93,9 +92,8 @@ def test_buffer_reused_by_the_caller_changes_nothing() -> None:
 
 def test_tall_frames_are_counted_in_stripes() -> None:
     frames = video(frames=2, height=600, width=8)
-    assert sum(band.energy for band in statistics_of(frames).bands()) == pytest.approx(
-        float((frames.astype(np.int64) ** 2).sum())
-    )
+    energy = float((frames.astype(np.int64) ** 2).sum())
+    assert sum(band.energy for band in statistics_of(frames).bands()) == pytest.approx(energy)
 
 
 @pytest.mark.parametrize(

@@ -25,21 +25,14 @@ else are soft.
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument(
-        "video", nargs="?", metavar="VIDEO", help="video to use (default: a generated clip of 10 s, 256x256)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("demo"), metavar="DIR", help="where to write (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        metavar="CHECKPOINT",
-        default="tiny",
-        help="model to use (default: the trained tiny model of the package)",
-    )
-    parser.add_argument(
-        "--threads", type=parse_positive, metavar="N", help="CPU threads (default: all cores)"
-    )
+    text = "video to use (default: a generated clip of 10 s, 256x256)"
+    parser.add_argument("video", nargs="?", metavar="VIDEO", help=text)
+    text = "where to write (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help=text)
+    text = "model to use (default: the trained tiny model of the package)"
+    parser.add_argument("--checkpoint", metavar="CHECKPOINT", default="tiny", help=text)
+    text = "CPU threads (default: all cores)"
+    parser.add_argument("--threads", type=parse_positive, metavar="N", help=text)
     add_json_argument(parser)
 
 

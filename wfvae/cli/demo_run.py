@@ -77,11 +77,7 @@ class _Measured:
 def run_demo(
     out: Path, video: str | None, checkpoint: str, threads: int | None
 ) -> tuple[dict[str, Any], str]:
-    """Runs all stages and writes their files to `out`.
-
-    Returns:
-        The result as JSON data, and as text.
-    """
+    """Runs all stages and writes their files to `out`. Returns the result as JSON data and text."""
     stages: Stages = {}
     source = Path(video) if video is not None else _generate(out / "input.mp4", stages)
     _export(checkpoint, out, stages)

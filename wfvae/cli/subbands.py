@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from wfvae.cli.output import progress_bar
 from wfvae.errors import InputError, MissingExtraError
-from wfvae.files import write_whole
+from wfvae.files import check_destination, write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,12 +22,7 @@ _MIDDLE = 255
 
 
 def measure_subbands(video: Path, bin_width: float) -> dict[str, Any]:
-    """Measures energy and entropy of a video's eight sub-bands, in constant memory.
-
-    Raises:
-        MediaError: the video cannot be read.
-        InputError: it has fewer than 2 frames, or frames below 2x2.
-    """
+    """Measures energy and entropy of a video's eight sub-bands, in constant memory."""
     from wfvae.evaluation.subbands import BAND_AXES, SubbandStatistics
     from wfvae.runtime.media.video_reader import open_video
 
@@ -82,10 +77,7 @@ def check_plot(path: Path) -> None:
     """Raises an error if a plot cannot be drawn or written, before the video is read."""
     if path.suffix.lower() != ".svg":
         raise InputError(f"the plot is written as SVG, but got '{path}'; give a name that ends in .svg")
-    if not path.parent.is_dir():
-        raise InputError(
-            f"there is no directory {path.parent} for the plot; create it, or choose another one"
-        )
+    check_destination(path, overwrite=True, error=InputError)
     try:
         import wfvae.report.plots  # noqa: F401
     except ModuleNotFoundError as error:
@@ -93,11 +85,7 @@ def check_plot(path: Path) -> None:
 
 
 def plot_subbands(facts: dict[str, Any], path: Path) -> None:
-    """Draws energy shares and entropies as bars, as in Fig. 8 of the paper, into an SVG file.
-
-    Raises:
-        ResourceError: the file cannot be written.
-    """
+    """Draws energy shares and entropies as bars, as in Fig. 8 of the paper, into an SVG file."""
     from matplotlib.figure import Figure
 
     from wfvae.report.plots import draw_bars, plot_style, svg_text

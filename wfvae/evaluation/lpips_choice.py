@@ -12,8 +12,6 @@ from wfvae.metrics.frames import LPIPS
 if TYPE_CHECKING:
     import torch
 
-NONE = "none"
-RANDOM = "random"
 SMALLEST_SIDE = {"alex": 32, "vgg": 16}
 """Pixels that a network needs along the short side."""
 
@@ -40,7 +38,7 @@ def choose_lpips(weights: str | None, net: Literal["alex", "vgg"]) -> LPIPSChoic
     Raises:
         CheckpointError: the given file is missing or of another network.
     """
-    if weights == NONE:
+    if weights == "none":
         return LPIPSChoice("none", None, "not asked for")
     from wfvae.metrics.perceptual import load_lpips
 
@@ -53,7 +51,7 @@ def choose_lpips(weights: str | None, net: Literal["alex", "vgg"]) -> LPIPSChoic
         return LPIPSChoice(net, None, str(error))
     if downloaded:
         origin = "torchvision's ImageNet weights"
-    elif weights == RANDOM:
+    elif weights == "random":
         origin = "random weights: the figures mean nothing"
     else:
         origin = Path(str(weights)).name  # results name no folder

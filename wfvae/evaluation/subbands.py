@@ -99,12 +99,10 @@ class SubbandStatistics:
         """Returns the eight bands in the order of BAND_NAMES.
 
         Args:
-            bin_width: width of the histogram's bins in 8-bit levels of the orthonormal
-                coefficients; a bin is centred on zero. The coefficients are multiples of 1/sqrt(8)
-                = 0.354 levels, so finer bins add nothing.
-            zero_level: twice the pixel level that counts as zero in the energies: 0 for black, 255
-                for the middle of the range, which is zero for the encoder. It changes only the
-                energy of the first band.
+            bin_width: width of the histogram's bins in 8-bit levels; a bin is centred on zero. The
+                coefficients are multiples of 1/sqrt(8) = 0.354 levels: finer bins add nothing.
+            zero_level: twice the pixel level that counts as zero in the energy of the first band: 0
+                for black, 255 for the middle of the range, which is zero for the encoder.
 
         Raises:
             InputError: nothing was counted yet, or the bin width is not above 0.
@@ -125,7 +123,7 @@ class SubbandStatistics:
         for top in range(0, height, _BLOCK_ROWS):
             rows = slice(top, min(top + _BLOCK_ROWS, height))
             pair = np.stack((first[rows, :width], second[rows, :width])).astype(np.int16)
-            for band, sums in enumerate(haar_sums(pair)):
+            for band, sums in enumerate(_haar_sums(pair)):
                 self._histogram[band] += np.bincount(sums.reshape(-1) + _LARGEST, minlength=2 * _LARGEST + 1)
 
     def _energy(self, band: int, zero: int) -> int:
@@ -143,15 +141,10 @@ class SubbandStatistics:
         return float(max(-(share * np.log2(share)).sum(), 0.0))
 
 
-def haar_sums(pair: npt.NDArray[np.int16]) -> list[npt.NDArray[np.int16]]:
-    """Returns the eight bands of a pair of frames, each coefficient times sqrt(8).
+def _haar_sums(pair: npt.NDArray[np.int16]) -> list[npt.NDArray[np.int16]]:
+    """Returns the eight bands of a pair of frames (2, H, W, C), each coefficient times sqrt(8).
 
-    Args:
-        pair: (2, H, W, C) int16 in 0..255, H and W even.
-
-    Returns:
-        By band index, (H / 2, W / 2, C) int16: sums where a bit of the index is clear, first minus
-        second where it is set.
+    By band index: sums where a bit of the index is clear, first minus second where it is set.
     """
     bands = []
     for time in (pair[0] + pair[1], pair[0] - pair[1]):
