@@ -1,10 +1,10 @@
-"""What the readers and writers of all formats of latents have in common."""
+"""What all formats of latents have in common: the reader, and the base of the writers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,13 +12,24 @@ import numpy as np
 from msgspec.structs import replace
 
 from wfvae.errors import LatentsError
-from wfvae.runtime.media.failures import translated
+from wfvae.runtime.media.failures import reason, translated
 from wfvae.spec.latents import DTYPES, Latents, LatentsInfo, check_finite, check_latents
 
 TENSOR = "latents"
 
 
-class LatentsReader(ABC):
+@contextmanager
+def opening(path: Path, expected: str, *failures: type[Exception]) -> Iterator[None]:
+    """Raises what a library raises for a broken file as `LatentsError`."""
+    try:
+        yield
+    except failures as error:
+        raise LatentsError(
+            f"cannot read '{path}' as latents: {reason(error)}; expected {expected}"
+        ) from error
+
+
+class LatentsReader:
     """Latents opened for reading; nothing is loaded until it is read. Use it in a `with` block.
 
     Attributes:
@@ -28,13 +39,24 @@ class LatentsReader(ABC):
         complete: False for a store whose writer has not finished, or was interrupted.
     """
 
-    info: LatentsInfo
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    complete = True
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(
+        self,
+        path: Path,
+        array: Any,
+        info: LatentsInfo,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        complete: bool = True,
+    ) -> None:
+        """array: gives latents by slicing. Raises `LatentsError` if it cannot be latents of `info`."""
+        self._path, self._array = path, array
+        self.info, self.shape, self.dtype, self.complete = info, shape, dtype, complete
+        if len(shape) != 4 or 0 in shape[1:]:
+            raise LatentsError(f"'{path}' holds an array of shape {shape}; expected rank 4, (T', D, h, w)")
+        if dtype not in DTYPES:
+            raise LatentsError(f"'{path}' holds {dtype}; expected float32 or float16")
+        if complete:
+            info.check_count(self.count, str(path))
 
     @property
     def count(self) -> int:
@@ -47,17 +69,6 @@ class LatentsReader(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def check(self) -> None:
-        """Raises `LatentsError` if the array cannot be latents of these metadata."""
-        if len(self.shape) != 4 or 0 in self.shape[1:]:
-            raise LatentsError(
-                f"'{self._path}' holds an array of shape {self.shape}; expected rank 4, (T', D, h, w)"
-            )
-        if self.dtype not in DTYPES:
-            raise LatentsError(f"'{self._path}' holds {self.dtype}; expected float32 or float16")
-        if self.complete:
-            self.info.check_count(self.count, str(self._path))
-
     def read(self, start: int = 0, stop: int | None = None) -> Latents:
         """Reads latents start..stop as an array of its own, (stop - start, D, h, w).
 
@@ -69,7 +80,13 @@ class LatentsReader(ABC):
             raise LatentsError(
                 f"latents {start} to {stop} of '{self._path}' were requested; it holds {self.count}"
             )
-        latents = self._read(start, stop)
+        try:
+            latents: Latents = np.array(self._array[start:stop])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise LatentsError(
+                f"cannot read latents {start} to {stop} of '{self._path}': {reason(error)}; it is damaged,"
+                " encode the video again"
+            ) from error
         check_finite(latents, start, str(self._path))
         return latents
 
@@ -80,12 +97,9 @@ class LatentsReader(ABC):
         for first in range(start, self.count, latents):
             yield self.read(first, min(first + latents, self.count))
 
-    @abstractmethod
     def close(self) -> None:
         """Releases the file. Safe to call twice."""
-
-    @abstractmethod
-    def _read(self, start: int, stop: int) -> Latents: ...
+        self._array = None
 
 
 class LatentsWriter(ABC):
@@ -94,7 +108,7 @@ class LatentsWriter(ABC):
     def __init__(self, path: Path, info: LatentsInfo) -> None:
         self._path, self._info = path, replace(info, frames=None)
         self._open = True
-        self._item: tuple[int, ...] | None = None
+        self._item: tuple[int, ...] = ()
         self._dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def __enter__(self) -> Self:
@@ -120,7 +134,7 @@ class LatentsWriter(ABC):
         self._require_open()
         check_latents(latents, str(self._path))
         with self._translated():
-            if self._item is None:
+            if not self._item:
                 self._item, self._dtype = latents.shape[1:], latents.dtype
                 self._begin()
             if latents.shape[1:] != self._item or latents.dtype != self._dtype:

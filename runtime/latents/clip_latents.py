@@ -10,7 +10,7 @@ import json
 from abc import abstractmethod
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -19,8 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from wfvae.errors import LatentsError
 from wfvae.files import commit, discard, remove_leftovers, temporary_name, write_whole
-from wfvae.runtime.latents.base import TENSOR, LatentsReader, LatentsWriter
-from wfvae.runtime.media.failures import reason
+from wfvae.runtime.latents.base import TENSOR, LatentsReader, LatentsWriter, opening
 from wfvae.spec.latents import Latents, LatentsInfo, info_from_text
 
 METADATA_KEY = "wfvae"
@@ -34,7 +33,7 @@ class ClipWriter(LatentsWriter):
     def __init__(self, path: Path, info: LatentsInfo) -> None:
         super().__init__(path, info)
         self._partial = temporary_name(path)
-        self._file: BinaryIO | None = None
+        self._file: Any = None
         self._count = self._reserved = 0
         remove_leftovers(path)
         remove_leftovers(sidecar_of(path))
@@ -55,12 +54,10 @@ class ClipWriter(LatentsWriter):
         self._file.write(bytes(self._reserved))
 
     def _append(self, latents: Latents) -> None:
-        assert self._file is not None
         self._file.write(np.ascontiguousarray(latents).data)
         self._count += len(latents)
 
     def _finish(self, info: LatentsInfo) -> None:
-        assert self._file is not None
         header = self._header(info, self._count)
         assert len(header) == self._reserved
         self._file.seek(0)
@@ -69,11 +66,6 @@ class ClipWriter(LatentsWriter):
         self._write_sidecar(info)
         commit(self._partial, self._path)
         self._file = None
-
-    @property
-    def _shape(self) -> tuple[int, ...]:
-        assert self._item is not None
-        return self._item
 
     @abstractmethod
     def _header(self, info: LatentsInfo, count: int) -> bytes:
@@ -87,13 +79,9 @@ class SafetensorsWriter(ClipWriter):
     """`.safetensors`: 8 bytes of header length, a JSON header padded with spaces, the data."""
 
     def _header(self, info: LatentsInfo, count: int) -> bytes:
-        size = count * int(np.prod(self._shape)) * self._dtype.itemsize
-        names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
-        tensor = {
-            "dtype": names[self._dtype],
-            "shape": [count, *self._shape],
-            "data_offsets": [0, size],
-        }
+        size = count * int(np.prod(self._item)) * self._dtype.itemsize
+        name = next(name for name, dtype in SAFETENSORS_DTYPES.items() if dtype == self._dtype)
+        tensor = {"dtype": name, "shape": [count, *self._item], "data_offsets": [0, size]}
         metadata = {METADATA_KEY: json.dumps(info.to_json())}
         text = json.dumps({"__metadata__": metadata, TENSOR: tensor}).encode()
         padded = text.ljust(max(len(text) + -len(text) % 8, self._reserved - 8))
@@ -106,9 +94,8 @@ class NPYWriter(ClipWriter):
     def _header(self, info: LatentsInfo, count: int) -> bytes:
         buffer = BytesIO()
         descr = npy_format.dtype_to_descr(self._dtype)
-        npy_format.write_array_header_1_0(
-            buffer, {"descr": descr, "fortran_order": False, "shape": (count, *self._shape)}
-        )
+        header = {"descr": descr, "fortran_order": False, "shape": (count, *self._item)}
+        npy_format.write_array_header_1_0(buffer, header)
         return buffer.getvalue()
 
     def _write_sidecar(self, info: LatentsInfo) -> None:
@@ -120,70 +107,39 @@ def sidecar_of(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-class SafetensorsReader(LatentsReader):
-    """Lazy access to a `.safetensors` file."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        try:
-            opening: Any = safe_open  # its methods are not typed
-            self._file: Any = opening(path, framework="numpy")
-            metadata = self._file.metadata() or {}
-            self._slice: Any = self._file.get_slice(TENSOR)
-        except (SafetensorError, OSError) as error:
-            raise LatentsError(
-                f"cannot read '{path}' as latents: {reason(error)}; expected a whole .safetensors file with a"
-                f" tensor '{TENSOR}'"
-            ) from error
-        if METADATA_KEY not in metadata:
-            raise LatentsError(
-                f"'{path}' carries no latents metadata ('{METADATA_KEY}' in its header); expected a file"
-                " written by wfvae"
-            )
-        self.info = LatentsInfo.from_json(info_from_text(metadata[METADATA_KEY], str(path)), str(path))
-        self.shape = tuple(self._slice.get_shape())
-        name = self._slice.get_dtype()
-        if name not in SAFETENSORS_DTYPES:
-            raise LatentsError(f"'{path}' holds {name} latents; expected F32 or F16, convert them first")
-        self.dtype = SAFETENSORS_DTYPES[name]
-
-    def _read(self, start: int, stop: int) -> Latents:
-        array: Latents = np.array(self._slice[start:stop])
-        return array
-
-    def close(self) -> None:
-        self._slice = self._file = None
+def open_safetensors(path: Path) -> LatentsReader:
+    """Opens a `.safetensors` file lazily."""
+    with opening(path, f"a whole .safetensors file with a tensor '{TENSOR}'", SafetensorError, OSError):
+        open_file: Any = safe_open  # its methods are not typed
+        file: Any = open_file(path, framework="numpy")
+        metadata, tensor = file.metadata() or {}, file.get_slice(TENSOR)
+    if METADATA_KEY not in metadata:
+        raise LatentsError(
+            f"'{path}' carries no latents metadata ('{METADATA_KEY}' in its header); expected a file"
+            " written by wfvae"
+        )
+    info = LatentsInfo.from_json(info_from_text(metadata[METADATA_KEY], str(path)), str(path))
+    name = tensor.get_dtype()
+    if name not in SAFETENSORS_DTYPES:
+        raise LatentsError(f"'{path}' holds {name} latents; expected F32 or F16, convert them first")
+    return LatentsReader(path, tensor, info, tuple(tensor.get_shape()), SAFETENSORS_DTYPES[name])
 
 
-class NPYReader(LatentsReader):
-    """Memory-mapped access to a `.npy` file with its metadata beside it."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        sidecar = sidecar_of(path)
-        try:
-            self._array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise LatentsError(
-                f"cannot read '{path}' as latents: {reason(error)}; expected a whole .npy file of floats"
-            ) from error
-        try:
-            values = info_from_text(sidecar.read_text(encoding="utf-8"), str(sidecar))
-        except (OSError, UnicodeDecodeError) as error:
-            raise LatentsError(
-                f"the metadata of '{path}' is missing: no readable '{sidecar}'; keep the two files together"
-            ) from error
-        self.info = LatentsInfo.from_json(values, str(sidecar))
-        self.shape, self.dtype = self._array.shape, self._array.dtype
-        if "count" in values and self.shape[:1] != (values["count"],):
-            raise LatentsError(
-                f"'{path}' has shape {self.shape}, but '{sidecar}' describes {values['count']} latents; the"
-                " files do not belong together"
-            )
-
-    def _read(self, start: int, stop: int) -> Latents:
-        array: Latents = np.array(self._array[start:stop])
-        return array
-
-    def close(self) -> None:
-        self._array = None
+def open_npy(path: Path) -> LatentsReader:
+    """Opens a `.npy` file, memory-mapped, with its metadata beside it."""
+    sidecar = sidecar_of(path)
+    with opening(path, "a whole .npy file of floats", OSError, ValueError, EOFError):
+        array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        values = info_from_text(sidecar.read_text(encoding="utf-8"), str(sidecar))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LatentsError(
+            f"the metadata of '{path}' is missing: no readable '{sidecar}'; keep the two files together"
+        ) from error
+    info = LatentsInfo.from_json(values, str(sidecar))
+    if "count" in values and array.shape[:1] != (values["count"],):
+        raise LatentsError(
+            f"'{path}' has shape {array.shape}, but '{sidecar}' describes {values['count']} latents; the"
+            " files do not belong together"
+        )
+    return LatentsReader(path, array, info, array.shape, array.dtype)

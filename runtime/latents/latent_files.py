@@ -7,7 +7,7 @@ from pathlib import Path
 from wfvae.errors import LatentsError
 from wfvae.files import check_destination
 from wfvae.runtime.latents.base import LatentsReader, LatentsWriter
-from wfvae.runtime.latents.clip_latents import NPYReader, NPYWriter, SafetensorsReader, SafetensorsWriter
+from wfvae.runtime.latents.clip_latents import NPYWriter, SafetensorsWriter, open_npy, open_safetensors
 from wfvae.spec.latents import LatentsInfo
 
 SUFFIXES = (".safetensors", ".npy", ".zarr")
@@ -40,23 +40,13 @@ def open_latents(path: str | Path) -> LatentsReader:
     if not path.exists():
         raise LatentsError(f"no such latents: '{path}'; check the path")
     if path.is_dir() != (suffix == ".zarr"):
-        raise LatentsError(
-            f"'{path}' is a {'directory' if path.is_dir() else 'file'}; a .zarr store is a directory, the"
-            " other formats are files"
-        )
-    reader: LatentsReader
+        kind = "directory" if path.is_dir() else "file"
+        raise LatentsError(f"'{path}' is a {kind}; a .zarr store is a directory, the other formats are files")
     if suffix == ".zarr":
-        from wfvae.runtime.latents.zarr_latents import ZarrReader
+        from wfvae.runtime.latents.zarr_latents import open_store
 
-        reader = ZarrReader(path)
-    else:
-        reader = SafetensorsReader(path) if suffix == ".safetensors" else NPYReader(path)
-    try:
-        reader.check()
-    except LatentsError:
-        reader.close()
-        raise
-    return reader
+        return open_store(path)
+    return open_safetensors(path) if suffix == ".safetensors" else open_npy(path)
 
 
 def open_latents_writer(

@@ -21,8 +21,7 @@ from zarr.storage import LocalStore, WrapperStore
 
 from wfvae.errors import LatentsError
 from wfvae.files import replacing
-from wfvae.runtime.latents.base import TENSOR, LatentsReader, LatentsWriter
-from wfvae.runtime.media.failures import reason
+from wfvae.runtime.latents.base import TENSOR, LatentsReader, LatentsWriter, opening
 from wfvae.spec.latents import FORMAT, Latents, LatentsInfo
 
 ATTRIBUTE = "wfvae"
@@ -97,8 +96,8 @@ class ZarrWriter(LatentsWriter):
             group = zarr.create_group(LocalStore(temporary), attributes={"format": FORMAT})
             group.create_array(
                 TENSOR,
-                shape=(0, *(self._item or ())),
-                chunks=(self._chunk, *(self._item or ())),
+                shape=(0, *self._item),
+                chunks=(self._chunk, *self._item),
                 dtype=self._dtype,
                 compressors=None,  # would gain a few per cent and cost time
                 fill_value=np.nan,  # a lost chunk then reads as NaN, which is an error
@@ -131,7 +130,7 @@ class ZarrWriter(LatentsWriter):
         self._item, self._dtype = self._array.shape[1:], self._array.dtype
 
     def _resume(self) -> None:
-        found = ZarrReader(self._path)
+        found = open_store(self._path)
         if found.complete:
             raise LatentsError(
                 f"'{self._path}' is complete ({found.count} latents); there is nothing to resume, choose"
@@ -148,34 +147,11 @@ class ZarrWriter(LatentsWriter):
         self._attach()
 
 
-class ZarrReader(LatentsReader):
-    """Lazy access to a store, finished or not, also while it is written."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        try:
-            store = LocalStore(path, read_only=True)
-            self._array: Any = zarr.open_array(store, path=TENSOR, mode="r", zarr_format=3)
-            attributes: Any = self._array.attrs
-            values = dict(attributes.get(ATTRIBUTE) or {})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LatentsError(
-                f"cannot read '{path}' as latents: {reason(error)}; expected a Zarr v3 store with an array"
-                f" '{TENSOR}'"
-            ) from error
-        self.complete = bool(values.get("complete"))
-        self.info = LatentsInfo.from_json(values, str(path))
-        self.shape, self.dtype = self._array.shape, self._array.dtype
-
-    def _read(self, start: int, stop: int) -> Latents:
-        try:
-            array: Latents = np.asarray(self._array[start:stop])
-        except (OSError, ValueError, RuntimeError) as error:
-            raise LatentsError(
-                f"cannot read latents {start} to {stop} of '{self._path}': {reason(error)}; the store is"
-                " damaged, encode the video again"
-            ) from error
-        return array
-
-    def close(self) -> None:
-        """Nothing is held open."""
+def open_store(path: Path) -> LatentsReader:
+    """Opens a store lazily, finished or not, also while it is written."""
+    with opening(path, f"a Zarr v3 store with an array '{TENSOR}'", OSError, ValueError, KeyError, TypeError):
+        store = LocalStore(path, read_only=True)
+        array: Any = zarr.open_array(store, path=TENSOR, mode="r", zarr_format=3)
+        values = dict(array.attrs.get(ATTRIBUTE) or {})
+    info = LatentsInfo.from_json(values, str(path))
+    return LatentsReader(path, array, info, array.shape, array.dtype, bool(values.get("complete")))
