@@ -114,16 +114,14 @@ def test_options_reach_the_configuration(exported: Exported) -> None:
     manifest = Manifest.read(exported(FIXTURES[0]))
 
     def configured(**options: Any) -> Any:
-        return parse(
-            config_text(manifest, manifest.graphs["decoder"], TritonOptions(size=(64, 64), **options))
-        )
+        chosen = TritonOptions(size=(64, 64), **options)
+        return parse(config_text(manifest, manifest.graphs["decoder"], chosen))
 
     serving = {"gpus": (0, 2), "instances": 2, "max_batch": 8, "max_sequences": 9, "max_delay_us": 7}
     config = configured(**serving, idle_seconds=5, same_buffer=True, tf32=True)
     [group] = config.instance_group
     assert (list(group.gpus), group.count, group.kind) == ([0, 2], 2, type(group).Kind.Value("KIND_GPU"))
-    batching = config.sequence_batching
-    oldest = batching.oldest
+    batching, oldest = config.sequence_batching, config.sequence_batching.oldest
     assert (oldest.max_candidate_sequences, list(oldest.preferred_batch_size)) == (9, [8])
     assert (oldest.max_queue_delay_microseconds, config.max_batch_size) == (7, 8)
     assert batching.max_sequence_idle_microseconds == 5_000_000
@@ -131,9 +129,8 @@ def test_options_reach_the_configuration(exported: Exported) -> None:
     [accelerator] = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator.name == "cuda" and dict(accelerator.parameters) == {"use_tf32": "1"}
     assert parameters_of(config)["cudnn_conv_algo_search"] == "1"
-    on_cpu = configured(gpu=False)
+    on_cpu, engine = configured(gpu=False), configured(platform="tensorrt")
     assert set(on_cpu.parameters) == {"wfvae"} and not on_cpu.HasField("optimization")
-    engine = configured(platform="tensorrt")
     assert (engine.platform, engine.default_model_filename) == ("tensorrt_plan", "model.plan")
     assert set(engine.parameters) == {"wfvae"}
 
@@ -410,28 +407,17 @@ FIRST, MIDDLE, LAST, ONLY = (True, False), (False, False), (False, True), (True,
 
 
 @pytest.mark.parametrize(
-    ("name", "direction", "pushes", "latents", "frames", "expected"),
+    ("name", "direction", "pushes", "latents", "expected"),
     [
-        (FIXTURES[0], "encoder", [1], 2, None, [(4, *ONLY)]),
-        (FIXTURES[0], "encoder", [9], 1, None, [(4, *FIRST), (4, *MIDDLE), (4, *LAST)]),
-        (FIXTURES[0], "encoder", [3, 3, 4], 2, None, [(8, *FIRST), (8, *LAST)]),
-        # A decoder that drains: END is on an extra request, even where no more frames are wanted.
-        (FIXTURES[0], "decoder", [1], 2, None, [(1, *FIRST), (1, *LAST)]),
-        (FIXTURES[0], "decoder", [2, 3], 2, None, [(2, *FIRST), (2, *MIDDLE), (1, *MIDDLE), (1, *LAST)]),
-        (FIXTURES[0], "decoder", [3], 4, 6, [(3, *FIRST), (1, *LAST)]),
-        (FIXTURES[1], "decoder", [1], 2, None, [(1, *ONLY)]),
-        (FIXTURES[1], "decoder", [1, 1, 1], 1, None, [(1, *FIRST), (1, *MIDDLE), (1, *LAST)]),
-        (FIXTURES[1], "decoder", [4], 2, None, [(2, *FIRST), (2, *LAST)]),
+        (FIXTURES[0], "encoder", [1], 2, [(4, *ONLY)]),
+        (FIXTURES[0], "encoder", [3, 3, 3], 1, [(4, *FIRST), (4, *MIDDLE), (4, *LAST)]),
+        # A decoder that drains: END is on an extra request.
+        (FIXTURES[0], "decoder", [2, 3], 2, [(2, *FIRST), (2, *MIDDLE), (1, *MIDDLE), (1, *LAST)]),
+        (FIXTURES[1], "decoder", [4], 2, [(2, *FIRST), (2, *LAST)]),
     ],
 )
 def test_requests_of_a_stream_are_framed(
-    repository: Make,
-    name: str,
-    direction: str,
-    pushes: list[int],
-    latents: int,
-    frames: int | None,
-    expected: list[tuple[int, bool, bool]],
+    repository: Make, name: str, direction: str, pushes: list[int], latents: int, expected: list[Any]
 ) -> None:
     server = SimulatedServer(simulated(repository(name)))
     model = server.model(direction)
@@ -440,9 +426,9 @@ def test_requests_of_a_stream_are_framed(
     if direction == "encoder":
         shape, dtype = (HEIGHT, WIDTH, 3), np.uint8
     given = sum(len(part) for count in pushes for part in stream.push(np.zeros((count, *shape), dtype)))
-    given += sum(len(part) for part in stream.finish(frames))
+    given += sum(len(part) for part in stream.finish())
     if direction == "decoder":
-        assert given == (frames or 1 + 4 * (sum(pushes) - 1))
+        assert given == 1 + 4 * (sum(pushes) - 1)
     assert server.requests == expected
     assert len(server.sequences) == 1 and 0 < min(server.sequences) < 2**63
 

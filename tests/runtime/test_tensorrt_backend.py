@@ -96,6 +96,10 @@ def reference(opened: Callable[..., Bundle]) -> Bundle:
     return opened(NAME)
 
 
+def same(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    return all(np.array_equal(array, wanted[name]) for name, array in found.items())
+
+
 def stream_once(found: Setup, frames: Any) -> Any:
     with found.bundle.encoder(**SIZE, chunk=2) as stream:
         return np.concatenate([stream.push(frames), stream.finish()])
@@ -252,8 +256,7 @@ def test_failed_step_leaves_state_unchanged(
     found.cuda.fail(method)
     with pytest.raises(DeviceError, match="failed, as the test wants"):
         session.step(state, x[:, 32:40], no, no)
-    after = state.read()
-    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert same(state.read(), before)
     parts.append(session.step(state, x[:, 32:40], no, no))
     assert np.array_equal(np.concatenate(parts, axis=1)[0], reference.encode(frames))
 
@@ -278,9 +281,9 @@ def test_failed_write_leaves_state_unchanged(setup: Make) -> None:
     found.cuda.fail("copy_in", after=5)
     with pytest.raises(DeviceError):
         state.write(changed)
-    assert all(np.array_equal(array, before[name]) for name, array in state.read().items())
+    assert same(state.read(), before)
     state.write(changed)
-    assert all(np.array_equal(array, changed[name]) for name, array in state.read().items())
+    assert same(state.read(), changed)
 
 
 @pytest.mark.parametrize(
@@ -400,7 +403,7 @@ def test_output_larger_than_its_buffer_is_refused_each_time(setup: Make, monkeyp
     real = FakeContext.get_tensor_shape
     monkeypatch.setattr(FakeContext, "get_tensor_shape", lambda self, name: (9, *real(self, name)[1:]))
     with setup().bundle.encoder(**SIZE, chunk=2) as stream:
-        for data in (video(9), video(9)[:0]):
+        for data in (video(9), video(0)):
             with pytest.raises(BundleError, match=r"gives latents of shape \(9, .* where \(1, 2, 4, 2, 3\)"):
                 stream.push(data)
 
