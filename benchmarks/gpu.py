@@ -41,6 +41,7 @@ import numpy as np
 from gpu_worker import DIRECT, OUT_OF_MEMORY, STEPS, Clips, Job, Run, serve
 from harness.processes import NotMeasured
 from harness.record import RESULTS, finish, machine, side, whole_clip
+from harness.tables.format import markdown_table
 
 REFERENCE = "torch-fp32"
 VARIANTS = (REFERENCE, "torch-tf32", "torch-bf16", "torch-fp16")
@@ -325,27 +326,31 @@ def query_gpu(*fields: str) -> list[str] | None:
 
 def table(result: dict[str, Any]) -> str:
     """Returns the results as text."""
-    heads = ["encode s", "decode s", "on GPU", "on GPU", "peak MiB", "peak MiB", "grown MiB", "grown MiB"]
-    rows = [["", "preset", "size", "mode", *heads]]
+    names = ("variant", "preset", "size", "mode")
+    memory = ("peak_allocated_mib", "device_memory_growth_mib")
+    heads = [
+        f"{direction} {what}"
+        for what in ("s", "s on GPU", "peak MiB", "grown MiB")
+        for direction in DIRECTIONS
+    ]
+    rows = []
     for case in result["cases"]:
-        times = [case["seconds"].get(key) for key in (*DIRECTIONS, *(f"{d}_on_gpu" for d in DIRECTIONS))]
-        memory = [
-            case[key][d] for key in ("peak_allocated_mib", "device_memory_growth_mib") for d in DIRECTIONS
-        ]
-        row = [case[key] for key in ("variant", "preset", "size", "mode")]
-        row += ["-" if value is None else f"{value:.4f}" for value in times]
-        rows.append(row + ["-" if value is None else f"{value:,.0f}" for value in memory])
-    lines = [f"{row[0]:<18}" + "".join(f"{text:>10}" for text in row[1:]) for row in rows]
+        times = [case["seconds"].get(f"{d}{where}") for where in ("", "_on_gpu") for d in DIRECTIONS]
+        texts = ["-" if value is None else f"{value:.4f}" for value in times]
+        sizes = [case[key][direction] for key in memory for direction in DIRECTIONS]
+        texts += ["-" if value is None else f"{value:,.0f}" for value in sizes]
+        rows.append([*(str(case[name]) for name in names), *texts])
+    lines = [markdown_table([*names, *heads], rows, len(names))]
     for found in result["parity"]:
         what = " ".join(str(found[key]) for key in ("variant", "preset", "size", "mode", "direction"))
         values = "" if "error" in found else f"{found['max_abs']:.2e}, {found['equal_values']:.1%} equal"
         lines.append(f"parity: {what} against {found['against']}: {found.get('error', values)}")
     for found in result["streams"]:
-        what = (
-            f"{found['variant']} {found['preset']} {found['size']}: up to {found['largest_batch']} in a batch"
+        what, speed = f"{found['variant']} {found['preset']} {found['size']}", found["best_frames_per_second"]
+        lines.append(
+            f"streams: {what}: up to {found['largest_batch']} in a batch, {speed:.1f} frames/s,"
+            f" {found['real_time_streams_at_24_fps']} in real time at 24 frames/s"
         )
-        speed, real = found["best_frames_per_second"], found["real_time_streams_at_24_fps"]
-        lines.append(f"streams: {what}, {speed:.1f} frames/s, {real} in real time at 24 frames/s")
     lines += [f"skipped: {name}: {reason}" for name, reason in result["skipped"].items()]
     return "\n".join(lines)
 

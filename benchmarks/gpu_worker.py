@@ -262,14 +262,12 @@ class BundleEngine:
 
 
 def export(job: Job, path: Path) -> None:
-    from wfvae import WFVAE, WFVAEConfig
-    from wfvae.errors import BundleError
-    from wfvae.export.bundle import ExportOptions, export_bundle
+    from harness.engines import export_random
 
-    model = WFVAE.random(WFVAEConfig.preset(job.preset), 0)  # type: ignore[arg-type]
-    options = ExportOptions(precision=job.precision, direct=True)  # type: ignore[arg-type]
+    from wfvae.errors import BundleError
+
     try:
-        export_bundle(model, path, options)
+        export_random({"preset": job.preset, "precision": job.precision, "bundle": path})
     except BundleError:
         # In a folder that several variants share, another one may have been first.
         if not (path / "manifest.json").exists():

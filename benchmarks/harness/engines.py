@@ -60,7 +60,8 @@ def export_random(job: dict[str, Any]) -> dict[str, Any]:
     from wfvae.export.bundle import ExportOptions, export_bundle
 
     config = WFVAEConfig.preset(job["preset"], **job.get("changes", {}))
-    export_bundle(WFVAE.random(config, 0).eval(), job["bundle"], ExportOptions(direct=True))
+    options = ExportOptions(direct=True, precision=job.get("precision", "fp32"))
+    export_bundle(WFVAE.random(config, 0).eval(), job["bundle"], options)
     return {}
 
 

@@ -175,7 +175,7 @@ def test_verification_passes_and_certifies_gpu(setup: Make) -> None:
     assert all(check.equal_bits for check in compared)
     certified = result.certificate("video.mp4")["backend"]
     wanted = {"name": "tensorrt", "version": "11.4.0", "device": "cuda:0", "gpu": "Fake GPU"}
-    wanted |= {"compute_capability": "9.0", "driver": "580.65.06", "tactic_sources": "JIT_CONVOLUTIONS"}
+    wanted |= {"compute_capability": "9.0", "tactic_sources": "JIT_CONVOLUTIONS"}
     assert {**wanted, "tf32": "false", "cuda_graphs": "off"}.items() <= certified.items()
 
 

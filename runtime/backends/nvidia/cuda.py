@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from wfvae.errors import MissingExtraError, ResourceError, WFVAEError
-from wfvae.runtime.backends.nvidia.driver import driver_version
 
 _MEBIBYTE = 1 << 20
 
 
 class DeviceError(WFVAEError):
     """A GPU that does not exist, or a call to it that failed."""
-
-
-@dataclass(frozen=True)
-class DeviceInfo:
-    """A GPU."""
-
-    name: str
-    compute_capability: str
-    """Such as 9.0."""
-    driver: str
-    """The driver's version, such as 580.65.06, or "unknown"."""
 
 
 class Cuda:
@@ -46,10 +33,11 @@ class Cuda:
         """Makes this the calling thread's GPU. Call it in each thread before any other method."""
         self._call(self._rt.cudaSetDevice, self._device_id)
 
-    def info(self) -> DeviceInfo:
+    def name_and_capability(self) -> tuple[str, str]:
+        """Returns the GPU's name and compute capability, such as 9.0."""
         properties = self._call(self._rt.cudaGetDeviceProperties, self._device_id)
         name = properties.name.split(b"\0")[0].decode()
-        return DeviceInfo(name, f"{properties.major}.{properties.minor}", driver_version() or "unknown")
+        return name, f"{properties.major}.{properties.minor}"
 
     def allocate(self, size: int) -> int:
         """Returns device memory, aligned to 256 bytes. Raises `ResourceError`."""

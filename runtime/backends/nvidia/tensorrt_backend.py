@@ -16,6 +16,7 @@ import numpy as np
 from wfvae.runtime.backends.base import BackendOptions, BoolArray, FloatArray, StreamState, output_shape
 from wfvae.runtime.backends.nvidia.cuda import Cuda
 from wfvae.runtime.backends.nvidia.device import Device
+from wfvae.runtime.backends.nvidia.driver import driver_version
 from wfvae.runtime.backends.nvidia.step_buffers import StepBuffers
 from wfvae.runtime.backends.nvidia.tensorrt_engine import Binding, EngineLoader, LoadedEngine
 from wfvae.runtime.backends.nvidia.tensorrt_state import TensorRTState, release_when_idle
@@ -119,7 +120,7 @@ class TensorRTBackend:
         trt = trt or TensorRT.load()
         cuda = cuda or Cuda(options.device_id)
         self._loader = EngineLoader(trt, Device(cuda))
-        self._target, self._driver = target_here(trt, cuda), cuda.info().driver
+        self._target = target_here(trt, cuda)
         # Weak, so that closing a session releases its memory.
         self._sessions: weakref.WeakSet[TensorRTStep | TensorRTDirect] = weakref.WeakSet()
 
@@ -137,7 +138,7 @@ class TensorRTBackend:
             "device": f"cuda:{self._options.device_id}",
             "gpu": self._target.gpu,
             "compute_capability": self._target.compute_capability,
-            "driver": self._driver,
+            "driver": driver_version() or "unknown",
             "tactic_sources": ", ".join(sources) or ("none" if sessions else "no engine is open"),
             "tf32": str(self._options.tf32).lower(),
             "cuda_graphs": graphs,
@@ -163,8 +164,7 @@ class TensorRTBackend:
 
 def target_here(trt: TensorRT, cuda: Cuda) -> Target:
     """Returns what engines are built for on this machine."""
-    info = cuda.info()
-    return Target(trt.version, info.name, info.compute_capability)
+    return Target(trt.version, *cuda.name_and_capability())
 
 
 def _clip_size(graph: GraphSpec, x: FloatArray) -> tuple[int, int, int]:
