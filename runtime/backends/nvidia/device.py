@@ -130,6 +130,16 @@ class Device:
             else:
                 release()
 
+    @contextlib.contextmanager
+    def draining(self) -> Iterator[None]:
+        """Makes the GPU the thread's own; an exception waits until no buffer is in use."""
+        self.cuda.activate()
+        try:
+            yield
+        except BaseException:
+            self.drain()
+            raise
+
     def drain(self) -> None:
         """Waits for all enqueued work, failed or not: after this no buffer is in use."""
         with self.lock:  # waiting for a stream would invalidate another thread's capture on it

@@ -83,7 +83,7 @@ class TensorRTDirect:
         return self._run(clip)[:, :1]
 
     def _run(self, x: FloatArray) -> FloatArray:
-        engine, device, buffers = self.engine, self.engine.device, self._buffers
+        engine, buffers = self.engine, self._buffers
         profile = engine.choose(x.shape[0], *_clip_size(self._graph, x))
         shape = output_shape(self._graph, x)
 
@@ -93,14 +93,9 @@ class TensorRTDirect:
             binding = Binding({names[0]: (x_at, x.shape)}, {names[1]: (output_at, shape)})
             engine.enqueue(profile, binding)
 
-        with self._running:
-            device.cuda.activate()
-            try:
-                buffers.stage((x,), shape)
-                return buffers.run(enqueue, shape)
-            except BaseException:
-                device.drain()
-                raise
+        with self._running, engine.device.draining():
+            buffers.stage((x,), shape)
+            return buffers.run(enqueue, shape)
 
 
 class TensorRTBackend:

@@ -84,11 +84,8 @@ class TensorRTState:
             raise StreamingError("this state is closed; make a new one")
         self._busy = True
         try:
-            self.device.cuda.activate()
-            yield
-        except BaseException:
-            self.device.drain()
-            raise
+            with self.device.draining():
+                yield
         finally:
             self._busy = False
 
