@@ -140,13 +140,12 @@ LAYERS: dict[str, list[Callable[[], Layer]]] = {
 def record(form: Form, shape: Sequence[int]) -> onnx.ModelProto:
     """Returns the form as the export would write it for a fixed size."""
     recorder = Recorder(form)
-    builder = recorder.builder
-    x = builder.add_input("x", tuple(shape), torch.float32)
+    x = recorder.add_input("x", tuple(shape), torch.float32)
     with recorder.recording():
         result: Any = form(cast(Tensor, TracedTensor(recorder, x)))
-    builder.keep_only([result])
-    constants = {name: tensor.numpy() for name, tensor in builder.constants.items()}
-    return make_model(builder.nodes, {x.name: shape}, result.name, constants)
+    recorder.keep_only([result])
+    constants = {name: tensor.numpy() for name, tensor in recorder.constants.items()}
+    return make_model(recorder.nodes, {x.name: shape}, result.name, constants)
 
 
 def measure(layer: Layer, engine: str, threads: int, turns: int, seconds: float) -> Iterator[dict[str, Any]]:

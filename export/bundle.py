@@ -14,9 +14,9 @@ import torch
 from msgspec.structs import replace
 
 from wfvae.errors import BundleError, ResourceError
-from wfvae.export.forms.table import FORMS
+from wfvae.export.forms import FORMS
 from wfvae.export.recorder.graph import trace
-from wfvae.export.recorder.recording import FilterStore
+from wfvae.export.recorder.recorder import FilterStore
 from wfvae.export.weights import state_dict_sha256, store_constants
 from wfvae.files import replacing
 from wfvae.model.encoder import RGB
@@ -81,10 +81,7 @@ class ExportOptions:
 
     @property
     def forms(self) -> str:
-        """Key of `wfvae.export.forms.table.FORMS`.
-
-        Half precision is always plain: it has no bits to spare for sums of frames.
-        """
+        """Key of `FORMS`. Half precision is plain: it has no bits to spare for sums of frames."""
         return self.convolutions if self.precision == "fp32" else "plain"
 
     @property
@@ -156,12 +153,11 @@ def export_bundle(
 
 
 def _check_destination(destination: Path, overwrite: bool) -> None:
-    if not destination.exists():
+    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return
-    is_bundle = destination.is_dir() and (destination / MANIFEST_NAME).is_file()
-    if not is_bundle and not (destination.is_dir() and not any(destination.iterdir())):
+    if not (destination / MANIFEST_NAME).is_file():
         raise BundleError(f"{destination} exists and is not a bundle; choose another name")
-    if is_bundle and not overwrite:
+    if not overwrite:
         raise BundleError(
             f"the bundle {destination} exists; choose another name, or replace it with --overwrite"
         )

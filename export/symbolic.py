@@ -27,8 +27,8 @@ class Size:
 
     Example:
         >>> frames = 4 * Size.symbol("latents") + 1
-        >>> frames * 2 - 2, frames % 4, frames > 4
-        (8*latents, 1, True)
+        >>> frames * 2 - 2, frames % 4, frames < 5
+        (8*latents, 1, False)
     """
 
     __slots__ = ("terms",)
@@ -59,8 +59,6 @@ class Size:
     @property
     def bound(self) -> Size:
         """Its maximum without symbols that are half of others, whose terms must not be negative."""
-        if all(Size.halved(symbol) is None for monomial in self.terms for symbol in monomial):
-            return self
         total = Size.of(0)
         for monomial, factor in self.terms.items():
             halves = [whole for symbol in monomial if (whole := Size.halved(symbol)) is not None]
@@ -150,16 +148,16 @@ class Size:
         return Size(terms)
 
     def __lt__(self, other: int | Size) -> bool:
-        return _is_negative(self - other)
-
-    def __le__(self, other: int | Size) -> bool:
-        return _is_negative(self - other - 1)
-
-    def __gt__(self, other: int | Size) -> bool:
-        return not self <= other
-
-    def __ge__(self, other: int | Size) -> bool:
-        return not self < other
+        difference = self - other
+        factors = [factor for monomial, factor in difference.terms.items() if monomial]
+        at_ones = sum(difference.terms.values())
+        if all(factor >= 0 for factor in factors) and at_ones >= 0:
+            return False
+        if all(factor <= 0 for factor in factors) and at_ones < 0:
+            return True
+        raise StreamingError(
+            f"the network branches on whether {difference} is negative, which depends on the clip's size"
+        )
 
     def __bool__(self) -> bool:
         return self != 0
@@ -182,19 +180,6 @@ class Size:
 
 
 Length = int | Size
-
-
-def _is_negative(difference: Size) -> bool:
-    """Returns whether a size is negative for all values of its symbols, or for none."""
-    factors = [factor for monomial, factor in difference.terms.items() if monomial]
-    at_ones = sum(difference.terms.values())
-    if all(factor >= 0 for factor in factors) and at_ones >= 0:
-        return False
-    if all(factor <= 0 for factor in factors) and at_ones < 0:
-        return True
-    raise StreamingError(
-        f"the network branches on whether {difference} is negative, which depends on the clip's size"
-    )
 
 
 def simplify(size: Length) -> Length:

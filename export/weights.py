@@ -10,8 +10,8 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from wfvae.export.recorder.builder import onnx_type
 from wfvae.export.recorder.graph import TracedGraph
+from wfvae.export.recorder.recorder import onnx_type
 
 _ALIGNMENT = 64
 # Smaller tensors stay in the graph, where parsers want the scalars and shapes that they fold.

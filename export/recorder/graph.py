@@ -13,19 +13,15 @@ from torch import Tensor
 
 from wfvae.export.forms.form import Unpaired
 from wfvae.export.recorder import overrides  # noqa: F401  # registers what traced tensors do
-from wfvae.export.recorder.builder import Shape, Value, onnx_type
 from wfvae.export.recorder.liveness import scratch_peaks
-from wfvae.export.recorder.recording import FilterStore, Recorder
+from wfvae.export.recorder.recorder import FilterStore, Recorder, Shape, Value, onnx_type
 from wfvae.export.recorder.tensor import TracedTensor
 from wfvae.export.symbolic import Length, Size
 from wfvae.model.causal import OfflineClip, StreamChunk
 from wfvae.model.vae import WFVAE
 from wfvae.spec.frames import SPATIAL_RATIO
-from wfvae.spec.manifest import STEP, GraphSpec
-from wfvae.spec.stream import Dim
-
-# ONNX's own intermediate representation version, by the first opset that goes with it.
-_IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12}
+from wfvae.spec.manifest import STEP, GraphSpec, TensorSpec
+from wfvae.spec.stream import Dim, StateSpec
 
 
 @dataclass(frozen=True)
@@ -43,14 +39,8 @@ class TracedGraph:
         return sum(tensor.nbytes for tensor in self.constants.values())
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """An input or output, state included, as the graph declares it."""
-
-    key: str
-    name: str
-    shape: tuple[Dim, ...]
-    dtype: torch.dtype
+_Declared = dict[str, TensorSpec | StateSpec]
+"""Inputs or outputs, state included, by their names in the graph."""
 
 
 def trace(
@@ -71,7 +61,7 @@ def trace(
         mean_only: the encoder returns means instead of moments.
         size: fixed (height, width), or None.
         opset: version of ONNX's operators.
-        convolutions: a key of `wfvae.export.forms.table.FORMS`.
+        convolutions: a key of `wfvae.export.forms.FORMS`.
         filters: transformed filters that other graphs of the model left; new ones are added.
 
     Raises:
@@ -79,46 +69,35 @@ def trace(
     """
     unpaired: Unpaired = "last" if graph.stream.needs_drain else "first"
     recorder = Recorder(model, convolutions, unpaired, filters)
-    builder, sizes = recorder.builder, _sizes(graph, size)
-    inputs, outputs = _declared(graph, "input"), _declared(graph, "output")
+    sizes = _sizes(graph, size)
+    inputs: _Declared = {t.name: t for t in graph.inputs} | {s.input: s for s in graph.states}
+    outputs: _Declared = {t.name: t for t in graph.outputs} | {s.output: s for s in graph.states}
     given = {}
-    for tensor in inputs:
-        value = builder.add_input(tensor.name, _resolve(tensor.shape, sizes), tensor.dtype)
-        given[tensor.key] = TracedTensor(recorder, value)
+    for name, spec in inputs.items():
+        value = recorder.add_input(name, _resolve(spec.shape, sizes), getattr(torch, spec.dtype))
+        given[spec.name] = TracedTensor(recorder, value)
     with recorder.recording():
         results = _run(model, graph, given, mean_only)
-    builder.keep_only(results)
-    for result, wanted in zip(results, outputs, strict=True):
-        shape = _resolve(wanted.shape, sizes)
-        if result.shape != shape or result.dtype != wanted.dtype:
-            raise AssertionError(
-                f"the network returns {wanted.name} as {result.shape} {result.dtype}, but its specification"
-                f" is {shape} {wanted.dtype}"
-            )
-    scratch = scratch_peaks(builder.nodes, builder.bytes, [value.name for value in results])
-    _name_outputs(builder.nodes, results, [tensor.name for tensor in outputs])
-    fixed = {} if size is None else {"height": size[0], "width": size[1]}
+    recorder.keep_only(results)
+    for result, (name, spec) in zip(results, outputs.items(), strict=True):
+        found, wanted = (
+            (result.shape, result.dtype),
+            (_resolve(spec.shape, sizes), getattr(torch, spec.dtype)),
+        )
+        if found != wanted:
+            raise AssertionError(f"the network returns {name} as {found}, but its specification is {wanted}")
+    scratch = scratch_peaks(recorder.nodes, recorder.bytes, [value.name for value in results])
+    _name_outputs(recorder.nodes, results, list(outputs))
+    signature = (_value_infos(inputs, size), _value_infos(outputs, size))
+    opsets = [helper.make_opsetid("", opset)]
     proto = helper.make_model(
-        helper.make_graph(
-            builder.nodes,
-            "wfvae",
-            [_value_info(tensor, fixed) for tensor in inputs],
-            [_value_info(tensor, fixed) for tensor in outputs],
-        ),
-        opset_imports=[helper.make_opsetid("", opset)],
-        ir_version=_IR_VERSIONS[opset],
+        helper.make_graph(recorder.nodes, "wfvae", *signature),
+        opset_imports=opsets,
+        ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="wfvae",
         producer_version="",
     )
-    return TracedGraph(proto, builder.constants, scratch)
-
-
-def _declared(graph: GraphSpec, side: str) -> list[_Tensor]:
-    tensors = graph.inputs if side == "input" else graph.outputs
-    return [
-        *(_Tensor(t.name, t.name, t.shape, getattr(torch, t.dtype)) for t in tensors),
-        *(_Tensor(s.name, getattr(s, side), s.shape, getattr(torch, s.dtype)) for s in graph.states),
-    ]
+    return TracedGraph(proto, recorder.constants, scratch)
 
 
 def _run(model: WFVAE, graph: GraphSpec, given: Mapping[str, Any], mean_only: bool) -> list[TracedTensor]:
@@ -175,9 +154,14 @@ def _name_outputs(nodes: list[onnx.NodeProto], results: Sequence[Value], names: 
                 fields[index] = renamed.get(tensor, tensor)
 
 
-def _value_info(tensor: _Tensor, fixed: Mapping[str, int]) -> onnx.ValueInfoProto:
-    dims: list[int | str] = []
-    for dim in tensor.shape:
+def _value_infos(tensors: _Declared, size: tuple[int, int] | None) -> list[onnx.ValueInfoProto]:
+    fixed = {} if size is None else {"height": size[0], "width": size[1]}
+
+    def known(dim: Dim) -> Dim:
         symbol, _, divisor = str(dim).partition("/")
-        dims.append(fixed[symbol] // int(divisor or 1) if symbol in fixed else dim)
-    return helper.make_tensor_value_info(tensor.name, onnx_type(tensor.dtype), dims)
+        return fixed[symbol] // int(divisor or 1) if symbol in fixed else dim
+
+    return [
+        helper.make_tensor_value_info(name, onnx_type(getattr(torch, spec.dtype)), [*map(known, spec.shape)])
+        for name, spec in tensors.items()
+    ]

@@ -56,24 +56,17 @@ def scratch_peaks(
         moments[total] = None
         for name in ending.get(index, ()):
             total = total - sizes[name]
-    return tuple(_terms(peak) for peak in _largest(list(moments)))
+    peaks = [sorted(peak.terms.items()) for peak in _largest(list(moments))]
+    return tuple(tuple((factor, *monomial) for monomial, factor in peak) for peak in peaks)
 
 
 def _largest(candidates: list[Size]) -> list[Size]:
     monomials = sorted({monomial for size in candidates for monomial in size.terms})
     symbols = sorted({symbol for monomial in monomials for symbol in monomial})
-    factors = np.array(
-        [[size.terms.get(monomial, 0) for monomial in monomials] for size in candidates], np.int64
-    )
+    factors = np.array([[size.terms.get(monomial, 0) for monomial in monomials] for size in candidates])
     winners: dict[Size, None] = {}
     for values in combinations(*(_PROBES[symbol] for symbol in symbols)):
         point = dict(zip(symbols, values, strict=True))
-        sizes = factors @ np.array(
-            [math.prod(point[symbol] for symbol in monomial) for monomial in monomials], np.int64
-        )
-        winners[candidates[int(np.argmax(sizes))]] = None
+        products = [math.prod(point[symbol] for symbol in monomial) for monomial in monomials]
+        winners[candidates[int(np.argmax(factors @ products))]] = None
     return list(winners)
-
-
-def _terms(size: Size) -> tuple[tuple[int | str, ...], ...]:
-    return tuple((factor, *monomial) for monomial, factor in sorted(size.terms.items()))

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wfvae.errors import StreamingError
+from wfvae.export.forms import choose_form
 from wfvae.export.forms.form import Convolution
-from wfvae.export.forms.table import choose_form
-from wfvae.export.recorder.builder import Value
+from wfvae.export.recorder.recorder import Value
+from wfvae.export.recorder.shapes import size_vector
 from wfvae.export.recorder.tensor import TracedTensor, overrides
 from wfvae.export.symbolic import Size, broadcast, simplify
 from wfvae.model import ops
@@ -48,9 +49,9 @@ def _accumulate(total: TracedTensor, term: TracedTensor) -> TracedTensor:
 @overrides(ops.frame_numbers)
 def _frame_numbers(frames: TracedTensor) -> TracedTensor:
     count = frames.shape[1]
-    end = frames.emit(
-        "Squeeze", [frames.recorder.shapes.vector([count]), frames.integers([0])], [], torch.int64
-    )
+    recorder = frames.recorder
+    vector = size_vector(recorder, [count])
+    end = frames.emit("Squeeze", [vector, recorder.integers([0])], [], torch.int64)
     bounds = [frames.constant(torch.tensor(0)), end, frames.constant(torch.tensor(1))]
     return frames.emit("Range", bounds, [count], torch.int64).to(torch.int32)[None]
 
@@ -146,11 +147,7 @@ def _attention(query: TracedTensor, key: TracedTensor, value: TracedTensor) -> T
 def _interpolate(x: TracedTensor, *, scale_factor: int, mode: str, **_: Any) -> TracedTensor:
     sampling: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
     if mode == "nearest":
-        sampling = {
-            "mode": "nearest",
-            "coordinate_transformation_mode": "asymmetric",
-            "nearest_mode": "floor",
-        }
+        sampling = {"mode": mode, "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     scales = x.constant(torch.tensor([1.0, 1.0, scale_factor, scale_factor]))
     no_region = Value("", (), torch.float32)
     shape = (*x.shape[:2], x.shape[2] * scale_factor, x.shape[3] * scale_factor)
@@ -161,7 +158,7 @@ def _interpolate(x: TracedTensor, *, scale_factor: int, mode: str, **_: Any) -> 
 def _pad(x: TracedTensor, pad: tuple[int, int, int, int], **_: Any) -> TracedTensor:
     left, right, top, bottom = pad
     leading = [0] * (x.ndim - 2)
-    amounts = x.integers([*leading, top, left, *leading, bottom, right])
+    amounts = x.recorder.integers([*leading, top, left, *leading, bottom, right])
     shape = (*x.shape[:-2], x.shape[-2] + (top + bottom), x.shape[-1] + (left + right))
     result = x.emit("Pad", [x, amounts], shape, mode="constant")
     result.unpadded = (x, pad)

@@ -3,89 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from functools import partial, reduce
+from itertools import chain, groupby
 
 import torch
 
 from wfvae.errors import StreamingError
-from wfvae.export.recorder.builder import GraphBuilder, Value
-from wfvae.export.symbolic import Length, Size
+from wfvae.export.recorder.recorder import Recorder, Value
+from wfvae.export.symbolic import Length, Monomial, Size
 
 
-class ShapeWriter:
-    """Adds to a graph the nodes that compute its sizes."""
+def reshape_target(recorder: Recorder, sizes: Sequence[Length]) -> Value:
+    """Returns the shape vector of a Reshape, which infers one symbolic size by itself (-1)."""
+    symbolic = {axis: size for axis, size in enumerate(sizes) if isinstance(size, Size)}
+    if symbolic:
+        # The most composite one, such as a product of batch and frames, would cost most to compute.
+        inferred = max(symbolic, key=lambda axis: symbolic[axis].complexity)
+        sizes = [-1 if axis == inferred else size for axis, size in enumerate(sizes)]
+    return size_vector(recorder, sizes)
 
-    def __init__(self, builder: GraphBuilder) -> None:
-        self._builder = builder
-        self._symbols: dict[str, Value] = {}
 
-    def target(self, sizes: Sequence[Length]) -> Value:
-        """Returns the shape vector of a Reshape, which infers one symbolic size by itself (-1)."""
-        symbolic = {axis: size for axis, size in enumerate(sizes) if isinstance(size, Size)}
-        if symbolic:
-            # The most composite one, such as a product of batch and frames, would cost most to
-            # compute.
-            inferred = max(symbolic, key=lambda axis: symbolic[axis].complexity)
-            sizes = [-1 if axis == inferred else size for axis, size in enumerate(sizes)]
-        if all(isinstance(size, int) for size in sizes):
-            return self._builder.integers(cast("list[int]", list(sizes)))
-        return self.vector(sizes)
+def size_vector(recorder: Recorder, sizes: Sequence[Length]) -> Value:
+    """Returns sizes as a vector of integers."""
+    parts: list[Value] = []
+    for plain, group in groupby(sizes, key=lambda size: isinstance(size, int)):
+        run = list(group)
+        parts += [recorder.integers(run)] if plain else [size_value(recorder, Size.of(s)) for s in run]
+    if len(parts) == 1:
+        return parts[0]
+    return recorder.emit("Concat", parts, [len(sizes)], torch.int64, axis=0)
 
-    def vector(self, sizes: Sequence[Length]) -> Value:
-        """Returns sizes as a vector of integers."""
-        parts: list[Value] = []
-        plain: list[int] = []
-        for size in sizes:
-            if isinstance(size, int):
-                plain.append(size)
-                continue
-            if plain:
-                parts.append(self._builder.integers(plain))
-                plain = []
-            parts.append(self.value(size))
-        if plain:
-            parts.append(self._builder.integers(plain))
-        if len(parts) == 1:
-            return parts[0]
-        return self._builder.emit("Concat", parts, [len(sizes)], torch.int64, axis=0)
 
-    def value(self, size: Size) -> Value:
-        """Returns a size as a vector of one integer."""
-        total: Value | None = None
-        for monomial, factor in sorted(size.terms.items()):
-            term: Value | None = None
-            for symbol in monomial:
-                source = self._symbol(symbol)
-                term = source if term is None else self._apply("Mul", term, source)
-            if term is None:
-                term = self._builder.integers([factor])
-            elif factor != 1:
-                term = self._apply("Mul", term, factor)
-            total = term if total is None else self._apply("Add", total, term)
-        assert total is not None
-        return total
+def size_value(recorder: Recorder, size: Size) -> Value:
+    """Returns a size as a vector of one integer."""
 
-    def _apply(self, operator: str, left: Value, right: Value | int) -> Value:
-        other = right if isinstance(right, Value) else self._builder.integers([right])
-        return self._builder.emit(operator, [left, other], [1], torch.int64)
+    def term(monomial: Monomial, factor: int) -> Value:
+        number = [recorder.integers([factor])] if factor != 1 or not monomial else []
+        symbols = (_symbol(recorder, symbol) for symbol in monomial)
+        return reduce(partial(_apply, recorder, "Mul"), chain(symbols, number))
 
-    def _symbol(self, symbol: str) -> Value:
-        if symbol not in self._symbols:
-            self._builder.scopes.append("")
-            self._symbols[symbol] = self._compute(symbol)
-            self._builder.scopes.pop()
-        return self._symbols[symbol]
+    terms = (term(monomial, factor) for monomial, factor in sorted(size.terms.items()))
+    return reduce(partial(_apply, recorder, "Add"), terms)
 
-    def _compute(self, symbol: str) -> Value:
-        """Reads a symbol off the first input with a multiple of it, or halves another symbol."""
-        if (whole := Size.halved(symbol)) is not None:
-            return self._apply("Div", self._apply("Add", self._symbol(whole), 1), 2)
-        for value in self._builder.inputs:
-            for axis, size in enumerate(value.shape):
-                if isinstance(size, Size) and set(size.terms) <= {(symbol,), ()} and (symbol,) in size.terms:
-                    found = self._builder.emit("Shape", [value], [1], torch.int64, start=axis, end=axis + 1)
-                    factor, offset = size.terms[(symbol,)], size.terms.get((), 0)
-                    if offset:
-                        found = self._apply("Sub", found, offset)
-                    return found if factor == 1 else self._apply("Div", found, factor)
-        raise StreamingError(f"no input of the graph has the size {symbol}")
+
+def _apply(recorder: Recorder, operator: str, left: Value, right: Value | int) -> Value:
+    other = right if isinstance(right, Value) else recorder.integers([right])
+    return recorder.emit(operator, [left, other], [1], torch.int64)
+
+
+def _symbol(recorder: Recorder, symbol: str) -> Value:
+    if symbol not in recorder.symbols:
+        recorder.scopes.append("")
+        recorder.symbols[symbol] = _compute(recorder, symbol)
+        recorder.scopes.pop()
+    return recorder.symbols[symbol]
+
+
+def _compute(recorder: Recorder, symbol: str) -> Value:
+    """Reads a symbol off the first input with a multiple of it, or halves another symbol."""
+    if (whole := Size.halved(symbol)) is not None:
+        return _apply(recorder, "Div", _apply(recorder, "Add", _symbol(recorder, whole), 1), 2)
+    for value in recorder.inputs:
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, Size) and set(size.terms) <= {(symbol,), ()} and (symbol,) in size.terms:
+                found = recorder.emit("Shape", [value], [1], torch.int64, start=axis, end=axis + 1)
+                factor, offset = size.terms[(symbol,)], size.terms.get((), 0)
+                if offset:
+                    found = _apply(recorder, "Sub", found, offset)
+                return found if factor == 1 else _apply(recorder, "Div", found, factor)
+    raise StreamingError(f"no input of the graph has the size {symbol}")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from wfvae.errors import StreamingError
-from wfvae.export.recorder.builder import Value, onnx_type
-from wfvae.export.recorder.recording import Recorder
+from wfvae.export.recorder.recorder import Recorder, Value, onnx_type
+from wfvae.export.recorder.shapes import reshape_target, size_value, size_vector
 from wfvae.export.symbolic import Length, Size, broadcast, product, simplify, slice_length
 
 OVERRIDES: dict[Any, Callable[..., TracedTensor]] = {}
@@ -84,16 +84,12 @@ class TracedTensor(Value):
         **attributes: Any,
     ) -> TracedTensor:
         """Records a node in this tensor's graph; `dtype` of the result is this tensor's if None."""
-        value = self.recorder.builder.emit(operator, inputs, shape, dtype or self.dtype, **attributes)
+        value = self.recorder.emit(operator, inputs, shape, dtype or self.dtype, **attributes)
         return TracedTensor(self.recorder, value)
-
-    def integers(self, values: Sequence[int]) -> Value:
-        """Returns a constant vector in this tensor's graph."""
-        return self.recorder.builder.integers(values)
 
     def constant(self, tensor: Tensor) -> TracedTensor:
         """Returns a constant of this tensor's graph."""
-        return TracedTensor(self.recorder, self.recorder.builder.constant(tensor))
+        return TracedTensor(self.recorder, self.recorder.constant(tensor))
 
     @property
     def ndim(self) -> int:
@@ -121,15 +117,15 @@ class TracedTensor(Value):
         shape = list(self.shape)
         shape[axis] = slice_length(shape[axis], start, stop, step)
         bounds = [start or 0, _SLICE_TO_END if stop is None else stop, axis, step]
-        inputs = [self.integers([bound]) for bound in bounds[: 4 if step != 1 else 3]]
+        inputs = [self.recorder.integers([bound]) for bound in bounds[: 4 if step != 1 else 3]]
         return self.emit("Slice", [self, *inputs], shape)
 
     def unsqueeze(self, axis: int) -> TracedTensor:
         shape = (*self.shape[:axis], 1, *self.shape[axis:])
-        return self.emit("Unsqueeze", [self, self.integers([axis])], shape)
+        return self.emit("Unsqueeze", [self, self.recorder.integers([axis])], shape)
 
     def reshape(self, *shape: Any) -> TracedTensor:
-        target = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else list(shape)
+        target = list(shape[0] if isinstance(shape[0], tuple) else shape)
         if -1 in target:
             known = product(size for size in target if size != -1)
             target[target.index(-1)] = product(self.shape).divide(known)
@@ -137,7 +133,7 @@ class TracedTensor(Value):
         origin = self.reshaped or self
         if tuple(target) == origin.shape:
             return origin
-        result = self.emit("Reshape", [origin, self.recorder.shapes.target(target)], target)
+        result = self.emit("Reshape", [origin, reshape_target(self.recorder, target)], target)
         result.reshaped = origin
         return result
 
@@ -151,15 +147,14 @@ class TracedTensor(Value):
         No other slice may end at a bound that changes with the clip.
         """
         if self.ndim != 4 or axis != 2 or start != 0:
-            raise StreamingError(
-                f"a graph's slices have constant bounds, but for an image's first rows; asked for {length}"
-                f" from axis {axis}"
-            )
+            raise StreamingError(f"only an image's first rows may be {length}, which changes with the clip")
         shape = (*self.shape[:axis], length, *self.shape[axis + 1 :])
         if shape == self.shape:
             return self
-        end = self.recorder.shapes.vector([length])
-        return self.emit("Slice", [self, self.integers([start]), end, self.integers([axis])], shape)
+        end = size_vector(self.recorder, [length])
+        return self.emit(
+            "Slice", [self, self.recorder.integers([start]), end, self.recorder.integers([axis])], shape
+        )
 
     def movedim(self, source: int, destination: int) -> TracedTensor:
         order = list(range(self.ndim))
@@ -176,7 +171,7 @@ class TracedTensor(Value):
 
     def expand(self, *shape: Length) -> TracedTensor:
         # Every size in full: unlike Reshape, Expand has no -1.
-        return self.emit("Expand", [self, self.recorder.shapes.vector(list(shape))], shape)
+        return self.emit("Expand", [self, size_vector(self.recorder, list(shape))], shape)
 
     def new_zeros(self, shape: tuple[int, ...]) -> TracedTensor:
         return self.constant(torch.zeros(shape, dtype=self.dtype))
@@ -199,7 +194,7 @@ class TracedTensor(Value):
         if isinstance(value, TracedTensor):
             return value
         if isinstance(value, Size):
-            return TracedTensor(self.recorder, self.recorder.shapes.value(value)).to(dtype)
+            return TracedTensor(self.recorder, size_value(self.recorder, value)).to(dtype)
         return self.constant(value if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype))
 
     __add__, __radd__ = _operators("Add")

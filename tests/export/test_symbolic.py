@@ -35,15 +35,13 @@ def test_arithmetic_equals_that_of_integers(a: Size, b: Size, number: int, value
 def test_division_equals_that_of_integers_or_is_refused(
     a: Size, divisor: int, values: dict[str, int]
 ) -> None:
-    divides_always = all(factor % divisor == 0 for monomial, factor in a.terms.items() if monomial)
-    if divides_always:
+    if all(factor % divisor == 0 for monomial, factor in a.terms.items() if monomial):
         assert (a // divisor).at(values) == a.at(values) // divisor
         assert a % divisor == a.at(values) % divisor
-    else:
-        with pytest.raises(StreamingError, match="does not go into it for every length"):
-            a // divisor
-        with pytest.raises(StreamingError, match="does not go into it for every length"):
-            a % divisor
+        return
+    for divide in (operator.floordiv, operator.mod):
+        with pytest.raises(StreamingError, match=rf"divided by {divisor}.*for every length.*eq\. 4"):
+            divide(a, divisor)
 
 
 @given(SIZES, MONOMIALS, st.integers(1, 6), VALUES)
@@ -52,15 +50,16 @@ def test_exact_quotient_times_divisor_gives_the_size(
 ) -> None:
     divisor = Size({symbols: factor})
     assert (a * divisor).divide(divisor).at(values) == a.at(values)
-    try:
-        quotient = a.divide(divisor)
-    except StreamingError:
-        return
-    assert quotient.at(values) * divisor.at(values) == a.at(values)
+    for other in (divisor, n + 1):
+        try:
+            quotient = a.divide(other)
+        except StreamingError:
+            continue
+        assert quotient.at(values) * other.at({**values, "n": 1}) == a.at(values)
 
 
 @given(SIZES, SIZES, VALUES)
-@pytest.mark.parametrize("compare", [operator.lt, operator.le, operator.gt, operator.ge, operator.eq])
+@pytest.mark.parametrize("compare", [operator.lt, operator.eq])
 def test_answered_comparison_holds_for_all_values(
     compare: Callable[[object, object], bool], a: Size, b: Size, values: dict[str, int]
 ) -> None:
@@ -68,36 +67,20 @@ def test_answered_comparison_holds_for_all_values(
         answer = compare(a, b)
     except StreamingError:
         return
-    if compare is operator.eq and not answer:
-        # not equal for some values; they may meet in others, which no comparison of sizes can rule
-        # out
-        return
-    assert answer == compare(a.at(values), b.at(values))
+    # Sizes that are not equal for all values may meet in some.
+    assert answer == compare(a.at(values), b.at(values)) or (compare is operator.eq and not answer)
 
 
-def test_comparisons_of_signs_are_decided() -> None:
-    assert n >= 1 and n > 0 and 4 * n + 1 > 4 and not n < 1 and n + h >= 2 and n * h > 0 and 2 - 3 * n < 0
-    assert n == n and n + h == h + n and n != n + 1 and n != 0 and 4 * n != 2 and bool(n)
-    assert Size.of(3) == 3 and hash(Size.of(3)) == hash(3) and hash(n + 0) == hash(n)
-    assert 3 * n != "n"
+@pytest.mark.parametrize("size", [-n, 2 - 3 * n, -n * h, Size.of(-1)])
+def test_comparison_of_one_sign_is_decided(size: Size) -> None:
+    assert size < 0 and not -size < 0 and size == size and size != size + 1 and bool(size)
+    assert hash(size + 0) == hash(size) and hash(Size.of(3)) == hash(3) and size != "n"
 
 
 @pytest.mark.parametrize("size", [n - 2, 2 - n, n - h, 4 * n - 5, n * h - 2])
 def test_comparison_that_depends_on_the_values_is_refused(size: Size) -> None:
     with pytest.raises(StreamingError, match="depends on the clip's size"):
         bool(size < 0)
-
-
-@pytest.mark.parametrize(("size", "divisor"), [(n, 2), (4 * n + 1, 3), (3 * n, 2), (n * h, 4)])
-def test_remainders_that_vary_are_refused(size: Size, divisor: int) -> None:
-    with pytest.raises(StreamingError, match=rf"divided by {divisor}.*eq\. 4"):
-        size % divisor
-
-
-@pytest.mark.parametrize("divisor", [n + 1, 2 * h, 3 * n, n * n])
-def test_quotients_that_are_no_size_are_refused(divisor: Size) -> None:
-    with pytest.raises(StreamingError, match="divide"):
-        (4 * n).divide(divisor)
 
 
 @given(
@@ -124,15 +107,11 @@ def test_slice_of_a_symbolic_length_equals_pythons(
 def test_half_of_a_symbol_of_space_is_rounded_up(value: int, start: int, other: int) -> None:
     rows = Size.symbol("height/8")
     half = slice_length(rows + 3, start, start - 3, 2)
-    assert (
-        half == rows.half == Size.symbol("half of height/8") and Size.halved("half of height/8") == "height/8"
-    )
+    assert half == rows.half == Size.symbol("half of height/8")
     assert len(range(value + 3)[start : start - 3 : 2]) == (value + 1) // 2
     symbols = {"height/8": value, "batch": other}
-    for size, slack in (
-        (4 * half * Size.symbol("batch") + 6, 2 * other),
-        (3 * half * half, value**2 + 3 * value + 4),
-    ):
+    product_of_two = 4 * half * Size.symbol("batch") + 6
+    for size, slack in ((product_of_two, 2 * other), (3 * half * half, value**2 + 3 * value + 4)):
         exact = size.at(symbols | {"half of height/8": (value + 1) // 2})
         assert exact <= size.bound.at(symbols) <= exact + slack
 
@@ -156,7 +135,6 @@ def test_size_without_symbols_is_a_plain_integer() -> None:
 def test_broadcast_gives_the_common_shape_or_raises() -> None:
     assert broadcast([(n, 1, 4), (3, 1)]) == (n, 3, 4)
     assert broadcast([(n, h), (n, h)]) == (n, h)
-    with pytest.raises(StreamingError, match="do not broadcast"):
-        broadcast([(n, 2), (n, 3)])
-    with pytest.raises(StreamingError, match="do not broadcast"):
-        broadcast([(n,), (h,)])
+    for shapes in ([(n, 2), (n, 3)], [(n,), (h,)]):
+        with pytest.raises(StreamingError, match="do not broadcast"):
+            broadcast(shapes)

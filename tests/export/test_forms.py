@@ -1,4 +1,4 @@
-"""Minimal filtering: equal to the sum of taps at any size, with bits that no chunk changes."""
+"""Forms of convolution: equal to the network's own at any size, with bits that no chunk changes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import onnx
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from wfvae import WFVAE, WFVAEConfig
 from wfvae.errors import BundleError
@@ -27,16 +27,19 @@ from wfvae.export.forms.minimal_filtering import (
     choose,
     parity,
 )
+from wfvae.export.forms.subpixel import SubPixel
 from wfvae.export.parity.verifier import verify
 from wfvae.export.recorder.graph import trace
 from wfvae.export.symbolic import Size
 from wfvae.model.causal import CausalConv3d
+from wfvae.model.ops import upsample_conv
 from wfvae.runtime import open_bundle
 from wfvae.video.synthetic.clips import ProceduralClip
 
 SmallModel = Callable[..., Any]
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="needs the extra openvino")
 LATENTS = Size.symbol("latents")
+FEW_BLOCKS = {"encoder_num_resblocks": 1, "decoder_num_resblocks": 1}
 
 
 def convolution(seed: int, channels: int, outputs: int, **options: Any) -> CausalConv3d:
@@ -49,77 +52,52 @@ def convolve(form: MinimalFiltering, conv: CausalConv3d, frames: Tensor) -> Tens
     return form.compute(frames, list(form.filters(conv.conv.weight).values()), conv.conv.bias)
 
 
-def assert_equals_taps(form: MinimalFiltering, conv: CausalConv3d, frames: Tensor) -> None:
-    """Borders too: all of every frame is compared."""
-    torch.testing.assert_close(convolve(form, conv, frames), conv.convolve(frames), rtol=0, atol=1e-12)
-
-
 def random(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-Case = tuple[CausalConv3d, Tensor, bool]
+VARIANTS = st.sampled_from(get_args(Variant))
+SIZES = st.tuples(*(st.integers(1, top) for top in (3, 7, 5, 5, 6, 5)))
 
 
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    """A convolution, an even number of frames with their history, and whether rows are paired."""
-    batch, pairs, channels, outputs, height, width = (draw(st.integers(1, top)) for top in (3, 4, 5, 5, 6, 5))
-    rows, seed = draw(st.booleans()), draw(st.integers(0, 2**31))
-    frames = random(seed, batch, 2 * pairs + 2, channels, 2 * height if rows else height, width)
-    return convolution(seed, channels, outputs), frames, rows
-
-
-def pairs(rows: bool, unpaired: Any = "first") -> MinimalFiltering:
-    return MinimalFiltering("pairs and rows" if rows else "pairs", unpaired)
-
-
-@given(cases())
-def test_pairs_equal_the_sum_of_taps(case: Case) -> None:
-    conv, frames, rows = case
-    assert_equals_taps(pairs(rows), conv, frames)
-
-
-@given(cases(), st.sampled_from(["first", "last"]))
-def test_odd_clip_equals_the_sum_of_taps(case: Case, unpaired: Any) -> None:
-    conv, frames, rows = case
-    clip = torch.cat([frames[:, :1], frames[:, :1], frames[:, :-1]], dim=1)  # as an offline clip pads
-    assert_equals_taps(pairs(rows, unpaired), conv, clip)
-
-
-@given(st.tuples(*(st.integers(1, top) for top in (3, 5, 5, 5, 7, 5))), st.integers(0, 2**31))
-def test_rows_alone_of_any_size_equal_the_sum_of_taps(sizes: tuple[int, ...], seed: int) -> None:
+def assert_equals_taps(form: MinimalFiltering, sizes: tuple[int, ...]) -> None:
+    """Borders too: all of every frame is compared."""
     batch, count, channels, outputs, height, width = sizes
-    frames = random(seed, batch, count + 2, channels, height, width)
-    assert_equals_taps(MinimalFiltering("rows"), convolution(seed, channels, outputs), frames)
+    rows = 2 * height if form.name.endswith("and rows") else height
+    if form.name.startswith("repeats"):
+        # In a step, or in a whole clip, whose first frame was not repeated.
+        pairs = random(0, batch, count // 2 + 2, channels, rows, width).repeat_interleave(2, dim=1)
+        frames = torch.cat([pairs[:, :1], pairs], dim=1) if count % 2 else pairs
+    else:
+        frames = random(0, batch, count + 2, channels, rows, width)
+    conv = convolution(0, channels, outputs)
+    torch.testing.assert_close(convolve(form, conv, frames), conv.convolve(frames), rtol=0, atol=1e-12)
 
 
-@given(cases())
-def test_repeated_frames_equal_the_sum_of_taps(case: Case) -> None:
-    """In a step, and in a whole clip, whose first frame was not repeated."""
-    conv, frames, rows = case
-    form = MinimalFiltering("repeats and rows" if rows else "repeats")
-    step = frames[:, ::2].repeat_interleave(2, dim=1)
-    assert_equals_taps(form, conv, step)
-    assert_equals_taps(form, conv, torch.cat([step[:, :1], step], dim=1))
+@given(SIZES, VARIANTS, st.sampled_from(["first", "last"]))
+def test_any_variant_equals_the_sum_of_taps(sizes: tuple[int, ...], variant: Variant, unpaired: Any) -> None:
+    """Frames that are repeated come in pairs that end with the head."""
+    form = MinimalFiltering(variant, "first" if variant.startswith("repeats") else unpaired)
+    assert_equals_taps(form, sizes)
 
 
-@given(cases(), st.booleans())
-def test_equal_frames_give_equal_bits(case: Case, repeated: bool) -> None:
+@given(SIZES, VARIANTS)
+def test_equal_frames_give_equal_bits(sizes: tuple[int, ...], variant: Variant) -> None:
     """So a head has the same bits in a stream, which has copies of it, and in a clip."""
-    conv, frames, rows = case
-    repeats = MinimalFiltering("repeats and rows" if rows else "repeats")
-    head = frames[:, :1].float()
-    result = convolve(repeats if repeated else pairs(rows), conv.float(), head.expand_as(frames).contiguous())
+    batch, count, channels, outputs, height, width = sizes
+    form, conv = MinimalFiltering(variant), convolution(1, channels, outputs).float()
+    frames = random(1, batch, 2 * count + 2, channels, 2 * height, width).float()
+    head = frames[:, :1]
+    result = convolve(form, conv, head.expand_as(frames).contiguous())
     assert torch.equal(result, result[:, :1].expand_as(result))
-    if not repeated:
-        later = torch.cat([head, head, head, frames[:, 3:].float()], dim=1)
-        assert torch.equal(convolve(pairs(rows), conv, later)[:, 0], result[:, 0])
+    if not variant.startswith("repeats"):
+        later = torch.cat([head, head, head, frames[:, 3:]], dim=1)
+        assert torch.equal(convolve(form, conv, later)[:, 0], result[:, 0])
 
 
 @pytest.mark.parametrize("outputs", [64, 65, 150])
 def test_filters_of_wide_convolutions_are_transformed_in_blocks(outputs: int) -> None:
-    assert_equals_taps(pairs(rows=True), convolution(0, 2, outputs), random(0, 1, 4, 2, 4, 3))
+    assert_equals_taps(MinimalFiltering("pairs and rows"), (1, 2, 2, outputs, 2, 3))
 
 
 def test_filters_are_those_of_the_paper() -> None:
@@ -148,6 +126,34 @@ def test_filters_are_those_of_the_paper() -> None:
 )
 def test_parity_is_known_unless_it_depends_on_the_length(length: Any, expected: int | None) -> None:
     assert parity(length) == expected
+
+
+# Sub-pixel form
+
+
+@given(st.tuples(*(st.integers(1, top) for top in (3, 5, 5, 7, 7))), st.integers(0, 2**31))
+def test_phases_equal_the_networks_convolution(sizes: tuple[int, ...], seed: int) -> None:
+    """Heights and widths odd and even, down to one pixel."""
+    count, channels, outputs, height, width = sizes
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        conv = nn.Conv2d(channels, outputs, 3, padding=1).double().requires_grad_(False)
+        images = torch.randn(count, channels, height, width, dtype=torch.float64)
+    filters = list(SubPixel().filters(conv.weight).values())
+    result: Tensor = SubPixel().compute(images, filters, conv.bias)
+    torch.testing.assert_close(result, upsample_conv(images, conv), rtol=0, atol=1e-12)
+    doubled = images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    torch.testing.assert_close(result, conv(doubled), rtol=0, atol=1e-12)
+
+
+def test_taps_on_repeated_pixels_are_added() -> None:
+    """Worked by hand: an even row sees one row above and, twice, its own."""
+    taps = torch.tensor([[1.0, 2.0, 4.0], [10.0, 20.0, 40.0], [100.0, 200.0, 400.0]])
+    filters = SubPixel().filters(taps[None, None])
+    assert list(filters) == ["phase00", "phase01", "phase10", "phase11"]
+    assert {tuple(part.shape) for part in filters.values()} == {(1, 1, 2, 2)}
+    assert filters["phase00"].flatten().tolist() == [1, 6, 110, 660]
+    assert filters["phase11"].flatten().tolist() == [33, 44, 300, 400]
 
 
 # Choice
@@ -216,13 +222,8 @@ def test_streams_have_the_bits_of_direct_inference(
     interpolation: str, part: str, ratio: int, small_model: SmallModel, tmp_path: Path
 ) -> None:
     """With wide channels, where rows are transformed, and narrow ones. Repeated frames have a form."""
-    model = small_model(
-        base_channels=ROWS_FROM_CHANNELS // 4,
-        temporal_compression=ratio,
-        t_interpolation=interpolation,
-        encoder_num_resblocks=1,
-        decoder_num_resblocks=1,
-    )
+    wide = {"base_channels": ROWS_FROM_CHANNELS // 4, **FEW_BLOCKS}
+    model = small_model(temporal_compression=ratio, t_interpolation=interpolation, **wide)
     export_bundle(model, tmp_path / "bundle", ExportOptions(direct=True))
     weight = "decoder.up2.1.conv.conv.weight."
     for key in ("decoder", "decoder.direct"):
@@ -242,16 +243,11 @@ def test_streams_have_the_bits_of_direct_inference(
     ],
 )
 def test_streams_of_a_wide_network_in_pairs_of_rows_have_equal_bits(
-    backend: Any,
-    hint: str | None,
-    size: tuple[int, int] | None,
-    heights: tuple[int, ...],
-    small_model: SmallModel,
-    tmp_path: Path,
+    backend: Any, hint: str | None, size: Any, heights: Any, small_model: SmallModel, tmp_path: Path
 ) -> None:
     """At one frame per latent, with an even and an odd number of latent rows."""
-    blocks = {"encoder_num_resblocks": 1, "decoder_num_resblocks": 1}
-    model = small_model(base_channels=ROWS_ALONE_FROM_CHANNELS // 4, t_interpolation="nearest", **blocks)
+    wide = {"base_channels": ROWS_ALONE_FROM_CHANNELS // 4, **FEW_BLOCKS}
+    model = small_model(t_interpolation="nearest", **wide)
     export_bundle(model, tmp_path / "bundle", ExportOptions(direct=True, size=size))
     filters = constants(tmp_path / "bundle", "encoder") | constants(tmp_path / "bundle", "decoder")
     in_rows = {name.split(".conv")[0] for name in filters if ".rows" in name}

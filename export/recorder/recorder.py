@@ -1,8 +1,9 @@
-"""Writes ONNX nodes and constants: the graph under construction."""
+"""The graph under construction: nodes, constants and their names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,14 @@ import onnx
 import torch
 from onnx import helper
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from wfvae.export.forms.form import Form, Unpaired
 from wfvae.export.symbolic import Length, Size, product, simplify
 
 Shape = tuple[Length, ...]
+FilterStore = dict[tuple[str, str], dict[str, Tensor]]
+"""Transformed filters by weight and form, then by their own names."""
 
 
 def onnx_type(dtype: torch.dtype) -> int:
@@ -30,26 +35,58 @@ class Value:
         self.dtype = dtype
 
 
-class GraphBuilder:
-    """Collects the nodes and constants of a graph.
+class Recorder:
+    """Collects the nodes and constants of what a module computes on `TracedTensor` inputs.
 
     Args:
-        module: network whose parameters and buffers keep their names as constants.
+        module: the network, in eval mode; its parameters and buffers keep their names as constants.
+        convolutions: a key of `wfvae.export.forms.FORMS`.
+        unpaired: the frame of a whole clip without a partner (`wfvae.export.forms.form`).
+        filters: transformed filters that other graphs of the module left; new ones are added.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        convolutions: str = "plain",
+        unpaired: Unpaired = "first",
+        filters: FilterStore | None = None,
+    ) -> None:
+        self.convolutions = convolutions
+        self.unpaired = unpaired
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Tensor] = {}
         """Initializers by name. Those that are the module's weights refer to its memory."""
         self.bytes: dict[str, Size] = {}
         """Size of every tensor that a node makes."""
         self.inputs: list[Value] = []
-        self._results: dict[Any, Value] = {}
-        self._integers: dict[tuple[int, ...], Value] = {}
-        self._counts: dict[str, int] = {}
+        self.symbols: dict[str, Value] = {}
+        """Computed values of symbols (`wfvae.export.recorder.shapes`)."""
         self.scopes: list[str] = [""]
         """Paths of the modules that run; the last one begins the names of nodes."""
+        self._results: dict[Any, Value] = {}
+        self._counts: dict[str, int] = {}
+        self._filters: FilterStore = {} if filters is None else filters
         self._names = {id(t): name for name, t in (*module.named_parameters(), *module.named_buffers())}
+        self._paths = {id(child): path for path, child in module.named_modules()}
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Names the nodes recorded inside after the module that runs."""
+
+        def enter(module: nn.Module, _: Any) -> None:
+            self.scopes.append(self._paths.get(id(module), self.scopes[-1]))
+
+        def leave(module: nn.Module, _: Any, __: Any) -> None:
+            self.scopes.pop()
+
+        hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def add_input(self, name: str, shape: Sequence[Length], dtype: torch.dtype) -> Value:
         """Declares a graph input."""
@@ -87,19 +124,10 @@ class GraphBuilder:
         self.nodes = kept[::-1]
         self.constants = {name: tensor for name, tensor in self.constants.items() if name in wanted}
 
-    def name_of(self, tensor: Tensor) -> str | None:
-        """Returns the name of one of the module's tensors, or of another that was named."""
-        return self._names.get(id(tensor))
-
-    def name_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Names tensors. The caller keeps them alive, since their identity stands for the name."""
-        self._names |= {id(tensor): name for name, tensor in tensors.items()}
-
     def constant(self, tensor: Tensor) -> Value:
-        """Adds a constant: a named tensor, a time tap of one, or a small value."""
-        name = self.name_of(tensor)
-        base = tensor._base
-        if name is None and base is not None and base.ndim == 5 and (whole := self.name_of(base)):
+        """Adds a constant: one of the module's tensors, a time tap of one, a filter, or a small value."""
+        name, base = self._names.get(id(tensor)), tensor._base
+        if name is None and base is not None and base.ndim == 5 and (whole := self._names.get(id(base))):
             name = f"{whole}.tap{(tensor.storage_offset() - base.storage_offset()) // base.stride(2)}"
         if name is None:
             kind, sides = str(tensor.dtype).removeprefix("torch."), "x".join(map(str, tensor.shape))
@@ -107,9 +135,15 @@ class GraphBuilder:
         self.constants[name] = tensor.detach()
         return Value(name, tuple(tensor.shape), tensor.dtype)
 
-    def integers(self, values: Sequence[int]) -> Value:
+    def integers(self, values: Sequence[Length]) -> Value:
         """Adds a constant vector of 64-bit integers."""
-        key = tuple(values)
-        if key not in self._integers:
-            self._integers[key] = self.constant(torch.tensor(key, dtype=torch.int64))
-        return self._integers[key]
+        return self.constant(torch.tensor(values, dtype=torch.int64))
+
+    def filters(self, weight: Tensor, form: Form) -> list[Tensor]:
+        """Returns the form's filters of a weight, made once for all graphs and named after it."""
+        path = self._names[id(weight)]
+        key = path, form.name
+        if key not in self._filters:
+            self._filters[key] = {f"{path}.{name}": part for name, part in form.filters(weight).items()}
+        self._names |= {id(part): name for name, part in self._filters[key].items()}
+        return list(self._filters[key].values())
