@@ -25,10 +25,6 @@ from wfvae.runtime.media.video_info import SourceKind
 from wfvae.video.stored_pixels import RGBArray, orientation_of
 
 
-class _DamagedFrameError(Exception):
-    """The decoder could only conceal what was missing of a frame."""
-
-
 class _FrameTimes:
     """Presentation times of successive frames in seconds, strictly increasing.
 
@@ -132,16 +128,22 @@ class ContainerSource:
         try:
             for packet in self._packets:
                 yield from self._undamaged_frames(packet)
-        except _DamagedFrameError as error:
-            raise self._damaged(error) from error
+        except MediaError:  # of a damaged frame, after which nothing is sound
+            raise
         except Failure as error:
             yield from self._pending_frames()
-            raise self._damaged(error) from error
-        self._check_whole()
+            raise self._damaged(reason(error)) from error
+        missing = 0 if self._path is None or self._keep_damaged else missing_bytes(self._path)
+        if missing:
+            raise MediaError(
+                f"'{self._name}' is cut short: {missing} bytes that its header announces are missing,"
+                f" {self._decoded} frames were read; these are sound; download or record the file again, or"
+                " read it with keep_damaged (--keep-damaged)"
+            )
 
     def _undamaged_frames(self, packet: Any) -> Iterator[av.VideoFrame]:
         if packet.is_corrupt and not self._keep_damaged:
-            raise MediaError("a packet is incomplete")
+            raise OSError("a packet is incomplete")
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
@@ -150,7 +152,7 @@ class ContainerSource:
             return
         for frame in frames:
             if frame.is_corrupt and not self._keep_damaged:
-                raise _DamagedFrameError("the next frame is damaged")
+                raise self._damaged("the next frame is damaged")
             yield frame
 
     def _pending_frames(self) -> Iterator[av.VideoFrame]:
@@ -164,20 +166,9 @@ class ContainerSource:
                 return
             yield frame
 
-    def _damaged(self, failure: BaseException) -> MediaError:
+    def _damaged(self, why: str) -> MediaError:
         return MediaError(
-            f"'{self._name}' is damaged or cut short: {reason(failure)} after {self._decoded} good frames;"
+            f"'{self._name}' is damaged or cut short: {why} after {self._decoded} good frames;"
             " these are sound; repair or download the file again, or read it with keep_damaged"
             " (--keep-damaged)"
         )
-
-    def _check_whole(self) -> None:
-        if self._path is None or self._keep_damaged:
-            return
-        missing = missing_bytes(self._path)
-        if missing:
-            raise MediaError(
-                f"'{self._name}' is cut short: {missing} bytes that its header announces are missing,"
-                f" {self._decoded} frames were read; these are sound; download or record the file again, or"
-                " read it with keep_damaged (--keep-damaged)"
-            )

@@ -11,27 +11,11 @@ import av
 import numpy as np
 
 from wfvae.errors import MediaError
-from wfvae.runtime.media.color import (
-    DEFAULT_SPACE,
-    PRIMARIES,
-    SWS_MATRIX,
-    TAGS_OF_SPACE,
-    TRANSFERS,
-    number_of,
-)
+from wfvae.runtime.media.color import DEFAULT_SPACE, SWS_MATRIX, TAGS_OF_SPACE
 from wfvae.runtime.media.video_info import ColorRange, OutputVideo
 
-MUXERS = {
-    ".mp4": "mp4",
-    ".m4v": "mp4",
-    ".mov": "mov",
-    ".mkv": "matroska",
-    ".webm": "webm",
-    ".gif": "gif",
-    ".avi": "avi",
-    ".ts": "mpegts",
-    ".nut": "nut",
-}
+MUXERS = {f".{name}": name for name in ("mp4", "mov", "webm", "gif", "avi", "nut")}
+MUXERS |= {".m4v": "mp4", ".mkv": "matroska", ".ts": "mpegts"}
 GENERAL_ENCODERS = ("libx264", "libopenh264", "mpeg4")
 WEBM_ENCODERS = ("libvpx-vp9", "libsvtav1", "libvpx")
 ENCODERS_OF_MUXER = {"gif": ("gif",), "webm": WEBM_ENCODERS}
@@ -41,14 +25,7 @@ PADS_ODD_SIZES = frozenset({"libvpx-vp9", "libvpx", "ffv1", "gif"})
 """Encoders that pad on their own and store the true size; the others subsample even sizes only."""
 TINY = 8
 """Below it, chroma is not subsampled: swscale takes the chroma of the lower of two rows only."""
-DEFAULT_CRF: Mapping[str, float] = {
-    "libx264": 16,
-    "libx264rgb": 16,
-    "libx265": 18,
-    "libvpx-vp9": 22,
-    "libvpx": 8,
-    "libsvtav1": 20,
-}
+DEFAULT_CRF = {"libx264": 16, "libx264rgb": 16, "libx265": 18, "libvpx-vp9": 22, "libvpx": 8, "libsvtav1": 20}
 SPEED: Mapping[str, Mapping[str, str]] = {
     "libvpx-vp9": {"deadline": "good", "cpu-used": "4", "row-mt": "1"},
     "libvpx": {"deadline": "good", "cpu-used": "4"},
@@ -76,17 +53,18 @@ class EncoderPlan:
 
     @classmethod
     def of(cls, video: OutputVideo, muxer: str) -> EncoderPlan:
-        """Raises `MediaError` for settings that contradict each other or this FFmpeg."""
+        """Raises `MediaError` for settings that contradict each other or this FFmpeg.
+
+        The names of colour tags are checked when an `OutputContainer` sets them.
+        """
         codec = _encoder(muxer, video.codec)
         space = video.color_space or DEFAULT_SPACE
         if space not in SWS_MATRIX:
             raise MediaError(
                 f"cannot encode with the colour matrix '{space}'; choose one of {', '.join(SWS_MATRIX)}"
             )
-        if video.color_range not in (None, "tv", "pc"):
-            raise MediaError(f"unknown colour range '{video.color_range}'; choose tv (limited) or pc (full)")
         primaries, transfer = TAGS_OF_SPACE[space]
-        plan = cls(
+        return cls(
             codec=codec,
             pixel_format=_pixel_format(video, codec),
             time_base=GIF_TICK if codec == "gif" else video.time_base or 1 / video.fps,
@@ -96,9 +74,6 @@ class EncoderPlan:
             color_transfer=video.color_transfer or transfer,
             options=tuple(_options(video, codec, muxer).items()),
         )
-        number_of(PRIMARIES, plan.color_primaries, "colour primaries")
-        number_of(TRANSFERS, plan.color_transfer, "transfer characteristic")
-        return plan
 
 
 def muxer_for(path: Path, container: str | None = None) -> str:
@@ -174,6 +149,5 @@ def _options(video: OutputVideo, codec: str, muxer: str) -> dict[str, str]:
 
 
 def _has_avx512() -> bool:
-    extensions = np.show_config(mode="dicts")
-    found = extensions.get("SIMD Extensions", {}).get("found", [])
+    found = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])
     return any(name.startswith("AVX512") or name == "X86_V4" for name in found)

@@ -159,11 +159,16 @@ def _add_video_stream(container: Any, video: OutputVideo, plan: EncoderPlan) -> 
     context.time_base = plan.time_base
     context.thread_count = video.threads
     context.flags |= CodecFlags.bitexact
-    if plan.codec != "gif":
-        is_rgb = av.VideoFormat(plan.pixel_format).is_rgb
-        space, span = ("rgb", "pc") if is_rgb else (plan.color_space, plan.color_range)
-        context.colorspace = number_of(SPACES, space, "colour matrix")
-        context.color_range = number_of(RANGES, span, "colour range")
-        context.color_primaries = number_of(PRIMARIES, plan.color_primaries, "colour primaries")
-        context.color_trc = number_of(TRANSFERS, plan.color_transfer, "transfer characteristic")
+    tags = {
+        "colorspace": number_of(SPACES, plan.color_space, "colour matrix"),
+        "color_range": number_of(RANGES, plan.color_range, "colour range"),
+        "color_primaries": number_of(PRIMARIES, plan.color_primaries, "colour primaries"),
+        "color_trc": number_of(TRANSFERS, plan.color_transfer, "transfer characteristic"),
+    }
+    if plan.codec == "gif":
+        return stream
+    if av.VideoFormat(plan.pixel_format).is_rgb:
+        tags |= {"colorspace": 0, "color_range": 2}
+    for name, number in tags.items():
+        setattr(context, name, number)
     return stream

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -97,10 +97,8 @@ class OutputVideo:
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
-            raise MediaError(
-                f"cannot write a video of {self.width}x{self.height} pixels; give a width and height of at"
-                " least 1"
-            )
+            size = f"{self.width}x{self.height}"
+            raise MediaError(f"cannot write a video of {size} pixels; give a width and height of at least 1")
         if self.fps <= 0 or (self.time_base is not None and self.time_base <= 0):
             raise MediaError(
                 f"cannot write a video at {self.fps} fps with a time base of {self.time_base}; both must be"
@@ -112,20 +110,10 @@ class OutputVideo:
     @classmethod
     def like(cls, source: VideoInfo, **changes: Any) -> OutputVideo:
         """Takes size, rate, time base and colour tags from `source`, other fields from `changes`."""
-        unknown = set(changes) - {field.name for field in fields(cls)}
+        unknown = ", ".join(sorted(set(changes) - {field.name for field in fields(cls)}))
         if unknown:
-            raise MediaError(
-                f"unknown output setting {', '.join(sorted(unknown))}; see the fields of OutputVideo"
-            )
-        is_rgb = source.color_space == "rgb"
-        same = cls(
-            width=source.width,
-            height=source.height,
-            fps=source.fps,
-            time_base=source.time_base,
-            color_range=None if is_rgb else source.color_range,
-            color_space=None if is_rgb else source.color_space,
-            color_primaries=source.color_primaries,
-            color_transfer=source.color_transfer,
-        )
-        return replace(same, **changes)
+            raise MediaError(f"unknown output setting {unknown}; see the fields of OutputVideo")
+        same = ["width", "height", "fps", "time_base", "color_primaries", "color_transfer"]
+        if source.color_space != "rgb":
+            same += ["color_range", "color_space"]
+        return cls(**{name: getattr(source, name) for name in same} | changes)

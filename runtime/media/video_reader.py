@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
@@ -191,20 +192,16 @@ def open_video(
             f"a rate of {fps} fps was given for '{source}'; a rate above 0 may be given for a directory of"
             " images only"
         )
-
-    def open_source() -> FrameSource:
-        if path.is_dir():
-            return ImageSource(path, fps or IMAGES_FPS)
-        return ContainerSource(path, str(source), keep_damaged=keep_damaged)
-
-    return VideoReader(open_source, str(source), is_pipe=False)
+    if path.is_dir():
+        return VideoReader(partial(ImageSource, path, fps or IMAGES_FPS), str(source), is_pipe=False)
+    open_file = partial(ContainerSource, path, str(source), keep_damaged=keep_damaged)
+    return VideoReader(open_file, str(source), is_pipe=False)
 
 
 def _open_pipe(pipe: BinaryIO, name: str, raw: RawVideo | None, keep_damaged: bool) -> VideoReader:
-    def open_source() -> FrameSource:
-        return RawSource(pipe, raw, name) if raw else ContainerSource(pipe, name, keep_damaged=keep_damaged)
-
-    return VideoReader(open_source, name, is_pipe=True)
+    if raw is not None:
+        return VideoReader(partial(RawSource, pipe, raw, name), name, is_pipe=True)
+    return VideoReader(partial(ContainerSource, pipe, name, keep_damaged=keep_damaged), name, is_pipe=True)
 
 
 def _standard_input() -> BinaryIO:

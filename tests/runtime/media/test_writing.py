@@ -192,7 +192,8 @@ def test_a_failed_write_keeps_the_former_file(tmp_path: Path) -> None:
         ("v.mp4", {"width": 63, "pixel_format": "yuv420p"}, "even sizes"),
         ("v.mp4", {"pixel_format": "rgb565"}, "pixel format"),
         ("v.mp4", {"color_space": "ycgco"}, "matrix 'ycgco'"),
-        ("v.mp4", {"color_primaries": "mine"}, "unknown colour primaries"),
+        ("v.mp4", {"color_range": "mine"}, "unknown colour range"),
+        ("v.gif", {"color_primaries": "mine"}, "unknown colour primaries"),
         ("v.gif", {"crf": 3}, "no constant-quality"),
         ("%04d.jpg", {}, "PNG only"),
         ("v.mp4", {"audio_from": Path("none.wav")}, "no such file"),
@@ -205,6 +206,13 @@ def test_settings_that_do_not_fit_are_refused_before_any_work(
         open_video_writer(tmp_path / name, OutputVideo(**{"width": 64, "height": 48, "fps": FPS} | options))
     one_line(excinfo)
     assert os.listdir(tmp_path) == []
+
+
+def test_unknown_output_settings_and_empty_sizes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="at least 1"):
+        OutputVideo(0, 48, FPS)
+    with pytest.raises(MediaError, match="unknown output setting"):
+        OutputVideo.like(load(save(tmp_path / "v.mkv", moving(1)))[2], colour="red")
 
 
 @pytest.mark.parametrize(
