@@ -104,7 +104,8 @@ class TorchEngine:
         torch.backends.cudnn.benchmark = False
         types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
         self._dtype = types[job.precision]
-        model = WFVAE.random(WFVAEConfig.preset(job.preset), 0).requires_grad_(False)  # type: ignore[arg-type]
+        config = WFVAEConfig.preset(job.preset)  # type: ignore[arg-type]
+        model = WFVAE.random(config, 0).requires_grad_(False)
         self._model = model.to(device=self._device, dtype=self._dtype)
         self._inputs: dict[str, Any] = {}
         self._host: dict[str, Any] = {}

@@ -71,9 +71,7 @@ def test_build_gives_engine_per_direction_and_keeps_bundle_identity(builds: Buil
     assert builds.cache.read_bytes() == b"timed;timed;"
 
 
-def test_whole_clip_of_fixed_size_builds_direct_graphs_too(
-    exported: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_whole_clip_builds_direct_graphs_too(exported: Callable[..., Path], tmp_path: Path) -> None:
     report = Builds(exported(NAME, size=(16, 24)), tmp_path).run(BuildSettings(whole_clip=6))
     graphs = ["encoder", "encoder.direct", "decoder", "decoder.direct"]
     assert [record.graph for record in report.built] == graphs

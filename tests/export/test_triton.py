@@ -290,9 +290,8 @@ class SimulatedServer:
     def __init__(self, models: dict[str, Any], clients: int = 1) -> None:
         self.models, self._clients = models, clients
         self._waiting, self._changed = 0, threading.Condition()
-        self.requests: list[tuple[int, bool, bool]] = []
-        """Length, START and END of each request."""
-        self.sequences: set[int] = set()
+        self.requests: list[tuple[int, bool, bool, int]] = []
+        """Length, START, END and sequence of each request."""
 
     def model(self, direction: str) -> Any:
         return example.Model(self, f"wfvae_{direction}")
@@ -303,8 +302,7 @@ class SimulatedServer:
     def infer(self, model: Any, x: Any, sequence: int, start: bool, end: bool) -> Any:
         request = Pending(sequence, start, end, {model.graph.inputs[0].name: np.array(x)})
         with self._changed:
-            self.requests.append((x.shape[1], start, end))
-            self.sequences.add(sequence)
+            self.requests.append((x.shape[1], start, end, sequence))
             self.models[model.name].submit(request)
             self._waiting += 1
             self._run()
@@ -396,7 +394,7 @@ def test_example_reconstructs_file_to_file(
         assert np.array_equal(np.stack(list(reader)), streamed(opened(FIXTURES[0]), frames))
     assert all(model.open_sequences == 0 for model in server.models.values())
     # The warm-up: a full step and one of a single latent, of both models.
-    assert [count for count, start, _ in server.requests if start][:4] == [8, 4, 2, 1]
+    assert [count for count, start, *_ in server.requests if start][:4] == [8, 4, 2, 1]
 
 
 # The client's framing -----------------------------------------------------------------------------
@@ -429,8 +427,9 @@ def test_requests_of_a_stream_are_framed(
     given += sum(len(part) for part in stream.finish())
     if direction == "decoder":
         assert given == 1 + 4 * (sum(pushes) - 1)
-    assert server.requests == expected
-    assert len(server.sequences) == 1 and 0 < min(server.sequences) < 2**63
+    assert [request[:3] for request in server.requests] == expected
+    [sequence] = {request[3] for request in server.requests}
+    assert 0 < sequence < 2**63
 
 
 def test_client_refuses_what_is_not_served(repository: Make) -> None:

@@ -154,7 +154,7 @@ class TensorRT:
 
     @classmethod
     def load(cls, flavour: Flavour = TENSORRT) -> TensorRT:
-        """Imports it. Raises `MissingExtraError`, or `BundleError` if it is there and does not load."""
+        """Imports it. Raises `MissingExtraError`, or `BundleError` if it does not load."""
         try:
             return cls(importlib.import_module(flavour.module), flavour)
         except ModuleNotFoundError as error:

@@ -40,7 +40,7 @@ class Allocations:
         return self._keep(self._cuda.allocate(aligned(size)), self._cuda.free)
 
     def pinned(self, size: int) -> npt.NDArray[np.uint8]:
-        """Returns `size` bytes of pinned host memory, valid until `release`. Raises `ResourceError`."""
+        """Returns pinned host memory, valid until `release`. Raises `ResourceError`."""
         address = self._keep(self._cuda.allocate_pinned(aligned(size)), self._cuda.free_pinned)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 

@@ -99,7 +99,7 @@ class LoadedEngine:
         return self.trt.tactic_sources(int(self._engine.tactic_sources))
 
     def enqueue(self, profile: int, binding: Binding) -> None:
-        """Enqueues a run in the context that all states share on a profile. Hold the device's lock."""
+        """Enqueues a run in a profile's shared context. Hold the device's lock."""
         if profile not in self._runners:
             self._runners[profile] = self.new_runner(profile)
         self._runners[profile].enqueue(binding)
