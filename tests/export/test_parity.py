@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -29,7 +30,6 @@ from wfvae.errors import CheckpointError, InputError
 from wfvae.export.bundle import ExportOptions, export_bundle
 from wfvae.export.parity import Verification, measure, render_table, ulp_distance, verify
 from wfvae.export.parity.rules import BOUNDS, EXACT, model_rule, plan_rule, stream_rule
-from wfvae.model.config import WFVAEConfig
 from wfvae.model.vae import WFVAE
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.spec.manifest import Manifest, record_file
@@ -51,23 +51,16 @@ def opened(path: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory, reference_dir: Path) -> Made:
-    """`bundles(name, **options)`: bundle and model of a fixture or of the tiny preset."""
+    """`bundles(name, **options)`: bundle and model of a fixture, or of the tiny model."""
     made: dict[str, tuple[Path, WFVAE]] = {}
 
     def export(name: str, **options: Any) -> tuple[Path, WFVAE]:
         key = f"{name}{sorted(options.items())}"
         if key not in made:
-            if name == "tiny":
-                with torch.random.fork_rng():
-                    torch.manual_seed(3)
-                    model = WFVAE(WFVAEConfig.preset("tiny")).eval()
-            else:
-                model = WFVAE.from_pretrained(reference_dir / name)
-            weights = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+            model = WFVAE.from_pretrained("tiny" if name == "tiny" else reference_dir / name)
             path = tmp_path_factory.mktemp("bundle") / "bundle"
-            export_bundle(model, path, ExportOptions(**{"direct": True, **options}))
-            model = model.float()
-            model.load_state_dict(weights)  # the export converts in place
+            # A copy, since the export converts in place.
+            export_bundle(copy.deepcopy(model), path, ExportOptions(**{"direct": True, **options}))
             made[key] = (path, model)
         return made[key]
 
