@@ -96,15 +96,9 @@ class SegmentedVideoWriter(FrameWriter):
         if segment_frames < 1:
             raise MediaError(f"segment_frames is {segment_frames}; give at least 1")
         name = self._name
-        if name == "-" or self._path.is_dir():
+        if name == "-" or self._path.is_dir() or (muxer := muxer_for(self._path)) == "gif":
             raise MediaError(
-                f"a resumable video is written to a file, not to '{name}'; give a name ending in .mp4 or .mkv"
-            )
-        muxer = muxer_for(self._path)
-        if muxer == "gif":
-            raise MediaError(
-                f"'{name}' cannot be written in segments; give a name ending in .mp4 or .mkv, or write it in"
-                " one go"
+                f"a resumable video is a file of segments, not '{name}'; give a name ending in .mp4 or .mkv"
             )
         check_destination(self._path, overwrite=self._overwrite, error=MediaError)
         return muxer

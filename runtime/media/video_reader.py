@@ -20,7 +20,7 @@ import numpy as np
 from wfvae.errors import MediaError
 from wfvae.runtime.media.container_source import ContainerSource
 from wfvae.runtime.media.image_folder import ImageSource
-from wfvae.runtime.media.locks import CLOSE_SECONDS, acquired
+from wfvae.runtime.media.locks import CLOSE_SECONDS, close_when_free
 from wfvae.runtime.media.raw_pipe import RawSource
 from wfvae.runtime.media.video_info import RawVideo, VideoInfo
 from wfvae.video.stored_pixels import RGBArray
@@ -74,9 +74,8 @@ class VideoReader:
         if self._closed:
             return
         self._closed = True
-        with acquired(self._in_use, PIPE_CLOSE_SECONDS if self._is_pipe else CLOSE_SECONDS) as is_free:
-            if is_free:
-                self._source.close()
+        seconds = PIPE_CLOSE_SECONDS if self._is_pipe else CLOSE_SECONDS
+        close_when_free(self._in_use, self._source.close, seconds)
 
     def __iter__(self) -> Iterator[RGBArray]:
         for frame, _ in self.frames_with_times():

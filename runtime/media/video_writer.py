@@ -23,7 +23,7 @@ from wfvae.files import check_destination
 from wfvae.runtime.media.encoder_plan import EncoderPlan, muxer_for
 from wfvae.runtime.media.failures import translated
 from wfvae.runtime.media.image_folder import NUMBER_FORMAT, PNGFolder, is_image_folder
-from wfvae.runtime.media.locks import acquired
+from wfvae.runtime.media.locks import close_when_free
 from wfvae.runtime.media.output_container import OutputFile, OutputPipe
 from wfvae.runtime.media.raw_pipe import RawSink
 from wfvae.runtime.media.video_info import OutputVideo
@@ -90,9 +90,7 @@ class FrameWriter(ABC):
     def _stop(self) -> None:
         """Ends writing and discards what is incomplete, after the frame that is being written."""
         self._open = False
-        with acquired(self._in_use) as is_free:
-            if is_free:
-                self._discard()
+        close_when_free(self._in_use, self._discard)
 
     @abstractmethod
     def _write(self, frame: RGBArray, time: Fraction | None) -> None: ...

@@ -59,11 +59,9 @@ class Dice:
         return low + int(self.unit() * (high - low + 1))
 
     def chance(self, probability: float) -> bool:
-        """True with this probability."""
         return self.unit() < probability
 
     def choice(self, options: Sequence[Choice]) -> Choice:
-        """One of the options, each with the same probability."""
         return options[self.integer(0, len(options) - 1)]
 
 
@@ -115,13 +113,9 @@ def fractal_field(dice: Dice, side: int, roughness: float, coarsest: int = 4) ->
     """Periodic fractal noise: octaves of white noise, each `roughness` times as strong as the last.
 
     Args:
-        side: a power of two, >= coarsest.
+        side: of the result, in 0..FIELD_MAX; a power of two, as is `coarsest`.
         roughness: 1 gives the power spectrum 1/f^2 of natural pictures, 0.5 gives hills and clouds
             (1/f^4).
-        coarsest: side of the coarsest octave, a power of two.
-
-    Returns:
-        (side, side) int32 in 0..FIELD_MAX.
     """
     return _fractal(dice.fork(), 2, side, roughness, coarsest)
 

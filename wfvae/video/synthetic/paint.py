@@ -154,10 +154,7 @@ class Stage:
     ) -> tuple[Coordinate, Coordinate]:
         """Texture columns and rows of every pixel in some rows of the frame, for `Texture.sample`.
 
-        Args:
-            centre: column and row of the texel under the middle of the frame.
-            step: texels per pixel.
-            turns: rotation.
+        centre: the texel under the middle of the frame. step: texels per pixel. turns: rotation.
         """
         along, across = to_fixed(step * cosine(turns) / 2), to_fixed(step * sine(turns) / 2)
         y = self.rows[rows]

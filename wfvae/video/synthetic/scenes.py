@@ -9,15 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.video.synthetic.font import text_mask
-from wfvae.video.synthetic.noise import (
-    FIELD_MAX,
-    FIELD_SPAN,
-    Dice,
-    cosine,
-    fractal_field,
-    fractal_line,
-    sine,
-)
+from wfvae.video.synthetic.noise import FIELD_MAX, FIELD_SPAN, Dice, cosine, fractal_field, fractal_line, sine
 from wfvae.video.synthetic.objects import WORDS, Camera, Caption, Sprite, light_colour
 from wfvae.video.synthetic.paint import (
     FIXED_BITS,
@@ -112,10 +104,8 @@ class Water:
     def __init__(self, dice: Dice, stage: Stage, texture: Texture) -> None:
         self._stage, self._texture = stage, texture
         self._camera = Camera(dice, stage, texture.side, speed=0.4)
-        self._ripples = [
-            Texture.of_levels(fractal_field(dice, stage.side, dice.uniform(0.3, 0.5), coarsest=8))
-            for _ in range(2)
-        ]
+        fields = [fractal_field(dice, stage.side, dice.uniform(0.3, 0.5), coarsest=8) for _ in range(2)]
+        self._ripples = [Texture.of_levels(field) for field in fields]
         self._drift = [Camera(dice, stage, stage.side, turn=False, speed=1.2) for _ in range(2)]
         self._depth = to_fixed(dice.uniform(0.02, 0.06) * texture.side / FIELD_SPAN)
         self._glint = light_colour(dice)

@@ -40,11 +40,7 @@ _LEAVES = 640
 
 
 def palette(dice: Dice) -> Palette:
-    """A gradient through five natural colours, randomly lit and tinted.
-
-    Returns:
-        (FIELD_SPAN, 3) int32 in 0..COLOUR_MAX.
-    """
+    """A gradient through five natural colours: (FIELD_SPAN, 3) int32 in 0..COLOUR_MAX."""
     stops = np.array(dice.choice(_PALETTES), dtype=np.int32) * 16
     tint = np.array([int(256 * dice.uniform(0.9, 1.1)) for _ in range(3)], dtype=np.int32)
     light = int(256 * dice.uniform(0.85, 1.15))
@@ -61,11 +57,8 @@ def colour(dice: Dice, level: Field, shade: Field) -> Field:
     """Colours a surface from two palettes that share it in patches, as moss and stone do.
 
     Args:
-        level: (side, side) int32 in 0..FIELD_MAX, the place in the palettes.
-        shade: (side, side) int32, brightness with 256 = unchanged.
-
-    Returns:
-        (side, side, 3) int32 in 0..COLOUR_MAX.
+        level: (side, side), the place in the palettes, 0..FIELD_MAX.
+        shade: (side, side), brightness with 256 = unchanged.
     """
     first, second = palette(dice).take(level, axis=0), palette(dice).take(level, axis=0)
     patches = fractal_field(dice, level.shape[0], 0.45) - dice.integer(900, 2600)
@@ -117,10 +110,7 @@ def woven_texture(dice: Dice, side: int) -> Texture:
 
 
 def leaf_texture(dice: Dice, side: int) -> Texture:
-    """Ellipses of power-law size that cover one another ("dead leaves"): leaves, pebbles, crowds.
-
-    It is the simplest model that has the edges of natural scenes.
-    """
+    """Ellipses of power-law size that cover one another ("dead leaves"): leaves, pebbles, crowds."""
     level = fractal_field(dice, side, 0.7)
     shade = np.full((side, side), 224, dtype=np.int32)
     grain = fractal_field(dice, side, 0.95)
@@ -153,10 +143,6 @@ def _paint_leaf(dice: Dice, level: Field, shade: Field, grain: Field, radius: fl
     shade.reshape(-1)[target] = 300 - (distance[inside] * 128.0).astype(np.int32)
 
 
-TEXTURES: tuple[Callable[[Dice, int], Texture], ...] = (
-    hill_texture,
-    hill_texture,
-    leaf_texture,
-    woven_texture,
-)
+TextureMaker = Callable[[Dice, int], Texture]
+TEXTURES: tuple[TextureMaker, ...] = (hill_texture, hill_texture, leaf_texture, woven_texture)
 """To choose from; relief is twice as likely."""
