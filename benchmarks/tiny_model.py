@@ -31,8 +31,15 @@ from torch import Tensor
 import wfvae
 from wfvae import WFVAE
 from wfvae.model.checkpoint import WEIGHTS_NAME
-from wfvae.train.data import Crops, FixedCrops, ProceduralClips, VideoFolder, held_out, to_model_range
-from wfvae.train.data.batch import Batch, stack_clips
+from wfvae.train.data import (
+    Crops,
+    FixedCrops,
+    ProceduralClips,
+    VideoFolder,
+    held_out,
+    stack_clips,
+    to_model_range,
+)
 from wfvae.train.validation import validate
 from wfvae.video.synthetic.clips import ProceduralClip
 
@@ -53,7 +60,7 @@ def scored_clips(clips: int, side: int, frames: int = FRAMES) -> FixedCrops:
 
 def score(model: WFVAE, clips: int, side: int) -> dict[str, Any]:
     """Returns the mean PSNR and SSIM, and those of each clip."""
-    each = [validate(model, [batch]) for batch in held_out(scored_clips(clips, side), clips)]
+    each = [validate(model, [clip]) for clip in held_out(scored_clips(clips, side), clips)]
     psnr, ssim = [one.psnr_db for one in each], [one.ssim for one in each]
     means = {"psnr_db": statistics.mean(psnr), "ssim": statistics.mean(ssim)}
     return {"clips": clips, **means, "psnr_db_each": psnr, "ssim_each": ssim}
@@ -75,11 +82,11 @@ def lengths(model: WFVAE, clips: int) -> dict[str, float]:
     """Returns the PSNR of the same last frames, by the length of the clip."""
     longest = max(LENGTHS)
     found: dict[str, list[float]] = {str(length): [] for length in LENGTHS}
-    for batch in held_out(scored_clips(clips, 2 * SIDE, longest), clips):
-        video = to_model_range(batch.frames)
+    for clip in held_out(scored_clips(clips, 2 * SIDE, longest), clips):
+        video = to_model_range(clip)
         for length in LENGTHS:
-            clip = video[:, :, longest - length :]
-            error = (reconstruct(model, clip) - clip)[:, :, -SCORED:].square().mean(dim=(1, 2, 3, 4))
+            part = video[:, :, longest - length :]
+            error = (reconstruct(model, part) - part)[:, :, -SCORED:].square().mean(dim=(1, 2, 3, 4))
             found[str(length)] += (10 * torch.log10(4 / error)).tolist()
     return {length: statistics.mean(values) for length, values in found.items()}
 
@@ -116,12 +123,11 @@ def score_videos(model: WFVAE, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         source = VideoFolder(folder, FRAMES, (2 * SIDE, 2 * SIDE), index_path=Path(temporary) / "index.json")
         for item in range(len(source)):
-            batches = []
+            windows = []
             for place in range(CLIPS_PER_VIDEO):
                 rng = np.random.default_rng([item, place])
-                clip = Crops(SIDE, SIDE).cut(source.clip(item, rng), rng)
-                batches.append(Batch(stack_clips([clip]), (source.name(item),), (), place, 0, place))
-            scores = validate(model, batches)
+                windows.append(stack_clips([Crops(SIDE, SIDE).cut(source.clip(item, rng), rng)]))
+            scores = validate(model, windows)
             found[source.name(item)] = {"psnr_db": scores.psnr_db, "ssim": scores.ssim}
     return found
 

@@ -56,13 +56,7 @@ def write_checkpoint(
 ) -> Path:
     """Writes a checkpoint atomically, and removes all but the newest `config.run.keep`.
 
-    Args:
-        run: the directory of the run.
-        state: what is written.
-        config: of the run.
-        data: the fingerprint of the clips, if they have one.
-        processes: how many train together.
-        keep_all: remove nothing.
+    `data` and `processes` are those of `Facts`; `keep_all` removes nothing.
 
     Raises:
         TrainingError: the disk refuses; older checkpoints stay.
@@ -93,11 +87,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(checkpoint: Path, state: TrainingState) -> None:
-    """Fills `state` from a checkpoint of the same configuration.
-
-    Raises:
-        CheckpointError: it is damaged or does not fit.
-    """
+    """Fills `state` from a checkpoint. Raises `CheckpointError` if it is damaged or does not fit."""
     facts = read_facts(checkpoint)
     try:
         tensors = load_file(checkpoint / _STATE)

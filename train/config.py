@@ -32,7 +32,6 @@ from wfvae.train.settings import (
     RunSettings,
     ValidationSettings,
 )
-from wfvae.train.strides import strides_complaint
 
 
 class TrainingConfig(Record, frozen=True):
@@ -189,8 +188,9 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
     weights = list(config.loss.frame_weights)
     if weights and len(weights) != ratio:
         yield f"loss.frame_weights is {weights}; expected {ratio} numbers, one for each frame of a latent"
-    if wrong := strides_complaint(data.stride, data.min_stride, data.stills):
-        yield f"data.{wrong}"
+    if data.min_stride > data.stride:
+        expected = f"0 (always {data.stride}) or an integer in 1..{data.stride}"
+        yield f"data.min_stride is {data.min_stride}; expected {expected}"
     if data.kind != "folder" and data.folder:
         reads = f'data.folder is {data.folder!r}, but data.kind is "{data.kind}", which reads no videos'
         yield f"{reads}; also set data.kind=folder, or leave data.folder out"

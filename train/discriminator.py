@@ -21,7 +21,7 @@ class PatchDiscriminator3D(nn.Module):
     a convolution to one channel; a block is convolution, BatchNorm3d, LeakyReLU(0.2), dropout. All
     convolutions are 3x3x3 with zero padding 1. With the defaults:
 
-        stride (2,2,2)   channels -> 64, LeakyReLU
+        stride (2,2,2)   3 -> 64, LeakyReLU
         stride (2,2,2)   64 -> 128, block
         stride (1,2,2)   128 -> 256, block
         stride (1,2,2)   256 -> 512, block
@@ -37,50 +37,39 @@ class PatchDiscriminator3D(nn.Module):
     statistics across GPUs.
 
     Args:
-        channels: of the clips.
         base: channels after the first convolution.
         layers: strided convolutions.
-        dropout: probability in [0, 1).
-        seed: of the weights, see `refresh`.
+        seed: of the weights, the same on every device; torch's global random state is not used.
     """
 
-    def __init__(
-        self, channels: int = 3, base: int = 64, layers: int = 4, dropout: float = 0.3, *, seed: int = 0
-    ) -> None:
+    def __init__(self, base: int = 64, layers: int = 4, *, seed: int = 0) -> None:
         super().__init__()
-        self.channels = channels
         widths = [base * min(2**depth, WIDEST) for depth in range(layers + 1)]
         self._strides = [(2 if depth < 2 else 1, 2, 2) for depth in range(layers)]
-        stem = _convolution(channels, widths[0], self._strides[0], bias=True)
+        stem = _convolution(3, widths[0], self._strides[0], bias=True)
         self.stem = nn.Sequential(stem, nn.LeakyReLU(0.2))
         strides = [*self._strides[1:], (1, 1, 1)]
         blocks = []
         for given, width, stride in zip(widths[:-1], widths[1:], strides, strict=True):
             convolution = _convolution(given, width, stride, bias=False)
-            layers_of_block = (nn.BatchNorm3d(width), nn.LeakyReLU(0.2), nn.Dropout(dropout))
+            layers_of_block = (nn.BatchNorm3d(width), nn.LeakyReLU(0.2), nn.Dropout(0.3))
             blocks.append(nn.Sequential(convolution, *layers_of_block))
         self.blocks = nn.Sequential(*blocks)
         self.head = _convolution(widths[-1], 1, (1, 1, 1), bias=True)
-        self.refresh(seed)
+        self._draw_weights(seed)
 
     def forward(self, video: Tensor) -> Tensor:
         """Returns the logits of the patches of each clip.
 
         Args:
-            video: (B, channels, T, H, W) floating point, about [-1, 1], of any size. In training
-                mode the batch must have at least two patches, for batch statistics.
+            video: (B, 3, T, H, W), about [-1, 1], of any size.
 
         Returns:
             (B, 1, ceil(T / 4), ceil(H / 16), ceil(W / 16)) with the default layers.
 
         Raises:
-            InputError: a tensor of another shape, or too small a batch in training mode.
+            InputError: less than two patches in training mode, too few for batch statistics.
         """
-        if video.ndim != 5 or video.shape[1] != self.channels or min(video.shape) < 1:
-            raise InputError(
-                f"video has shape {tuple(video.shape)}; the discriminator expects"
-                f" (B, {self.channels}, T, H, W)"
-            )
         batch, _, frames, height, width = video.shape
         if self.training and batch * prod(self.patches(frames, height, width)) < 2:
             raise InputError(
@@ -102,22 +91,14 @@ class PatchDiscriminator3D(nn.Module):
         return size
 
     @torch.no_grad()
-    def refresh(self, seed: int) -> None:
-        """Draws all weights anew, in place, and resets the norms' statistics, as each stage begins.
-
-        The same seed gives the same weights on every device; torch's global random state is not
-        used. An optimizer's moments belong to the old weights: the caller resets them, too.
-        """
+    def _draw_weights(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             if isinstance(module, nn.Conv3d | nn.BatchNorm3d):
                 mean = 1.0 if isinstance(module, nn.BatchNorm3d) else 0.0
-                drawn = torch.empty(module.weight.shape).normal_(mean, WEIGHT_STD, generator=generator)
-                module.weight.copy_(drawn)
+                module.weight.normal_(mean, WEIGHT_STD, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
-            if isinstance(module, nn.BatchNorm3d):
-                module.reset_running_stats()
 
 
 def _convolution(given: int, width: int, stride: tuple[int, int, int], *, bias: bool) -> nn.Conv3d:

@@ -11,18 +11,17 @@ from pathlib import Path
 from wfvae.errors import ConfigError, TrainingError
 from wfvae.files import locked, write_whole
 from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_CONFIG
-from wfvae.train.bf16_support import computes_in_bf16
 from wfvae.train.checkpoints import read_checkpoint, read_facts
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import BadClipLedger, BatchStream, ClipSource
-from wfvae.train.initial import initial_model
-from wfvae.train.memory import memory_for
+from wfvae.train.device import computes_in_bf16, memory_for
 from wfvae.train.metrics import Metrics
 from wfvae.train.perceptual import PerceptualLoss
 from wfvae.train.resuming import (
     checkpoint_to_resume,
     choose_precision,
     data_notices,
+    initial_model,
     start_notices,
 )
 from wfvae.train.sources import (
@@ -34,9 +33,8 @@ from wfvae.train.sources import (
 )
 from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer
-from wfvae.train.step_loop import StepLoop
+from wfvae.train.step_loop import StepLoop, Watcher
 from wfvae.train.validation import Scores, Validator, check_needs
-from wfvae.train.watcher import Watcher
 from wfvae.train.world import World
 
 __all__ = ["RunResult", "Watcher", "train"]
@@ -84,19 +82,15 @@ def train(
     alone.
 
     Args:
-        config: all settings.
         directory: of the run; made if missing, must hold no run unless `resume`.
-        world: the processes of the run.
         resume: continue from the newest checkpoint, or start if there is none yet.
         steering: keys `section.key` that were set for this call. The learning rate and the norm of
             clipping may differ from the run's before only if they are among them.
-        watcher: for progress and stopping.
 
     Raises:
         ConfigError: the batch does not divide among processes, the directory holds a run, or the
             resumed run has other settings.
-        CheckpointError, DataError, TrainingError, ResourceError, MissingExtraError: with what is
-            wrong and what to do.
+        CheckpointError, DataError, TrainingError, ResourceError, MissingExtraError: see the message.
     """
     share = _clips_per_process(config, world)
     require_outside(config, directory)
@@ -118,10 +112,7 @@ def _train(
     steering: Collection[str],
     watcher: Watcher,
 ) -> RunResult:
-    def notice(line: str) -> None:
-        if world.is_first:
-            watcher.notice(line)
-
+    notice = watcher.notice if world.is_first else Watcher().notice
     checkpoint = checkpoint_to_resume(directory, resume)
     slow_bf16 = world.any(not computes_in_bf16(world.device))
     config = choose_precision(config, checkpoint, slow_bf16)
@@ -143,7 +134,8 @@ def _train(
     if held_out is not None:
         # Without a limit: what is left is scored.
         spared = BadClipLedger(None, lambda line: watcher.notice(f"validation: {line}"))
-        validator = Validator(config, directory, held_out, spared, perceptual)
+        spared.note(held_out.unusable)
+        validator = Validator(config.validation, directory, held_out, spared, perceptual)
     with memory_for("training's copies of the model", world.device, _SMALLER_MODEL):
         trainer = Trainer(config, state, world, perceptual)
     ledger = BadClipLedger(config.data.bad_files, watcher.notice)

@@ -7,25 +7,24 @@ precision the network ran in: a bf16 sum of a million terms has three digits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
-from wfvae.errors import InputError
 from wfvae.model.distribution import DiagonalGaussian
 from wfvae.model.vae import DecoderOutput, EncoderOutput
 
-ReconstructionKind = Literal["l1", "l2"]
+DELTA, LARGEST_WEIGHT = 1e-6, 1e6
+"""Of the adaptive weight, eq. 7: added to its divisor, and its upper bound."""
 
 
 def reconstruction_loss(
     video: Tensor,
     reconstruction: Tensor,
     *,
-    kind: ReconstructionKind,
+    kind: Literal["l1", "l2"],
     perceptual: Tensor | None,
     perceptual_weight: float,
     frame_weights: Tensor | None = None,
@@ -43,20 +42,11 @@ def reconstruction_loss(
     Args:
         video, reconstruction: (B, C, T, H, W) floating point, about [-1, 1].
         kind: "l1" (the paper's) or "l2".
-        perceptual: LPIPS of each frame, (B, T) or (B*T,) with time running fastest; None for none.
+        perceptual: LPIPS of each frame, (B*T,) with time running fastest; None for none.
         perceptual_weight: of `perceptual`; the paper's is 1, and 0.1 in stage III.
         frame_weights: (T,), the weight of each frame's share of the sum, which the paper does not
             have; with a mean of 1 the sum keeps its size.
-
-    Returns:
-        A scalar, differentiable in `reconstruction` and `perceptual`.
-
-    Raises:
-        InputError: shapes that do not agree.
     """
-    if video.ndim != 5:
-        raise InputError(f"video has shape {tuple(video.shape)}; expected (B, C, T, H, W)")
-    _require_same_shape("reconstruction", reconstruction, "video", video)
     batch, channels, frames, height, width = video.shape
     difference = _wide(video) - _wide(reconstruction)
     distance = difference.abs() if kind == "l1" else difference.square()
@@ -64,11 +54,6 @@ def reconstruction_loss(
         distance = distance * frame_weights.view(1, 1, frames, 1, 1)
     total = distance.sum()
     if perceptual is not None:
-        if tuple(perceptual.shape) not in {(batch, frames), (batch * frames,)}:
-            raise InputError(
-                f"perceptual has shape {tuple(perceptual.shape)}; expected one value per frame,"
-                f" {(batch, frames)} or {(batch * frames,)}"
-            )
         per_frame = _wide(perceptual).view(batch, frames)
         per_frame = per_frame if frame_weights is None else per_frame * frame_weights
         total = total + perceptual_weight * channels * height * width * per_frame.sum()
@@ -86,16 +71,11 @@ def wavelet_loss(encoder_out: EncoderOutput, decoder_out: DecoderOutput) -> Tens
     The encoder's sub-bands come straight from the video; the decoder's are its estimates. A path
     that the decoder does not have (an ablation) counts nothing; without both, the loss is a zero
     without a gradient.
-
-    Raises:
-        InputError: sub-bands of different shapes, as of two different videos.
     """
     dtype = torch.promote_types(encoder_out.w2.dtype, torch.float32)
     total = torch.zeros((), dtype=dtype, device=encoder_out.w2.device)
-    for name in ("w2", "w3"):
-        given, estimate = getattr(encoder_out, name), getattr(decoder_out, name)
+    for given, estimate in ((encoder_out.w2, decoder_out.w2), (encoder_out.w3, decoder_out.w3)):
         if estimate is not None:
-            _require_same_shape(f"the decoder's {name}", estimate, f"the encoder's {name}", given)
             total = total + (_wide(given) - _wide(estimate)).abs().sum()
     return total / encoder_out.w2.shape[0]
 
@@ -117,57 +97,25 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
 
 
 def adaptive_weight(
-    reconstruction_loss: Tensor,
-    generator_loss: Tensor,
-    last_layer: Tensor,
-    *,
-    delta: float = 1e-6,
-    maximum: float = 1e6,
-    factor: float = 0.5,
+    reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: Tensor, factor: float
 ) -> Tensor:
     """The adversarial weight, eq. 7.
 
-        factor * min(|grad reconstruction| / (|grad adversarial| + delta), maximum)
+        factor * min(|grad reconstruction| / (|grad adversarial| + DELTA), LARGEST_WEIGHT)
 
-    Euclidean norms of the gradients with respect to `last_layer`. Both graphs are kept for the
-    backward pass that follows. A ratio that is not a number (both gradients infinite) gives 0: the
-    losses themselves show that they are not finite.
-
-    Args:
-        reconstruction_loss, generator_loss: scalars that depend on `last_layer`.
-        last_layer: the weight of the decoder's last convolution, requiring a gradient.
+    Euclidean norms of the gradients with respect to `last_layer`, the weight of the decoder's last
+    convolution. Both graphs are kept for the backward pass that follows. A ratio that is not a
+    number (both gradients infinite) gives 0: the losses themselves show that they are not finite.
 
     Returns:
-        A detached, finite scalar in [0, factor * maximum], fp32 at least.
-
-    Raises:
-        InputError: a loss that does not depend on `last_layer`.
+        A detached, finite scalar, fp32 at least.
     """
-    numerator = _gradient_norm("reconstruction_loss", reconstruction_loss, last_layer)
-    ratio = numerator / (_gradient_norm("generator_loss", generator_loss, last_layer) + delta)
-    return factor * ratio.nan_to_num(nan=0.0, posinf=maximum).clamp(0.0, maximum)
-
-
-@dataclass(frozen=True)
-class LossTerms:
-    """The autoencoder's loss and its terms, which are detached and unweighted. All are scalars."""
-
-    total: Tensor
-    """Eq. 6, to call backward on."""
-    reconstruction: Tensor
-    kl: Tensor
-    wavelet: Tensor
-    adversarial: Tensor
-    """Zero before the adversarial loss has started."""
-    adversarial_weight: Tensor
-    """The weight of `adversarial` in the total, detached."""
-    lpips: Tensor | None
-    """Mean LPIPS, which is part of `reconstruction`; None without LPIPS."""
-
-    def named(self) -> dict[str, Tensor]:
-        """Returns all terms by name, detached, for logging, without waiting for the device."""
-        terms = {name: value for name, value in vars(self).items() if value is not None}
-        return {**terms, "total": self.total.detach()}
+    norms = []
+    for loss in (reconstruction_loss, generator_loss):
+        (gradient,) = torch.autograd.grad(loss, last_layer, retain_graph=True)
+        norms.append(_wide(gradient.detach()).square().sum().sqrt())
+    ratio = norms[0] / (norms[1] + DELTA)
+    return factor * ratio.nan_to_num(nan=0.0, posinf=LARGEST_WEIGHT).clamp(0.0, LARGEST_WEIGHT)
 
 
 def total_loss(
@@ -180,7 +128,7 @@ def total_loss(
     adversarial: Tensor | None = None,
     adversarial_weight: Tensor | float = 0.0,
     perceptual: Tensor | None = None,
-) -> LossTerms:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The autoencoder's loss, eq. 6.
 
         reconstruction + kl_weight * kl + wavelet_weight * wavelet
@@ -192,42 +140,27 @@ def total_loss(
         kl_weight, wavelet_weight: 1e-6 and 0.1 in the paper's Table 7.
         adversarial: of `generator_loss`, or None before the adversarial loss has started.
         adversarial_weight: of `adaptive_weight`; a constant for the backward pass.
-        perceptual: LPIPS of each frame, only for `LossTerms.lpips`.
+        perceptual: LPIPS of each frame, only for the record.
+
+    Returns:
+        The loss, and all terms by name for the record: detached, unweighted scalars.
     """
     total = reconstruction + kl_weight * kl + wavelet_weight * wavelet
-    zero = torch.zeros_like(total.detach())
-    weight = zero
+    weight = torch.zeros_like(total.detach())
     if adversarial is not None:
-        weight = torch.as_tensor(adversarial_weight, dtype=zero.dtype, device=zero.device).detach()
+        weight = torch.as_tensor(adversarial_weight, dtype=total.dtype, device=total.device).detach()
         total = total + weight * adversarial
-    return LossTerms(
-        total=total,
-        reconstruction=reconstruction.detach(),
-        kl=kl.detach(),
-        wavelet=wavelet.detach(),
-        adversarial=zero if adversarial is None else adversarial.detach(),
-        adversarial_weight=weight,
-        lpips=None if perceptual is None else _wide(perceptual.detach()).mean(),
-    )
-
-
-def _gradient_norm(name: str, loss: Tensor, last_layer: Tensor) -> Tensor:
-    gradient = None
-    if loss.requires_grad and last_layer.requires_grad:
-        (gradient,) = torch.autograd.grad(loss, last_layer, retain_graph=True, allow_unused=True)
-    if gradient is None:
-        raise InputError(
-            f"{name} does not depend on last_layer, so the adaptive weight has no gradient to measure; "
-            "give the weight of the decoder's last convolution, with requires_grad set"
-        )
-    return _wide(gradient.detach()).square().sum().sqrt()
-
-
-def _require_same_shape(name: str, given: Tensor, other: str, expected: Tensor) -> None:
-    if given.shape != expected.shape:
-        raise InputError(
-            f"{name} has shape {tuple(given.shape)}; expected that of {other}, {tuple(expected.shape)}"
-        )
+    terms = {
+        "total": total,
+        "reconstruction": reconstruction,
+        "kl": kl,
+        "wavelet": wavelet,
+        "adversarial": torch.zeros_like(weight) if adversarial is None else adversarial,
+        "adversarial_weight": weight,
+    }
+    if perceptual is not None:
+        terms["lpips"] = _wide(perceptual).mean()
+    return total, {name: term.detach() for name, term in terms.items()}
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""The run's record: a line of JSON per logged step, and TensorBoard events on request."""
+"""The run's record and its clock: a line of JSON per logged step, TensorBoard events on request."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,6 @@ class Metrics:
     frames_per_second, data_wait, compute, eta_seconds) or "validation" (psnr_db, ssim, lpips).
 
     Args:
-        run: directory of the run.
         first_step: the step before the first one that is recorded.
         tensorboard: also write `RUN/tensorboard`.
 
@@ -38,17 +38,13 @@ class Metrics:
         writer = _summary_writer() if tensorboard else None
         with _writing(self._path):
             self._forget_after(first_step)
-            self._file = self._path.open("a", encoding="utf-8")
+            self._path.open("a").close()
         self._events: Any = None
         if writer is not None:
-            try:
-                with _writing(self._events_path):
-                    # TensorBoard forgets what earlier files hold for these steps.
-                    folder = str(self._events_path)
-                    self._events = writer(folder, purge_step=first_step + 1, flush_secs=_NEVER)
-            except TrainingError:
-                self._file.close()
-                raise
+            with _writing(self._events_path):
+                # TensorBoard forgets what earlier files hold for these steps.
+                folder = str(self._events_path)
+                self._events = writer(folder, purge_step=first_step + 1, flush_secs=_NEVER)
 
     def __enter__(self) -> Self:
         return self
@@ -56,14 +52,11 @@ class Metrics:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._events is None:
+            return
         try:
-            try:
-                with _writing(self._path):
-                    self._file.close()
-            finally:
-                if self._events is not None:
-                    with _writing(self._events_path):
-                        self._events.close()
+            with _writing(self._events_path):
+                self._events.close()
         except TrainingError:
             if error is None:  # otherwise the first error says what happened
                 raise
@@ -71,9 +64,8 @@ class Metrics:
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Adds a line. Raises `TrainingError` if the disk refuses."""
         line = {"kind": kind, "step": step, **{name: float(f"{v:.6g}") for name, v in values.items()}}
-        with _writing(self._path):
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+        with _writing(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
         if self._events is not None:
             with _writing(self._events_path):
                 for name, value in values.items():
@@ -91,6 +83,50 @@ class Metrics:
             except (ValueError, KeyError):
                 continue  # the last line of a run that was killed while it wrote
         write_whole(self._path, "".join(f"{line}\n" for line in kept))
+
+
+class Clock:
+    """Sums up the seconds that a run spends waiting for data, computing and validating."""
+
+    def __init__(self) -> None:
+        self._spent = {"data_wait": 0.0, "compute": 0.0, "validation": 0.0}
+        self._began = self._marked = time.perf_counter()
+        self._at_mark = dict(self._spent)
+        self._frames = self._steps = 0
+
+    @contextmanager
+    def measure(self, what: str) -> Iterator[None]:
+        """Adds the time spent inside to `what`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[what] += time.perf_counter() - began
+
+    def count(self, frames: int) -> None:
+        """Counts a step of so many frames."""
+        self._frames += frames
+        self._steps += 1
+
+    def rates(self, left: int) -> dict[str, float]:
+        """Returns rates since the last call, without validations, and the time of `left` steps."""
+        now = time.perf_counter()
+        spent = {name: seconds - self._at_mark[name] for name, seconds in self._spent.items()}
+        elapsed = max(now - self._marked - spent["validation"], 1e-9)
+        rates = {
+            "frames_per_second": self._frames / elapsed,
+            "data_wait": spent["data_wait"] / elapsed,
+            "compute": spent["compute"] / elapsed,
+            "eta_seconds": left * elapsed / self._steps,
+        }
+        self._marked, self._at_mark, self._frames, self._steps = now, dict(self._spent), 0, 0
+        return rates
+
+    def shares(self) -> dict[str, float]:
+        """Returns shares of the whole time so far; the rest is `bookkeeping`."""
+        elapsed = max(time.perf_counter() - self._began, 1e-9)
+        shares = {name: seconds / elapsed for name, seconds in self._spent.items()}
+        return {**shares, "bookkeeping": max(1.0 - sum(shares.values()), 0.0)}
 
 
 def read_metrics(directory: Path, kind: str) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Whether a run starts or resumes, with which settings, and what is unusual about that."""
+"""How a run starts or resumes: from which model, with which settings, and what is unusual in that."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
-from wfvae.errors import ConfigError
-from wfvae.spec.runs import newest_of_run
+from wfvae.errors import CheckpointError, ConfigError
+from wfvae.model.checkpoint import CONFIG_NAME
+from wfvae.model.config import WFVAEConfig
+from wfvae.model.vae import WFVAE
+from wfvae.spec.runs import RUN_MODEL, newest_of_run
 from wfvae.train.checkpoints import Facts, read_facts, unfinished
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import ClipSource
@@ -24,15 +27,13 @@ _FREE_KEYS = {
 FREE = frozenset(f"{section}.{key}" for section, keys in _FREE_KEYS.items() for key in keys.split())
 """Keys that a resumed run may change. (The videos of `data.folder` are compared by fingerprint;
 `run.steps` moves the end of a cosine, unless `optimizer.schedule_steps` fixes it.)"""
+_NOT_COMPARED = frozenset({"scale", "shift", "dropout"})
+"""Keys of a model that do not affect its weights; dropout is a setting of each stage."""
 _OTHERWISE = "the run continues, but not as it would have without the interruption"
 
 
 def checkpoint_to_resume(directory: Path, resume: bool) -> Path | None:
-    """Returns the newest checkpoint of a run; None for a new one.
-
-    Raises:
-        ConfigError: there is a checkpoint, and `resume` is not set.
-    """
+    """Returns the newest checkpoint of a run, None for a new one; one without `resume` is an error."""
     newest = newest_of_run(directory)
     if newest is not None and not resume:
         raise ConfigError(
@@ -40,6 +41,43 @@ def checkpoint_to_resume(directory: Path, resume: bool) -> Path | None:
             " --out"
         )
     return newest
+
+
+def initial_model(config: TrainingConfig, checkpoint: Path | None) -> WFVAE:
+    """Returns the model of `run.initial` with the run's dropout, else one with random weights.
+
+    Of a `checkpoint`, `step-N` of a resumed run, only the architecture is read here. Scale and
+    shift of the latents are no settings of a run: they are those of `run.initial`, and afterwards
+    of the run's checkpoints.
+
+    Raises:
+        ConfigError: `run.initial` is of another architecture.
+        CheckpointError: a checkpoint is damaged or missing.
+    """
+    wanted = config.model.architecture()
+    if checkpoint is not None:
+        return WFVAE.random(_scaled_as(wanted, _config_of(checkpoint)), config.run.seed)
+    if not config.run.initial:
+        return WFVAE.random(wanted, config.run.seed)
+    try:
+        initial = WFVAE.from_pretrained(config.run.initial)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"run.initial, what this run starts from: {error}; train the stage before first, or name a run or"
+            " checkpoint by --set run.initial=RUN"
+        ) from error
+    mine, theirs = wanted.to_dict(), initial.config.to_dict()
+    differing = [key for key in sorted({*mine, *theirs} - _NOT_COMPARED) if mine.get(key) != theirs.get(key)]
+    if differing:
+        raise ConfigError(
+            f"run.initial {config.run.initial} is of another architecture; it differs in"
+            f" {', '.join(differing)}"
+        )
+    if initial.config.dropout == wanted.dropout:
+        return initial
+    model = WFVAE.random(_scaled_as(wanted, initial.config), config.run.seed)
+    model.load_state_dict(initial.state_dict())
+    return model
 
 
 def choose_precision(config: TrainingConfig, checkpoint: Path | None, slow_bf16: bool) -> TrainingConfig:
@@ -117,3 +155,14 @@ def _steered(config: TrainingConfig, before: TrainingConfig, steering: Collectio
 def _value(config: TrainingConfig, key: str) -> object:
     section, _, name = key.partition(".")
     return getattr(getattr(config, section), name)
+
+
+def _scaled_as(architecture: WFVAEConfig, other: WFVAEConfig) -> WFVAEConfig:
+    return architecture.with_changes(scale=other.scale, shift=other.shift)
+
+
+def _config_of(checkpoint: Path) -> WFVAEConfig:
+    try:
+        return WFVAEConfig.from_json(checkpoint / RUN_MODEL / CONFIG_NAME)
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; remove {checkpoint} to resume from the one before") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from wfvae.errors import ConfigError
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import ClipSource, Crops, FixedCrops, ProceduralClips, VideoFolder
+from wfvae.train.data import ClipSource, Crops, FixedCrops, ProceduralClips, Strides, VideoFolder
 
 Indexing = Callable[[int, int], None]
 """Is given (files probed, files in all)."""
@@ -26,7 +26,7 @@ def require_outside(config: TrainingConfig, run: Path) -> None:
 
 
 def training_source(
-    config: TrainingConfig, run: Path, indexing: Indexing | None = None, *, retry_bad: bool = True
+    config: TrainingConfig, run: Path, indexing: Indexing = lambda *_: None, *, retry_bad: bool = True
 ) -> ClipSource:
     """Returns the clips to train on.
 
@@ -36,29 +36,13 @@ def training_source(
     Raises:
         DataError: the folder cannot be used.
     """
-    data = config.data
-    size, strides = (data.height, data.width), _strides(config)
+    data, seed = config.data, config.run.seed
+    size, strides = (data.height, data.width), _strides(config, data.stills)
     if data.kind == "procedural":
-        return ProceduralClips(
-            config.run.seed,
-            data.clips,
-            data.frames,
-            size,
-            **strides,
-            stills=data.stills,
-            scenes=data.scenes,
-            max_noise=data.noise,
-        )
-    return VideoFolder(
-        data.folder,
-        data.frames,
-        size,
-        **strides,
-        stills=data.stills,
-        index_path=run / "index.json",
-        progress=indexing,
-        retry_bad=retry_bad,
-    )
+        shown: dict[str, Any] = {"scenes": data.scenes, "max_noise": data.noise}
+        return ProceduralClips(seed, data.clips, data.frames, size, strides, **shown)
+    index: dict[str, Any] = {"index_path": run / "index.json", "progress": indexing, "retry_bad": retry_bad}
+    return VideoFolder(data.folder, data.frames, size, strides, **index)
 
 
 def training_crops(config: TrainingConfig) -> Crops | None:
@@ -73,31 +57,30 @@ def has_validation(config: TrainingConfig) -> bool:
 
 
 def validation_source(
-    config: TrainingConfig, run: Path, indexing: Indexing | None = None
+    config: TrainingConfig, run: Path, indexing: Indexing = lambda *_: None
 ) -> ClipSource | None:
     """Returns clips that training never sees; None for folder data without a validation folder."""
     if not has_validation(config):
         return None
     data, validation = config.data, config.validation
+    frames, strides = validation.frames, _strides(config, 0.0)
     size = (validation.height or data.height, validation.width or data.width)
     source: ClipSource
     if validation.folder:
         _require_apart(data.folder, validation.folder)
         index = run / "validation-index.json"
-        folder, frames = validation.folder, validation.frames
-        source = VideoFolder(folder, frames, size, **_strides(config), index_path=index, progress=indexing)
+        source = VideoFolder(validation.folder, frames, size, strides, index_path=index, progress=indexing)
     else:
-        count, frames, noise = validation.clips, validation.frames, data.noise
-        source = ProceduralClips(
-            0, count, frames, size, **_strides(config), split="held-out", max_noise=noise
-        )
+        held_out: dict[str, Any] = {"split": "held-out", "max_noise": data.noise}
+        source = ProceduralClips(0, validation.clips, frames, size, strides, **held_out)
     if not validation.crop_height:
         return source
     return FixedCrops(source, Crops(validation.crop_height, validation.crop_width))
 
 
-def _strides(config: TrainingConfig) -> dict[str, Any]:
-    return {"stride": config.data.stride, "min_stride": config.data.min_stride}
+def _strides(config: TrainingConfig, stills: float) -> Strides:
+    data = config.data
+    return Strides(data.stride, data.min_stride or data.stride, stills)
 
 
 def _require_apart(training: str, validation: str) -> None:

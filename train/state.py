@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -37,13 +38,7 @@ class TrainingState:
     def fresh(
         cls, config: TrainingConfig, device: torch.device, initial: WFVAE | None = None
     ) -> TrainingState:
-        """Returns the state before the first step.
-
-        Args:
-            config: of the run.
-            device: where everything is placed.
-            initial: weights to start from; random ones from the run's seed if None.
-        """
+        """Returns the state before the first step; without `initial`, with random weights."""
         model = initial or WFVAE.random(config.model.architecture(), config.run.seed)
         model = model.to(device).train()
         average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -78,7 +73,7 @@ class TrainingState:
         """Restores what `tensors` returned.
 
         Raises:
-            CheckpointError: tensors are missing, left over or misshaped.
+            CheckpointError: tensors of `source` are missing, left over or misshaped.
         """
         rest = dict(tensors)
         for prefix, module in self._modules():
@@ -101,6 +96,18 @@ class TrainingState:
         yield "optimizer", self.model, self.optimizer
         if self.discriminator is not None and self.discriminator_optimizer is not None:
             yield "discriminator_optimizer", self.discriminator, self.discriminator_optimizer
+
+
+def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
+    """Returns the rate of a step (from 0): a linear warm-up, then constant or a cosine."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    steps = settings.schedule_steps or steps
+    progress = min((step - settings.warmup_steps) / max(steps - settings.warmup_steps, 1), 1.0)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return settings.learning_rate * (settings.final_rate + (1.0 - settings.final_rate) * cosine)
 
 
 def _optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:

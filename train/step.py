@@ -17,7 +17,6 @@ from wfvae.train.config import TrainingConfig
 from wfvae.train.data import to_model_range
 from wfvae.train.draws import posterior_noise, seed_dropout
 from wfvae.train.losses import (
-    LossTerms,
     adaptive_weight,
     generator_loss,
     hinge_discriminator_loss,
@@ -27,8 +26,7 @@ from wfvae.train.losses import (
     wavelet_loss,
 )
 from wfvae.train.perceptual import PerceptualLoss
-from wfvae.train.schedule import learning_rate
-from wfvae.train.state import TrainingState
+from wfvae.train.state import TrainingState, learning_rate
 from wfvae.train.world import World
 from wfvae.train.wrapping import Autoencoding, distributed, exchanging, recompute_blocks
 
@@ -102,10 +100,10 @@ class Trainer:
         for number, part in enumerate(parts, 1):
             video = to_model_range(part.to(self.world.device, non_blocking=True))
             with exchanging(self._autoencoding, now=number == len(parts)):
-                losses, reconstruction = self._autoencoder_losses(video, rows)
-                torch.autograd.backward(losses.total / len(parts))
+                total, named, reconstruction = self._autoencoder_losses(video, rows)
+                torch.autograd.backward(total / len(parts))
             rows += video.shape[0]
-            for name, value in losses.named().items():
+            for name, value in named.items():
                 terms[name] = terms.get(name, torch.zeros_like(value)) + value / len(parts)
             if self._adversarial:
                 pairs.append((video, reconstruction.detach()))
@@ -130,7 +128,8 @@ class Trainer:
     def _adversarial(self) -> bool:
         return self.state.discriminator is not None and self.state.step >= self.config.loss.adversarial_start
 
-    def _autoencoder_losses(self, video: Tensor, first_row: int) -> tuple[LossTerms, Tensor]:
+    def _autoencoder_losses(self, video: Tensor, first_row: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Returns the loss, its terms and the reconstruction."""
         loss, judge = self.config.loss, self.state.discriminator
         encoded, decoded = self._forward(video, self._noise(video, first_row))
         perceptual = None
@@ -153,8 +152,8 @@ class Trainer:
                 adversarial = generator_loss(judge(decoded.sample.float()))
             judge.requires_grad_(True)
             last_layer = self.state.model.decoder.conv_out.weight
-            weight = adaptive_weight(reconstruction, adversarial, last_layer, factor=loss.adversarial_weight)
-        terms = total_loss(
+            weight = adaptive_weight(reconstruction, adversarial, last_layer, loss.adversarial_weight)
+        total, terms = total_loss(
             reconstruction=reconstruction,
             kl=kl_loss(DiagonalGaussian(encoded.latent_dist.moments.float())),
             wavelet=wavelet_loss(encoded, decoded),
@@ -164,7 +163,7 @@ class Trainer:
             adversarial_weight=weight,
             perceptual=perceptual,
         )
-        return terms, decoded.sample
+        return total, terms, decoded.sample
 
     def _forward(self, video: Tensor, noise: Tensor) -> tuple[EncoderOutput, DecoderOutput]:
         outputs: tuple[EncoderOutput, DecoderOutput] | None = None

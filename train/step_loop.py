@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,15 +10,13 @@ from pathlib import Path
 from wfvae.errors import TrainingError
 from wfvae.spec.runs import newest_of_run
 from wfvae.train.checkpoints import write_checkpoint
-from wfvae.train.clock import Clock
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import Batch, BatchStream, printable
-from wfvae.train.memory import is_out_of_memory
-from wfvae.train.metrics import Metrics, read_metrics
+from wfvae.train.device import is_out_of_memory
+from wfvae.train.metrics import Clock, Metrics, read_metrics
 from wfvae.train.sources import has_validation
 from wfvae.train.step import NotFiniteError, Trainer
 from wfvae.train.validation import Scores, Validator, last_good
-from wfvae.train.watcher import Watcher
 from wfvae.train.world import ENDED_ELSEWHERE, World, is_lost_peer
 
 _BEFORE_RESUMING = (
@@ -25,6 +24,21 @@ _BEFORE_RESUMING = (
     " newest checkpoints to continue from an earlier one with --set optimizer.learning_rate= (lower) or"
     " optimizer.clip_norm="
 )
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Functions that a run calls while it trains."""
+
+    progress: Callable[[int, int, dict[str, float]], None] = lambda done, total, values: None
+    """Is given (steps made, steps in all, latest values) after every step."""
+    notice: Callable[[str], None] = lambda line: None
+    """Is given a line for each file that is skipped, and for what is unusual about a run when it
+    begins. A process that is not the first reports only files that it meets itself."""
+    stopping: Callable[[], bool] = lambda: False
+    """Asked between steps; True ends the run after a checkpoint."""
+    indexing: Callable[[int, int], None] = lambda done, total: None
+    """Is given (files probed, files in all) while a folder of videos is indexed."""
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +17,10 @@ from wfvae.model.vae import WFVAE
 from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.spec.runs import RUN_CHECKPOINTS, newest_of_run
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import BadClipLedger, Batch, ClipSource, held_out, to_model_range
-from wfvae.train.memory import memory_for
+from wfvae.train.data import BadClipLedger, ClipSource, held_out, to_model_range
+from wfvae.train.device import memory_for
 from wfvae.train.perceptual import MINIMUM_SIDE, PerceptualLoss
+from wfvae.train.settings import ValidationSettings
 
 _PERFECT_DB = 100.0
 _SHOWN_FRAMES = 5
@@ -39,47 +41,33 @@ class Scores(NamedTuple):
     """None without a perceptual network."""
 
 
+@dataclass
 class Validator:
-    """Scores a run's model on its held-out clips.
+    """Scores a run's model on its held-out clips."""
 
-    Args:
-        config: of the run.
-        directory: of the run, for pictures.
-        source: of the clips.
-        ledger: where files that cannot be used are noted.
-        perceptual: for LPIPS.
-    """
-
-    def __init__(
-        self,
-        config: TrainingConfig,
-        directory: Path,
-        source: ClipSource,
-        ledger: BadClipLedger,
-        perceptual: PerceptualLoss | None,
-    ) -> None:
-        self._settings, self._directory, self._source = config.validation, directory, source
-        self._ledger, self._perceptual = ledger, perceptual
-        ledger.note(source.unusable)
+    settings: ValidationSettings
+    directory: Path
+    source: ClipSource
+    ledger: BadClipLedger
+    """Where files that cannot be used are noted."""
+    perceptual: PerceptualLoss | None
 
     def validate(self, model: WFVAE, step: int) -> Scores:
         """Scores the model of a step. Raises `TrainingError` with what to do."""
-        settings = self._settings
-        count = min(settings.clips, len(self._source))
-        batches = held_out(self._source, count, ledger=self._ledger)
-        pictures = self._directory / "validation" / f"step-{step:08d}"
+        pictures = self.directory / "validation" / f"step-{step:08d}"
         purpose = f"the validation of step {step}"
         advice = (
-            f"{last_good(self._directory)}; resume it with fewer validation.frames, or a smaller"
+            f"{last_good(self.directory)}; resume it with fewer validation.frames, or a smaller"
             " validation.height and validation.width"
         )
         try:
             with memory_for(purpose, next(model.parameters()).device, advice):
-                return validate(model, batches, self._perceptual, pictures, settings.pictures)
+                clips = held_out(self.source, self.settings.clips, self.ledger)
+                return validate(model, clips, self.perceptual, pictures, self.settings.pictures)
         except NotFiniteScoresError as error:
             raise TrainingError(
                 f"{purpose}: {error}; the run has diverged, in this step or before: remove the newest of"
-                f" {self._directory / RUN_CHECKPOINTS}, and --resume from an earlier one with --set"
+                f" {self.directory / RUN_CHECKPOINTS}, and --resume from an earlier one with --set"
                 " optimizer.learning_rate= (lower) or optimizer.clip_norm=, or train anew"
             ) from error
         except (DataError, InputError) as error:
@@ -118,7 +106,7 @@ def check_needs(config: TrainingConfig) -> None:
 @torch.no_grad()
 def validate(
     model: WFVAE,
-    batches: Iterable[Batch],
+    clips: Iterable[Tensor],
     perceptual: PerceptualLoss | None = None,
     pictures: Path | None = None,
     shown: int = 0,
@@ -127,36 +115,31 @@ def validate(
 
     Args:
         model: in eval mode.
-        batches: clips, uint8 (B, 3, T, H, W).
+        clips: uint8 (1, 3, T, H, W) each, at least one.
         perceptual: for LPIPS.
         pictures: directory for `clip-N.png`: rows of original, reconstruction and difference
             (doubled, around grey).
         shown: number of clips that are saved as pictures.
 
     Raises:
-        TrainingError: no clips, or the pictures cannot be written.
+        TrainingError: the pictures cannot be written.
         NotFiniteScoresError: latents or reconstructions are NaN or infinite.
         MissingExtraError: scikit-image or pillow is not installed.
     """
-    psnr: list[float] = []
-    ssim: list[float] = []
-    lpips: list[float] = []
+    rows: list[Scores] = []
     device = next(model.parameters()).device
-    for clip in (clip for batch in batches for clip in batch.frames):
-        video = to_model_range(clip[None].to(device))
-        restored = _reconstruction(model, video)
-        restored = ((restored + 1.0) * 127.5).round() / 127.5 - 1.0
+    for number, clip in enumerate(clips):
+        video = to_model_range(clip.to(device))
+        restored = (_reconstruction(model, video) + 1.0).mul(127.5).round() / 127.5 - 1.0
         before, after = (_pixels(x) for x in (video, restored))
         scores = score_frames(before, after, extra="train")
-        psnr.append(float(np.minimum(scores.psnr, _PERFECT_DB).mean()))
-        ssim.append(float(scores.ssim.mean()))
-        if perceptual is not None:
-            lpips.append(float(perceptual(video, restored, 1).mean()))
-        if pictures is not None and len(psnr) <= shown:
-            _save_picture(pictures / f"clip-{len(psnr) - 1}.png", before, after)
-    if not psnr:
-        raise TrainingError("there are no held-out clips to validate on; set validation.clips")
-    return Scores(float(np.mean(psnr)), float(np.mean(ssim)), float(np.mean(lpips)) if lpips else None)
+        psnr = float(np.minimum(scores.psnr, _PERFECT_DB).mean())
+        lpips = None if perceptual is None else float(perceptual(video, restored, 1).mean())
+        rows.append(Scores(psnr, float(scores.ssim.mean()), lpips))
+        if pictures is not None and number < shown:
+            _save_picture(pictures / f"clip-{number}.png", before, after)
+    psnr, ssim = (float(np.mean(column)) for column in list(zip(*rows, strict=True))[:2])
+    return Scores(psnr, ssim, float(np.mean([row.lpips for row in rows])) if perceptual is not None else None)
 
 
 def _reconstruction(model: WFVAE, video: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from fixtures.training import CPU, WITH_DISCRIMINATOR, small
 from fixtures.video_folders import SIZE, OpenFolder
-from wfvae.train.data import VideoFolder
+from wfvae.train.data import Strides, VideoFolder
 from wfvae.train.loop import train
 
 
@@ -62,10 +62,11 @@ def videos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def open_folder(videos: Path, tmp_path: Path) -> OpenFolder:
-    """`open_folder(frames, size, stride)`: `videos` as a source of clips."""
+    """`open_folder(frames, size, stride, **options)`: `videos` as a source of clips."""
 
     def opened(frames: int = 5, size: tuple[int, int] = SIZE, stride: int = 1, **options: Any) -> VideoFolder:
+        strides = options.pop("strides", Strides(stride, stride))
         index = tmp_path / "run" / "index.json"
-        return VideoFolder(videos, frames, size, stride, index_path=index, **options)
+        return VideoFolder(videos, frames, size, strides, index_path=index, **options)
 
     return opened

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -22,16 +21,12 @@ def published() -> PatchDiscriminator3D:
     return PatchDiscriminator3D()
 
 
-def small(**options: Any) -> PatchDiscriminator3D:
-    return PatchDiscriminator3D(**{"base": 4, **options})
+def small(base: int = 4, **options: int) -> PatchDiscriminator3D:
+    return PatchDiscriminator3D(base, **options)
 
 
 def clip(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 # Shape --------------------------------------------------------------------------------------------
@@ -55,19 +50,9 @@ def test_default_layers_are_the_published_ones(published: PatchDiscriminator3D) 
     assert {m.p for m in published.modules() if isinstance(m, nn.Dropout)} == {0.3}
 
 
-def test_parameter_counts_follow_from_the_widths(published: PatchDiscriminator3D) -> None:
-    convolutions = 27 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512 * 512 + 512 * 1)
-    biases, norms = 64 + 1, 2 * (128 + 256 + 512 + 512)
-    assert parameters(published) == convolutions + biases + norms == 11_744_641
-    # Two layers on 5 channels, base 4: 5 -> 4 -> 8, and the block 8 -> 16 of stride 1.
-    assert parameters(small(channels=5, layers=2)) == 27 * (5 * 4 + 4 * 8 + 8 * 16 + 16) + (4 + 1) + 2 * (
-        8 + 16
-    )
-    # Six layers: channels stop at eight times base.
-    widths = [
-        small(layers=6).blocks.get_submodule(f"{i}.0").get_parameter("weight").shape[0] for i in range(6)
-    ]
-    assert widths == [8, 16, 32, 32, 32, 32]
+def test_channels_stop_at_eight_times_the_first() -> None:
+    convolutions = [m for m in small(layers=6).blocks.modules() if isinstance(m, nn.Conv3d)]
+    assert [m.out_channels for m in convolutions] == [8, 16, 32, 32, 32, 32]
 
 
 @settings(max_examples=15)
@@ -83,7 +68,7 @@ def test_every_patch_has_one_logit(frames: int, height: int, width: int, layers:
     assert discriminator(clip(2, 3, frames, height, width)).shape == (2, 1, *expected)
 
 
-@pytest.mark.parametrize("frames", range(1, 10))
+@pytest.mark.parametrize("frames", [1, 2, 5, 8])
 def test_short_clip_gives_gradients_for_every_weight_and_frame(frames: int) -> None:
     """A step on one clip of 32x32: finite, with a gradient for every weight and for the clip."""
     discriminator = small()
@@ -161,50 +146,20 @@ def test_first_weights_are_normal_around_their_means(published: PatchDiscriminat
         assert (values.abs() < width).double().mean().item() == pytest.approx(share, abs=0.002)
 
 
-def test_refresh_depends_on_the_seed_and_changes_nothing_else() -> None:
-    discriminator = small(seed=1)
-    first = {name: tensor.clone() for name, tensor in discriminator.state_dict().items()}
-    places = [p.data_ptr() for p in discriminator.parameters()]
-    optimizer = torch.optim.SGD(discriminator.parameters(), lr=0.1)
-    discriminator(clip(1, 3, 5, 32, 32)).sum().backward()
-    optimizer.step()
-    assert not torch.equal(
-        discriminator.state_dict()["blocks.0.1.running_mean"], first["blocks.0.1.running_mean"]
-    )
+def test_weights_depend_on_the_seed_alone() -> None:
     before = torch.get_rng_state()
-    discriminator.refresh(1)
-    assert all(torch.equal(tensor, first[name]) for name, tensor in discriminator.state_dict().items())
-    discriminator.refresh(2)
-    assert torch.equal(small(seed=2).head.weight, discriminator.head.weight)
+    first, same, other = (small(seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
-    drawn = [n for n, t in discriminator.state_dict().items() if not torch.equal(t, first[n])]
-    assert drawn == [n for n in first if n.endswith("weight")]
-    assert [p.data_ptr() for p in discriminator.parameters()] == places, (
-        "an optimizer's parameters stay its own"
-    )
-
-
-def test_refresh_gives_the_same_weights_in_any_precision() -> None:
-    wide = small(seed=3).double()
-    wide.refresh(3)
-    assert torch.equal(wide.head.weight, small(seed=3).head.weight.double())
-
-
-# Refusals -----------------------------------------------------------------------------------------
+    assert all(torch.equal(tensor, same[name]) for name, tensor in first.items())
+    drawn = [name for name, tensor in first.items() if not torch.equal(tensor, other[name])]
+    assert drawn == [name for name in first if name.endswith("weight")]
 
 
 def test_one_patch_in_training_is_refused() -> None:
     discriminator, tiny = small(), clip(1, 3, 4, 16, 16)
-    with pytest.raises(
-        InputError, match="a batch of 1 clip of 4 frames of 16x16 leaves the discriminator one patch"
-    ):
+    expected = "a batch of 1 clip of 4 frames of 16x16 leaves the discriminator one patch"
+    with pytest.raises(InputError, match=expected):
         discriminator(tiny)
     for enough in (clip(2, 3, 4, 16, 16), clip(1, 3, 5, 16, 16), clip(1, 3, 4, 16, 17)):
         assert discriminator(enough).isfinite().all()
     assert discriminator.eval()(tiny).shape == (1, 1, 1, 1, 1)
-
-
-@pytest.mark.parametrize("shape", [(3, 5, 32, 32), (1, 1, 5, 32, 32), (1, 3, 0, 32, 32), (0, 3, 5, 32, 32)])
-def test_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"the discriminator expects \(B, 3, T, H, W\)"):
-        small()(torch.zeros(shape))

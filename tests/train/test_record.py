@@ -92,7 +92,7 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that stands still: tests change its only value."""
     now = [0.0]
     clock = SimpleNamespace(perf_counter=lambda: now[0])
-    monkeypatch.setattr("wfvae.train.clock.time", clock)
+    monkeypatch.setattr("wfvae.train.metrics.time", clock)
     monkeypatch.setattr("wfvae.train.loop.time", clock)
     return now
 

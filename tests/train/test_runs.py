@@ -27,13 +27,12 @@ from wfvae.errors import CheckpointError, ConfigError
 from wfvae.model.config import WFVAEConfig
 from wfvae.model.vae import WFVAE
 from wfvae.train.config import TrainingConfig
-from wfvae.train.data import ProceduralClips, VideoFolder
+from wfvae.train.data import ProceduralClips, Strides, VideoFolder
 from wfvae.train.discriminator import PatchDiscriminator3D
 from wfvae.train.loop import Watcher, train
 from wfvae.train.metrics import read_metrics
-from wfvae.train.schedule import learning_rate
 from wfvae.train.sources import training_source, validation_source
-from wfvae.train.strides import Strides
+from wfvae.train.state import learning_rate
 from wfvae.train.world import processes_here
 
 

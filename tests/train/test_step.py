@@ -22,8 +22,8 @@ from fixtures.training import (
     state_of,
 )
 from wfvae.model.causal import CausalConv3d
-from wfvae.train.bf16_support import computes_in_bf16
 from wfvae.train.config import TrainingConfig
+from wfvae.train.device import computes_in_bf16
 from wfvae.train.loop import Watcher, train
 from wfvae.train.perceptual import PerceptualLoss
 from wfvae.train.state import TrainingState

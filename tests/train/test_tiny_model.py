@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import wfvae
-from fixtures.program import Program, clip, save
+from fixtures.program import Program, save
+from fixtures.program import clip as film
 from wfvae.model.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from wfvae.model.vae import WFVAE
 from wfvae.train.data import ProceduralClips, held_out, to_model_range
@@ -64,8 +65,8 @@ def test_tiny_model_reaches_its_committed_scores_on_held_out_clips(
     spec.loader.exec_module(script)
     committed = json.loads(RESULTS.read_text(encoding="utf-8"))["held_out"]["windows_of_256x256"]
     source = script.scored_clips(committed["clips"], 256)
-    for number, batch in zip(range(3), held_out(source, committed["clips"]), strict=False):
-        scores = validate(tiny, [batch])
+    for number, clip in zip(range(3), held_out(source, committed["clips"]), strict=False):
+        scores = validate(tiny, [clip])
         assert scores.psnr_db == pytest.approx(committed["psnr_db_each"][number], abs=0.05)
         assert scores.ssim == pytest.approx(committed["ssim_each"][number], abs=0.002)
 
@@ -101,8 +102,8 @@ def test_other_results_are_of_the_shipped_weights(tiny: WFVAE) -> None:
 def test_long_clips_are_within_1_db_of_short_ones(tiny: WFVAE) -> None:
     """By their last frames. A model that was trained on 9 frames lost 5 dB."""
     psnr: dict[int, list[float]] = {8: [], 24: []}
-    for batch in held_out(ProceduralClips(78, 3, 25, (96, 96), split="held-out"), 3):
-        video = to_model_range(batch.frames)
+    for clip in held_out(ProceduralClips(78, 3, 25, (96, 96), split="held-out"), 3):
+        video = to_model_range(clip)
         for history, values in psnr.items():
             part = video[:, :, 24 - history :]
             with torch.inference_mode():
@@ -112,7 +113,7 @@ def test_long_clips_are_within_1_db_of_short_ones(tiny: WFVAE) -> None:
 
 
 def test_demo_uses_the_tiny_model(tmp_path: Path, program: Program) -> None:
-    video = save(tmp_path / "in.mp4", clip(30, 64, 64))
+    video = save(tmp_path / "in.mp4", film(30, 64, 64))
     result = program.done("demo", video, "--out", tmp_path / "demo", "--threads", "1")
     assert result["passed"]
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")

@@ -9,18 +9,14 @@ import weakref
 from collections.abc import Iterator
 from functools import partial
 from multiprocessing.process import BaseProcess
-from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from torch.utils.data import DataLoader
 
 from wfvae.errors import DataError, TrainingError
-from wfvae.train.data.bad_clips import BadClipLedger
-from wfvae.train.data.batch import Batch
-from wfvae.train.data.clip_source import ClipSource
-from wfvae.train.data.crops import Crops
+from wfvae.train.data.batch import Batch, Failure, StepBatches
+from wfvae.train.data.clip_source import BadClipLedger, ClipSource, Crops
 from wfvae.train.data.sampling import Sampling
-from wfvae.train.data.step_batches import Failure, StepBatches
 from wfvae.train.data.workers import (
     end_workers,
     how_it_ended,
@@ -40,20 +36,17 @@ class BatchStream:
     Args:
         source: of the clips; must be picklable if there are workers.
         batch_size: rows per rank.
-        seed: >= 0; another one is another order and other crops.
         rank, world: this process's number, and the number of processes that train together.
         workers: processes that make batches ahead of time; 0 makes them here on demand.
-        start_step: the step to start with.
         crops: random windows that are cut out of the clips; None takes them whole.
         ledger: where bad items are counted and reported.
-        prefetch: batches that each worker makes ahead.
         pin_memory: use page-locked memory, for asynchronous copies to a CUDA device.
 
     Attributes:
         step: the step of the next batch.
 
     Raises:
-        DataError: the source is empty, or has left out more items than the ledger allows.
+        DataError: the source has left out more items than the ledger allows.
     """
 
     def __init__(
@@ -68,11 +61,8 @@ class BatchStream:
         *,
         crops: Crops | None = None,
         ledger: BadClipLedger | None = None,
-        prefetch: int = 2,
         pin_memory: bool = False,
     ) -> None:
-        if len(source) < 1:
-            raise DataError("the source of clips is empty; expected at least one clip")
         self.step = start_step
         self.ledger = BadClipLedger() if ledger is None else ledger
         self.ledger.note(source.unusable, report=rank == 0)  # all ranks know these
@@ -85,22 +75,18 @@ class BatchStream:
         if workers == 0 and not pin_memory:
             self._batches = map(steps.__getitem__, itertools.count(start_step))
             return
-        options: dict[str, Any] = {}
-        if workers:
-            context = worker_context(preloaded=__name__)
-            options = {"multiprocessing_context": context, "prefetch_factor": prefetch}
+        context = worker_context(preloaded=__name__) if workers else None
         with warnings.catch_warnings():
             # The number of workers is the caller's choice.
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
             loader = DataLoader(
                 steps,
                 batch_size=None,
-                sampler=_Counting(start_step),
+                sampler=itertools.count(start_step),
                 num_workers=workers,
-                collate_fn=_unchanged,
                 pin_memory=pin_memory,
                 worker_init_fn=settle_worker,
-                **options,
+                multiprocessing_context=context,
             )
             self._batches, self._workers = start_workers(loader)
         # Workers ignore the signal by which Python ends processes at exit, and would be waited for.
@@ -117,10 +103,7 @@ class BatchStream:
             TrainingError: a worker was killed, or the stream is closed.
         """
         if self._batches is None:
-            raise TrainingError(
-                f"the stream of batches was closed before step {self.step}; open a new one with"
-                f" start_step={self.step}"
-            )
+            raise TrainingError(f"the stream of batches was closed before step {self.step}")
         self._check_alive()
         try:
             made = next(self._batches)
@@ -134,15 +117,13 @@ class BatchStream:
         except DataError:
             self.close()  # the next step must not be taken for this one
             raise
-        self.step = made.step + 1
+        self.step += 1
         return made
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -162,21 +143,7 @@ class BatchStream:
                 )
 
 
-class _Counting:
-    """Samples the steps from a first one on, without end."""
-
-    def __init__(self, first: int) -> None:
-        self._first = first
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self._first)
-
-
 def _close(stream: weakref.ref[BatchStream]) -> None:
     left = stream()
     if left is not None:
         left.close()
-
-
-def _unchanged(made: Any) -> Any:
-    return made

@@ -12,7 +12,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
-from wfvae.train.data.video_container import UnusableError
+from wfvae.train.data.video_file import UnusableError
 from wfvae.video.stored_pixels import (
     LIMITED_TO_FULL,
     RGBArray,

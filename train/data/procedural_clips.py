@@ -7,9 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from wfvae.errors import InputError
-from wfvae.train.data.clip_source import Clip, ClipSource
-from wfvae.train.strides import Strides
+from wfvae.train.data.clip_source import EVERY_FRAME, Clip, ClipSource, Strides
 from wfvae.video.synthetic.clips import ProceduralClip
 
 Split = Literal["train", "held-out"]
@@ -36,12 +34,8 @@ class ProceduralClips(ClipSource):
     Args:
         seed: >= 0; another one is another set.
         count: clips per epoch.
-        frames: frames per clip.
-        size: (height, width) in pixels.
-        stride: every stride-th frame of a video of 25 frames per second is taken.
-        min_stride: each clip draws its stride from this to `stride`; 0 for `stride` always.
-        stills: share of the clips that show one frame all the time.
-        split: "train" or "held-out".
+        frames, size: of the clips; the size is (height, width) in pixels.
+        strides: of videos of 25 frames per second.
         scenes: each clip draws one of these `SceneName`s.
         max_noise: largest standard deviation of film grain, in levels of 255; 0 for none.
 
@@ -55,21 +49,16 @@ class ProceduralClips(ClipSource):
         count: int,
         frames: int,
         size: tuple[int, int],
-        stride: int = 1,
+        strides: Strides = EVERY_FRAME,
         *,
-        min_stride: int = 0,
-        stills: float = 0.0,
         split: Split = "train",
         scenes: Sequence[str] = ("mixed",),
         max_noise: float = 8.0,
     ) -> None:
-        if not scenes or isinstance(scenes, str):
-            raise InputError(f"scenes is {scenes!r}; expected a list of one or more names of scenes")
         for scene in scenes:  # refuses wrong values here, not in a worker
             ProceduralClip(0, size[0], size[1], scene=scene, noise=max_noise)
         self.seed, self.count, self.frames, self.size = seed, count, frames, size
-        self.strides = Strides(stride, min_stride or stride, stills)
-        self.split, self.scenes, self.max_noise = split, tuple(scenes), max_noise
+        self.strides, self.split, self.scenes, self.max_noise = strides, split, tuple(scenes), max_noise
 
     def __len__(self) -> int:
         return self.count

@@ -11,13 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from wfvae.errors import DataError
-from wfvae.train.data.clip_source import BadClip, Clip, ClipSource, ShortClip
+from wfvae.train.data.clip_source import EVERY_FRAME, BadClip, Clip, ClipSource, Strides
 from wfvae.train.data.frame_pixels import PixelReader
-from wfvae.train.data.video_container import UnusableError, refused
-from wfvae.train.data.video_frames import frames_from, share_of_time
+from wfvae.train.data.video_file import UnusableError, VideoFacts, frames_from, refused, share_of_time
 from wfvae.train.data.video_index import index_folder
-from wfvae.train.data.video_probe import VideoFacts
-from wfvae.train.strides import Strides
 from wfvae.video import VIDEO_SUFFIXES
 
 _MISCOUNT = 16
@@ -31,14 +28,8 @@ class VideoFolder(ClipSource):
 
     Args:
         root: the folder, searched with all folders below it.
-        frames: frames per clip.
-        size: (height, width) of the clips in pixels.
-        stride: every stride-th frame is taken; 2 halves the frame rate.
-        min_stride: each clip draws its stride from this to `stride`; 0 for `stride` always.
-        stills: share of the clips that show one frame all the time.
-        index_path: JSON file of the index, outside of `root`; see `index_folder`.
-        progress: is given (files probed, files in all) while the folder is indexed.
-        retry_bad: probe files again that the index lists as bad.
+        frames, size: of the clips; the size is (height, width) in pixels.
+        index_path, progress, retry_bad: see `index_folder`.
 
     Raises:
         DataError: there are no videos, or none can be used.
@@ -50,16 +41,13 @@ class VideoFolder(ClipSource):
         root: Path | str,
         frames: int,
         size: tuple[int, int],
-        stride: int = 1,
+        strides: Strides = EVERY_FRAME,
         *,
-        min_stride: int = 0,
-        stills: float = 0.0,
         index_path: Path | str,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
         retry_bad: bool = True,
     ) -> None:
-        self.root, self.frames, self.size = Path(root), frames, size
-        self.strides = Strides(stride, min_stride or stride, stills)
+        self.root, self.frames, self.size, self.strides = Path(root), frames, size, strides
         files = index_folder(self.root, Path(index_path), progress, retry_bad=retry_bad)
         if not files:
             raise DataError(
@@ -70,8 +58,8 @@ class VideoFolder(ClipSource):
         for file in files:
             if file.facts is None:
                 unusable.append(BadClip(file.path, file.reason))
-            elif file.facts.frames < self.span:
-                unusable.append(ShortClip(file.path, self._too_short(file.facts.frames)))
+            elif file.facts.frames < self._span(self.strides.largest):
+                unusable.append(BadClip(file.path, self._too_short(file.facts.frames)))
             else:
                 self._videos.append((file.path, file.facts))
         self._unusable = tuple(unusable)
@@ -79,11 +67,6 @@ class VideoFolder(ClipSource):
             raise DataError(
                 f"none of the {len(files)} video files below '{root}' can be used; the first is {unusable[0]}"
             )
-
-    @property
-    def span(self) -> int:
-        """Frames of a video from the first to the last one of a clip of the largest stride."""
-        return self._span(self.strides.largest)
 
     def __len__(self) -> int:
         return len(self._videos)
@@ -150,4 +133,5 @@ class VideoFolder(ClipSource):
     def _too_short(self, frames: int) -> str:
         stride = self.strides.largest
         strided = f" with a stride of {stride}" if stride > 1 else ""
-        return f"it has {frames} frames, too few for {self.frames}{strided} (expected {self.span} or more)"
+        least = self._span(stride)
+        return f"it has {frames} frames, too few for {self.frames}{strided} (expected {least} or more)"

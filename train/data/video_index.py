@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from wfvae.errors import DataError, ResourceError
 from wfvae.files import write_whole
 from wfvae.train.data.clip_source import BadClip
-from wfvae.train.data.video_probe import VideoFacts, probe
+from wfvae.train.data.video_file import VideoFacts, probe
 from wfvae.video import VIDEO_SUFFIXES
 
 _FORMAT, _VERSION = "wfvae video index", 1
@@ -45,7 +47,7 @@ class IndexedFile:
 def index_folder(
     root: Path,
     index_path: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     retry_bad: bool = True,
 ) -> list[IndexedFile]:
@@ -68,33 +70,27 @@ def index_folder(
     _check_places(root, index_path)
     known = _load(index_path, root)
     paths = sorted(_video_paths(root))
-    files: list[IndexedFile] = []
+    files: dict[str, IndexedFile] = {}
     unsaved = False
     saved_at = time.monotonic()
-
-    def save_so_far() -> None:
-        probed = {file.path for file in files}
-        _save(index_path, root, files + [file for file in known.values() if file.path not in probed])
-
     try:
         with closing(_entries(root, paths, known, retry_bad)) as entries:
             for entry in entries:
-                files.append(entry)
+                files[entry.path] = entry
                 unsaved |= entry != known.get(entry.path)
                 if unsaved and time.monotonic() - saved_at >= _SAVED_EVERY:
-                    save_so_far()
+                    _save(index_path, root, known | files)
                     unsaved, saved_at = False, time.monotonic()
-                if progress is not None:
-                    progress(len(files), len(paths))
+                progress(len(files), len(paths))
     except BaseException:
         if unsaved:
             with suppress(ResourceError):  # of the two errors the first one counts
-                save_so_far()
+                _save(index_path, root, known | files)
         raise
-    files.sort(key=lambda file: file.path)
+    files = {path: files[path] for path in paths}
     if unsaved or list(known) != paths:
         _save(index_path, root, files)
-    return files
+    return list(files.values())
 
 
 def _entries(
@@ -173,25 +169,21 @@ def _load(index_path: Path, root: Path) -> dict[str, IndexedFile]:
         return {}
 
 
-def _save(index_path: Path, root: Path, files: list[IndexedFile]) -> None:
-    listed = [_to_json(file) for file in files]
+def _save(index_path: Path, root: Path, files: dict[str, IndexedFile]) -> None:
+    listed = [_to_json(file) for file in files.values()]
     data = {"format": _FORMAT, "version": _VERSION, "root": str(root.resolve()), "files": listed}
     write_whole(index_path, json.dumps(data, indent=1) + "\n")
 
 
 def _to_json(file: IndexedFile) -> dict[str, Any]:
-    entry = {"path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns}
-    if file.facts is None:
-        return {**entry, "bad": file.reason}
-    return {**entry, **asdict(file.facts), "fps": str(file.facts.fps)}
+    facts = {"bad": file.reason} if file.facts is None else msgspec.to_builtins(file.facts, enc_hook=str)
+    return {"path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns, **facts}
 
 
 def _from_json(entry: dict[str, Any]) -> IndexedFile:
-    path, size, changed = str(entry["path"]), int(entry["bytes"]), int(entry["mtime_ns"])
-    if "bad" in entry:
-        return IndexedFile(path, size, changed, None, str(entry["bad"]))
-    height, width = entry["size"]
-    first_pts = None if entry["first_pts"] is None else int(entry["first_pts"])
-    frames, fps, codec = int(entry["frames"]), Fraction(entry["fps"]), str(entry["codec"])
-    facts = VideoFacts(frames, fps, (int(height), int(width)), first_pts, codec)
-    return IndexedFile(path, size, changed, facts)
+    def fraction(kind: type, text: str) -> Fraction:
+        return Fraction(text)
+
+    bad = entry.get("bad")
+    facts = msgspec.convert(entry, VideoFacts, dec_hook=fraction) if bad is None else None
+    return IndexedFile(entry["path"], entry["bytes"], entry["mtime_ns"], facts, bad or "")

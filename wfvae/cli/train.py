@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_CONFIG, newest_of_run
 if TYPE_CHECKING:
     from wfvae.train.config import TrainingConfig
     from wfvae.train.loop import RunResult
-    from wfvae.train.watcher import Watcher
+    from wfvae.train.step_loop import Watcher
 
 _ETA_SECONDS = 600.0
 """Time that the remaining time is estimated from; rich's half a minute may not hold one step."""
@@ -41,20 +40,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     add = parser.add_argument
     add("config", metavar="CONFIG", nargs="?", help="TOML file, or the name of a ready configuration")
-    add(
-        "--out",
-        type=Path,
-        metavar="RUN",
-        help="directory of the run (default: CONFIG's own, else runs/ and its name)",
-    )
-    add(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="set section.key of the configuration; repeatable",
-    )
+    place = "directory of the run (default: CONFIG's own, else runs/ and its name)"
+    add("--out", type=Path, metavar="RUN", help=place)
+    setting = "set section.key of the configuration; repeatable"
+    add("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=setting)
     add("--resume", action="store_true", help="continue from the newest checkpoint of the run")
     add("--list", action="store_true", help="list the ready configurations")
     add("--show", action="store_true", help="print the whole configuration as TOML, and do nothing")
@@ -145,13 +134,9 @@ class _Stop:
     """Whether the run was asked to end."""
 
     def __init__(self) -> None:
+        self.asked = False
         self.may_wait = False
         """Whether steps are being made, after each of which the run looks here."""
-        self._asked = threading.Event()
-
-    def asked(self) -> bool:
-        """Whether it was asked."""
-        return self._asked.is_set()
 
     def ask(self, number: int, frame: object) -> None:
         """A signal handler: the first call lets the step in progress end, others end the program.
@@ -159,17 +144,18 @@ class _Stop:
         But not a second SIGTERM or SIGHUP: where one is sent to all processes, torchrun or a shell
         gets it, too, and forwards it.
         """
-        if self._asked.is_set() and number != signal.SIGINT:
+        if self.asked and number != signal.SIGINT:
             return
-        if self._asked.is_set() or not self.may_wait:
+        if self.asked or not self.may_wait:
             raise KeyboardInterrupt
-        self._asked.set()
-        if sys.stderr is not None:
-            line = (
-                "wfvae train: stopping after this step and its checkpoint; Ctrl-C (again) to stop at once\n"
-            )
-            with suppress(OSError):  # a terminal that was closed
-                sys.stderr.write(line)
+        self.asked = True
+        with suppress(OSError):  # a terminal that was closed
+            _write_line("stopping after this step and its checkpoint; Ctrl-C (again) to stop at once")
+
+
+def _write_line(line: str) -> None:
+    if sys.stderr is not None:
+        sys.stderr.write(f"wfvae train: {line}\n")
 
 
 @contextmanager
@@ -190,14 +176,16 @@ def _stopping_politely() -> Iterator[_Stop]:
 @contextmanager
 def _watching(shown: bool, stop: _Stop) -> Iterator[Watcher]:
     """Shows a bar with the losses on a terminal, and notices anywhere."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from wfvae.train.watcher import Watcher
+    from wfvae.train.step_loop import Watcher
 
     on_terminal = shown and sys.stderr is not None and sys.stderr.isatty()
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     options: dict[str, Any] = {"transient": True, "speed_estimate_period": _ETA_SECONDS}
-    bar = Progress(*columns, _details(), console=_console(), disable=not on_terminal, **options)
+    bar = Progress(*columns, _details(), console=console, disable=not on_terminal, **options)
     bar.start()
     index = bar.add_task("indexing", total=None, text="", visible=False)
     task = bar.add_task("training", total=None, text="")
@@ -209,24 +197,14 @@ def _watching(shown: bool, stop: _Stop) -> Iterator[Watcher]:
         text = "  ".join([*speed, f"data wait {values['data_wait']:.0%}", *losses])
         bar.update(task, completed=done, total=total, text=text)
 
-    def notice(line: str) -> None:
-        if sys.stderr is not None:
-            bar.console.print(line) if on_terminal else sys.stderr.write(f"wfvae train: {line}\n")
-
     def indexing(done: int, total: int) -> None:
         bar.update(index, completed=done, total=total, visible=done < total)
 
     try:
-        yield Watcher(progress, notice, stop.asked, indexing)
+        yield Watcher(progress, console.print if on_terminal else _write_line, lambda: stop.asked, indexing)
     finally:
         with suppress(OSError):  # the terminal was closed
             bar.stop()
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def _details() -> Any:
