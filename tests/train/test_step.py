@@ -45,7 +45,7 @@ def test_reconstruction_loss_of_a_step_is_of_the_configured_kind(
     seen: list[Tensor] = []
 
     def note(module: object, inputs: object, output: Any) -> None:
-        seen.append(output.video.detach().transpose(1, 2))
+        seen.append(output[0].detach().transpose(1, 2))
 
     trainer.state.model.decoder.register_forward_hook(note)
     values = trainer.step([random_clips()])
