@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from fixtures.numbered_videos import write_numbered
 from fixtures.program import clip, save
 from fixtures.training import (
     CPU,
@@ -26,6 +25,7 @@ from fixtures.training import (
     state_of,
     train_two_processes,
 )
+from fixtures.videos import write_numbered
 from wfvae.errors import DataError
 from wfvae.model.vae import WFVAE
 from wfvae.train.data import BadClipLedger, BatchStream

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fixtures.numbered_videos import B_FRAMES, FIRST_LEVEL, LEVELS_PER_FRAME, numbers, write_numbered
 from fixtures.video_folders import SIZE, OpenFolder
+from fixtures.videos import B_FRAMES, FIRST_LEVEL, LEVELS_PER_FRAME, numbers, write_numbered
 from wfvae.errors import DataError
 from wfvae.train.data import BadClip, BadClipLedger, BatchStream, Strides, VideoFolder, frame_pixels
 from wfvae.train.data.frame_pixels import PixelReader, cover_size

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fixtures.numbered_videos import write_numbered
 from fixtures.video_folders import SIZE, OpenFolder
+from fixtures.videos import write_numbered
 from wfvae.errors import DataError, ResourceError
 from wfvae.train.data import BadClip, VideoFolder, video_index
 

@@ -21,10 +21,10 @@ def test_text_is_cut_at_the_borders() -> None:
     draw_text(picture, "HH", -2, -3, (9, 8, 7))
     assert (picture.reshape(-1, 3).max(axis=0) == (9, 8, 7)).all()
     assert not picture[:, GLYPH_HEIGHT - 2 :].any()
+    before = picture.copy()
     for top, left in ((-50, 0), (0, -50), (50, 0), (0, 50)):
-        before = picture.copy()
         draw_text(picture, "H", top, left, (1, 1, 1))
-        assert np.array_equal(picture, before)
+    assert np.array_equal(picture, before)
     with pytest.raises(InputError, match="scale"):
         text_mask("A", 0)
     with pytest.raises(InputError, match="image"):

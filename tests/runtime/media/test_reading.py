@@ -256,18 +256,12 @@ def test_images_are_read_in_natural_order(tmp_path: Path) -> None:
 
 
 def test_images_of_every_format_are_read(tmp_path: Path) -> None:
-    formats = {
-        "a.jpg": "mjpeg yuvj444p",
-        "b.bmp": "bmp bgr24",
-        "c.tiff": "tiff rgb24",
-        "d.webp": "libwebp bgra",
-    }
+    formats = ["jpg mjpeg yuvj444p", "bmp bmp bgr24", "tiff tiff rgb24", "webp libwebp bgra"]
     colour = (200, 100, 50)
-    for name, kind in formats.items():
-        codec, pixel_format = kind.split()
+    for ending, codec, pixel_format in map(str.split, formats):
         picture = picture_of(flat(colour)[0], pixel_format)
         extra = {"color_range": 2} if codec == "mjpeg" else {}
-        encode_stored(tmp_path / name, [picture], codec, "image2", **extra)
+        encode_stored(tmp_path / f"{ending}.{ending}", [picture], codec, "image2", **extra)
     read, _, _ = load(tmp_path)
     assert read.shape == (4, 16, 16, 3)
     assert np.abs(read.astype(int) - colour).max() <= 6

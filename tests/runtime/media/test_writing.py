@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
-import subprocess
-import sys
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -122,24 +119,6 @@ def test_images_replace_those_of_a_longer_video(tmp_path: Path) -> None:
     assert sorted(os.listdir(folder)) == [*(f"frame-00000{i}.png" for i in range(4)), "thesis.txt"]
     with pytest.raises(MediaError, match="already holds"):
         open_video_writer(folder, VIDEO, overwrite=False)
-
-
-COPY = """
-from wfvae.runtime.media.video_reader import open_video
-from wfvae.runtime.media.video_writer import open_video_writer
-from wfvae.runtime.media.video_info import OutputVideo
-import sys
-with open_video("-") as reader, open_video_writer("-", OutputVideo.like(reader.info)) as writer:
-    for frame, time in reader.frames_with_times():
-        writer.write(frame[None], [time])
-assert "torch" not in sys.modules
-"""
-
-
-def test_standard_input_is_copied_to_standard_output(tmp_path: Path) -> None:
-    source = save(tmp_path / "a.mkv", moving(5)).read_bytes()
-    done = subprocess.run([sys.executable, "-c", COPY], input=source, capture_output=True, check=True)
-    assert distance(load(io.BytesIO(done.stdout))[0], moving(5)) < 8
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
