@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -70,14 +71,11 @@ class ExportOptions:
         if self.opset_version not in OPSETS:
             raise BundleError(f"opset is {self.opset}; expected {OPSETS.start} to {OPSETS.stop - 1}")
         if self.precision == "bf16" and self.opset_version < BF16_OPSET:
-            raise BundleError(
-                f"opset is {self.opset}; expected at least {BF16_OPSET} for bf16, which earlier convolutions"
-                " do not take"
-            )
+            expected = f"at least {BF16_OPSET} for bf16, which earlier convolutions do not take"
+            raise BundleError(f"opset is {self.opset}; expected {expected}")
         if self.size is not None and any(side < SPATIAL_RATIO or side % SPATIAL_RATIO for side in self.size):
-            raise BundleError(
-                f"size is {self.size[0]}x{self.size[1]}; expected multiples of {SPATIAL_RATIO}, or dynamic"
-            )
+            expected = f"multiples of {SPATIAL_RATIO}, or dynamic"
+            raise BundleError(f"size is {self.size[0]}x{self.size[1]}; expected {expected}")
 
     @property
     def forms(self) -> str:
@@ -129,7 +127,9 @@ def export_bundle(
     _check_destination(destination, overwrite)
     checkpoint = state_dict_sha256(model.state_dict())
     model = model.to(device="cpu", dtype=DTYPES[options.precision]).eval()
-    specs = _graph_specs(model, options)
+    kinds: tuple[Kind, ...] = (STEP, DIRECT) if options.direct else (STEP,)
+    directions: tuple[Direction, ...] = ("encoder", "decoder")
+    specs = [graph_spec(model, *graph, options.latents) for graph in product(directions, kinds)]
     try:
         with replacing(destination) as building:
             building.mkdir()
@@ -158,9 +158,8 @@ def _check_destination(destination: Path, overwrite: bool) -> None:
     if not (destination / MANIFEST_NAME).is_file():
         raise BundleError(f"{destination} exists and is not a bundle; choose another name")
     if not overwrite:
-        raise BundleError(
-            f"the bundle {destination} exists; choose another name, or replace it with --overwrite"
-        )
+        advice = "choose another name, or replace it with --overwrite"
+        raise BundleError(f"the bundle {destination} exists; {advice}")
 
 
 def _write_graphs(
@@ -179,7 +178,6 @@ def _write_graphs(
         found = traced[key] = trace(
             model,
             spec,
-            mean_only=options.latents == "mean",
             size=options.size,
             opset=options.opset_version,
             convolutions=options.forms,
@@ -198,28 +196,18 @@ def _write_graphs(
     return graphs
 
 
-def _graph_specs(model: WFVAE, options: ExportOptions) -> list[GraphSpec]:
-    kinds: tuple[Kind, ...] = (STEP, DIRECT) if options.direct else (STEP,)
-    directions: tuple[Direction, ...] = ("encoder", "decoder")
-    return [graph_spec(model, direction, kind, options.latents) for direction in directions for kind in kinds]
-
-
 def graph_spec(model: WFVAE, direction: Direction, kind: Kind, latents: str = "mean") -> GraphSpec:
     """Returns names, types and symbolic shapes of a graph's inputs and outputs."""
     stream = model.stream_spec(direction)
     channels, sides = model.config.latent_dim, (f"height/{SPATIAL_RATIO}", f"width/{SPATIAL_RATIO}")
-
-    def latents_spec(channels: int, meaning: str) -> TensorSpec:
-        return TensorSpec("latents", "float32", ("batch", "latents", channels, *sides), meaning)
-
     frames_shape: tuple[Dim, ...] = ("batch", "frames", RGB, "height", "width")
     frames = TensorSpec("frames", "float32", frames_shape, "RGB video in [-1, 1]")
-    if direction == "decoder":
-        inputs, output = [latents_spec(channels, "unscaled latents")], frames
-    elif latents == "mean":
-        inputs, output = [frames], latents_spec(channels, "mean, unscaled")
-    else:
-        inputs, output = [frames], latents_spec(2 * channels, "means, then log-variances, unscaled")
+    meaning = "unscaled latents"
+    if direction == "encoder":
+        meaning = "mean, unscaled" if latents == "mean" else "means, then log-variances, unscaled"
+        channels *= 1 if latents == "mean" else 2
+    coded = TensorSpec("latents", "float32", ("batch", "latents", channels, *sides), meaning)
+    inputs, output = ([frames], coded) if direction == "encoder" else ([coded], frames)
     if kind == STEP:
         inputs.append(TensorSpec("start", "bool", ("batch",), _START))
         if stream.needs_drain:

@@ -8,13 +8,12 @@ y1 = d1 g0 + d2 g1 + d3 g2:
     p3 = (d3 - d1) g2    y0 = (p1 + p2) + p0                  y1 = (p1 - p2) + p3
 
 Here d are frames, or rows of frames, and a product with a tap is a 2-D convolution over channels
-and the axes that are left. At one frame per latent, frames do not come in pairs; there wide
-convolutions are computed in pairs of rows alone. Frames that were repeated need no transform in
-time (`_repeated_pairs`).
+and the axes that are left. Frames that do not come in pairs, at one per latent, are computed in
+pairs of rows alone. Frames that were repeated need no transform in time (`_repeated_pairs`).
 
-Pairs of frames are aligned to the latents, so the bits of a frame do not depend on its chunk.
-Equal frames, such as a stream's head and its history, give p1 alone, exactly: y0 and y1 then have
-the same bits, which the rest of the network relies on.
+Pairs are aligned to the latents, so the bits of a frame do not depend on its chunk. Equal frames,
+such as a stream's head and its history, give p1 alone: y0 and y1 then have the same bits, which
+the rest of the network relies on.
 """
 
 from __future__ import annotations
@@ -33,13 +32,11 @@ from wfvae.model.ops import cat_frames
 
 TAPS = 3
 ROWS_FROM_CHANNELS = 96
-"""Below, the passes over transformed rows take longer than the products that they save; not much
-above, it depends on the engine (docs/performance.md)."""
+"""Below, passes over transformed rows take longer than the products saved (docs/performance.md)."""
 ROWS_ALONE_FROM_CHANNELS = 256
 """The same where frames do not come in pairs, one per latent."""
 _FILTERS_AT_ONCE = 64
-"""Output channels transformed together: whole weights in float64, between filters that stay, leave
-holes in the process's memory."""
+"""Output channels transformed together: whole weights in float64 would fragment the memory."""
 
 Variant = Literal["pairs", "pairs and rows", "rows", "repeats", "repeats and rows"]
 """What is taken two at a time: frames, frames and rows, rows, equal frames, these and rows."""
@@ -182,10 +179,7 @@ def _repeated_pairs(frames: Tensor, filters: Sequence[Tensor], bias: Tensor | No
 
 
 def _row_pairs(frames: Tensor, filters: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-    """Convolves any number of frames in pairs of rows, as three taps in time, with twelve filters.
-
-    An odd H has one more row of zeros, which is cut off again.
-    """
+    """Convolves frames in pairs of rows, as three taps in time; an odd H gets a row of zeros."""
     batch, count, _, height, _ = frames.shape
     products = []
     for index, window in enumerate(_row_windows(frames.flatten(0, 1), 2)):
@@ -203,10 +197,7 @@ def _row_pairs(frames: Tensor, filters: Sequence[Tensor], bias: Tensor | None) -
 
 
 def _row_windows(images: Tensor, below: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Analyses pairs of rows of (N, C, H, W), with `below` rows of zeros at the bottom.
-
-    They are 1 for an even H, 2 for any.
-    """
+    """Analyses pairs of rows of (N, C, H, W), with rows of zeros `below`: 1 for an even H, 2 for any."""
     padded = F.pad(images, (0, 0, 1, below))
     return analyse([padded[:, :, start : start - TAPS or None : 2] for start in range(4)])
 

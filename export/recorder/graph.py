@@ -47,7 +47,6 @@ def trace(
     model: WFVAE,
     graph: GraphSpec,
     *,
-    mean_only: bool = True,
     size: tuple[int, int] | None = None,
     opset: int,
     convolutions: str = "plain",
@@ -58,7 +57,6 @@ def trace(
     Args:
         model: in the precision of the graph's weights, eval mode.
         graph: names, types and symbolic shapes of inputs and outputs.
-        mean_only: the encoder returns means instead of moments.
         size: fixed (height, width), or None.
         opset: version of ONNX's operators.
         convolutions: a key of `wfvae.export.forms.FORMS`.
@@ -77,7 +75,7 @@ def trace(
         value = recorder.add_input(name, _resolve(spec.shape, sizes), getattr(torch, spec.dtype))
         given[spec.name] = TracedTensor(recorder, value)
     with recorder.recording():
-        results = _run(model, graph, given, mean_only)
+        results = _run(model, graph, given)
     recorder.keep_only(results)
     for result, (name, spec) in zip(results, outputs.items(), strict=True):
         found, wanted = (
@@ -100,17 +98,17 @@ def trace(
     return TracedGraph(proto, recorder.constants, scratch)
 
 
-def _run(model: WFVAE, graph: GraphSpec, given: Mapping[str, Any], mean_only: bool) -> list[TracedTensor]:
+def _run(model: WFVAE, graph: GraphSpec, given: Mapping[str, Any]) -> list[TracedTensor]:
     """Runs the direction's network, and returns the graph's outputs in specified order."""
     network: Any = getattr(model, graph.direction)
     clip: Any = OfflineClip()
     if graph.kind == STEP:
-        end: Any = given.get("end")
-        state = {spec.name: given[spec.name] for spec in graph.states}
-        clip = StreamChunk(state, given["start"], end)
+        # A graph without the flag `end` has nothing that reads it.
+        clip = StreamChunk(given, given["start"], given.get("end", given["start"]))
     output, _, _ = network(given[graph.inputs[0].name].to(model.dtype), clip)
-    if graph.direction == "encoder" and mean_only:
-        output = output[:, :, : model.config.latent_dim]
+    channels = graph.outputs[0].shape[2]
+    if output.shape[2] != channels:  # means, without the log-variances
+        output = output[:, :, :channels]
     return [output.float(), *(clip.next_state[state.name] for state in graph.states)]
 
 

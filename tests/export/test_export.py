@@ -38,13 +38,6 @@ SmallModel = Callable[..., WFVAE]
 KEYS = ("encoder", "decoder", "encoder.direct", "decoder.direct")
 each_fixture = pytest.mark.parametrize("name", FIXTURES)
 each_graph = pytest.mark.parametrize("key", KEYS)
-TYPES = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.BFLOAT16: "bfloat16",
-    TensorProto.INT32: "int32",
-    TensorProto.BOOL: "bool",
-}
 
 
 def load(bundle: Path, key: str) -> onnx.ModelProto:
@@ -53,7 +46,8 @@ def load(bundle: Path, key: str) -> onnx.ModelProto:
 
 def declared(value: onnx.ValueInfoProto) -> tuple[str, str, list[int | str]]:
     tensor = value.type.tensor_type
-    return value.name, TYPES[tensor.elem_type], [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    return value.name, str(dtype), [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
 
 
 def content(bundle: Path) -> dict[str, bytes]:
@@ -351,8 +345,7 @@ def test_cache_that_varies_is_refused(kernel: int, stride: int, chunk: int, cons
             conv(frames, view)
             assert view.next_state["conv"].shape == (BATCH, kernel - stride, 3, 8, 8)
         else:
-            message = r"its causal cache would change from chunk to chunk \(eq\. 4\)"
-            with pytest.raises(StreamingError, match=message):
+            with pytest.raises(StreamingError, match=r"cache would change from chunk to chunk \(eq\. 4\)"):
                 conv(frames, view)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from wfvae.model.vae import WFVAE
-from wfvae.spec.frames import SPATIAL_RATIO, latent_frames, lead_frames, tail_frames
+from wfvae.spec.frames import SPATIAL_RATIO, latent_frames, tail_frames
 from wfvae.spec.stream import Direction
 
 NAMES = ["4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear", "8x8x8-nearest"]
@@ -157,69 +158,50 @@ Plan = list[tuple[int, int]]
 """Streams of a row, one after the other: (idle steps before, own steps)."""
 
 
-class Row:
-    """One batch row. Collects what a client would of each stream, and compares it with the clip."""
-
-    def __init__(self, model: WFVAE, direction: Direction, plan: Plan, row: int) -> None:
-        drain = [("end", 0)] if model.stream_spec(direction).needs_drain else []
-        self.events: list[tuple[str, int]] = []
-        for index, (idle, own) in enumerate(plan):
-            self.events += [("idle", index)] * idle + [("start", index)] + [("go", index)] * (own - 1) + drain
-        self.model, self.direction, self.row = model, direction, row
-        self.inputs: list[list[Tensor]] = [[] for _ in plan]
-        self.outputs: list[list[Tensor]] = [[] for _ in plan]
-        self.current = 0
-
-    def feed(self, step: int, units: int) -> tuple[Tensor, bool, bool]:
-        """Input (1, channels, ., h, w), start, end."""
-        kind, index = self.events[step] if step < len(self.events) else ("idle", 0)
-        chunk = random_chunk(self.model, self.direction, units, 1000 * self.row + step)
-        lead = lead_frames(self.model.config.temporal_compression)
-        if kind == "start":
-            self.current = index
-            if self.direction == "encoder":
-                chunk[:, :, :lead] = chunk[:, :, lead : lead + 1]
-        if kind in ("start", "go"):
-            self.inputs[self.current].append(chunk)
-        else:
-            chunk = 1e4 * chunk  # of no meaning, and must not be seen
-        return chunk, kind == "start", kind == "end"
-
-    def take(self, step: int, output: Tensor) -> None:
-        if step < len(self.events) and self.events[step][0] != "idle":
-            self.outputs[self.current].append(output)
-
-    def check(self) -> int:
-        """Compares every stream with direct inference; returns how many there were."""
-        drop = self.model.stream_spec(self.direction).drop
-        lead = lead_frames(self.model.config.temporal_compression)
-        for inputs, outputs in zip(self.inputs, self.outputs, strict=True):
-            given, got = torch.cat(inputs, dim=2), torch.cat(outputs, dim=2)
-            if self.direction == "encoder":
-                expected = self.model.encode(given[:, :, lead:]).latent_dist.moments
-            else:
-                expected = self.model.decode(given).sample
-                got = got[:, :, drop : drop + expected.shape[2]]
-            torch.testing.assert_close(got, expected, **CLOSE)
-        return len(self.inputs)
+def events_of(plan: Plan, drains: bool) -> list[tuple[str, int]]:
+    """What a row does at each step, and with which of its streams."""
+    events: list[tuple[str, int]] = []
+    for index, (idle, own) in enumerate(plan):
+        events += [("idle", index)] * idle + [("start", index)] + [("go", index)] * (own - 1)
+        events += [("end", index)] * drains
+    return events
 
 
 def run_rows(model: WFVAE, direction: Direction, plans: list[Plan], units: list[int]) -> int:
-    """Runs one row per plan, in steps of `units` latents in turn; returns how many streams it had.
-
-    Rows begin with a state of NaN, which `start` must ignore.
+    """Runs one row per plan, in steps of `units` latents in turn, and compares each stream with its
+    clip; returns how many there were. Rows begin with a state of NaN, which `start` must ignore.
     """
-    rows = [Row(model, direction, plan, index) for index, plan in enumerate(plans)]
+    spec = model.stream_spec(direction)
+    rows = [events_of(plan, spec.needs_drain) for plan in plans]
     state = model.initial_state(direction, len(rows), HEIGHT, WIDTH)
     for tensor in state.values():
         tensor.fill_(torch.nan if tensor.is_floating_point() else 12345)
-    for step in range(max(len(row.events) for row in rows)):
-        chunks, start, end = zip(*[row.feed(step, units[step % len(units)]) for row in rows], strict=True)
-        flags = torch.tensor(start), torch.tensor(end)
-        output, state = step_of(model, direction)(torch.cat(chunks), state, *flags)
-        for index, row in enumerate(rows):
-            row.take(step, output[index : index + 1])
-    return sum(row.check() for row in rows)
+    inputs: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+    outputs: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+    for step in range(max(map(len, rows))):
+        kinds = [events[step] if step < len(events) else ("idle", 0) for events in rows]
+        chunk = random_chunk(model, direction, units[step % len(units)], step, len(rows))
+        for row, (kind, index) in enumerate(kinds):
+            if kind == "start" and direction == "encoder":
+                chunk[row, :, : spec.lead] = chunk[row, :, spec.lead, None]
+            if kind in ("start", "go"):
+                inputs[row, index].append(chunk[row])
+            else:
+                chunk[row] *= 1e4  # of no meaning, and must not be seen
+        start, end = (torch.tensor([kind == flag for kind, _ in kinds]) for flag in ("start", "end"))
+        output, state = step_of(model, direction)(chunk, state, start, end)
+        for row, (kind, index) in enumerate(kinds):
+            if kind != "idle":
+                outputs[row, index].append(output[row])
+    for key, parts in inputs.items():
+        given, got = torch.cat(parts, dim=1)[None], torch.cat(outputs[key], dim=1)[None]
+        if direction == "encoder":
+            expected = model.encode(given[:, :, spec.lead :]).latent_dist.moments
+        else:
+            expected = model.decode(given).sample
+            got = got[:, :, spec.drop : spec.drop + expected.shape[2]]
+        torch.testing.assert_close(got, expected, **CLOSE)
+    return len(inputs)
 
 
 @each_direction

@@ -83,8 +83,7 @@ def read_training_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Reads the generator's weights, averaged ones if there are any, names without `module.`.
 
     Raises:
-        CheckpointError: the file is unreadable, holds other objects than tensors and plain values,
-            or holds no generator.
+        CheckpointError: the file is unreadable, holds pickled objects, or holds no generator.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -112,11 +111,10 @@ def why_unreadable(error: Exception) -> str:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
-    """Fills `model` strictly.
+    """Fills `model` strictly, or leaves it as it is.
 
     Raises:
-        CheckpointError: names all missing, unexpected and misshaped tensors, or a damaged one. The
-            model is then unchanged.
+        CheckpointError: names all missing, unexpected and misshaped tensors, or a damaged one.
     """
     expected = model.state_dict()
     found = {

@@ -1,8 +1,7 @@
-"""Haar wavelet transforms in two and three dimensions, as plain convolutions.
+"""Haar wavelet transforms in two and three dimensions, as operators that every engine has.
 
-Analysis is one dense 2x2 convolution of stride 2 over frame pairs stacked as channels; synthesis is
-one 1x1 convolution and a depth-to-space. Every inference engine has these operators. Filter signs,
-band order and names are the published model's:
+Analysis is a dense 2x2 convolution of stride 2 over frame pairs stacked as channels; synthesis is a
+1x1 convolution and a depth-to-space. Filter signs, band order and names are the published model's:
 
     3-D   band bit 0 = high-pass along W, bit 1 = along H, bit 2 = along T     gain 1/(2 sqrt 2)
     2-D   aa, ad (high along H), da (high along W), dd                         gain 1/2
@@ -93,10 +92,9 @@ class _Haar(nn.Module):
                 error_msgs.append(str(error))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # A change of precision or device: the operator is rounded from the exact gain, never from
-        # its own rounded values.
+        # A new precision: the operator is rounded from the exact gain, not from its rounded values.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.weight = self._operator().to(device=self.weight.device, dtype=self.weight.dtype)
+        self.weight = self._operator().to(self.weight)
         return self
 
     def set_gain(self, gain: float) -> None:

@@ -1,8 +1,7 @@
 """A causal convolution as the sum of its time taps, with a backward pass of its own.
 
-With autograd's, every tap would keep its own copy of the frames of a batch, and its gradient would
-first be written into zeros of the size of all frames. Here the frames are kept once, and the taps'
-gradients are added where they belong.
+Autograd's would keep a copy of a batch's frames for every tap, and write each tap's gradient into
+zeros of their size. Here the frames are kept once, and gradients are added where they belong.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class _RepeatHead(torch.autograd.Function):
 class _TapSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, frames: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ordered = _time_first(frames)
+        ordered = _swap(frames)
         taps, padding = weight.shape[2], weight.shape[3] // 2
         total = F.conv2d(_shifted(ordered, 0, taps), weight[:, :, 0], bias, padding=padding)
         for tap in range(1, taps):
@@ -69,7 +68,7 @@ class _TapSum(torch.autograd.Function):
             for piece in _pieces(total):
                 total[piece].add_(F.conv2d(source[piece], kernel, padding=padding))
         ctx.save_for_backward(ordered, weight)
-        return _batch_first(total, frames.shape[0])
+        return _swap(total.reshape(-1, frames.shape[0], *total.shape[1:]))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -77,7 +76,7 @@ class _TapSum(torch.autograd.Function):
         ordered, weight = ctx.saved_tensors
         wants_frames, wants_weight, wants_bias = ctx.needs_input_grad
         taps = weight.shape[2]
-        images = _time_first(gradient).flatten(0, 1)
+        images = _swap(gradient).flatten(0, 1)
         of_frames = torch.zeros_like(ordered) if wants_frames else None
         of_taps, of_bias = [], None
         for tap in range(taps):
@@ -96,17 +95,11 @@ class _TapSum(torch.autograd.Function):
         return None if of_frames is None else of_frames.movedim(0, 1), of_weight, of_bias
 
 
-def _time_first(frames: Tensor) -> Tensor:
-    """Returns (B, T, C, H, W) as (T, B, C, H, W), channels last in memory.
+def _swap(frames: Tensor) -> Tensor:
+    """Returns (B, T, C, H, W) as (T, B, C, H, W) or back, channels last in memory.
 
-    Any run of frames is then a batch of images without a copy.
+    Time first, any run of frames is a batch of images without a copy.
     """
-    return frames.permute(1, 0, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-
-
-def _batch_first(images: Tensor, batch: int) -> Tensor:
-    """Returns (T B, C, H, W), time first, as (B, T, C, H, W), channels last in memory."""
-    frames = images.reshape(-1, batch, *images.shape[1:])
     return frames.permute(1, 0, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
 
 

@@ -142,7 +142,7 @@ class WFVAE(StreamingVAE):
     def forward(
         self, x: Tensor, sample_posterior: bool = True, generator: torch.Generator | None = None
     ) -> tuple[EncoderOutput, DecoderOutput]:
-        """Encodes and decodes, as training does: both outputs with all that the losses need."""
+        """Encodes and decodes, as training does, with all that the losses need."""
         encoded = self.encode(x)
         latents = encoded.latent_dist.sample(generator) if sample_posterior else encoded.latent_dist.mode()
         return encoded, self.decode(latents)
