@@ -67,10 +67,8 @@ def measure_direction(
     from the last one.
 
     Args:
-        size: (height, width) of the video.
         chunks: latents per step, each >= 1.
         runs: turns of each length that count, >= 1; one before them does not.
-        progress: called with frames done and in all.
 
     Raises as `Bundle.encoder` and `Bundle.decoder` do.
     """
@@ -79,7 +77,7 @@ def measure_direction(
     total = bundle.ratio * (runs + 1) * sum(chunk * (pushes[chunk] + 1) for chunk in lengths)
     timings: dict[int, list[tuple[float, float]]] = {chunk: [] for chunk in lengths}
     done = 0
-    stream, data = _stream_and_input(bundle, direction, size, lengths[-1])
+    stream, data = _stream_and_input(bundle, direction, *size, lengths[-1])
     step = bundle.ratio if direction == "encoder" else 1
     with stream:
         stream.push(data[:1])  # the head; after it, n r frames make n latents
@@ -117,10 +115,9 @@ def choose(speeds: Sequence[ChunkSpeed]) -> ChunkSpeed:
 
 
 def _stream_and_input(
-    bundle: Bundle, direction: Direction, size: tuple[int, int], longest: int
+    bundle: Bundle, direction: Direction, height: int, width: int, longest: int
 ) -> tuple[EncoderStream | DecoderStream, Any]:
     """Opens a stream, and makes the input of its longest step."""
-    height, width = size
     if direction == "encoder":
         count = bundle.ratio * longest
         frames = ProceduralClip(0, *padded_size(height, width), count).frames(0, count)

@@ -5,6 +5,7 @@ batching).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
@@ -18,13 +19,13 @@ F = TypeVar("F", bound=Feed)
 Key = TypeVar("Key")
 
 
+@dataclass(eq=False)
 class PooledStream(Generic[F]):
     """One stream of a pool. Its results come from `StreamPool.step`."""
 
-    def __init__(self, feed: F) -> None:
-        self.feed = feed
-        self.parked: Mapping[str, Array] | None = None
-        """State of a started stream that is not in the current batch, one row."""
+    feed: F
+    parked: Mapping[str, Array] | None = None
+    """State of a started stream that is not in the current batch, one row."""
 
     def push(self, data: Any) -> None:
         """Queues input. Raises `InputError` if it is wrong."""
@@ -59,12 +60,7 @@ class StreamPool(Generic[F]):
     """
 
     def __init__(
-        self,
-        session: StepSession,
-        size: tuple[int, int],
-        rows: int,
-        chunk: int,
-        new_feed: Callable[..., F],
+        self, session: StepSession, size: tuple[int, int], rows: int, chunk: int, new_feed: Callable[..., F]
     ) -> None:
         if rows < 1:
             raise StreamingError(f"rows is {rows}; expected at least 1")

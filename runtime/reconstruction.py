@@ -22,8 +22,8 @@ class ReconstructionStream:
     def __init__(self, bundle: Bundle, height: int, width: int, chunk: int | None = None) -> None:
         self.chunk = chunk or bundle.default_chunk("encoder", height=height, width=width)
         """Latents per step of the encoder."""
-        self._encoder = bundle.encoder(height=height, width=width, chunk=self.chunk)
-        self._decoder = bundle.decoder(height=height, width=width, chunk=chunk)
+        self.encoder = bundle.encoder(height=height, width=width, chunk=self.chunk)
+        self.decoder = bundle.decoder(height=height, width=width, chunk=chunk)
         # Frames whose reconstruction is not ready: a bounded number, the delay of the two streams.
         self._waiting = Queue()
 
@@ -35,40 +35,25 @@ class ReconstructionStream:
 
     def close(self) -> None:
         """Releases the state of both streams."""
-        self._encoder.close()
-        self._decoder.close()
-
-    @property
-    def frames_seen(self) -> int:
-        """Video frames pushed so far."""
-        return self._encoder.frames_seen
-
-    @property
-    def frames_given(self) -> int:
-        """Frames of the reconstruction returned so far."""
-        return self._decoder.frames_given
-
-    @property
-    def latents_given(self) -> int:
-        """Latents that went from the encoder to the decoder so far."""
-        return self._encoder.latents_given
+        self.encoder.close()
+        self.decoder.close()
 
     @property
     def engine_seconds(self) -> float:
         """Seconds spent in the backend so far."""
-        return self._encoder.engine_seconds + self._decoder.engine_seconds
+        return self.encoder.engine_seconds + self.decoder.engine_seconds
 
     def push(self, frames: Frames) -> tuple[Frames, Frames]:
         """Takes frames, and returns those whose reconstruction became ready, with it."""
         self._waiting.add(frames)
-        latents = self._encoder.push(frames)[:, : self._decoder.channels]  # of moments, the means
-        return self._paired(self._decoder.push(latents))
+        latents = self.encoder.push(frames)[:, : self.decoder.channels]  # of moments, the means
+        return self._paired(self.decoder.push(latents))
 
     def finish(self) -> tuple[Frames, Frames]:
         """Ends the video, and returns the rest of it with its reconstruction."""
         # Queued and not decoded yet: the last latent may hold more frames than the video has.
-        self._decoder.queue(self._encoder.finish()[:, : self._decoder.channels])
-        return self._paired(self._decoder.finish(self._encoder.frames_seen))
+        self.decoder.queue(self.encoder.finish()[:, : self.decoder.channels])
+        return self._paired(self.decoder.finish(self.encoder.frames_seen))
 
     def _paired(self, part: Frames) -> tuple[Frames, Frames]:
         if not len(part):

@@ -140,9 +140,11 @@ class Stream(Generic[F]):
         snapshot = snapshot if isinstance(snapshot, Snapshot) else Snapshot.from_bytes(snapshot)
         state, feed = self._require_open(), self._feed
         snapshot.require(self._bundle, self.spec.direction, feed.height, feed.width, feed.counters())
-        given = {
-            name: (array.shape, _dtype_name(array, self.spec, name)) for name, array in snapshot.state.items()
+        # No state is uint16 but for the bits of bfloat16.
+        types = {
+            name: str(array.dtype).replace("uint16", "bfloat16") for name, array in snapshot.state.items()
         }
+        given = {name: (array.shape, types[name]) for name, array in snapshot.state.items()}
         self.spec.check(given, 1, state.height, state.width)
         state.write(snapshot.state)
         feed.restore(snapshot.counters, snapshot.pending)
@@ -218,9 +220,3 @@ class DecoderStream(Stream[DecoderFeed]):
     def channels(self) -> int:
         """Channels D of a latent. An encoder of moments returns 2 D, the first D of them means."""
         return self._feed.channels
-
-
-def _dtype_name(array: Array, spec: StreamSpec, name: str) -> str:
-    """Names a state tensor's type; bfloat16 is stored as its bits."""
-    declared = {state.name: state.dtype for state in spec.states}.get(name)
-    return "bfloat16" if declared == "bfloat16" and array.dtype == np.uint16 else str(array.dtype)

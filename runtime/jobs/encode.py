@@ -86,24 +86,24 @@ def encode_video(
         checkpoints = Checkpoints(store, fingerprint_video(video), checkpoint_seconds)
         snapshot = checkpoints.load(video) if resume and store.exists() else None
         began = time.perf_counter()
-        if snapshot is not None:
+        if snapshot is None:
+            checkpoints.forget()
+        else:
             stream.restore(snapshot)
         resumed_at = stream.frames_seen
         # A run may have been killed between the last latent and the end of the job.
-        finished = None if snapshot is None else _finished(store)
-        if finished is not None:
-            frames, count = finished
-            resumed_at = frames
+        if snapshot is not None and (finished := _finished(store)):
+            resumed_at, count = finished
+            frames = resumed_at
         else:
-            if snapshot is None:
-                checkpoints.forget()
             target = _latents_info(bundle, info)
             _encode(reader, stream, bundle.ratio * chunk, store, target, checkpoints, progress)
             frames, count = stream.frames_seen, stream.latents_given
-    if not in_place:
+    if in_place:
+        checkpoints.forget()
+    else:
         _copy(store, latents)
-    checkpoints.forget()
-    if not in_place:
+        checkpoints.forget()
         discard_tree(store)
     progress(frames, frames)
     return Report(

@@ -77,15 +77,15 @@ def reconstruct_video(
         for frames, frame_times in stack.enter_context(Prefetch(batches, DEPTH)):
             times += frame_times
             pass_on(*stream.push(frames))
-            progress(stream.frames_given, info.frames)
+            progress(stream.decoder.frames_given, info.frames)
         pass_on(*stream.finish())
         sink.close()
-    progress(stream.frames_seen, stream.frames_seen)
+    progress(stream.encoder.frames_seen, stream.encoder.frames_seen)
     return Report(
         source=str(video),
         destination=str(out),
-        frames=stream.frames_seen,
-        latents=stream.latents_given,
+        frames=stream.encoder.frames_seen,
+        latents=stream.encoder.latents_given,
         height=info.height,
         width=info.width,
         fps=float(info.fps),

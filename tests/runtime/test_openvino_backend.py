@@ -160,28 +160,6 @@ def test_half_precision_bundle_gives_same_bits_where_the_rules_demand_it(
 # State --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hint", HINTS)
-@pytest.mark.parametrize("direction", ["encoder", "decoder"])
-def test_two_sets_of_state_tensors_swap_roles(opened_here: Opener, direction: Any, hint: str) -> None:
-    """No tensor is read and written in one step, and none is allocated after the first steps."""
-    session = opened_here(NAME, hint).step_session(direction)
-    state: Any = session.new_state(1, 24, 32)
-    x = np.zeros((1, 4, 3, 24, 32) if direction == "encoder" else (1, 1, 4, 3, 4), np.float32)
-
-    def addresses() -> set[int]:
-        return {tensor.data.ctypes.data for tensor in state._tensors.values()}
-
-    seen = []
-    for step in range(6):
-        before = addresses()
-        session.step(state, x, np.array([step == 0]), np.array([False]))
-        assert not before & addresses()
-        seen.append(addresses())
-    assert seen[0] == seen[2] == seen[4] and seen[1] == seen[3] == seen[5]
-    held = {tensor.get_element_type() for tensor in state._tensors.values()}
-    assert held - {ov.Type.i32} == {ov.Type.f32 if hint == "fp32" else ov.Type.bf16}
-
-
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(
     ("error", "raised"),
