@@ -22,9 +22,6 @@ from wfvae.runtime.media.failures import Failure, translated
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.video.stored_pixels import RGBArray
 
-MOVFLAGS_OF_FILE = "faststart"
-MOVFLAGS_OF_PIPE = "frag_keyframe+empty_moov+default_base_moof"
-
 
 class AudioCopy:
     """All audio streams of `source`, added to `container` and copied packet by packet.
@@ -167,7 +164,7 @@ class OutputFile(OutputContainer):
         remove_leftovers(path)
         # An interrupt between here and the caller's `with` block must not leave the file behind.
         self._discard = weakref.finalize(self, discard, self._partial)
-        super().__init__(f"file:{self._partial}", muxer, video, plan, MOVFLAGS_OF_FILE)
+        super().__init__(f"file:{self._partial}", muxer, video, plan, movflags="faststart")
 
     def close(self) -> None:
         super().close()
@@ -191,7 +188,8 @@ class OutputPipe(OutputContainer):
 
     def __init__(self, pipe: BinaryIO, muxer: str, video: OutputVideo, plan: EncoderPlan) -> None:
         self._pipe = pipe
-        super().__init__(_WriteOnly(pipe), muxer, video, plan, MOVFLAGS_OF_PIPE)
+        movflags = "frag_keyframe+empty_moov+default_base_moof"
+        super().__init__(_WriteOnly(pipe), muxer, video, plan, movflags)
 
     def close(self) -> None:
         super().close()

@@ -31,8 +31,6 @@ from wfvae.video.stored_pixels import RGBArray
 
 PIPE = "-"
 RAW = "rawvideo"
-PIPE_MUXER = "matroska"
-IMAGE_PATTERN = "frame-%06d.png"
 
 
 class FrameWriter(ABC):
@@ -213,7 +211,7 @@ def _pipe_sink(pipe: BinaryIO, name: str, info: OutputVideo, container: str | No
     if container == RAW:
         _refuse_audio(info, name)
         return RawSink(pipe)
-    muxer = container or PIPE_MUXER
+    muxer = container or "matroska"
     with translated(f"opening '{name}'"):
         return OutputPipe(pipe, muxer, info, EncoderPlan.of(info, muxer))
 
@@ -231,7 +229,7 @@ def _image_sink(name: str, info: OutputVideo, container: str | None, *, overwrit
         raise MediaError(
             f"numbered images are written as PNG only, got '{name}'; let the pattern end in .png"
         )
-    folder, pattern = (path.parent, path.name) if is_pattern else (path, IMAGE_PATTERN)
+    folder, pattern = (path.parent, path.name) if is_pattern else (path, "frame-%06d.png")
     with translated(f"creating images in '{folder}'"):
         return PNGFolder(folder, pattern, info.width, info.height, overwrite=overwrite)
 

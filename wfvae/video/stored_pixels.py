@@ -25,10 +25,8 @@ _FULL_RANGE_CODECS = "png apng bmp tiff mjpeg gif rawvideo ffv1 huffyuv ffvhuff 
 FULL_RANGE_CODECS = frozenset(_FULL_RANGE_CODECS.split())
 """Codecs whose untagged grey or YUV frames hold full range, as images and intermediate files do."""
 
-_BT709, _SMPTE170M = 1, 6
 _UNTAGGED = frozenset({0, 2, 3})
 """RGB, unspecified and reserved: the values of video that states no matrix."""
-_HD_WIDTH, _HD_HEIGHT = 1280, 576
 
 
 def sws_matrix(frame: av.VideoFrame) -> int | None:
@@ -37,8 +35,8 @@ def sws_matrix(frame: av.VideoFrame) -> int | None:
     As in players, untagged video counts as BT.709 from 1280 wide or above 576 high, else as BT.601.
     """
     if frame.colorspace in _UNTAGGED:
-        is_hd = frame.width >= _HD_WIDTH or frame.height > _HD_HEIGHT
-        return SWS_MATRICES[_BT709 if is_hd else _SMPTE170M]
+        is_hd = frame.width >= 1280 or frame.height > 576
+        return SWS_MATRICES[1 if is_hd else 6]
     return SWS_MATRICES.get(frame.colorspace)
 
 
