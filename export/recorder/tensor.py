@@ -7,7 +7,7 @@ are looked up in `OVERRIDES`, as torch's function-override protocol wants it; an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self, TypeAlias, TypeVar, cast
+from typing import Any, Self, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -208,10 +208,9 @@ class TracedTensor(Value):
     __hash__ = object.__hash__
 
 
-def _constant_bound(bound: Any) -> int | None:
-    bound = simplify(bound) if isinstance(bound, Size) else bound
+def _constant_bound(bound: Length | None) -> int | None:
+    bound = None if bound is None else simplify(bound)
     if isinstance(bound, Size):
-        raise StreamingError(
-            f"a slice ends at {bound}, which changes with the clip's size; a graph needs constant bounds"
-        )
-    return cast("int | None", bound)
+        problem = f"a slice ends at {bound}, which changes with the clip's size"
+        raise StreamingError(f"{problem}; a graph needs constant bounds")
+    return bound

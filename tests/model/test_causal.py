@@ -19,8 +19,6 @@ from wfvae.model.causal import (
     StreamChunk,
     TemporalModule,
     TimeUpsample,
-    bind_paths,
-    collect_state_specs,
 )
 
 CLOSE = {"rtol": 0, "atol": 1e-12}
@@ -167,32 +165,3 @@ def test_delay_line_repeats_the_first_frame_and_delays_the_others(sizes: list[in
     outputs = run_stream(module, clip.split(sizes, dim=1), state_of(module))
     assert torch.equal(outputs, torch.cat([clip[:, :1], clip[:, :-1]], dim=1))
     assert torch.equal(module(clip, OfflineClip()), clip)
-
-
-# State
-
-
-def test_rows_start_and_end_independently() -> None:
-    module, clip = linear_upsample(), clip_of(3)
-    state = state_of(module)
-    state["up.age"].zero_()
-    view = StreamChunk(state, torch.tensor([True, False]), torch.tensor([False, True]))
-    outputs = module(clip, view)
-    assert torch.equal(outputs[0, :2], clip[0, :1].expand(2, -1, -1, -1))  # row 0 starts: its head, twice
-    assert torch.equal(outputs[1, 0], state["up.previous"][1, 0])  # row 1 ends: what was before, unblended
-    assert view.next_state["up.age"].tolist() == [2, 2]
-
-
-def test_state_is_a_copy_that_keeps_no_activation_alive() -> None:
-    view = chunk_of({"conv": clip_of(2)}, start=True)
-    conv(3, 1)(clip_of(8), view)
-    assert view.next_state["conv"].untyped_storage().nbytes() == clip_of(2).nbytes
-
-
-def test_state_names_are_module_paths() -> None:
-    stages = torch.nn.Sequential(conv(3, 1), conv(3, 3))
-    root = torch.nn.ModuleDict({"a": stages, "b": linear_upsample(), "c": DelayLine(CHANNELS, 8)})
-    bind_paths(root)
-    names = [spec.name for spec in collect_state_specs(root, "", "float32")]
-    assert names == ["a.0", "b.previous", "b.age", "c"]
-    assert [spec.name for spec in collect_state_specs(root, "b", "float32")] == names[1:3]

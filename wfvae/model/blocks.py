@@ -35,10 +35,7 @@ class Norm(nn.Module):
     def __init__(self, channels: int, kind: NormType) -> None:
         super().__init__()
         self.recomputed = False
-        """Whether a backward pass computes `norm_silu` again instead of keeping the normed values.
-
-        Set once by training, before its first step.
-        """
+        """Whether training computes `norm_silu` again in its backward pass instead of keeping it."""
         self.norm: nn.LayerNorm | nn.GroupNorm
         if kind == "layernorm":
             self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
@@ -71,12 +68,7 @@ def _norm_silu(norm: Norm, frames: Tensor) -> Tensor:
 
 
 class _ResBlock(nn.Module):
-    """norm, SiLU, conv, norm, SiLU, dropout, conv, plus the input.
-
-    Where channels change, the input passes a 1x1x1 convolution.
-    """
-
-    nin_shortcut: CausalConv3d
+    """norm, SiLU, conv, norm, SiLU, dropout, conv, plus the input."""
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float, norm: NormType) -> None:
         super().__init__()
@@ -100,7 +92,7 @@ class Res2D(_ResBlock):
 
 
 class Res3D(_ResBlock):
-    """Residual block of causal 3x3x3 convolutions."""
+    """Residual block of causal 3x3x3 convolutions, with one of 1x1x1 where channels change."""
 
     def __init__(
         self, in_channels: int, out_channels: int, spatial: int, dropout: float, norm: NormType
@@ -108,9 +100,9 @@ class Res3D(_ResBlock):
         super().__init__(in_channels, out_channels, dropout, norm)
         self.conv1 = CausalConv3d(in_channels, out_channels, spatial)
         self.conv2 = CausalConv3d(out_channels, out_channels, spatial)
+        self.nin_shortcut: CausalConv3d | None = None
         if in_channels != out_channels:
             self.nin_shortcut = CausalConv3d(in_channels, out_channels, spatial, kernel=1)
-        self.changes_channels = in_channels != out_channels
 
     def forward(self, frames: Tensor, clip: Clip) -> Tensor:
         def inner() -> Tensor:
@@ -120,7 +112,7 @@ class Res3D(_ResBlock):
             return dropped
 
         residual = self.conv2(inner, clip)
-        shortcut = self.nin_shortcut(frames, clip) if self.changes_channels else frames
+        shortcut = frames if self.nin_shortcut is None else self.nin_shortcut(frames, clip)
         return accumulate(residual, shortcut)
 
 

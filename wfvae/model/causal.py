@@ -180,7 +180,6 @@ class CausalConv3d(TemporalModule):
     best, and each frame is computed by the same operations whatever chunk it is in.
 
     Args:
-        in_channels, out_channels: channels.
         spatial: video pixels per pixel of the input.
         kernel: taps in time.
         stride: in time and in space.
@@ -203,8 +202,7 @@ class CausalConv3d(TemporalModule):
         self.repeated = repeated
         self.stride, self.stride_spatial = stride
         self.kernel_spatial = kernel if kernel_spatial is None else kernel_spatial
-        # Holds and initialises weight and bias under their published names; its own forward pass is
-        # not used.
+        # Holds weight and bias under their published names; its own forward pass is not used.
         self.conv = nn.Conv3d(in_channels, out_channels, (kernel, self.kernel_spatial, self.kernel_spatial))
 
     def state_specs(self, dtype: str) -> tuple[StateSpec, ...]:

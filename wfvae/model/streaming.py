@@ -32,10 +32,7 @@ State = Mapping[str, Tensor]
 
 
 class StreamingVAE(nn.Module):
-    """Encoder and decoder, with the steps that stream videos through them.
-
-    The model holds no state: one object serves any number of streams.
-    """
+    """Encoder and decoder, with the steps that stream videos through them, and no state."""
 
     def __init__(self, config: WFVAEConfig | None = None) -> None:
         super().__init__()
@@ -109,10 +106,8 @@ class StreamingVAE(nn.Module):
         check_video("chunk", chunk, self.dtype)
         spec = self.stream_spec("encoder")
         if chunk.shape[2] % spec.chunk_multiple:
-            raise InputError(
-                f"the chunk has {chunk.shape[2]} frames; an encoder step takes multiples of"
-                f" {spec.chunk_multiple}; stream_encode takes chunks of any size"
-            )
+            expected = f"multiples of {spec.chunk_multiple}; stream_encode takes chunks of any size"
+            raise InputError(f"the chunk has {chunk.shape[2]} frames; an encoder step takes {expected}")
         clip = self._stream_chunk(spec, state, start, end, _size(chunk))
         moments, _, _ = self.encoder(frames_first(chunk), clip)
         return channels_first(moments), clip.next_state
@@ -124,8 +119,7 @@ class StreamingVAE(nn.Module):
 
         Args:
             chunk: unscaled latents (B, D, m, h, w), m >= 1.
-            state: what the previous step returned, or `initial_state("decoder", B, H, W)`.
-            start: bool (B,), this row's stream begins here; its state is ignored.
+            state, start: as of `encoder_step`.
             end: bool (B,), this row's stream ended before this chunk, which only drains it (its
                 content does not matter).
 
@@ -233,10 +227,8 @@ class StreamingVAE(nn.Module):
             raise StateError(f"the state is a {type(state).__name__}; expected {expected}")
         check_flag("start", start, size[0])
         if torch.is_autocast_enabled(start.device.type):
-            raise StreamingError(
-                "a stream cannot run under autocast, which mixes precisions in its state; convert the model"
-                " by .to(dtype)"
-            )
+            problem = "a stream cannot run under autocast, which mixes precisions in its state"
+            raise StreamingError(f"{problem}; convert the model by .to(dtype)")
         given = {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in state.items()}
         spec.check(given, *size)
         end = torch.zeros_like(start) if end is None else end
@@ -256,10 +248,8 @@ def _one_stream(chunks: Iterable[Tensor], check: Callable[[Tensor], None]) -> It
         if not chunk.shape[2]:
             continue
         if shape is not None and (shape[0], *shape[3:]) != (chunk.shape[0], *chunk.shape[3:]):
-            raise InputError(
-                f"a chunk of shape {tuple(chunk.shape)} follows one of {tuple(shape)}; batch, H and W must"
-                " stay the same in a stream"
-            )
+            order = f"a chunk of shape {tuple(chunk.shape)} follows one of {tuple(shape)}"
+            raise InputError(f"{order}; batch, H and W must stay the same in a stream")
         shape = chunk.shape
         yield chunk
 
