@@ -14,7 +14,6 @@ from fixtures.training import CPU, WITH_DISCRIMINATOR, folder_settings, make_vid
 from wfvae.errors import MissingExtraError, TrainingError
 from wfvae.train.loop import Watcher, train
 from wfvae.train.metrics import Metrics, read_metrics
-from wfvae.train.step import Trainer
 from wfvae.train.world import World
 
 NEEDS_DEV_FULL = pytest.mark.skipif(
@@ -115,23 +114,6 @@ def test_rates_and_remaining_time_are_those_of_the_latest_steps(tmp_path: Path, 
     rates = [10.0, pytest.approx(10 / 3, rel=1e-5), pytest.approx(10 / 3, rel=1e-5)]
     assert [line["frames_per_second"] for line in lines] == rates
     assert reports == [None, rates[0], rates[0], rates[1], rates[2]]
-
-
-def test_waiting_for_other_processes_data_counts_as_waiting(
-    tmp_path: Path, seconds: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Slow(World):
-        """Takes a second to hear from a peer."""
-
-        def any(self, flag: bool) -> bool:
-            seconds[0] += 1.0
-            return flag
-
-    # The forward pass asks the peer, too.
-    monkeypatch.setattr(Trainer, "_forward", lambda trainer, *given: trainer._autoencoding(*given))
-    result = train(small(run__steps=2, validation__every=0), tmp_path, Slow(0, 1, CPU.device))
-    assert [line["data_wait"] for line in read_metrics(tmp_path, "train")] == [1.0, 1.0]
-    assert result.shares["data_wait"] == 1.0
 
 
 def test_indexing_signals_to_the_processes_that_wait(tmp_path: Path, seconds: list[float]) -> None:

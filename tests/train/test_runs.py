@@ -33,7 +33,6 @@ from wfvae.train.loop import Watcher, train
 from wfvae.train.metrics import read_metrics
 from wfvae.train.sources import training_source, validation_source
 from wfvae.train.state import learning_rate
-from wfvae.train.world import processes_here
 
 
 def test_run_leaves_checkpoints_record_scores_and_pictures(finished_run: Path) -> None:
@@ -76,13 +75,6 @@ def test_average_is_exponential_moving_average_of_model(tmp_path: Path) -> None:
             current = after["model." + name.removeprefix("average.")].double()
             expected = 0.9 * before[name].double() + 0.1 * current
             assert torch.allclose(after[name].double(), expected, atol=1e-7)
-
-
-def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    settings = {"run__steps": 30, "model__dropout": 0.0, "optimizer__learning_rate": 1e-2}
-    train(small(**settings, run__checkpoint_every=30, validation__every=0), tmp_path, CPU)
-    losses = [line["reconstruction"] for line in read_metrics(tmp_path, "train")]
-    assert np.mean(losses[-6:]) < 0.75 * np.mean(losses[:6])
 
 
 def test_exported_run_has_averaged_weights_of_newest_checkpoint(
@@ -143,13 +135,6 @@ def test_learning_rate_follows_its_schedule() -> None:
     assert [learning_rate(fixed, step, 60) for step in (10, 60)] == pytest.approx([1.0, 0.6])
     constant = TrainingConfig.load("S-stage1", ["data.folder=x"]).optimizer
     assert {learning_rate(constant, step, 800_000) for step in (0, 400_000, 799_999)} == {1e-5}
-
-
-def test_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert processes_here() == 1
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert processes_here() == 8
 
 
 def test_show_makes_no_run(tmp_path: Path, program: Program) -> None:

@@ -168,12 +168,3 @@ def test_lpips_of_seed_or_file_is_part_of_loss_and_scores(tmp_path: Path) -> Non
         found[weights] = scores.lpips
     own = scores_of(WFVAE.from_pretrained(run), config, run, PerceptualLoss("random", seed=1))
     assert found[str(file)] == own.lpips != found["random"]
-
-
-def test_run_without_validation_reads_no_record_at_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process that is not the first has none."""
-    monkeypatch.setattr("wfvae.train.step_loop.read_metrics", lambda *_: pytest.fail("there may be none"))
-    videos = make_videos(tmp_path / "videos", "a.mp4")
-    assert train(folder_settings(videos), tmp_path / "run", CPU).finished

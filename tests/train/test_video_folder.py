@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fixtures.video_folders import SIZE, OpenFolder
-from fixtures.videos import B_FRAMES, FIRST_LEVEL, LEVELS_PER_FRAME, numbers, write_numbered
+from fixtures.videos import B_FRAMES, numbers, write_numbered
 from wfvae.errors import DataError
-from wfvae.train.data import BadClip, BadClipLedger, BatchStream, Strides, VideoFolder, frame_pixels
+from wfvae.train.data import BadClip, BatchStream, Strides, VideoFolder
 from wfvae.train.data.frame_pixels import PixelReader, cover_size
 from wfvae.train.data.video_file import (
     VideoFacts,
@@ -25,7 +25,6 @@ from wfvae.train.data.video_file import (
     frames_from,
     opened_video,
     probe,
-    refused,
 )
 
 
@@ -94,30 +93,6 @@ def test_clip_holds_exactly_the_frames_from_its_start(
             assert numbers(clip_at(folder, start)) == list(range(start, start + span, stride))
         with pytest.raises(OutOfRangeError):
             clip_at(folder, COUNT - span + 1)
-
-
-def test_only_the_frames_of_a_clip_are_converted(
-    videos: Path, open_folder: OpenFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_numbered(videos / "v.mp4", COUNT)
-    folder = open_folder(4, stride=3)
-    converted: list[int] = []
-
-    class Watched:
-        """swscale, which makes all conversions."""
-
-        def __init__(self) -> None:
-            self._real = av.video.reformatter.VideoReformatter()
-
-        def reformat(self, frame: Any, **options: Any) -> Any:
-            converted.append(round(frame.time * 24))
-            return self._real.reformat(frame, **options)
-
-    monkeypatch.setattr(frame_pixels, "VideoReformatter", Watched)
-    for start in (0, 11, 17, COUNT - 10):
-        converted.clear()
-        wanted = [start, start + 3, start + 6, start + 9]
-        assert numbers(clip_at(folder, start)) == wanted == converted
 
 
 def test_frames_of_varying_duration_are_counted_not_timed(videos: Path, open_folder: OpenFolder) -> None:
@@ -346,15 +321,6 @@ def test_names_that_are_not_utf8_are_used_and_printed_escaped(
         assert next(batches).names == (folders[1].name(0),)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_unreadable_file_is_left_out(videos: Path, open_folder: OpenFolder) -> None:
-    write_numbered(videos / "good.mp4", 6)
-    write_numbered(videos / "locked.mp4", 6).chmod(0)
-    [bad] = open_folder().unusable
-    assert bad.name == "locked.mp4"
-    assert "ermission" in bad.reason
-
-
 @pytest.mark.parametrize(
     ("name", "options"), [("cut.mkv", {}), ("cut.mp4", {"muxing": {"movflags": "faststart"}})]
 )
@@ -389,39 +355,6 @@ def test_file_cut_between_two_frames_is_bad_where_frames_are_missing(
             clip_at(folder, start)
 
 
-def test_file_that_breaks_later_is_skipped_and_reported_once(videos: Path, open_folder: OpenFolder) -> None:
-    for name in ("a.mp4", "b.mp4", "c.mp4"):
-        write_numbered(videos / name, 8)
-    folder = open_folder()
-    (videos / "b.mp4").unlink()
-    lines: list[str] = []
-    with BatchStream(folder, 3, 0, ledger=BadClipLedger(report=lines.append)) as batches:
-        for _ in range(4):
-            batch = next(batches)
-            assert batch.frames.shape == (3, 3, 5, *SIZE)
-            assert set(batch.names) <= {"a.mp4", "c.mp4"}
-    assert [line.partition(": ")[0] for line in lines] == ["skipped 'b.mp4'"]
-    (videos / "a.mp4").unlink()
-    (videos / "c.mp4").write_text("no longer a video")
-    expected = "of 3 clips none of them can be used"
-    with BatchStream(folder, 1, 0) as batches, pytest.raises(DataError, match=expected):
-        next(batches)
-
-
-def test_files_left_out_count_against_the_limit(videos: Path, open_folder: OpenFolder) -> None:
-    write_numbered(videos / "good.mp4", 8)
-    for number in range(3):
-        (videos / f"bad{number}.mp4").write_text("no video")
-    folder = open_folder()
-    lines: list[str] = []
-    with BatchStream(folder, 1, 0, ledger=BadClipLedger(3, lines.append)) as batches:
-        next(batches)
-    assert [line.split("'")[1] for line in lines] == ["bad0.mp4", "bad1.mp4", "bad2.mp4"]
-    expected = r"3 files cannot be used, more than the limit of 2; the last is 'bad2\.mp4'"
-    with pytest.raises(DataError, match=expected):
-        BatchStream(folder, 1, 0, ledger=BadClipLedger(2))
-
-
 def test_folder_without_usable_videos_raises_one_line(
     videos: Path, open_folder: OpenFolder, tmp_path: Path
 ) -> None:
@@ -436,30 +369,3 @@ def test_folder_without_usable_videos_raises_one_line(
     for root, expected in ((tmp_path / "none", "no such folder"), (videos / "text.mp4", "is not a folder")):
         with pytest.raises(DataError, match=expected):
             VideoFolder(root, 1, SIZE, index_path=tmp_path / "i.json")
-
-
-def test_workers_read_a_folder_like_one_process(videos: Path, open_folder: OpenFolder) -> None:
-    for name in ("a.mp4", "b.mp4", "c.mp4"):
-        write_numbered(videos / name, 20)
-    folder = open_folder(3, stride=2)
-    with BatchStream(folder, 2, 5) as alone, BatchStream(folder, 2, 5, workers=2) as helped:
-        for _ in range(4):
-            one, other = next(alone), next(helped)
-            assert one.names == other.names
-            assert one.frames.equal(other.frames)
-            clips = [clip.permute(1, 2, 3, 0).numpy() for clip in one.frames]
-            assert all(np.diff(numbers(clip)).tolist() == [2, 2] for clip in clips)
-
-
-def test_lack_of_memory_is_not_the_fault_of_a_video() -> None:
-    with pytest.raises(MemoryError), refused("good.mp4"):
-        raise MemoryError
-    with pytest.raises(BadClip, match=r"good\.mp4"), refused("good.mp4"):
-        raise OSError(5, "Input/output error")
-
-
-@pytest.mark.parametrize("number", range(0, 72, 7))
-def test_numbered_frames_show_their_number(number: int) -> None:
-    """The other tests rely on it."""
-    level = FIRST_LEVEL + LEVELS_PER_FRAME * number
-    assert numbers(np.full((1, 2, 2, 3), level, np.uint8)) == [number]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 
 from fixtures.video_folders import SIZE, OpenFolder
 from fixtures.videos import write_numbered
-from wfvae.errors import DataError, ResourceError
+from wfvae.errors import DataError
 from wfvae.train.data import BadClip, VideoFolder, video_index
 
 
@@ -128,49 +127,6 @@ def test_interrupted_scan_is_saved_and_continues_where_it_was(
     assert names_of(open_folder()) == names
     assert len(probed) == 2
     assert saved == [4, 6, 8]
-
-
-def test_full_disk_does_not_hide_an_interruption(
-    videos: Path, open_folder: OpenFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise ResourceError("cannot write the index")
-
-    def interrupt(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
-    write_numbered(videos / "a.mp4", 5)
-    monkeypatch.setattr(video_index, "_save", full)
-    with pytest.raises(KeyboardInterrupt):
-        open_folder(progress=interrupt)
-
-
-def test_files_are_probed_together_and_listed_in_order(
-    videos: Path, open_folder: OpenFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("a.mp4", "b.mp4", "c.mp4"):
-        write_numbered(videos / name, 5)
-    for name in ("d.mp4", "e.mp4"):
-        (videos / name).write_text("no video")
-    real, last_is_done = video_index.probe, threading.Event()
-
-    def last_first(path: Path, name: str) -> Any:
-        if name == "a.mp4":
-            assert last_is_done.wait(20), "one after another"
-        try:
-            return real(path, name)
-        finally:
-            if name == "e.mp4":
-                last_is_done.set()
-
-    monkeypatch.setattr(video_index, "probe", last_first)
-    seen: list[tuple[int, int]] = []
-    folder = open_folder(progress=lambda *counts: seen.append(counts))
-    assert seen == [(number, 5) for number in range(1, 6)]
-    assert names_of(folder) == ["a.mp4", "b.mp4", "c.mp4"]
-    assert [bad.name for bad in folder.unusable] == ["d.mp4", "e.mp4"]
-    index = json.loads((tmp_path / "run" / "index.json").read_text())
-    assert [file["path"] for file in index["files"]] == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4"]
 
 
 def test_index_in_the_data_folder_is_refused(videos: Path, tmp_path: Path) -> None:
