@@ -45,16 +45,13 @@ class Feed(ABC):
         """Whether only a draining step is left, of any length."""
         return False
 
+    @abstractmethod
     def push(self, data: Any) -> None:
         """Queues input. Raises `InputError` if it is wrong; the feed is then unchanged."""
-        self._require_open()
-        self._push(data)
 
+    @abstractmethod
     def close(self, frames: int | None = None) -> None:
         """Ends the input. `frames` is a decoder's true number of video frames."""
-        self._require_open()
-        self._close(frames)
-        self.closed = True
 
     @abstractmethod
     def step_input(self, latents: int) -> FloatArray:
@@ -82,16 +79,6 @@ class Feed(ABC):
         self._queue = Queue()
         if _QUEUED in arrays:
             self._queue.add(arrays[_QUEUED])
-        self._restore(counters)
-
-    @abstractmethod
-    def _push(self, data: Any) -> None: ...
-
-    @abstractmethod
-    def _close(self, frames: int | None) -> None: ...
-
-    @abstractmethod
-    def _restore(self, counters: Mapping[str, int]) -> None: ...
 
     def _require_open(self) -> None:
         if self.closed:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from wfvae.errors import InputError
-from wfvae.runtime.backends.base import FloatArray
+from wfvae.runtime.backends.base import Array, FloatArray
 from wfvae.runtime.feed import Feed
 from wfvae.runtime.pixels import (
     Frames,
@@ -73,7 +73,8 @@ class EncoderFeed(Feed):
             "closed": int(self.closed),
         }
 
-    def _push(self, data: Any) -> None:
+    def push(self, data: Any) -> None:
+        self._require_open()
         frames = check_frames(data, self.height, self.width)
         if not len(frames):
             return
@@ -87,15 +88,18 @@ class EncoderFeed(Feed):
         self.frames_seen += len(frames)
         self._queue.add(frames)
 
-    def _close(self, frames: int | None) -> None:
+    def close(self, frames: int | None = None) -> None:
+        self._require_open()
         if not self.frames_seen:
             raise InputError("the stream has no frames; push at least 1 before finish")
         # The last frame is still queued wherever a group of r frames is incomplete.
         tail = tail_frames(self.frames_seen, self._ratio)
         if tail:
             self._queue.add(np.repeat(self._queue.last(), tail, axis=0))
+        self.closed = True
 
-    def _restore(self, counters: Mapping[str, int]) -> None:
+    def restore(self, counters: Mapping[str, int], arrays: Mapping[str, Array]) -> None:
+        super().restore(counters, arrays)
         self.frames_seen, self.latents_given = counters["frames_seen"], counters["latents_given"]
         dtype = np.dtype(np.float32 if counters["float"] else np.uint8)
         self._dtype = dtype if self.frames_seen else None
@@ -170,7 +174,8 @@ class DecoderFeed(Feed):
             "closed": int(self.closed),
         }
 
-    def _push(self, data: Any) -> None:
+    def push(self, data: Any) -> None:
+        self._require_open()
         latents = check_latents(data, self.channels, self.height, self.width)
         seen = self.latents_seen + len(latents)
         if self._frames is not None and seen > (expected := latent_frames(self._frames, self._stream.ratio)):
@@ -180,7 +185,8 @@ class DecoderFeed(Feed):
         self.latents_seen = seen
         self._queue.add(latents)
 
-    def _close(self, frames: int | None) -> None:
+    def close(self, frames: int | None = None) -> None:
+        self._require_open()
         if not self.latents_seen:
             raise InputError("the stream has no latents; push at least 1 before finish")
         _check_count(frames)
@@ -198,8 +204,10 @@ class DecoderFeed(Feed):
                 " opening the decoder"
             )
         self._frames = total
+        self.closed = True
 
-    def _restore(self, counters: Mapping[str, int]) -> None:
+    def restore(self, counters: Mapping[str, int], arrays: Mapping[str, Array]) -> None:
+        super().restore(counters, arrays)
         self.latents_seen = counters["latents_seen"]
         self._window = OutputWindow(counters["drop"], counters["given"])
         self._frames = None if counters["frames"] < 0 else counters["frames"]

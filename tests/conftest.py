@@ -110,11 +110,8 @@ def exported(
 
         base = tmp_path_factory.getbasetemp()
         shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-        made = (
-            shared
-            / "bundles"
-            / hashlib.sha256(repr((name, sorted(options.items()))).encode()).hexdigest()[:16]
-        )
+        key = hashlib.sha256(repr((name, sorted(options.items()))).encode()).hexdigest()[:16]
+        made = shared / "bundles" / key
         if not made.exists():
             model = small_model() if name == "small" else WFVAE.from_pretrained(reference_dir / name)
             own = tmp_path_factory.mktemp("bundle")

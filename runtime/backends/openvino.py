@@ -29,11 +29,9 @@ from wfvae.runtime.backends.signal_stack import preserved_signal_stack
 from wfvae.spec.manifest import GraphSpec
 from wfvae.spec.stream import StateSpec
 
-PRECISION_HINTS = ("fp32", "bf16")
+PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
+"""What to compute in, and OpenVINO's setting for it. As a capability of a device, it is upper case."""
 _DEVICE = "CPU"
-_OV_HINTS = {"fp32": "f32", "bf16": "bf16"}
-_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16"}
-"""How OpenVINO lists what a device can compute in."""
 
 
 class OpenVinoState:
@@ -134,7 +132,7 @@ class OpenVinoBackend:
         self._device = str(self._core.get_property(_DEVICE, "FULL_DEVICE_NAME"))
         capabilities = self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
         require_precision(self._hint, capabilities, self._device)
-        self._precisions = [hint for hint, name in _CAPABILITIES.items() if name in capabilities]
+        self._precisions = [hint for hint in PRECISION_HINTS if hint.upper() in capabilities]
 
     def describe(self) -> dict[str, str]:
         return {
@@ -170,7 +168,7 @@ def compile_settings(hint: str, threads: int | None) -> dict[str, Any]:
     """Returns OpenVINO's own settings for any model of the runtime."""
     return {
         # OpenVINO's default is bf16 on a CPU that has it.
-        "INFERENCE_PRECISION_HINT": _OV_HINTS[hint],
+        "INFERENCE_PRECISION_HINT": PRECISION_HINTS[hint],
         # One step at a time with all threads: each further stream of OpenVINO holds its own
         # activations.
         "NUM_STREAMS": 1,
@@ -201,7 +199,7 @@ def require_precision(hint: str, capabilities: Sequence[str], device: str) -> No
     """Raises unless a device with these capabilities computes in the precision `hint`."""
     if hint not in PRECISION_HINTS:
         raise InputError(f"the precision hint is {hint!r}; expected {' or '.join(PRECISION_HINTS)}")
-    if _CAPABILITIES[hint] not in capabilities:
+    if hint.upper() not in capabilities:
         raise BundleError(
             f"this CPU ({device}) does not compute in {hint} with OpenVINO, which lists"
             f" {', '.join(capabilities)}; use the precision hint fp32"

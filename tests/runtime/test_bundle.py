@@ -18,7 +18,6 @@ from fixtures.streams import at_once
 from wfvae.errors import BundleError, InputError, ResourceError
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.runtime.backends.onnxruntime import OnnxRuntimeStep
-from wfvae.runtime.backends.session_cache import SessionCache, shared_sessions
 
 Opened = Callable[..., Bundle]
 Edit = Callable[[dict[str, Any]], Any]
@@ -185,20 +184,6 @@ def test_threads_that_open_at_once_get_one_session(exported: Callable[..., Path]
     directions: list[Any] = ["encoder", "encoder", "decoder", "encoder"]
     sessions = at_once(lambda index: bundle.step_session(directions[index]), 4)
     assert sessions[0] is sessions[1] is sessions[3] is not sessions[2]
-
-
-def test_shared_sessions_opens_equal_files_once_up_to_its_limit(
-    exported: Callable[..., Path], copy: Path
-) -> None:
-    def session(path: Path, direction: Any = "encoder") -> Any:
-        step: Any = open_bundle(path, provider="cpu", threads=1).step_session(direction)
-        return step._session
-
-    with shared_sessions(SessionCache(1)):
-        first = session(exported("small"))
-        assert session(copy) is first
-        session(copy, "decoder")
-        assert session(copy) is not first
 
 
 # Memory -------------------------------------------------------------------------------------------

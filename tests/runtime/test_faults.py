@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 
-from fixtures.program import Program, clip, command, latents_of, load, names, run_process, save
+from fixtures.program import Program, clip, latents_of, load, names, save
 from wfvae.runtime import Bundle, encode_video
 from wfvae.runtime.latents.latent_files import open_latents
 
@@ -283,17 +283,3 @@ def test_unwritable_disk_is_reported_by_name(
     (tmp_path / "file").write_text("")
     complaint = program.refused(*words_of(job, bundle, video, latents, tmp_path / "file"))
     assert str(tmp_path / "file") in complaint
-
-
-# Several processes --------------------------------------------------------------------------------
-
-
-def test_processes_at_once_in_one_folder_do_not_disturb_each_other(
-    bundle: Path, video: Path, tmp_path: Path
-) -> None:
-    """With relative names, which have no folder."""
-    lines = [command("encode", bundle, video, f"{name}.npy") for name in "ab"]
-    runs = [subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL) for line in lines]
-    assert [run.wait(timeout=60) for run in runs] == [0, 0]
-    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
-    assert run_process("decode", bundle, "a.npy", "out.mp4", cwd=tmp_path)[0] == 0

@@ -15,9 +15,9 @@ import pytest
 
 from fixtures.program import Program, run_python
 from fixtures.streams import (
-    Failing,
     Passage,
     at_once,
+    failing,
     finish_despite_failures,
     noise,
     passage,
@@ -179,8 +179,14 @@ def test_failed_step_loses_nothing(
 ) -> None:
     source = source_of(opened_here(NAME), "decoder", 14)
     session: Any = source.bundle.step_session("decoder")
-    make, calls = session.new_request, [0]
-    monkeypatch.setattr(session, "new_request", lambda: Failing(make(), "infer", {1, 4}, late, error, calls))
+    make, calls = session.new_request, list[None]()
+
+    def make_failing() -> Any:
+        request = make()
+        monkeypatch.setattr(request, "infer", failing(request.infer, {1, 4}, late, error, calls))
+        return request
+
+    monkeypatch.setattr(session, "new_request", make_failing)
     with source.open(chunk=1) as stream:
         result, failures = finish_despite_failures(stream, source.data, 2, raised)
     assert failures == 2

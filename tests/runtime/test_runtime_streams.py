@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.program import run_python
-from fixtures.streams import Failing, at_once, finish_despite_failures, noise, passage, pieces, same_bits
+from fixtures.streams import at_once, failing, finish_despite_failures, noise, passage, pieces, same_bits
 from wfvae.errors import BundleError, InputError, ResourceError, StreamingError
 from wfvae.model.vae import WFVAE
-from wfvae.runtime import Bundle, open_bundle
+from wfvae.runtime import Bundle
 from wfvae.runtime.pixels import to_float_frames, to_network, to_uint8_frames
 from wfvae.spec.frames import latent_frames
 
@@ -166,19 +166,12 @@ def test_iterate_reads_no_more_than_the_result_needs(model: Bundle) -> None:
             read.append(index)
             yield noise(1, 8, 8, seed=index)
 
-    def counted(parts: Iterator[Any], done: list[int]) -> Iterator[Any]:
-        for part in parts:
-            done.append(len(part))
-            yield part
-
-    done: list[int] = []
     latents = model.encoder(height=8, width=8, chunk=1).iterate(frames())
-    decoded = model.decoder(height=8, width=8, chunk=1).iterate(counted(latents, done))
+    decoded = model.decoder(height=8, width=8, chunk=1).iterate(latents)
     assert read == []
     # The first latent gives only frames that are dropped.
-    assert len(next(decoded)) == 0 and len(read) == 1 and done == [1]
-    assert len(next(decoded)) == 3 and len(read) == 5 and done == [1, 1]
-    assert len(next(decoded)) == 4 and len(read) == 9 and done == [1, 1, 1]
+    for length, frames_read in ((0, 1), (3, 5), (4, 9)):
+        assert len(next(decoded)) == length and len(read) == frames_read
     with model.encoder(height=8, width=8, chunk=2) as encoder:
         assert [len(part) for part in encoder.iterate([noise(30, 8, 8)])] == [2, 2, 2, 2, 1]
 
@@ -210,7 +203,7 @@ def test_memory_stays_flat_without_torch(exported: Callable[..., Path]) -> None:
 # Streams beside each other ------------------------------------------------------------------------
 
 
-def test_streams_of_two_threads_give_the_bits_of_one(own_bundle: Bundle) -> None:
+def test_streams_of_two_threads_give_the_bits_of_one(model: Bundle) -> None:
     def work(seed: int) -> None:
         for turn in range(4):
             for direction in ("encoder", "decoder"):
@@ -220,7 +213,7 @@ def test_streams_of_two_threads_give_the_bits_of_one(own_bundle: Bundle) -> None
                     assert source.is_result([*parts, stream.finish()])
 
     sources = {
-        (direction, seed): passage(own_bundle, direction, 33, 40, 24, seed)
+        (direction, seed): passage(model, direction, 33, 40, 24, seed)
         for direction in ("encoder", "decoder")
         for seed in range(2)
     }
@@ -325,12 +318,6 @@ def test_wrong_option_is_refused(model: Bundle, call: Callable[[Bundle], object]
 # Failed steps -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def own_bundle(exported: Callable[..., Path]) -> Bundle:
-    """A bundle whose sessions a test may break."""
-    return open_bundle(exported("4x8x8-trilinear"), provider="cpu", threads=1)
-
-
 @pytest.mark.parametrize("fail_at", [{1}, {3, 4}, {5}, {2, 3, 6}])
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(
@@ -338,14 +325,18 @@ def own_bundle(exported: Callable[..., Path]) -> Bundle:
 )
 @pytest.mark.parametrize("direction", ["encoder", "decoder"])
 def test_failed_step_loses_nothing(
-    own_bundle: Bundle, direction: Any, fail_at: set[int], late: bool, error: BaseException
+    model: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    direction: Any,
+    fail_at: set[int],
+    late: bool,
+    error: BaseException,
 ) -> None:
-    source = passage(own_bundle, direction, 22)
-    session: Any = own_bundle.step_session(direction)
-    working = session._session
-    session._session = Failing(working, "run_with_iobinding", fail_at, late, error, [0])
+    source = passage(model, direction, 22)
+    session: Any = model.step_session(direction)
+    step = failing(session._session.run_with_iobinding, fail_at, late, error, [])
+    monkeypatch.setattr(session._session, "run_with_iobinding", step)
     kinds: Any = (ResourceError, BundleError, KeyboardInterrupt)
     result, failures = finish_despite_failures(source.open(chunk=1), source.data, 9, kinds)
-    session._session = working
     assert failures == len(fail_at)
     assert same_bits(result, source.expected)

