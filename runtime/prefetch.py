@@ -202,23 +202,20 @@ class _Channel(Generic[T]):
 
 
 def _produce(iterable: Iterable[T], channel: _Channel[T], ended: threading.Event) -> None:
-    iterator: Iterator[T] | None = None
     error: BaseException | None = None
     try:
         iterator = iter(iterable)
-        for item in iterator:
-            channel.put(item)
+        try:
+            for item in iterator:
+                channel.put(item)
+        finally:
+            # A generator's clean-up has to run in the thread that runs the generator.
+            if hasattr(iterator, "close"):
+                iterator.close()
     except _Closed:
         pass
     except BaseException as raised:
         error = raised
-    try:
-        # A generator's clean-up has to run in the thread that runs the generator.
-        close = getattr(iterator, "close", None)
-        if close is not None:
-            close()
-    except BaseException as raised:
-        error = error or raised
     channel.end(error)
     ended.set()
 
