@@ -1,4 +1,4 @@
-"""The forms of convolution that an export may choose. A new one is a file here and a line in `FORMS`."""
+"""The forms of convolution that an export may choose: a file here and a line in `FORMS` each."""
 
 from __future__ import annotations
 

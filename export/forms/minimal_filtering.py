@@ -197,7 +197,7 @@ def _row_pairs(frames: Tensor, filters: Sequence[Tensor], bias: Tensor | None) -
 
 
 def _row_windows(images: Tensor, below: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Analyses pairs of rows of (N, C, H, W), with rows of zeros `below`: 1 for an even H, 2 for any."""
+    """Analyses pairs of rows of (N, C, H, W), with zeros `below`: 1 for an even H, 2 for any."""
     padded = F.pad(images, (0, 0, 1, below))
     return analyse([padded[:, :, start : start - TAPS or None : 2] for start in range(4)])
 

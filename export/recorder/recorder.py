@@ -125,7 +125,7 @@ class Recorder:
         self.constants = {name: tensor for name, tensor in self.constants.items() if name in wanted}
 
     def constant(self, tensor: Tensor) -> Value:
-        """Adds a constant: one of the module's tensors, a time tap of one, a filter, or a small value."""
+        """Adds a constant: a tensor of the module, a time tap of one, a filter or a small value."""
         name, base = self._names.get(id(tensor)), tensor._base
         if name is None and base is not None and base.ndim == 5 and (whole := self._names.get(id(base))):
             name = f"{whole}.tap{(tensor.storage_offset() - base.storage_offset()) // base.stride(2)}"

@@ -113,18 +113,12 @@ def test_direct_graphs_of_any_size_give_the_models_values(
 
 @each_fixture
 @pytest.mark.parametrize("direction", ["encoder", "decoder"])
-@pytest.mark.parametrize(("batch", "lengths", "height", "width"), [(1, (1, 3), 16, 8), (3, (2, 1), 8, 24)])
+@pytest.mark.parametrize(("lengths", "size"), [((1, 3), (1, 16, 8)), ((2, 1), (3, 8, 24))])
 def test_step_graphs_of_any_size_give_the_models_values_and_states(
-    opened: Opened,
-    reference_model: SmallModel,
-    name: str,
-    direction: Any,
-    batch: int,
-    lengths: tuple[int, int],
-    height: int,
-    width: int,
+    opened: Opened, reference_model: SmallModel, name: str, direction: Any, lengths: Any, size: Any
 ) -> None:
     """In the second step, row 1 starts anew and row 2 ends."""
+    batch, height, width = size
     model, session = reference_model(name), opened(name).step_session(direction)
     ratio, channels = model.config.temporal_compression, model.config.latent_dim
     state: Any = session.new_state(batch, height, width)
@@ -260,11 +254,7 @@ def test_existing_bundle_is_replaced_only_on_demand(small_model: SmallModel, tmp
     ],
 )
 def test_failed_export_leaves_the_old_bundle(
-    small_model: SmallModel,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    target: str,
-    error: BaseException,
+    small_model: SmallModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, error: Any
 ) -> None:
     bundle = tmp_path / "bundle"
     export_bundle(small_model(), bundle)

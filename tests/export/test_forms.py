@@ -221,7 +221,7 @@ def assert_verified(bundle: Any, frames: Any, model: Any, largest: float) -> int
 def test_streams_have_the_bits_of_direct_inference(
     interpolation: str, part: str, ratio: int, small_model: SmallModel, tmp_path: Path
 ) -> None:
-    """With wide channels, where rows are transformed, and narrow ones. Repeated frames have a form."""
+    """With wide channels, where rows are transformed, narrow ones, and repeated frames."""
     wide = {"base_channels": ROWS_FROM_CHANNELS // 4, **FEW_BLOCKS}
     model = small_model(temporal_compression=ratio, t_interpolation=interpolation, **wide)
     export_bundle(model, tmp_path / "bundle", ExportOptions(direct=True))

@@ -35,7 +35,7 @@ class Norm(nn.Module):
     def __init__(self, channels: int, kind: NormType) -> None:
         super().__init__()
         self.recomputed = False
-        """Whether training computes `norm_silu` again in its backward pass instead of keeping it."""
+        """Whether a backward pass computes `norm_silu` again instead of keeping it."""
         self.norm: nn.LayerNorm | nn.GroupNorm
         if kind == "layernorm":
             self.norm = nn.LayerNorm(channels, eps=NORM_EPS)

@@ -68,7 +68,7 @@ class OfflineClip:
 
 
 class StreamChunk:
-    """The next chunk of B independent streams, one per batch row, with the methods of `OfflineClip`.
+    """The next chunk of B independent streams, one per row; methods as of `OfflineClip`.
 
     Args:
         state: `next_state` of the previous chunk. It is not changed.

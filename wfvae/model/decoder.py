@@ -36,7 +36,7 @@ class Decoder(nn.Module):
         blocks = range(config.decoder_num_resblocks)
         self.time8 = config.temporal_compression == 8
         self.linear = config.t_interpolation == "trilinear"
-        # Behind the first upsampling: how late a stream is, and how many of its frames are the head.
+        # Behind the first upsampling: a stream's delay, and how many of its frames are the head.
         lag1, head1 = (1, 3) if self.linear else (0, 2)
 
         def outflow(spatial: int, bands: int) -> Stage:
@@ -111,7 +111,7 @@ class Decoder(nn.Module):
     def _outflow_l1(
         self, hidden: Tensor, low2: Tensor | None, clip: Clip
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Estimates W(2), adds `low2` to its low band (eq. 2), and synthesises 3 channels at H/2."""
+        """Estimates W(2), adds `low2` to its low band (eq. 2), synthesises 3 channels at H/2."""
         estimate: Tensor | None = None
         if self.connect_l1 is not None:
             estimate = _add_low(self.connect_l1(hidden[:, :, self.main_channels :], clip), low2)

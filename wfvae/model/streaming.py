@@ -240,7 +240,7 @@ def _one_stream(chunks: Iterable[Tensor], check: Callable[[Tensor], None]) -> It
     """Yields the chunks that are not empty.
 
     Raises:
-        InputError: `check` refuses one, or it differs from the one before in batch, height or width.
+        InputError: `check` refuses one, or batch, height or width change.
     """
     shape: torch.Size | None = None
     for chunk in chunks:
