@@ -136,20 +136,16 @@ def _fill(
     """Restores AdamW's counters, and its moments in the layout of their weights."""
     rest = dict(tensors)
     for name, parameter in _named(module):
-        keys = [key for key in ("step", *_MOMENTS) if f"{name}.{key}" in rest]
-        if not keys:
-            continue
-        if len(keys) != 3:
-            raise CheckpointError(
-                f"{source} is incomplete: the optimiser's state of {name} has only {', '.join(keys)}"
-            )
-        found = {key: rest.pop(f"{name}.{key}") for key in keys}
+        if f"{name}.step" not in rest:
+            continue  # no step has used it yet
+        state = {"step": rest.pop(f"{name}.step")}
         for key in _MOMENTS:
-            if found[key].shape != parameter.shape:
-                raise _does_not_fit(source, f"{name}.{key} is {tuple(found[key].shape)}")
+            moment = rest.pop(f"{name}.{key}", None)
+            if moment is None or moment.shape != parameter.shape:
+                raise _does_not_fit(source, f"{name}.{key} is missing or of another shape")
             kept = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            found[key] = kept.copy_(found[key]).detach()
-        optimizer.state[parameter] = found
+            state[key] = kept.copy_(moment).detach()
+        optimizer.state[parameter] = state
     _require_empty(rest, source)
 
 

@@ -15,7 +15,6 @@ from wfvae.model.vae import DecoderOutput, EncoderOutput
 from wfvae.spec.frames import SPATIAL_RATIO, latent_frames
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import to_model_range
-from wfvae.train.draws import posterior_noise, seed_dropout
 from wfvae.train.losses import (
     adaptive_weight,
     generator_loss,
@@ -29,6 +28,9 @@ from wfvae.train.perceptual import PerceptualLoss
 from wfvae.train.state import TrainingState, learning_rate
 from wfvae.train.world import World
 from wfvae.train.wrapping import Autoencoding, distributed, exchanging, recompute_blocks
+
+_MASK = (1 << 64) - 1
+_SEED_RANGE = 1 << 63
 
 
 class NotFiniteError(TrainingError):
@@ -92,7 +94,7 @@ class Trainer:
     def _step(self, parts: Sequence[Tensor]) -> dict[str, float]:
         state, settings = self.state, self.config.optimizer
         rate = learning_rate(settings, state.step, self.config.run.steps)
-        seed_dropout(self.config.run.seed, state.step, self.world.rank)
+        _seed_dropout(self.config.run.seed, state.step, self.world.rank)
         state.optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = {}
         pairs: list[tuple[Tensor, Tensor]] = []
@@ -225,7 +227,7 @@ class Trainer:
         share = self.config.optimizer.batch // self.world.size
         place = self.world.rank * share + first_row
         shape = (batch, architecture.latent_dim, *size)
-        return posterior_noise(shape, self.config.run.seed, self.state.step, place).to(video.device)
+        return _posterior_noise(shape, self.config.run.seed, self.state.step, place).to(video.device)
 
     def _require_finite(self, values: dict[str, float], own: dict[str, Tensor]) -> None:
         """Raises for values that are not finite; `own` are this process's parts of them."""
@@ -241,3 +243,28 @@ def _apply(optimizer: torch.optim.AdamW, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
+
+
+def _seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Seeds torch's own generator, from which dropout draws."""
+    torch.manual_seed(_mix(seed, step, -1 - rank))
+
+
+def _posterior_noise(shape: tuple[int, ...], seed: int, step: int, first_place: int) -> Tensor:
+    """Returns standard normal noise (B, D, t, h, w) for the posterior samples of B clips.
+
+    It depends on a clip's place in the whole batch, `first_place` and those after it, not on how
+    the batch is divided among processes.
+    """
+    rows = []
+    for place in range(first_place, first_place + shape[0]):
+        generator = torch.Generator().manual_seed(_mix(seed, step, 1 + place))
+        rows.append(torch.randn(shape[1:], generator=generator))
+    return torch.stack(rows)
+
+
+def _mix(seed: int, step: int, salt: int) -> int:
+    """Hashes seed, step and salt to a seed; neighbours get unlike ones."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xC2B2AE3D27D4EB4F + salt * 0x165667B19E3779F9) & _MASK
+    mixed ^= mixed >> 29
+    return mixed * 0xBF58476D1CE4E5B9 % _SEED_RANGE

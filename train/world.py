@@ -77,12 +77,8 @@ def processes_here() -> int:
 def join_world(threads: int) -> Iterator[World]:
     """Joins the processes that torchrun started, by NCCL on GPUs and gloo on CPUs.
 
-    Args:
-        threads: CPU threads of torch, in each process.
-
-    Raises:
-        TrainingError: torchrun's environment is incomplete, its processes do not find each other,
-            or, later, another one has ended.
+    Each has so many CPU threads. Raises `TrainingError` if they do not find each other, or if,
+    later, another one ends.
     """
     torch.set_num_threads(threads)
     gpu = torch.cuda.is_available()

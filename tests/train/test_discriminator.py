@@ -119,14 +119,6 @@ def test_logits_agree_with_the_layers_written_out() -> None:
     torch.testing.assert_close(discriminator(video), x, rtol=1e-10, atol=1e-12)
 
 
-def test_dropout_is_only_in_training() -> None:
-    discriminator, video = small(), clip(1, 3, 5, 32, 32)
-    torch.manual_seed(0)
-    assert not torch.equal(discriminator(video), discriminator(video))
-    discriminator.eval()
-    assert torch.equal(discriminator(video), discriminator(video))
-
-
 # First weights ------------------------------------------------------------------------------------
 
 

@@ -140,11 +140,6 @@ def test_full_disk_keeps_the_checkpoints_before(
 ) -> None:
     config = small(run__keep=5)
     state = TrainingState.fresh(config, CPU.device)
-    (tmp_path / "checkpoints").write_text("in the way", encoding="utf-8")
-    expected = r"^cannot write the checkpoint of step 0 into .*; there is none before it: make room"
-    with pytest.raises(TrainingError, match=expected):
-        write_checkpoint(tmp_path, state, config)
-    (tmp_path / "checkpoints").unlink()
     write_checkpoint(tmp_path, state, config)
     state.step = 1
     monkeypatch.setattr("wfvae.train.checkpoints.save_file", full_disk)
@@ -216,17 +211,6 @@ def test_fault_between_steps_on_a_full_disk_reports_both(
 # Memory -------------------------------------------------------------------------------------------
 
 
-def test_lack_of_memory_in_a_step_names_what_helps(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = r"step 7: out of memory on cpu; .*step-00000006; resume it with run.activation_"
-    with monkeypatch.context() as patch, pytest.raises(TrainingError, match=expected):
-        patch.setattr(Trainer, "step", raising(NO_MEMORY))
-        train(small(**WITH_DISCRIMINATOR, run__steps=7), copied_run, CPU, resume=True)
-    # A resumed run may change what it advises.
-    frugal = {"run__activation_checkpointing": True, "loss__perceptual_frames": 1}
-    config = small(**WITH_DISCRIMINATOR, **frugal, run__steps=7)
-    assert train(config, copied_run, CPU, resume=True).step == 7
-
-
 @pytest.mark.parametrize("updating", [False, True])
 def test_lack_of_memory_saves_the_steps_before_unless_weights_are_changing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updating: bool
@@ -264,17 +248,11 @@ def test_lack_of_memory_elsewhere_names_its_purpose(tmp_path: Path, monkeypatch:
         )
         with pytest.raises(TrainingError, match=expected):
             train(small(run__steps=2, validation__every=1), tmp_path / "validation", CPU)
-    for values in (1 << 50, 1 << 62):  # torch has another message for what no computer has
-        with monkeypatch.context() as patch:
-            patch.setattr("wfvae.train.loop.initial_model", lambda *_, values=values: torch.empty(values))
-            expected = (
-                r"out of memory on cpu, for the model with its average.*; choose a smaller model\.preset"
-            )
-            with pytest.raises(TrainingError, match=expected):
-                train(small(), tmp_path / "model", CPU)
-    monkeypatch.setattr("wfvae.train.loop.initial_model", raising(RuntimeError("something else")))
-    with pytest.raises(RuntimeError, match="something else"):
-        train(small(), tmp_path / "other", CPU)
+    # What no computer has.
+    monkeypatch.setattr("wfvae.train.loop.initial_model", lambda *_: torch.empty(1 << 62))
+    expected = r"out of memory on cpu, for the model with its average.*; choose a smaller model\.preset"
+    with pytest.raises(TrainingError, match=expected):
+        train(small(), tmp_path / "model", CPU)
 
 
 def test_lack_of_memory_for_clips_accuses_no_clip(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

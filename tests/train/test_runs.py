@@ -137,12 +137,6 @@ def test_learning_rate_follows_its_schedule() -> None:
     assert {learning_rate(constant, step, 800_000) for step in (0, 400_000, 799_999)} == {1e-5}
 
 
-def test_show_makes_no_run(tmp_path: Path, program: Program) -> None:
-    shown = program("train", "tiny-quick", "--show", "--set", "run.steps=5", "--out", tmp_path / "run")
-    assert "steps = 5\n" in shown.out
-    assert list(tmp_path.iterdir()) == []
-
-
 # Stages -------------------------------------------------------------------------------------------
 
 

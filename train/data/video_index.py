@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -87,7 +87,6 @@ def index_folder(
             with suppress(ResourceError):  # of the two errors the first one counts
                 _save(index_path, root, known | files)
         raise
-    files = {path: files[path] for path in paths}
     if unsaved or list(known) != paths:
         _save(index_path, root, files)
     return list(files.values())
@@ -96,16 +95,12 @@ def index_folder(
 def _entries(
     root: Path, paths: Sequence[str], known: dict[str, IndexedFile], retry_bad: bool
 ) -> Generator[IndexedFile]:
-    """Yields the entries of the files as they are done, a few at a time."""
+    """Yields the entries of the files in order, while the next ones are probed."""
     pool = ThreadPoolExecutor(_THREADS)
     try:
-        waiting: set[Future[IndexedFile]] = set()
-        for path in paths:
-            waiting.add(pool.submit(_entry, root, path, known.get(path), retry_bad))
-            if len(waiting) >= _QUEUED:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        yield from (future.result() for future in as_completed(waiting))
+        for start in range(0, len(paths), _QUEUED):
+            part = paths[start : start + _QUEUED]
+            yield from pool.map(lambda path: _entry(root, path, known.get(path), retry_bad), part)
     finally:
         pool.shutdown(cancel_futures=True)
 
