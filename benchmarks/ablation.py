@@ -11,13 +11,13 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from harness import tables
-from harness.record import command_line, finish, machine
+from harness.record import CommandLine, finish
 
 from wfvae.train.config import TrainingConfig
 from wfvae.train.loop import train
@@ -57,18 +57,15 @@ def measure(variant: str, seed: int, steps: int, clips: int) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = command_line(__doc__, "ablation.json")
+    parser = CommandLine(__doc__, "ablation.json")
     parser.add_argument("--steps", type=int, default=1200, help="of each training (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a training of every variant each")
     parser.add_argument("--clips", type=int, default=32, help="that are scored (default: %(default)s)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    facts = machine(options.threads)
-    rows = [
-        measure(variant, seed, options.steps, options.clips) for seed in options.seeds for variant in VARIANTS
-    ]
-    result = {"machine": facts, "steps": options.steps, "clips": options.clips, "rows": rows}
-    finish(result, options.json, tables.ablation)
+    pairs = product(options.seeds, VARIANTS)
+    rows = [measure(variant, seed, options.steps, options.clips) for seed, variant in pairs]
+    finish(options, "ablation", steps=options.steps, clips=options.clips, rows=rows)
     return 0
 
 

@@ -10,7 +10,6 @@ compares PSNR. Ends with code 1 if bf16 loses more than 0.05 dB on a clip.
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,12 +17,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from harness import tables
-from harness.engines import latent_channels, open_all
-from harness.record import command_line, finish, machine, side
+from harness.engines import exported, latent_channels, open_all
+from harness.record import CommandLine, finish, side
 
 from wfvae import WFVAE
-from wfvae.export.bundle import ExportOptions, export_bundle
 from wfvae.runtime import Bundle
 from wfvae.runtime.media.video_reader import open_video
 from wfvae.video.synthetic.clips import ProceduralClip
@@ -74,22 +71,18 @@ def psnr(found: npt.NDArray[np.floating], frames: Frames) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = command_line(__doc__, "bf16-quality-cpu.json")
+    parser = CommandLine(__doc__, "bf16-quality-cpu.json")
     parser.add_argument("--checkpoint", default="tiny", help="trained model (default: %(default)s)")
     parser.add_argument("--videos", type=Path, nargs="+", default=[], help="default: generated clips")
     parser.add_argument("--sizes", type=side, nargs="+", default=[128, 256], help="of generated clips")
     parser.add_argument("--frames", type=int, default=33, help="of each clip (default: %(default)s)")
     options = parser.parse_args(arguments)
-    facts = machine(options.threads)
-    with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
-        path = Path(folder) / "bundle"
-        model = WFVAE.from_pretrained(options.checkpoint)
-        checkpoint = export_bundle(model, path, ExportOptions()).checkpoint_sha256
-        with open_all(path, options.threads) as (bundles, missing):
-            found = clips(options.videos, options.sizes, options.frames)
-            rows = [compare(bundles, source, frames) for source, frames in found]
-    result = {"machine": facts, "checkpoint_sha256": checkpoint, "bar_db": BAR_DB, "rows": rows}
-    finish({**result, "not_measured": missing}, options.json, tables.bf16_quality)
+    model = WFVAE.from_pretrained(options.checkpoint)
+    with exported(model) as (path, manifest), open_all(path, options.threads) as (bundles, missing):
+        found = clips(options.videos, options.sizes, options.frames)
+        rows = [compare(bundles, source, frames) for source, frames in found]
+    about = {"checkpoint_sha256": manifest.checkpoint_sha256, "bar_db": BAR_DB}
+    finish(options, "bf16-quality", **about, rows=rows, not_measured=missing)
     return int(any(loss > BAR_DB for row in rows for loss in row["loss_db"].values()))
 
 

@@ -15,10 +15,9 @@ import argparse
 import gc
 import math
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -27,10 +26,9 @@ import charts
 import numpy as np
 import numpy.typing as npt
 import torch
-from harness import tables
-from harness.engines import latent_channels, open_on
+from harness.engines import exported, latent_channels, open_on
 from harness.processes import reason_of
-from harness.record import command_line, finish, machine
+from harness.record import CommandLine, finish, positive
 from peers import CHECKOUTS, PEERS, PeerModel
 from peers.checkouts import parse_checkout
 from torch import Tensor
@@ -39,7 +37,6 @@ from wfvae import WFVAE
 from wfvae.errors import InputError, WFVAEError
 from wfvae.evaluation.protocol import Protocol, open_prepared
 from wfvae.evaluation.video_files import find_videos
-from wfvae.export.bundle import ExportOptions, export_bundle
 from wfvae.export.parity.direct import run_direct
 from wfvae.export.parity.plans import Job, run_chunks, run_odd_pushes
 from wfvae.runtime import Bundle
@@ -61,49 +58,48 @@ lacks memory, or cannot do a shape.
 
 @dataclass(frozen=True)
 class Error:
-    """How far one clip's block-wise result is from the direct one, and both from the video."""
+    """How far a block-wise result is from the direct one; each is latents and a reconstruction."""
 
-    equal_bits: bool
-    max_abs: float
-    mean_square: float
-    deviation: float
-    """Standard deviation of the direct result."""
-    direct_psnr: float
-    blockwise_psnr: float
-    heat: npt.NDArray[np.float64]
-    """(H, W): RMS of the difference over frames and colours."""
-    per_frame: npt.NDArray[np.float64]
-    """(T,): RMS of the difference over a frame."""
+    video: Video
+    direct: tuple[Any, Video]
+    blocks: tuple[Any, Video]
 
-    @classmethod
-    def between(cls, video: Video, direct: tuple[Any, Video], blocks: tuple[Any, Video]) -> Error:
-        """Compares two results, each latents and a reconstruction.
-
-        Raises:
-            InputError: shapes differ.
-        """
-        shapes = [tuple(array.shape for array in result) for result in (direct, blocks)]
-        if shapes[0] != shapes[1] or direct[1].shape != video.shape:
+    def __post_init__(self) -> None:
+        shapes = [tuple(array.shape for array in result) for result in (self.direct, self.blocks)]
+        if shapes[0] != shapes[1] or self.direct[1].shape != self.video.shape:
             raise InputError(
                 f"direct inference gives latents and video of {shapes[0]}, block-wise {shapes[1]}, for a"
-                f" video of {video.shape}; they cannot be compared"
+                f" video of {self.video.shape}; they cannot be compared"
             )
-        square = (direct[1].astype(np.float64) - blocks[1]) ** 2
-        return cls(
-            equal_bits=all(a.tobytes() == b.tobytes() for a, b in zip(direct, blocks, strict=True)),
-            max_abs=float(np.sqrt(square.max())),
-            mean_square=float(square.mean()),
-            deviation=float(direct[1].std(dtype=np.float64)),
-            direct_psnr=psnr(video, direct[1]),
-            blockwise_psnr=psnr(video, blocks[1]),
-            heat=np.sqrt(square.mean(axis=(0, 3))),
-            per_frame=np.sqrt(square.mean(axis=(1, 2, 3))),
-        )
+
+    @property
+    def equal_bits(self) -> bool:
+        return all(a.tobytes() == b.tobytes() for a, b in zip(self.direct, self.blocks, strict=True))
+
+    @cached_property
+    def square(self) -> npt.NDArray[np.float64]:
+        """Squared differences of the reconstructions, (T, H, W, 3)."""
+        return np.square(self.direct[1].astype(np.float64) - self.blocks[1])
+
+    @property
+    def relative(self) -> float:
+        """RMS of the difference by the standard deviation of the direct result."""
+        return math.sqrt(self.square.mean()) / float(self.direct[1].std(dtype=np.float64))
+
+    @property
+    def heat(self) -> npt.NDArray[np.float64]:
+        """(H, W): RMS of the difference over frames and colours."""
+        return np.sqrt(self.square.mean(axis=(0, 3)))
+
+    @property
+    def per_frame(self) -> npt.NDArray[np.float64]:
+        """(T,): RMS of the difference over a frame."""
+        return np.sqrt(self.square.mean(axis=(1, 2, 3)))
 
 
 def psnr(video: Video, result: Video) -> float:
     """Returns dB with peak 2. The result is clamped to [-1, 1], as it is shown."""
-    return decibels(float(((video.astype(np.float64) - np.clip(result, -1, 1)) ** 2).mean()))
+    return decibels(float(np.square(video.astype(np.float64) - np.clip(result, -1, 1)).mean()))
 
 
 def decibels(mean_square: float) -> float:
@@ -112,11 +108,11 @@ def decibels(mean_square: float) -> float:
 
 def summary(model: str, mode: str, blocks: str, weights: str, errors: Sequence[Error]) -> Row:
     """Returns a method's row: means over the clips, and the largest difference."""
-    different = [error for error in errors if error.mean_square]
+    means = [float(error.square.mean()) for error in errors]
+    distances = [decibels(mean) for mean in means if mean]
     equal = all(error.equal_bits for error in errors)
-    direct, blockwise = (
-        fmean(getattr(error, name) for error in errors) for name in ("direct_psnr", "blockwise_psnr")
-    )
+    direct = fmean(psnr(error.video, error.direct[1]) for error in errors)
+    blockwise = fmean(psnr(error.video, error.blocks[1]) for error in errors)
     # A random network's result has no quality that could suffer.
     scored = equal or not weights.startswith("random")
     return {
@@ -125,11 +121,9 @@ def summary(model: str, mode: str, blocks: str, weights: str, errors: Sequence[E
         "blocks": blocks,
         "weights": weights,
         "equal_bits": equal,
-        "max_abs": max(error.max_abs for error in errors),
-        "psnr_to_direct_db": (
-            fmean(decibels(error.mean_square) for error in different) if different else None
-        ),
-        "relative_error": fmean(math.sqrt(error.mean_square) / error.deviation for error in errors),
+        "max_abs": max(math.sqrt(error.square.max()) for error in errors),
+        "psnr_to_direct_db": fmean(distances) if distances else None,
+        "relative_error": fmean(error.relative for error in errors),
         "direct_psnr_db": direct if scored else None,
         "difference_db": blockwise - direct if scored else None,
     }
@@ -168,20 +162,17 @@ def load_clips(options: argparse.Namespace) -> tuple[list[Frames], str]:
 
 def measure_ours(benchmark: Benchmark, bundle: Bundle, weights: str) -> None:
     """Streams in three plans against the whole clip through the graphs without state."""
+    ratio = bundle.ratio
     ways: dict[str, tuple[str, Callable[[Job], Any]]] = {
-        f"stream, {count} latent{'s' * (count > 1)} a step": (
-            f"{count * bundle.ratio} frames, causal cache",
-            partial(run_chunks, chunk=count),
-        )
-        for count in (1, 4)
+        "stream, 1 latent a step": (f"{ratio} frames, causal cache", partial(run_chunks, chunk=1)),
+        "stream, 4 latents a step": (f"{4 * ratio} frames, causal cache", partial(run_chunks, chunk=4)),
+        "stream, odd pushes": ("1, 3, 5 or 7 frames at a time, causal cache", run_odd_pushes),
     }
-    ways["stream, odd pushes"] = ("1, 3, 5 or 7 frames at a time, causal cache", run_odd_pushes)
+    videos = [frames.astype(np.float32) / 127.5 - 1 for frames in benchmark.clips]
     direct = [through(bundle, frames, run_direct) for frames in benchmark.clips]
     for mode, (blocks, run) in ways.items():
-        errors = [
-            Error.between(frames.astype(np.float32) / 127.5 - 1, whole, through(bundle, frames, run))
-            for frames, whole in zip(benchmark.clips, direct, strict=True)
-        ]
+        streamed = [through(bundle, frames, run) for frames in benchmark.clips]
+        errors = list(map(Error, videos, direct, streamed))
         benchmark.add("WF-VAE", mode, blocks, weights, errors)
 
 
@@ -206,10 +197,8 @@ def measure_peer(benchmark: Benchmark, options: argparse.Namespace, name: str) -
     for mode in peer.modes:
         try:
             model.use(mode.name)
-            errors = [
-                Error.between(to_video(clip), whole, reconstruct(model, clip))
-                for clip, whole in zip(clips, direct, strict=True)
-            ]
+            blockwise = [reconstruct(model, clip) for clip in clips]
+            errors = list(map(Error, map(to_video, clips), direct, blockwise))
         except FAILURES as error:
             benchmark.missing(peer.title, mode.name, reason_of(error))
             continue
@@ -256,51 +245,35 @@ def parse_weights(text: str) -> tuple[str, str]:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    names = (OURS, *PEERS, *CHECKOUTS)
-    parser = command_line(__doc__, "blockwise.json")
-    parser.add_argument(
-        "--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
-    )
-    parser.add_argument("--checkpoint", default="tiny", help="of WF-VAE (default: the model that ships)")
-    parser.add_argument("--data", type=Path, help="video or folder of videos (default: a generated clip)")
-    parser.add_argument("--frames", type=int, default=41, help="of each video (default: %(default)s)")
-    parser.add_argument(
-        "--size", type=int, default=160, help="of the square that is cropped (default: %(default)s)"
-    )
-    parser.add_argument("--full", action="store_true", help="peers in their published width")
-    parser.add_argument(
-        "--weights",
-        type=parse_weights,
-        nargs="+",
-        default=[],
-        metavar="NAME=DIR",
-        help="local weights in diffusers' format",
-    )
-    checkout = "NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE]"
-    parser.add_argument("--checkout", type=parse_checkout, nargs="+", default=[], metavar=checkout)
-    parser.add_argument(
-        "--tile-scale",
-        type=int,
-        default=4,
-        help="divides peers' tiles and overlaps in space, for a small clip (default: %(default)s)",
-    )
+    names, checkout = (OURS, *PEERS, *CHECKOUTS), "NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE]"
+    parser = CommandLine(__doc__, "blockwise.json")
+    add = parser.add_argument
+    add("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    add("--checkpoint", default="tiny", help="of WF-VAE (default: the model that ships)")
+    add("--data", type=Path, help="video or folder of videos (default: a generated clip)")
+    add("--frames", type=positive, default=41, help="of each video (default: %(default)s)")
+    add("--size", type=positive, default=160, help="of the square that is cropped (default: %(default)s)")
+    add("--full", action="store_true", help="peers in their published width")
+    text = "local weights in diffusers' format"
+    add("--weights", type=parse_weights, nargs="+", default=[], metavar="NAME=DIR", help=text)
+    add("--checkout", type=parse_checkout, nargs="+", default=[], metavar=checkout)
+    text = "divides peers' tiles and overlaps in space, for a small clip (default: %(default)s)"
+    add("--tile-scale", type=positive, default=4, help=text)
     options = parser.parse_args(arguments)
-    if min(options.frames, options.size, options.tile_scale) < 1:
-        parser.error("--frames, --size and --tile-scale must be at least 1")
-    options.weights = dict(options.weights)
-    options.checkout = dict(options.checkout)
+    options.weights, options.checkout = dict(options.weights), dict(options.checkout)
     return options
 
 
 def measure(options: argparse.Namespace, benchmark: Benchmark) -> None:
     """Runs what was selected."""
     if OURS in options.only:
-        with tempfile.TemporaryDirectory(prefix="wfvae-blockwise-") as folder:
-            path = Path(folder) / "bundle"
-            export_bundle(WFVAE.from_pretrained(options.checkpoint), path, ExportOptions(direct=True))
-            with open_on("onnxruntime", path, options.threads) as bundle:
-                benchmark.checkpoint_sha256 = bundle.manifest.checkpoint_sha256
-                measure_ours(benchmark, bundle, f"trained, {options.checkpoint}")
+        model = WFVAE.from_pretrained(options.checkpoint)
+        with (
+            exported(model, direct=True) as (path, manifest),
+            open_on("onnxruntime", path, options.threads) as bundle,
+        ):
+            benchmark.checkpoint_sha256 = manifest.checkpoint_sha256
+            measure_ours(benchmark, bundle, f"trained, {options.checkpoint}")
     for name in [name for name in options.only if name != OURS]:
         measure_peer(benchmark, options, name)
         gc.collect()  # before the next one is built
@@ -309,7 +282,6 @@ def measure(options: argparse.Namespace, benchmark: Benchmark) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     torch.set_num_threads(options.threads)
-    facts = machine(options.threads)
     try:
         clips, source = load_clips(options)
         benchmark = Benchmark(clips)
@@ -318,10 +290,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     job = {key: getattr(options, key) for key in ("frames", "size", "tile_scale")}
-    about = {"machine": facts, "checkpoint_sha256": benchmark.checkpoint_sha256, "source": source}
-    finish({**about, "job": job, "rows": benchmark.rows}, options.json, tables.blockwise)
+    about = {"checkpoint_sha256": benchmark.checkpoint_sha256, "source": source, "job": job}
+    finish(options, "blockwise", **about, rows=benchmark.rows)
     if options.json is not None and benchmark.errors:
-        charts.draw(charts.blockwise(benchmark.errors), options.json.with_suffix(".svg"))
+        charts.draw(charts.blockwise, benchmark.errors, options.json.with_suffix(".svg"))
     return int(any(row["model"] == "WF-VAE" and not row.get("equal_bits") for row in benchmark.rows))
 
 

@@ -14,61 +14,52 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from harness.engines import DIRECTIONS
-from harness.record import RESULTS, cpu_text
-from harness.tables.format import number
+from harness.record import RESULTS
+from harness.tables.format import Result, cpu_text, number
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wfvae.files import write_whole
 from wfvae.report.plots import ACCENT, PAPER, SECOND, plot_style, svg_text
 
-Result = Mapping[str, Any]
 _BLOCK = 4
 """Pixels in height and width that are one in a heat map, to keep the file small."""
-Drawing = Callable[[], tuple[Figure, str]]
-"""Returns a figure, and what it shows."""
 
 
-def draw(drawing: Drawing, path: Path) -> None:
-    """Writes a drawing as SVG."""
+def draw(drawing: Callable[[Any], tuple[Figure, str]], data: Any, path: Path) -> None:
+    """Writes a drawing as SVG: a function of data, which returns a figure and what it shows."""
     with plot_style():
-        figure, label = drawing()
+        figure, label = drawing(data)
         write_whole(path, svg_text(figure, label))
 
 
-def peers(result: Result) -> Drawing:
+def peers(result: Result) -> tuple[Figure, str]:
     """A bar per model and engine: time of encode and decode, and memory, at the largest size."""
     size = max(result["job"]["sizes"])
-    rows = [(row, case) for row in result["rows"] for case in row.get("sizes", ()) if case["size"] == size]
-    rows = [(row, case) for row, case in rows if "not_measured" not in case]
-    ours = [(row, case) for row, case in rows if row["name"].startswith("wfvae")]
-    others = [(row, case) for row, case in rows if not row["name"].startswith("wfvae")]
-    others.sort(key=lambda one: one[1]["decode"]["ms_per_frame"])
-    panels = {
-        "encode, ms per frame": lambda case: case["encode"]["ms_per_frame"],
-        "decode, ms per frame": lambda case: case["decode"]["ms_per_frame"],
-        "peak memory of decode, GB": lambda case: case["decode"]["peak_mb"] / 1e3,
-    }
-
-    def drawing() -> tuple[Figure, str]:
-        gap = 1 if ours and others else 0
-        figure = Figure((10, 1.2 + 0.26 * (len(rows) + gap)))
-        for axes, (title, value) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
-            _bars(axes, 0, [value(case) for _, case in ours], {"color": ACCENT})
-            look = {"facecolor": PAPER, "edgecolor": SECOND, "hatch": "////"}
-            _bars(axes, len(ours) + gap, [value(case) for _, case in others], look)
-            axes.set(xscale="log" if "ms" in title else "linear", title=title)
-            axes.margins(x=0.25)
-            axes.xaxis.set_major_formatter("{x:g}")
-        places = [*range(len(ours)), *range(len(ours) + gap, len(rows) + gap)]
-        first = figure.axes[0]
-        first.set_yticks(places, [row["title"] for row, _ in (*ours, *others)])
-        first.invert_yaxis()
-        clip = f"{result['job']['frames']} frames of {size}x{size}"
-        figure.suptitle(f"{clip}, fp32 unless bf16 is named; {cpu_text(result['machine'])}", fontsize=9)
-        return figure, f"Time and memory of WF-VAE (filled) and other autoencoders (hatched), {clip}"
-
-    return drawing
+    bars: dict[bool, list[tuple[str, list[float]]]] = {True: [], False: []}
+    for row in result["rows"]:
+        case = next((case for case in row.get("sizes", ()) if case["size"] == size), row)
+        if "not_measured" not in case:
+            encode, decode = case["encode"], case["decode"]
+            values = [encode["ms_per_frame"], decode["ms_per_frame"], decode["peak_mb"] / 1e3]
+            bars[row["name"].startswith("wfvae")].append((row["title"], values))
+    ours, others = bars[True], sorted(bars[False], key=lambda bar: bar[1][1])
+    start = len(ours) + bool(ours and others)
+    figure = Figure((10, 1.2 + 0.26 * (start + len(others))))
+    titles = ("encode, ms per frame", "decode, ms per frame", "peak memory of decode, GB")
+    for panel, (axes, title) in enumerate(zip(figure.subplots(1, 3, sharey=True), titles, strict=True)):
+        _bars(axes, 0, [values[panel] for _, values in ours], {"color": ACCENT})
+        look = {"facecolor": PAPER, "edgecolor": SECOND, "hatch": "////"}
+        _bars(axes, start, [values[panel] for _, values in others], look)
+        axes.set(xscale="log" if "ms" in title else "linear", title=title)
+        axes.margins(x=0.25)
+        axes.xaxis.set_major_formatter("{x:g}")
+    places = [*range(len(ours)), *range(start, start + len(others))]
+    figure.axes[0].set_yticks(places, [name for name, _ in (*ours, *others)])
+    figure.axes[0].invert_yaxis()
+    clip = f"{result['job']['frames']} frames of {size}x{size}"
+    figure.suptitle(f"{clip}, fp32 unless bf16 is named; {cpu_text(result['machine'])}", fontsize=9)
+    return figure, f"Time and memory of WF-VAE (filled) and other autoencoders (hatched), {clip}"
 
 
 def _bars(axes: Axes, start: int, values: Sequence[float], look: Mapping[str, Any]) -> None:
@@ -77,48 +68,40 @@ def _bars(axes: Axes, start: int, values: Sequence[float], look: Mapping[str, An
     axes.grid(visible=False, axis="y")
 
 
-def scale(result: Result) -> Drawing:
+def scale(result: Result) -> tuple[Figure, str]:
     """Peak memory by the length of a clip, streamed and in one piece."""
-
-    def drawing() -> tuple[Figure, str]:
-        figure = Figure((8, 3.2))
-        for axes, direction in zip(figure.subplots(1, 2, sharey=True), DIRECTIONS.values(), strict=True):
-            groups: dict[tuple[str, str], list[tuple[int, float]]] = {}
-            for row in result["sections"].get("length", ()):
-                if row["direction"] == direction and "peak_mb" in row:
-                    point = (row["frames"], row["peak_mb"])
-                    groups.setdefault((row["preset"], row["way"]), []).append(point)
-            for (preset, way), points in groups.items():
-                look: dict[str, Any] = {"color": ACCENT if preset == "S" else SECOND}
-                look |= {"marker": "o"} if way == "stream" else {"marker": "s", "linestyle": "--"}
-                axes.plot(*zip(*sorted(points), strict=True), label=f"{preset}, {way}", **look)
-            axes.set(title=direction, xlabel="frames", xscale="log", yscale="log")
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_major_formatter("{x:g}")
-        figure.axes[0].set_ylabel("peak memory, MB")
-        figure.axes[0].legend()
-        return figure, "Peak memory of streams and of whole clips by the number of frames"
-
-    return drawing
+    figure = Figure((8, 3.2))
+    for axes, direction in zip(figure.subplots(1, 2, sharey=True), DIRECTIONS.values(), strict=True):
+        groups: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        for row in result["sections"]["length"]:
+            if row["direction"] == direction and "peak_mb" in row:
+                point = (row["frames"], row["peak_mb"])
+                groups.setdefault((row["preset"], row["way"]), []).append(point)
+        for (preset, way), points in groups.items():
+            look: dict[str, Any] = {"color": ACCENT if preset == "S" else SECOND}
+            look |= {"marker": "o"} if way == "stream" else {"marker": "s", "linestyle": "--"}
+            axes.plot(*zip(*sorted(points), strict=True), label=f"{preset}, {way}", **look)
+        axes.set(title=direction, xlabel="frames", xscale="log", yscale="log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
+    figure.axes[0].set_ylabel("peak memory, MB")
+    figure.axes[0].legend()
+    return figure, "Peak memory of streams and of whole clips by the number of frames"
 
 
-def blockwise(errors: Mapping[str, Any]) -> Drawing:
+def blockwise(errors: Mapping[str, Any]) -> tuple[Figure, str]:
     """Where and when each method's result differs from direct inference: a cell per method."""
     columns = min(4, len(errors))
     rows = -(-len(errors) // columns)
-
-    def drawing() -> tuple[Figure, str]:
-        figure = Figure((2.4 * columns, 3.1 * rows))
-        cells = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[3, 1] * rows)
-        for axes in cells.flat:
-            axes.set_visible(False)
-        for index, (title, error) in enumerate(errors.items()):
-            heat, curve = (cells[2 * (index // columns) + part, index % columns] for part in (0, 1))
-            _cell(heat, curve, title, error.heat, error.per_frame)
-        figure.suptitle("RMS difference to direct inference by place (bright: large) and by frame")
-        return figure, "Difference of block-wise to direct inference, by place and by frame, per method"
-
-    return drawing
+    figure = Figure((2.4 * columns, 3.1 * rows))
+    cells = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[3, 1] * rows)
+    for axes in cells.flat:
+        axes.set_visible(False)
+    for index, (title, error) in enumerate(errors.items()):
+        heat, curve = (cells[2 * (index // columns) + part, index % columns] for part in (0, 1))
+        _cell(heat, curve, title, error.heat, error.per_frame)
+    figure.suptitle("RMS difference to direct inference by place (bright: large) and by frame")
+    return figure, "Difference of block-wise to direct inference, by place and by frame, per method"
 
 
 def _cell(
@@ -146,7 +129,7 @@ PICTURES = {"peers-cpu": peers, "scale-cpu": scale}
 def redraw(name: str, folder: Path = RESULTS) -> None:
     """Draws a committed result."""
     result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    draw(PICTURES[name](result), folder / f"{name}.svg")
+    draw(PICTURES[name], result, folder / f"{name}.svg")
 
 
 def main() -> int:

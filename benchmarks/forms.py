@@ -20,10 +20,9 @@ from typing import Any, cast
 import numpy as np
 import onnx
 import torch
-from harness import tables
 from harness.engines import ENGINES
 from harness.processes import NotMeasured
-from harness.record import command_line, finish, machine
+from harness.record import CommandLine, finish
 from harness.single_models import compile_model, make_model
 from harness.turns import median_seconds, ratio, take_turns
 from torch import Tensor, nn
@@ -41,18 +40,13 @@ TOLERANCE = {"onnxruntime": 1e-4, "openvino": 1e-4, "openvino-bf16": 2e-2}
 
 
 class Form(nn.Module):
-    """A computation of one input, with tensors of its own."""
+    """A computation of one input, with a module or tensors of its own."""
 
-    def __init__(
-        self,
-        compute: Callable[..., Tensor],
-        module: nn.Module | None = None,
-        tensors: Mapping[str, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, compute: Callable[..., Tensor], module: Any = None, **tensors: Tensor) -> None:
         super().__init__()
         self.compute, self.module = compute, module
-        for name, tensor in (tensors or {}).items():
-            self.register_buffer(name.replace(".", "_"), tensor)
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.compute(x, *self.buffers(recurse=False))
@@ -73,7 +67,8 @@ def _in_form(form: ExportForm, conv: nn.Module, before: Callable[[Tensor], Tenso
     def compute(x: Tensor, *tensors: Tensor) -> Tensor:
         return form.compute(before(x), tensors[:-1], tensors[-1])
 
-    return Form(compute, tensors={**form.filters(conv.weight), "bias": conv.bias})
+    filters = {name.replace(".", "_"): tensor for name, tensor in form.filters(conv.weight).items()}
+    return Form(compute, **filters, bias=conv.bias)
 
 
 def _unchanged(x: Tensor) -> Tensor:
@@ -90,7 +85,7 @@ def _images(x: Tensor) -> Tensor:
 
 def causal(
     what: str,
-    ways: Mapping[str, Variant],
+    ways: Sequence[Variant],
     shape: tuple[int, ...],
     outputs: int,
     before: Callable[[Tensor], Tensor] = _unchanged,
@@ -98,7 +93,7 @@ def causal(
     """A 3x3x3 convolution of frames (T, C, H, W), of which the first are history."""
     conv = CausalConv3d(shape[1], outputs, 8)
     forms = {"sum of taps": Form(lambda x: conv.convolve(before(x)), conv)}
-    forms |= {name: _in_form(MinimalFiltering(way), conv.conv, before) for name, way in ways.items()}
+    forms |= {TITLES[way]: _in_form(MinimalFiltering(way), conv.conv, before) for way in ways}
     return Layer(f"3x3x3 convolution to {outputs} channels, {what}", (1, *shape), forms)
 
 
@@ -111,27 +106,27 @@ def doubling(count: int, channels: int, side: int) -> Layer:
     return Layer("height and width doubled, 3x3 convolution", (1, count, channels, side, side), forms)
 
 
-PAIRS: dict[str, Variant] = {
-    "in pairs of frames": "pairs",
-    "in pairs of frames and of rows": "pairs and rows",
+TITLES: dict[Variant, str] = {
+    "pairs": "in pairs of frames",
+    "pairs and rows": "in pairs of frames and of rows",
+    "rows": "in pairs of rows",
+    "repeats": "three products",
+    "repeats and rows": "three products in pairs of rows",
 }
-ROWS: dict[str, Variant] = {"in pairs of rows": "rows"}
-REPEATS: dict[str, Variant] = {
-    "three products": "repeats",
-    "three products in pairs of rows": "repeats and rows",
-}
+PAIRS: tuple[Variant, ...] = ("pairs", "pairs and rows")
+REPEATED: tuple[Variant, ...] = (*PAIRS, "repeats", "repeats and rows")
 LAYERS: dict[str, list[Callable[[], Layer]]] = {
     "pairs": [
         partial(causal, "frames in pairs", PAIRS, (10, channels, side, side), channels)
         for channels, side in ((512, 32), (256, 64), (192, 64), (128, 64))
     ],
     "rows": [
-        partial(causal, "frames one by one", ROWS, (7, channels, 16, 16), outputs)
+        partial(causal, "frames one by one", ("rows",), (7, channels, 16, 16), outputs)
         for channels, outputs in ((512, 512), (256, 512), (128, 128))
     ],
     "doubling": [partial(doubling, 9, 256, 32)],
     "nearest": [
-        partial(causal, "frames repeated", {**PAIRS, **REPEATS}, shape, shape[1], _repeated)
+        partial(causal, "frames repeated", REPEATED, shape, shape[1], _repeated)
         for shape in ((5, 512, 32, 32), (9, 256, 64, 64))
     ],
 }
@@ -181,14 +176,13 @@ def measure(layer: Layer, engine: str, threads: int, turns: int, seconds: float)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = command_line(__doc__, "forms-cpu.json")
+    parser = CommandLine(__doc__, "forms-cpu.json")
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS))
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--turns", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=0.15, help="least time of a form in a turn")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    facts = machine(options.threads)
     rows: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
     with torch.no_grad():
@@ -199,8 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     rows += measure(layer, engine, options.threads, options.turns, options.seconds)
                 except NotMeasured as reason:
                     missing[engine] = str(reason)
-    result = {"machine": facts, "turns": options.turns, "rows": rows, "not_measured": missing}
-    finish(result, options.json, tables.forms)
+    finish(options, "forms", turns=options.turns, rows=rows, not_measured=missing)
     return 0
 
 

@@ -396,17 +396,12 @@ def main(arguments: list[str] | None = None) -> int:
         benchmark = Benchmark(options, Path(folder))
         benchmark.run()
     smoke = "toy sizes on a CPU, to test the program; these numbers mean nothing"
-    job = {key: getattr(options, key) for key in ("frames", "sizes", "chunks", "runs", "budget")}
+    options.machine = {"gpu": gpu and dict(zip(fields, gpu, strict=True)), **machine(1)}
+    about = {"smoke": options.smoke, "note": smoke if options.smoke else "random weights"}
+    about["job"] = {key: getattr(options, key) for key in ("frames", "sizes", "chunks", "runs", "budget")}
+    about["seconds"] = time.monotonic() - benchmark.began
     collected = ("backends", "cases", "parity", "streams", "skipped")
-    result = {
-        "smoke": options.smoke,
-        "note": smoke if options.smoke else "random weights",
-        "machine": {"gpu": gpu and dict(zip(fields, gpu, strict=True)), **machine(1)},
-        "job": job,
-        "seconds": time.monotonic() - benchmark.began,
-        **{key: getattr(benchmark, key) for key in collected},
-    }
-    finish(result, options.json, table)
+    print(table(finish(options, **about, **{key: getattr(benchmark, key) for key in collected})))
     if not benchmark.cases:
         print("nothing was measured", file=sys.stderr)
         return 1

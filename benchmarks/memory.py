@@ -3,45 +3,32 @@
     python benchmarks/memory.py --json benchmarks/results/memory-cpu.json
     python benchmarks/memory.py --videos S=100,500 --runs 1
 
-Runs the real program in a process of its own and takes the median of the peaks of resident memory.
-Weights are random: memory does not depend on them.
+Runs the program in a fresh process and takes the median of the peaks of resident memory. Weights
+are random: memory does not depend on them.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from harness import tables
-from harness.processes import run_isolated
-from harness.record import command_line, finish, machine, side
+from harness.engines import random_bundles
+from harness.memory import peak_mb
+from harness.processes import NotMeasured, run_isolated
+from harness.record import CommandLine, finish, lengths, side
 
-from wfvae.model.config import Preset
+from wfvae.cli.main import main as wfvae
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_writer import open_video_writer
 from wfvae.video.synthetic.clips import ProceduralClip
 
-# A small process between this one and the program: a child's peak is never below that of the
-# process that started it.
-_LAUNCHER = """
-import os, sys
-pid = os.spawnv(os.P_NOWAIT, sys.argv[1], sys.argv[1:])
-_, status, usage = os.wait4(pid, 0)
-print()
-print(usage.ru_maxrss)
-sys.exit(os.waitstatus_to_exitcode(status))
-"""
 _PAINTED = 100
-_KILOBYTE = 1 if sys.platform == "darwin" else 1024
 
 
 def make_video(path: Path, frames: int, size: int) -> Path:
@@ -53,61 +40,43 @@ def make_video(path: Path, frames: int, size: int) -> Path:
     return path
 
 
-def peak_of(*arguments: str) -> float:
-    """Runs `wfvae` with these arguments and returns its peak of resident memory in MB."""
-    command = [sys.executable, "-S", "-c", _LAUNCHER, sys.executable, "-m", "wfvae", *arguments, "--json"]
-    finished = subprocess.run(command, capture_output=True, text=True)
-    if finished.returncode:
-        raise SystemExit(f"wfvae {arguments[0]} failed: {finished.stderr.strip()}")
-    report, _, peak = finished.stdout.strip().rpartition("\n")
-    assert json.loads(report)["complete"]
-    return int(peak) * _KILOBYTE / 1e6
+def run_program(job: dict[str, Any]) -> dict[str, Any]:
+    """Runs `wfvae` in this process, which is a fresh one."""
+    if code := wfvae([*job["arguments"], "--json"]):
+        raise NotMeasured(f"wfvae {job['arguments'][0]} ended with code {code}")
+    return {"peak_mb": peak_mb()}
 
 
-def measure(preset: str, lengths: Sequence[int], folder: Path, options: Any) -> Iterator[dict[str, Any]]:
+def measure(
+    preset: str, counts: Sequence[int], bundle: str, folder: Path, options: Any
+) -> Iterator[dict[str, Any]]:
     """Yields a row per direction."""
-    bundle = folder / preset
-    run_isolated("harness.engines:export_random", {"preset": preset, "bundle": str(bundle)}, options.threads)
-    files = {frames: [folder / f"{preset}-{frames}{end}" for end in (".zarr", ".mp4")] for frames in lengths}
     for name in ("encode", "decode"):
         peaks = {}
-        for frames, (latents, decoded) in files.items():
+        for frames in counts:
             video = make_video(folder / f"{frames}.mp4", frames, options.size)
-            paths = (bundle, video, latents) if name == "encode" else (bundle, latents, decoded)
-            command = [name, *map(str, paths), "--threads", str(options.threads)]
-            peaks[frames] = statistics.median(peak_of(*command) for _ in range(options.runs))
-        growth = peaks[lengths[-1]] / peaks[lengths[0]]
+            latents, decoded = (str(folder / f"{preset}-{frames}{end}") for end in (".zarr", ".mp4"))
+            paths = (str(video), latents) if name == "encode" else (latents, decoded)
+            job = {"arguments": [name, bundle, *paths, "--threads", str(options.threads)]}
+            runs = [run_isolated("memory:run_program", job, options.threads) for _ in range(options.runs)]
+            peaks[frames] = statistics.median(run["peak_mb"] for run in runs)
+        growth = peaks[counts[-1]] / peaks[counts[0]]
         yield {"preset": preset, "job": name, "size": options.size, "peak_mb": peaks, "ratio": growth}
 
 
-def parse_videos(text: str) -> tuple[str, list[int]]:
-    """Parses "tiny=100,2000": a preset, and lengths in frames."""
-    preset, _, lengths = text.partition("=")
-    counts = sorted(int(length) for length in lengths.split(",") if length.isdigit())
-    if preset not in get_args(Preset) or len(counts) < 2 or counts[0] < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not PRESET=SHORT,LONG in frames")
-    return preset, counts
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = command_line(__doc__, "memory-cpu.json")
-    parser.add_argument(
-        "--videos",
-        type=parse_videos,
-        nargs="+",
-        default=[("tiny", [100, 2000]), ("S", [100, 500])],
-        metavar="PRESET=N,N",
-        help="lengths in frames (default: tiny=100,2000 S=100,500)",
-    )
+    parser = CommandLine(__doc__, "memory-cpu.json")
+    videos = [("tiny", [100, 2000]), ("S", [100, 500])]
+    parser.add_argument("--videos", type=lengths, nargs="+", default=videos, metavar="PRESET=N,N")
     parser.add_argument("--size", type=side, default=128, help="default: %(default)s")
     parser.add_argument("--runs", type=int, default=3, help="of each job (default: %(default)s)")
     options = parser.parse_args(arguments)
-    facts = machine(options.threads)
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
-        for preset, lengths in options.videos:
-            rows += measure(preset, lengths, Path(folder), options)
-    finish({"machine": facts, "runs": options.runs, "rows": rows}, options.json, tables.memory)
+    presets = [preset for preset, _ in options.videos]
+    with random_bundles(presets, options.threads) as bundles, tempfile.TemporaryDirectory() as folder:
+        for preset, counts in options.videos:
+            rows += measure(preset, counts, bundles[preset], Path(folder), options)
+    finish(options, "memory", runs=options.runs, rows=rows)
     return 0
 
 

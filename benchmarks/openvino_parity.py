@@ -4,34 +4,30 @@
     python benchmarks/openvino_parity.py --presets S --frames 13 --size 72x64 --bundles fp32
 
 Exports each model in each precision and verifies it with each hint on a generated clip, as `wfvae
-verify --backend openvino --against` does. Ends with code 1 if a bundle
-fails what `wfvae verify` requires.
+verify --backend openvino --against` does. Ends with code 1 if a bundle fails what that requires.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from harness import tables
-from harness.engines import DIRECTIONS, open_on
+from harness.engines import DIRECTIONS, exported, open_on
 from harness.processes import NotMeasured, reason_of
-from harness.record import command_line, finish, machine
+from harness.record import CommandLine, finish
 
 from wfvae import WFVAE, WFVAEConfig
 from wfvae.cli.arguments import parse_size
 from wfvae.errors import WFVAEError
-from wfvae.export.bundle import DTYPES, ExportOptions, export_bundle
-from wfvae.export.parity import Check, Verification, verify
+from wfvae.export.bundle import DTYPES
+from wfvae.export.parity import Verification, verify
 from wfvae.model.checkpoint import WEIGHTS_NAME
 from wfvae.model.config import Preset
 from wfvae.video.synthetic.clips import ProceduralClip
@@ -49,82 +45,60 @@ Row = dict[str, Any]
 Frames = npt.NDArray[np.uint8]
 
 
-def models(options: argparse.Namespace) -> dict[str, Callable[[], WFVAE]]:
-    """Returns how to make each model."""
-    weights = sorted(options.reference.glob(f"*/{WEIGHTS_NAME}")) if options.reference else []
-    folders = [path.parent for path in weights]
-    found: dict[str, Callable[[], WFVAE]] = {
-        folder.name: partial(WFVAE.from_pretrained, folder) for folder in folders
-    }
+def models(options: Any) -> Iterator[tuple[str, WFVAE]]:
+    """Yields each model with its name."""
+    for path in sorted(options.reference.glob(f"*/{WEIGHTS_NAME}")) if options.reference else ():
+        yield path.parent.name, WFVAE.from_pretrained(path.parent)
     if not options.presets:
-        found["tiny"] = partial(WFVAE.from_pretrained, "tiny")
+        yield "tiny", WFVAE.from_pretrained("tiny")
     for preset in options.presets:
-        found[f"{preset}, random weights"] = partial(WFVAE.random, WFVAEConfig.preset(preset), 0)
-    return found
+        yield f"{preset}, random weights", WFVAE.random(WFVAEConfig.preset(preset), 0)
 
 
-def measure(options: argparse.Namespace, frames: Frames) -> Iterator[Row]:
+def measure(options: Any, frames: Frames) -> Iterator[Row]:
     """Yields a row per model, precision of the bundle, and hint."""
-    for name, make in models(options).items():
-        model = make()
-        for precision in options.bundles:
-            with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
-                path = Path(folder) / "bundle"
-                bundled = ExportOptions(precision=precision, direct=True)
-                checkpoint = export_bundle(copy.deepcopy(model), path, bundled).checkpoint_sha256
-                for hint, engine in ENGINES.items():
-                    row = {"model": name, "checkpoint_sha256": checkpoint, "bundle": precision, "hint": hint}
-                    try:
-                        with open_on(engine, path, options.threads) as bundle:
-                            yield row | summary(verify(bundle, frames, against=model))
-                    except (NotMeasured, WFVAEError) as reason:
-                        yield row | {"not_measured": reason_of(reason)}
+    for (name, model), precision in product(models(options), options.bundles):
+        with exported(copy.deepcopy(model), precision=precision, direct=True) as (path, manifest):
+            row = {"model": name, "checkpoint_sha256": manifest.checkpoint_sha256, "bundle": precision}
+            for hint, engine in ENGINES.items():
+                row["hint"] = hint
+                try:
+                    with open_on(engine, path, options.threads) as bundle:
+                        yield row | summary(verify(bundle, frames, against=model))
+                except (NotMeasured, WFVAEError) as reason:
+                    yield row | {"not_measured": reason_of(reason)}
 
 
 def summary(verification: Verification) -> Row:
     """Returns the largest differences by statement and direction, and whether all bounds hold."""
     found: Row = {"passed": verification.passed}
-    for key, name in STATEMENTS.items():
-        found[key] = {
-            direction: largest(
-                [check for check in verification.checks if (check.name, check.direction) == (name, direction)]
-            )
-            for direction in DIRECTIONS
+    for (key, name), direction in product(STATEMENTS.items(), DIRECTIONS):
+        checks = [one for one in verification.checks if (one.name, one.direction) == (name, direction)]
+        # No number for a difference that one of them lacks, as where a result is NaN.
+        numbers = bool(checks) and all(check.max_ulp is not None for check in checks)
+        found.setdefault(key, {})[direction] = {
+            "checks": len(checks),
+            "equal_bits": bool(checks) and all(check.equal_bits for check in checks),
+            "max_abs": max(check.max_abs for check in checks) if numbers else None,
         }
     return found
 
 
-def largest(checks: Sequence[Check]) -> Row:
-    """Summarises checks; None for a difference that one of them lacks, as where a result is NaN."""
-    numbers = bool(checks) and all(check.max_ulp is not None for check in checks)
-    return {
-        "checks": len(checks),
-        "equal_bits": bool(checks) and all(check.equal_bits for check in checks),
-        "max_abs": max(check.max_abs for check in checks) if numbers else None,
-    }
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = command_line(__doc__, "openvino-parity.json")
+    parser = CommandLine(__doc__, "openvino-parity.json")
     parser.add_argument("--reference", type=Path, metavar="DIR", help="also verify the checkpoints in DIR/*/")
-    parser.add_argument(
-        "--presets",
-        nargs="+",
-        choices=get_args(Preset),
-        default=[],
-        help="with random weights, in place of the model that ships",
-    )
+    text = "with random weights, in place of the model that ships"
+    parser.add_argument("--presets", nargs="+", choices=get_args(Preset), default=[], help=text)
     parser.add_argument("--bundles", nargs="+", choices=DTYPES, default=list(DTYPES), help="their precisions")
     parser.add_argument("--frames", type=int, default=29, help="of the clip (default: %(default)s)")
     parser.add_argument("--size", type=parse_size, default=(64, 96), metavar="HxW", help="default: 64x96")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    facts = machine(options.threads)
     height, width = options.size
     clip = ProceduralClip(0, height, width, options.frames).frames(0, options.frames)
     rows = list(measure(options, clip))
     job = {"frames": options.frames, "height": height, "width": width}
-    finish({"machine": facts, "job": job, "rows": rows}, options.json, tables.parity)
+    finish(options, "parity", job=job, rows=rows)
     return int(not all(row.get("passed", True) for row in rows))
 
 

@@ -12,71 +12,63 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from functools import partial
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from harness import tables
-from harness.engines import open_on
-from harness.processes import run_isolated
-from harness.record import command_line, finish, machine, side
-from harness.turns import timed
+from harness.engines import open_on, random_bundles
+from harness.record import CommandLine, finish, side
 from memory import make_video
 
 from wfvae.model.config import Preset
 from wfvae.runtime import Bundle, decode_video, encode_video, reconstruct_video
 
 
-def jobs_of(bundle: Bundle, video: Path, folder: Path) -> dict[str, Callable[[], Any]]:
-    """Returns the jobs by name, each of which gives its report; `decode` needs `encode` first."""
-    latents = folder / f"{video.stem}.zarr"
-    return {
-        "encode": partial(encode_video, bundle, video, latents),
-        "decode": partial(decode_video, bundle, latents, folder / f"{video.stem}-decoded.mp4"),
-        "reconstruct": partial(reconstruct_video, bundle, video, folder / f"{video.stem}-reconstructed.mp4"),
+def run_jobs(bundle: Bundle, video: Path) -> Iterator[tuple[str, float, float]]:
+    """Yields each job with its seconds and the share of them outside the engine."""
+    latents = video.with_suffix(".zarr")
+    jobs: dict[str, Any] = {
+        "encode": (encode_video, video, latents),
+        "decode": (decode_video, latents, video.with_suffix(".decoded.mp4")),
+        "reconstruct": (reconstruct_video, video, video.with_suffix(".reconstructed.mp4")),
     }
+    for name, (job, *paths) in jobs.items():
+        begin = time.perf_counter()
+        report = job(bundle, *paths)
+        seconds = time.perf_counter() - begin
+        yield name, seconds, 1 - report.engine_seconds / seconds
 
 
-def measure(bundle: Bundle, video: Path, folder: Path, runs: int) -> list[dict[str, Any]]:
+def measure(bundle: Bundle, options: Any, folder: Path) -> list[dict[str, Any]]:
     """Returns a row per job."""
-    warm_up = make_video(folder / "warm-up.mp4", 5, 64)
-    for job in jobs_of(bundle, warm_up, folder).values():
-        job()  # loads sessions, codecs and what else is loaded at first use
-    found: dict[str, list[tuple[float, float]]] = {}
-    for _ in range(runs):
-        for name, job in jobs_of(bundle, video, folder).items():
-            reports: list[Any] = []
-            seconds = timed(lambda job=job, reports=reports: reports.append(job()))
-            found.setdefault(name, []).append((seconds, reports[0].engine_seconds))
-    return [
-        {
-            "job": name,
-            "runs": runs,
-            "seconds": statistics.median(seconds for seconds, _ in values),
-            "outside_engine": statistics.median(1 - engine / seconds for seconds, engine in values),
-        }
-        for name, values in found.items()
-    ]
+    # The first run loads sessions, codecs and what else is loaded at first use.
+    list(run_jobs(bundle, make_video(folder / "warm-up.mp4", 5, 64)))
+    video = make_video(folder / "video.mp4", options.frames, options.size)
+    turns = [list(run_jobs(bundle, video)) for _ in range(options.runs)]
+    rows = []
+    for runs in zip(*turns, strict=True):
+        names, seconds, outside = zip(*runs, strict=True)
+        medians = {"seconds": statistics.median(seconds), "outside_engine": statistics.median(outside)}
+        rows.append({"job": names[0], "runs": options.runs, **medians})
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = command_line(__doc__, "overhead-cpu.json")
+    parser = CommandLine(__doc__, "overhead-cpu.json")
     parser.add_argument("--preset", choices=get_args(Preset), default="S")
     parser.add_argument("--size", type=side, default=256, help="height and width (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=13, help="default: %(default)s")
     parser.add_argument("--runs", type=int, default=3, help="default: %(default)s")
     options = parser.parse_args(arguments)
-    facts = machine(options.threads)
-    with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as name:
-        folder = Path(name)
-        export = {"preset": options.preset, "bundle": str(folder / "bundle")}
-        run_isolated("harness.engines:export_random", export, options.threads)
-        with open_on("onnxruntime", folder / "bundle", options.threads) as bundle:
-            video = make_video(folder / "video.mp4", options.frames, options.size)
-            rows = measure(bundle, video, folder, options.runs)
+    with (
+        random_bundles([options.preset], options.threads) as bundles,
+        open_on("onnxruntime", bundles[options.preset], options.threads) as bundle,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        rows = measure(bundle, options, Path(folder))
     job = {key: getattr(options, key) for key in ("preset", "size", "frames", "runs")}
-    finish({"machine": facts, "job": job, "rows": rows}, options.json, tables.overhead)
+    finish(options, "overhead", job=job, rows=rows)
     return 0
 
 

@@ -8,7 +8,7 @@
 Every measurement is a fresh process, and models take turns; figures are medians. Models are those
 of diffusers, in their published width. WF-VAE has 16 latent channels, as CogVideoX, Wan and
 HunyuanVideo have. Weights are random: speed and memory do not depend on them. `--mode direct` runs
-whole clips, `--mode blocks` the way that each library offers for long ones. FILE.svg is drawn, too.
+whole clips, `--mode blocks` the way that each library offers for long ones.
 """
 
 from __future__ import annotations
@@ -16,18 +16,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
+from itertools import product
 from typing import Any
 
-import charts
-from harness import tables
-from harness.engines import DIRECTIONS, ENGINES
-from harness.processes import run_isolated, run_turns
-from harness.record import command_line, finish, machine
+from harness.engines import DIRECTIONS, ENGINES, random_bundles
+from harness.processes import run_turns
+from harness.record import CommandLine, finish
 from peers import CHECKOUTS, PEERS
 from peers.checkouts import parse_checkout
 
@@ -35,24 +31,28 @@ PRESETS = ("S", "M", "L")
 OUR_ENGINES = {"torch": "PyTorch", **ENGINES}
 
 
-@dataclass(frozen=True)
-class Contender:
-    """One row: a model on an engine."""
+def contenders(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Returns the jobs that `--only` selects, ours first: each is a model on an engine."""
+    found = []
+    for preset, engine in product(("tiny",) if options.reduced else PRESETS, OUR_ENGINES):
+        name, title = f"wfvae-{preset}/{engine}", f"WF-VAE-{preset} {OUR_ENGINES[engine]}"
+        found.append({"name": name, "title": title, "engine": engine, "preset": preset})
+    for name, peer in {**PEERS, **CHECKOUTS}.items():
+        job = {"name": name, "title": peer.title, "engine": "peer", "peer": name}
+        found.append({**job, "checkout": options.checkout.get(name)})
+    keys = ("threads", "frames", "sizes", "mode", "latent_channels", "reduced")
+    common = {key: getattr(options, key) for key in keys}
+    return [one | common for one in found if any(fnmatch(one["name"], name) for name in options.only)]
 
-    name: str
-    title: str
-    job: dict[str, Any]
-    problem: str | None = None
-    """Why it cannot be measured."""
 
-    def summary(self, runs: list[dict[str, Any]] | str) -> dict[str, Any]:
-        """Returns medians by size, or the reason why there are none."""
-        row: dict[str, Any] = {"name": self.name, "title": self.title}
-        if isinstance(runs, str):
-            return {**row, "not_measured": runs}
-        row |= {key: runs[0][key] for key in ("parameters", "latent_channels", "compression", "loaded_mb")}
-        cases = zip(*(run["cases"] for run in runs), strict=True)
-        return {**row, "runs": len(runs), "sizes": [medians(case) for case in cases]}
+def summary(job: dict[str, Any], runs: list[dict[str, Any]] | str) -> dict[str, Any]:
+    """Returns medians by size, or the reason why there are none."""
+    row: dict[str, Any] = {"name": job["name"], "title": job["title"]}
+    if isinstance(runs, str):
+        return {**row, "not_measured": runs}
+    row |= {key: runs[0][key] for key in ("parameters", "latent_channels", "compression", "loaded_mb")}
+    cases = zip(*(run["cases"] for run in runs), strict=True)
+    return {**row, "runs": len(runs), "sizes": [medians(case) for case in cases]}
 
 
 def medians(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -71,27 +71,8 @@ def medians(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def contenders(options: argparse.Namespace, folder: Path) -> list[Contender]:
-    """Returns those that `--only` selects, ours first."""
-    common = {key: getattr(options, key) for key in ("threads", "frames", "sizes", "mode")}
-    found = []
-    for preset in ("tiny",) if options.reduced else PRESETS:
-        ours = {"preset": preset, "latent_channels": options.latent_channels, "bundle": str(folder / preset)}
-        for engine, title in OUR_ENGINES.items():
-            job = {**common, **ours, "engine": engine}
-            found.append(Contender(f"wfvae-{preset}/{engine}", f"WF-VAE-{preset} {title}", job))
-    for name, peer in {**PEERS, **CHECKOUTS}.items():
-        job = {**common, "engine": "peer", "peer": name, "reduced": options.reduced}
-        if name in options.checkout:
-            job["checkout"] = options.checkout[name]
-        absent = name in CHECKOUTS and name not in options.checkout
-        problem = "its code is in no library; give a local checkout with --checkout" if absent else None
-        found.append(Contender(name, peer.title, job, problem))
-    return [one for one in found if any(fnmatch(one.name, pattern) for pattern in options.only)]
-
-
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_line(__doc__, "peers-cpu.json")
+    parser = CommandLine(__doc__, "peers-cpu.json")
     parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="such as 'wfvae-*' or wan")
     parser.add_argument("--mode", choices=("direct", "blocks"), default="direct")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="multiples of 32")
@@ -112,25 +93,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    facts = machine(options.threads)
-    with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
-        field_of = contenders(options, Path(folder))
-        if not field_of:
-            print(f"error: no model is called {' or '.join(options.only)}", file=sys.stderr)
-            return 2
-        present = [one for one in field_of if one.problem is None]
-        for job in {one.job["bundle"]: one.job for one in present if "bundle" in one.job}.values():
-            export = {**job, "changes": {"latent_dim": job["latent_channels"]}}
-            run_isolated("harness.engines:export_random", export, options.threads)
-        jobs = [one.job for one in present]
-        results = run_turns("peers_worker:measure", jobs, options.runs, options.threads)
-    found = {one.name: runs for one, runs in zip(present, results, strict=True)}
-    rows = [one.summary(one.problem or found[one.name]) for one in field_of]
+    jobs = contenders(options)
+    if not jobs:
+        print(f"error: no model is called {' or '.join(options.only)}", file=sys.stderr)
+        return 2
+    presets = dict.fromkeys(job["preset"] for job in jobs if "preset" in job)
+    with random_bundles(presets, options.threads, latent_dim=options.latent_channels) as bundles:
+        present = [{**job, "bundle": bundles.get(job.get("preset"))} for job in jobs]
+        found = run_turns("peers_worker:measure", present, options.runs, options.threads)
+    rows = [summary(job, runs) for job, runs in zip(jobs, found, strict=True)]
     job = {key: getattr(options, key) for key in ("mode", "frames", "latent_channels", "sizes", "reduced")}
-    result = {"machine": facts, "job": job, "rows": rows}
-    finish(result, options.json, tables.peers)
-    if options.json is not None:
-        charts.draw(charts.peers(result), options.json.with_suffix(".svg"))
+    finish(options, "peers", job=job, rows=rows)
     return 0
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from harness.engines import DIRECTIONS, noise, open_on, pushes
@@ -19,11 +18,7 @@ from harness.turns import timed
 from wfvae.spec.frames import SPATIAL_RATIO
 
 Job = dict[str, Any]
-
 DIRECT = "direct"
-CHUNK = 4
-"""Latents per step of our streams; what the runtime does by default."""
-SEED = 0
 
 
 class BundleCodec:
@@ -32,6 +27,7 @@ class BundleCodec:
     def __init__(self, job: Job) -> None:
         self._bundle = open_on(job["engine"], job["bundle"], job["threads"])
         self._direct = job["mode"] == DIRECT
+        self._session = self._bundle.direct_session if self._direct else self._bundle.step_session
         for direction in DIRECTIONS.values():  # load both, as a model in PyTorch does
             self._session(direction)
         self.channels = int(self._bundle.manifest.model["latent_dim"])
@@ -39,21 +35,18 @@ class BundleCodec:
         self.parameters = self._bundle.manifest.parameters
         self.first = 1
 
-    def _session(self, direction: Any) -> Any:
-        return (self._bundle.direct_session if self._direct else self._bundle.step_session)(direction)
-
     def encode(self, frames: int, size: int) -> Callable[[], Any]:
         video = noise(self._bundle, "encoder", frames, size)
         if self._direct:
             return partial(self._session("encoder").run, video)
         [pixels] = pushes(self._bundle, "encoder", video, frames)
-        return partial(self._bundle.encode, pixels, chunk=CHUNK)
+        return partial(self._bundle.encode, pixels)
 
     def decode(self, frames: int, size: int) -> Callable[[], Any]:
         latents = noise(self._bundle, "decoder", frames, size)
         if self._direct:
             return partial(self._session("decoder").run, latents)
-        return partial(self._bundle.decode, latents[0], chunk=CHUNK, pixels="float32")
+        return partial(self._bundle.decode, latents[0], pixels="float32")
 
 
 class TorchCodec:
@@ -63,7 +56,7 @@ class TorchCodec:
         import torch
 
         torch.set_num_threads(job["threads"])
-        self._model = build_peer(job) if job["engine"] == "peer" else OursInTorch(job)
+        self._model = build_model(job)
         peer = self._model.peer
         self.channels, self.compression = peer.channels, peer.compression
         self.parameters = sum(parameter.numel() for parameter in self._model.vae.parameters())
@@ -82,49 +75,23 @@ class TorchCodec:
     def _noise(self, *shape: int) -> Any:
         import torch
 
-        return torch.rand((1, *shape), generator=torch.Generator().manual_seed(SEED)) * 2 - 1
+        return torch.rand((1, *shape), generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-class OursInTorch:
-    """WF-VAE with the interface of a peer."""
-
-    def __init__(self, job: Job) -> None:
-        from wfvae import WFVAE, WFVAEConfig
-
-        config = WFVAEConfig.preset(job["preset"], latent_dim=job["latent_channels"])
-        self.vae = WFVAE.random(config, SEED).eval().requires_grad_(False)
-        self._direct, self._ratio = job["mode"] == DIRECT, config.temporal_compression
-        compression = (self._ratio, SPATIAL_RATIO, SPATIAL_RATIO)
-        self.peer = SimpleNamespace(
-            channels=config.latent_dim, compression=compression, frames_after_first=True
-        )
-
-    def encode(self, video: Any) -> Any:
-        import torch
-
-        with torch.inference_mode():
-            if self._direct:
-                return self.vae.encode(video).latent_dist.mean
-            return list(self.vae.stream_encode(video.split(self._ratio * CHUNK, dim=2)))
-
-    def decode(self, latents: Any, frames: int) -> Any:
-        import torch
-
-        with torch.inference_mode():
-            if self._direct:
-                return self.vae.decode(latents).sample
-            return list(self.vae.stream_decode(latents.split(CHUNK, dim=2)))
-
-
-def build_peer(job: Job) -> Any:
-    """Builds a peer in the job's mode: in blocks, as its library does by default."""
+def build_model(job: Job) -> Any:
+    """Builds a model in the job's mode: in blocks, as its library does by default."""
     from peers import CHECKOUTS, PEERS
+    from peers.ours import build_ours
 
-    if "checkout" in job:
-        code, weights, entry = job["checkout"]
-        model: Any = CHECKOUTS[job["peer"]].build(Path(code), Path(weights), entry)
-    else:
+    if "preset" in job:
+        model: Any = build_ours(job["preset"], job["latent_channels"])
+    elif job["peer"] in PEERS:
         model = PEERS[job["peer"]].build(full=not job["reduced"])
+    elif job["checkout"] is None:
+        raise NotMeasured("its code is in no library; give a local checkout with --checkout")
+    else:
+        code, weights, entry = job["checkout"]
+        model = CHECKOUTS[job["peer"]].build(Path(code), Path(weights), entry)
     if job["mode"] != DIRECT:
         modes = model.peer.modes
         model.use(next((one.name for one in modes if one.default), modes[0].name))
@@ -153,18 +120,13 @@ def measure(job: Job) -> dict[str, Any]:
         case: dict[str, Any] = {"size": size}
         try:
             frames = case["frames"] = clip_length(codec, job["frames"])
-            for name, prepare in (("encode", codec.encode), ("decode", codec.decode)):
-                work = prepare(frames, size)
+            for name in DIRECTIONS:
+                work = getattr(codec, name)(frames, size)
                 work()
                 restart_peak()
                 case[name] = {"seconds": timed(work), "peak_mb": peak_mb()}
         except NotMeasured as reason:
             case["not_measured"] = str(reason)
         cases.append(case)
-    return {
-        "parameters": codec.parameters,
-        "latent_channels": codec.channels,
-        "compression": codec.compression,
-        "loaded_mb": loaded,
-        "cases": cases,
-    }
+    about = {"parameters": codec.parameters, "latent_channels": codec.channels}
+    return {**about, "compression": codec.compression, "loaded_mb": loaded, "cases": cases}

@@ -11,24 +11,20 @@ the ratios within a turn. Weights are random: speed does not depend on them.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from itertools import product
 from typing import Any, get_args
 
 import torch
-from harness import tables
-from harness.engines import DIRECTIONS, noise, open_all, pushes
-from harness.record import command_line, finish, machine, side, whole_clip
+from harness.engines import DIRECTIONS, exported, noise, open_all, pushes
+from harness.record import CommandLine, finish, side, whole_clip
 from harness.reference_form import reference_form
 from harness.turns import ratio, take_turns, timed
 
 from wfvae import WFVAE, WFVAEConfig
-from wfvae.export.bundle import ExportOptions, export_bundle
 from wfvae.model.config import Preset
 from wfvae.runtime import Bundle
 from wfvae.spec.stream import Direction
@@ -46,15 +42,15 @@ def measure(
     model: WFVAE, bundles: Mapping[str, Bundle], direction: Direction, frames: int, size: int, turns: int
 ) -> Iterator[Row]:
     """Yields a row per engine, direct and streamed."""
-    any_bundle = next(iter(bundles.values()))
-    clip = noise(any_bundle, direction, frames, size)
-    jobs: dict[tuple[str, int | None], Callable[[], float]] = {}
+    clip = noise(next(iter(bundles.values())), direction, frames, size)
+    jobs: dict[tuple[str, int | None], Callable[[], Any]] = {}
     if frames < LONG:
         tensor = torch.from_numpy(clip).movedim(1, 2).contiguous()
-        jobs[REFERENCE, None] = partial(_published, model, direction, tensor)
-        jobs[TORCH, None] = partial(_torch, model, direction, tensor)
+        run = torch.inference_mode()(model.encode if direction == "encoder" else model.decode)
+        jobs[REFERENCE, None] = partial(_published, model, partial(run, tensor))
+        jobs[TORCH, None] = partial(timed, partial(run, tensor))
     for engine, bundle in bundles.items():
-        jobs[engine, None] = partial(_direct, bundle, direction, clip)
+        jobs[engine, None] = partial(timed, partial(bundle.direct_session(direction).run, clip))
         for chunk in CHUNKS.get(engine, (4,)):
             parts = pushes(bundle, direction, clip, chunk)
             stream = partial(_stream, bundle, direction, parts, size, chunk)
@@ -76,18 +72,9 @@ def measure(
         }
 
 
-def _torch(model: WFVAE, direction: Direction, clip: torch.Tensor) -> float:
-    with torch.inference_mode():
-        return timed(partial(model.encode if direction == "encoder" else model.decode, clip))
-
-
-def _published(model: WFVAE, direction: Direction, clip: torch.Tensor) -> float:
+def _published(model: WFVAE, run: Callable[[], Any]) -> float:
     with reference_form(model):
-        return _torch(model, direction, clip)
-
-
-def _direct(bundle: Bundle, direction: Direction, clip: Any) -> float:
-    return timed(partial(bundle.direct_session(direction).run, clip))
+        return timed(run)
 
 
 def _stream(bundle: Bundle, direction: Direction, parts: Sequence[Any], size: int, chunk: int) -> None:
@@ -107,37 +94,25 @@ def parse_clip(text: str) -> tuple[int, int]:
     return whole_clip(frames), side(size)
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_line(__doc__, "speed-cpu.json")
-    parser.add_argument("--preset", default="S", choices=get_args(Preset))
-    parser.add_argument(
-        "--clips",
-        type=parse_clip,
-        nargs="+",
-        default=[(17, 128), (65, 128), (17, 256)],
-        metavar="TxS",
-        help="T frames of SxS pixels each (default: 17x128 65x128 17x256)",
-    )
-    parser.add_argument("--turns", type=int, default=5, help="default: %(default)s")
-    return parser.parse_args(arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse_arguments(arguments)
+    parser = CommandLine(__doc__, "speed-cpu.json")
+    parser.add_argument("--preset", default="S", choices=get_args(Preset))
+    clips = [(17, 128), (65, 128), (17, 256)]
+    text = "T frames of SxS pixels each (default: 17x128 65x128 17x256)"
+    parser.add_argument("--clips", type=parse_clip, nargs="+", default=clips, metavar="TxS", help=text)
+    parser.add_argument("--turns", type=int, default=5, help="default: %(default)s")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    facts = machine(options.threads)
     model = WFVAE.random(WFVAEConfig.preset(options.preset), 0).eval().requires_grad_(False)
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
-        path = Path(folder) / "bundle"
-        export_bundle(model, path, ExportOptions(direct=True))
-        with open_all(path, options.threads) as (bundles, missing):
-            for frames, size in options.clips:
-                for direction in DIRECTIONS.values():
-                    rows += measure(model, bundles, direction, frames, size, options.turns)
-                    print(f"{frames} frames of {size}x{size}, {direction}: done", file=sys.stderr)
-    result = {"machine": facts, "preset": options.preset, "rows": rows, "not_measured": missing}
-    finish(result, options.json, tables.seconds, tables.streams)
+    with (
+        exported(model, direct=True) as (path, _),
+        open_all(path, options.threads) as (bundles, missing),
+    ):
+        for (frames, size), direction in product(options.clips, DIRECTIONS.values()):
+            rows += measure(model, bundles, direction, frames, size, options.turns)
+            print(f"{frames} frames of {size}x{size}, {direction}: done", file=sys.stderr)
+    finish(options, "seconds", "streams", preset=options.preset, rows=rows, not_measured=missing)
     return 0
 
 

@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from harness import tables
-from harness.record import command_line, finish, machine
+from harness.record import CommandLine, finish
 from torch import Tensor
 
 import wfvae
@@ -133,31 +132,26 @@ def score_videos(model: WFVAE, folder: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = command_line(__doc__, "tiny-model.json")
-    parser.add_argument(
-        "--clips", type=int, default=48, help="held-out clips of each kind (default: %(default)s)"
-    )
+    parser = CommandLine(__doc__, "tiny-model.json")
+    text = "held-out clips of each kind (default: %(default)s)"
+    parser.add_argument("--clips", type=int, default=48, help=text)
     parser.add_argument("--videos", type=Path, metavar="FOLDER", help="videos to score, too")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     model = WFVAE.from_pretrained("tiny")
-    result: dict[str, Any] = {
-        "machine": machine(options.threads),
-        "model": {
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "weights_bytes": WEIGHTS.stat().st_size,
-            "weights_sha256": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest(),
-        },
-        "held_out": {
-            "windows_of_256x256": score(model, options.clips, 2 * SIDE),
-            "paintings_at_128x128": score(model, options.clips, SIDE),
-        },
+    about = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weights_bytes": WEIGHTS.stat().st_size,
+        "weights_sha256": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest(),
+    }
+    paintings = {"windows_of_256x256": 2 * SIDE, "paintings_at_128x128": SIDE}
+    result = {
+        "held_out": {kind: score(model, options.clips, side) for kind, side in paintings.items()},
         "psnr_db_of_last_frames": lengths(model, options.clips),
         "cuts": cuts(model, CUT_SEEDS[: options.clips]),
+        "videos": score_videos(model, options.videos) if options.videos else {},
     }
-    if options.videos is not None:
-        result["videos"] = score_videos(model, options.videos)
-    finish(result, options.json, tables.tiny_model)
+    finish(options, "tiny-model", model=about, **result)
     return 0
 
 

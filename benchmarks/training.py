@@ -13,13 +13,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from typing import Any, get_args
 
 import torch
-from harness import tables
 from harness.memory import peak_mb, resident_mb, restart_peak
 from harness.processes import NotMeasured, run_isolated
-from harness.record import command_line, finish, machine
+from harness.record import CommandLine, finish
 from harness.turns import timed
 
 from wfvae.model.config import Preset
@@ -54,29 +54,27 @@ def step(job: dict[str, Any]) -> dict[str, Any]:
     )
     trainer.step([small])
     restart_peak()
-    before = resident_mb() or 0.0
+    before = resident_mb()
     seconds = timed(partial(trainer.step, [clip]))
     return {"peak_mb": peak_mb(), "step_mb": peak_mb() - before, "seconds": seconds}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = command_line(__doc__, "training-cpu.json")
+    parser = CommandLine(__doc__, "training-cpu.json")
     parser.add_argument("--preset", choices=get_args(Preset), default="S")
     parser.add_argument("--frames", type=int, default=25, help="of the clip (default: %(default)s)")
     parser.add_argument("--size", type=int, default=256, help="height and width (default: %(default)s)")
     options = parser.parse_args(arguments)
     job = {key: getattr(options, key) for key in ("preset", "frames", "size")}
-    rows: list[dict[str, Any]] = []
-    for all_losses in (False, True):
-        for checkpointing in (False, True):
-            row: dict[str, Any] = {"all_losses": all_losses, "checkpointing": checkpointing}
-            try:
-                request = {**job, **row, "threads": options.threads}
-                rows.append(row | run_isolated("training:step", request, options.threads))
-            except NotMeasured as reason:
-                rows.append(row | {"not_measured": str(reason)})
-    result = {"machine": machine(options.threads), "job": job, "rows": rows}
-    finish(result, options.json, tables.training)
+    rows = []
+    for all_losses, checkpointing in product((False, True), repeat=2):
+        row: dict[str, Any] = {"all_losses": all_losses, "checkpointing": checkpointing}
+        try:
+            row |= run_isolated("training:step", {**job, **row, "threads": options.threads}, options.threads)
+        except NotMeasured as reason:
+            row["not_measured"] = str(reason)
+        rows.append(row)
+    finish(options, "training", job=job, rows=rows)
     return 0
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from harness.processes import NotMeasured, reason_of
+from harness.processes import NotMeasured, reason_of, run_isolated
 from wfvae.errors import WFVAEError
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.spec.frames import SPATIAL_RATIO, latent_frames
@@ -54,8 +55,19 @@ def open_all(path: str | Path, threads: int) -> Iterator[tuple[dict[str, Bundle]
         yield found, missing
 
 
+@contextmanager
+def random_bundles(presets: Iterable[str], threads: int, **changes: Any) -> Iterator[dict[str, str]]:
+    """Yields folders of bundles of presets with random weights, with direct graphs."""
+    with TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
+        found = {preset: str(Path(folder) / preset) for preset in presets}
+        for preset, path in found.items():
+            job = {"preset": preset, "changes": changes, "bundle": path}
+            run_isolated("harness.engines:export_random", job, threads)
+        yield found
+
+
 def export_random(job: dict[str, Any]) -> dict[str, Any]:
-    """Exports a preset with random weights. Runs in a process of its own: it loads PyTorch."""
+    """Runs in a process of its own, since it loads PyTorch."""
     from wfvae import WFVAE, WFVAEConfig
     from wfvae.export.bundle import ExportOptions, export_bundle
 
@@ -63,6 +75,16 @@ def export_random(job: dict[str, Any]) -> dict[str, Any]:
     options = ExportOptions(direct=True, precision=job.get("precision", "fp32"))
     export_bundle(WFVAE.random(config, 0).eval(), job["bundle"], options)
     return {}
+
+
+@contextmanager
+def exported(model: Any, **options: Any) -> Iterator[tuple[Path, Any]]:
+    """Yields the folder of a model's bundle, and its manifest."""
+    from wfvae.export.bundle import ExportOptions, export_bundle
+
+    with TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
+        path = Path(folder) / "bundle"
+        yield path, export_bundle(model, path, ExportOptions(**options))
 
 
 def latent_channels(bundle: Bundle) -> int:

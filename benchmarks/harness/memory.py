@@ -6,6 +6,8 @@ import ctypes
 import gc
 from pathlib import Path
 
+import psutil
+
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
@@ -13,38 +15,30 @@ _RESET_PEAK = "5"
 
 def peak_mb() -> float:
     """Returns the peak of resident memory."""
-    if _STATUS.exists():
-        # Not getrusage: its peak is inherited from the parent process, which is larger.
-        return _status_mb("VmHWM")
-    import resource
+    if not _STATUS.exists():
+        import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
+    # Not getrusage: its peak is inherited from the parent process, which is larger.
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024 / 1e6
 
 
-def resident_mb() -> float | None:
-    """Returns resident memory, or None where the system does not report it."""
-    return _status_mb("VmRSS") if _STATUS.exists() else None
+def resident_mb() -> float:
+    """Returns resident memory."""
+    return float(psutil.Process().memory_info().rss / 1e6)
 
 
 def trim_heap() -> None:
     """Returns unused memory to the system where the C library can do that."""
     gc.collect()
     try:
-        trim = ctypes.CDLL(None).malloc_trim
+        ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):  # glibc only; Windows opens no library without a name
         return
-    trim(0)
 
 
-def restart_peak() -> bool:
-    """Resets the peak to what is resident. Returns False where the system does not support that."""
-    try:
+def restart_peak() -> None:
+    """Resets the peak to what is resident, where the system supports that."""
+    if _RESET.exists():
         _RESET.write_text(_RESET_PEAK)
-    except OSError:
-        return False
-    return True
-
-
-def _status_mb(name: str) -> float:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024 / 1e6

@@ -6,13 +6,14 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from harness.tables import TABLES
 from wfvae.files import write_whole
 from wfvae.machine import processor_count, processor_name
+from wfvae.model.config import Preset
 
 RESULTS = Path(__file__).parents[1] / "results"
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
@@ -21,20 +22,31 @@ PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "numpy", "av", "zarr", "
 _CPUINFO = Path("/proc/cpuinfo")
 
 
-def command_line(description: str | None, result: str | None = None) -> argparse.ArgumentParser:
-    """Returns a parser with the options that all commands share.
+class CommandLine(argparse.ArgumentParser):
+    """A parser with the options that all commands share. Parsed options have the `machine`, too.
 
     Args:
         description: the module's docstring.
         result: the name of the committed result file, for the help text.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
-    where = f"; the committed one is benchmarks/results/{result}" if result else ""
-    parser.add_argument("--json", type=Path, metavar="FILE", help=f"write the result to this file{where}")
-    return parser
+
+    def __init__(self, description: str | None, result: str) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+        text = f"write the result to this file; the committed one is benchmarks/results/{result}"
+        self.add_argument("--json", type=Path, metavar="FILE", help=text)
+
+    def parse_args(self, *arguments: Any) -> Any:
+        options = super().parse_args(*arguments)
+        options.machine = machine(options.threads)
+        return options
+
+
+def positive(text: str) -> int:
+    """Parses a whole number from 1 on."""
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
+    return int(text)
 
 
 def side(text: str) -> int:
@@ -49,6 +61,14 @@ def whole_clip(text: str) -> int:
     if not text.isdigit() or int(text) % 4 != 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not 1 + 4 n frames")
     return int(text)
+
+
+def lengths(text: str) -> tuple[str, list[int]]:
+    """Parses "tiny=100,2000": a preset, and numbers of frames, which are sorted."""
+    preset, _, numbers = text.partition("=")
+    if preset not in get_args(Preset) or not all(map(str.isdigit, numbers.split(","))):
+        raise argparse.ArgumentTypeError(f"{text!r} is not PRESET=N,N")
+    return preset, sorted(map(int, numbers.split(",")))
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -80,20 +100,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def cpu_text(facts: dict[str, Any]) -> str:
-    """Returns the processor and what its features mean, for captions."""
-    if "cpu_features" not in facts:
-        return f"{facts['cpu']}, {facts['threads']} threads"
-    names = {"avx512f": "AVX-512", "avx512_bf16": "bf16", "amx_bf16": "AMX"}
-    words = [name for feature, name in names.items() if feature in facts["cpu_features"]]
-    return f"{facts['cpu']} ({', '.join(words) or 'no AVX-512'}), {facts['threads']} threads"
-
-
-def finish(result: dict[str, Any], path: Path | None, *tables: Callable[[Any], str]) -> None:
-    """Writes a result file and prints its tables."""
+def finish(options: Any, *tables: str, **result: Any) -> Any:
+    """Writes a result with its machine to `options.json`, if given, prints its tables, and returns it."""
     # Four digits of every number: more would be noise.
-    kept = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.4g}"))
-    if path is not None:
-        write_whole(path, json.dumps(kept, indent=2) + "\n")
-    for table in tables:
-        print(table(kept))
+    text = json.dumps({"machine": options.machine, **result})
+    kept = json.loads(text, parse_float=lambda number: float(f"{float(number):.4g}"))
+    if options.json is not None:
+        write_whole(options.json, json.dumps(kept, indent=2) + "\n")
+    for name in tables:
+        function, _ = TABLES[name]
+        print(function(kept))
+    return kept

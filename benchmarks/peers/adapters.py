@@ -219,3 +219,14 @@ class LTXModel(HunyuanModel):
 
     class_name = "AutoencoderKLLTXVideo"
     tile, overlap, multiple = 512, 64, 32
+
+
+ADAPTERS: dict[str, type[DiffusersModel]] = {
+    "sd-vae": SDModel,
+    "svd": SVDModel,
+    "cogvideox": CogVideoXModel,
+    "allegro": AllegroModel,
+    "wan": WanModel,
+    "hunyuan": HunyuanModel,
+    "ltx": LTXModel,
+}

@@ -13,16 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peers.adapters import (
-    AllegroModel,
-    CogVideoXModel,
-    DiffusersModel,
-    HunyuanModel,
-    LTXModel,
-    SDModel,
-    SVDModel,
-    WanModel,
-)
+from peers.adapters import ADAPTERS, DiffusersModel
 from peers.model import Mode
 from wfvae.errors import CheckpointError, InputError, MissingExtraError
 from wfvae.metrics.torchvision_operators import make_torchvision_importable
@@ -108,23 +99,12 @@ def _load(cls: Any, folder: Path) -> Any:
         ) from error
 
 
-_ADAPTERS: dict[str, type[DiffusersModel]] = {
-    "sd-vae": SDModel,
-    "svd": SVDModel,
-    "cogvideox": CogVideoXModel,
-    "allegro": AllegroModel,
-    "wan": WanModel,
-    "hunyuan": HunyuanModel,
-    "ltx": LTXModel,
-}
-
-
 def _read_peers() -> dict[str, Peer]:
     found = tomllib.loads(Path(__file__).with_name("peers.toml").read_text(encoding="utf-8"))
     for name, entry in found.items():
         entry["modes"] = tuple(Mode(**mode) for mode in entry["modes"])
         entry["compression"] = tuple(entry["compression"])
-        found[name] = Peer(name=name, adapter=_ADAPTERS[name], **entry)
+        found[name] = Peer(name=name, adapter=ADAPTERS[name], **entry)
     return found
 
 

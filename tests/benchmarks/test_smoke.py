@@ -75,7 +75,7 @@ def test_failed_job_in_fresh_process_gives_reason(monkeypatch: pytest.MonkeyPatc
     [
         ("speed", "--clips 6x16", "'6' is not 1 . 4 n frames"),
         ("speed", "--clips 5x17", "'17' is no multiple of 8"),
-        ("memory", "--videos tiny=3", "'tiny=3' is not PRESET=SHORT,LONG"),
+        ("memory", "--videos tiny=3,x", "'tiny=3,x' is not PRESET=N,N"),
         ("scale", "--lengths huge=5", "'huge=5' is not PRESET=N,N"),
         ("peers_speed", "--sizes 48", "expected multiples of 32"),
         ("peers_speed", "--checkout od-vae=code", "expected NAME=CODE,WEIGHTS"),

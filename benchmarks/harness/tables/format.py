@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from harness.record import cpu_text
-
 Result = Mapping[str, Any]
 Row = Mapping[str, Any]
 JOBS = {"encoder": "encode", "decoder": "decode"}
@@ -39,6 +37,25 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: 
     alignment = ["---"] * texts + ["--:"] * (len(header) - texts)
     lines = ["| " + " | ".join(line) + " |" for line in (header, alignment, *rows)]
     return "\n".join(lines) + "\n"
+
+
+def pivot_table(header: Sequence[str], cells: Iterable[tuple[Sequence[str], str, str]]) -> str:
+    """Arranges (row's texts, column, text); rows and columns are in order of their first cells."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for texts, column, text in cells:
+        rows.setdefault(tuple(texts), {})[column] = text
+    columns = unique(column for row in rows.values() for column in row)
+    lines = [[*texts, *(row.get(column, "–") for column in columns)] for texts, row in rows.items()]
+    return markdown_table([*header, *columns], lines, texts=len(header))
+
+
+def cpu_text(facts: Mapping[str, Any]) -> str:
+    """Returns the processor and what its features mean, for captions."""
+    if "cpu_features" not in facts:
+        return f"{facts['cpu']}, {facts['threads']} threads"
+    names = {"avx512f": "AVX-512", "avx512_bf16": "bf16", "amx_bf16": "AMX"}
+    words = [name for feature, name in names.items() if feature in facts["cpu_features"]]
+    return f"{facts['cpu']} ({', '.join(words) or 'no AVX-512'}), {facts['threads']} threads"
 
 
 def machine_line(result: Result, *words: str) -> str:

@@ -7,11 +7,10 @@ from harness.tables.format import (
     Result,
     machine_line,
     markdown_table,
-    missing,
     number,
     percent,
+    pivot_table,
     table,
-    unique,
 )
 
 
@@ -45,18 +44,12 @@ def overhead(result: Result) -> str:
 def scale(result: Result) -> str:
     """Time per frame and memory, streamed and in one piece."""
     rows = [row for section in result["sections"].values() for row in section]
-    keys = ("preset", "frames", "size", "rows")
-    lines = []
-    for job in unique(tuple(row.get(key) for key in keys) for row in rows):
-        same = [row for row in rows if tuple(row.get(key) for key in keys) == job]
-        preset, frames, size, count = job
-        for way in unique(row["way"] for row in same):
-            found = {row["direction"]: row for row in same if row["way"] == way}
-            label = f"{count} streams in a batch" if way == "pool" else way
-            line = [preset, f"{frames:,}", f"{size}x{size}", label.replace("1 streams", "1 stream")]
-            problems = [row for row in found.values() if "not_measured" in row]
-            cells = [number(found[direction]["ms_per_frame"]) for direction in JOBS] if not problems else []
-            cells += [f"{found[direction]['peak_mb']:,.0f}" for direction in JOBS] if not problems else []
-            lines.append([*line, *(cells or missing(problems[0], 4))])
-    units = ("encode, ms per frame", "decode, ms per frame", "encode, peak MB", "decode, peak MB")
-    return markdown_table(["preset", "frames", "size", "way", *units], lines, texts=4) + machine_line(result)
+    cells = []
+    for name, unit in (("ms_per_frame", "ms per frame"), ("peak_mb", "peak MB")):
+        for row in rows:
+            way = f"{row.get('rows')} streams in a batch" if row["way"] == "pool" else row["way"]
+            texts = [row["preset"], f"{row['frames']:,}", f"{row['size']}x{row['size']}"]
+            texts.append(way.replace("1 streams", "1 stream"))
+            text = f"not measured: {row['not_measured']}" if "not_measured" in row else number(row[name])
+            cells.append((texts, f"{JOBS[row['direction']]}, {unit}", text))
+    return pivot_table(["preset", "frames", "size", "way"], cells) + machine_line(result)

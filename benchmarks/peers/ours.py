@@ -1,0 +1,50 @@
+"""WF-VAE in PyTorch with the interface of a peer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from peers.model import DIRECT, Mode, PeerModel
+from wfvae import WFVAE, WFVAEConfig
+from wfvae.spec.frames import SPATIAL_RATIO
+
+CHUNK = 4
+"""Latents per step of our streams; what the runtime does by default."""
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A preset with random weights."""
+
+    title: str
+    channels: int
+    compression: tuple[int, int, int]
+    modes: tuple[Mode, ...] = (Mode("stream", f"{CHUNK} latents, causal cache", default=True),)
+    frames_after_first: bool = True
+
+
+class OurModel(PeerModel):
+    """Whole clips, or streams."""
+
+    def _switch(self, mode: str) -> None:
+        pass
+
+    def _encode(self, video: Tensor) -> Any:
+        if self.mode == DIRECT:
+            return self.vae.encode(video).latent_dist.mean
+        return list(self.vae.stream_encode(video.split(self.peer.compression[0] * CHUNK, dim=2)))
+
+    def _decode(self, latents: Tensor, frames: int) -> Any:
+        if self.mode == DIRECT:
+            return self.vae.decode(latents).sample
+        return list(self.vae.stream_decode(latents.split(CHUNK, dim=2)))
+
+
+def build_ours(preset: Any, latent_channels: int) -> OurModel:
+    config = WFVAEConfig.preset(preset, latent_dim=latent_channels)
+    model = WFVAE.random(config, 0).eval().requires_grad_(False)
+    compression = (config.temporal_compression, SPATIAL_RATIO, SPATIAL_RATIO)
+    return OurModel(model, Ours(f"WF-VAE-{preset}", config.latent_dim, compression))
