@@ -30,7 +30,7 @@ from wfvae.spec.manifest import GraphSpec
 from wfvae.spec.stream import StateSpec
 
 PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
-"""What to compute in, and OpenVINO's setting for it. As a capability of a device, it is upper case."""
+"""What to compute in, and OpenVINO's name for it. A device lists it in upper case."""
 _DEVICE = "CPU"
 
 

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from wfvae.errors import BundleError, InputError
 from wfvae.runtime.backends.base import Backend, BackendOptions
 from wfvae.spec.manifest import Manifest
 
+BACKENDS = ("auto", "onnxruntime", "tensorrt", "openvino")
+
 
 def open_backend(name: str, path: Path, manifest: Manifest, options: BackendOptions) -> Backend:
-    """Opens the backend `name` for the bundle at `path`."""
-    return _BACKENDS[name](path, manifest, options)
+    """Opens the backend `name`, one of `BACKENDS`, for the bundle at `path`."""
+    if name == "tensorrt":
+        from wfvae.runtime.backends.nvidia.tensorrt_backend import TensorRTBackend
+
+        return TensorRTBackend(path, manifest, options)
+    if name == "openvino":
+        from wfvae.runtime.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(path, options)
+    from wfvae.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(path, options)
 
 
 def check_backend(name: str, options: BackendOptions) -> None:
@@ -29,30 +40,3 @@ def check_backend(name: str, options: BackendOptions) -> None:
             "the provider cuda was given for the backend openvino, which runs on the CPU; leave it out, or"
             " use onnxruntime"
         )
-
-
-def _onnxruntime(path: Path, manifest: Manifest, options: BackendOptions) -> Backend:
-    from wfvae.runtime.backends.onnxruntime import OnnxRuntimeBackend
-
-    return OnnxRuntimeBackend(path, options)
-
-
-def _openvino(path: Path, manifest: Manifest, options: BackendOptions) -> Backend:
-    from wfvae.runtime.backends.openvino import OpenVinoBackend
-
-    return OpenVinoBackend(path, options)
-
-
-def _tensorrt(path: Path, manifest: Manifest, options: BackendOptions) -> Backend:
-    from wfvae.runtime.backends.nvidia.tensorrt_backend import TensorRTBackend
-
-    return TensorRTBackend(path, manifest, options)
-
-
-_BACKENDS: dict[str, Callable[[Path, Manifest, BackendOptions], Backend]] = {
-    "auto": _onnxruntime,
-    "onnxruntime": _onnxruntime,
-    "tensorrt": _tensorrt,
-    "openvino": _openvino,
-}
-BACKENDS = tuple(_BACKENDS)

@@ -85,7 +85,7 @@ def resumed(source: Passage, second: Bundle, chunk: int | None = None) -> Any:
 def test_any_plan_gives_the_bits_of_one_call(
     opened_here: Opener, name: str, direction: str, hint: str
 ) -> None:
-    """Also one that moves to another stream on the way. `wfvae verify`, below, tries more of them."""
+    """Also one that moves to another stream. `wfvae verify`, below, tries more."""
     bundle = opened_here(name, hint)
     source = source_of(bundle, direction)
     for chunk in (1, 3):

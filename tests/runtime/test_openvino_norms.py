@@ -24,7 +24,7 @@ def norm_model(
     variance: bool = True,
     users: int = 1,
 ) -> Any:
-    """A convolution, and ONNX's LayerNormalization between two transposes, as OpenVINO reads them."""
+    """A convolution, and a LayerNormalization between two transposes, as OpenVINO reads it."""
     op = ov.opset13
     images = op.parameter([-1, CHANNELS, -1, -1], np.float32)
     identity = op.constant(np.eye(CHANNELS, dtype=np.float32)[:, :, None, None])

@@ -56,23 +56,15 @@ def content(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
-def kill_when(condition: Callable[[], object], *arguments: object) -> None:
-    """Starts the program, and kills it when `condition` holds."""
-    process = start_process(*arguments)
-    reached = wait_for(condition, process)
-    process.kill()
-    process.communicate()
-    assert reached and process.returncode == -signal.SIGKILL
-
-
-def interrupt_when(
-    condition: Callable[[], object], *arguments: object, kind: signal.Signals = signal.SIGINT
+def signal_when(
+    condition: Callable[[], object], *arguments: object, kind: signal.Signals = signal.SIGKILL
 ) -> tuple[int, bytes, str]:
     """Starts the program, sends a signal when `condition` holds, returns code, output, errors."""
     process = start_process(*arguments)
-    assert wait_for(condition, process)
+    reached = wait_for(condition, process)
     process.send_signal(kind)
     out, err = process.communicate(timeout=60)
+    assert reached and (kind != signal.SIGKILL or process.returncode == -signal.SIGKILL)
     return process.returncode, out, err.decode()
 
 
@@ -95,7 +87,7 @@ def test_job_killed_twice_resumes_to_the_same_bits(
         return len(list(left.glob("segment-*.json"))) if decodes else stored(left)
 
     for goal in (1, 3) if decodes else sorted(random.Random(name).sample(range(2, 110), 2)):
-        kill_when(lambda goal=goal: finished_parts() >= goal, *job, killed / name, *SLOWLY, "--resume")
+        signal_when(lambda goal=goal: finished_parts() >= goal, *job, killed / name, *SLOWLY, "--resume")
         assert left == killed / name or not (killed / name).exists()
         if not decodes:  # any process reads the beginning of the whole
             with open_latents(left) as reader:
@@ -212,7 +204,7 @@ def test_interrupted_encode_keeps_what_is_finished(
 ) -> None:
     store = tmp_path / "z.zarr"
     words = ("encode", bundle, long_video, store, *SLOWLY)
-    ended = interrupt_when(lambda: stored(store) >= 10, *words, kind=kind)
+    ended = signal_when(lambda: stored(store) >= 10, *words, kind=kind)
     assert ended == (130, b"", "wfvae encode: interrupted; finished work is kept, go on with --resume\n")
     assert names(tmp_path) == ["z.zarr", "z.zarr.resume"]
     assert [path.name for path in store.rglob("*.partial")] == []
@@ -242,7 +234,7 @@ def test_interrupted_job_leaves_no_temporary_files(
         verb, source, hint = "reconstruct", long_video, ""
         (tmp_path / name).write_bytes(b"before")
     words = (verb, bundle, source, f"{tmp_path}/{name}", "--chunk", 1, "--threads", 1)
-    ended = interrupt_when(lambda: any(tmp_path.rglob(begun)), *words)
+    ended = signal_when(lambda: any(tmp_path.rglob(begun)), *words, kind=signal.SIGINT)
     assert ended == (130, b"", f"wfvae {verb}: interrupted{hint}\n")
     assert [found for found in names(tmp_path) if found != "out.mp4.resume"] == left
     assert not list(tmp_path.rglob(".*"))
@@ -280,7 +272,7 @@ def interrupted(bundle: Path, long_video: Path, tmp_path: Path) -> Path:
     store = tmp_path / "z.zarr"
     record = tmp_path / "z.zarr.resume"
     words = ("encode", bundle, long_video, store, *SLOWLY)
-    kill_when(lambda: stored(store) >= 10 and record.exists(), *words)
+    signal_when(lambda: stored(store) >= 10 and record.exists(), *words)
     return store
 
 
@@ -332,7 +324,7 @@ def test_resume_of_a_decode_with_other_latents_is_refused(
     program.done("encode", bundle, save(tmp_path / "other.mp4", clip(LONG, seed=5)), other)
     segments = tmp_path / "out.mp4.partial"
     words = ("decode", bundle, long_store, out, "--chunk", 1, "--threads", 1)
-    kill_when(lambda: any(segments.glob("segment-*.json")), *words)
+    signal_when(lambda: any(segments.glob("segment-*.json")), *words)
     complaint = program.refused("decode", bundle, other, out, "--resume")
     assert "begun with other settings (origin)" in complaint
     assert program.done("decode", bundle, other, out)["resumed_at"] == 0
