@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from fixtures.training import random_clips
 from wfvae.train.config import TrainingConfig
 from wfvae.train.loop import train
 from wfvae.train.state import TrainingState
@@ -25,23 +26,17 @@ SETTINGS = ["data.height=64", "data.width=64", "data.workers=0", "optimizer.batc
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_step_is_that_of_the_cpu(recompute: bool) -> None:
-    clips = torch.randint(
-        0, 256, (2, 3, 9, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
     values = []
+    options = [*SETTINGS, "run.precision=fp32", f"run.activation_checkpointing={str(recompute).lower()}"]
+    config = TrainingConfig.load("tiny-quick", options)
     for device in (torch.device("cpu"), torch.device("cuda")):
-        config = TrainingConfig.load(
-            "tiny-quick",
-            [*SETTINGS, "run.precision=fp32", f"run.activation_checkpointing={str(recompute).lower()}"],
-        )
         state = TrainingState.fresh(config, device)
         assert state.discriminator is not None
         for module in state.discriminator.modules():
             if isinstance(module, nn.Dropout):
-                module.p = (
-                    0.0  # the generators of the two devices draw differently; the model itself has no dropout
-                )
-        values.append(Trainer(config, state, World(0, 1, device), None).step([clips]))
+                module.p = 0.0  # the generators of the two devices draw differently
+        trainer = Trainer(config, state, World(0, 1, device), None)
+        values.append(trainer.step([random_clips(2, 3, 9, 64, 64)]))
     assert values[0].keys() == values[1].keys()
     for name, expected in values[0].items():
         assert values[1][name] == pytest.approx(expected, rel=2e-2, abs=1e-6), name

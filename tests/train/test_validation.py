@@ -133,16 +133,6 @@ def test_bad_held_out_files_are_reported_once_and_the_rest_is_scored(tmp_path: P
         assert opened.size == (5 * 24, 3 * 16)
 
 
-def test_validation_without_usable_files_raises_one_line(tmp_path: Path) -> None:
-    videos, others = make_videos(tmp_path / "videos", "a.mp4"), make_videos(tmp_path / "others", "a.mp4")
-    config = folder_settings(videos, validation__folder=str(others), validation__every=1)
-    spoiling = Watcher(lambda *_: (others / "a.mp4").write_bytes(b"no video") and None)
-    expected = r"^the validation of step 1: of 1 clips none of them can be used, the last is 'a.mp4': "
-    with pytest.raises(TrainingError, match=expected):
-        train(config, tmp_path / "run", CPU, watcher=spoiling)
-    assert newest_step(tmp_path / "run") == 1
-
-
 def test_lpips_of_seed_or_file_is_part_of_loss_and_scores(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
