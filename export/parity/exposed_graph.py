@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import helper
 
 from wfvae.export.parity.difference import Array
+from wfvae.runtime.backends.onnxruntime import OnnxRuntimeBackend, session_options
 from wfvae.runtime.bundle import Bundle
 from wfvae.spec.manifest import STEP, GraphSpec
 from wfvae.spec.stream import resolve
@@ -26,7 +28,6 @@ Infer = Callable[[Feeds], Mapping[str, Array]]
 _FLOAT_BYTES = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
 """Types that are compared. Integers are shapes and counters, and NumPy has no bfloat16."""
 _STATE_TYPES = {"float32": np.float32, "float16": np.float16, "int32": np.int32}
-_SEVERITY_ERROR = 3
 
 
 @dataclass(frozen=True)
@@ -158,24 +159,15 @@ class ExposedGraph:
 
     def session(self, model: onnx.ModelProto) -> Any:
         """Opens an ONNX Runtime session as the backend does; on the CPU for other backends."""
-        import onnxruntime as ort
-
-        described = self.bundle.backend.describe()
-        options = ort.SessionOptions()
-        options.log_severity_level = _SEVERITY_ERROR
+        threads = self.bundle.backend.describe().get("threads", "all")
+        options = session_options(None if threads == "all" else int(threads))
         # The weights stay in the bundle's file, though the graph comes from memory.
         folder_option = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(folder_option, str(self.bundle.path.resolve()))
-        if described.get("threads", "all") != "all":
-            options.intra_op_num_threads = int(described["threads"])
-        providers: list[Any] = [described.get("provider", "CPUExecutionProvider")]
-        if providers[0] == "CUDAExecutionProvider":
-            settings = {
-                "device_id": int(described.get("device", "cuda:0").partition(":")[2]),
-                "cudnn_conv_algo_search": "HEURISTIC",
-                "use_tf32": int(described.get("tf32") == "true"),
-            }
-            providers = [(providers[0], settings), "CPUExecutionProvider"]
+        backend = self.bundle.backend
+        providers = (
+            backend.providers() if isinstance(backend, OnnxRuntimeBackend) else ["CPUExecutionProvider"]
+        )
         return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
 
     def _float_shapes(self, latents: int) -> dict[str, tuple[tuple[int, ...], int]]:

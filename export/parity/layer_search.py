@@ -18,8 +18,6 @@ from wfvae.spec.frames import lead_frames, padded_size
 
 _BUDGET = 256 << 20
 """Bytes of exposed tensors that one pass over the stream may hold; large models take several."""
-_SHAPED_BY_INPUT = frozenset({"Reshape", "Expand"})
-"""Operators whose second input is a shape, which two graphs may compute differently."""
 
 
 def run_search(precision: str, search: Callable[[], str]) -> str:
@@ -52,8 +50,8 @@ def search_plans(job: Job, steps: Sequence[int]) -> str:
 def search_direct(job: Job, steps: Sequence[int]) -> str:
     """Names the first tensor that differs between stream, run in `steps`, and direct graph.
 
-    Compared are tensors that both graphs compute by the same operations from the same weights. What
-    only the stream has (history, delay) has no counterpart and is counted as not compared.
+    Compared are convolutions with the same weights: what lies between them (history, delay) is not
+    the same in both graphs.
     """
     step, direct = exposed(job, job.bundle), exposed(job, job.bundle, ".direct")
     pairs, x, clip = _counterparts(step, direct), stream_input(job), clip_input(job)
@@ -87,32 +85,16 @@ def _search(
 
 
 def _counterparts(step: ExposedGraph, direct: ExposedGraph) -> dict[str, str]:
-    """Maps tensors of the step graph, in order, to the same tensors of the direct graph."""
-    ours, theirs = _signatures(step), _signatures(direct)
-    by_signature = {signature: name for name, signature in theirs.items() if name in direct.frame_axes}
-    pairs = {name: by_signature[ours[name]] for name in step.frame_axes if ours[name] in by_signature}
+    """Maps the step graph's convolutions, in order, to those of the direct graph by their weights."""
+    ours, theirs = _convolutions(step), _convolutions(direct)
+    pairs = {name: theirs[weights] for weights, name in ours.items() if weights in theirs}
     return pairs | {step.spec.outputs[0].name: direct.spec.outputs[0].name}
 
 
-def _signatures(graph: ExposedGraph) -> dict[str, int]:
-    """Returns a hash per tensor: equal if the same operations compute it from the same weights.
-
-    A convolution with weights of its own is identified by these, whatever its input; so the
-    comparison resumes behind operations that exist in one graph only.
-    """
-    constants = {tensor.name for tensor in graph.model.graph.initializer}
-    found: dict[str, int] = {graph.spec.inputs[0].name: hash("input")}
-    for node in graph.model.graph.node:
-        inputs = list(node.input[:1] if node.op_type in _SHAPED_BY_INPUT else node.input)
-        known: list[object] = [
-            name if name in constants else found.get(name, hash((graph.spec.kind, name))) for name in inputs
-        ]
-        if node.op_type == "Conv" and node.input[1] in constants:
-            known = [node.input[1]]
-        attributes = tuple(sorted(attribute.SerializeToString() for attribute in node.attribute))
-        for index, output in enumerate(node.output):
-            found[output] = hash((node.op_type, attributes, tuple(known), index))
-    return found
+def _convolutions(graph: ExposedGraph) -> dict[str, str]:
+    """Maps the names of weights to the outputs of the convolutions that have them."""
+    nodes = [node for node in graph.model.graph.node if node.op_type == "Conv"]
+    return {node.input[1]: node.output[0] for node in nodes if node.output[0] in graph.frame_axes}
 
 
 def _aligned(streamed: Array, whole: Array) -> Array | None:

@@ -21,17 +21,9 @@ if TYPE_CHECKING:
     from wfvae.spec.manifest import Manifest
 
 FORMAT = "wfvae-parity/1"
-_PACKAGES = [
-    "wfvae",
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "polygraphy",
-    "tensorrt",
-    "torch",
-]
+_PACKAGES = ["wfvae", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "polygraphy", "tensorrt"]
+_PACKAGES += ["torch", "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"]
+_PACKAGES += ["nvidia-cudnn-cu12", "nvidia-cudnn-cu13"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from msgspec import structs
 
 from wfvae.errors import BundleError
-from wfvae.export.tensorrt.progress import BuildProgress, Progress, cancelling, make_monitor, no_progress
+from wfvae.export.tensorrt.progress import BuildProgress, Progress, cancelling, make_monitor
 from wfvae.export.tensorrt.timing_cache import TimingCacheFile
 from wfvae.files import write_whole
 from wfvae.spec.engines import (
@@ -58,7 +58,7 @@ def build_engines(
     *,
     timing_cache: TimingCacheFile | None = None,
     again: bool = False,
-    progress: Progress = no_progress,
+    progress: Progress = lambda stage, done, total: None,
 ) -> BuildReport:
     """Builds the missing engines (experimental: not yet run on a GPU).
 

@@ -14,10 +14,6 @@ Progress = Callable[[str, int, int], None]
 """Called with a description, the number of finished steps and the number of all steps."""
 
 
-def no_progress(stage: str, done: int, total: int) -> None:
-    """Shows nothing."""
-
-
 class BuildProgress:
     """Reports a build's phases: the steps of the outermost one and the name of the innermost one.
 
@@ -28,15 +24,8 @@ class BuildProgress:
         self._label, self._report = label, report
         self._phases: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
-        self._cancelled = threading.Event()
-
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled.is_set()
-
-    def cancel(self) -> None:
-        """Asks TensorRT to stop at the next step."""
-        self._cancelled.set()
+        self.cancelled = False
+        """Whether TensorRT is asked to stop at the next step."""
 
     def update(self, phase: str, done: int, total: int | None = None) -> None:
         """Sets the finished steps of a phase. `total` opens it, inside of the open phases."""
@@ -78,13 +67,13 @@ def make_monitor(trt: TensorRT, progress: BuildProgress) -> Any:
 
 @contextlib.contextmanager
 def cancelling(progress: BuildProgress) -> Iterator[None]:
-    """Turns SIGINT and SIGTERM into `progress.cancel()`, and raises `KeyboardInterrupt` at the end.
+    """Lets SIGINT and SIGTERM cancel the build, and raises `KeyboardInterrupt` at the end.
 
     A `KeyboardInterrupt` raised at once would have to pass through TensorRT's own frames.
     """
 
     def stop(number: int, frame: Any) -> None:
-        progress.cancel()
+        progress.cancelled = True
 
     former = {}
     with contextlib.suppress(ValueError):  # not the main thread: no signal arrives here

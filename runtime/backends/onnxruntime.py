@@ -147,8 +147,6 @@ class OnnxRuntimeBackend:
             "device": f"cuda:{self._options.device_id}",
             "gpu": driver.gpu_name(self._options.device_id),
             "driver": driver.driver_version(),
-            "cuda": driver.cuda_version(),
-            "cudnn": driver.cudnn_version(),
             "tf32": str(self._options.tf32).lower(),
         }
         return details | {key: value for key, value in facts.items() if value}
@@ -170,7 +168,7 @@ class OnnxRuntimeBackend:
         path, options = str(self._bundle / graph.file), session_options(self._options.threads)
         try:
             # Fallback would print to standard output, and use the CPU with state on the GPU.
-            session = ort.InferenceSession(path, options, providers=self._providers(), enable_fallback=0)
+            session = ort.InferenceSession(path, options, providers=self.providers(), enable_fallback=0)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise BundleError(
                 f"ONNX Runtime {ort.__version__} cannot load {graph.file}: {one_line(error)}"
@@ -183,7 +181,8 @@ class OnnxRuntimeBackend:
             )
         return session
 
-    def _providers(self) -> Sequence[Any]:
+    def providers(self) -> Sequence[Any]:
+        """Returns the providers of sessions, with their settings."""
         if self._provider == _CPU:
             return [_CPU]
         settings = {

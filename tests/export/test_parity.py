@@ -166,19 +166,6 @@ def test_bundle_without_direct_graphs_is_compared_with_one_step(bundles: Made) -
     assert "not available: direct graph, encode" in table_text(verification)
 
 
-@pytest.mark.parametrize(("frames", "with_model"), [(9, True), (8, True), (1, False)])
-def test_progress_counts_to_the_total(frames: int, with_model: bool, bundles: Made) -> None:
-    path, model = bundles("4x8x8-trilinear")
-    seen: list[tuple[int, int]] = []
-    verify(
-        opened(path),
-        clip(frames, 8, 8),
-        against=model if with_model else None,
-        progress=lambda stage, done, total: seen.append((done, total)),
-    )
-    assert seen == [(done, len(seen)) for done in range(len(seen))]
-
-
 def test_model_of_another_checkpoint_is_refused_and_no_model_is_changed(bundles: Made) -> None:
     path, model = bundles("4x8x8-trilinear")
     with pytest.raises(CheckpointError, match="was exported from"):

@@ -92,17 +92,6 @@ def test_existing_engines_are_kept(builds: Builds) -> None:
     assert sorted(versions) == ["10.13.3.9"] * 2 + ["11.4.0"] * 2
 
 
-def test_damaged_entry_is_replaced(builds: Builds) -> None:
-    builds.run()
-    manifest = Manifest.read(builds.path)
-    damaged = {**manifest.engines[0], "precision": "fp64"}, {"file": "engines/x"}
-    manifest.with_engines((*damaged, manifest.engines[1])).write(builds.path)
-    with pytest.raises(BundleError, match="build the engines anew"):
-        builds.listed()
-    assert [record.graph for record in builds.run().built] == ["encoder"]
-    assert sorted(builds.listed()) == ["decoder", "encoder"]
-
-
 def test_read_only_timing_cache_must_exist_and_is_not_changed(builds: Builds, tmp_path: Path) -> None:
     cache = TimingCacheFile(tmp_path / "cache", read_only=True)
     with pytest.raises(BundleError, match="there is no timing cache"):
@@ -136,7 +125,6 @@ def test_progress_names_phases_and_counts_steps(builds: Builds) -> None:
         ("parser", r"TensorRT 11\.4\.0 can't read encoder.onnx: some/node: unsupported"),
         ("build", r"could not build encoder.onnx: no kernel for this layer; narrower"),
         ("timing cache", "refuses the timing cache"),
-        ("bundle", r"decoder\.onnx has \d+ bytes instead"),
         ("disk", "No space left on device"),
     ],
 )
@@ -152,8 +140,6 @@ def test_failed_build_names_the_reason_and_leaves_nothing(
         case "timing cache":
             options["timing_cache"] = TimingCacheFile(tmp_path / "cache")
             options["timing_cache"].path.write_bytes(b"damaged")
-        case "bundle":
-            (builds.path / "decoder.onnx").write_bytes(b"x")
         case "disk":
             full = OSError(28, "No space left on device")
             monkeypatch.setattr("wfvae.files.commit", Mock(side_effect=full))

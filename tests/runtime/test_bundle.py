@@ -17,7 +17,8 @@ from fixtures.program import run_python
 from fixtures.streams import at_once
 from wfvae.errors import BundleError, InputError, ResourceError
 from wfvae.runtime import Bundle, open_bundle
-from wfvae.runtime.backends.onnxruntime import OnnxRuntimeStep
+from wfvae.runtime.backends.base import BackendOptions
+from wfvae.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeStep
 
 Opened = Callable[..., Bundle]
 Edit = Callable[[dict[str, Any]], Any]
@@ -148,6 +149,16 @@ def test_cuda_without_its_provider_is_refused(exported: Callable[..., Path]) -> 
     with pytest.raises(BundleError, match="has no CUDA provider; install onnxruntime-gpu"):
         open_bundle(exported("small"), provider="cuda")
     assert open_bundle(exported("small")).backend.describe()["device"] == "cpu"
+
+
+def test_cuda_provider_describes_gpu_and_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "wfvae.runtime.backends"
+    monkeypatch.setattr(f"{module}.onnxruntime.choose_provider", lambda wanted, device_id: "CUDA")
+    monkeypatch.setattr(f"{module}.nvidia.driver.gpu_name", lambda index: f"NVIDIA {index}")
+    monkeypatch.setattr(f"{module}.nvidia.driver.driver_version", lambda: None)
+    described = OnnxRuntimeBackend(tmp_path, BackendOptions(device_id=1)).describe()
+    assert described.items() >= {"device": "cuda:1", "gpu": "NVIDIA 1", "tf32": "false"}.items()
+    assert "driver" not in described
 
 
 def test_bundle_of_one_size_refuses_others(opened: Opened) -> None:

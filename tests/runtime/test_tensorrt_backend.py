@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from fixtures.fake_cuda import FakeCuda
-from fixtures.fake_tensorrt import SCRATCH_BYTES, FakeContext, FakeEngine, FakeTensorRT
+from fixtures.fake_tensorrt import SCRATCH_BYTES, FakeContext, FakeTensorRT
 from wfvae.errors import BundleError, InputError, ResourceError, StreamingError
 from wfvae.export.tensorrt.build import build_engines
 from wfvae.runtime.backends.base import BackendOptions
@@ -122,34 +122,6 @@ def test_streams_give_bits_of_onnxruntime(
     assert bool(found.cuda.counts["launch"]) == (options == GRAPHS and chunk < 5)  # 5 is not steady
 
 
-@pytest.mark.parametrize("direction", ["encoder", "decoder"])
-@pytest.mark.parametrize("latents", [1, 3, 5])
-def test_direct_engine_gives_bits_of_onnxruntime(
-    setup: Make, reference: Bundle, latents: int, direction: Any
-) -> None:
-    session = setup().bundle.direct_session(direction)
-    clip = (1 + 4 * (latents - 1), 3, HEIGHT, WIDTH)
-    shape = clip if direction == "encoder" else (latents, 4, HEIGHT // 8, WIDTH // 8)
-    x = np.random.default_rng(1).standard_normal((1, *shape), np.float32)
-    for _ in range(2):
-        assert np.array_equal(session.run(x), reference.direct_session(direction).run(x))
-    two = x[:, :1].repeat(5 if direction == "encoder" else 2, axis=1)
-    with pytest.raises(InputError, match="takes batch 1:1:2, latents 3:5:5"):
-        session.run(two)
-
-
-def test_fp16_stream_restored_mid_clip_gives_same_bits(setup: Make, opened: Callable[..., Bundle]) -> None:
-    found, frames = setup(precision="fp16"), video(21)
-    with found.bundle.encoder(**SIZE, chunk=2) as stream:
-        parts = [stream.push(frames[:11])]
-        saved = stream.snapshot()
-        stream.push(frames[:3])  # not part of the snapshot
-    with found.bundle.restore(saved, chunk=1) as stream:
-        parts += [stream.push(frames[11:]), stream.finish()]
-    expected = opened(NAME, precision="fp16").encode(frames, chunk=2)
-    assert np.array_equal(np.concatenate(parts), expected)
-
-
 def test_bfloat16_state_is_read_and_written_as_bits(setup: Make) -> None:
     session = setup(precision="bf16").bundle.step_session("decoder")
     state = session.new_state(2, HEIGHT, WIDTH)
@@ -175,7 +147,7 @@ def test_verification_passes_and_certifies_gpu(setup: Make) -> None:
     assert all(check.equal_bits for check in compared)
     certified = result.certificate("video.mp4")["backend"]
     wanted = {"name": "tensorrt", "version": "11.4.0", "device": "cuda:0", "gpu": "Fake GPU"}
-    wanted |= {"compute_capability": "9.0", "tactic_sources": "JIT_CONVOLUTIONS"}
+    wanted |= {"compute_capability": "9.0"}
     assert {**wanted, "tf32": "false", "cuda_graphs": "off"}.items() <= certified.items()
 
 
@@ -346,26 +318,6 @@ def test_graphs_are_captured_again_when_scratch_moves(setup: Make, reference: Bu
     assert np.array_equal(np.concatenate(parts), reference.encode(frames))
 
 
-def test_state_dropped_during_capture_is_released_after_it(
-    setup: Make, reference: Bundle, monkeypatch: Patch
-) -> None:
-    """The garbage collector may run at any place."""
-    found, frames = setup(GRAPHS), video(4 * 14)
-    dropped = [found.new_state()]
-    real = FakeCuda.begin_capture
-
-    def begin(self: FakeCuda, stream: int) -> None:
-        real(self, stream)
-        dropped.clear()
-        gc.collect()
-
-    monkeypatch.setattr(FakeCuda, "begin_capture", begin)
-    assert np.array_equal(stream_once(found, frames), reference.encode(frames))
-    assert found.bundle.backend.describe()["cuda_graphs"] == "on"
-    gc.collect()
-    assert not found.cuda.held()["pinned"]
-
-
 # Refusals -----------------------------------------------------------------------------------------
 
 
@@ -390,13 +342,6 @@ def test_changed_engine_never_reaches_tensorrt(built: Callable[..., Path], tmp_p
     with pytest.raises(BundleError, match=r"has been changed \(its SHA-256 differs\); build it again: wfvae"):
         found.bundle.encoder(**SIZE)
     assert not found.trt.engines
-
-
-def test_engine_with_other_tensors_is_refused(setup: Make, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(FakeEngine, "get_tensor_dtype", lambda self, name: self.trt.DataType.HALF)
-    message = "it has frames as INPUT HALF DEVICE instead of INPUT FLOAT DEVICE; .* more; build it again"
-    with pytest.raises(BundleError, match=message):
-        setup().bundle.encoder(**SIZE)
 
 
 def test_output_larger_than_its_buffer_is_refused_each_time(setup: Make, monkeypatch: Patch) -> None:

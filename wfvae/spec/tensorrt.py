@@ -19,17 +19,11 @@ Shape = tuple[int, ...]
 
 MEMBERS: dict[str, tuple[str, ...]] = {
     "BuilderFlag": ("EDITABLE_TIMING_CACHE", "ERROR_ON_TIMING_CACHE_MISS", "TF32"),
-    "DataType": ("BF16", "BOOL", "FLOAT", "HALF", "INT32"),
     "ExecutionContextAllocationStrategy": ("USER_MANAGED",),
     "MemoryPoolType": ("WORKSPACE",),
     "NetworkDefinitionCreationFlag": ("STRONGLY_TYPED",),
-    "TensorIOMode": ("INPUT", "OUTPUT"),
-    "TensorLocation": ("DEVICE",),
 }
-"""Every enum member that is used. Of `TacticSource`, all members of a version are read."""
-
-DATA_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int32": "INT32", "bool": "BOOL"}
-"""The manifest's types as members of `DataType`."""
+"""Every enum member that is used."""
 
 CONSTRUCTED: dict[str, tuple[str, ...]] = {
     "Builder": ("logger",),
@@ -128,16 +122,6 @@ class IExecutionContext(Protocol):
 class ICudaEngine(Protocol):
     """Weights and kernels."""
 
-    @property
-    def num_io_tensors(self) -> int: ...
-    @property
-    def num_optimization_profiles(self) -> int: ...
-    @property
-    def tactic_sources(self) -> int: ...
-    def get_tensor_name(self, index: int) -> str: ...
-    def get_tensor_mode(self, name: str) -> Any: ...
-    def get_tensor_dtype(self, name: str) -> Any: ...
-    def get_tensor_location(self, name: str) -> Any: ...
     def create_execution_context(self, strategy: Any) -> IExecutionContext | None: ...
 
 
@@ -178,11 +162,6 @@ class TensorRT:
         """Returns one of the classes in `CONSTRUCTED`."""
         assert name in CONSTRUCTED, f"{name} must be listed in CONSTRUCTED, which the tests check"
         return getattr(self._module, name)
-
-    def tactic_sources(self, bits: int) -> tuple[str, ...]:
-        """Returns the names of the libraries in an engine's bit set, where kernels come from."""
-        names = {int(value): name for name, value in self._module.TacticSource.__members__.items()}
-        return tuple(names.get(bit, f"source {bit}") for bit in range(bits.bit_length()) if bits >> bit & 1)
 
     def logger(self, log: ErrorLog) -> Any:
         """Returns a logger that adds errors to `log`. It must outlive what is made with it."""

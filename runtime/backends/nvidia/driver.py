@@ -1,12 +1,8 @@
-"""Versions of driver, CUDA and cuDNN for certificates, read from the libraries themselves.
-
-Imports no package, and works without a GPU.
-"""
+"""Names of GPU and driver for certificates, from the driver's libraries. Works without a GPU."""
 
 from __future__ import annotations
 
 import ctypes
-import os
 from typing import Any
 
 _TEXT = 256
@@ -36,29 +32,8 @@ def gpu_name(index: int) -> str | None:
     return text.value.decode() if found else None
 
 
-def cuda_version() -> str | None:
-    """Returns the version of the CUDA runtime library in this process, such as 13.0, or None."""
-    for major in (13, 12):
-        runtime, number = _library(f"libcudart.so.{major}", loaded=True), ctypes.c_int()
-        if runtime is not None and runtime.cudaRuntimeGetVersion(ctypes.byref(number)) == 0:
-            return f"{number.value // 1000}.{number.value % 1000 // 10}"
-    return None
-
-
-def cudnn_version() -> str | None:
-    """Returns the version of cuDNN 9 in this process, such as 9.13.0, or None."""
-    cudnn = _library("libcudnn.so.9", loaded=True)
-    if cudnn is None:
-        return None
-    cudnn.cudnnGetVersion.restype = ctypes.c_size_t
-    number = int(cudnn.cudnnGetVersion())
-    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
-
-
-def _library(name: str, loaded: bool = False) -> Any:
-    """Returns a shared library or None. `loaded`: only if the process has it already."""
-    mode = os.RTLD_NOW | (getattr(os, "RTLD_NOLOAD", 0) if loaded else 0)
+def _library(name: str) -> Any:
     try:
-        return ctypes.CDLL(name, mode=mode)
+        return ctypes.CDLL(name)
     except OSError:
         return None

@@ -120,11 +120,8 @@ class TensorRTBackend:
         self._sessions: weakref.WeakSet[TensorRTStep | TensorRTDirect] = weakref.WeakSet()
 
     def describe(self) -> dict[str, str]:
-        """Tactic sources and the state of CUDA graphs are those of the open sessions."""
-        sessions = list(self._sessions)
-        sources = sorted({source for session in sessions for source in session.engine.tactic_sources})
         graphs = "on" if self._options.cuda_graphs else "off"
-        for session in sessions:
+        for session in list(self._sessions):
             if isinstance(session, TensorRTStep) and session.fallback:
                 graphs = f"fell back: {session.fallback}"
         return {
@@ -134,7 +131,6 @@ class TensorRTBackend:
             "gpu": self._target.gpu,
             "compute_capability": self._target.compute_capability,
             "driver": driver_version() or "unknown",
-            "tactic_sources": ", ".join(sources) or ("none" if sessions else "no engine is open"),
             "tf32": str(self._options.tf32).lower(),
             "cuda_graphs": graphs,
         }

@@ -14,7 +14,6 @@ from wfvae.runtime.backends.nvidia.device import Device
 from wfvae.spec.engines import EngineRecord
 from wfvae.spec.manifest import GraphSpec
 from wfvae.spec.tensorrt import (
-    DATA_TYPES,
     ErrorLog,
     ICudaEngine,
     IExecutionContext,
@@ -67,7 +66,6 @@ class LoadedEngine:
         self.graph, self.record, self.command = graph, record, command
         self.trt, self.device, self.log = loader.trt, loader.device, loader.log
         self._loader, self._engine = loader, engine  # the loader must outlive the engine
-        self._require_match()
         self._runners: dict[int, Runner] = {}
 
     def choose(self, batch: int, latents: int, height: int, width: int) -> int:
@@ -93,11 +91,6 @@ class LoadedEngine:
         if not any(p.admits(batch, p.latents.low, height, width) for p in self.record.profiles):
             self.choose(batch, self.record.profiles[0].latents.low, height, width)
 
-    @property
-    def tactic_sources(self) -> tuple[str, ...]:
-        """Libraries that its kernels may come from."""
-        return self.trt.tactic_sources(int(self._engine.tactic_sources))
-
     def enqueue(self, profile: int, binding: Binding) -> None:
         """Enqueues a run in a profile's shared context. Hold the device's lock."""
         if profile not in self._runners:
@@ -121,33 +114,6 @@ class LoadedEngine:
             raise BundleError(f"{text}; build it again: {self.command}")
         self.device.cuda.synchronize(stream)
         return Runner(self, context)
-
-    def _require_match(self) -> None:
-        """Raises `BundleError` unless the engine has the graph's tensors and as many profiles."""
-        engine, graph = self._engine, self.graph
-        inputs = {t.name: t.dtype for t in graph.inputs} | {s.input: s.dtype for s in graph.states}
-        outputs = {t.name: t.dtype for t in graph.outputs} | {s.output: s.dtype for s in graph.states}
-        wanted = {name: f"INPUT {DATA_TYPES[dtype]} DEVICE" for name, dtype in inputs.items()}
-        wanted |= {name: f"OUTPUT {DATA_TYPES[dtype]} DEVICE" for name, dtype in outputs.items()}
-        facts = engine.get_tensor_mode, engine.get_tensor_dtype, engine.get_tensor_location
-        names = map(engine.get_tensor_name, range(engine.num_io_tensors))
-        found = {name: " ".join(get(name).name for get in facts) for name in names}
-        problems = [f"has no {name}" for name in wanted if name not in found]
-        problems += [f"has an unknown {name}" for name in sorted(found.keys() - wanted.keys())]
-        problems += [
-            f"has {name} as {found[name]} instead of {kind}"
-            for name, kind in wanted.items()
-            if found.get(name, kind) != kind
-        ]
-        profiles, expected = engine.num_optimization_profiles, len(self.record.profiles)
-        if profiles != expected:
-            problems.append(f"has {profiles} profiles instead of {expected}")
-        if problems:
-            more = [f"{len(problems) - 3} more"] if len(problems) > 3 else []
-            raise BundleError(
-                f"{self.record.file} is not the engine that the manifest describes: it"
-                f" {'; '.join([*problems[:3], *more])}; build it again: {self.command}"
-            )
 
 
 class Runner:
