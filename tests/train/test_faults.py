@@ -110,7 +110,8 @@ def test_weights_diverged_in_the_last_step_raise_at_its_validation(tmp_path: Pat
     diverging = {"optimizer__learning_rate": 1e18, "optimizer__warmup_steps": 0, "optimizer__ema_decay": 0.0}
     expected = (
         r"the validation of step 1: (latents|reconstructions) are NaN or infinite; the run has diverged.*:"
-        r" remove the newest of .*checkpoints, and --resume from an earlier one with --set optimizer.learning_rate"
+        r" remove the newest of .*checkpoints, and --resume from an earlier one with --set"
+        r" optimizer.learning_rate"
     )
     for resume in (False, True):
         with pytest.raises(TrainingError, match=expected):
