@@ -27,6 +27,7 @@ from wfvae.spec.manifest import (
     DIRECT,
     MANIFEST_NAME,
     METADATA_KEY,
+    OPSETS,
     STEP,
     WEIGHTS_NAME,
     GraphSpec,
@@ -39,7 +40,6 @@ from wfvae.spec.manifest import (
 from wfvae.spec.stream import Dim, Direction
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-OPSETS = range(18, 25)
 DEFAULT_OPSET = 20
 BF16_OPSET = 22
 """The first opset whose Conv takes bfloat16."""

@@ -16,8 +16,8 @@ from wfvae.runtime.feeds import DecoderFeed, EncoderFeed, PixelType
 from wfvae.runtime.pixels import Frames
 from wfvae.runtime.pool import StreamPool
 from wfvae.runtime.snapshot import Snapshot
-from wfvae.runtime.stream import DEFAULT_CHUNK, DecoderStream, EncoderStream
-from wfvae.spec.frames import SPATIAL_RATIO, padded_size, video_frames
+from wfvae.runtime.stream import DecoderStream, EncoderStream
+from wfvae.spec.frames import DEFAULT_CHUNK, SPATIAL_RATIO, padded_size, video_frames
 from wfvae.spec.manifest import Manifest
 from wfvae.spec.memory import MemoryPlan, plan_memory
 from wfvae.spec.stream import Direction

@@ -16,9 +16,6 @@ from wfvae.runtime.snapshot import Snapshot
 from wfvae.spec.frames import padded_size
 from wfvae.spec.stream import StreamSpec
 
-DEFAULT_CHUNK = 4
-"""Latents per step. More of them save overhead and need memory; results do not depend on it."""
-
 _READY = "ready"
 """Name of results in a snapshot that were computed and not returned yet."""
 

@@ -25,7 +25,7 @@ from wfvae.runtime.feeds import DecoderFeed, EncoderFeed
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_reader import open_video
 from wfvae.runtime.media.video_writer import open_video_writer
-from wfvae.spec.frames import latent_size, padded_size
+from wfvae.spec.frames import DEFAULT_CHUNK, latent_size, padded_size
 from wfvae.spec.manifest import GraphSpec
 
 PARAMETER, FORMAT = "wfvae", "wfvae-triton/1"
@@ -160,7 +160,7 @@ def main() -> int:
     add("out", help="video file to write")
     add("--url", default="localhost:8001", help="gRPC address (default: %(default)s)")
     add("--name", default="wfvae", help="of NAME_encoder, NAME_decoder (default: %(default)s)")
-    add("--latents", type=int, default=4, help="latents per request (default: %(default)s)")
+    add("--latents", type=int, default=DEFAULT_CHUNK, help="latents per request (default: %(default)s)")
     add("--warm-up", action="store_true", help="run throw-away streams first")
     args = parser.parse_args()
     if args.latents < 1:

@@ -11,8 +11,8 @@ import numpy as np
 
 from wfvae.export.parity.difference import Array
 from wfvae.runtime.bundle import Bundle
-from wfvae.runtime.stream import DEFAULT_CHUNK, DecoderStream, EncoderStream
-from wfvae.spec.frames import even_chunks, latent_frames, lead_frames
+from wfvae.runtime.stream import DecoderStream, EncoderStream
+from wfvae.spec.frames import DEFAULT_CHUNK, even_chunks, latent_frames, lead_frames
 from wfvae.spec.stream import Direction
 
 _SEED = 24111745

@@ -20,8 +20,7 @@ from wfvae.export.parity.rules import Rule, is_reference, model_rule, plan_rule,
 from wfvae.export.parity.verification import Check, NotAvailable, Verification, array_sha256
 from wfvae.runtime.bundle import Bundle, open_bundle
 from wfvae.runtime.pixels import to_uint8_frames
-from wfvae.runtime.stream import DEFAULT_CHUNK
-from wfvae.spec.frames import even_chunks
+from wfvae.spec.frames import DEFAULT_CHUNK, even_chunks
 from wfvae.spec.stream import Direction
 
 if TYPE_CHECKING:

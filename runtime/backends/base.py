@@ -1,7 +1,11 @@
 """What a backend offers: sessions that run a bundle's graphs, and the streaming state they keep on
 their device.
 
-To add a backend, write a module with these classes, and enter it in `registry.py`.
+To add a backend, write a module with these classes and enter it in `registry.py`: name, options and
+opening. Then give it an extra in `pyproject.toml` with a pin in `constraints.txt`, a runner in
+`export/parity/backend_search.py`, which finds the first tensor that differs, and its package in
+`export/parity/verification.py`, whose versions a certificate lists. If its results are exact, say
+so in `export/parity/rules.py`.
 """
 
 from __future__ import annotations
@@ -82,7 +86,12 @@ class Backend(Protocol):
     """Opens sessions on one device."""
 
     def describe(self) -> dict[str, str]:
-        """Returns name, version, device and settings, for reports and certificates."""
+        """Returns name, version, device and settings, for reports and certificates.
+
+        Others read `name`, `version`, `provider` (ONNX Runtime), `device` (`cpu` or `cuda:N`), `gpu`,
+        `compute_capability`, and the settings `threads`, `tf32`, `precision_hint`, `cpu_precisions`:
+        results and speeds are compared only where they agree.
+        """
 
     def open_step(self, graph: GraphSpec) -> StepSession: ...
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wfvae.errors import BundleError, InputError
-from wfvae.runtime.backends.base import Backend, BackendOptions
-from wfvae.spec.manifest import Manifest
+
+if TYPE_CHECKING:
+    from wfvae.runtime.backends.base import Backend, BackendOptions
+    from wfvae.spec.manifest import Manifest
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "openvino")
 

@@ -23,7 +23,7 @@ from wfvae.machine import processor_count, processor_name
 from wfvae.runtime import Bundle, decode_video, encode_video, open_bundle
 from wfvae.runtime.backends.onnxruntime import OnnxRuntimeStep
 from wfvae.runtime.chunk_speed import ChunkSpeed, choose, measure_direction
-from wfvae.runtime.stream import DEFAULT_CHUNK
+from wfvae.spec.frames import DEFAULT_CHUNK
 from wfvae.spec.manifest import Manifest
 from wfvae.spec.tuning import TUNING_NAME, Setting, TunedChunk, Tuning
 

@@ -20,7 +20,7 @@ from onnx import TensorProto
 from torch import nn
 
 from wfvae.errors import BundleError, StreamingError
-from wfvae.export.bundle import OPSETS, ExportOptions, export_bundle, graph_spec
+from wfvae.export.bundle import ExportOptions, export_bundle, graph_spec
 from wfvae.export.recorder.graph import trace
 from wfvae.export.recorder.recorder import Recorder
 from wfvae.export.recorder.tensor import OVERRIDES, TracedTensor
@@ -29,7 +29,7 @@ from wfvae.model.causal import CausalConv3d, StreamChunk
 from wfvae.model.vae import WFVAE
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.spec.frames import SPATIAL_RATIO
-from wfvae.spec.manifest import METADATA_KEY, Manifest
+from wfvae.spec.manifest import METADATA_KEY, OPSETS, Manifest
 
 FIXTURES = ("4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear")
 Exported = Callable[..., Path]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from wfvae.errors import InputError
 from wfvae.machine import processor_count
+from wfvae.runtime.backends.registry import BACKENDS
 
 if TYPE_CHECKING:
     from wfvae.runtime import Bundle
@@ -110,8 +111,8 @@ def add_bundle_arguments(parser: argparse.ArgumentParser, chunk: bool = True) ->
 def add_execution_arguments(parser: argparse.ArgumentParser, chunk: bool = True) -> None:
     """Adds the options of what runs a bundle."""
     add = parser.add_argument_group("execution").add_argument
-    backends, text = ("auto", "onnxruntime", "openvino", "tensorrt"), "what runs the graphs"
-    add("--backend", default="auto", choices=backends, help=f"{text} (default: auto, which is onnxruntime)")
+    text = "what runs the graphs (default: auto, which is onnxruntime)"
+    add("--backend", default="auto", choices=BACKENDS, help=text)
     providers, text = ("auto", "cpu", "cuda"), "ONNX Runtime's device (default: auto)"
     add("--provider", default="auto", choices=providers, help=text)
     add("--device", type=parse_index, default=0, metavar="N", help="which GPU (default: 0)")

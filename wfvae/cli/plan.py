@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from wfvae.cli import arguments
 from wfvae.cli.output import mebibytes, show
+from wfvae.spec.frames import DEFAULT_CHUNK
 
 if TYPE_CHECKING:
     from wfvae.spec.stream import Direction
@@ -37,9 +38,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="streams at once (default: 1)",
     )
-    add(
-        "--chunk", type=arguments.parse_positive, default=4, metavar="N", help="latents per step (default: 4)"
-    )
+    text = "latents per step (default: %(default)s, also where 'wfvae bench --tune' stored another one)"
+    add("--chunk", type=arguments.parse_positive, default=DEFAULT_CHUNK, metavar="N", help=text)
     text = "refuse if a direction needs more, such as 8G"
     add("--limit", type=arguments.parse_bytes, metavar="BYTES", help=text)
     arguments.add_json_argument(parser)

@@ -18,7 +18,7 @@ from msgspec import Meta, structs
 
 from wfvae.errors import BundleError, InputError
 from wfvae.files import locked
-from wfvae.spec.frames import SPATIAL_RATIO
+from wfvae.spec.frames import DEFAULT_CHUNK, SPATIAL_RATIO
 from wfvae.spec.manifest import LOCK_NAME, SHA256, STEP, GraphName, GraphSpec, Manifest, Precision
 from wfvae.spec.records import Record, check_fields, read_unchanged
 from wfvae.spec.stream import Size, Text, resolve
@@ -82,7 +82,7 @@ class BuildSettings(Record, frozen=True):
     """
 
     batch: Span = Span(1, 1, 1)
-    chunk: Size = 4
+    chunk: Size = DEFAULT_CHUNK
     """Latents per step of the steady stream."""
     height: Side = Span(64, 480, 832)
     """Padded video height."""

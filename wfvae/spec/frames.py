@@ -17,6 +17,8 @@ from wfvae.errors import InputError
 
 SPATIAL_RATIO = 8
 """Video pixels per latent pixel, in height and in width."""
+DEFAULT_CHUNK = 4
+"""Latents per step. More of them save overhead and need memory; results do not depend on it."""
 
 
 def lead_frames(ratio: int) -> int:

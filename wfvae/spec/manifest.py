@@ -28,6 +28,8 @@ LOCK_NAME = ".lock"
 METADATA_KEY = "wfvae.graph"
 """Key of the ONNX metadata entry that repeats a graph's part of the manifest."""
 
+OPSETS = range(18, 25)
+"""Versions of ONNX's operators that graphs can have."""
 STEP: Final = "step"
 DIRECT: Final = "direct"
 Kind = Literal["step", "direct"]
@@ -146,7 +148,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     """The encoder's output: `mean` (D channels) or `moments` (2 D channels: mean, log-variance)."""
     size: tuple[PaddedSide, PaddedSide] | None
     """(height, width) if they are fixed in the graphs, None if they are symbolic."""
-    opset: Annotated[int, Meta(ge=18, le=24)]
+    opset: Annotated[int, Meta(ge=OPSETS.start, le=OPSETS.stop - 1)]
     graphs: Annotated[
         Mapping[GraphName, GraphSpec], Meta(extra_json_schema={"required": ["encoder", "decoder"]})
     ]
