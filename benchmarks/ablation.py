@@ -58,9 +58,9 @@ def measure(variant: str, seed: int, steps: int, clips: int) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandLine(__doc__, "ablation.json")
-    parser.add_argument("--steps", type=int, default=1200, help="of each training (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1200, help="of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a training of every variant each")
-    parser.add_argument("--clips", type=int, default=32, help="that are scored (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=32, help="that are scored")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     pairs = product(options.seeds, VARIANTS)

@@ -71,11 +71,10 @@ def psnr(found: npt.NDArray[np.floating], frames: Frames) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandLine(__doc__, "bf16-quality-cpu.json")
-    parser.add_argument("--checkpoint", default="tiny", help="trained model (default: %(default)s)")
+    parser = CommandLine(__doc__, "bf16-quality-cpu.json", frames=33)
+    parser.add_argument("--checkpoint", default="tiny", help="trained model")
     parser.add_argument("--videos", type=Path, nargs="+", default=[], help="default: generated clips")
     parser.add_argument("--sizes", type=side, nargs="+", default=[128, 256], help="of generated clips")
-    parser.add_argument("--frames", type=int, default=33, help="of each clip (default: %(default)s)")
     options = parser.parse_args(arguments)
     model = WFVAE.from_pretrained(options.checkpoint)
     with exported(model) as (path, manifest), open_all(path, options.threads) as (bundles, missing):

@@ -17,7 +17,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -58,43 +58,45 @@ lacks memory, or cannot do a shape.
 
 @dataclass(frozen=True)
 class Error:
-    """How far a block-wise result is from the direct one; each is latents and a reconstruction."""
+    """How far one clip's block-wise result is from the direct one, and both from the video."""
 
-    video: Video
-    direct: tuple[Any, Video]
-    blocks: tuple[Any, Video]
+    equal_bits: bool
+    max_abs: float
+    mean_square: float
+    relative: float
+    """RMS of the difference by the standard deviation of the direct result."""
+    direct_psnr: float
+    blockwise_psnr: float
+    heat: npt.NDArray[np.float64]
+    """(H, W): RMS of the difference over frames and colours."""
+    per_frame: npt.NDArray[np.float64]
+    """(T,): RMS of the difference over a frame."""
 
-    def __post_init__(self) -> None:
-        shapes = [tuple(array.shape for array in result) for result in (self.direct, self.blocks)]
-        if shapes[0] != shapes[1] or self.direct[1].shape != self.video.shape:
-            raise InputError(
-                f"direct inference gives latents and video of {shapes[0]}, block-wise {shapes[1]}, for a"
-                f" video of {self.video.shape}; they cannot be compared"
-            )
 
-    @property
-    def equal_bits(self) -> bool:
-        return all(a.tobytes() == b.tobytes() for a, b in zip(self.direct, self.blocks, strict=True))
+def compare(video: Video, direct: tuple[Any, Video], blocks: tuple[Any, Video]) -> Error:
+    """Compares two results, each latents and a reconstruction.
 
-    @cached_property
-    def square(self) -> npt.NDArray[np.float64]:
-        """Squared differences of the reconstructions, (T, H, W, 3)."""
-        return np.square(self.direct[1].astype(np.float64) - self.blocks[1])
-
-    @property
-    def relative(self) -> float:
-        """RMS of the difference by the standard deviation of the direct result."""
-        return math.sqrt(self.square.mean()) / float(self.direct[1].std(dtype=np.float64))
-
-    @property
-    def heat(self) -> npt.NDArray[np.float64]:
-        """(H, W): RMS of the difference over frames and colours."""
-        return np.sqrt(self.square.mean(axis=(0, 3)))
-
-    @property
-    def per_frame(self) -> npt.NDArray[np.float64]:
-        """(T,): RMS of the difference over a frame."""
-        return np.sqrt(self.square.mean(axis=(1, 2, 3)))
+    Raises:
+        InputError: shapes differ.
+    """
+    shapes = [tuple(array.shape for array in result) for result in (direct, blocks)]
+    if shapes[0] != shapes[1] or direct[1].shape != video.shape:
+        raise InputError(
+            f"direct inference gives latents and video of {shapes[0]}, block-wise {shapes[1]}, for a"
+            f" video of {video.shape}; they cannot be compared"
+        )
+    square = np.square(direct[1].astype(np.float64) - blocks[1])
+    mean = float(square.mean())
+    return Error(
+        equal_bits=all(a.tobytes() == b.tobytes() for a, b in zip(direct, blocks, strict=True)),
+        max_abs=math.sqrt(square.max()),
+        mean_square=mean,
+        relative=math.sqrt(mean) / float(direct[1].std(dtype=np.float64)),
+        direct_psnr=psnr(video, direct[1]),
+        blockwise_psnr=psnr(video, blocks[1]),
+        heat=np.sqrt(square.mean(axis=(0, 3))),
+        per_frame=np.sqrt(square.mean(axis=(1, 2, 3))),
+    )
 
 
 def psnr(video: Video, result: Video) -> float:
@@ -108,11 +110,10 @@ def decibels(mean_square: float) -> float:
 
 def summary(model: str, mode: str, blocks: str, weights: str, errors: Sequence[Error]) -> Row:
     """Returns a method's row: means over the clips, and the largest difference."""
-    means = [float(error.square.mean()) for error in errors]
-    distances = [decibels(mean) for mean in means if mean]
+    distances = [decibels(error.mean_square) for error in errors if error.mean_square]
     equal = all(error.equal_bits for error in errors)
-    direct = fmean(psnr(error.video, error.direct[1]) for error in errors)
-    blockwise = fmean(psnr(error.video, error.blocks[1]) for error in errors)
+    direct = fmean(error.direct_psnr for error in errors)
+    blockwise = fmean(error.blockwise_psnr for error in errors)
     # A random network's result has no quality that could suffer.
     scored = equal or not weights.startswith("random")
     return {
@@ -121,7 +122,7 @@ def summary(model: str, mode: str, blocks: str, weights: str, errors: Sequence[E
         "blocks": blocks,
         "weights": weights,
         "equal_bits": equal,
-        "max_abs": max(math.sqrt(error.square.max()) for error in errors),
+        "max_abs": max(error.max_abs for error in errors),
         "psnr_to_direct_db": fmean(distances) if distances else None,
         "relative_error": fmean(error.relative for error in errors),
         "direct_psnr_db": direct if scored else None,
@@ -171,8 +172,8 @@ def measure_ours(benchmark: Benchmark, bundle: Bundle, weights: str) -> None:
     videos = [frames.astype(np.float32) / 127.5 - 1 for frames in benchmark.clips]
     direct = [through(bundle, frames, run_direct) for frames in benchmark.clips]
     for mode, (blocks, run) in ways.items():
-        streamed = [through(bundle, frames, run) for frames in benchmark.clips]
-        errors = list(map(Error, videos, direct, streamed))
+        streamed = (through(bundle, frames, run) for frames in benchmark.clips)
+        errors = list(map(compare, videos, direct, streamed))
         benchmark.add("WF-VAE", mode, blocks, weights, errors)
 
 
@@ -197,8 +198,8 @@ def measure_peer(benchmark: Benchmark, options: argparse.Namespace, name: str) -
     for mode in peer.modes:
         try:
             model.use(mode.name)
-            blockwise = [reconstruct(model, clip) for clip in clips]
-            errors = list(map(Error, map(to_video, clips), direct, blockwise))
+            blockwise = (reconstruct(model, clip) for clip in clips)
+            errors = list(map(compare, map(to_video, clips), direct, blockwise))
         except FAILURES as error:
             benchmark.missing(peer.title, mode.name, reason_of(error))
             continue
@@ -218,7 +219,7 @@ def build_peer(options: argparse.Namespace, name: str) -> tuple[PeerModel, str, 
     model = peer.build(full=options.full, seed=SEED, weights=folder, tile_scale=scale)
     width = "published width" if options.full else "reduced width"
     weights = f"random, {width}" if folder is None else "/".join(Path(folder).parts[-2:])
-    return model, weights, partial(peer.fit, tile_scale=scale)
+    return model, weights, partial(peer.covered, tile_scale=scale)
 
 
 def to_tensor(frames: Frames) -> Tensor:
@@ -246,18 +247,16 @@ def parse_weights(text: str) -> tuple[str, str]:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     names, checkout = (OURS, *PEERS, *CHECKOUTS), "NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE]"
-    parser = CommandLine(__doc__, "blockwise.json")
+    parser = CommandLine(__doc__, "blockwise.json", frames=41, size=160)
     add = parser.add_argument
     add("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     add("--checkpoint", default="tiny", help="of WF-VAE (default: the model that ships)")
     add("--data", type=Path, help="video or folder of videos (default: a generated clip)")
-    add("--frames", type=positive, default=41, help="of each video (default: %(default)s)")
-    add("--size", type=positive, default=160, help="of the square that is cropped (default: %(default)s)")
     add("--full", action="store_true", help="peers in their published width")
     text = "local weights in diffusers' format"
     add("--weights", type=parse_weights, nargs="+", default=[], metavar="NAME=DIR", help=text)
     add("--checkout", type=parse_checkout, nargs="+", default=[], metavar=checkout)
-    text = "divides peers' tiles and overlaps in space, for a small clip (default: %(default)s)"
+    text = "divides peers' tiles and overlaps in space, for a small clip"
     add("--tile-scale", type=positive, default=4, help=text)
     options = parser.parse_args(arguments)
     options.weights, options.checkout = dict(options.weights), dict(options.checkout)
@@ -289,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WFVAEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    job = {key: getattr(options, key) for key in ("frames", "size", "tile_scale")}
+    job = {**options.job, "tile_scale": options.tile_scale}
     about = {"checkpoint_sha256": benchmark.checkpoint_sha256, "source": source, "job": job}
     finish(options, "blockwise", **about, rows=benchmark.rows)
     if options.json is not None and benchmark.errors:

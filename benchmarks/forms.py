@@ -176,11 +176,9 @@ def measure(layer: Layer, engine: str, threads: int, turns: int, seconds: float)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandLine(__doc__, "forms-cpu.json")
+    parser = CommandLine(__doc__, "forms-cpu.json", turns=5, seconds=0.15)
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS))
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--turns", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=0.15, help="least time of a form in a turn")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     rows: list[dict[str, Any]] = []

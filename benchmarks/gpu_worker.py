@@ -97,6 +97,7 @@ class TorchEngine:
         from wfvae import WFVAE, WFVAEConfig
 
         self._torch, self._device = torch, torch.device("cuda" if job.gpu else "cpu")
+        self._synchronize = torch.cuda.synchronize if job.gpu else torch.cpu.synchronize
         if job.gpu and not torch.cuda.is_available():
             raise NotMeasured(f"PyTorch {torch.__version__} sees no GPU")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = job.tf32
@@ -180,10 +181,6 @@ class TorchEngine:
 
         self._synchronize()
         return timed(finished)
-
-    def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            self._torch.cuda.synchronize()
 
 
 class BundleEngine:

@@ -21,7 +21,7 @@ from typing import Any
 from harness.engines import random_bundles
 from harness.memory import peak_mb
 from harness.processes import NotMeasured, run_isolated
-from harness.record import CommandLine, finish, lengths, side
+from harness.record import CommandLine, finish, lengths
 
 from wfvae.cli.main import main as wfvae
 from wfvae.runtime.media.video_info import OutputVideo
@@ -65,11 +65,9 @@ def measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandLine(__doc__, "memory-cpu.json")
+    parser = CommandLine(__doc__, "memory-cpu.json", size=128, runs=3)
     videos = [("tiny", [100, 2000]), ("S", [100, 500])]
     parser.add_argument("--videos", type=lengths, nargs="+", default=videos, metavar="PRESET=N,N")
-    parser.add_argument("--size", type=side, default=128, help="default: %(default)s")
-    parser.add_argument("--runs", type=int, default=3, help="of each job (default: %(default)s)")
     options = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
     presets = [preset for preset, _ in options.videos]

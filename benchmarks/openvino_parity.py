@@ -85,12 +85,11 @@ def summary(verification: Verification) -> Row:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandLine(__doc__, "openvino-parity.json")
+    parser = CommandLine(__doc__, "openvino-parity.json", frames=29)
     parser.add_argument("--reference", type=Path, metavar="DIR", help="also verify the checkpoints in DIR/*/")
     text = "with random weights, in place of the model that ships"
     parser.add_argument("--presets", nargs="+", choices=get_args(Preset), default=[], help=text)
     parser.add_argument("--bundles", nargs="+", choices=DTYPES, default=list(DTYPES), help="their precisions")
-    parser.add_argument("--frames", type=int, default=29, help="of the clip (default: %(default)s)")
     parser.add_argument("--size", type=parse_size, default=(64, 96), metavar="HxW", help="default: 64x96")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

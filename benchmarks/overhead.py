@@ -15,13 +15,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from harness.engines import open_on, random_bundles
-from harness.record import CommandLine, finish, side
+from harness.record import CommandLine, finish
 from memory import make_video
 
-from wfvae.model.config import Preset
 from wfvae.runtime import Bundle, decode_video, encode_video, reconstruct_video
 
 
@@ -55,11 +54,7 @@ def measure(bundle: Bundle, options: Any, folder: Path) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandLine(__doc__, "overhead-cpu.json")
-    parser.add_argument("--preset", choices=get_args(Preset), default="S")
-    parser.add_argument("--size", type=side, default=256, help="height and width (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=13, help="default: %(default)s")
-    parser.add_argument("--runs", type=int, default=3, help="default: %(default)s")
+    parser = CommandLine(__doc__, "overhead-cpu.json", preset="S", size=256, frames=13, runs=3)
     options = parser.parse_args(arguments)
     with (
         random_bundles([options.preset], options.threads) as bundles,
@@ -67,8 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tempfile.TemporaryDirectory() as folder,
     ):
         rows = measure(bundle, options, Path(folder))
-    job = {key: getattr(options, key) for key in ("preset", "size", "frames", "runs")}
-    finish(options, "overhead", job=job, rows=rows)
+    finish(options, "overhead", job=options.job, rows=rows)
     return 0
 
 

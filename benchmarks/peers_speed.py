@@ -72,13 +72,11 @@ def medians(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = CommandLine(__doc__, "peers-cpu.json")
+    parser = CommandLine(__doc__, "peers-cpu.json", frames=17, runs=3)
     parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="such as 'wfvae-*' or wan")
     parser.add_argument("--mode", choices=("direct", "blocks"), default="direct")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="multiples of 32")
-    parser.add_argument("--frames", type=int, default=17, help="default: %(default)s; Allegro takes one less")
-    parser.add_argument("--latent-channels", type=int, default=16, help="of WF-VAE (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=3, help="turns (default: %(default)s)")
+    parser.add_argument("--latent-channels", type=int, default=16, help="of WF-VAE")
     checkout = "NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE]"
     parser.add_argument("--checkout", type=parse_checkout, nargs="+", default=[], metavar=checkout)
     parser.add_argument("--reduced", action="store_true", help="small models of the same structure")

@@ -17,18 +17,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from harness.engines import DIRECTIONS, ENGINES, noise, open_on, random_bundles
 from harness.graph_work import Operation, count_operations
 from harness.processes import NotMeasured
-from harness.record import CommandLine, finish, side, whole_clip
+from harness.record import CommandLine, finish
 from harness.single_models import compile_model, make_model
 from harness.turns import median_seconds, take_turns
 from onnx import helper
 
-from wfvae.model.config import Preset
 from wfvae.spec.stream import Direction
 
 GRAPH, CONVOLUTION = "graph", "convolution"
@@ -102,19 +101,13 @@ def measure(options: Any, path: str) -> tuple[list[dict[str, Any]], dict[str, st
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandLine(__doc__, "roofline-cpu.json")
+    parser = CommandLine(__doc__, "roofline-cpu.json", preset="S", size=128, frames=17, turns=3, seconds=0.5)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--preset", choices=get_args(Preset), default="S")
-    parser.add_argument("--size", type=side, default=128, help="height and width (default: %(default)s)")
-    parser.add_argument("--frames", type=whole_clip, default=17, help="1 + 4 n (default: %(default)s)")
     parser.add_argument("--convolutions", type=int, default=8, help="how many are tried as roofs")
-    parser.add_argument("--turns", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=0.5, help="least time of a measurement")
     options = parser.parse_args(arguments)
     with random_bundles([options.preset], options.threads) as bundles:
         rows, missing = measure(options, bundles[options.preset])
-    job = {key: getattr(options, key) for key in ("preset", "size", "frames", "turns", "seconds")}
-    finish(options, "roofline", job=job, rows=rows, not_measured=missing)
+    finish(options, "roofline", job=options.job, rows=rows, not_measured=missing)
     return 0
 
 

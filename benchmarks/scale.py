@@ -14,15 +14,14 @@ import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, repeat
-from typing import Any, get_args
+from typing import Any
 
 from harness.engines import DIRECTIONS, ENGINES, noise, open_on, pushes, random_bundles
 from harness.memory import peak_mb, resident_mb, restart_peak, trim_heap
 from harness.processes import run_turns
-from harness.record import CommandLine, finish, lengths, side, whole_clip
+from harness.record import CommandLine, finish, lengths
 from harness.turns import timed
 
-from wfvae.model.config import Preset
 from wfvae.runtime import Bundle
 from wfvae.spec.frames import latent_frames
 
@@ -112,17 +111,13 @@ def summary(job: dict[str, Any], runs: list[dict[str, Any]] | str) -> dict[str, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandLine(__doc__, "scale-cpu.json")
+    parser = CommandLine(__doc__, "scale-cpu.json", preset="S", size=64, frames=17, runs=3)
     counts = [("S", [33, 129, 1001]), ("tiny", [33, 129, 1001, 5001])]
     parser.add_argument("--lengths", type=lengths, nargs="*", default=counts, metavar="PRESET=N,N")
     parser.add_argument("--direct-length", type=int, default=129, help="frames up to which clips run whole")
-    parser.add_argument("--preset", choices=get_args(Preset), default="S", help="of pools")
-    parser.add_argument("--frames", type=whole_clip, default=17, help="of pools, 1 + 4 n")
-    parser.add_argument("--size", type=side, default=64, help="height and width (default: %(default)s)")
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 2, 4, 8], help="streams in a pool")
     parser.add_argument("--chunk", type=int, default=4, help="latents per step of a stream")
     parser.add_argument("--engine", choices=ENGINES, default="onnxruntime")
-    parser.add_argument("--runs", type=int, default=3, help="turns (default: %(default)s)")
     options = parser.parse_args(arguments)
     presets = dict.fromkeys([preset for preset, _ in options.lengths] + [options.preset] * bool(options.rows))
     with random_bundles(presets, options.threads) as bundles:

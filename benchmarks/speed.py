@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from harness.engines import DIRECTIONS, exported, noise, open_all, pushes
@@ -25,7 +25,6 @@ from harness.reference_form import reference_form
 from harness.turns import ratio, take_turns, timed
 
 from wfvae import WFVAE, WFVAEConfig
-from wfvae.model.config import Preset
 from wfvae.runtime import Bundle
 from wfvae.spec.stream import Direction
 
@@ -95,12 +94,10 @@ def parse_clip(text: str) -> tuple[int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandLine(__doc__, "speed-cpu.json")
-    parser.add_argument("--preset", default="S", choices=get_args(Preset))
+    parser = CommandLine(__doc__, "speed-cpu.json", preset="S", turns=5)
     clips = [(17, 128), (65, 128), (17, 256)]
-    text = "T frames of SxS pixels each (default: 17x128 65x128 17x256)"
+    text = "T frames of SxS pixels each"
     parser.add_argument("--clips", type=parse_clip, nargs="+", default=clips, metavar="TxS", help=text)
-    parser.add_argument("--turns", type=int, default=5, help="default: %(default)s")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     model = WFVAE.random(WFVAEConfig.preset(options.preset), 0).eval().requires_grad_(False)

@@ -133,7 +133,7 @@ def score_videos(model: WFVAE, folder: Path) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandLine(__doc__, "tiny-model.json")
-    text = "held-out clips of each kind (default: %(default)s)"
+    text = "held-out clips of each kind"
     parser.add_argument("--clips", type=int, default=48, help=text)
     parser.add_argument("--videos", type=Path, metavar="FOLDER", help="videos to score, too")
     options = parser.parse_args(arguments)

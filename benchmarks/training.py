@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from harness.memory import peak_mb, resident_mb, restart_peak
@@ -22,7 +22,6 @@ from harness.processes import NotMeasured, run_isolated
 from harness.record import CommandLine, finish
 from harness.turns import timed
 
-from wfvae.model.config import Preset
 from wfvae.train.config import TrainingConfig
 from wfvae.train.perceptual import PerceptualLoss
 from wfvae.train.state import TrainingState
@@ -60,21 +59,19 @@ def step(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandLine(__doc__, "training-cpu.json")
-    parser.add_argument("--preset", choices=get_args(Preset), default="S")
-    parser.add_argument("--frames", type=int, default=25, help="of the clip (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=256, help="height and width (default: %(default)s)")
+    parser = CommandLine(__doc__, "training-cpu.json", preset="S", frames=25, size=256)
     options = parser.parse_args(arguments)
-    job = {key: getattr(options, key) for key in ("preset", "frames", "size")}
     rows = []
     for all_losses, checkpointing in product((False, True), repeat=2):
         row: dict[str, Any] = {"all_losses": all_losses, "checkpointing": checkpointing}
         try:
-            row |= run_isolated("training:step", {**job, **row, "threads": options.threads}, options.threads)
+            row |= run_isolated(
+                "training:step", {**options.job, **row, "threads": options.threads}, options.threads
+            )
         except NotMeasured as reason:
             row["not_measured"] = str(reason)
         rows.append(row)
-    finish(options, "training", job=job, rows=rows)
+    finish(options, "training", job=options.job, rows=rows)
     return 0
 
 

@@ -23,23 +23,37 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 class CommandLine(argparse.ArgumentParser):
-    """A parser with the options that all commands share. Parsed options have the `machine`, too.
+    """A parser with the options that commands share.
+
+    Parsed options also have the `machine`, and as `job` what `defaults` names.
 
     Args:
         description: the module's docstring.
         result: the name of the committed result file, for the help text.
+        defaults: of those of `SHARED` that the command has.
     """
 
-    def __init__(self, description: str | None, result: str) -> None:
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-        self.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    def __init__(self, description: str | None, result: str, **defaults: Any) -> None:
+        super().__init__(description=description, formatter_class=_Formatter)
+        self._defaults = defaults
         text = f"write the result to this file; the committed one is benchmarks/results/{result}"
         self.add_argument("--json", type=Path, metavar="FILE", help=text)
+        self.add_argument("--threads", type=int, default=2, help="of the CPU")
+        for name, default in defaults.items():
+            self.add_argument(f"--{name}", default=default, **SHARED[name])
 
     def parse_args(self, *arguments: Any) -> Any:
         options = super().parse_args(*arguments)
         options.machine = machine(options.threads)
+        options.job = {name: getattr(options, name) for name in self._defaults}
         return options
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of the description, and adds defaults to help texts."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default else action.help
 
 
 def positive(text: str) -> int:
@@ -69,6 +83,16 @@ def lengths(text: str) -> tuple[str, list[int]]:
     if preset not in get_args(Preset) or not all(map(str.isdigit, numbers.split(","))):
         raise argparse.ArgumentTypeError(f"{text!r} is not PRESET=N,N")
     return preset, sorted(map(int, numbers.split(",")))
+
+
+SHARED: dict[str, Any] = {
+    "preset": {"choices": get_args(Preset), "help": "of WF-VAE, with random weights"},
+    "frames": {"type": positive, "help": "of a clip"},
+    "size": {"type": side, "help": "height and width"},
+    "runs": {"type": positive, "help": "of each job"},
+    "turns": {"type": positive, "help": "in which each job runs once"},
+    "seconds": {"type": float, "help": "least time of a job in a turn"},
+}
 
 
 def machine(threads: int) -> dict[str, Any]:

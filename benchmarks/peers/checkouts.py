@@ -13,31 +13,20 @@ from typing import Any
 
 from torch import Tensor
 
-from peers.model import DIRECT, Mode, PeerModel
+from peers.model import DIRECT, Description, Mode, PeerModel
 from wfvae.errors import CheckpointError, InputError
 
 
-@dataclass(frozen=True)
-class CheckoutPeer:
+@dataclass(frozen=True, kw_only=True)
+class CheckoutPeer(Description):
     """A model that needs a local checkout of its authors' code.
 
     The entry is called with the folder of the weights and returns an object with `encode(video)`
     and `decode(latents)`. The entries are from the projects' documentation and have not been run.
     """
 
-    name: str
-    title: str
-    channels: int
-    compression: tuple[int, int, int]
     entry: str
     """`module:attribute` in the checkout."""
-    modes: tuple[Mode, ...] = (Mode("tiling", "as the model's own enable_tiling does"),)
-    frames_after_first: bool = True
-
-    def fit(self, video: Tensor) -> Tensor:
-        """Returns the longest start of a video (1, 3, T, H, W) that has 1 + n r frames."""
-        ratio = self.compression[0]
-        return video[:, :, : 1 + (video.shape[2] - 1) // ratio * ratio]
 
     def build(self, checkout: Path, weights: Path, entry: str | None = None) -> CheckoutModel:
         """Builds the model on the CPU in fp32.
@@ -105,19 +94,15 @@ def _importable(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
-CHECKOUTS: dict[str, CheckoutPeer] = {
-    peer.name: peer
-    for peer in (
-        CheckoutPeer("cv-vae", "CV-VAE", 4, (4, 8, 8), "models.modeling_vae:CVVAEModel.from_pretrained"),
-        CheckoutPeer(
-            "od-vae",
-            "OD-VAE",
-            4,
-            (4, 8, 8),
-            "opensora.models.causalvideovae.model:CausalVAEModel.from_pretrained",
-        ),
-        CheckoutPeer("open-sora", "Open-Sora VAE", 4, (4, 8, 8), "opensora.models.vae:OpenSoraVAE_V1_2"),
-    )
+_ENTRIES = {
+    "cv-vae": ("CV-VAE", "models.modeling_vae:CVVAEModel.from_pretrained"),
+    "od-vae": ("OD-VAE", "opensora.models.causalvideovae.model:CausalVAEModel.from_pretrained"),
+    "open-sora": ("Open-Sora VAE", "opensora.models.vae:OpenSoraVAE_V1_2"),
+}
+_TILING = Mode("tiling", "as the model's own enable_tiling does")
+CHECKOUTS = {
+    name: CheckoutPeer(title=title, channels=4, compression=(4, 8, 8), modes=(_TILING,), entry=entry)
+    for name, (title, entry) in _ENTRIES.items()
 }
 
 

@@ -27,6 +27,35 @@ class Mode:
     """Whether the library runs the model so by default."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What is known of a model without building it."""
+
+    title: str
+    channels: int
+    """Of the latents."""
+    compression: tuple[int, int, int]
+    """Video samples per latent in time, height and width."""
+    modes: tuple[Mode, ...]
+    frames_after_first: bool = True
+    """Whether clips have 1 + n r frames; else n r."""
+
+    def fit(self, video: Tensor) -> Tensor:
+        """Returns the largest part of a video (1, 3, T, H, W), from its start and top left corner,
+        that the model takes without padding.
+        """
+        ratio, rows, columns = self.compression
+        first = int(self.frames_after_first)
+        frames = first + (video.shape[2] - first) // ratio * ratio
+        fitted = video[:, :, :frames, : video.shape[3] // rows * rows, : video.shape[4] // columns * columns]
+        if 0 in fitted.shape:
+            raise InputError(
+                f"a video of {tuple(video.shape[2:])} is too small for {self.title}; expected at least"
+                f" {self.compression}"
+            )
+        return fitted
+
+
 class PeerModel:
     """A peer's network. Subclasses implement how it is switched, encodes and decodes."""
 

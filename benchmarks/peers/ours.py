@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from peers.model import DIRECT, Mode, PeerModel
+from peers.model import DIRECT, Description, Mode, PeerModel
 from wfvae import WFVAE, WFVAEConfig
 from wfvae.spec.frames import SPATIAL_RATIO
 
@@ -15,15 +14,7 @@ CHUNK = 4
 """Latents per step of our streams; what the runtime does by default."""
 
 
-@dataclass(frozen=True)
-class Ours:
-    """A preset with random weights."""
-
-    title: str
-    channels: int
-    compression: tuple[int, int, int]
-    modes: tuple[Mode, ...] = (Mode("stream", f"{CHUNK} latents, causal cache", default=True),)
-    frames_after_first: bool = True
+_STREAM = Mode("stream", f"{CHUNK} latents, causal cache", default=True)
 
 
 class OurModel(PeerModel):
@@ -47,4 +38,5 @@ def build_ours(preset: Any, latent_channels: int) -> OurModel:
     config = WFVAEConfig.preset(preset, latent_dim=latent_channels)
     model = WFVAE.random(config, 0).eval().requires_grad_(False)
     compression = (config.temporal_compression, SPATIAL_RATIO, SPATIAL_RATIO)
-    return OurModel(model, Ours(f"WF-VAE-{preset}", config.latent_dim, compression))
+    about = {"title": f"WF-VAE-{preset}", "channels": config.latent_dim, "compression": compression}
+    return OurModel(model, Description(**about, modes=(_STREAM,)))

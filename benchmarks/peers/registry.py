@@ -14,29 +14,20 @@ import torch
 from torch import Tensor
 
 from peers.adapters import ADAPTERS, DiffusersModel
-from peers.model import Mode
+from peers.model import Description, Mode
 from wfvae.errors import CheckpointError, InputError, MissingExtraError
 from wfvae.metrics.torchvision_operators import make_torchvision_importable
 
 
-@dataclass(frozen=True)
-class Peer:
-    """An autoencoder that can be built."""
+@dataclass(frozen=True, kw_only=True)
+class Peer(Description):
+    """An autoencoder of diffusers."""
 
-    name: str
-    title: str
-    channels: int
-    """Of the latents."""
-    compression: tuple[int, int, int]
-    """Video samples per latent in time, height and width."""
     published: Mapping[str, Any]
     """Arguments of the released model."""
     reduced: Mapping[str, Any]
     """What is changed to make a small one of the same structure."""
-    modes: tuple[Mode, ...]
     adapter: type[DiffusersModel]
-    frames_after_first: bool = True
-    """Whether clips have 1 + n r frames; else n r."""
 
     def build(
         self, *, full: bool = False, seed: int = 0, weights: str | Path | None = None, tile_scale: int = 1
@@ -58,20 +49,9 @@ class Peer:
                 vae = cls(**{**self.published, **({} if full else self.reduced)})
         return self.adapter(vae.float().eval().requires_grad_(False), self, tile_scale)
 
-    def fit(self, video: Tensor, tile_scale: int = 1) -> Tensor:
-        """Returns the largest part of a video (1, 3, T, H, W), from its start and top left corner,
-        that the model takes without padding.
-        """
-        ratio, rows, columns = self.compression
-        first = int(self.frames_after_first)
-        frames = first + (video.shape[2] - first) // ratio * ratio
-        fitted = video[:, :, :frames, : video.shape[3] // rows * rows, : video.shape[4] // columns * columns]
-        if 0 in fitted.shape:
-            raise InputError(
-                f"a video of {tuple(video.shape[2:])} is too small for {self.title}; expected at least"
-                f" {self.compression}"
-            )
-        return self.adapter.covered(fitted, self, tile_scale)
+    def covered(self, video: Tensor, tile_scale: int) -> Tensor:
+        """Returns the part of a video that the model takes, and that its tiles cover."""
+        return self.adapter.covered(self.fit(video), self, tile_scale)
 
 
 def _diffusers_class(name: str) -> Any:
@@ -87,10 +67,6 @@ def _diffusers_class(name: str) -> Any:
 
 
 def _load(cls: Any, folder: Path) -> Any:
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{folder} holds no config.json; expected a local folder of a VAE in diffusers' format"
-        )
     try:
         return cls.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
@@ -104,7 +80,7 @@ def _read_peers() -> dict[str, Peer]:
     for name, entry in found.items():
         entry["modes"] = tuple(Mode(**mode) for mode in entry["modes"])
         entry["compression"] = tuple(entry["compression"])
-        found[name] = Peer(name=name, adapter=ADAPTERS[name], **entry)
+        found[name] = Peer(adapter=ADAPTERS[name], **entry)
     return found
 
 
