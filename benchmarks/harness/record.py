@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, get_args
 
@@ -97,6 +97,7 @@ SHARED: dict[str, Any] = {
 
 def machine(threads: int) -> dict[str, Any]:
     """Returns the processor, its memory, its load, and versions of installed packages."""
+    installed = {found.name: found.version for found in distributions()}
     return {
         "cpu": processor_name(),
         "cpu_features": cpu_features(),
@@ -105,7 +106,7 @@ def machine(threads: int) -> dict[str, Any]:
         "threads": threads,
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
-        **{package: found for package in PACKAGES if (found := _version(package))},
+        **{name: installed[name] for name in PACKAGES if name in installed},
     }
 
 
@@ -115,13 +116,6 @@ def cpu_features() -> list[str]:
     line = next((line for line in text.splitlines() if line.startswith("flags")), "")
     flags = line.partition(":")[2].split()
     return [feature for feature in CPU_FEATURES if feature in flags]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def finish(options: Any, *tables: str, **result: Any) -> Any:

@@ -138,14 +138,11 @@ def _upsample_3d(self: Upsample3D, frames: Tensor, clip: Clip) -> Tensor:
 def _haar_analysis(self: HaarAnalysis, frames: Tensor) -> Tensor:
     x, taps = _published(frames), list(self.taps().values())
     if self.dims == 2:
-        images = _to_images(x)
-        bands = [F.conv2d(images[:, c : c + 1], tap, stride=2) for tap in taps for c in range(self.channels)]
-        return _ours(_to_video(torch.cat(bands, dim=1), x.shape[0]))
-    return _ours(
-        torch.cat(
-            [F.conv3d(x[:, c : c + 1], tap, stride=2) for tap in taps for c in range(self.channels)], dim=1
-        )
-    )
+        x = _to_images(x)
+    convolve: Any = F.conv2d if self.dims == 2 else F.conv3d
+    bands = [convolve(x[:, c : c + 1], tap, stride=2) for tap in taps for c in range(self.channels)]
+    joined = torch.cat(bands, dim=1)
+    return _ours(_to_video(joined, frames.shape[0]) if self.dims == 2 else joined)
 
 
 def _haar_synthesis(self: HaarSynthesis, bands: Tensor) -> Tensor:
@@ -192,18 +189,10 @@ def reference_form(model: WFVAE) -> Iterator[WFVAE]:
     """Within the block `model.encode` and `model.decode` compute as the published code does; its
     weights lie in plain layout.
     """
-    parameters = list(model.parameters())
-    strides = [parameter.stride() for parameter in parameters]
     with ExitStack() as stack:
         for owner, name, replacement in _REPLACED:
             stack.enter_context(patch.object(owner, name, replacement))
-        for parameter in parameters:
+        for parameter in model.parameters():
+            stack.callback(setattr, parameter, "data", parameter.data)
             parameter.data = parameter.data.contiguous()
-        try:
-            yield model
-        finally:
-            for parameter, stride in zip(parameters, strides, strict=True):
-                data = parameter.data
-                parameter.data = torch.empty_strided(
-                    data.shape, stride, dtype=data.dtype, device=data.device
-                ).copy_(data)
+        yield model
