@@ -119,7 +119,7 @@ def cpu_features() -> list[str]:
 
 
 def finish(options: Any, *tables: str, **result: Any) -> Any:
-    """Writes a result with its machine to `options.json`, if given, prints its tables, and returns it."""
+    """Writes a result to `options.json`, if given, prints its tables, and returns it."""
     # Four digits of every number: more would be noise.
     text = json.dumps({"machine": options.machine, **result})
     kept = json.loads(text, parse_float=lambda number: float(f"{float(number):.4g}"))
