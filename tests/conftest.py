@@ -26,9 +26,6 @@ settings.register_profile("wfvae", deadline=None, max_examples=40)
 settings.load_profile("wfvae")
 
 
-_KEPT_SESSIONS = 40
-
-
 @pytest.fixture
 def program(capsys: pytest.CaptureFixture[str]) -> Program:
     """`program("encode", bundle, ...)`: the command line, run in this process."""
@@ -42,7 +39,7 @@ def session_cache() -> Iterator[None]:
     """Bundles of equal files share ONNX Runtime's sessions: opening one takes longer than most tests."""
     from wfvae.runtime.backends.session_cache import SessionCache, shared_sessions
 
-    with shared_sessions(SessionCache(_KEPT_SESSIONS)):
+    with shared_sessions(SessionCache(40)):
         yield
 
 
@@ -79,14 +76,10 @@ def small_model() -> Callable[..., WFVAE]:
         from wfvae.model.config import WFVAEConfig
         from wfvae.model.vae import WFVAE
 
-        widths = {
-            "base_channels": 8,
-            "encoder_energy_flow_hidden_size": 8,
-            "decoder_energy_flow_hidden_size": 8,
-        }
+        sides = {f"{side}_energy_flow_hidden_size": 8 for side in ("encoder", "decoder")}
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = WFVAE(WFVAEConfig(**{**widths, **overrides}))
+            model = WFVAE(WFVAEConfig(**{"base_channels": 8, **sides, **overrides}))
             with torch.no_grad():  # norms begin as the identity, which would hide a wrong one
                 for parameter in model.parameters():
                     if parameter.ndim == 1:

@@ -6,16 +6,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-import wfvae.model.blocks
-import wfvae.model.causal
-import wfvae.model.encoder
 from wfvae.model.vae import WFVAE
 
 ModelFactory = Callable[..., WFVAE]
@@ -45,16 +42,11 @@ def test_published_form_gives_the_same_numbers_by_other_operations(
         kinds.add((type(module).__name__, x.is_contiguous()))
 
     ours = model(video, sample_posterior=False)
-    hooks = [
-        m.register_forward_pre_hook(note)
-        for m in (*model.encoder.down2, *model.decoder.layer, model.encoder.down1[1])
-    ]
-    try:
-        with reference_form(model):
-            theirs = model(video, sample_posterior=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    layers = (*model.encoder.down2, *model.decoder.layer, model.encoder.down1[1])
+    with reference_form(model), ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_pre_hook(note))
+        theirs = model(video, sample_posterior=False)
     torch.testing.assert_close(theirs[0].latent_dist.moments, ours[0].latent_dist.moments, rtol=0, atol=1e-4)
     for field in ("w2", "w3"):
         torch.testing.assert_close(getattr(theirs[0], field), getattr(ours[0], field), rtol=0, atol=1e-4)
@@ -70,32 +62,9 @@ def test_model_after_an_error_in_published_form_is_restored(
 ) -> None:
     model, video = small_model(), torch.rand(1, 3, 5, 16, 16)
     strides = {name: parameter.stride() for name, parameter in model.named_parameters()}
-    values = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    before = model.encode(video).latent_dist.moments
-    originals = (
-        wfvae.model.causal.CausalConv3d.forward,
-        wfvae.model.encoder.torch,
-        wfvae.model.blocks.per_frame,
-        wfvae.model.blocks.norm_silu,
-    )
+    before = model(video, sample_posterior=False)[1].sample
     with pytest.raises(RuntimeError, match="stop"), reference_form(model):
         assert all(parameter.is_contiguous() for parameter in model.parameters())
         raise RuntimeError("stop")
-    assert originals == (
-        wfvae.model.causal.CausalConv3d.forward,
-        wfvae.model.encoder.torch,
-        wfvae.model.blocks.per_frame,
-        wfvae.model.blocks.norm_silu,
-    )
     assert {name: parameter.stride() for name, parameter in model.named_parameters()} == strides
-    assert all(torch.equal(tensor, values[name]) for name, tensor in model.state_dict().items())
-    assert torch.equal(model.encode(video).latent_dist.moments, before)
-
-
-def test_published_form_without_energy_path_gives_the_same_numbers(
-    reference_form: Form, small_model: ModelFactory
-) -> None:
-    model, latents = small_model(energy_flow_l2=False), torch.randn(1, 4, 2, 2, 2)
-    ours = model.decode(latents).sample
-    with reference_form(model):
-        torch.testing.assert_close(model.decode(latents).sample, ours, rtol=0, atol=1e-4)
+    assert torch.equal(model(video, sample_posterior=False)[1].sample, before)

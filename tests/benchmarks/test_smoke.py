@@ -30,34 +30,27 @@ SLOW = {
 }
 
 
-@pytest.fixture
-def run_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`run_benchmark(name, options)`: runs it here and checks what it writes and prints."""
+CASES = [*QUICK.items(), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW.items())]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_benchmark_at_toy_size_gives_result_with_its_table(
+    name: str,
+    options: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(importlib.import_module("harness.turns"), "REST", 0.0)
-
-    def run(name: str, options: str) -> None:
-        command: Any = importlib.import_module(name)
-        path = tmp_path / "result.json"
-        assert command.main([*options.split(), "--threads", "1", "--json", str(path)]) == 0
-        result, text = json.loads(path.read_text(encoding="utf-8")), capsys.readouterr().out
-        assert result["machine"]["threads"] == 1
-        assert text.startswith("|") and "| --- |" in text
-        reasons = re.findall(r"not measured: ([^|]*)", text)
-        assert all("local checkout" in reason for reason in reasons)
-
-    return run
-
-
-@pytest.mark.parametrize("name", QUICK)
-def test_benchmark_at_toy_size_gives_result_with_its_table(name: str, run_benchmark: Any) -> None:
-    run_benchmark(name, QUICK[name])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW)
-def test_slow_benchmark_at_toy_size_gives_result_with_its_table(name: str, run_benchmark: Any) -> None:
-    run_benchmark(name, SLOW[name])
+    command: Any = importlib.import_module(name)
+    path = tmp_path / "result.json"
+    assert command.main([*options.split(), "--threads", "1", "--json", str(path)]) == 0
+    result, text = json.loads(path.read_text(encoding="utf-8")), capsys.readouterr().out
+    assert result["machine"]["threads"] == 1
+    assert text.startswith("|") and "| --- |" in text
+    reasons = re.findall(r"not measured: ([^|]*)", text)
+    assert all("local checkout" in reason for reason in reasons)
 
 
 def test_failed_job_in_fresh_process_gives_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,19 +58,14 @@ def test_failed_job_in_fresh_process_gives_reason(monkeypatch: pytest.MonkeyPatc
     processes: Any = importlib.import_module("harness.processes")
     with pytest.raises(processes.NotMeasured, match="KeyError: 'engine'"):
         processes.run_isolated("peers_worker:measure", {}, 1)
-    monkeypatch.setattr(processes, "PATIENCE", 0.01)
-    with pytest.raises(processes.NotMeasured, match="no result after"):
-        processes.run_isolated("peers_worker:measure", {}, 1)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("speed", "--clips 6x16", "'6' is not 1 . 4 n frames"),
-        ("speed", "--clips 5x17", "'17' is no multiple of 8"),
         ("memory", "--videos tiny=3,x", "'tiny=3,x' is not PRESET=N,N"),
         ("scale", "--lengths huge=5", "'huge=5' is not PRESET=N,N"),
-        ("peers_speed", "--sizes 48", "expected multiples of 32"),
         ("peers_speed", "--checkout od-vae=code", "expected NAME=CODE,WEIGHTS"),
         ("blockwise", "--weights nobody=folder", "expected NAME=DIR with a NAME of sd-vae"),
     ],

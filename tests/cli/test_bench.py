@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ from msgspec.structs import replace
 
 from fixtures.program import Program, clip, names, save
 from wfvae.errors import BundleError, InputError
-from wfvae.evaluation.sources import reconstruct
 from wfvae.machine import processor_count, processor_name
 from wfvae.runtime import Bundle, decode_video, encode_video, open_bundle
 from wfvae.runtime.backends.onnxruntime import OnnxRuntimeStep
-from wfvae.runtime.chunk_speed import ChunkSpeed, choose, measure_direction
+from wfvae.runtime.chunk_speed import ChunkSpeed, choose
 from wfvae.spec.frames import DEFAULT_CHUNK
 from wfvae.spec.manifest import Manifest
 from wfvae.spec.tuning import TUNING_NAME, Setting, TunedChunk, Tuning
@@ -70,8 +68,6 @@ def test_bench_measures_every_length_and_stores_nothing_unasked(program: Program
         assert row["planned_bytes"] == plan.total_bytes
     assert result["tuned"] is None and result["machine"]["cores"] >= 1
     assert result["backend"]["name"] == "onnxruntime" and names(copy) == before
-    one = program("bench", copy, *CPU, *SIZE, "--chunks", 1, "--direction", "decode")
-    assert one.code == 0 and "decoder" in one.out and "encoder" not in one.out and "frames/s" in one.out
 
 
 def test_tuned_bundle_streams_in_the_chosen_chunks_and_keeps_its_identity(
@@ -97,44 +93,29 @@ def test_tuned_bundle_streams_in_the_chosen_chunks_and_keeps_its_identity(
     assert f"encoder 16x24 chunk {tuned['encoder']} (onnxruntime" in program("inspect", copy).out
 
 
-@pytest.fixture
-def lengths(copy: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Latents per step of whatever runs a bundle whose chunks are tuned."""
-    bundle = open_here(copy)
+def test_streams_pools_and_files_step_by_the_chosen_chunk(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, frames, lengths = open_here(copy), clip(25, 16, 24), []  # 7 latents
     bundle.store_tuning(entry(bundle, "encoder", 3), entry(bundle, "decoder", 2))
-    found: list[int] = []
-    step = OnnxRuntimeStep.step
+    video, step = save(tmp_path / "in.mp4", frames), OnnxRuntimeStep.step
 
     def counted(session: Any, state: Any, x: Any, *flags: Any) -> Any:
-        found.append(x.shape[1] // (4 if session.graph.direction == "encoder" else 1))
+        lengths.append(x.shape[1] // (4 if session.graph.direction == "encoder" else 1))
         return step(session, state, x, *flags)
 
+    def run_pool() -> None:
+        with bundle.encoder_pool(height=16, width=24, rows=1) as rows:
+            list(rows.run({0: [frames]}))
+
     monkeypatch.setattr(OnnxRuntimeStep, "step", counted)
-    return found
-
-
-def run_pool(bundle: Bundle, frames: Any) -> None:
-    with bundle.encoder_pool(height=16, width=24, rows=1) as rows:
-        stream = rows.open()
-        stream.push(frames)
-        stream.finish()
-        while not stream.finished:
-            rows.step()
-
-
-def test_streams_pools_and_files_step_by_the_chosen_chunk(
-    copy: Path, tmp_path: Path, lengths: list[int]
-) -> None:
-    bundle, frames = open_here(copy), clip(25, 16, 24)  # 7 latents
-    video = save(tmp_path / "in.mp4", frames)
     jobs: list[tuple[Callable[[], object], list[int]]] = [
         (lambda: bundle.encode(frames), [3, 3, 1]),
         (lambda: bundle.decode(np.zeros((5, 4, 2, 3), np.float32), frames=17), [2, 2, 1]),
-        (lambda: run_pool(bundle, frames), [3, 3, 1]),
+        (run_pool, [3, 3, 1]),
         (lambda: bundle.encode(frames, chunk=1), [1] * 7),
         (lambda: encode_video(bundle, video, tmp_path / "z.npy"), [3, 3, 1]),
         (lambda: decode_video(bundle, tmp_path / "z.npy", tmp_path / "out.mkv"), [2, 2, 2, 1]),
-        (lambda: list(reconstruct(bundle, iter(frames), 16, 24, None)), [3, 2, 1]),
     ]
     for job, expected in jobs:
         lengths.clear()
@@ -142,19 +123,15 @@ def test_streams_pools_and_files_step_by_the_chosen_chunk(
         assert lengths[: len(expected)] == expected
 
 
-def test_wrong_use_is_refused(program: Program, copy: Path) -> None:
+def test_wrong_use_and_read_only_bundle_are_refused_before_measuring(
+    program: Program, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "--size" in program.refused("bench", copy)
     assert "'0' is not an integer of at least 1" in program.refused("bench", copy, "--chunks", 0)
     assert "more than the limit" in program.refused("bench", copy, *CPU, *SIZE, "--limit", "1K")
-    assert "is not a bundle" in program.refused("bench", copy.parent, *SIZE)
     setting = Setting({"name": "onnxruntime", "device": "cuda:0"}, "a CPU", 1)
     with pytest.raises(InputError, match="cuda:0, which does not name the GPU"):
         setting.require_named_device()
-
-
-def test_bundle_that_cannot_be_written_is_refused_before_measuring(
-    program: Program, copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     measured = "wfvae.runtime.chunk_speed.measure_direction"
     monkeypatch.setattr(measured, lambda *arguments: pytest.fail("it began to measure"))
     monkeypatch.setattr(Path, "touch", failing(30, "Read-only file system"))
@@ -162,25 +139,16 @@ def test_bundle_that_cannot_be_written_is_refused_before_measuring(
     assert f"cannot write {copy / TUNING_NAME}: Read-only file system" in line and "without --tune" in line
 
 
-@pytest.mark.parametrize("as_json", [False, True])
 def test_measurements_that_cannot_be_stored_are_shown(
-    program: Program, copy: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+    program: Program, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wfvae.files.os.replace", failing(28, "No space left on device"))
-    words = ["--chunks", 1, "--direction", "decode", "--tune", *(["--json"] if as_json else [])]
-    outcome = program("bench", copy, *CPU, *SIZE, *words)
+    outcome = program("bench", copy, *CPU, *SIZE, "--chunks", 1, "--direction", "decode", "--tune", "--json")
     assert outcome.code == 2 and len(outcome.err.splitlines()) == 1
     assert "No space left on device" in outcome.err and "the chunk lengths were not stored" in outcome.err
     assert TUNING_NAME not in names(copy)
-    assert "decoder" in outcome.out and "stored" not in outcome.out
-    assert not as_json or outcome.report["tuned"] is None
-
-
-def test_progress_rises_to_the_end(copy: Path) -> None:
-    calls: list[tuple[int, int | None]] = []
-    bundle = open_here(copy)
-    measure_direction(bundle, "decoder", (8, 8), [1, 2], 1, lambda *numbers: calls.append(numbers))
-    assert calls[-1][0] == calls[-1][1] and [done for done, _ in calls] == sorted({done for done, _ in calls})
+    assert [row["direction"] for row in outcome.report["results"]] == ["decoder"]
+    assert outcome.report["tuned"] is None
 
 
 @given(st.dictionaries(st.integers(1, 64), st.floats(1e-6, 1e3), min_size=1))
@@ -193,39 +161,17 @@ def test_choice_is_within_three_per_cent_of_the_fastest_and_no_shorter_one_is(
     assert all(each > fastest * 1.0299 for chunk, each in seconds.items() if chunk < chosen)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"cpu": "another CPU"},
-        {"cores": 1000},
-        {"backend": {"name": "openvino", "device": "x", "precision_hint": "bf16", "threads": "1"}},
-    ],
-)
+@pytest.mark.parametrize("change", [{"cpu": "another CPU"}, {"cores": 1000}, {"backend": {"name": "x"}}])
 def test_choice_of_another_machine_or_backend_is_not_taken(copy: Path, change: dict[str, Any]) -> None:
     bundle = open_here(copy)
     own = entry(bundle)
     bundle.store_tuning(replace(own, setting=replace(own.setting, **change)))
     assert default(open_here(copy)) == DEFAULT_CHUNK
+    bundle.store_tuning(replace(own, chunk=5))
     bundle.store_tuning(own)
     assert default(open_here(copy)) == own.chunk
     assert default(open_here(copy, threads=2)) == DEFAULT_CHUNK
     assert len(Tuning.read(copy, bundle.identity).entries) == 2
-
-
-def test_choice_replaces_an_earlier_one_for_the_same(copy: Path) -> None:
-    bundle = open_here(copy)
-    others = [entry(bundle, "decoder"), entry(bundle, width=32)]
-    bundle.store_tuning(entry(bundle, chunk=2), *others)
-    bundle.store_tuning(entry(bundle, chunk=5))
-    assert Tuning.read(copy, bundle.identity).entries == (*others, entry(bundle, chunk=5))
-
-
-def test_choices_stored_at_the_same_time_are_all_kept(copy: Path) -> None:
-    bundle = open_here(copy)
-    entries = [entry(bundle, width=8 * width) for width in range(1, 9)]
-    with ThreadPoolExecutor(len(entries)) as threads:
-        list(threads.map(lambda one: Tuning.store(copy, bundle.identity, one), entries))
-    assert len(Tuning.read(copy, bundle.identity).entries) == len(entries)
 
 
 def test_choice_that_does_not_fit_the_limit_is_not_taken(copy: Path) -> None:
@@ -236,32 +182,19 @@ def test_choice_that_does_not_fit_the_limit_is_not_taken(copy: Path) -> None:
     assert default(open_here(copy, memory_limit=100 * limit)) == 40
 
 
-def test_choices_of_another_bundle_or_format_are_not_taken(copy: Path) -> None:
-    bundle = open_here(copy)
-    bundle.store_tuning(entry(bundle))
-    assert Tuning.read(copy, "0" * 64) == Tuning(bundle="0" * 64)
-    path = copy / TUNING_NAME
-    path.write_text(path.read_text().replace("wfvae-tuning/1", "wfvae-tuning/2"))
-    assert Tuning.read(copy, bundle.identity).entries == ()
-
-
 @pytest.mark.parametrize(
     "damage",
     [
         lambda text: text[: len(text) // 2],
         lambda text: text.replace('"chunk": 2', '"chunk": 3'),
-        lambda text: text.replace('"entries"', '"entrees"'),
         lambda text: "[]",
-        lambda text: "\ufffd",
     ],
 )
 def test_damaged_file_is_named_and_can_be_made_anew(copy: Path, damage: Callable[[str], str]) -> None:
     bundle = open_here(copy)
     bundle.store_tuning(entry(bundle))
     path = copy / TUNING_NAME
-    damaged = damage(path.read_text())
-    assert damaged != path.read_text()
-    path.write_text(damaged)
+    path.write_text(damage(path.read_text()))
     advice = r"tuning.json is damaged .*remove it, and measure again with: wfvae bench"
     with pytest.raises(BundleError, match=advice):
         open_here(copy).encoder(height=16, width=24)

@@ -42,14 +42,6 @@ def store(opened: Callable[..., Bundle], video: Path) -> Path:
 # Help ---------------------------------------------------------------------------------------------
 
 
-def test_help_lists_every_command(program: Program) -> None:
-    outcome = program("--help")
-    assert outcome.code == 0
-    for name in cli.COMMANDS:
-        assert re.search(rf"^ +{name}\s+\w", outcome.out, re.MULTILINE), name
-    assert "--resume" in outcome.out
-
-
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_of_a_command_explains_every_argument(program: Program, name: str) -> None:
     outcome = program(name, "--help")
@@ -59,14 +51,8 @@ def test_help_of_a_command_explains_every_argument(program: Program, name: str) 
     for action in parser.choices[name]._actions:
         for word in action.option_strings or [action.metavar]:
             assert str(word) in outcome.out, word
-        assert action.help or action.metavar in outcome.out, action.dest
     assert f"wfvae {name}" in outcome.out.split("\n\n", 1)[1], "an example"
-    assert max(map(len, outcome.out.splitlines())) <= 140
-
-
-def test_version_option_prints_name_and_version(program: Program) -> None:
-    outcome = program("--version")
-    assert (outcome.code, outcome.out.split()[0]) == (0, "wfvae")
+    assert re.search(rf"^ +{name}\s+\w", program("--help").out, re.MULTILINE)
 
 
 WITHOUT_TORCH = """
@@ -129,20 +115,21 @@ WRONG_USE = [
     ("", "COMMAND"),
     ("foo", "invalid choice: 'foo'"),
     ("encode", "BUNDLE, VIDEO, LATENTS"),
-    ("encode B V z.zarr --nonsense", "--nonsense"),
+    (
+        "encode B V z.zarr d --nonsense",
+        "wfvae encode: unrecognized arguments: d --nonsense; see: wfvae encode",
+    ),
     ("encode B V z.zarr --limit 1K", "more than the limit"),
     ("encode B V z.zarr --raw 48x32", "raw frames are read from a pipe only"),
     ("encode B V z.zarr --fps 25", "for a directory of images only"),
     ("encode B - z.zarr --fps 25", "states its own"),
     ("encode B V z.txt", "use one of .safetensors, .npy, .zarr"),
-    ("encode B V z", "use one of .safetensors, .npy, .zarr"),
     ("encode B V nowhere/z.npy", "the directory 'nowhere' for 'z.npy' does not exist"),
     ("encode B V D.zarr", "exists and is no Zarr store"),
     ("encode B V D.npy", "'D.npy' exists and is not a file"),
     ("encode B nothing.mp4 z.zarr", "no such file: 'nothing.mp4'"),
     ("encode B D.zarr z.zarr", "no images in 'D.zarr'"),
     ("encode nowhere V z.zarr", "nowhere is not a bundle"),
-    ("encode Z V z.zarr", "is not a bundle"),
     ("decode B nothing.zarr o.mp4", "no such latents: 'nothing.zarr'"),
     ("decode B V o.mp4", "use one of .safetensors, .npy, .zarr"),
     ("decode B D.zarr o.mp4", "cannot read 'D.zarr' as latents"),
@@ -157,10 +144,8 @@ WRONG_USE = [
     ("decode B Z o.webm --codec libx264", "cannot hold libx264 video"),
     ("reconstruct B V V", "is the input itself"),
     ("reconstruct B V L", "is the input itself"),
-    ("reconstruct B V o.txt", "use one of .mp4"),
     ("plan B", "--size"),
     ("plan B --size 64x64 --limit 1K", "more than the limit"),
-    ("plan Z --size 64x64", "is not a bundle"),
     ("inspect nothing", "nothing does not exist"),
     ("inspect D.zarr", "cannot read 'D.zarr' as latents"),
     ("export nowhere b", "nowhere does not exist"),
@@ -168,34 +153,26 @@ WRONG_USE = [
     ("export C B", "--overwrite"),
     ("export C b --opset 3", "opset is 3"),
     ("export C b --size 33x33", "multiples of 8"),
-    ("verify nowhere", "nowhere is not a bundle"),
 ]
+
+
+@pytest.fixture(scope="module")
+def places(bundle: Path, video: Path, store: Path, reference_dir: Path) -> dict[str, Path]:
+    return {"B": bundle, "V": video, "Z": store, "L": Path("L.mp4"), "C": reference_dir / "4x8x8-trilinear"}
 
 
 @pytest.mark.parametrize(("arguments", "says"), [*WRONG_USE, *BAD_OPTIONS])
 def test_wrong_use_prints_one_line_exits_2_and_leaves_no_file(
-    program: Program,
-    bundle: Path,
-    video: Path,
-    store: Path,
-    reference_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: str,
-    says: str,
+    program: Program, places: dict[str, Path], tmp_path: Path, monkeypatch: Any, arguments: str, says: str
 ) -> None:
-    work = tmp_path / "work"
+    work, video = tmp_path / "work", places["V"]
     (work / "D.zarr").mkdir(parents=True)
     (work / "D.npy").mkdir()
     (work / "L.mp4").symlink_to(video)
     monkeypatch.chdir(work)
     before, content = names(work), video.read_bytes()
-    places = {"B": bundle, "V": video, "Z": store, "L": "L.mp4", "C": reference_dir / "4x8x8-trilinear"}
-    complaint = program.refused(*(places.get(word, word) for word in arguments.split()))
-    assert says in complaint
-    assert names(work) == before
-    assert video.read_bytes() == content
-    assert stored(store) == 4
+    assert says in program.refused(*(places.get(word, word) for word in arguments.split()))
+    assert names(work) == before and video.read_bytes() == content and stored(places["Z"]) == 4
 
 
 def test_verify_with_failed_check_exits_1(
@@ -210,7 +187,7 @@ def test_verify_with_failed_check_exits_1(
         checks = tuple(dataclasses.replace(check, passed=False) for check in result.checks)
         return dataclasses.replace(result, checks=checks)
 
-    assert program("verify", bundle, "--frames", 5, "--size", "16x16").code == 0
+    assert program.done("verify", bundle, "--frames", 5, "--size", "16x16")["passed"] is True
     monkeypatch.setattr(parity, "verify", failing)
     outcome = program("verify", bundle, "--frames", 5, "--size", "16x16", "--json")
     assert (outcome.code, outcome.report["passed"]) == (1, False)
@@ -229,25 +206,23 @@ def test_internal_error_prints_one_line_and_traceback_only_with_debug(
     assert "Traceback" in program("plan", bundle, "--size", "64x64", "--debug").err
 
 
-def test_reader_that_has_ended_gives_one_line(bundle: Path) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    done = run(command("inspect", bundle), stdout=writing)
-    os.close(writing)
-    problem = "wfvae inspect: the program that reads the output has ended\n"
-    assert (done.returncode, done.stderr) == (2, problem)
-
-
 def shell(redirection: str, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
     return run(["sh", "-c", f"{shlex.join(command(*words))} {redirection}"], **options)
 
 
 @pytest.mark.parametrize("buffering", ["", "1"])
-def test_full_disk_gives_one_line(bundle: Path, buffering: str) -> None:
+def test_full_disk_and_ended_reader_give_one_line(bundle: Path, buffering: str) -> None:
     """It shows when the output is written, or when the program ends."""
-    full = shell(">/dev/full", "inspect", bundle, env={**os.environ, "PYTHONUNBUFFERED": buffering})
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffering}
+    full = shell(">/dev/full", "inspect", bundle, env=environment)
     problem = "wfvae inspect: No space left on device: standard output\n"
     assert (full.returncode, full.stderr) == (2, problem)
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = run(command("inspect", bundle), stdout=writing, env=environment)
+    os.close(writing)
+    problem = "wfvae inspect: the program that reads the output has ended\n"
+    assert (ended.returncode, ended.stderr) == (2, problem)
 
 
 def test_closed_standard_streams_are_not_needed(bundle: Path, video: Path, tmp_path: Path) -> None:
@@ -258,11 +233,6 @@ def test_closed_standard_streams_are_not_needed(bundle: Path, video: Path, tmp_p
     assert len(closed.stderr.splitlines()) == 1
     for redirection in ("2>&-", "2>/dev/full"):
         assert shell(redirection, "encode", bundle, tmp_path / "nothing", tmp_path / "y.zarr").returncode == 2
-
-
-def test_unknown_argument_is_reported_under_the_subcommand(program: Program) -> None:
-    problem = "wfvae encode: unrecognized arguments: d; see: wfvae encode --help"
-    assert program.refused("encode", "a", "b", "c", "d") == problem
 
 
 HANG_UP = """
@@ -290,7 +260,7 @@ def test_sighup_interrupts_unless_nohup_ignores_it(start: str, end: tuple[int, s
 JOB = {"frames": 13, "latents": 4, "height": 32, "width": 48, "fps": 25.0, "resumed_at": 0, "complete": True}
 
 
-def test_json_option_of_jobs_prints_their_report(
+def test_jobs_print_their_report_as_json_or_text(
     program: Program, bundle: Path, video: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "z.zarr"
@@ -303,9 +273,10 @@ def test_json_option_of_jobs_prints_their_report(
         assert set(report) == REPORT_KEYS
         expected = {**JOB, "source": str(source), "destination": str(target)}
         assert {key: report[key] for key in expected} == expected
+        assert "13 frames 32x48" in program(job, bundle, source, target).out
 
 
-def test_json_option_of_inspect_prints_what_a_path_is(
+def test_inspect_prints_what_a_path_is(
     program: Program, bundle: Path, video: Path, store: Path, reference_dir: Path
 ) -> None:
     latents = {
@@ -318,37 +289,12 @@ def test_json_option_of_inspect_prints_what_a_path_is(
     }
     clip = {"kind": "video", "width": 48, "height": 32, "fps": "25", "frames": 13, "rotation": 0}
     checkpoint = {"kind": "checkpoint", "latent channels": 4}
-    for path, expected in (
-        (bundle, {"kind": "bundle"}),
-        (store, latents),
-        (video, clip),
-        (reference_dir / "4x8x8-trilinear", checkpoint),
-    ):
+    paths = {bundle: {"kind": "bundle"}, store: latents, video: clip}
+    for path, expected in {**paths, reference_dir / "4x8x8-trilinear": checkpoint}.items():
         assert expected.items() <= program.done("inspect", path).items()
-
-
-def test_json_option_of_export_verify_and_plan_prints_their_facts(
-    program: Program, reference_dir: Path, tmp_path: Path
-) -> None:
-    made = program.done("export", reference_dir / "4x8x8-trilinear", tmp_path / "bundle")
-    assert made["identity"] == program.done("inspect", tmp_path / "bundle")["identity"]
-    assert program.done("verify", tmp_path / "bundle", "--frames", 5, "--size", "16x16")["passed"] is True
-    plan = program.done("plan", tmp_path / "bundle", "--size", "64x64")
-    assert [type(plan[direction]["total_bytes"]) for direction in ("encoder", "decoder")] == [int, int]
-
-
-def test_text_of_every_command_names_counts_and_sizes(
-    program: Program, bundle: Path, video: Path, tmp_path: Path
-) -> None:
-    store = tmp_path / "z.zarr"
-    assert "4 latents of 13 frames 32x48" in program("encode", bundle, video, store).out
-    assert "13 frames 32x48" in program("decode", bundle, store, tmp_path / "out.gif").out
-    assert "13 frames 32x48" in program("reconstruct", bundle, video, tmp_path / "r.mkv").out
+        lines = [line.split() for line in program("inspect", path).out.splitlines()]
+        assert "height" not in expected or ["height", "32"] in lines
     assert "all files are as exported" in program("inspect", bundle).out
-    assert "MiB" in program("plan", bundle, "--size", "480x832").out
-    for thing in (store, video):
-        lines = program("inspect", thing).out.splitlines()
-        assert any(line.split() == ["height", "32"] for line in lines)
 
 
 def test_odd_file_names_are_read_and_written(
@@ -361,11 +307,7 @@ def test_odd_file_names_are_read_and_written(
     assert "lat é.npy: 2 latents" in program("encode", bundle, "in 50% x.mp4", "lat é.npy").out
     decoded = program("decode", bundle, "lat é.npy", ":smile: 9%.mp4", "--resume")
     assert ":smile: 9%.mp4: 5 frames" in decoded.out
-    (folder / "link.npy").symlink_to("lat é.npy")
-    (folder / "link.npy.json").symlink_to("lat é.npy.json")
-    assert program("decode", bundle, "./link.npy", "../out.MKV").code == 0
-    made = {"in 50% x.mp4", "lat é.npy", "lat é.npy.json", ":smile: 9%.mp4", "link.npy", "link.npy.json"}
-    assert set(names(folder)) == made
+    assert set(names(folder)) == {"in 50% x.mp4", "lat é.npy", "lat é.npy.json", ":smile: 9%.mp4"}
     raw = os.fsdecode(b"\xff.mp4")
     os.rename("in 50% x.mp4", raw)
     code, out, err = run_process("reconstruct", bundle, raw, os.fsdecode(b"\xfe.mkv"), cwd=folder)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,18 +18,6 @@ def moments(features: np.ndarray, pieces: int = 1) -> FeatureMoments:
     for piece in np.array_split(features, pieces):
         found.add(piece)
     return found
-
-
-def test_distance_of_commuting_gaussians_has_a_closed_form() -> None:
-    """Diagonal covariances: |m1 - m2|^2 + sum (s1 - s2)^2."""
-    # Orthogonal columns of mean 0.
-    base = np.array([[1.0, 1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, -1.0, -1.0], [-1.0, -1.0, 1.0]])
-    first, second = np.array([1.0, 2.0, 0.5]), np.array([3.0, 1.0, 0.0])
-    shift = np.array([0.5, -1.0, 2.0])
-    deviation = math.sqrt(4 / 3)  # of a column, with n - 1
-    expected = (shift**2).sum() + ((first - second) ** 2).sum() * deviation**2
-    found = frechet_distance(moments(base * first), moments(base * second + shift))
-    assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_distance_agrees_with_the_root_of_the_product() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,33 +42,22 @@ def test_plot_shows_each_band_twice(program: Program, video: Path, tmp_path: Pat
     assert f"{report['bands'][0]['entropy_bits']:.2f}" in texts
 
 
-def test_plot_without_matplotlib_names_the_extra(
-    program: Program, video: Path, monkeypatch: pytest.MonkeyPatch
+WRONG_USE = [
+    ("VIDEO --plot x.svg", "--subbands"),
+    ("VIDEO --subbands --plot x.png", ".svg"),
+    ("VIDEO --subbands --plot nowhere/x.svg", "does not exist; create it first"),
+    ("BUNDLE --subbands", "no video"),
+    ("IMAGE --subbands", "at least 2"),
+    ("VIDEO --subbands --plot x.svg", "pip install 'wfvae[plots]'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), WRONG_USE)
+def test_wrong_use_and_missing_matplotlib_are_one_line(
+    program: Program, exported: Any, video: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, says: str
 ) -> None:
     monkeypatch.delitem(sys.modules, "wfvae.report.plots", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "pip install 'wfvae[plots]'" in program.refused("inspect", video, "--subbands", "--plot", "x.svg")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["VIDEO", "--plot", "x.svg"], "--subbands"),
-        (["VIDEO", "--subbands", "--plot", "x.png"], ".svg"),
-        (["VIDEO", "--subbands", "--plot", "nowhere/x.svg"], "does not exist; create it first"),
-        (["VIDEO", "--subbands", "--bin-width", "0"], "bin width"),
-        (["BUNDLE", "--subbands"], "no video"),
-        (["IMAGE", "--subbands"], "at least 2"),
-    ],
-)
-def test_wrong_use_is_one_line(
-    program: Program,
-    exported: Callable[..., Path],
-    video: Path,
-    tmp_path: Path,
-    arguments: list[str],
-    says: str,
-) -> None:
-    single = save(tmp_path / "one.mkv", clip(1), codec="ffv1")
+    single = save(video.with_name("one.mkv"), clip(1), codec="ffv1")
     places = {"VIDEO": video, "IMAGE": single, "BUNDLE": exported("4x8x8-trilinear")}
-    assert says in program.refused("inspect", *(places.get(argument, argument) for argument in arguments))
+    assert says in program.refused("inspect", *(places.get(word, word) for word in arguments.split()))

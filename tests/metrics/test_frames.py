@@ -1,9 +1,8 @@
-"""PSNR, SSIM and LPIPS of frames: against worked values and against a second library."""
+"""PSNR and SSIM of frames: against worked values and against a second library."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from importlib.util import find_spec
 
 import numpy as np
@@ -14,7 +13,6 @@ pytest.importorskip("skimage")
 
 from fixtures.program import clip  # noqa: E402
 from wfvae.errors import InputError  # noqa: E402
-from wfvae.metrics import frames as frame_metrics  # noqa: E402
 from wfvae.metrics.frames import score_frames  # noqa: E402
 from wfvae.metrics.torchvision_operators import make_torchvision_importable  # noqa: E402
 
@@ -52,28 +50,6 @@ def test_psnr_and_ssim_agree_with_torchmetrics(amount: int) -> None:
         *tensors, sigma=1.5, data_range=1.0, reduction="none", return_full_image=True
     )
     assert scores.ssim == pytest.approx(similarity[:, :, 5:-5, 5:-5].mean(dim=(1, 2, 3)).numpy(), abs=1e-9)
-
-
-def test_lpips_agrees_with_the_package_frame_by_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("lpips")
-    make_torchvision_importable("the test", "eval")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torchvision, about how lpips calls it
-        import lpips
-
-        torch.manual_seed(5)
-        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
-    real = clip(5, 40, 48)
-    other = damaged(real, 60)
-    monkeypatch.setattr(frame_metrics, "_BATCH_PIXELS", 2 * 40 * 48)  # 2, 2 and 1 frames
-    found = score_frames(real, other, lambda a, b: network(a, b)).lpips
-    with torch.no_grad():
-        # The package's own conversion to [-1, 1].
-        pairs = [[lpips.im2tensor(frame) for frame in pair] for pair in zip(real, other, strict=True)]
-        expected = [float(network(*pair)) for pair in pairs]
-    assert len({round(value, 4) for value in expected}) == 5
-    assert found == pytest.approx(expected, rel=1e-4)
-    assert score_frames(real, real, lambda a, b: network(a, b)).lpips == pytest.approx(np.zeros(5), abs=1e-7)
 
 
 def test_wrong_frames_are_refused() -> None:

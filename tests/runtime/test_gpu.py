@@ -18,9 +18,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from wfvae.errors import ResourceError, WFVAEError
-from wfvae.export.tensorrt.build import BuildReport, build_engines, timing_cache_path
-from wfvae.export.tensorrt.timing_cache import TimingCacheFile
+from wfvae.errors import WFVAEError
+from wfvae.export.tensorrt.build import build_engines
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.runtime.backends.nvidia.cuda import Cuda
 from wfvae.runtime.backends.nvidia.tensorrt_backend import target_here
@@ -41,11 +40,6 @@ TOLERANCE = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
 """Of the largest value."""
 Opener = Callable[..., Bundle]
 Report = Callable[[str, object], None]
-
-
-def build(path: Path, **options: Any) -> BuildReport:
-    trt = TensorRT.load()
-    return build_engines(path, SETTINGS, target_here(trt, Cuda(0)), trt, **options)
 
 
 def require(backend: str) -> None:
@@ -73,7 +67,8 @@ def on_gpu(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
     def built(name: str, precision: str) -> Path:
         path = tmp_path_factory.mktemp("engines") / "bundle"
         shutil.copytree(exported(name, precision=precision), path)
-        build(path)
+        trt = TensorRT.load()
+        build_engines(path, SETTINGS, target_here(trt, Cuda(0)), trt)
         return path
 
     def open_(backend: str, name: str = NAME, precision: str = "fp32", **options: Any) -> Bundle:
@@ -134,7 +129,7 @@ def test_verification_passes_and_names_gpu(on_gpu: Opener, backend: str, name: s
 
 
 @BACKENDS
-def test_device_memory_is_constant(on_gpu: Opener, record_property: Report, backend: str) -> None:
+def test_device_memory_is_constant(on_gpu: Opener, backend: str) -> None:
     def used() -> int:
         command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0])
@@ -145,11 +140,7 @@ def test_device_memory_is_constant(on_gpu: Opener, record_property: Report, back
         before = used()
         for _ in range(200):
             stream.push(clip(8))
-        grown = used() - before
-    record_property(
-        f"{backend}, growth of device memory over 1,600 frames, MiB (others may use the GPU)", grown
-    )
-    assert grown <= 64
+        assert used() - before <= 64, "MiB over 1,600 frames (others may use the GPU)"
 
 
 # ONNX Runtime -------------------------------------------------------------------------------------
@@ -183,27 +174,3 @@ def test_cuda_graphs_give_same_bits(on_gpu: Opener, opened: Opener) -> None:
     wanted, found = both(plain, latents), both(captured, latents)
     assert all(np.array_equal(found[what], array) for what, array in wanted.items())
     assert captured.backend.describe()["cuda_graphs"] == "on"
-
-
-def test_no_inner_tensor_differs_from_onnxruntime(on_gpu: Opener, opened: Opener) -> None:
-    from wfvae.export.parity.backend_search import search_backend
-    from wfvae.export.parity.plans import Job
-    from wfvae.export.parity.rules import BOUNDS
-
-    job = Job(on_gpu(TENSORRT), "encoder", clip(9), 9, HEIGHT, WIDTH)
-    found = search_backend(job, opened(NAME), (2, 1), BOUNDS["fp32"])
-    assert found.startswith("no tensor differs within a step"), found
-
-
-def test_build_from_timing_cache_alone_succeeds(on_gpu: Opener) -> None:
-    path = on_gpu(TENSORRT).path
-    cache_path = timing_cache_path(path, target_here(TensorRT.load(), Cuda(0)))
-    assert len(build(path, timing_cache=TimingCacheFile(cache_path, read_only=True), again=True).built) == 4
-
-
-def test_gpu_goes_on_after_out_of_memory(on_gpu: Opener) -> None:
-    bundle = on_gpu(TENSORRT)
-    expected = bundle.encode(clip(9), chunk=2)
-    with pytest.raises(ResourceError, match="no memory"):
-        Cuda(0).allocate(1 << 50)
-    assert np.array_equal(bundle.encode(clip(9), chunk=2), expected)

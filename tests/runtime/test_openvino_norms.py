@@ -21,7 +21,7 @@ def norm_model(
     order: Any = (0, 2, 3, 1),
     back: Any = (0, 3, 1, 2),
     axes: Any = (3,),
-    variance: bool = True,
+    variance: Any = True,
     users: int = 1,
 ) -> Any:
     """A convolution, and a LayerNormalization between two transposes, as OpenVINO reads it."""
@@ -78,23 +78,12 @@ def test_rewritten_norm_is_as_close_to_the_definition_as_openvinos(mean: float, 
     assert error(rewritten) < (1e-6 * (1 + mean) if hint == "fp32" else 1.6 * error(own))
 
 
-OTHER_FORMS = [
-    {"order": [0, 3, 2, 1]},
-    {"back": [0, 3, 2, 1]},
-    {"axes": [2, 3]},
-    {"variance": False},
-    {"users": 2},
-]
+TURNED = [0, 3, 2, 1]
+OTHER_FORMS = [("order", TURNED), ("back", TURNED), ("axes", [2, 3]), ("variance", False), ("users", 2)]
 
 
-@pytest.mark.parametrize("other", OTHER_FORMS, ids=str)
-def test_norm_of_another_form_is_left_alone(other: Any) -> None:
-    model = norm_model(**other)
-    before = kinds(model)
+@pytest.mark.parametrize(("part", "value"), OTHER_FORMS)
+def test_norm_of_another_form_is_left_alone(part: str, value: Any) -> None:
+    model = norm_model(**{part: value})
     assert rewrite_norms(model, coarse=False) == 0
-    assert kinds(model) == before
-
-
-def test_norms_of_half_precision_graphs_are_left_alone(exported: Callable[..., Path]) -> None:
-    model = ov.Core().read_model(str(exported(NAME, precision="fp16") / "decoder.onnx"))
-    assert rewrite_norms(model, coarse=False) == 0
+    assert "MVN" in kinds(model)

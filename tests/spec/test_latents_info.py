@@ -30,17 +30,16 @@ def test_metadata_survive_json(
     assert LatentsInfo.from_json(json.loads(json.dumps(info.to_json())), "x") == info
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "problem"),
-    [
-        ("frames", 0, "frames is 0"),
-        ("kind", "logits", "kind is 'logits'"),
-        ("temporal_ratio", 3, "temporal_ratio is 3"),
-        ("padded_width", 40, "padded to 32x40 cannot be"),
-        ("fps", Fraction(0), "0 fps cannot be"),
-        ("version", "v2", "version is 'v2'; expected one of 'wfvae-latents/1'"),
-    ],
-)
+WRONG = [
+    ("frames", 0, "frames is 0"),
+    ("temporal_ratio", 3, "temporal_ratio is 3"),
+    ("padded_width", 40, "padded to 32x40 cannot be"),
+    ("fps", Fraction(0), "0 fps cannot be"),
+    ("version", "v2", "version is 'v2'; expected one of 'wfvae-latents/1'"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "problem"), WRONG)
 def test_metadata_out_of_range_are_refused(key: str, value: Any, problem: str) -> None:
     with pytest.raises(LatentsError, match=problem):
         replace(INFO, **{key: value})

@@ -17,8 +17,6 @@ import numpy.typing as npt
 from wfvae.errors import InputError
 
 BAND_COUNT = 8
-HIGH_ALONG_WIDTH, HIGH_ALONG_HEIGHT, HIGH_ALONG_TIME = 1, 2, 4
-"""Bits of a band's index: set for differences along this axis, clear for sums."""
 BAND_NAMES = ("LLL", "LLH", "LHL", "LHH", "HLL", "HLH", "HHL", "HHH")
 """By band index; the letters stand for time, height, width: "LHL" holds differences of rows."""
 BAND_AXES = ("", "W", "H", "HW", "T", "TW", "TH", "THW")
