@@ -79,9 +79,8 @@ class Prefetch(Iterator[T]):
         except RuntimeError as error:
             self._channel.end()
             self._ended.set()
-            raise ResourceError(
-                f"no thread to read ahead with ({error}); end other programs or raise the limit of threads"
-            ) from error
+            problem = f"no thread to read ahead with ({error})"
+            raise ResourceError(f"{problem}; end other programs or raise the limit of threads") from error
 
 
 class BackgroundSink(Generic[T]):

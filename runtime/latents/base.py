@@ -24,9 +24,8 @@ def opening(path: Path, expected: str, *failures: type[Exception]) -> Iterator[N
     try:
         yield
     except failures as error:
-        raise LatentsError(
-            f"cannot read '{path}' as latents: {reason(error)}; expected {expected}"
-        ) from error
+        problem = f"cannot read '{path}' as latents: {reason(error)}"
+        raise LatentsError(f"{problem}; expected {expected}") from error
 
 
 class LatentsReader:
@@ -77,16 +76,13 @@ class LatentsReader:
         """
         stop = self.count if stop is None else stop
         if not 0 <= start <= stop <= self.count:
-            raise LatentsError(
-                f"latents {start} to {stop} of '{self._path}' were requested; it holds {self.count}"
-            )
+            problem = f"latents {start} to {stop} of '{self._path}' were requested"
+            raise LatentsError(f"{problem}; it holds {self.count}")
         try:
             latents: Latents = np.array(self._array[start:stop])
         except (OSError, ValueError, RuntimeError) as error:
-            raise LatentsError(
-                f"cannot read latents {start} to {stop} of '{self._path}': {reason(error)}; it is damaged,"
-                " encode the video again"
-            ) from error
+            problem = f"cannot read latents {start} to {stop} of '{self._path}': {reason(error)}"
+            raise LatentsError(f"{problem}; it is damaged, encode the video again") from error
         check_finite(latents, start, str(self._path))
         return latents
 
@@ -146,9 +142,8 @@ class LatentsWriter(ABC):
 
     def truncate(self, count: int) -> None:
         """Keeps the first `count` latents only (Zarr stores)."""
-        raise LatentsError(
-            f"'{self._path}' cannot be cut back to {count} latents; only a .zarr store can be resumed"
-        )
+        problem = f"'{self._path}' cannot be cut back to {count} latents"
+        raise LatentsError(f"{problem}; only a .zarr store can be resumed")
 
     def finish(self, frames: int) -> None:
         """Completes the file of a video of `frames` frames.
@@ -159,9 +154,8 @@ class LatentsWriter(ABC):
         """
         self._require_open()
         if not self.latents_done:
-            raise LatentsError(
-                f"no latents were written to '{self._path}'; append at least one before finishing"
-            )
+            problem = f"no latents were written to '{self._path}'"
+            raise LatentsError(f"{problem}; append at least one before finishing")
         info = replace(self._info, frames=frames)
         info.check_count(self.latents_done, str(self._path))
         with self._translated():
@@ -174,9 +168,8 @@ class LatentsWriter(ABC):
 
     def _require_open(self) -> None:
         if not self._open:
-            raise LatentsError(
-                f"'{self._path}' is closed; open it again to write (a .zarr store with resume=True)"
-            )
+            problem = f"'{self._path}' is closed"
+            raise LatentsError(f"{problem}; open it again to write (a .zarr store with resume=True)")
 
     def _translated(self) -> AbstractContextManager[None]:
         return translated(f"writing '{self._path}'", LatentsError)

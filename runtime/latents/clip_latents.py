@@ -114,10 +114,8 @@ def open_safetensors(path: Path) -> LatentsReader:
         file: Any = open_file(path, framework="numpy")
         metadata, tensor = file.metadata() or {}, file.get_slice(TENSOR)
     if METADATA_KEY not in metadata:
-        raise LatentsError(
-            f"'{path}' carries no latents metadata ('{METADATA_KEY}' in its header); expected a file"
-            " written by wfvae"
-        )
+        problem = f"'{path}' carries no latents metadata ('{METADATA_KEY}' in its header)"
+        raise LatentsError(f"{problem}; expected a file written by wfvae")
     info = LatentsInfo.from_json(info_from_text(metadata[METADATA_KEY], str(path)), str(path))
     name = tensor.get_dtype()
     if name not in SAFETENSORS_DTYPES:
@@ -133,13 +131,10 @@ def open_npy(path: Path) -> LatentsReader:
     try:
         values = info_from_text(sidecar.read_text(encoding="utf-8"), str(sidecar))
     except (OSError, UnicodeDecodeError) as error:
-        raise LatentsError(
-            f"the metadata of '{path}' is missing: no readable '{sidecar}'; keep the two files together"
-        ) from error
+        problem = f"the metadata of '{path}' is missing: no readable '{sidecar}'"
+        raise LatentsError(f"{problem}; keep the two files together") from error
     info = LatentsInfo.from_json(values, str(sidecar))
     if "count" in values and array.shape[:1] != (values["count"],):
-        raise LatentsError(
-            f"'{path}' has shape {array.shape}, but '{sidecar}' describes {values['count']} latents; the"
-            " files do not belong together"
-        )
+        problem = f"'{path}' has shape {array.shape}, but '{sidecar}' describes {values['count']} latents"
+        raise LatentsError(f"{problem}; the files do not belong together")
     return LatentsReader(path, array, info, array.shape, array.dtype)

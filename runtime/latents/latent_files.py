@@ -92,8 +92,6 @@ def check_latents_destination(path: Path, *, overwrite: bool) -> None:
 def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise LatentsError(
-            f"cannot tell the latents format of '{path}' from its ending '{path.suffix}'; use one of"
-            f" {', '.join(SUFFIXES)}"
-        )
+        problem = f"cannot tell the latents format of '{path}' from its ending '{path.suffix}'"
+        raise LatentsError(f"{problem}; use one of {', '.join(SUFFIXES)}")
     return suffix

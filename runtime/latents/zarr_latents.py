@@ -132,16 +132,12 @@ class ZarrWriter(LatentsWriter):
     def _resume(self) -> None:
         found = open_store(self._path)
         if found.complete:
-            raise LatentsError(
-                f"'{self._path}' is complete ({found.count} latents); there is nothing to resume, choose"
-                " another name to encode again"
-            )
+            problem = f"'{self._path}' is complete ({found.count} latents)"
+            raise LatentsError(f"{problem}; there is nothing to resume, choose another name to encode again")
         different = self._info.differences(found.info)
         if different:
-            raise LatentsError(
-                f"'{self._path}' was begun with other settings ({', '.join(different)}); give the same ones,"
-                " or start over without resuming"
-            )
+            problem = f"'{self._path}' was begun with other settings ({', '.join(different)})"
+            raise LatentsError(f"{problem}; give the same ones, or start over without resuming")
         for unfinished in self._path.rglob("*.partial"):
             unfinished.unlink(missing_ok=True)  # chunks that a killed run was writing
         self._attach()

@@ -125,10 +125,8 @@ class RGBConverter:
         """
         matrix = sws_matrix(frame)
         if matrix is None:
-            raise MediaError(
-                f"colour matrix '{SPACES.get(frame.colorspace, frame.colorspace)}' is not supported; convert"
-                f" the video to one of {', '.join(SWS_MATRIX)} first"
-            )
+            problem = f"colour matrix '{SPACES.get(frame.colorspace, frame.colorspace)}' is not supported"
+            raise MediaError(f"{problem}; convert the video to one of {', '.join(SWS_MATRIX)} first")
         packed = frame.format.is_rgb or frame.format.has_palette or len(frame.format.components) < 3
         pixel_format = {3: ("gbrp", "rgb24"), 4: ("gbrap", "rgba")}[channels][packed]
         levels = int(range_of(frame, self._codec))

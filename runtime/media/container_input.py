@@ -41,9 +41,8 @@ def open_container(source: Path | BinaryIO, name: str) -> Any:
             else "an MP4 on a pipe must have its index in front (faststart); give width, height and fps for"
             " raw frames, or use a file"
         )
-        raise MediaError(
-            f"cannot read '{name}' as video: {reason(error)}; expected {CONTAINERS}; {hint}"
-        ) from error
+        problem = f"cannot read '{name}' as video: {reason(error)}"
+        raise MediaError(f"{problem}; expected {CONTAINERS}; {hint}") from error
     if container.format.name in CHARACTER_ART:
         container.close()
         raise MediaError(f"'{name}' is a text or binary file, not a video; expected {CONTAINERS}")
@@ -55,14 +54,12 @@ def select_video_stream(container: Any, name: str) -> Any:
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not videos:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
-        raise MediaError(
-            f"'{name}' has no video stream (found: {kinds}); expected a file with moving pictures"
-        )
+        problem = f"'{name}' has no video stream (found: {kinds})"
+        raise MediaError(f"{problem}; expected a file with moving pictures")
     stream = videos[0]
     if stream.codec_context is None:
-        raise MediaError(
-            f"'{name}' has a video codec that this FFmpeg cannot decode; convert it to H.264, VP9 or AV1"
-        )
+        problem = f"'{name}' has a video codec that this FFmpeg cannot decode"
+        raise MediaError(f"{problem}; convert it to H.264, VP9 or AV1")
     discard_all_but(container, [stream])
     return stream
 
@@ -99,10 +96,8 @@ def _check_file(path: Path) -> None:
     if not path.exists():
         raise MediaError(f"no such file: '{path}'; check the path")
     if not path.is_file():
-        raise MediaError(
-            f"'{path}' is neither a file nor a directory; expected a video file, a directory of images, or -"
-            " for a pipe"
-        )
+        problem = f"'{path}' is neither a file nor a directory"
+        raise MediaError(f"{problem}; expected a video file, a directory of images, or - for a pipe")
     if path.stat().st_size == 0:
         raise MediaError(f"'{path}' is empty (0 bytes); expected a video, check how the file was made")
 

@@ -76,10 +76,8 @@ class ContainerSource:
                 frames = self._decode()
                 first = next(frames, None)
                 if first is None:
-                    raise MediaError(
-                        f"'{name}' holds a video stream but no frames; expected at least one, check how the"
-                        " file was made"
-                    )
+                    problem = f"'{name}' holds a video stream but no frames"
+                    raise MediaError(f"{problem}; expected at least one, check how the file was made")
                 self._size = (first.width, first.height)
                 self._orientation = orientation_of(first)
                 self._frames = chain([first], frames)

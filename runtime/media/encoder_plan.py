@@ -60,9 +60,8 @@ class EncoderPlan:
         codec = _encoder(muxer, video.codec)
         space = video.color_space or DEFAULT_SPACE
         if space not in SWS_MATRIX:
-            raise MediaError(
-                f"cannot encode with the colour matrix '{space}'; choose one of {', '.join(SWS_MATRIX)}"
-            )
+            problem = f"cannot encode with the colour matrix '{space}'"
+            raise MediaError(f"{problem}; choose one of {', '.join(SWS_MATRIX)}")
         primaries, transfer = TAGS_OF_SPACE[space]
         return cls(
             codec=codec,
@@ -80,10 +79,8 @@ def muxer_for(path: Path, container: str | None = None) -> str:
     """Returns FFmpeg's name of the container for `path`, or `container` if given."""
     muxer = container or MUXERS.get(path.suffix.lower())
     if muxer is None:
-        raise MediaError(
-            f"cannot tell the video format of '{path}' from its ending '{path.suffix}'; "
-            f"use one of {', '.join(MUXERS)}, or a directory for PNG files"
-        )
+        problem = f"cannot tell the video format of '{path}' from its ending '{path.suffix}'"
+        raise MediaError(f"{problem}; use one of {', '.join(MUXERS)}, or a directory for PNG files")
     return muxer
 
 
@@ -94,10 +91,8 @@ def _encoder(muxer: str, wanted: str | None) -> str:
         if _can_encode(name):
             return name
     known = (*GENERAL_ENCODERS, *WEBM_ENCODERS, "libx265", "ffv1", "gif")
-    raise MediaError(
-        f"this FFmpeg has no video encoder {' or '.join(candidates)}; choose one of"
-        f" {', '.join(filter(_can_encode, known))}"
-    )
+    problem = f"this FFmpeg has no video encoder {' or '.join(candidates)}"
+    raise MediaError(f"{problem}; choose one of {', '.join(filter(_can_encode, known))}")
 
 
 def _can_encode(name: str) -> bool:
@@ -116,16 +111,12 @@ def _pixel_format(video: OutputVideo, codec: str) -> str:
         full_chroma = needs_even or min(video.width, video.height) < TINY
         return "yuv444p" if full_chroma and (not names or "yuv444p" in names) else "yuv420p"
     if names and video.pixel_format not in names:
-        raise MediaError(
-            f"encoder {codec} does not take the pixel format '{video.pixel_format}'; choose one of"
-            f" {', '.join(names)}"
-        )
+        problem = f"encoder {codec} does not take the pixel format '{video.pixel_format}'"
+        raise MediaError(f"{problem}; choose one of {', '.join(names)}")
     layout = av.VideoFormat(video.pixel_format)
     if needs_even and (layout.chroma_width(2) == 1 or layout.chroma_height(2) == 1):
-        raise MediaError(
-            f"{codec} needs even sizes for {video.pixel_format}, got {video.width}x{video.height}; use"
-            " yuv444p or leave it open"
-        )
+        problem = f"{codec} needs even sizes for {video.pixel_format}, got {video.width}x{video.height}"
+        raise MediaError(f"{problem}; use yuv444p or leave it open")
     return video.pixel_format
 
 
@@ -134,10 +125,8 @@ def _options(video: OutputVideo, codec: str, muxer: str) -> dict[str, str]:
     if codec in DEFAULT_CRF:
         options["crf"] = f"{DEFAULT_CRF[codec] if video.crf is None else video.crf:g}"
     elif video.crf is not None:
-        raise MediaError(
-            f"encoder {codec} has no constant-quality setting; leave crf out, or use one of"
-            f" {', '.join(DEFAULT_CRF)}"
-        )
+        problem = f"encoder {codec} has no constant-quality setting"
+        raise MediaError(f"{problem}; leave crf out, or use one of {', '.join(DEFAULT_CRF)}")
     if codec == "mpeg4":
         options |= MPEG4_QUALITY
     if muxer == "avi":

@@ -86,9 +86,8 @@ class ImageSource:
                 array = RGBConverter(stream.codec_context.name).convert(frame)
                 return orientation_of(frame).apply(array), frame
         except (*Failure, IndexError, StopIteration) as error:
-            raise MediaError(
-                f"cannot read image '{path}' (frame {index}): {reason(error)}; replace the file or remove it"
-            ) from error
+            problem = f"cannot read image '{path}' (frame {index}): {reason(error)}"
+            raise MediaError(f"{problem}; replace the file or remove it") from error
 
 
 class PNGFolder:
@@ -104,10 +103,8 @@ class PNGFolder:
         with translated(f"creating the directory '{folder}'"):
             folder.mkdir(parents=True, exist_ok=True)
         if not overwrite and any(self._existing()):
-            raise MediaError(
-                f"'{folder}' already holds frames named like '{pattern}'; choose another directory or allow"
-                " overwriting"
-            )
+            problem = f"'{folder}' already holds frames named like '{pattern}'"
+            raise MediaError(f"{problem}; choose another directory or allow overwriting")
         self._encoder: Any = CodecContext.create("png", "w")
         self._encoder.width, self._encoder.height, self._encoder.pix_fmt = width, height, "rgb24"
         self._encoder.time_base = Fraction(1, 25)

@@ -201,9 +201,8 @@ def _open(target: Any, muxer: str, movflags: str) -> Any:
     try:
         return av.open(target, "w", format=muxer, container_options=options)
     except ValueError as error:
-        raise MediaError(
-            f"this FFmpeg has no container format '{muxer}'; try matroska, mp4, webm or mpegts"
-        ) from error
+        problem = f"this FFmpeg has no container format '{muxer}'"
+        raise MediaError(f"{problem}; try matroska, mp4, webm or mpegts") from error
 
 
 def _add_video_stream(container: Any, video: OutputVideo, plan: EncoderPlan) -> Any:
@@ -212,9 +211,8 @@ def _add_video_stream(container: Any, video: OutputVideo, plan: EncoderPlan) -> 
     try:
         stream = container.add_stream(plan.codec, **settings)
     except ValueError as error:
-        raise MediaError(
-            f"a {container.format.name} file cannot hold {plan.codec} video; choose another codec or ending"
-        ) from error
+        problem = f"a {container.format.name} file cannot hold {plan.codec} video"
+        raise MediaError(f"{problem}; choose another codec or ending") from error
     stream.width, stream.height, stream.pix_fmt = video.width, video.height, plan.pixel_format
     context = stream.codec_context
     context.time_base = plan.time_base

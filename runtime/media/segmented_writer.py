@@ -80,9 +80,8 @@ class SegmentedVideoWriter(FrameWriter):
         with translated(f"finishing '{self._path}'"):
             self._segments.complete()
             if not self._segments.segments:
-                raise MediaError(
-                    f"no frames were written to '{self._path}'; write at least one frame before finishing"
-                )
+                problem = f"no frames were written to '{self._path}'"
+                raise MediaError(f"{problem}; write at least one frame before finishing")
             check_destination(self._path, overwrite=self._overwrite, error=MediaError)
             self._join()
             self._open = False
@@ -97,9 +96,8 @@ class SegmentedVideoWriter(FrameWriter):
             raise MediaError(f"segment_frames is {segment_frames}; give at least 1")
         name = self._name
         if name == "-" or self._path.is_dir() or (muxer := muxer_for(self._path)) == "gif":
-            raise MediaError(
-                f"a resumable video is a file of segments, not '{name}'; give a name ending in .mp4 or .mkv"
-            )
+            problem = f"a resumable video is a file of segments, not '{name}'"
+            raise MediaError(f"{problem}; give a name ending in .mp4 or .mkv")
         check_destination(self._path, overwrite=self._overwrite, error=MediaError)
         return muxer
 

@@ -122,10 +122,8 @@ class SegmentFolder:
                 packets: list[Any] = [packet for packet in container.demux(stream) if packet.size]
                 timed = sum(packet.pts is not None for packet in packets)
                 if not timed == len(packets) == segment.frames:
-                    raise MediaError(
-                        f"segment '{path}' holds {timed} of {segment.frames} frames; it was changed, start"
-                        " over without resuming"
-                    )
+                    problem = f"segment '{path}' holds {timed} of {segment.frames} frames"
+                    raise MediaError(f"{problem}; it was changed, start over without resuming")
                 # NUT shifts a segment so that no time is negative, and refines the tick. Both are
                 # undone, since the tick of the first frame is known.
                 scale = Fraction(packets[0].time_base) / self._plan.time_base
@@ -169,16 +167,12 @@ class SegmentFolder:
         except (ValueError, AttributeError):
             different = ["everything: plan.json is unreadable"]
         if different:
-            raise MediaError(
-                f"'{self.path}' was begun with other settings ({', '.join(different)}); give the same, or"
-                " start over without resuming"
-            )
+            problem = f"'{self.path}' was begun with other settings ({', '.join(different)})"
+            raise MediaError(f"{problem}; give the same, or start over without resuming")
 
     def _require_only_segments(self) -> None:
         names = [entry.name for entry in os.scandir(self.path)]
         foreign = [name for name in names if "segment-" not in name and PLAN_FILE not in name]
         if foreign:
-            raise MediaError(
-                f"'{self.path}' holds files that are not segments ('{foreign[0]}'); move them away or"
-                " choose another destination"
-            )
+            problem = f"'{self.path}' holds files that are not segments ('{foreign[0]}')"
+            raise MediaError(f"{problem}; move them away or choose another destination")

@@ -23,10 +23,8 @@ class RawVideo:
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1 or self.fps <= 0:
-            raise MediaError(
-                f"raw video of {self.width}x{self.height} at {self.fps} fps was given; expected sizes of at"
-                " least 1 and a rate above 0"
-            )
+            problem = f"raw video of {self.width}x{self.height} at {self.fps} fps was given"
+            raise MediaError(f"{problem}; expected sizes of at least 1 and a rate above 0")
 
     @property
     def frame_bytes(self) -> int:
@@ -100,10 +98,8 @@ class OutputVideo:
             size = f"{self.width}x{self.height}"
             raise MediaError(f"cannot write a video of {size} pixels; give a width and height of at least 1")
         if self.fps <= 0 or (self.time_base is not None and self.time_base <= 0):
-            raise MediaError(
-                f"cannot write a video at {self.fps} fps with a time base of {self.time_base}; both must be"
-                " above 0"
-            )
+            problem = f"cannot write a video at {self.fps} fps with a time base of {self.time_base}"
+            raise MediaError(f"{problem}; both must be above 0")
         if self.threads < 1:
             raise MediaError(f"threads is {self.threads}; give at least 1")
 

@@ -128,19 +128,15 @@ class VideoReader:
         if index < 0:
             raise MediaError(f"cannot go to frame {index}; frames count from 0")
         if self._is_pipe:
-            raise MediaError(
-                f"cannot go to frame {index} of '{self._name}': a pipe is read once, from the front; save it"
-                " to a file to resume"
-            )
+            problem = f"cannot go to frame {index} of '{self._name}': a pipe is read once, from the front"
+            raise MediaError(f"{problem}; save it to a file to resume")
         self._source.close()
         self._source = self._open_source()
         self._frames = iter(self._source)
         skipped = self._source.skip(index)
         if skipped < index:
-            raise MediaError(
-                f"cannot go to frame {index} of '{self._name}': it has only {skipped} frames; was the file"
-                " changed?"
-            )
+            problem = f"cannot go to frame {index} of '{self._name}': it has only {skipped} frames"
+            raise MediaError(f"{problem}; was the file changed?")
 
 
 def open_video(
@@ -181,16 +177,12 @@ def open_video(
     if not isinstance(source, str | Path):
         return _open_pipe(source, getattr(source, "name", None) or "a pipe", raw, keep_damaged)
     if raw is not None:
-        raise MediaError(
-            f"a raw layout was given for '{source}'; raw frames are read from a pipe only, use - and send the"
-            " file there"
-        )
+        problem = f"a raw layout was given for '{source}'"
+        raise MediaError(f"{problem}; raw frames are read from a pipe only, use - and send the file there")
     path = Path(source)
     if fps is not None and (fps <= 0 or not path.is_dir()):
-        raise MediaError(
-            f"a rate of {fps} fps was given for '{source}'; a rate above 0 may be given for a directory of"
-            " images only"
-        )
+        problem = f"a rate of {fps} fps was given for '{source}'"
+        raise MediaError(f"{problem}; a rate above 0 may be given for a directory of images only")
     if path.is_dir():
         return VideoReader(partial(ImageSource, path, fps or IMAGES_FPS), str(source), is_pipe=False)
     open_file = partial(ContainerSource, path, str(source), keep_damaged=keep_damaged)

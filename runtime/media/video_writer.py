@@ -72,14 +72,11 @@ class FrameWriter(ABC):
         is_array = isinstance(frames, np.ndarray)
         if not is_array or frames.dtype != np.uint8 or frames.shape[1:] != (height, width, 3):
             got = f"{frames.dtype} {frames.shape}" if is_array else type(frames).__name__
-            raise InputError(
-                f"frames to write are {got}; expected uint8 (T, {height}, {width}, 3), RGB, 0..255"
-            )
+            problem = f"frames to write are {got}"
+            raise InputError(f"{problem}; expected uint8 (T, {height}, {width}, 3), RGB, 0..255")
         if times is not None and len(times) != len(frames):
-            raise InputError(
-                f"{len(times)} times were given for {len(frames)} frames; give one time in seconds per frame,"
-                " or none"
-            )
+            problem = f"{len(times)} times were given for {len(frames)} frames"
+            raise InputError(f"{problem}; give one time in seconds per frame, or none")
 
     def _require_open(self) -> None:
         if not self._open:
@@ -132,9 +129,8 @@ class VideoWriter(FrameWriter):
             return
         if self._is_empty:
             self.abort()
-            raise MediaError(
-                f"no frames were written to '{self._name}'; nothing was created, write at least one frame"
-            )
+            problem = f"no frames were written to '{self._name}'"
+            raise MediaError(f"{problem}; nothing was created, write at least one frame")
         self._open = False
         try:
             with translated(f"finishing '{self._name}'"):
@@ -188,9 +184,8 @@ def open_video_writer(
         return VideoWriter(_pipe_sink(destination, name, info, container), info, name)
     if name == PIPE:
         if sys.stdout is None:
-            raise MediaError(
-                "standard output is closed; redirect it to where the video should go, or give a file"
-            )
+            problem = "standard output is closed"
+            raise MediaError(f"{problem}; redirect it to where the video should go, or give a file")
         name = "standard output"
         return VideoWriter(_pipe_sink(sys.stdout.buffer, name, info, container), info, name)
     if is_image_folder(destination):
@@ -198,10 +193,8 @@ def open_video_writer(
     path = Path(destination)
     muxer = muxer_for(path, container)
     if muxer == RAW:
-        raise MediaError(
-            f"raw frames are written to a pipe only, not to '{path}'; use - and redirect it, or a suffix such"
-            " as .mkv"
-        )
+        problem = f"raw frames are written to a pipe only, not to '{path}'"
+        raise MediaError(f"{problem}; use - and redirect it, or a suffix such as .mkv")
     check_destination(path, overwrite=overwrite, error=MediaError)
     with translated(f"creating '{path}'"):
         return VideoWriter(OutputFile(path, muxer, info, EncoderPlan.of(info, muxer)), info, name)
@@ -220,15 +213,12 @@ def _image_sink(name: str, info: OutputVideo, container: str | None, *, overwrit
     path = Path(name)
     _refuse_audio(info, name)
     if container is not None:
-        raise MediaError(
-            f"a container format '{container}' was given for the image directory '{name}'; leave it out,"
-            " images are written as PNG"
-        )
+        problem = f"a container format '{container}' was given for the image directory '{name}'"
+        raise MediaError(f"{problem}; leave it out, images are written as PNG")
     is_pattern = NUMBER_FORMAT.search(path.name) is not None
     if is_pattern and path.suffix.lower() != ".png":
-        raise MediaError(
-            f"numbered images are written as PNG only, got '{name}'; let the pattern end in .png"
-        )
+        problem = f"numbered images are written as PNG only, got '{name}'"
+        raise MediaError(f"{problem}; let the pattern end in .png")
     folder, pattern = (path.parent, path.name) if is_pattern else (path, "frame-%06d.png")
     with translated(f"creating images in '{folder}'"):
         return PNGFolder(folder, pattern, info.width, info.height, overwrite=overwrite)
@@ -236,7 +226,5 @@ def _image_sink(name: str, info: OutputVideo, container: str | None, *, overwrit
 
 def _refuse_audio(info: OutputVideo, name: str) -> None:
     if info.audio_from is not None:
-        raise MediaError(
-            f"'{name}' cannot hold audio (from '{info.audio_from}'); write to .mkv or .mp4, or leave the"
-            " audio out"
-        )
+        problem = f"'{name}' cannot hold audio (from '{info.audio_from}')"
+        raise MediaError(f"{problem}; write to .mkv or .mp4, or leave the audio out")

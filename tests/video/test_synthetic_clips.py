@@ -80,32 +80,19 @@ def test_frame_rate_sets_the_step_and_not_the_path() -> None:
     assert np.array_equal(slow.frame(30), fast.frame(60))
 
 
-WRONG: list[tuple[str, object]] = [
-    ("seed", -1),
-    ("seed", 1.5),
-    ("height", 7),
-    ("width", 0),
-    ("frames", 0),
-    ("fps", float("nan")),
-]
-WRONG += [("fps", "25"), ("scene", "cats"), ("noise", -1.0), ("motion_blur", 3)]
-
-
-@pytest.mark.parametrize(("name", "value"), WRONG)
-def test_wrong_arguments_are_refused(name: str, value: object) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"height": 7}, {"width": 9000}, {"scene": "cats"}, {"noise": -1.0}, {"motion_blur": 3}]
+)
+def test_wrong_arguments_are_refused(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
     with pytest.raises(InputError, match=rf"^{name} is .*expected"):
-        make_clip(**{name: value})
+        make_clip(**wrong)
 
 
-def test_limited_clip_has_a_length_and_refuses_frames_outside() -> None:
-    clip, endless = make_clip(frames=5), make_clip()
-    assert len(clip) == len(list(clip)) == clip.length == 5
-    assert clip.frames(5, 5).shape == (0, 32, 32, 3)
-    assert len(list(itertools.islice(endless, 7))) == 7
-    with pytest.raises(TypeError, match="no end"):
-        len(endless)
-    for start, stop in ((5, 6), (-1, 0), (0, 6), (3, 2)):
-        with pytest.raises(InputError, match="expected an integer in"):
-            clip.frames(start, stop)
-    with pytest.raises(InputError, match="expected an integer in"):
-        clip.frame(5)
+def test_limited_clip_has_an_end_and_refuses_frames_outside() -> None:
+    clip = make_clip(frames=5)
+    assert len(list(clip)) == 5
+    assert len(list(itertools.islice(make_clip(), 7))) == 7
+    for index in (-1, 5):
+        with pytest.raises(InputError, match="expected the number of a frame, below 5"):
+            clip.frame(index)

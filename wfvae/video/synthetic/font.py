@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from wfvae.errors import InputError
-
 GLYPH_WIDTH = 5
 GLYPH_HEIGHT = 8
 ADVANCE = GLYPH_WIDTH + 1
@@ -50,8 +48,6 @@ def text_mask(text: str, scale: int = 1) -> Mask:
         text: printable ASCII; a line feed starts a new line; any other character is drawn as "?".
         scale: pixels per dot, >= 1.
     """
-    if scale < 1:
-        raise InputError(f"scale is {scale}; expected the pixels per dot of the font, 1 or more")
     glyphs = _glyphs()
     mask = np.zeros(text_size(text), dtype=np.uint8)
     for row, line in enumerate(text.split("\n")):
@@ -65,22 +61,15 @@ def text_mask(text: str, scale: int = 1) -> Mask:
 def draw_text(
     image: npt.NDArray[np.uint8], text: str, top: int, left: int, colour: tuple[int, int, int], scale: int = 1
 ) -> None:
-    """Draws text into a picture, in place; what falls outside the picture is cut off.
+    """Draws text into a picture, in place; what is beyond its right or lower border is cut off.
 
     Args:
         image: uint8 (..., H, W, 3); every picture of a batch gets the same label.
         text, scale: as for `text_mask`.
-        top, left: pixel position of the text's upper left corner, may be negative.
-        colour: red, green, blue, each 0..255.
+        top, left: pixel position of the text's upper left corner, >= 0.
     """
-    if image.ndim < 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
-        raise InputError(
-            f"image is {image.dtype} of shape {image.shape}; expected uint8 of shape (..., H, W, 3)"
-        )
     mask = text_mask(text, scale)
     height, width = image.shape[-3:-1]
-    first_row, first_column = max(0, -top), max(0, -left)
-    mask = mask[first_row : max(first_row, height - top), first_column : max(first_column, width - left)]
-    top, left = max(top, 0), max(left, 0)
+    mask = mask[: max(height - top, 0), : max(width - left, 0)]
     window = image[..., top : top + mask.shape[0], left : left + mask.shape[1], :]
     window[..., mask.astype(bool), :] = np.array(colour, dtype=np.uint8)
