@@ -76,25 +76,14 @@ def number_of(names: Mapping[int, str], name: str, what: str) -> int:
     raise MediaError(f"unknown {what} '{name}'; choose one of {', '.join(names.values())}")
 
 
-def _reformat(
-    reformatter: VideoReformatter,
-    frame: av.VideoFrame,
-    pixel_format: str,
-    matrix: int,
-    source_range: int,
-    result_range: int,
-) -> av.VideoFrame:
-    """Converts a frame with swscale, with every setting that it would guess given."""
-    return reformatter.reformat(
-        frame,
-        format=pixel_format,
-        src_colorspace=matrix,
-        dst_colorspace=matrix,
-        src_color_range=source_range,
-        dst_color_range=result_range,
-        interpolation=SCALER,
-        threads=1,
-    )
+class _Scaler:
+    """swscale, given every setting that it would guess."""
+
+    def __init__(self) -> None:
+        self._reformat = VideoReformatter().reformat
+
+    def scale(self, frame: av.VideoFrame, to: str, matrix: int, levels: int, to_levels: int) -> av.VideoFrame:
+        return self._reformat(frame, None, None, to, matrix, matrix, SCALER, levels, to_levels, threads=1)
 
 
 class RGBConverter:
@@ -106,7 +95,7 @@ class RGBConverter:
 
     def __init__(self, codec: str) -> None:
         self._codec = codec
-        self._reformatter = VideoReformatter()
+        self._scaler = _Scaler()
 
     def convert(self, frame: av.VideoFrame) -> RGBArray:
         """Converts a frame to (H, W, 3), as stored (not rotated)."""
@@ -130,7 +119,7 @@ class RGBConverter:
         packed = frame.format.is_rgb or frame.format.has_palette or len(frame.format.components) < 3
         pixel_format = {3: ("gbrp", "rgb24"), 4: ("gbrap", "rgba")}[channels][packed]
         levels = int(range_of(frame, self._codec))
-        out = _reformat(self._reformatter, frame, pixel_format, matrix, levels, FULL_RANGE)
+        out = self._scaler.scale(frame, pixel_format, matrix, levels, FULL_RANGE)
         if packed:
             return np.ascontiguousarray(out.to_ndarray(), dtype=np.uint8)
         array: RGBArray = np.empty((frame.height, frame.width, channels), np.uint8)
@@ -148,9 +137,9 @@ class YUVConverter:
         self._matrix = SWS_MATRIX[space]
         limited = color_range == "tv" and not av.VideoFormat(pixel_format).is_rgb
         self._range = int(ColorRange.MPEG) if limited else FULL_RANGE
-        self._reformatter = VideoReformatter()
+        self._scaler = _Scaler()
 
     def convert(self, rgb: RGBArray) -> av.VideoFrame:
         """Converts (H, W, 3) to a frame without a timestamp."""
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
-        return _reformat(self._reformatter, frame, self._pixel_format, self._matrix, FULL_RANGE, self._range)
+        return self._scaler.scale(frame, self._pixel_format, self._matrix, FULL_RANGE, self._range)

@@ -75,9 +75,9 @@ class EncoderPlan:
         )
 
 
-def muxer_for(path: Path, container: str | None = None) -> str:
-    """Returns FFmpeg's name of the container for `path`, or `container` if given."""
-    muxer = container or MUXERS.get(path.suffix.lower())
+def muxer_for(path: Path) -> str:
+    """Returns FFmpeg's name of the container for `path`."""
+    muxer = MUXERS.get(path.suffix.lower())
     if muxer is None:
         problem = f"cannot tell the video format of '{path}' from its ending '{path.suffix}'"
         raise MediaError(f"{problem}; use one of {', '.join(MUXERS)}, or a directory for PNG files")
@@ -105,19 +105,12 @@ def _can_encode(name: str) -> bool:
 def _pixel_format(video: OutputVideo, codec: str) -> str:
     if codec == "gif":
         return "pal8"
+    if video.pixel_format is not None:
+        return video.pixel_format
     names = [offer.name for offer in av.Codec(codec, "w").video_formats or []]
-    needs_even = codec not in PADS_ODD_SIZES and (video.width % 2 == 1 or video.height % 2 == 1)
-    if video.pixel_format is None:
-        full_chroma = needs_even or min(video.width, video.height) < TINY
-        return "yuv444p" if full_chroma and (not names or "yuv444p" in names) else "yuv420p"
-    if names and video.pixel_format not in names:
-        problem = f"encoder {codec} does not take the pixel format '{video.pixel_format}'"
-        raise MediaError(f"{problem}; choose one of {', '.join(names)}")
-    layout = av.VideoFormat(video.pixel_format)
-    if needs_even and (layout.chroma_width(2) == 1 or layout.chroma_height(2) == 1):
-        problem = f"{codec} needs even sizes for {video.pixel_format}, got {video.width}x{video.height}"
-        raise MediaError(f"{problem}; use yuv444p or leave it open")
-    return video.pixel_format
+    is_odd = codec not in PADS_ODD_SIZES and (video.width % 2 == 1 or video.height % 2 == 1)
+    full_chroma = is_odd or min(video.width, video.height) < TINY
+    return "yuv444p" if full_chroma and (not names or "yuv444p" in names) else "yuv420p"
 
 
 def _options(video: OutputVideo, codec: str, muxer: str) -> dict[str, str]:

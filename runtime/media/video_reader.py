@@ -125,8 +125,6 @@ class VideoReader:
         Raises:
             MediaError: the video has fewer frames, or is a pipe, which is read once.
         """
-        if index < 0:
-            raise MediaError(f"cannot go to frame {index}; frames count from 0")
         if self._is_pipe:
             problem = f"cannot go to frame {index} of '{self._name}': a pipe is read once, from the front"
             raise MediaError(f"{problem}; save it to a file to resume")

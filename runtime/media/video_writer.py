@@ -165,8 +165,8 @@ def open_video_writer(
         destination: a file, whose suffix names the container; a directory for PNG files (an
             existing one, a name that ends in "/", or a pattern such as "out/%06d.png"); "-" for
             standard output; or a binary file object, which is treated as a pipe.
-        container: FFmpeg's name of a container. For pipes "matroska" if not given, or "rawvideo"
-            for headerless rgb24 frames.
+        container: FFmpeg's name of a pipe's container, "rawvideo" for headerless rgb24 frames, and
+            "matroska" if not given.
 
     Raises:
         MediaError: settings that do not fit together, audio that the container cannot hold, or a
@@ -188,13 +188,12 @@ def open_video_writer(
             raise MediaError(f"{problem}; redirect it to where the video should go, or give a file")
         name = "standard output"
         return VideoWriter(_pipe_sink(sys.stdout.buffer, name, info, container), info, name)
+    if container is not None:
+        raise MediaError(f"container {container} was given for '{name}'; the format of a file is its suffix")
     if is_image_folder(destination):
-        return VideoWriter(_image_sink(name, info, container, overwrite=overwrite), info, name)
+        return VideoWriter(_image_sink(name, info, overwrite=overwrite), info, name)
     path = Path(destination)
-    muxer = muxer_for(path, container)
-    if muxer == RAW:
-        problem = f"raw frames are written to a pipe only, not to '{path}'"
-        raise MediaError(f"{problem}; use - and redirect it, or a suffix such as .mkv")
+    muxer = muxer_for(path)
     check_destination(path, overwrite=overwrite, error=MediaError)
     with translated(f"creating '{path}'"):
         return VideoWriter(OutputFile(path, muxer, info, EncoderPlan.of(info, muxer)), info, name)
@@ -209,12 +208,9 @@ def _pipe_sink(pipe: BinaryIO, name: str, info: OutputVideo, container: str | No
         return OutputPipe(pipe, muxer, info, EncoderPlan.of(info, muxer))
 
 
-def _image_sink(name: str, info: OutputVideo, container: str | None, *, overwrite: bool) -> FrameSink:
+def _image_sink(name: str, info: OutputVideo, *, overwrite: bool) -> FrameSink:
     path = Path(name)
     _refuse_audio(info, name)
-    if container is not None:
-        problem = f"a container format '{container}' was given for the image directory '{name}'"
-        raise MediaError(f"{problem}; leave it out, images are written as PNG")
     is_pattern = NUMBER_FORMAT.search(path.name) is not None
     if is_pattern and path.suffix.lower() != ".png":
         problem = f"numbered images are written as PNG only, got '{name}'"

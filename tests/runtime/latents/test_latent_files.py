@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -123,55 +121,6 @@ def test_a_store_appends_and_truncates_as_a_list(
             expected = np.concatenate([expected, more])[: max(0, len(expected) + count - cut)]
             writer.truncate(len(expected))
             assert np.array_equal(read(path), expected)
-
-
-def test_resume_begins_a_missing_store_and_refuses_other_settings(tmp_path: Path) -> None:
-    path = tmp_path / "z.zarr"
-    with open_latents_writer(path, INFO, resume=True) as writer:
-        assert writer.latents_done == 0
-        writer.append(latents(2))
-    with pytest.raises(LatentsError, match="width, bundle_hash"):
-        open_latents_writer(path, replace(INFO, bundle_hash="another", width=40), resume=True)
-    with pytest.raises(LatentsError, match=r"\.zarr"):
-        open_latents_writer(tmp_path / "z.npy", INFO, resume=True)
-
-
-KILLED = """
-import sys, numpy as np
-from fractions import Fraction
-from wfvae.runtime.latents.latent_files import open_latents_writer
-from wfvae.spec.latents import LatentsInfo
-info = LatentsInfo(None, 30, 41, 32, 48, Fraction(24), "mean", 4)
-with open_latents_writer(sys.argv[1], info, chunk_latents=3) as writer:
-    for index in range(100000):
-        writer.append(np.full((2, 3, 16, 16), index, np.float32))
-        if index == 5:
-            print("running", flush=True)
-"""
-
-
-def whole_count(path: Path) -> int:
-    """Returns the number of latents in the store of a killed writer, which must be whole."""
-    with open_latents(path) as reader:
-        assert reader.count % 2 == 0
-        assert np.array_equal(reader.read()[:, 0, 0, 0], np.repeat(np.arange(reader.count // 2), 2))
-        return reader.count
-
-
-def test_after_a_kill_every_counted_latent_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "z.zarr"
-    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        counts = [whole_count(path) for _ in range(10)]  # beside the writer
-        assert counts == sorted(counts)
-        process.kill()
-    done = whole_count(path)
-    assert done >= 12
-    with open_latents_writer(path, open_latents(path).info, resume=True) as writer:
-        writer.append(np.zeros((1, 3, 16, 16), np.float32))
-        writer.finish(frames=1 + 4 * done)
-    assert open_latents(path).complete
 
 
 def test_a_failed_append_leaves_the_store_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,6 +256,8 @@ def test_wrong_paths_are_refused(tmp_path: Path) -> None:
     for name, says in refused.items():
         with pytest.raises(LatentsError, match=says):
             open_latents_writer(tmp_path / name, INFO)
+    with pytest.raises(LatentsError, match="cannot be resumed"):
+        open_latents_writer(tmp_path / "z.npy", INFO, resume=True)
     with pytest.raises(LatentsError, match="already exists"):
         open_latents_writer(tmp_path / "z.npy", INFO, overwrite=False)
 

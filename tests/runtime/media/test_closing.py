@@ -16,7 +16,6 @@ from fixtures.videos import FPS, moving, save
 from wfvae.errors import MediaError
 from wfvae.runtime.media.container_source import ContainerSource
 from wfvae.runtime.media.output_container import OutputFile
-from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo, RawVideo
 from wfvae.runtime.media.video_reader import open_video
 from wfvae.runtime.media.video_writer import open_video_writer
@@ -29,9 +28,6 @@ def open_case(case: str, folder: Path) -> tuple[Callable[[], object], Callable[[
     if case == "reader":
         reader = open_video(save(folder / "in.mp4", moving(3)))
         return lambda: list(reader), reader.close
-    if case == "segments":
-        segmented = SegmentedVideoWriter(folder / "out.mp4", VIDEO, segment_frames=100)
-        return lambda: segmented.write(moving(3)), segmented.close
     writer = open_video_writer(folder / "out.mp4", VIDEO)
     return lambda: writer.write(moving(3)), writer.abort
 
@@ -46,7 +42,7 @@ def run_until_closed(work: Callable[[], object]) -> threading.Thread:
     return worker
 
 
-@pytest.mark.parametrize("case", ["reader", "writer", "segments"])
+@pytest.mark.parametrize("case", ["reader", "writer"])
 def test_video_closed_inside_a_frame_ends_after_it(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,25 +82,6 @@ def test_one_segment_gives_the_bytes_of_the_plain_writer(tmp_path: Path) -> None
     assert save(tmp_path / "plain.mp4", moving(14)).read_bytes() == (tmp_path / "parts.mp4").read_bytes()
 
 
-def test_joining_is_repeated_after_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "v.mp4"
-    real = os.replace
-
-    def interrupt(source: Any, target: Any) -> None:
-        if Path(target) == path:
-            raise KeyboardInterrupt
-        real(source, target)
-
-    with SegmentedVideoWriter(path, VIDEO, segment_frames=8) as writer:
-        writer.write(moving(20))
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(os, "replace", interrupt)
-            writer.finish()
-    assert os.listdir(tmp_path) == ["v.mp4.partial"]
-    assert write_segments(path, moving(20)) == 16
-    assert len(load(path)[0]) == 20
-
-
 @pytest.mark.parametrize(
     ("says", "options"),
     [

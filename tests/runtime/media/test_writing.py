@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
-from unittest.mock import Mock
 
 import av
 import numpy as np
@@ -18,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fixtures.videos import FPS, audio_packets, distance, flat, like, load, moving, one_line, save, tone
-from wfvae.errors import InputError, MediaError, ResourceError, WFVAEError
+from wfvae.errors import InputError, MediaError, WFVAEError
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_reader import open_video
@@ -121,32 +119,6 @@ def test_images_replace_those_of_a_longer_video(tmp_path: Path) -> None:
         open_video_writer(folder, VIDEO, overwrite=False)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-@pytest.mark.parametrize("container", ["matroska", "rawvideo"])
-def test_a_full_disk_raises_one_line(container: str) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (4, 48, 64, 3), dtype=np.uint8)
-    with (
-        open("/dev/full", "wb", buffering=0) as full,
-        pytest.raises(ResourceError, match="no space left") as excinfo,
-        open_video_writer(full, VIDEO, container=container) as writer,
-    ):
-        for _ in range(200):
-            writer.write(noise)
-    one_line(excinfo)
-
-
-def test_a_disk_that_fills_on_commit_raises_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with (
-        pytest.raises(ResourceError, match="no space left"),
-        open_video_writer(tmp_path / "v.mp4", VIDEO) as writer,
-    ):
-        writer.write(moving(2))
-        monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-    assert os.listdir(tmp_path) == []
-
-
 def test_a_failed_write_keeps_the_former_file(tmp_path: Path) -> None:
     path = save(tmp_path / "v.mp4", moving(2))
     before = path.read_bytes()
@@ -168,8 +140,9 @@ def test_a_failed_write_keeps_the_former_file(tmp_path: Path) -> None:
         ("no/v.mp4", {}, "does not exist"),
         ("v.mp4", {"codec": "nonsense"}, "choose one of .*libx264"),
         ("v.webm", {"codec": "libx264"}, "cannot hold libx264"),
-        ("v.mp4", {"width": 63, "pixel_format": "yuv420p"}, "even sizes"),
-        ("v.mp4", {"pixel_format": "rgb565"}, "pixel format"),
+        ("v.mp4", {"width": 63, "pixel_format": "yuv420p"}, "fit together"),
+        ("v.mp4", {"pixel_format": "rgb565"}, "fit together"),
+        ("v.mp4", {"height": 0}, "at least 1"),
         ("v.mp4", {"color_space": "ycgco"}, "matrix 'ycgco'"),
         ("v.mp4", {"color_range": "mine"}, "unknown colour range"),
         ("v.gif", {"color_primaries": "mine"}, "unknown colour primaries"),
@@ -185,13 +158,6 @@ def test_settings_that_do_not_fit_are_refused_before_any_work(
         open_video_writer(tmp_path / name, OutputVideo(**{"width": 64, "height": 48, "fps": FPS} | options))
     one_line(excinfo)
     assert os.listdir(tmp_path) == []
-
-
-def test_unknown_output_settings_and_empty_sizes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match="at least 1"):
-        OutputVideo(0, 48, FPS)
-    with pytest.raises(MediaError, match="unknown output setting"):
-        OutputVideo.like(load(save(tmp_path / "v.mkv", moving(1)))[2], colour="red")
 
 
 @pytest.mark.parametrize(
@@ -257,19 +223,3 @@ def test_audio_stays_in_step_with_video_that_begins_later(tmp_path: Path) -> Non
     with open_video_writer(path, OutputVideo.like(info, audio_from=origin)) as writer:
         writer.write(read, times)
     assert abs(offset(path) - offset(origin)) <= Fraction(2, 1000)
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [("v.webm", "webm file cannot hold the aac audio"), ("v.gif", "cannot hold"), ("frames/", "hold audio")],
-)
-def test_audio_that_does_not_fit_is_refused_before_any_work(tmp_path: Path, name: str, says: str) -> None:
-    origin = tone(tmp_path / "a.mp4")
-    with pytest.raises(MediaError, match=says) as excinfo:
-        open_video_writer(f"{tmp_path}/{name}", OutputVideo(64, 48, FPS, audio_from=origin))
-    one_line(excinfo)
-    with pytest.raises(MediaError, match="cannot"):
-        SegmentedVideoWriter(
-            tmp_path / "v.webm", OutputVideo(64, 48, FPS, audio_from=origin), segment_frames=5
-        )
-    assert os.listdir(tmp_path) == ["a.mp4"]

@@ -103,7 +103,7 @@ class ProceduralClip:
 
     def frame(self, index: int) -> Frames:
         """Paints the frame at an index: (H, W, 3) uint8 RGB."""
-        is_inside = 0 <= index and (self.length is None or index < self.length)
+        is_inside = index >= 0 and (self.length is None or index < self.length)
         _check("index", index, is_inside, f"the number of a frame, below {self.length}")
         samples = self.motion_blur
         open_shutter = [index + SHUTTER * step / samples for step in range(samples)]
