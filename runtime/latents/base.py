@@ -88,8 +88,6 @@ class LatentsReader:
 
     def chunks(self, latents: int, start: int = 0) -> Iterator[Latents]:
         """Yields the latents from `start` on, `latents` at a time; the last piece may be shorter."""
-        if latents < 1:
-            raise LatentsError(f"pieces of {latents} latents cannot be read; give at least 1")
         for first in range(start, self.count, latents):
             yield self.read(first, min(first + latents, self.count))
 
@@ -134,10 +132,9 @@ class LatentsWriter(ABC):
                 self._item, self._dtype = latents.shape[1:], latents.dtype
                 self._begin()
             if latents.shape[1:] != self._item or latents.dtype != self._dtype:
-                raise LatentsError(
-                    f"latents for '{self._path}' are {latents.dtype} {latents.shape}, but those before are"
-                    f" {self._dtype} (n, {', '.join(map(str, self._item))}); a file holds one size and type"
-                )
+                problem = f"latents for '{self._path}' are {latents.dtype} {latents.shape}"
+                before = f"those before are {self._dtype} (n, {', '.join(map(str, self._item))})"
+                raise LatentsError(f"{problem}, but {before}; a file holds one size and type")
             self._append(latents)
 
     def truncate(self, count: int) -> None:

@@ -69,8 +69,6 @@ def open_latents_writer(
     """
     path = Path(path)
     suffix = _suffix(path)
-    if chunk_latents < 1:
-        raise LatentsError(f"chunk_latents is {chunk_latents}; give at least 1")
     if resume and suffix != ".zarr":
         raise LatentsError(f"'{path}' cannot be resumed; write to a name ending in .zarr for that")
     check_latents_destination(path, overwrite=overwrite or resume)

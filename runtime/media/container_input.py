@@ -28,19 +28,14 @@ LOCAL_ONLY = {"protocol_whitelist": "file,crypto,data"}
 
 def open_container(source: Path | BinaryIO, name: str) -> Any:
     """Opens a file or a pipe that FFmpeg recognises as a container."""
-    is_file = isinstance(source, Path)
+    target: Any = source
+    hint = "use a file, or put the index of an MP4 in front (faststart), or give width, height and fps"
     if isinstance(source, Path):
         _check_file(source)
-    target: Any = f"file:{source}" if is_file else source
+        target, hint = f"file:{source}", "check that the file is complete and is a video"
     try:
         container = av.open(target, "r", options=LOCAL_ONLY, metadata_errors="replace")
     except Failure as error:
-        hint = (
-            "check that the file is complete and is a video"
-            if is_file
-            else "an MP4 on a pipe must have its index in front (faststart); give width, height and fps for"
-            " raw frames, or use a file"
-        )
         problem = f"cannot read '{name}' as video: {reason(error)}"
         raise MediaError(f"{problem}; expected {CONTAINERS}; {hint}") from error
     if container.format.name in CHARACTER_ART:

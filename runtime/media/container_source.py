@@ -106,11 +106,9 @@ class ContainerSource:
         if frame is None:
             return None
         if (frame.width, frame.height) != self._size:
-            raise MediaError(
-                f"frame {self._decoded} of '{self._name}' is {frame.width}x{frame.height}, but the frames"
-                f" before it are {self._size[0]}x{self._size[1]}; split the video there or rescale it to one"
-                " size first"
-            )
+            problem = f"frame {self._decoded} of '{self._name}' is {frame.width}x{frame.height}"
+            before = f"the frames before it are {self._size[0]}x{self._size[1]}"
+            raise MediaError(f"{problem}, but {before}; split the video there or rescale it to one size")
         self._decoded += 1
         return frame, self._times.next(frame)
 
@@ -130,14 +128,11 @@ class ContainerSource:
             raise
         except Failure as error:
             yield from self._pending_frames()
-            raise self._damaged(reason(error)) from error
+            raise self._damaged(f"is damaged or cut short: {reason(error)}") from error
         missing = 0 if self._path is None or self._keep_damaged else missing_bytes(self._path)
         if missing:
-            raise MediaError(
-                f"'{self._name}' is cut short: {missing} bytes that its header announces are missing,"
-                f" {self._decoded} frames were read; these are sound; download or record the file again, or"
-                " read it with keep_damaged (--keep-damaged)"
-            )
+            problem = f"is cut short: {missing} bytes that its header announces are missing"
+            raise self._damaged(problem, "download or record")
 
     def _undamaged_frames(self, packet: Any) -> Iterator[av.VideoFrame]:
         if packet.is_corrupt and not self._keep_damaged:
@@ -150,7 +145,7 @@ class ContainerSource:
             return
         for frame in frames:
             if frame.is_corrupt and not self._keep_damaged:
-                raise self._damaged("the next frame is damaged")
+                raise self._damaged("is damaged or cut short: the next frame is incomplete")
             yield frame
 
     def _pending_frames(self) -> Iterator[av.VideoFrame]:
@@ -164,9 +159,7 @@ class ContainerSource:
                 return
             yield frame
 
-    def _damaged(self, why: str) -> MediaError:
-        return MediaError(
-            f"'{self._name}' is damaged or cut short: {why} after {self._decoded} good frames;"
-            " these are sound; repair or download the file again, or read it with keep_damaged"
-            " (--keep-damaged)"
-        )
+    def _damaged(self, problem: str, repair: str = "repair or download") -> MediaError:
+        read = f"{self._decoded} frames were read and are sound"
+        advice = f"{repair} the file again, or read it with keep_damaged (--keep-damaged)"
+        return MediaError(f"'{self._name}' {problem}; {read}; {advice}")

@@ -37,11 +37,9 @@ class Clock:
         seconds = self._next if time is None else Fraction(time)
         tick = round(seconds / self._tick)
         if self._last is not None and tick <= self._last:
-            raise MediaError(
-                f"frame {self._count} at {float(seconds):.6f} s does not come after frame {self._count - 1}"
-                f" on a tick of {self._tick} s; give strictly increasing times, and the source's own"
-                " time_base if its frame rate varies"
-            )
+            problem = f"frame {self._count} at {float(seconds):.6f} s does not come after the one before it"
+            advice = "give strictly increasing times, and the source's own time_base if its frame rate varies"
+            raise MediaError(f"{problem} on a tick of {self._tick} s; {advice}")
         self._last = tick
         self._next = seconds + 1 / self._fps
         self._count += 1
@@ -51,7 +49,8 @@ class Clock:
 class StreamEncoder:
     """Converts RGB frames, encodes them and muxes the packets.
 
-    It holds only the frames that the encoder looks ahead.
+    `encode` takes (H, W, 3), shown at `tick`. Only the frames that the encoder looks ahead are held,
+    until `flush`.
     """
 
     def __init__(self, container: Any, stream: Any, video: OutputVideo, plan: EncoderPlan) -> None:
@@ -61,13 +60,11 @@ class StreamEncoder:
         self._duration = max(1, round(1 / video.fps / plan.time_base))
 
     def encode(self, frame: RGBArray, tick: int) -> None:
-        """Encodes one frame (H, W, 3), shown at `tick`."""
         picture = self._converter.convert(frame)
         picture.pts, picture.time_base = tick, self._tick
         self._mux(picture)
 
     def flush(self) -> None:
-        """Encodes the frames that are still held."""
         self._mux(None)
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
@@ -97,13 +94,11 @@ class GIFEncoder:
         self._graph.configure()
 
     def encode(self, frame: RGBArray, tick: int) -> None:
-        """Encodes one frame (H, W, 3), shown at `tick` hundredths of a second."""
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture.pts, picture.time_base = tick, self._tick
         self._push(picture)
 
     def flush(self) -> None:
-        """Encodes the frames that the filters still hold."""
         self._push(None)
         self._container.mux(self._stream.encode(None))
 

@@ -30,18 +30,15 @@ def translate(error: BaseException, doing: str, kind: type[WFVAEError] = MediaEr
         return ResourceError(f"out of memory while {doing}; use smaller chunks or a smaller size")
     why, number = reason(error), getattr(error, "errno", None)
     if number in NO_SPACE:
-        return ResourceError(
-            f"no space left while {doing} ({why}); free some space or choose another destination"
-        )
+        advice = "free some space or choose another destination"
+        return ResourceError(f"no space left while {doing} ({why}); {advice}")
     if number in NO_PERMISSION:
         return kind(f"not permitted while {doing} ({why}); check the permissions or choose another path")
     if number == errno.ENOENT:
         return kind(f"no such file or directory while {doing}; check the path")
     if number == errno.EPIPE:
-        return kind(
-            f"the other end of the pipe was closed while {doing}; keep the reading program running until the"
-            " end"
-        )
+        advice = "keep the reading program running until the end"
+        return kind(f"the other end of the pipe was closed while {doing}; {advice}")
     return kind(f"failed while {doing}: {why}; check that path, format and settings fit together")
 
 

@@ -66,11 +66,9 @@ class ImageSource:
             array, _ = self._decode(self._index)
             height, width = array.shape[:2]
             if (width, height) != (self.info.width, self.info.height):
-                raise MediaError(
-                    f"frame {self._index} ('{self._names[self._index]}' in '{self._folder}') is"
-                    f" {width}x{height}, but the frames before it are {self.info.width}x{self.info.height};"
-                    " give all images one size"
-                )
+                image = f"frame {self._index} ('{self._names[self._index]}' in '{self._folder}')"
+                before = f"the frames before it are {self.info.width}x{self.info.height}"
+                raise MediaError(f"{image} is {width}x{height}, but {before}; give all images one size")
             self._index += 1
             yield array, (self._index - 1) / self.info.fps
 

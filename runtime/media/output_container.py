@@ -52,7 +52,6 @@ class AudioCopy:
             self._container.mux_one(packet)
 
     def close(self) -> None:
-        """Releases the source."""
         self._input.close()
 
     def _add(self, stream: Any) -> Any:
@@ -60,10 +59,9 @@ class AudioCopy:
             added = self._container.add_stream_from_template(stream, opaque=True)
         except Failure as error:
             codec = stream.codec_context.name if stream.codec_context else "unknown"
-            raise MediaError(
-                f"a {self._container.format.name} file cannot hold the {codec} audio of '{self._name}'; write"
-                " to .mkv, which holds any, or leave the audio out (--no-audio)"
-            ) from error
+            problem = f"a {self._container.format.name} file cannot hold the {codec} audio of '{self._name}'"
+            advice = "write to .mkv, which holds any, or leave the audio out (--no-audio)"
+            raise MediaError(f"{problem}; {advice}") from error
         added.metadata.update(stream.metadata)  # language and title
         return added
 
@@ -132,7 +130,6 @@ class OutputContainer:
         self._copy_audio(packet.dts * self._tick)
 
     def finish(self) -> None:
-        """Encodes the frames that are still held, and closes the container."""
         self._encoder.flush()
         self.close()
 

@@ -23,10 +23,8 @@ class RawSource:
         self._count = 0
         first = self._read()
         if first is None:
-            raise MediaError(
-                f"'{name}' gave no data; expected raw RGB frames of {layout.frame_bytes} bytes each"
-                f" ({layout.width}x{layout.height}x3)"
-            )
+            expected = f"raw RGB frames of {layout.width}x{layout.height}x3 = {layout.frame_bytes} bytes"
+            raise MediaError(f"'{name}' gave no data; expected {expected}")
         self._frames = chain([first], iter(self._read, None))
         self.info = VideoInfo(
             width=layout.width,
@@ -56,11 +54,9 @@ class RawSource:
             while len(buffer) < wanted and (piece := self._pipe.read(wanted - len(buffer))):
                 buffer += piece
         if buffer and len(buffer) < wanted:
-            raise MediaError(
-                f"'{self._name}' ends inside frame {self._count}: {len(buffer)} of {wanted} bytes;"
-                f" {self._count} frames were read; check that the frames really are"
-                f" {self._layout.width}x{self._layout.height} rgb24"
-            )
+            problem = f"'{self._name}' ends inside frame {self._count}: {len(buffer)} of {wanted} bytes"
+            size = f"{self._layout.width}x{self._layout.height}"
+            raise MediaError(f"{problem}; check that the frames really are {size} rgb24")
         self._count += bool(buffer)
         return buffer or None
 

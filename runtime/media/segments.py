@@ -45,13 +45,11 @@ class Segment:
 class SegmentFolder:
     """The working directory of a video. `segments` are complete; one more is in progress."""
 
-    def __init__(
-        self, path: Path, video: OutputVideo, plan: EncoderPlan, segment_frames: int, origin: str
-    ) -> None:
+    def __init__(self, path: Path, video: OutputVideo, plan: EncoderPlan, frames: int, origin: str) -> None:
         self.path = path
         self.segments: list[Segment] = []
         self._video, self._plan = dataclasses.replace(video, audio_from=None), plan
-        self._segment_frames, self._origin = segment_frames, origin
+        self._segment_frames, self._origin = frames, origin
         self._output: OutputFile | None = None
         self._ticks: list[int] = []
 

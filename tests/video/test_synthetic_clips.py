@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -49,9 +48,7 @@ def test_joins_of_shots_equal_the_golden_hash() -> None:
     assert hashlib.sha256(frames.tobytes()).hexdigest()[:16] == "3d481ac96153b74d"
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"noise": 4.0}, {"motion_blur": 4}, {"fps": Fraction(30000, 1001)}, {"cuts": False}]
-)
+@pytest.mark.parametrize("options", [{}, {"noise": 4.0}, {"motion_blur": 4}, {"fps": 29.97}, {"cuts": False}])
 def test_random_access_equals_sequential(options: dict[str, object]) -> None:
     frames = np.stack(list(make_clip(seed=11, frames=230, **options)))
     clip = make_clip(seed=11, **options)
@@ -80,9 +77,7 @@ def test_frame_rate_sets_the_step_and_not_the_path() -> None:
     assert np.array_equal(slow.frame(30), fast.frame(60))
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"height": 7}, {"width": 9000}, {"scene": "cats"}, {"noise": -1.0}, {"motion_blur": 3}]
-)
+@pytest.mark.parametrize("wrong", [{"width": 7}, {"scene": "cats"}, {"noise": -1.0}, {"motion_blur": 3}])
 def test_wrong_arguments_are_refused(wrong: dict[str, Any]) -> None:
     (name,) = wrong
     with pytest.raises(InputError, match=rf"^{name} is .*expected"):

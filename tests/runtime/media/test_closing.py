@@ -43,7 +43,7 @@ def run_until_closed(work: Callable[[], object]) -> threading.Thread:
 
 
 @pytest.mark.parametrize("case", ["reader", "writer"])
-def test_video_closed_inside_a_frame_ends_after_it(
+def test_close_inside_a_frame_waits_for_it(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work, close = open_case(case, tmp_path)

@@ -25,7 +25,7 @@ from fixtures.videos import (
     moving,
     one_line,
     picture_of,
-    plane_picture,
+    plane_image,
     save,
     tone,
 )
@@ -61,7 +61,7 @@ def test_tagged_colours_are_converted_by_their_matrix_and_range(
     for yuv in [(81, 90, 200), (145, 54, 60), (41, 200, 110), (126, 128, 128)]:
         yuv = (yuv[0], 128, 128) if is_grey else yuv
         values = [value * 4 if is_deep else value for value in yuv]
-        picture = plane_picture(pixel_format, values[: 1 if is_grey else 3])
+        picture = plane_image(pixel_format, values[: 1 if is_grey else 3])
         read, _, info = load(encode_stored(tmp_path / "c.mkv", [picture], "ffv1", "matroska", **tags))
         stated = (info.pixel_format, info.color_space, info.color_range)
         assert stated == (pixel_format, matrix, "pc" if full else "tv")
@@ -71,10 +71,8 @@ def test_tagged_colours_are_converted_by_their_matrix_and_range(
 @pytest.mark.parametrize(
     ("height", "width", "matrix"), [(16, 16, "smpte170m"), (720, 16, "bt709"), (16, 1280, "bt709")]
 )
-def test_untagged_video_is_bt601_below_hd_and_bt709_from_there(
-    tmp_path: Path, height: int, width: int, matrix: str
-) -> None:
-    picture = plane_picture("yuv420p", (145, 54, 60), height, width)
+def test_untagged_matrix_follows_the_size(tmp_path: Path, height: int, width: int, matrix: str) -> None:
+    picture = plane_image("yuv420p", (145, 54, 60), height, width)
     path = encode_stored(tmp_path / "c.mp4", [picture], "libx264", "mp4", options={"crf": "1"})
     read, _, info = load(path)
     assert info.color_space is None
@@ -112,15 +110,6 @@ def test_rotation_and_mirroring_are_undone(tmp_path: Path, clockwise: int, mirro
     assert distance(read, (upright[:, ::-1] if mirrored else upright)[None]) < 3
 
 
-def test_a_variable_rate_is_seen_in_the_index(tmp_path: Path) -> None:
-    tick = Fraction(1, 90000)
-    times = [index * 3000 * tick for index in range(15)]
-    late = [*times[:7], *(time + 1 for time in times[7:])]
-    for name, written, is_variable in (("v.mp4", late, True), ("c.mp4", times, False)):
-        path = save(tmp_path / name, moving(15, 16, 16), times=written, time_base=tick)
-        assert load(path)[2].variable_frame_rate is is_variable
-
-
 def test_a_frame_of_another_size_raises_after_the_frames_before_it(tmp_path: Path) -> None:
     path, content = tmp_path / "both.h264", b""
     for height, width in ((48, 64), (64, 96)):
@@ -128,14 +117,11 @@ def test_a_frame_of_another_size_raises_after_the_frames_before_it(tmp_path: Pat
         content += encode_stored(path, pictures, "libx264", "h264").read_bytes()
     path.write_bytes(content)
     seen = []
-    with (
-        pytest.raises(MediaError, match=r"frame 5 .* is 96x64, .* 64x48; split") as excinfo,
-        open_video(path) as reader,
-    ):
+    refused = pytest.raises(MediaError, match=r"^frame 5 .* is 96x64, .* 64x48; split.*$")
+    with refused, open_video(path) as reader:
         for frame in reader:
             seen.append(frame.shape)
     assert seen == [(48, 64, 3)] * 5
-    one_line(excinfo)
 
 
 def test_a_file_that_is_no_video_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -187,9 +173,7 @@ def test_a_cut_video_gives_its_frames_and_then_the_error(tmp_path: Path, ending:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from([".mp4", ".mkv", ".avi"]), st.data())
-def test_a_damaged_file_gives_frames_or_a_media_error(
-    tmp_path: Path, ending: str, data: st.DataObject
-) -> None:
+def test_damaged_file_gives_frames_or_a_media_error(tmp_path: Path, ending: str, data: st.DataObject) -> None:
     path = save(tmp_path / f"d{ending}", moving(4, 16, 16))
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 6))):

@@ -131,8 +131,6 @@ def test_destinations_that_cannot_be_resumed_are_refused(tmp_path: Path) -> None
     (tmp_path / "v.mp4.partial" / "thesis.txt").write_text("x")
     with pytest.raises(MediaError, match=r"thesis\.txt"):
         SegmentedVideoWriter(tmp_path / "v.mp4", VIDEO, segment_frames=4)
-    with (
-        pytest.raises(MediaError, match="no frames"),
-        SegmentedVideoWriter(tmp_path / "w.mp4", VIDEO, segment_frames=4) as writer,
-    ):
+    refused = pytest.raises(MediaError, match="no frames")
+    with refused, SegmentedVideoWriter(tmp_path / "w.mp4", VIDEO, segment_frames=4) as writer:
         writer.finish()

@@ -19,16 +19,13 @@ from fixtures.videos import FPS, audio_packets, distance, flat, like, load, movi
 from wfvae.errors import InputError, MediaError, WFVAEError
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo
-from wfvae.runtime.media.video_reader import open_video
 from wfvae.runtime.media.video_writer import open_video_writer
 
-UNHURRIED = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+DRAWN = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 VIDEO = OutputVideo(64, 48, FPS)
 
 
-@UNHURRIED
+@DRAWN
 @given(
     ending=st.sampled_from([".mp4", ".mkv", ".mov", ".webm", ".avi", ".nut", ".gif"]),
     count=st.integers(1, 9),
@@ -55,19 +52,17 @@ def test_every_container_keeps_size_count_and_content(
     assert os.listdir(folder) == [path.name]
 
 
-@pytest.mark.parametrize(
-    ("ending", "error"), [(".mp4", 0), (".mov", 0), (".nut", 0), (".mkv", 1), (".webm", 1)]
-)
+@pytest.mark.parametrize(("ending", "ms"), [(".mp4", 0), (".mov", 0), (".nut", 0), (".mkv", 1), (".webm", 1)])
 @pytest.mark.parametrize("fps", [FPS, Fraction(30000, 1001), Fraction(60)])
-def test_a_constant_rate_is_kept(tmp_path: Path, ending: str, error: int, fps: Fraction) -> None:
+def test_a_constant_rate_is_kept(tmp_path: Path, ending: str, ms: int, fps: Fraction) -> None:
     _, times, info = load(save(tmp_path / f"c{ending}", moving(7), fps))
     assert info.fps == fps
     assert not info.variable_frame_rate
     off = max(abs(time - index / fps) for index, time in enumerate(times))
-    assert off <= Fraction(error, 1000)  # Matroska counts in milliseconds
+    assert off <= Fraction(ms, 1000)  # Matroska counts in milliseconds
 
 
-@UNHURRIED
+@DRAWN
 @given(st.lists(st.integers(90, 90000), min_size=1, max_size=12), st.integers(1, 5))
 def test_a_variable_rate_is_carried_over_exactly(tmp_path: Path, steps: list[int], piece: int) -> None:
     times = [Fraction(int(tick), 90000) for tick in np.cumsum([0, *steps])]
@@ -75,12 +70,9 @@ def test_a_variable_rate_is_carried_over_exactly(tmp_path: Path, steps: list[int
     with open_video_writer(tmp_path / "v.mp4", like(frames, time_base=Fraction(1, 90000))) as writer:
         for start in range(0, len(frames), piece):
             writer.write(frames[start : start + piece], times[start : start + piece])
-    with (
-        open_video(tmp_path / "v.mp4") as reader,
-        open_video_writer(tmp_path / "w.mp4", OutputVideo.like(reader.info)) as writer,
-    ):
-        for frame, time in reader.frames_with_times():
-            writer.write(frame[None], [time])
+    first, carried, info = load(tmp_path / "v.mp4")
+    with open_video_writer(tmp_path / "w.mp4", OutputVideo.like(info)) as writer:
+        writer.write(first, carried)
     read, got, _ = load(tmp_path / "w.mp4")
     assert got == times
     assert distance(read, frames) < 8
@@ -151,23 +143,17 @@ def test_a_failed_write_keeps_the_former_file(tmp_path: Path) -> None:
         ("v.mp4", {"audio_from": Path("none.wav")}, "no such file"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused_before_any_work(
-    tmp_path: Path, name: str, options: dict[str, Any], says: str
-) -> None:
+def test_unfit_settings_are_refused(tmp_path: Path, name: str, options: dict[str, Any], says: str) -> None:
     with pytest.raises(WFVAEError, match=says) as excinfo:
         open_video_writer(tmp_path / name, OutputVideo(**{"width": 64, "height": 48, "fps": FPS} | options))
     one_line(excinfo)
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "wrong", [moving(1).astype(np.float32), moving(1)[0], moving(1).transpose(0, 2, 1, 3), [1, 2]]
-)
+@pytest.mark.parametrize("wrong", [moving(1).astype(np.float32), moving(1)[0], moving(1)[:, :32], [1, 2]])
 def test_wrong_arrays_are_refused(tmp_path: Path, wrong: Any) -> None:
-    with (
-        pytest.raises(InputError, match="expected uint8"),
-        open_video_writer(tmp_path / "v.mp4", VIDEO) as writer,
-    ):
+    refused = pytest.raises(InputError, match="expected uint8")
+    with refused, open_video_writer(tmp_path / "v.mp4", VIDEO) as writer:
         writer.write(wrong)
     with pytest.raises(InputError, match="2 times"):
         save(tmp_path / "v.mp4", moving(3), times=[Fraction(0), Fraction(1)])
@@ -184,13 +170,10 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, ending: str) -> None:
     [
         ("aac", "mp4", ".mp4"),
         ("libopus", "matroska", ".webm"),
-        ("aac", "mp4", ".mkv"),
         ("pcm_s16le", "matroska", ".mkv"),
     ],
 )
-def test_audio_packets_are_copied_as_they_are(
-    tmp_path: Path, codec: str, source: str, ending: str, segmented: bool
-) -> None:
+def test_audio_packets_survive(tmp_path: Path, codec: str, source: str, ending: str, segmented: bool) -> None:
     frames, path = moving(48), tmp_path / f"out{ending}"
     origin = tone(tmp_path / "source", 2, codec, source, start=Fraction(1, 4), video=frames)
     if segmented:

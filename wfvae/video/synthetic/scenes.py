@@ -26,14 +26,7 @@ from wfvae.video.synthetic.paint import (
     to_fixed,
     to_weight,
 )
-from wfvae.video.synthetic.textures import (
-    TEXTURES,
-    colour,
-    hill_texture,
-    leaf_texture,
-    palette,
-    woven_texture,
-)
+from wfvae.video.synthetic.textures import MAKERS, colour, hill_texture, leaf_texture, palette, wall_texture
 
 SceneKind = Literal["terrain", "leaves", "clouds", "water", "landscape", "shapes", "titles"]
 SCENES: tuple[SceneKind, ...] = get_args(SceneKind)
@@ -113,9 +106,7 @@ class Water:
 
     def render(self, t: float) -> Packed:
         views = zip(self._ripples, self._drift, strict=True)
-        across, down = (
-            ripple.sample(*camera.look(t)).view(np.int64) - FIELD_MAX // 2 for ripple, camera in views
-        )
+        across, down = (field.sample(*view.look(t)).view(np.int64) - FIELD_MAX // 2 for field, view in views)
         u, v = self._camera.look(t)
         picture = self._texture.sample(u + across * self._depth, v + down * self._depth)
         steep = np.clip(170 - (np.abs(across + down - self._threshold) >> 1), 0, 170).view(np.uint64)
@@ -255,13 +246,13 @@ def _background(kind: str, dice: Dice, stage: Stage) -> Scene:
         case "titles":
             return Titles(dice, stage)
         case "water":
-            return Water(dice, stage, dice.choice(TEXTURES)(dice, stage.side))
+            return Water(dice, stage, dice.choice(MAKERS)(dice, stage.side))
         case "leaves":
             return Ground(dice, stage, leaf_texture(dice, stage.side))
         case "shapes" if dice.chance(0.5):
             return Soft(dice, stage)
         case _:
-            texture = dice.choice((hill_texture, hill_texture, woven_texture))
+            texture = dice.choice((hill_texture, hill_texture, wall_texture))
             return Ground(dice, stage, texture(dice, stage.side))
 
 
@@ -271,7 +262,7 @@ def build_scene(kind: str, dice: Dice, stage: Stage) -> Scene:
     if kind == "titles":
         return background
     count = dice.integer(3, 7) if kind == "shapes" else dice.integer(1, 3) if dice.chance(0.35) else 0
-    textures = [dice.choice(TEXTURES)(dice, max(stage.side // 2, 16)) for _ in range(min(count, 2))]
+    textures = [dice.choice(MAKERS)(dice, max(stage.side // 2, 16)) for _ in range(min(count, 2))]
     sprites = [Sprite(dice, stage, textures[index % len(textures)]) for index in range(count)]
     captions = [Caption(dice, stage)] if dice.chance(0.3) else []
     return Composed(background, [*sprites, *captions])

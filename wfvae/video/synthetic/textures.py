@@ -93,7 +93,7 @@ def hill_texture(dice: Dice, side: int) -> Texture:
     return Texture.of(soften(colour(dice, level, shade)))
 
 
-def woven_texture(dice: Dice, side: int) -> Texture:
+def wall_texture(dice: Dice, side: int) -> Texture:
     """Cloth or bricks: a regular pattern, disturbed by noise."""
     noise = fractal_field(dice, side, 0.75)
     position = np.arange(side, dtype=np.int32)
@@ -144,5 +144,5 @@ def _paint_leaf(dice: Dice, level: Field, shade: Field, grain: Field, radius: fl
 
 
 TextureMaker = Callable[[Dice, int], Texture]
-TEXTURES: tuple[TextureMaker, ...] = (hill_texture, hill_texture, leaf_texture, woven_texture)
+MAKERS: tuple[TextureMaker, ...] = (hill_texture, hill_texture, leaf_texture, wall_texture)
 """To choose from; relief is twice as likely."""
