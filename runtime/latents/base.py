@@ -16,6 +16,7 @@ from wfvae.runtime.media.failures import reason, translated
 from wfvae.spec.latents import DTYPES, Latents, LatentsInfo, check_finite, check_latents
 
 TENSOR = "latents"
+DType = np.dtype[Any]
 
 
 @contextmanager
@@ -39,13 +40,7 @@ class LatentsReader:
     """
 
     def __init__(
-        self,
-        path: Path,
-        array: Any,
-        info: LatentsInfo,
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        complete: bool = True,
+        self, path: Path, array: Any, info: LatentsInfo, shape: tuple[int, ...], dtype: DType, complete: bool
     ) -> None:
         """array: gives latents by slicing. Raises `LatentsError` if it cannot be latents of `info`."""
         self._path, self._array = path, array
@@ -59,7 +54,6 @@ class LatentsReader:
 
     @property
     def count(self) -> int:
-        """The number of latents that can be read, T'."""
         return self.shape[0]
 
     def __enter__(self) -> Self:

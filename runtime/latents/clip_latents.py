@@ -120,7 +120,7 @@ def open_safetensors(path: Path) -> LatentsReader:
     name = tensor.get_dtype()
     if name not in SAFETENSORS_DTYPES:
         raise LatentsError(f"'{path}' holds {name} latents; expected F32 or F16, convert them first")
-    return LatentsReader(path, tensor, info, tuple(tensor.get_shape()), SAFETENSORS_DTYPES[name])
+    return LatentsReader(path, tensor, info, tuple(tensor.get_shape()), SAFETENSORS_DTYPES[name], True)
 
 
 def open_npy(path: Path) -> LatentsReader:
@@ -137,4 +137,4 @@ def open_npy(path: Path) -> LatentsReader:
     if "count" in values and array.shape[:1] != (values["count"],):
         problem = f"'{path}' has shape {array.shape}, but '{sidecar}' describes {values['count']} latents"
         raise LatentsError(f"{problem}; the files do not belong together")
-    return LatentsReader(path, array, info, array.shape, array.dtype)
+    return LatentsReader(path, array, info, array.shape, array.dtype, True)

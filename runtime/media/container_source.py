@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,32 +25,6 @@ from wfvae.runtime.media.video_info import SourceKind
 from wfvae.video.stored_pixels import RGBArray, orientation_of
 
 
-class _FrameTimes:
-    """Presentation times of successive frames in seconds, strictly increasing.
-
-    Times count from `origin`; None: from the first frame. A missing or repeated time is replaced by
-    the previous one + 1 / fps.
-    """
-
-    def __init__(self, fps: Fraction, origin: Fraction | None) -> None:
-        self._fps, self._origin = fps, origin
-        self._last: Fraction | None = None
-
-    def next(self, frame: av.VideoFrame) -> Fraction:
-        time = None
-        if frame.pts is not None and frame.time_base:
-            stated = frame.pts * Fraction(frame.time_base)
-            self._origin = stated if self._origin is None else self._origin
-            time = stated - self._origin
-        if self._last is None:
-            self._last = time or Fraction(0)
-        elif time is None or time <= self._last:
-            self._last += 1 / self._fps
-        else:
-            self._last = time
-        return self._last
-
-
 class ContainerSource:
     """One pass over the frames of a container's video stream.
 
@@ -67,9 +41,6 @@ class ContainerSource:
                 self._stream: Any = select_video_stream(self._container, name)
                 # Threads that work on several frames at once lose good frames when one fails.
                 self._stream.thread_type = "SLICE" if keep_damaged else "AUTO"
-                # Without audio the first frame is the start, since AVI's may be a frame off.
-                origin = start_of(self._container) if self._container.streams.audio else None
-                self._times = _FrameTimes(frame_rate(self._stream), origin)
                 self._converter = RGBConverter(self._stream.codec_context.name)
                 self._decoded = 0
                 self._packets: Iterator[Any] = self._container.demux(self._stream)
@@ -78,9 +49,8 @@ class ContainerSource:
                 if first is None:
                     problem = f"'{name}' holds a video stream but no frames"
                     raise MediaError(f"{problem}; expected at least one, check how the file was made")
-                self._size = (first.width, first.height)
                 self._orientation = orientation_of(first)
-                self._frames = chain([first], frames)
+                self._frames = self._timed(first, chain([first], frames))
                 kind: SourceKind = "pipe" if self._path is None else "file"
                 self.info = info_of_stream(self._container, self._stream, first, kind)
         except BaseException:
@@ -91,26 +61,36 @@ class ContainerSource:
         self._container.close()
 
     def skip(self, count: int) -> int:
-        dropped = 0
-        while dropped < count and self._next() is not None:
-            dropped += 1
-        return dropped
+        return sum(1 for _ in islice(self._frames, count))
 
     def __iter__(self) -> Iterator[tuple[RGBArray, Fraction]]:
-        while (item := self._next()) is not None:
-            frame, time = item
+        for frame, time in self._frames:
             yield self._convert(frame), time
 
-    def _next(self) -> tuple[av.VideoFrame, Fraction] | None:
-        frame = next(self._frames, None)
-        if frame is None:
-            return None
-        if (frame.width, frame.height) != self._size:
-            problem = f"frame {self._decoded} of '{self._name}' is {frame.width}x{frame.height}"
-            before = f"the frames before it are {self._size[0]}x{self._size[1]}"
-            raise MediaError(f"{problem}, but {before}; split the video there or rescale it to one size")
-        self._decoded += 1
-        return frame, self._times.next(frame)
+    def _timed(self, first: Any, frames: Iterable[Any]) -> Iterator[tuple[av.VideoFrame, Fraction]]:
+        """Yields frames of one size with their times in seconds, which increase strictly.
+
+        A missing or repeated time is replaced by the previous one + 1 / fps.
+        """
+        # Without audio the first frame is the start, since AVI's may be a frame off.
+        start = start_of(self._container) if self._container.streams.audio else None
+        step, last = 1 / frame_rate(self._stream), None
+        for frame in frames:
+            if (frame.width, frame.height) != (first.width, first.height):
+                problem = f"frame {self._decoded} of '{self._name}' is {frame.width}x{frame.height}"
+                before = f"the frames before it are {first.width}x{first.height}"
+                raise MediaError(f"{problem}, but {before}; split the video there or rescale it to one size")
+            stated = (
+                frame.pts * Fraction(frame.time_base) if frame.pts is not None and frame.time_base else None
+            )
+            start = stated if start is None else start
+            time = None if stated is None or start is None else stated - start
+            if last is None:
+                last = time or Fraction(0)
+            else:
+                last = time if time is not None and time > last else last + step
+            self._decoded += 1
+            yield frame, last
 
     def _convert(self, frame: av.VideoFrame) -> RGBArray:
         try:

@@ -91,7 +91,6 @@ class SegmentFolder:
             self.complete()
 
     def complete(self) -> None:
-        """Completes the segment in progress, if any."""
         if self._output is None:
             return
         path = self._path_of(len(self.segments))
@@ -106,7 +105,6 @@ class SegmentFolder:
         self.segments.append(segment)
 
     def abort(self) -> None:
-        """Drops the segment in progress."""
         output, self._output = self._output, None
         if output is not None:
             output.abort()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from wfvae.errors import MediaError
 
 ColorRange = Literal["tv", "pc"]
+VideoPath = str | Path | BinaryIO
 SourceKind = Literal["file", "pipe", "images", "raw"]
 
 
@@ -28,7 +29,6 @@ class RawVideo:
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one frame."""
         return self.width * self.height * 3
 
 

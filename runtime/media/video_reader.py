@@ -22,7 +22,7 @@ from wfvae.runtime.media.container_source import ContainerSource
 from wfvae.runtime.media.image_folder import ImageSource
 from wfvae.runtime.media.locks import CLOSE_SECONDS, close_when_free
 from wfvae.runtime.media.raw_pipe import RawSource
-from wfvae.runtime.media.video_info import RawVideo, VideoInfo
+from wfvae.runtime.media.video_info import RawVideo, VideoInfo, VideoPath
 from wfvae.video.stored_pixels import RGBArray
 
 PIPE = "-"
@@ -138,11 +138,7 @@ class VideoReader:
 
 
 def open_video(
-    source: str | Path | BinaryIO,
-    *,
-    raw: RawVideo | None = None,
-    fps: Fraction | None = None,
-    keep_damaged: bool = False,
+    source: VideoPath, *, raw: RawVideo | None = None, fps: Fraction | None = None, keep_damaged: bool = False
 ) -> VideoReader:
     """Opens a video for reading.
 

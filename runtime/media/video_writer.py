@@ -26,7 +26,7 @@ from wfvae.runtime.media.image_folder import NUMBER_FORMAT, PNGFolder, is_image_
 from wfvae.runtime.media.locks import close_when_free
 from wfvae.runtime.media.output_container import OutputFile, OutputPipe
 from wfvae.runtime.media.raw_pipe import RawSink
-from wfvae.runtime.media.video_info import OutputVideo
+from wfvae.runtime.media.video_info import OutputVideo, VideoPath
 from wfvae.video.stored_pixels import RGBArray
 
 PIPE = "-"
@@ -153,11 +153,7 @@ class VideoWriter(FrameWriter):
 
 
 def open_video_writer(
-    destination: str | Path | BinaryIO,
-    info: OutputVideo,
-    *,
-    overwrite: bool = True,
-    container: str | None = None,
+    destination: VideoPath, info: OutputVideo, *, overwrite: bool = True, container: str | None = None
 ) -> VideoWriter:
     """Opens a video for writing, and checks all settings and the destination.
 

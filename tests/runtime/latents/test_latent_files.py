@@ -106,10 +106,7 @@ def test_an_unfinished_store_is_readable_and_resumes(tmp_path: Path) -> None:
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    chunk=st.integers(1, 5),
-    steps=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 9)), max_size=5),
-)
+@given(chunk=st.integers(1, 5), steps=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 9)), max_size=5))
 def test_store_appends_and_cuts_as_a_list(tmp_path: Path, chunk: int, steps: list[tuple[int, int]]) -> None:
     path, expected = tmp_path / "z.zarr", latents(0)
     with open_latents_writer(path, INFO, chunk_latents=chunk) as writer:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +9,11 @@ from typing import Any
 
 import pytest
 
-import wfvae.runtime.media.video_reader as video_reader
 from fixtures.videos import FPS, moving, save
 from wfvae.errors import MediaError
 from wfvae.runtime.media.container_source import ContainerSource
 from wfvae.runtime.media.output_container import OutputFile
-from wfvae.runtime.media.video_info import OutputVideo, RawVideo
+from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_reader import open_video
 from wfvae.runtime.media.video_writer import open_video_writer
 
@@ -43,13 +40,11 @@ def run_until_closed(work: Callable[[], object]) -> threading.Thread:
 
 
 @pytest.mark.parametrize("case", ["reader", "writer"])
-def test_close_inside_a_frame_waits_for_it(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_close_inside_frame_waits_for_it(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work, close = open_case(case, tmp_path)
     inside, release, order = threading.Event(), threading.Event(), []
     owner: Any = ContainerSource if case == "reader" else OutputFile
-    frame, end = ("_next", "close") if case == "reader" else ("encode", "abort")
+    frame, end = ("_convert", "close") if case == "reader" else ("encode", "abort")
     handle, finish = getattr(owner, frame), getattr(owner, end)
 
     def slowly(self: Any, *arguments: Any) -> Any:
@@ -77,30 +72,3 @@ def test_close_inside_a_frame_waits_for_it(
     assert not (tmp_path / "out.mp4").exists()
     with pytest.raises(MediaError, match="closed"):
         work()
-
-
-class SilentPipe(io.BytesIO):
-    """A pipe that gives one frame and then waits."""
-
-    def __init__(self) -> None:
-        super().__init__(bytes(moving(2)))
-        self.waiting, self.release = threading.Event(), threading.Event()
-
-    def read(self, size: int | None = -1) -> bytes:
-        if self.tell():
-            self.waiting.set()
-            assert self.release.wait(10)
-        return super().read(size)
-
-
-def test_silent_pipe_is_left_to_the_thread_that_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video_reader, "PIPE_CLOSE_SECONDS", 0.01)
-    monkeypatch.setattr(video_reader, "CLOSE_SECONDS", math.nan)  # would raise
-    pipe = SilentPipe()
-    reader = open_video(pipe, raw=RawVideo(64, 48, FPS))
-    worker = run_until_closed(lambda: list(reader))
-    assert pipe.waiting.wait(10)
-    reader.close()
-    pipe.release.set()
-    worker.join(10)
-    assert not worker.is_alive()

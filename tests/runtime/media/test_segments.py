@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from tempfile import mkdtemp
@@ -15,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fixtures.videos import FPS, Frames, distance, like, load, moving, one_line, save
+from fixtures.videos import FPS, Frames, Times, distance, like, load, moving, one_line, save
 from wfvae.errors import MediaError
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo
@@ -24,12 +23,7 @@ VIDEO = OutputVideo(64, 48, FPS)
 
 
 def write_segments(
-    path: Path,
-    frames: Frames,
-    times: Sequence[Fraction] | None = None,
-    stop: int | None = None,
-    piece: int = 5,
-    **options: Any,
+    path: Path, frames: Frames, times: Times = None, stop: int | None = None, piece: int = 5, **options: Any
 ) -> int:
     """Resumes up to frame `stop` (None: finishes). Returns the frame that this run began at."""
     end = len(frames) if stop is None else stop
@@ -51,7 +45,7 @@ def write_segments(
     piece=st.integers(1, 11),
     variable=st.booleans(),
 )
-def test_an_interrupted_run_gives_the_bytes_of_an_uninterrupted_one(
+def test_interrupted_run_gives_the_bytes_of_an_uninterrupted_one(
     tmp_path: Path, ending: str, count: int, stops: list[int], piece: int, variable: bool
 ) -> None:
     frames, tick = moving(count, 32, 48), Fraction(1, 90000)

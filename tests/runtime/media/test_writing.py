@@ -167,11 +167,7 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, ending: str) -> None:
 @pytest.mark.parametrize("segmented", [False, True])
 @pytest.mark.parametrize(
     ("codec", "source", "ending"),
-    [
-        ("aac", "mp4", ".mp4"),
-        ("libopus", "matroska", ".webm"),
-        ("pcm_s16le", "matroska", ".mkv"),
-    ],
+    [("aac", "mp4", ".mp4"), ("libopus", "matroska", ".webm"), ("pcm_s16le", "matroska", ".mkv")],
 )
 def test_audio_packets_survive(tmp_path: Path, codec: str, source: str, ending: str, segmented: bool) -> None:
     frames, path = moving(48), tmp_path / f"out{ending}"

@@ -43,11 +43,9 @@ class Dice:
         return self.bytes(2 * math.prod(shape)).view("<u2").astype(np.int32).reshape(shape) - 32768
 
     def unit(self) -> float:
-        """A uniform number in [0, 1)."""
         return int(self._bits.random_raw() >> 11) / float(1 << 53)
 
     def uniform(self, low: float, high: float) -> float:
-        """A uniform number in [low, high)."""
         return low + (high - low) * self.unit()
 
     def signed(self, low: float, high: float) -> float:

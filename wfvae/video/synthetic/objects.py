@@ -19,6 +19,7 @@ from wfvae.video.synthetic.paint import (
     Plane,
     Stage,
     Texture,
+    Window,
     blend,
     dim,
     outline,
@@ -39,7 +40,6 @@ _WHOLE = np.uint64(256)
 
 
 def light_colour(dice: Dice) -> np.uint64:
-    """A colour close to white, packed."""
     return pack_colour(*(dice.integer(215, 255) for _ in range(3)))
 
 
@@ -95,7 +95,6 @@ class Sprite:
         self._tint_weight = np.uint64(dice.integer(0, 110))
 
     def paint(self, picture: Packed, t: float) -> None:
-        """Draws the shape into the picture, in place."""
         radius = self._radius
         x, y = self._position(t)
         window = self._stage.window(x, y, 1.7 * radius + 2)
@@ -150,7 +149,6 @@ class Caption:
         self._period = self._appear + self._stay + dice.uniform(0.5, 2.0)
 
     def paint(self, picture: Packed, t: float) -> None:
-        """Draws the text into the picture, in place."""
         t = t - math.floor(t / self._period) * self._period if t > self._period else t
         fade = smoothstep((t - self._appear) / 0.5) * smoothstep((self._appear + self._stay - t) / 0.5)
         if fade <= 0.0:
@@ -163,7 +161,7 @@ class Caption:
         window = stage.window(x, y, (width + height) / step / 2 + 2, tall)
         if window is None:
             return
-        u, v = self._local(*window, x, y, step)
+        u, v = self._local(window, x, y, step)
         dot = to_fixed(0.6 * self._scale)
         strength = np.uint64(int(fade * 256))
         shadow = (sample_mask(self._mask, u - dot, v - dot) * strength) >> _EIGHT
@@ -171,10 +169,9 @@ class Caption:
         ink = (sample_mask(self._mask, u, v) * strength) >> _EIGHT
         picture[window] = blend(patch, self._colour, ink)
 
-    def _local(
-        self, rows: slice, columns: slice, x: float, y: float, step: float
-    ) -> tuple[Coordinate, Coordinate]:
+    def _local(self, window: Window, x: float, y: float, step: float) -> tuple[Coordinate, Coordinate]:
         """Columns and rows of the mask at the window's pixels, in fixed point."""
+        rows, columns = window
         height, width = self._mask.shape
         one = 1 << FIXED_BITS
         dx = np.arange(columns.start, columns.stop, dtype=np.int64)[None, :] * one + to_fixed(0.5 - x)
