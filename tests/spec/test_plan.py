@@ -72,10 +72,7 @@ def test_output_window_takes_frames_between_drop_and_limit(
         (lambda: video_frames(0, 4), "0 latents"),
         (lambda: padded_size(0, 8), "size is 0x8"),
         (lambda: list(even_chunks(8, 0)), "the chunk is 0"),
-        (
-            lambda: StateSpec("a", ("batch", "width/8"), "float32", "").resolve(1, 16, 20),
-            "width is 20; .* of 8",
-        ),
+        (lambda: A.resolve(1, 20, 16), "height is 20; .* of 8"),
     ],
 )
 def test_impossible_count_is_refused(call: Callable[[], object], problem: str) -> None:
