@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from functools import partial
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
 from wfvae.errors import BundleError, InputError
 from wfvae.runtime.backends.base import Backend, BackendOptions, DirectSession, FloatArray, StepSession
 from wfvae.runtime.backends.registry import check_backend, open_backend
+from wfvae.runtime.closing import Closing
 from wfvae.runtime.feeds import DecoderFeed, EncoderFeed, PixelType
 from wfvae.runtime.pixels import Frames
 from wfvae.runtime.pool import StreamPool
@@ -80,7 +80,7 @@ def open_bundle(
     return Bundle(path, manifest, open_backend(backend, path, manifest, options), memory_limit)
 
 
-class Bundle:
+class Bundle(Closing):
     """An opened bundle. Its methods may be called from several threads; the streams they return
     belong to one thread each.
 
@@ -99,12 +99,6 @@ class Bundle:
         self._directs: dict[Direction, DirectSession] = {}
         self._tuning: Tuning | None = None
         self._opening = threading.Lock()  # two threads at once would load the weights twice
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Releases the sessions. Streams that are still open keep theirs."""

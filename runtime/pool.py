@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from wfvae.errors import StreamingError
 from wfvae.runtime.backends.base import Array, StepSession, StreamState
+from wfvae.runtime.closing import Closing
 from wfvae.runtime.feed import Feed, run_step
 from wfvae.spec.frames import padded_size
 
@@ -46,7 +47,7 @@ class PooledStream(Generic[F]):
         return self.feed.finished
 
 
-class StreamPool(Generic[F]):
+class StreamPool(Closing, Generic[F]):
     """Advances unrelated streams of one size together. Not safe to use from several threads at
     once.
 
@@ -72,12 +73,6 @@ class StreamPool(Generic[F]):
         self._batch: list[PooledStream[F]] = []
         """The streams in the rows of `_state`."""
         self._state: StreamState | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def __len__(self) -> int:
         return len(self._streams)

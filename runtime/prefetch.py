@@ -10,16 +10,17 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
 from wfvae.errors import InputError, ResourceError
+from wfvae.runtime.closing import Closing
 
 T = TypeVar("T")
 
 JOIN_SECONDS = 5.0
 
 
-class Prefetch(Iterator[T]):
+class Prefetch(Iterator[T], Closing):
     """Runs `iterable` in a background thread, at most `depth` items ahead.
 
     Items come in order; an exception of the iterable is raised after the items before it. Close it,
@@ -42,12 +43,6 @@ class Prefetch(Iterator[T]):
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
         self._finalizer = weakref.finalize(self, self._channel.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def __next__(self) -> T:
         if self._iterable is not None:
@@ -83,7 +78,7 @@ class Prefetch(Iterator[T]):
             raise ResourceError(f"{problem}; end other programs or raise the limit of threads") from error
 
 
-class BackgroundSink(Generic[T]):
+class BackgroundSink(Closing, Generic[T]):
     """Calls `write(item)` in a background thread, in order, with at most `depth` items waiting.
 
     A failed write ends the sink: later items are dropped, and the exception is raised by the next
@@ -105,9 +100,6 @@ class BackgroundSink(Generic[T]):
         self._thread = threading.Thread(target=_consume, args=arguments, name="wfvae-sink", daemon=True)
         self._open = True
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if kind is None:

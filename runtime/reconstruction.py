@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 import numpy as np
 import numpy.typing as npt
 
 from wfvae.runtime.bundle import Bundle
+from wfvae.runtime.closing import Closing
 from wfvae.runtime.feed import Queue
 
 Frames = npt.NDArray[np.uint8]
 
 
-class ReconstructionStream:
+class ReconstructionStream(Closing):
     """Streams frames (T, H, W, 3) uint8 through a bundle. A context manager.
 
     `chunk` is the latents per step of both directions; None takes each one's default.
@@ -26,12 +25,6 @@ class ReconstructionStream:
         self.decoder = bundle.decoder(height=height, width=width, chunk=chunk)
         # Frames whose reconstruction is not ready: a bounded number, the delay of the two streams.
         self._waiting = Queue()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Releases the state of both streams."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from wfvae.errors import StreamingError
 from wfvae.runtime.backends.base import Array, StepSession, StreamState
+from wfvae.runtime.closing import Closing
 from wfvae.runtime.feed import Feed, run_step
 from wfvae.runtime.feeds import DecoderFeed, EncoderFeed
 from wfvae.runtime.snapshot import Snapshot
@@ -22,7 +23,7 @@ _READY = "ready"
 F = TypeVar("F", bound=Feed)
 
 
-class Stream(Generic[F]):
+class Stream(Closing, Generic[F]):
     """A running stream. A context manager; not safe to use from several threads at once.
 
     The state stays on the backend's device for the stream's life, and its size does not depend on
@@ -40,12 +41,6 @@ class Stream(Generic[F]):
         self._state: StreamState | None = session.new_state(1, *padded_size(feed.height, feed.width))
         # Results of a call that failed at a later step; the next call returns them.
         self._ready: list[Array] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Releases the state. Closing twice is allowed."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
 
 from wfvae.errors import LatentsError
+from wfvae.runtime.closing import Closing
 from wfvae.runtime.media.failures import reason, translated
 from wfvae.spec.latents import DTYPES, Latents, LatentsInfo, check_finite, check_latents
 
@@ -29,7 +30,7 @@ def opening(path: Path, expected: str, *failures: type[Exception]) -> Iterator[N
         raise LatentsError(f"{problem}; expected {expected}") from error
 
 
-class LatentsReader:
+class LatentsReader(Closing):
     """Latents opened for reading; nothing is loaded until it is read. Use it in a `with` block.
 
     Attributes:
@@ -55,12 +56,6 @@ class LatentsReader:
     @property
     def count(self) -> int:
         return self.shape[0]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def read(self, start: int = 0, stop: int | None = None) -> Latents:
         """Reads latents start..stop as an array of its own, (stop - start, D, h, w).
@@ -90,7 +85,7 @@ class LatentsReader:
         self._array = None
 
 
-class LatentsWriter(ABC):
+class LatentsWriter(Closing):
     """Latents opened for writing. Use it in a `with` block; only `finish` makes a complete file."""
 
     def __init__(self, path: Path, info: LatentsInfo) -> None:
@@ -98,12 +93,6 @@ class LatentsWriter(ABC):
         self._open = True
         self._item: tuple[int, ...] = ()
         self._dtype: np.dtype[Any] = np.dtype(np.float32)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     @abstractmethod

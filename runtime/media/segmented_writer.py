@@ -68,9 +68,6 @@ class SegmentedVideoWriter(FrameWriter):
         """Frames in complete segments, which survive an interruption."""
         return sum(segment.frames for segment in self._segments.segments)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def finish(self) -> None:
         """Joins the packets of all segments, adds the audio and removes the working directory.
 

@@ -18,9 +18,9 @@ from typing import BinaryIO, Protocol, cast
 import numpy as np
 
 from wfvae.errors import MediaError
+from wfvae.runtime.closing import CLOSE_SECONDS, Closing, close_when_free
 from wfvae.runtime.media.container_source import ContainerSource
 from wfvae.runtime.media.image_folder import ImageSource
-from wfvae.runtime.media.locks import CLOSE_SECONDS, close_when_free
 from wfvae.runtime.media.raw_pipe import RawSource
 from wfvae.runtime.media.video_info import RawVideo, VideoInfo, VideoPath
 from wfvae.video.stored_pixels import RGBArray
@@ -44,7 +44,7 @@ class FrameSource(Protocol):
     def __iter__(self) -> Iterator[tuple[RGBArray, Fraction]]: ...
 
 
-class VideoReader:
+class VideoReader(Closing):
     """A video opened for reading: one pass, front to back. Use it in a `with` block.
 
     Iteration resumes where the last one stopped. Where the video is damaged, cut short or changes
@@ -62,12 +62,6 @@ class VideoReader:
     def info(self) -> VideoInfo:
         """What is known about the video. `info.frames` is the container's claim, not a count."""
         return self._source.info
-
-    def __enter__(self) -> VideoReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Releases decoder and file. Safe to call twice, and while another thread reads a frame."""

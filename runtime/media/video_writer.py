@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import sys
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import InputError, MediaError
 from wfvae.files import check_destination
+from wfvae.runtime.closing import Closing, close_when_free
 from wfvae.runtime.media.encoder_plan import EncoderPlan, muxer_for
 from wfvae.runtime.media.failures import translated
 from wfvae.runtime.media.image_folder import NUMBER_FORMAT, PNGFolder, is_image_folder
-from wfvae.runtime.media.locks import close_when_free
 from wfvae.runtime.media.output_container import OutputFile, OutputPipe
 from wfvae.runtime.media.raw_pipe import RawSink
 from wfvae.runtime.media.video_info import OutputVideo, VideoPath
@@ -33,7 +33,7 @@ PIPE = "-"
 RAW = "rawvideo"
 
 
-class FrameWriter(ABC):
+class FrameWriter(Closing):
     """A video opened for writing, which may be closed while another thread writes."""
 
     _REOPEN = "open a new writer"
@@ -42,9 +42,6 @@ class FrameWriter(ABC):
         self._video, self._name = video, name
         self._open = True
         self._in_use = threading.Lock()
-
-    def __enter__(self) -> Self:
-        return self
 
     def write(self, frames: npt.NDArray[np.uint8], times: Sequence[Fraction] | None = None) -> None:
         """Appends `frames`, uint8 (T, H, W, 3), RGB, 0..255.

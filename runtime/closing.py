@@ -1,12 +1,27 @@
-"""Closing what another thread may be using."""
+"""Closing what is used in a `with` block, also where another thread may be using it."""
 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Self
 
 CLOSE_SECONDS = 5.0
 """How long closing waits for the frame that another thread reads or writes."""
+
+
+class Closing(ABC):
+    """Is closed when its `with` block is left."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None: ...
 
 
 def close_when_free(lock: threading.Lock, close: Callable[[], None], seconds: float = CLOSE_SECONDS) -> None:
