@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from wfvae.runtime.media.video_info import RawVideo
 
 Value = TypeVar("Value", int, float, Fraction)
+Kind = tuple[str, ...] | Callable[[str], Any] | None
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -97,6 +98,23 @@ def parse_raw(text: str) -> tuple[int, int]:
     return _parse_sides(text, "a frame size; expected WIDTHxHEIGHT, such as 832x480")
 
 
+def option_adder(parser: argparse._ActionsContainer) -> Callable[..., None]:
+    """Returns a function that adds one argument to a parser or a group of it.
+
+    `kind` is None for a flag, the choices, or what converts the text.
+    """
+
+    def add(name: str, kind: Kind, text: str, metavar: str | None = None, default: Any = None) -> None:
+        if kind is None:
+            parser.add_argument(name, action="store_true", help=text)
+        elif isinstance(kind, tuple):
+            parser.add_argument(name, choices=kind, default=default, help=text)
+        else:
+            parser.add_argument(name, type=kind, metavar=metavar, default=default, help=text)
+
+    return add
+
+
 def add_bundle_argument(parser: argparse.ArgumentParser) -> None:
     """Adds the bundle."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory made by 'wfvae export'")
@@ -110,51 +128,46 @@ def add_bundle_arguments(parser: argparse.ArgumentParser, chunk: bool = True) ->
 
 def add_execution_arguments(parser: argparse.ArgumentParser, chunk: bool = True) -> None:
     """Adds the options of what runs a bundle."""
-    add = parser.add_argument_group("execution").add_argument
+    add = option_adder(parser.add_argument_group("execution"))
     text = "what runs the graphs (default: auto, which is onnxruntime)"
-    add("--backend", default="auto", choices=BACKENDS, help=text)
-    providers, text = ("auto", "cpu", "cuda"), "ONNX Runtime's device (default: auto)"
-    add("--provider", default="auto", choices=providers, help=text)
-    add("--device", type=parse_index, default=0, metavar="N", help="which GPU (default: 0)")
-    add("--threads", type=parse_threads, metavar="N", help="CPU threads (default: all cores)")
-    text = "let CUDA round fp32 products to TF32: faster, no longer exact fp32"
-    add("--tf32", action="store_true", help=text)
-    text = "with tensorrt: launch the steady step as a CUDA graph"
-    add("--cuda-graphs", action="store_true", help=text)
+    add("--backend", BACKENDS, text, default="auto")
+    providers = ("auto", "cpu", "cuda")
+    add("--provider", providers, "ONNX Runtime's device (default: auto)", default="auto")
+    add("--device", parse_index, "which GPU (default: 0)", "N", 0)
+    add("--threads", parse_threads, "CPU threads (default: all cores)", "N")
+    add("--tf32", None, "let CUDA round fp32 products to TF32: faster, no longer exact fp32")
+    add("--cuda-graphs", None, "with tensorrt: launch the steady step as a CUDA graph")
     text = "with openvino: what to compute in; bf16 is faster and rounds (default: fp32)"
-    add("--precision-hint", choices=("fp32", "bf16"), help=text)
-    add("--limit", type=parse_bytes, metavar="BYTES", help="refuse work that needs more memory, such as 8G")
+    add("--precision-hint", ("fp32", "bf16"), text)
+    add("--limit", parse_bytes, "refuse work that needs more memory, such as 8G", "BYTES")
     if chunk:
         text = "latents per step; results do not depend on it (default: from 'wfvae bench --tune', else 4)"
-        add("--chunk", type=parse_positive, metavar="N", help=text)
+        add("--chunk", parse_positive, text, "N")
 
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of reading a video."""
-    add = parser.add_argument_group("reading").add_argument
+    add = option_adder(parser.add_argument_group("reading"))
     text = "standard input is headerless RGB of this width and height, 8 bits per channel"
-    add("--raw", type=parse_raw, metavar="WxH", help=text)
-    text = "frame rate of a directory of images, or of --raw"
-    add("--fps", type=parse_rate, metavar="RATE", help=text)
-    text = "continue over damaged frames as the decoder conceals them"
-    add("--keep-damaged", action="store_true", help=text)
+    add("--raw", parse_raw, text, "WxH")
+    add("--fps", parse_rate, "frame rate of a directory of images, or of --raw", "RATE")
+    add("--keep-damaged", None, "continue over damaged frames as the decoder conceals them")
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of writing a video."""
-    add = parser.add_argument_group("writing").add_argument
-    add("--codec", metavar="NAME", help="FFmpeg encoder (default: by file name)")
-    text = "constant quality on the encoder's scale; lower is better"
-    add("--crf", type=parse_quality, metavar="Q", help=text)
+    add = option_adder(parser.add_argument_group("writing"))
+    add("--codec", str, "FFmpeg encoder (default: by file name)", "NAME")
+    add("--crf", parse_quality, "constant quality on the encoder's scale; lower is better", "Q")
     text = "format of a pipe: matroska (default), rawvideo, mp4, webm, mpegts, nut"
-    add("--container", metavar="NAME", help=text)
+    add("--container", str, text, "NAME")
 
 
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of interrupted jobs."""
-    add, text = parser.add_argument, "the most work that a kill may cost (default: %(default)s)"
-    add("--resume", action="store_true", help="continue an interrupted run")
-    add("--checkpoint-every", type=parse_seconds, default=30.0, metavar="SECONDS", help=text)
+    add, text = option_adder(parser), "the most work that a kill may cost (default: %(default)s)"
+    add("--resume", None, "continue an interrupted run")
+    add("--checkpoint-every", parse_seconds, text, "SECONDS", 30.0)
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:

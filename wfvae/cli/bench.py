@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from wfvae.cli.arguments import add_bundle_arguments, add_json_argument, open_from, parse_positive, parse_size
-from wfvae.cli.output import mebibytes, progress_bar, show
+from wfvae.cli import arguments
+from wfvae.cli.output import mebibytes, progress_bar, show, text_table
 from wfvae.errors import InputError
 from wfvae.machine import describe_machine
 
@@ -35,29 +35,27 @@ and latents and snapshots stay valid.
 
   wfvae bench bundle/ --size 480x832 --tune"""
 
-_COLUMNS = ("latents", "frames", "ms per chunk", "frames/s", "outside the engine", "planned memory")
+_COLUMNS = ("direction", "latents", "frames", "ms per chunk", "frames/s", "outside the engine")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    add_bundle_arguments(parser, chunk=False)
-    add = parser.add_argument
-    text = "video size (needed unless the bundle was exported for one)"
-    add("--size", type=parse_size, metavar="HxW", help=text)
-    text = "latents per step (default: 1 2 4 8)"
-    add("--chunks", type=parse_positive, nargs="+", default=(1, 2, 4, 8), metavar="N", help=text)
-    directions = ("both", "encode", "decode")
-    add("--direction", choices=directions, default="both", help="what to measure (default: both)")
-    add("--runs", type=parse_positive, default=5, metavar="N", help="turns that count (default: 5)")
-    add("--tune", action="store_true", help="store the best chunk lengths in the bundle")
-    add_json_argument(parser)
+    arguments.add_bundle_arguments(parser, chunk=False)
+    add = arguments.option_adder(parser)
+    add("--size", arguments.parse_size, "video size (needed unless the bundle was exported for one)", "HxW")
+    text, positive = "latents per step (default: 1 2 4 8)", arguments.parse_positive
+    parser.add_argument("--chunks", type=positive, nargs="+", default=(1, 2, 4, 8), metavar="N", help=text)
+    add("--direction", ("both", "encode", "decode"), "what to measure (default: both)", default="both")
+    add("--runs", positive, "turns that count (default: 5)", "N", 5)
+    add("--tune", None, "store the best chunk lengths in the bundle")
+    arguments.add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, and stores the choice on request."""
     from wfvae.spec.tuning import Setting, Tuning
 
-    with open_from(args) as bundle:
+    with arguments.open_from(args) as bundle:
         size = args.size or bundle.manifest.size
         if size is None:
             problem = "this bundle takes video of any size, and speed depends on it"
@@ -116,22 +114,21 @@ def _store(bundle: Bundle, size: tuple[int, int], setting: Setting, speeds: Spee
 
 
 def _table(described: dict[str, str], size: tuple[int, int], speeds: Speeds, chosen: Chosen) -> Table:
-    from rich.table import Table
-
     backend = ", ".join(f"{key} {value}" if key != "name" else value for key, value in described.items())
-    runs = next(iter(speeds.values()))[0].runs
-    table = Table(title=f"{size[0]}x{size[1]}, medians of {runs} runs; {backend}", title_justify="left")
-    table.add_column("direction")
-    for column in _COLUMNS:
-        table.add_column(column, justify="right")
-    table.add_column("")
-    for speed in (speed for found in speeds.values() for speed in found):
-        times = (
+    rows = [
+        (
+            speed.direction,
+            str(speed.chunk),
+            str(speed.frames),
             f"{speed.seconds * 1e3:,.1f}",
             f"{speed.frames_per_second:,.2f}",
             f"{speed.outside_engine:.2%}",
+            mebibytes(speed.planned_bytes),
+            "stored" if chosen.get(speed.direction) is speed else "",
         )
-        stored = "stored" if chosen.get(speed.direction) is speed else ""
-        counts = (str(speed.chunk), str(speed.frames))
-        table.add_row(speed.direction, *counts, *times, mebibytes(speed.planned_bytes), stored)
-    return table
+        for found in speeds.values()
+        for speed in found
+    ]
+    runs = next(iter(speeds.values()))[0].runs
+    title = f"{size[0]}x{size[1]}, medians of {runs} runs; {backend}"
+    return text_table((*_COLUMNS, "planned memory", ""), rows, title)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from wfvae.cli import arguments
-from wfvae.cli.output import mebibytes, show
+from wfvae.cli.output import mebibytes, progress_bar, show
 from wfvae.errors import InputError
 from wfvae.spec.engines import BuildSettings, Span
 from wfvae.spec.frames import padded_size
@@ -42,31 +40,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     arguments.add_bundle_argument(parser)
 
-    add = parser.add_argument_group("sizes").add_argument
-    text = "streams at once (default: %(default)s)"
-    add("--batch", type=_span, default=_DEFAULTS.batch, metavar="N", help=text)
-    text = "latents per steady step (default: %(default)s)"
-    add("--chunk", type=arguments.parse_positive, default=_DEFAULTS.chunk, metavar="N", help=text)
+    add = arguments.option_adder(parser.add_argument_group("sizes"))
+    add("--batch", _span, "streams at once (default: %(default)s)", "N", _DEFAULTS.batch)
+    positive = arguments.parse_positive
+    add("--chunk", positive, "latents per steady step (default: %(default)s)", "N", _DEFAULTS.chunk)
     for side in ("height", "width"):
-        text = f"video {side} (default: {getattr(_DEFAULTS, side)}, or the bundle's)"
-        add(f"--{side}", type=_span, metavar="N", help=text)
-    text = "one video size, in place of --height and --width"
-    add("--size", type=arguments.parse_size, metavar="HxW", help=text)
+        add(f"--{side}", _span, f"video {side} (default: {getattr(_DEFAULTS, side)}, or the bundle's)", "N")
+    add("--size", arguments.parse_size, "one video size, in place of --height and --width", "HxW")
     text = "also steps and direct graphs of up to N latents, for verification"
-    add("--whole-clip", type=arguments.parse_positive, metavar="N", help=text)
+    add("--whole-clip", positive, text, "N")
 
-    add = parser.add_argument_group("choices").add_argument
-    add("--tf32", action="store_true", help="round fp32 products to TF32: faster, less exact")
+    group = parser.add_argument_group("choices")
+    add = arguments.option_adder(group)
+    add("--tf32", None, "round fp32 products to TF32: faster, less exact")
     level, text = _DEFAULTS.optimization_level, "how long to search for fast kernels (default: %(default)s)"
-    add("--optimization-level", type=int, default=level, choices=range(6), help=text)
-    text = "scratch memory a kernel may use, such as 2G"
-    add("--workspace", type=arguments.parse_bytes, metavar="BYTES", help=text)
-    text = "kernel timings to reuse and add to (default: in the bundle)"
-    add("--timing-cache", type=Path, metavar="FILE", help=text)
-    text = "take all choices from the cache; fail where it has none"
-    add("--timing-cache-only", action="store_true", help=text)
-    add("--again", action="store_true", help="also build engines that exist")
-    add("--device", type=int, default=0, metavar="N", help="which GPU (default: %(default)s)")
+    group.add_argument("--optimization-level", type=int, default=level, choices=range(6), help=text)
+    add("--workspace", arguments.parse_bytes, "scratch memory a kernel may use, such as 2G", "BYTES")
+    add("--timing-cache", Path, "kernel timings to reuse and add to (default: in the bundle)", "FILE")
+    add("--timing-cache-only", None, "take all choices from the cache; fail where it has none")
+    add("--again", None, "also build engines that exist")
+    add("--device", int, "which GPU (default: %(default)s)", "N", 0)
     arguments.add_json_argument(parser)
 
 
@@ -85,7 +78,11 @@ def run(args: argparse.Namespace) -> int:
     target = target_here(trt, Cuda(args.device))
     path = args.timing_cache or timing_cache_path(args.bundle, target)
     cache = TimingCacheFile(path, args.timing_cache_only)
-    with _progress_bar() as progress:
+    with progress_bar("building", unit="steps") as advance:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            advance(done, total or None, stage)
+
         report = build_engines(
             args.bundle, settings, target, trt, timing_cache=cache, again=args.again, progress=progress
         )
@@ -106,20 +103,3 @@ def settings_from(args: argparse.Namespace) -> BuildSettings:
         height, width = map(Span.of, padded_size(*args.size))  # as the runtime pads
     same = ("batch", "chunk", "whole_clip", "tf32", "optimization_level", "workspace")
     return BuildSettings(height=height, width=width, **{name: getattr(args, name) for name in same})
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Shows a progress bar if standard error is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("building", total=None)
-
-        def report(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total or None)
-
-        yield report

@@ -26,15 +26,13 @@ the same bytes."""
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     arguments.add_bundle_arguments(parser)
-    parser.add_argument("latents", type=Path, metavar="LATENTS", help="made by 'wfvae encode'")
-    parser.add_argument(
-        "video",
-        metavar="VIDEO",
-        help="file (mp4, mkv, webm, mov, gif), directory for PNG images, or - for standard output",
-    )
+    add = arguments.option_adder(parser)
+    add("latents", Path, "made by 'wfvae encode'", "LATENTS")
+    text = "file (mp4, mkv, webm, mov, gif), directory for PNG images, or - for standard output"
+    add("video", str, text, "VIDEO")
     arguments.add_resume_arguments(parser)
-    parser.add_argument("--any-bundle", action="store_true", help="accept latents that another model encoded")
-    parser.add_argument("--audio-from", type=Path, metavar="FILE", help="copy this file's audio")
+    add("--any-bundle", None, "accept latents that another model encoded")
+    add("--audio-from", Path, "copy this file's audio", "FILE")
     arguments.add_output_arguments(parser)
     arguments.add_json_argument(parser)
 

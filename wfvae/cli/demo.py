@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wfvae.cli.arguments import add_json_argument, parse_positive
+from wfvae.cli.arguments import add_json_argument, option_adder, parse_positive
 from wfvae.cli.output import show
 from wfvae.errors import MissingExtraError
 from wfvae.files import prepare_folder
@@ -27,12 +27,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     text = "video to use (default: a generated clip of 10 s, 256x256)"
     parser.add_argument("video", nargs="?", metavar="VIDEO", help=text)
-    text = "where to write (default: %(default)s)"
-    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help=text)
-    text = "model to use (default: the trained tiny model of the package)"
-    parser.add_argument("--checkpoint", metavar="CHECKPOINT", default="tiny", help=text)
-    text = "CPU threads (default: all cores)"
-    parser.add_argument("--threads", type=parse_positive, metavar="N", help=text)
+    add = option_adder(parser)
+    add("--out", Path, "where to write (default: %(default)s)", "DIR", Path("demo"))
+    add("--checkpoint", str, "model to use (default: the packaged tiny model)", "CHECKPOINT", "tiny")
+    add("--threads", parse_positive, "CPU threads (default: all cores)", "N")
     add_json_argument(parser)
 
 

@@ -12,7 +12,7 @@ SUMMARY = "video to latents, in constant memory"
 DESCRIPTION = """\
 Streams a video of any length and size through the encoder.
 
-  wfvae encode bundle/ in.mp4 latents.zarr           a stream: readable while it is written, and after a kill
+  wfvae encode bundle/ in.mp4 latents.zarr           a stream: readable at any time, also after a kill
   wfvae encode bundle/ in.mp4 latents.safetensors    a clip; also .npy
   wfvae encode bundle/ frames/ latents.npy --fps 24  a directory of images
   wfvae encode bundle/ - latents.zarr < in.mkv       a pipe

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.markup import escape
 from rich.text import Text
 
 from wfvae.cli.arguments import open_from
-from wfvae.cli.output import progress_bar, show
+from wfvae.cli.output import progress_bar, show, text_table
 from wfvae.errors import ResourceError
-from wfvae.evaluation.evaluator import Evaluator, use_threads
+from wfvae.evaluation.evaluator import Evaluator
 from wfvae.evaluation.lpips_choice import choose_lpips
 from wfvae.evaluation.protocol import PAPER_FRAMES, PAPER_SIZE, Protocol
 from wfvae.evaluation.results import Labelled, to_json, write_results
@@ -52,7 +53,7 @@ class EvaluationRun:
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         if args.threads is not None:
-            use_threads(args.threads)
+            torch.set_num_threads(args.threads)  # of LPIPS and FVD
         frames, size = args.frames or PAPER_FRAMES, args.size or PAPER_SIZE
         self._protocol = Protocol(None, None) if args.whole else Protocol(frames, size, args.window)
         self._lpips = choose_lpips(args.lpips_weights, args.lpips_net)
@@ -147,19 +148,18 @@ def _open(args: argparse.Namespace) -> Iterator[_Reconstructions]:
 
 def _text(entries: list[Labelled], differences: list[PairedDifference], worst: int) -> RenderableType:
     """Returns the scores for a terminal."""
-    table = Table("", *headings())
+    rows = [(escape(entry.label), *cells(entry)) for entry in entries]
     lines = ["± is half of the 95 % interval (Student's t over videos)"]
-    for entry in entries:
-        table.add_row(Text(entry.label), *cells(entry))
     if differences:
         texts = {
             one.metric: score_text(one.metric, one.mean, sign=True) + (" *" if one.significant else "")
             for one in differences
         }
-        table.add_row("second - first, paired", *(texts.get(metric, "–") for metric in METRICS), "")
+        rows.append(("second - first, paired", *(texts.get(metric, "–") for metric in METRICS), ""))
         lines[0] += "; * the interval excludes zero"
         lines += [*limit_remark(entries), *regression_lines(differences, worst)]
     for entry in entries:
         lines += [f"{entry.label}: {line}" for line in remarks(entry, worst)]
     # File names may hold bytes that are not UTF-8.
+    table = text_table(("", *headings()), rows)
     return Group(table, *(Text(line.encode("utf-8", "backslashreplace").decode()) for line in lines))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wfvae.cli.arguments import add_json_argument, parse_size
+from wfvae.cli.arguments import add_json_argument, option_adder, parse_size
 from wfvae.cli.output import mebibytes, show
 from wfvae.errors import MissingExtraError
 
@@ -33,21 +33,17 @@ def _size(text: str) -> tuple[int, int] | None:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
-    add("bundle", type=Path, metavar="BUNDLE", help="directory to make")
-    text = "of weights, activations and state (default: fp32)"
-    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help=text)
-    text = "fix the video size in the graphs (default: dynamic)"
-    add("--size", type=_size, metavar="HxW|dynamic", help=text)
-    text = "what the encoder returns (default: mean)"
-    add("--output", choices=("mean", "moments"), default="mean", help=text)
-    text = "version of ONNX operators, 18 to 24 (default: 20, for bf16 22)"
-    add("--opset", type=int, metavar="N", help=text)
-    add("--convolutions", choices=("minimal", "plain"), default="minimal", help=CONVOLUTIONS)
-    text = "also write whole-clip graphs without state, which 'verify' compares with"
-    add("--direct", action="store_true", help=text)
-    add("--overwrite", action="store_true", help="replace an existing bundle")
+    add = option_adder(parser)
+    add("checkpoint", str, CHECKPOINT, "CHECKPOINT")
+    add("bundle", Path, "directory to make", "BUNDLE")
+    precisions = ("fp32", "fp16", "bf16")
+    add("--precision", precisions, "of weights, activations and state (default: fp32)", default="fp32")
+    add("--size", _size, "fix the video size in the graphs (default: dynamic)", "HxW|dynamic")
+    add("--output", ("mean", "moments"), "what the encoder returns (default: mean)", default="mean")
+    add("--opset", int, "version of ONNX operators, 18 to 24 (default: 20, for bf16 22)", "N")
+    add("--convolutions", ("minimal", "plain"), CONVOLUTIONS, default="minimal")
+    add("--direct", None, "also write whole-clip graphs without state, which 'verify' compares with")
+    add("--overwrite", None, "replace an existing bundle")
     add_json_argument(parser)
 
 

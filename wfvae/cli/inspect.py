@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from wfvae.cli.arguments import add_json_argument, number_parser
+from wfvae.cli.arguments import add_json_argument, number_parser, option_adder
 from wfvae.cli.output import mebibytes, show
 from wfvae.cli.subbands import check_plot, measure_subbands, plot_subbands, subband_table
 from wfvae.errors import CheckpointError, InputError, MissingExtraError, WFVAEError
@@ -36,12 +36,11 @@ parse_bin_width = number_parser(float, sys.float_info.min, sys.float_info.max, _
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("thing", type=Path, metavar="BUNDLE|LATENTS|CHECKPOINT|VIDEO")
-    add = parser.add_argument_group("sub-bands of a video").add_argument
-    text = "read the video, and print energy and entropy per Haar sub-band"
-    add("--subbands", action="store_true", help=text)
-    add("--plot", type=Path, metavar="FILE", help="draw them into this SVG file")
+    add = option_adder(parser.add_argument_group("sub-bands of a video"))
+    add("--subbands", None, "read the video, and print energy and entropy per Haar sub-band")
+    add("--plot", Path, "draw them into this SVG file", "FILE")
     text = "bins of the entropy's histogram, in 8-bit levels of the coefficients (default: 1)"
-    add("--bin-width", type=parse_bin_width, metavar="W", help=text)
+    add("--bin-width", parse_bin_width, text, "W")
     add_json_argument(parser)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 _WIDTH_OFF_TERMINAL = 200
 
@@ -48,34 +49,47 @@ def naming_stream(name: str) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, name) from error
 
 
+def text_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    title: str | None = None,
+    caption: str | None = None,
+) -> Table:
+    """Returns a table for a terminal, with all columns but the first aligned to the right."""
+    from rich.table import Table
+
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Shows frames, rate and time left on a terminal's standard error, and nothing elsewhere.
+def progress_bar(label: str, unit: str = "frames") -> Iterator[Callable[..., None]]:
+    """Shows what is done, its rate and time left on a terminal's standard error; nothing elsewhere.
 
     Yields:
-        A function of frames done and frames in all, None if unknown.
+        A function of units done, units in all (None if unknown), and the label if it changes.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
-    rate = TextColumn("frames  {task.fields[rate]}")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        rate,
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not on_terminal, transient=True) as bar:
+    rate = TextColumn(f"{unit}  {{task.fields[rate]}}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate)
+    options: dict[str, Any] = {"console": console, "disable": not on_terminal, "transient": True}
+    with Progress(*columns, TimeRemainingColumn(), **options) as bar:
         task = bar.add_task(label, total=None, rate="")
 
-        def advance(done: int, total: int | None) -> None:
-            speed = bar.tasks[task].speed
+        def advance(done: int, total: int | None, stage: str = label) -> None:
+            speed = bar.tasks[task].speed if unit == "frames" else None
             # A container may understate its frames.
             shown = total if total is not None and total >= done else None
-            bar.update(task, completed=done, total=shown, rate=f"{speed:.1f} fps" if speed else "")
+            text = f"{speed:.1f} fps" if speed else ""
+            bar.update(task, description=stage, completed=done, total=shown, rate=text)
 
         yield advance
 

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from wfvae.cli import arguments
-from wfvae.cli.output import mebibytes, show
+from wfvae.cli.output import mebibytes, show, text_table
 from wfvae.spec.frames import DEFAULT_CHUNK
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ computed from the manifest alone.
 
   wfvae plan bundle/ --size 480x832 --streams 4 --limit 16G    exit code 2 if it does not fit"""
 
-_COLUMNS = ("state per stream", "state held", "input and output", "activations", "weights", "total")
+_COLUMNS = ("", "state per stream", "state held", "input and output", "activations", "weights", "total")
 _CAPTION = (
     "State is held in two buffers. Activations are what the graph needs at once; a backend's packing comes"
     " on top."
@@ -28,27 +28,20 @@ _CAPTION = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    add = parser.add_argument
+    add, positive = arguments.option_adder(parser), arguments.parse_positive
     arguments.add_bundle_argument(parser)
-    add("--size", type=arguments.parse_size, required=True, metavar="HxW", help="video height and width")
-    add(
-        "--streams",
-        type=arguments.parse_positive,
-        default=1,
-        metavar="N",
-        help="streams at once (default: 1)",
+    parser.add_argument(
+        "--size", type=arguments.parse_size, required=True, metavar="HxW", help="video height and width"
     )
+    add("--streams", positive, "streams at once (default: 1)", "N", 1)
     text = "latents per step (default: %(default)s, also where 'wfvae bench --tune' stored another one)"
-    add("--chunk", type=arguments.parse_positive, default=DEFAULT_CHUNK, metavar="N", help=text)
-    text = "refuse if a direction needs more, such as 8G"
-    add("--limit", type=arguments.parse_bytes, metavar="BYTES", help=text)
+    add("--chunk", positive, text, "N", DEFAULT_CHUNK)
+    add("--limit", arguments.parse_bytes, "refuse if a direction needs more, such as 8G", "BYTES")
     arguments.add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the plan of both directions."""
-    from rich.table import Table
-
     from wfvae.spec.manifest import Manifest
     from wfvae.spec.memory import plan_memory
 
@@ -56,18 +49,16 @@ def run(args: argparse.Namespace) -> int:
     directions: tuple[Direction, ...] = ("encoder", "decoder")
     height, width = args.size
     plans = [plan_memory(manifest, way, height, width, args.streams, args.chunk) for way in directions]
-    title = (
-        f"{args.streams} stream(s) of {height}x{width}, {args.chunk} latents per step, {manifest.precision}"
-    )
-    table = Table(title=title, caption=_CAPTION, title_justify="left", caption_justify="left")
-    table.add_column("")
-    for name in _COLUMNS:
-        table.add_column(name, justify="right")
+    rows = []
     for plan in plans:
         if args.limit is not None:
             plan.require(args.limit)
         state = (plan.state_bytes, plan.held_state_bytes)
         parts = (*state, plan.io_bytes, plan.scratch_bytes, plan.weights_bytes, plan.total_bytes)
-        table.add_row(plan.direction, *map(mebibytes, parts))
-    show(args, {plan.direction: plan.to_dict() for plan in plans}, table)
+        rows.append((plan.direction, *map(mebibytes, parts)))
+    streams = f"{args.streams} stream(s) of {height}x{width}"
+    title = f"{streams}, {args.chunk} latents per step, {manifest.precision}"
+    show(
+        args, {plan.direction: plan.to_dict() for plan in plans}, text_table(_COLUMNS, rows, title, _CAPTION)
+    )
     return 0

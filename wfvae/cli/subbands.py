@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wfvae.cli.output import progress_bar
+from wfvae.cli.output import progress_bar, text_table
 from wfvae.errors import InputError, MissingExtraError
 from wfvae.files import check_destination, write_whole
 
@@ -62,15 +62,13 @@ def measure_subbands(video: Path, bin_width: float) -> dict[str, Any]:
 
 def subband_table(facts: dict[str, Any]) -> Table:
     """Returns the sub-bands as a table for a terminal."""
-    from rich.table import Table
-
-    columns = ("band", "high-pass along", "energy", "share", "centred share", "entropy, bits")
-    table = Table(*columns, title=f"{facts['frames_counted']} frames")
+    rows = []
     for band in facts["bands"]:
         shares = [f"{100 * band[key]:.4g} %" for key in ("energy_share", "centred_energy_share")]
         axes, entropy = band["high_pass_along"] or "–", f"{band['entropy_bits']:.3f}"
-        table.add_row(band["name"], axes, f"{band['energy']:.4g}", *shares, entropy)
-    return table
+        rows.append((band["name"], axes, f"{band['energy']:.4g}", *shares, entropy))
+    columns = ("band", "high-pass along", "energy", "share", "centred share", "entropy, bits")
+    return text_table(columns, rows, f"{facts['frames_counted']} frames")
 
 
 def check_plot(path: Path) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wfvae.cli.arguments import add_json_argument
+from wfvae.cli.arguments import add_json_argument, option_adder
 from wfvae.cli.output import show
 from wfvae.errors import ConfigError, MissingExtraError
 from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_CONFIG, newest_of_run
@@ -38,15 +38,15 @@ Trains a model by a configuration: a TOML file, or the name of a ready one (--li
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    add = parser.add_argument
-    add("config", metavar="CONFIG", nargs="?", help="TOML file, or the name of a ready configuration")
-    place = "directory of the run (default: CONFIG's own, else runs/ and its name)"
-    add("--out", type=Path, metavar="RUN", help=place)
-    setting = "set section.key of the configuration; repeatable"
-    add("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=setting)
-    add("--resume", action="store_true", help="continue from the newest checkpoint of the run")
-    add("--list", action="store_true", help="list the ready configurations")
-    add("--show", action="store_true", help="print the whole configuration as TOML, and do nothing")
+    text = "TOML file, or the name of a ready configuration"
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help=text)
+    add = option_adder(parser)
+    add("--out", Path, "directory of the run (default: CONFIG's own, else runs/ and its name)", "RUN")
+    text = "set section.key of the configuration; repeatable"
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=text)
+    add("--resume", None, "continue from the newest checkpoint of the run")
+    add("--list", None, "list the ready configurations")
+    add("--show", None, "print the whole configuration as TOML, and do nothing")
     add_json_argument(parser)
 
 
@@ -178,6 +178,7 @@ def _watching(shown: bool, stop: _Stop) -> Iterator[Watcher]:
     """Shows a bar with the losses on a terminal, and notices anywhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
     from wfvae.train.step_loop import Watcher
 
@@ -185,7 +186,8 @@ def _watching(shown: bool, stop: _Stop) -> Iterator[Watcher]:
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     options: dict[str, Any] = {"transient": True, "speed_estimate_period": _ETA_SECONDS}
-    bar = Progress(*columns, _details(), console=console, disable=not on_terminal, **options)
+    details = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+    bar = Progress(*columns, details, console=console, disable=not on_terminal, **options)
     bar.start()
     index = bar.add_task("indexing", total=None, text="", visible=False)
     task = bar.add_task("training", total=None, text="")
@@ -205,15 +207,3 @@ def _watching(shown: bool, stop: _Stop) -> Iterator[Watcher]:
     finally:
         with suppress(OSError):  # the terminal was closed
             bar.stop()
-
-
-def _details() -> Any:
-    """Returns a column that a narrow terminal cuts off; a plain one would be wrapped."""
-    from rich.progress import ProgressColumn, Task
-    from rich.text import Text
-
-    class Details(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
-
-    return Details()

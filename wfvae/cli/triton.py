@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wfvae.cli.arguments import add_bundle_argument, add_json_argument, parse_positive, parse_size
+from wfvae.cli.arguments import (
+    add_bundle_argument,
+    add_json_argument,
+    option_adder,
+    parse_positive,
+    parse_size,
+)
 from wfvae.cli.output import show
 from wfvae.errors import MissingExtraError
 
@@ -25,36 +31,26 @@ GPU."""
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     add_bundle_argument(parser)
-    add = parser.add_argument
-    add("repository", type=Path, metavar="REPOSITORY", help="directory to make")
+    add = option_adder(parser)
+    add("repository", Path, "directory to make", "REPOSITORY")
     text = "video size served (default: the one the bundle was exported for)"
-    add("--size", type=parse_size, metavar="HxW", help=text)
+    add("--size", parse_size, text, "HxW")
     platforms, text = ("onnxruntime", "tensorrt"), "what runs the graphs (default: %(default)s)"
-    add("--platform", choices=platforms, default="onnxruntime", help=text)
-    text = "models are NAME_encoder and NAME_decoder (default: %(default)s)"
-    add("--name", default="wfvae", metavar="NAME", help=text)
-    add("--overwrite", action="store_true", help="replace a repository made before")
+    add("--platform", platforms, text, default="onnxruntime")
+    add("--name", str, "models are NAME_encoder and NAME_decoder (default: %(default)s)", "NAME", "wfvae")
+    add("--overwrite", None, "replace a repository made before")
 
-    add = parser.add_argument_group("serving").add_argument
-    text = "where the models run (default: %(default)s)"
-    add("--device", choices=("gpu", "cpu"), default="gpu", help=text)
-    text = "GPUs to use (default: all that the server sees)"
-    add("--gpus", type=_gpus, default=(), metavar="N,N", help=text)
-    default = "(default: %(default)s)"
-    for option, count, text in (
-        ("--instances", 1, f"copies per GPU {default}"),
-        ("--max-batch", 4, f"streams that share one execution {default}"),
-        ("--max-sequences", None, "streams open at once (default: 4 times --max-batch)"),
-    ):
-        add(option, type=parse_positive, default=count, metavar="N", help=text)
-    text = f"microseconds that a request waits for others {default}"
-    add("--max-delay", type=int, default=2000, metavar="US", help=text)
-    text = f"seconds after which a silent stream is dropped {default}"
-    add("--idle", type=parse_positive, default=60, metavar="S", help=text)
-    add("--same-buffer", action="store_true", help="one buffer per state instead of two")
-    add("--tf32", action="store_true", help="let CUDA round fp32 products to TF32")
-    text = "largest step of a TensorRT engine (default: %(default)s)"
-    add("--max-latents", type=parse_positive, default=8, metavar="N", help=text)
+    add, default = option_adder(parser.add_argument_group("serving")), "(default: %(default)s)"
+    add("--device", ("gpu", "cpu"), f"where the models run {default}", default="gpu")
+    add("--gpus", _gpus, "GPUs to use (default: all that the server sees)", "N,N", ())
+    add("--instances", parse_positive, f"copies per GPU {default}", "N", 1)
+    add("--max-batch", parse_positive, f"streams that share one execution {default}", "N", 4)
+    add("--max-sequences", parse_positive, "streams open at once (default: 4 times --max-batch)", "N")
+    add("--max-delay", int, f"microseconds that a request waits for others {default}", "US", 2000)
+    add("--idle", parse_positive, f"seconds after which a silent stream is dropped {default}", "S", 60)
+    add("--same-buffer", None, "one buffer per state instead of two")
+    add("--tf32", None, "let CUDA round fp32 products to TF32")
+    add("--max-latents", parse_positive, f"largest step of a TensorRT engine {default}", "N", 8)
     add_json_argument(parser)
 
 

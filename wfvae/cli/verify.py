@@ -10,15 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from wfvae.cli.arguments import (
-    add_bundle_arguments,
-    add_input_arguments,
-    add_json_argument,
-    open_from,
-    parse_positive,
-    parse_size,
-    raw_layout,
-)
+from wfvae.cli import arguments
 from wfvae.cli.output import show
 from wfvae.errors import InputError, MissingExtraError
 from wfvae.files import write_whole
@@ -47,18 +39,15 @@ DEFAULT_SIZE = (64, 96)
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    add_bundle_arguments(parser, chunk=False)
-    parser.add_argument("--video", metavar="VIDEO", help="clip to check with (default: a generated one)")
-    text = "frames to use (default: %(default)s)"
-    parser.add_argument("--frames", type=parse_positive, default=DEFAULT_FRAMES, metavar="N", help=text)
-    text = "size of the generated clip (default: 64x96)"
-    parser.add_argument("--size", type=parse_size, metavar="HxW", help=text)
-    text = "also compare with this checkpoint in PyTorch"
-    parser.add_argument("--against", metavar="CHECKPOINT", help=text)
-    text = "write a certificate: hashes, versions, machine, checks (JSON)"
-    parser.add_argument("--certificate", type=Path, metavar="FILE", help=text)
-    add_input_arguments(parser)
-    add_json_argument(parser)
+    arguments.add_bundle_arguments(parser, chunk=False)
+    add, frames = arguments.option_adder(parser), "frames to use (default: %(default)s)"
+    add("--video", str, "clip to check with (default: a generated one)", "VIDEO")
+    add("--frames", arguments.parse_positive, frames, "N", DEFAULT_FRAMES)
+    add("--size", arguments.parse_size, "size of the generated clip (default: 64x96)", "HxW")
+    add("--against", str, "also compare with this checkpoint in PyTorch", "CHECKPOINT")
+    add("--certificate", Path, "write a certificate: hashes, versions, machine, checks (JSON)", "FILE")
+    arguments.add_input_arguments(parser)
+    arguments.add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         from wfvae.model.vae import WFVAE
 
         model = WFVAE.from_pretrained(args.against)
-    with open_from(args) as bundle, Console(stderr=True).status("verifying") as status:
+    with arguments.open_from(args) as bundle, Console(stderr=True).status("verifying") as status:
 
         def progress(stage: str, done: int, total: int) -> None:
             status.update(f"verifying {stage} ({done} of {total})")
@@ -99,6 +88,7 @@ def _clip(args: argparse.Namespace, fixed: tuple[int, int] | None) -> tuple[npt.
         raise InputError("--size is for the generated clip; a video has its own size")
     from wfvae.runtime.media.video_reader import open_video
 
-    with open_video(args.video, raw=raw_layout(args), fps=args.fps, keep_damaged=args.keep_damaged) as reader:
+    layout = arguments.raw_layout(args)
+    with open_video(args.video, raw=layout, fps=args.fps, keep_damaged=args.keep_damaged) as reader:
         frames = np.stack(list(itertools.islice(iter(reader), args.frames)))
     return frames, Path(args.video).name

@@ -21,26 +21,7 @@ Progress = Callable[[int, int | None], None]
 class Evaluator:
     """Scores videos. `result` returns what has been scored so far.
 
-    Args:
-        lpips: from `choose_lpips`.
-        network: features for FVD; None leaves FVD out.
-
-    Example:
-        >>> from fractions import Fraction
-        >>> from pathlib import Path
-        >>> from wfvae.evaluation.lpips_choice import choose_lpips
-        >>> from wfvae.evaluation.sources import file_videos
-        >>> from wfvae.evaluation.video_files import match_videos
-        >>> from wfvae.runtime.media.video_info import OutputVideo
-        >>> from wfvae.runtime.media.video_writer import open_video_writer
-        >>> lossless = OutputVideo(16, 16, Fraction(25), codec="ffv1", pixel_format="bgr0")
-        >>> for name, level in (("real.mkv", 100), ("made.mkv", 105)):
-        ...     with open_video_writer(name, lossless) as writer:
-        ...         writer.write(np.full((3, 16, 16, 3), level, np.uint8))
-        >>> videos = file_videos(match_videos(Path("real.mkv"), Path("made.mkv")))
-        >>> evaluator = Evaluator(videos, Protocol(None, None), choose_lpips("none", "alex"))
-        >>> round(evaluator.run().videos[0].psnr, 2)
-        34.15
+    `lpips` comes from `choose_lpips`; without a `network` of features there is no FVD.
     """
 
     def __init__(
@@ -55,11 +36,8 @@ class Evaluator:
     def run(self, progress: Progress = lambda done, total: None) -> Evaluation:
         """Scores every video; skips those that are unreadable, too short, or do not fit.
 
-        Args:
-            progress: called with frames done and frames in all, None if unknown.
-
-        Raises:
-            InputError: no video could be scored.
+        Calls `progress` with frames done and frames in all, None if unknown. Raises `InputError` if
+        no video could be scored.
         """
         done, count = 0, len(self._videos)
         total = None if self._protocol.frames is None else self._protocol.frames * count
@@ -93,10 +71,9 @@ class Evaluator:
         lengths = {one.shape[1] for pair in features for one in pair}
         lengths |= {len(self._real.mean)} if self._real.count else set()
         if len(lengths) > 1:
-            raise InputError(
-                "the feature network returned features of different lengths,"
-                f" {' and '.join(map(str, sorted(lengths)))}; expected one length"
-            )
+            found = " and ".join(map(str, sorted(lengths)))
+            problem = f"the feature network returned features of different lengths, {found}"
+            raise InputError(f"{problem}; expected one length")
         for original, result in features:
             self._real.add(original)
             self._made.add(result)
@@ -120,13 +97,6 @@ class Evaluator:
         except ValueError as error:  # numpy's LinAlgError is one; the other scores stay valid
             reason = f"the distance of the features cannot be computed: {error}"
             return SetScore(None, clips, frames, features, reason)
-
-
-def use_threads(count: int) -> None:
-    """Limits the CPU threads of LPIPS and FVD in this process."""
-    import torch
-
-    torch.set_num_threads(count)
 
 
 def _video_score(name: str, size: tuple[int, int], pieces: Sequence[FrameScores]) -> VideoScore:

@@ -20,19 +20,14 @@ class FeatureMoments:
         self._scatter: Array = np.zeros((0, 0))
 
     def add(self, features: npt.ArrayLike) -> None:
-        """Adds features (n, d), n >= 1, of the same d in every call.
-
-        Raises:
-            InputError: another shape, or values that are not finite.
-        """
+        """Adds features (n, d), n >= 1, of the same d in every call. Raises `InputError` for others."""
         batch = np.asarray(features, dtype=np.float64)
         if batch.ndim != 2 or not len(batch) or (self.count and batch.shape[1] != len(self.mean)):
             expected = len(self.mean) or "d"
             raise InputError(f"features have shape {batch.shape}; expected (n, {expected}), n >= 1")
         if not np.isfinite(batch).all():
-            raise InputError(
-                "features hold NaN or infinite values; the feature network does not fit these videos"
-            )
+            problem = "features hold NaN or infinite values"
+            raise InputError(f"{problem}; the feature network does not fit these videos")
         if not self.count:
             self.mean, self._scatter = np.zeros(batch.shape[1]), np.zeros((batch.shape[1],) * 2)
         # Merged about the common mean: raw second moments would lose the covariance of features far

@@ -31,12 +31,8 @@ class LPIPSChoice:
 def choose_lpips(weights: str | None, net: Literal["alex", "vgg"]) -> LPIPSChoice:
     """Loads LPIPS, or returns the reason why it is not available.
 
-    Args:
-        weights: of the backbone: a file, `random` (for trying out: the figures mean nothing),
-            `none`, or None for torchvision's weights of `net`, which are downloaded at first use.
-
-    Raises:
-        CheckpointError: the given file is missing or of another network.
+    `weights` of the backbone are a file, `random` (to try out), `none`, or None for torchvision's
+    of `net`, downloaded at first use. Raises `CheckpointError` for a file that is missing or wrong.
     """
     if weights == "none":
         return LPIPSChoice("none", None, "not asked for")
@@ -59,11 +55,9 @@ def choose_lpips(weights: str | None, net: Literal["alex", "vgg"]) -> LPIPSChoic
     def distance(reconstruction: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         height, width = real.shape[-2:]
         if min(height, width) < SMALLEST_SIDE[net]:
-            raise InputError(
-                f"frames are {height}x{width}, too small for LPIPS with {net}, which needs"
-                f" {SMALLEST_SIDE[net]} pixels; score larger frames with --size, or leave LPIPS out with"
-                " --lpips-weights none"
-            )
+            small = f"frames are {height}x{width}, too small for LPIPS with {net}"
+            advice = "score larger frames with --size, or leave LPIPS out with --lpips-weights none"
+            raise InputError(f"{small}, which needs {SMALLEST_SIDE[net]} pixels; {advice}")
         result: torch.Tensor = network(reconstruction, real)
         return result
 

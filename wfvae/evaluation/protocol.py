@@ -61,11 +61,7 @@ def open_prepared(path: Path, protocol: Protocol) -> Iterator[Prepared]:
     """Opens a video and yields the frames that the protocol asks for, one at a time.
 
     A centre window needs the true number of frames, so the video is decoded twice then: the number
-    that a container states may be wrong.
-
-    Raises:
-        MediaError: the video cannot be read.
-        InputError: a centre window does not fit.
+    that a container states may be wrong. Raises `InputError` if such a window does not fit.
     """
     count, start = None, 0
     if protocol.window == "centre" and protocol.frames is not None:
@@ -96,10 +92,8 @@ def _window(path: Path, frames: Iterator[Frame], protocol: Protocol) -> Iterator
 
 
 def _too_short(path: Path, found: int, wanted: int) -> InputError:
-    return InputError(
-        f"'{path}' has {found} frames, and {wanted} are scored; give longer videos, a smaller --frames, or"
-        " --whole"
-    )
+    advice = "give longer videos, a smaller --frames, or --whole"
+    return InputError(f"'{path}' has {found} frames, and {wanted} are scored; {advice}")
 
 
 def square(frame: Frame, side: int) -> Frame:
@@ -116,8 +110,6 @@ def resized(frame: Frame, height: int, width: int) -> Frame:
     import torch
 
     planes: Any = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float()
-    planes = torch.nn.functional.interpolate(
-        planes, (height, width), mode="bilinear", antialias=True, align_corners=False
-    )
+    planes = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
     result: Frame = planes[0].round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     return result

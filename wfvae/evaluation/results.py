@@ -40,13 +40,7 @@ class Labelled:
 def to_json(
     entries: Sequence[Labelled], differences: Sequence[PairedDifference], worst: int
 ) -> dict[str, Any]:
-    """Returns the result as data, as docs/evaluation.md specifies it.
-
-    Args:
-        entries: one set of reconstructions or two.
-        differences: of two sets; empty if there is only one.
-        worst: how many videos to name per metric.
-    """
+    """Returns one set of reconstructions, or two and their differences, as docs/evaluation.md says."""
     result = {"method": METHOD, "reconstructions": [_entry(entry, worst) for entry in entries]}
     return result | ({"difference": _difference(entries, differences, worst)} if differences else {})
 

@@ -40,11 +40,8 @@ class Metric:
         return f"{self.title} {'↑' if self.higher_is_better else '↓'}"
 
 
-PSNR, SSIM, LPIPS = (
-    Metric("psnr", "PSNR", True, 2),
-    Metric("ssim", "SSIM", True, 4),
-    Metric("lpips", "LPIPS", False, 4),
-)
+PSNR, SSIM = Metric("psnr", "PSNR", True, 2), Metric("ssim", "SSIM", True, 4)
+LPIPS = Metric("lpips", "LPIPS", False, 4)
 METRICS = (PSNR, SSIM, LPIPS)
 """The scores per video."""
 FVD = Metric("fvd", "FVD", False, 2)
@@ -62,14 +59,10 @@ class Mean:
 
 
 def mean_interval(values: Sequence[float]) -> Mean:
-    """Computes the mean and its interval by Student's t distribution.
+    """Computes the mean of finite values, at least one, and its interval by Student's t distribution.
 
-    Raises:
-        InputError: there are no values, or one is not finite.
-
-    Example:
-        >>> mean_interval([30.0, 32.0, 34.0])
-        Mean(value=32.0, low=27.03..., high=36.96..., count=3)
+    >>> mean_interval([30.0, 32.0, 34.0])
+    Mean(value=32.0, low=27.03..., high=36.96..., count=3)
     """
     if not values or not all(map(math.isfinite, values)):
         raise InputError(f"the mean of {len(values)} values is undefined; expected at least one, all finite")
@@ -187,27 +180,21 @@ def compare(first: Evaluation, second: Evaluation) -> list[PairedDifference]:
     without the identical frames, which have no finite PSNR, would be over different frames, and a
     reconstruction that is perfect except for its hardest frame would be the worse one. With the
     limit, if every frame of one is at least as good as that of the other, its mean is not lower.
-
-    Raises:
-        InputError: no video was scored in both.
+    Raises `InputError` if no video was scored in both.
     """
     others = {video.name: video for video in second.videos}
     pairs = [(video, others[video.name]) for video in first.videos if video.name in others]
     if not pairs:
-        raise InputError(
-            "no video was scored in both sets of reconstructions; give two reconstructions of the same videos"
-        )
+        problem = "no video was scored in both sets of reconstructions"
+        raise InputError(f"{problem}; give two reconstructions of the same videos")
     found = []
     for metric in METRICS:
-        differences = {}
+        differences: dict[str, float] = {}
+        key = "psnr_limited" if metric is PSNR else metric.key
         for a, b in pairs:
-            before, after = (_comparable(video, metric) for video in (a, b))
+            before, after = getattr(a, key), getattr(b, key)
             if before is not None and after is not None:
                 differences[a.name] = after - before
         mean = mean_interval(list(differences.values())) if differences else None
         found.append(PairedDifference(metric, differences, mean, len(pairs) - len(differences)))
     return found
-
-
-def _comparable(video: VideoScore, metric: Metric) -> float | None:
-    return video.psnr_limited if metric is PSNR else video.get(metric)

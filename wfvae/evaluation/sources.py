@@ -25,19 +25,12 @@ _FRAMES_AT_ONCE = 8
 
 
 def file_videos(pairs: Mapping[str, tuple[Path, Path]]) -> Videos:
-    """Returns originals and reconstructions in files, which are prepared alike.
-
-    A reconstruction may also have the prepared size, or just the frames that are scored.
-    """
+    """Returns originals and reconstructions in files, which are prepared alike."""
     return {name: partial(_read_pair, *paths) for name, paths in pairs.items()}
 
 
 def bundle_videos(bundle: Bundle, paths: Mapping[str, Path], chunk: int | None = None) -> Videos:
-    """Returns originals that are prepared and streamed through a bundle, in 8 bits.
-
-    Args:
-        chunk: latents per step; None takes what `wfvae bench --tune` chose, else 4.
-    """
+    """Returns originals that are prepared and streamed through a bundle, in 8 bits."""
     return {name: partial(_read_and_reconstruct, bundle, path, chunk) for name, path in paths.items()}
 
 
@@ -51,10 +44,9 @@ def _read_pair(original: Path, result: Path, protocol: Protocol) -> Pieces:
             whole = [(before, after) for before, after in pieces if before is not None and after is not None]
             count += len(whole)
             if len(whole) < len(pieces):
-                raise InputError(
-                    f"'{original}' and '{result}' do not have the same number of frames: one ends after"
-                    f" {count}; a reconstruction must have every frame of its original"
-                )
+                problem = f"'{original}' and '{result}' do not have the same number of frames"
+                advice = "a reconstruction must have every frame of its original"
+                raise InputError(f"{problem}: one ends after {count}; {advice}")
             befores, afters = zip(*whole, strict=True)
             yield np.stack(befores), np.stack(afters)
 
@@ -65,10 +57,8 @@ def _require_same_size(real: Prepared, reconstruction: Prepared, protocol: Proto
         return
     shapes = ["x".join(map(str, one.stored_size)) for one in (real, reconstruction)]
     prepared = f" or {protocol.size}x{protocol.size}, as the protocol prepares it"
-    raise InputError(
-        f"'{real.path}' is {shapes[0]} and '{reconstruction.path}' {shapes[1]}; expected the same"
-        f" size{'' if protocol.size is None else prepared}"
-    )
+    expected = f"expected the same size{'' if protocol.size is None else prepared}"
+    raise InputError(f"'{real.path}' is {shapes[0]} and '{reconstruction.path}' {shapes[1]}; {expected}")
 
 
 def _require_same_length(real: Prepared, reconstruction: Prepared, protocol: Protocol) -> None:
@@ -87,10 +77,9 @@ def _require_same_length(real: Prepared, reconstruction: Prepared, protocol: Pro
             return
         before, after = count_frames(real.path), count_frames(reconstruction.path)
     if before != after and after != protocol.frames:
-        raise InputError(
-            f"'{real.path}' has {before} frames and '{reconstruction.path}' {after}; a reconstruction"
-            f" must have every frame of its original, or just the {protocol.frames} that are scored"
-        )
+        problem = f"'{real.path}' has {before} frames and '{reconstruction.path}' {after}"
+        advice = f"every frame of its original, or just the {protocol.frames} that are scored"
+        raise InputError(f"{problem}; a reconstruction must have {advice}")
 
 
 def _stated_frames(video: Prepared) -> int:

@@ -68,24 +68,18 @@ class SubbandStatistics:
         return int(self._histogram[0].sum())
 
     def update(self, frames: Frames) -> None:
-        """Adds frames (T, H, W, 3) uint8, T >= 0, of the same size in every call.
-
-        Raises:
-            InputError: another type, rank or size, or H or W below 2.
-        """
+        """Adds frames (T, H, W, 3) uint8, H and W >= 2, of the same size in every call."""
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-            raise InputError(
-                f"frames are {frames.dtype} of shape {frames.shape}; expected uint8 of shape (T, H, W, 3)"
-            )
+            given = f"{frames.dtype} of shape {frames.shape}"
+            raise InputError(f"frames are {given}; expected uint8 of shape (T, H, W, 3)")
         height, width = (int(side) for side in frames.shape[1:3])
         if min(height, width) < 2:
             raise InputError(f"frames are {height}x{width}; expected at least 2x2, the size of a Haar block")
         self._size = self._size or (height, width)
         if (height, width) != self._size:
             before = "x".join(map(str, self._size))
-            raise InputError(
-                f"frames are {height}x{width} after {before}; use one SubbandStatistics per video"
-            )
+            problem = f"frames are {height}x{width} after {before}"
+            raise InputError(f"{problem}; use one SubbandStatistics per video")
         for frame in frames:
             if self._waiting is None:
                 self._waiting = frame.copy()  # the caller may reuse its buffer
@@ -101,9 +95,6 @@ class SubbandStatistics:
                 coefficients are multiples of 1/sqrt(8) = 0.354 levels: finer bins add nothing.
             zero_level: twice the pixel level that counts as zero in the energy of the first band: 0
                 for black, 255 for the middle of the range, which is zero for the encoder.
-
-        Raises:
-            InputError: nothing was counted yet, or the bin width is not above 0.
         """
         if not bin_width > 0 or not math.isfinite(bin_width):
             raise InputError(f"bin_width is {bin_width!r}; expected a number of 8-bit levels above 0")

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from wfvae.evaluation import scores
 from wfvae.evaluation.results import NOT_MEASURED, Labelled
-from wfvae.evaluation.scores import (
-    FVD,
-    LPIPS,
-    METHOD,
-    METRICS,
-    PSNR,
-    PSNR_LIMIT,
-    Mean,
-    Metric,
-    PairedDifference,
-)
+from wfvae.evaluation.scores import FVD, LPIPS, METRICS, PSNR, Mean, Metric, PairedDifference
 
 _LISTED = 20
 """Skipped videos named in the Markdown; all are in the JSON."""
@@ -57,10 +48,8 @@ def remarks(entry: Labelled, worst: int) -> list[str]:
         frames = sum(video.frames for video in found.videos)
         whole = sum(video.psnr is None for video in found.videos)
         videos = f" ({whole} whole videos)" if whole else ""
-        lines.append(
-            f"{identical} of {frames} frames are identical to their original; their PSNR is infinite and left"
-            f" out of the mean{videos}"
-        )
+        left_out = f"their PSNR is infinite and left out of the mean{videos}"
+        lines.append(f"{identical} of {frames} frames are identical to their original; {left_out}")
     reason = found.lpips.reason
     lines.append(f"LPIPS: {found.lpips.label}" if reason is None else f"LPIPS {NOT_MEASURED}: {reason}")
     if found.fvd.reason is not None:
@@ -68,8 +57,8 @@ def remarks(entry: Labelled, worst: int) -> list[str]:
     else:
         line = f"FVD over {found.fvd.clips} clips of {found.fvd.frames} frames"
         if found.fvd.features is not None and found.fvd.clips <= found.fvd.features:
-            line += f"; fewer clips than its {found.fvd.features} features, so compare it only with FVD of as"
-            line += " many clips"
+            line += f"; fewer clips than its {found.fvd.features} features"
+            line += ", so compare it only with FVD of as many clips"
         lines.append(line)
     if found.skipped:
         first = found.skipped[0]
@@ -86,10 +75,9 @@ def limit_remark(entries: Sequence[Labelled]) -> list[str]:
     videos = [video for entry in entries for video in entry.evaluation.videos]
     if all(video.psnr_limited == video.psnr for video in videos):
         return []
-    return [
-        f"paired difference of PSNR: over all frames; any above {PSNR_LIMIT:.1f} dB, as identical ones are,"
-        f" counts as {PSNR_LIMIT:.1f} dB"
-    ]
+    limit = f"{scores.PSNR_LIMIT:.1f} dB"
+    rule = f"over all frames; any above {limit}, as identical ones are, counts as {limit}"
+    return [f"paired difference of PSNR: {rule}"]
 
 
 def regression_lines(differences: Sequence[PairedDifference], worst: int) -> list[str]:
@@ -112,7 +100,11 @@ def to_markdown(entries: Sequence[Labelled], differences: Sequence[PairedDiffere
         [str(entry.channels or "–"), _plain(entry.label), _compression(entry), *cells(entry)]
         for entry in entries
     ]
-    parts = ["# Evaluation", _table(titles, rows), f"{METHOD}. FVD is of the whole set and has no interval."]
+    parts = [
+        "# Evaluation",
+        _table(titles, rows),
+        f"{scores.METHOD}. FVD is of the whole set and has no interval.",
+    ]
     if differences:
         parts += _compared(entries, differences, worst)
     for entry in entries:

@@ -26,18 +26,14 @@ class VideoFeatures:
 
     Arguments named `rescale`, `resize` and `return_features`, as the commonly used I3D file has
     them, are passed where its forward method has them.
-
-    Raises:
-        CheckpointError: the file is missing or no TorchScript.
     """
 
     def __init__(self, path: Path) -> None:
         import torch
 
         if not path.is_file():
-            raise CheckpointError(
-                f"{path} does not exist; expected a TorchScript file of a video feature network, such as I3D"
-            )
+            expected = "expected a TorchScript file of a video feature network, such as I3D"
+            raise CheckpointError(f"{path} does not exist; {expected}")
         try:
             with warnings.catch_warnings():
                 # TorchScript is deprecated, and the format in which such networks are shared.
@@ -45,10 +41,8 @@ class VideoFeatures:
                 load: Any = torch.jit.load
                 self._network = load(str(path), map_location="cpu").eval()
         except (RuntimeError, ValueError, OSError) as error:
-            raise CheckpointError(
-                f"{path} cannot be loaded as TorchScript: {str(error).splitlines()[0]}; give a file made by"
-                " torch.jit.save"
-            ) from error
+            problem = f"{path} cannot be loaded as TorchScript: {str(error).splitlines()[0]}"
+            raise CheckpointError(f"{problem}; give a file made by torch.jit.save") from error
         self._path = path
         names = {argument.name for argument in self._network.forward.schema.arguments}
         self._switches = {name: value for name, value in _SWITCHES.items() if name in names}
@@ -56,9 +50,7 @@ class VideoFeatures:
     def of(self, frames: Sequence[Frame]) -> Features:
         """Computes the features (1, d) of one clip of frames (H, W, 3) uint8, prepared by `square`.
 
-        Raises:
-            InputError: the network fails on this clip, or returns another shape, or values that are
-                not finite.
+        Raises `InputError` if the network fails on it or returns no finite features of that shape.
         """
         import torch
 
@@ -76,8 +68,6 @@ class VideoFeatures:
             raise InputError(f"{self._path} returned {shape} for one clip; expected a tensor (1, d)")
         result: Features = features.double().numpy()
         if not np.isfinite(result).all():
-            raise InputError(
-                f"{self._path} returned NaN or infinite features for a clip of {len(frames)} frames; it does"
-                " not fit this video"
-            )
+            problem = f"{self._path} returned NaN or infinite features for a clip of {len(frames)} frames"
+            raise InputError(f"{problem}; it does not fit this video")
         return result

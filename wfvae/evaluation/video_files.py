@@ -16,10 +16,7 @@ def find_videos(root: Path) -> dict[str, Path]:
     """Returns videos by name, in natural order: `root` itself, or all below this folder.
 
     A name is the path below `root` without the file's suffix. A folder that holds images is one
-    video.
-
-    Raises:
-        InputError: there are none, or two of one name.
+    video. Raises `InputError` if there are none, or two of one name.
     """
     if not root.exists():
         raise InputError(f"{root} does not exist; expected a video or a folder of videos")
@@ -30,10 +27,8 @@ def find_videos(root: Path) -> dict[str, Path]:
         relative = path.relative_to(root)
         name = str(relative if path.is_dir() else relative.with_suffix(""))
         if name in found:
-            raise InputError(
-                f"'{found[name]}' and '{path}' have the same name without suffix, so either could be meant;"
-                " remove one"
-            )
+            problem = f"'{found[name]}' and '{path}' have the same name without suffix"
+            raise InputError(f"{problem}, so either could be meant; remove one")
         found[name] = path
     if not found:
         suffixes = ", ".join(sorted(VIDEO_SUFFIXES))
@@ -46,29 +41,21 @@ def match_videos(
 ) -> dict[str, tuple[Path, Path]]:
     """Pairs the videos of two folders by name; two single videos are a pair whatever their names.
 
-    Args:
-        only_matched: leave out videos without a partner instead of raising.
-
-    Raises:
-        InputError: a video without a partner, or no pair at all.
+    Raises `InputError` without any pair, and for a video without a partner unless `only_matched`.
     """
     originals, results = find_videos(real), find_videos(reconstructions)
     if is_one_video(real) and is_one_video(reconstructions):
         return {real.stem: (real, reconstructions)}
     pairs = {name: (path, results[name]) for name, path in originals.items() if name in results}
     if not pairs:
-        raise InputError(
-            f"no video of '{real}' has the name of one in '{reconstructions}'; "
-            "names without suffix must agree, as 'a/x.mp4' and 'a/x.mkv' do"
-        )
+        problem = f"no video of '{real}' has the name of one in '{reconstructions}'"
+        raise InputError(f"{problem}; names without suffix must agree, as 'a/x.mp4' and 'a/x.mkv' do")
     lonely = [(name, real, reconstructions) for name in originals if name not in results]
     lonely += [(name, reconstructions, real) for name in results if name not in originals]
     if lonely and not only_matched:
         name, folder, other = lonely[0]
-        raise InputError(
-            f"{len(lonely)} videos have no partner, first '{name}' of '{folder}', which '{other}' lacks; add"
-            " what is missing, or score the others with --matched"
-        )
+        problem = f"{len(lonely)} videos have no partner, first '{name}' of '{folder}', which '{other}' lacks"
+        raise InputError(f"{problem}; add what is missing, or score the others with --matched")
     return pairs
 
 

@@ -44,14 +44,8 @@ def score_frames(
     1.5, K1 = 0.01, K2 = 0.03, population covariance, averaged over the windows that lie wholly
     inside the frame and over R, G and B.
 
-    Args:
-        real, reconstruction: the frames.
-        lpips: computes distances; None for none.
-        extra: this package's extra that brings scikit-image for the caller, for the error.
-
-    Raises:
-        InputError: the shapes differ, or frames are smaller than the window.
-        MissingExtraError: scikit-image is not installed.
+    `extra` is this package's extra that brings scikit-image for the caller, for the error. Raises
+    `InputError` if the shapes differ, or frames are smaller than the window.
 
     Example:
         >>> black = np.zeros((2, 16, 16, 3), np.uint8)
@@ -59,15 +53,11 @@ def score_frames(
         [48.13, 48.13]
     """
     if real.shape != reconstruction.shape or real.ndim != 4 or not len(real):
-        raise InputError(
-            f"frames have shape {real.shape} and their reconstruction {reconstruction.shape}; expected the"
-            " same (T, H, W, 3)"
-        )
+        shapes = f"frames have shape {real.shape} and their reconstruction {reconstruction.shape}"
+        raise InputError(f"{shapes}; expected the same (T, H, W, 3)")
     if min(real.shape[1:3]) < SSIM_WINDOW:
-        raise InputError(
-            f"frames are {real.shape[1]}x{real.shape[2]}; expected at least {SSIM_WINDOW}x{SSIM_WINDOW}, the"
-            " window of SSIM"
-        )
+        size, least = f"{real.shape[1]}x{real.shape[2]}", f"{SSIM_WINDOW}x{SSIM_WINDOW}"
+        raise InputError(f"frames are {size}; expected at least {least}, the window of SSIM")
     psnr, ssim = scikit_image(extra)
     decibels, similarity = np.empty(len(real)), np.empty(len(real))
     for index, (before, after) in enumerate(zip(real, reconstruction, strict=True)):

@@ -83,9 +83,7 @@ def _build(net: Backbone, extra: str) -> nn.Module:
     network.get_submodule("net").to_empty(device="cpu")
     file = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
     linear = torch.load(file, map_location="cpu", weights_only=True)
-    linear_layers.load_state_dict(
-        {name.removeprefix("lin"): tensor for name, tensor in linear.items()}, strict=True
-    )
+    linear_layers.load_state_dict({name.removeprefix("lin"): tensor for name, tensor in linear.items()})
     return network
 
 
@@ -115,31 +113,25 @@ def _fill_backbone(backbone: nn.Module, path: Path, net: Backbone) -> None:
             problems.append(f"{sources[name]} holds NaN or infinite values")
     if problems:
         more = f" and {len(problems) - 1} more problems" if len(problems) > 1 else ""
-        raise CheckpointError(
-            f"{path} does not hold torchvision's {_TITLES[net]} weights: {problems[0]}{more}"
-        )
+        expected = f"torchvision's {_TITLES[net]} weights"
+        raise CheckpointError(f"{path} does not hold {expected}: {problems[0]}{more}")
     backbone.load_state_dict({name: weights[source].float() for name, source in sources.items()}, strict=True)
 
 
 def _read_state_dict(path: Path, net: Backbone) -> Mapping[str, Tensor]:
     if not path.is_file():
-        raise CheckpointError(
-            f"there is no file {path} with LPIPS's backbone; expected '{net}' (torchvision's weights,"
-            f" downloaded), '{RANDOM}' (for tests), or a .pth or .safetensors file with torchvision's"
-            f" {_TITLES[net]} state dict"
-        )
+        names = f"'{net}' (torchvision's weights, downloaded), '{RANDOM}' (for tests)"
+        file = f"a .pth or .safetensors file with torchvision's {_TITLES[net]} state dict"
+        raise CheckpointError(f"there is no file {path} with LPIPS's backbone; expected {names}, or {file}")
     is_safetensors = path.suffix == ".safetensors"
     try:
         content = load_file(path) if is_safetensors else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; all mean the same to a user
-        raise CheckpointError(
-            f"cannot read {path} as weights (pickled objects are refused): {why_unreadable(error)}"
-        ) from error
+        problem = f"cannot read {path} as weights (pickled objects are refused)"
+        raise CheckpointError(f"{problem}: {why_unreadable(error)}") from error
     if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise CheckpointError(
-            f"{path} does not hold torchvision's {_TITLES[net]} weights: it is no state dict, a mapping of"
-            " names to tensors"
-        )
+        problem = f"{path} does not hold torchvision's {_TITLES[net]} weights"
+        raise CheckpointError(f"{problem}: it is no state dict, a mapping of names to tensors")
     return content
 
 
@@ -152,13 +144,12 @@ def _downloaded(net: Backbone) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Downloads beside it under another name, checks the SHA-256, then renames.
-        torch.hub.download_url_to_file(
-            url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False
-        )
+        prefix = path.stem.rpartition("-")[2]
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=False)
     except Exception as error:  # no network, a refusal, a full disk, a wrong hash
-        raise CheckpointError(
-            f"LPIPS needs torchvision's {_TITLES[net]} weights: there is no {path}, and {url} cannot be"
-            f" downloaded ({' '.join(str(error).split()) or type(error).__name__}); put the file there, or"
-            f" name a local .pth or .safetensors file instead of '{net}'"
-        ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        problem = f"there is no {path}, and {url} cannot be downloaded ({reason})"
+        advice = f"put the file there, or name a local .pth or .safetensors file instead of '{net}'"
+        text = f"LPIPS needs torchvision's {_TITLES[net]} weights: {problem}; {advice}"
+        raise CheckpointError(text) from error
     return path

@@ -27,12 +27,8 @@ SCHEMAS = (
 def make_torchvision_importable(feature: str, extra: str) -> None:
     """Imports torchvision, after declaring operators if its compiled part cannot be loaded.
 
-    Args:
-        feature, extra: what needs torchvision, and the extra that brings it, for the message.
-
-    Raises:
-        MissingExtraError: torchvision is not installed.
-        ResourceError: it is installed and cannot be imported.
+    Errors name `feature`, which needs it, and the `extra` that brings it: `MissingExtraError` if it
+    is not installed, `ResourceError` if it is and cannot be imported.
     """
     if "torchvision" in sys.modules:
         return
@@ -44,11 +40,10 @@ def make_torchvision_importable(feature: str, extra: str) -> None:
     try:
         import torchvision  # noqa: F401
     except Exception as error:  # RuntimeError for operators, OSError for libraries, ImportError for modules
-        raise ResourceError(
-            f"{feature} needs torchvision, which is installed and cannot be imported beside torch"
-            f" {torch.__version__}: {' '.join(str(error).split())}; install the torchvision that was built"
-            " for this torch"
-        ) from error
+        problem = f"cannot be imported beside torch {torch.__version__}: {' '.join(str(error).split())}"
+        advice = "install the torchvision that was built for this torch"
+        text = f"{feature} needs torchvision, which is installed and {problem}; {advice}"
+        raise ResourceError(text) from error
 
 
 def _compiled_operators_load(folder: Path) -> bool:

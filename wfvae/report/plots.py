@@ -2,15 +2,6 @@
 
 The same figure always gives the same text. Its colours follow the reader's light or dark scheme,
 and its labels are text, not outlines.
-
-Example:
-    >>> from matplotlib.figure import Figure
-    >>> with plot_style():
-    ...     figure = Figure((8, 3))
-    ...     draw_psnr(figure.subplots(), [30.1, 31.4, 30.8])
-    ...     svg = svg_text(figure, "PSNR by frame")
-    >>> svg.startswith("<svg")
-    True
 """
 
 from __future__ import annotations
@@ -25,7 +16,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import numpy.typing as npt
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,14 +24,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 PAPER, INK, SOFT, GRID = "#ffffff", "#1b1f27", "#5b6472", "#dfe3e9"
 ACCENT, SECOND = "#1f6fb2", "#b4562b"
 COLOURS = (ACCENT, SECOND, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c8c8c")
-_DARK = {
-    PAPER: "#1a1f26",
-    INK: "#e7eaef",
-    SOFT: "#9aa5b4",
-    GRID: "#2d343f",
-    ACCENT: "#66b2f2",
-    SECOND: "#f0a277",
-}
+_DARK = {PAPER: "#1a1f26", INK: "#e7eaef", SOFT: "#9aa5b4", GRID: "#2d343f"}
+_DARK |= {ACCENT: "#66b2f2", SECOND: "#f0a277"}
 """Colours of the dark scheme. All others must be readable on both papers."""
 
 _STYLE: dict[Any, Any] = {
@@ -73,7 +57,6 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelcolor": SOFT,
 }
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-_MOST_POINTS = 400
 _DOTS_AT = 0.98
 """Height of the dots of infinite values, as a share of the plot's."""
 
@@ -86,8 +69,7 @@ def plot_style() -> AbstractContextManager[None]:
 def svg_text(figure: Figure, label: str) -> str:
     """Renders a figure as an `<svg>` element that can stand in a page or be a file of its own.
 
-    Args:
-        label: what the figure shows, for readers who cannot see it.
+    `label` says what the figure shows, for readers who cannot see it.
     """
     buffer = io.BytesIO()
     # Ids differ between the figures of a page: a pattern that is referenced from another figure is
@@ -103,24 +85,21 @@ def svg_text(figure: Figure, label: str) -> str:
         for light, dark in _DARK.items()
         for kind in ("fill", "stroke")
     )
-    scheme = (
-        f"text{{font-family:system-ui,sans-serif !important}}@media (prefers-color-scheme:dark){{{rules}}}"
-    )
-    text = text.replace("</style>", f"{scheme}</style>", 1)
+    font = "text{font-family:system-ui,sans-serif !important}"
+    text = text.replace("</style>", f"{font}@media (prefers-color-scheme:dark){{{rules}}}</style>", 1)
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
 
 
 def draw_psnr(axes: Axes, values: Sequence[float]) -> None:
     """Draws PSNR in dB by frame, with its mean.
 
-    A long series is drawn as the mean and the range of neighbouring frames. Infinite values are
-    dots along the top. The axis spans at least 4 dB, so that tiny changes look tiny.
+    Infinite values are dots along the top. The axis spans at least 4 dB, so that tiny changes look
+    tiny.
     """
-    x, low, mean, high = _neighbours(np.asarray(values, dtype=np.float64))
-    if len(x) < len(values):
-        axes.fill_between(x, low, high, color=ACCENT, alpha=0.2, linewidth=0)
-    axes.plot(x, mean, color=ACCENT, marker="." if len(x) == 1 else None)
-    infinite = x[np.isinf(high) | np.isnan(mean)]
+    decibels = np.asarray(values, dtype=np.float64)
+    infinite = np.flatnonzero(np.isinf(decibels))
+    decibels = np.where(np.isinf(decibels), np.nan, decibels)
+    axes.plot(decibels, color=ACCENT, marker="." if len(decibels) == 1 else None)
     height = np.full(len(infinite), _DOTS_AT)
     axes.plot(infinite, height, ".", color=ACCENT, transform=axes.get_xaxis_transform())
     finite = [value for value in values if math.isfinite(value)]
@@ -134,21 +113,6 @@ def draw_psnr(axes: Axes, values: Sequence[float]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="frame", ylabel="PSNR (dB)")
     axes.margins(x=0.01)
-
-
-def _neighbours(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], ...]:
-    """Returns positions, minima, means, maxima of runs of neighbours; NaN if none is finite."""
-    runs = min(len(values), _MOST_POINTS)
-    edges = np.arange(runs) * len(values) // runs
-    sizes = np.diff(edges, append=len(values))
-    finite = np.where(np.isfinite(values), values, np.nan)
-    sums, counts = (
-        np.add.reduceat(part, edges) for part in (np.nan_to_num(finite), np.isfinite(values) * 1.0)
-    )
-    with np.errstate(invalid="ignore"):
-        means = sums / counts
-    low = np.fmin.reduceat(finite, edges)
-    return edges + (sizes - 1) / 2, low, means, np.fmax.reduceat(finite, edges)
 
 
 def draw_bars(

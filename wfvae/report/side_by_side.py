@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import InputError
-from wfvae.video.synthetic.font import GLYPH_HEIGHT, draw_text, text_size
+from wfvae.video.synthetic.font import GLYPH_HEIGHT, draw_text
 
 Frames = npt.NDArray[np.uint8]
 
@@ -18,54 +18,37 @@ DIFFERENCE_ZERO = 128
 """Grey level of the difference picture where input and reconstruction are equal."""
 BACKGROUND = (24, 26, 31)
 LABEL_COLOUR = (226, 228, 233)
-_LABELS = (
-    ("Input", "Reconstruction", f"Difference x{GAIN}"),
-    ("Input", "Recon.", f"Diff. x{GAIN}"),
-    ("In", "Out", f"x{GAIN}"),
-)
-"""The longest labels that fit are drawn; on tiny pictures the last ones are cut off."""
+_LABELS = ("Input", "Reconstruction", f"Difference x{GAIN}")
+"""They fit pictures 90 pixels wide, and are cut off on smaller ones."""
 
 
 def difference(reference: Frames, reconstruction: Frames) -> Frames:
-    """Returns 128 + GAIN * (reconstruction - reference), clipped to 0..255.
-
-    Raises:
-        InputError: the arrays differ in shape or are not uint8.
-    """
+    """Returns 128 + GAIN * (reconstruction - reference), clipped to 0..255, of uint8 arrays."""
     if reference.dtype != np.uint8 or reconstruction.dtype != np.uint8:
         raise InputError(f"frames are {reference.dtype} and {reconstruction.dtype}; expected uint8 for both")
     if reference.shape != reconstruction.shape:
-        raise InputError(
-            f"reference has shape {reference.shape} and reconstruction {reconstruction.shape};"
-            " expected the same shape"
-        )
+        shapes = f"reference has shape {reference.shape} and reconstruction {reconstruction.shape}"
+        raise InputError(f"{shapes}; expected the same shape")
     signed = reconstruction.astype(np.int32) - reference
     amplified: Frames = np.clip(signed * GAIN + DIFFERENCE_ZERO, 0, 255).astype(np.uint8)
     return amplified
 
 
 def side_by_side(reference: Frames, reconstruction: Frames) -> Frames:
-    """Composes frames as input | reconstruction | difference under a strip of labels.
+    """Composes frames (T, H, W, 3) uint8 as input | reconstruction | difference under their labels.
 
-    Args:
-        reference, reconstruction: (T, H, W, 3) uint8.
-
-    Returns:
-        (T, H', W', 3) uint8 with H', W' = `side_by_side_size(H, W)`; pictures keep their pixels.
-
-    Raises:
-        InputError: the arrays differ in shape or are not uint8.
+    The result has the size `side_by_side_size(H, W)`; pictures keep their pixels.
     """
     apart = difference(reference, reconstruction)
     count, height, width, _ = reference.shape
     sheet = np.full((count, *side_by_side_size(height, width), 3), BACKGROUND, dtype=np.uint8)
     scale, strip = _label_scale(width), _strip_height(width)
-    words = next((words for words in _LABELS if _fits(words, scale, width)), _LABELS[-1])
-    for index, picture in enumerate((reference, reconstruction, apart)):
+    pictures = (reference, reconstruction, apart)
+    for index, (picture, words) in enumerate(zip(pictures, _LABELS, strict=True)):
         left = index * (width + GAP)
         sheet[:, strip : strip + height, left : left + width] = picture
         label = sheet[:, :strip, left : left + width]
-        draw_text(label, words[index], 2 * scale, 2 * scale, LABEL_COLOUR, scale)
+        draw_text(label, words, 2 * scale, 2 * scale, LABEL_COLOUR, scale)
     return sheet
 
 
@@ -82,7 +65,3 @@ def _label_scale(width: int) -> int:
 
 def _strip_height(width: int) -> int:
     return (GLYPH_HEIGHT + 4) * _label_scale(width)
-
-
-def _fits(words: tuple[str, ...], scale: int, width: int) -> bool:
-    return max(text_size(word, scale)[1] for word in words) + 4 * scale <= width

@@ -31,14 +31,7 @@ DIRECT_LATENTS = 3
 
 
 class Span(Record, frozen=True):
-    """The sizes that an engine takes along one axis, and the one that it is tuned for.
-
-    Example:
-        >>> str(Span.parse("64:480:832"))
-        '64:480:832'
-        >>> 500 in Span.parse("64:480:832")
-        True
-    """
+    """The sizes that an engine takes along one axis, and the one that it is tuned for."""
 
     low: Size
     best: Size
@@ -74,12 +67,7 @@ Side = Annotated[Span, Meta(extra_json_schema=_MULTIPLES)]
 
 
 class BuildSettings(Record, frozen=True):
-    """What engines are built for: the options of `wfvae build`.
-
-    Example:
-        >>> BuildSettings(chunk=2, tf32=True).command("bundle")
-        'wfvae build bundle --chunk 2 --tf32'
-    """
+    """What engines are built for: the options of `wfvae build`."""
 
     batch: Span = Span(1, 1, 1)
     chunk: Size = DEFAULT_CHUNK
@@ -135,9 +123,8 @@ class Profile(Record, frozen=True):
     def shapes(self, graph: GraphSpec) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
         """Returns the (smallest, best, largest) shape of every input, states included."""
         spans = (self.batch, self.latents, self.height, self.width)
-        low = input_shapes(graph, *(span.low for span in spans))
-        best = input_shapes(graph, *(span.best for span in spans))
-        high = input_shapes(graph, *(span.high for span in spans))
+        ends = [[getattr(span, end) for span in spans] for end in ("low", "best", "high")]
+        low, best, high = (input_shapes(graph, *sizes) for sizes in ends)
         return {name: (low[name], best[name], high[name]) for name in low}
 
 
@@ -257,10 +244,7 @@ def profiles_for(settings: BuildSettings, graph: GraphSpec) -> tuple[Profile, ..
 def input_shapes(
     graph: GraphSpec, batch: int, latents: int, height: int, width: int
 ) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every input, states included, for `latents` per step or whole clip.
-
-    `height` and `width` are those of the padded video.
-    """
+    """Returns the shape of every input, states included, for `latents` per step or whole clip."""
     frames = graph.ratio * latents if graph.kind == STEP else 1 + graph.ratio * (latents - 1)
     sizes = {"batch": batch, "latents": latents, "frames": frames, "height": height, "width": width}
     shapes = {tensor.name: resolve(tensor.shape, **sizes) for tensor in graph.inputs}
@@ -282,10 +266,9 @@ def sound_records(manifest: Manifest) -> list[EngineRecord]:
 
 
 def list_engine(bundle: Path, record: EngineRecord) -> None:
-    """Adds an engine to the manifest. Builds that run at the same time wait for each other.
+    """Adds an engine to the manifest; entries of the same file and damaged ones are dropped.
 
-    Entries of the same file and damaged ones are dropped. Raises `ResourceError` if the manifest
-    cannot be written, or stayed locked for a minute.
+    Builds that run at the same time wait for each other, for a minute at most.
     """
     busy = f"another process is changing the manifest of {bundle}; wait for it, or end it"
     with locked(bundle / LOCK_NAME, busy, wait=60):
@@ -297,8 +280,7 @@ def list_engine(bundle: Path, record: EngineRecord) -> None:
 def find_engine(manifest: Manifest, bundle: Path, graph: str, target: Target, tf32: bool) -> EngineRecord:
     """Returns the newest engine of `graph` that may run on `target`.
 
-    Raises:
-        BundleError: there is none, with what differs and the command that builds one.
+    Raises `BundleError` if there is none, with what differs and the command that builds one.
     """
     of_graph = [record for record in engine_records(manifest) if record.graph == graph]
     if not of_graph:

@@ -29,9 +29,8 @@ def lead_frames(ratio: int) -> int:
 def tail_frames(frames: int, ratio: int) -> int:
     """Copies of the last frame behind a video of `frames` frames, which fill the last latent.
 
-    Example:
-        >>> [tail_frames(frames, ratio=4) for frames in (1, 2, 5, 6)]
-        [0, 3, 0, 3]
+    >>> [tail_frames(frames, ratio=4) for frames in (1, 2, 5, 6)]
+    [0, 3, 0, 3]
     """
     _require_frames(frames)
     return (1 - frames) % ratio
@@ -40,9 +39,8 @@ def tail_frames(frames: int, ratio: int) -> int:
 def latent_frames(frames: int, ratio: int) -> int:
     """Latents of a video of `frames` >= 1 frames: 1 + ceil((frames - 1) / ratio).
 
-    Example:
-        >>> [latent_frames(frames, ratio=4) for frames in (1, 2, 5, 6)]
-        [1, 2, 2, 3]
+    >>> [latent_frames(frames, ratio=4) for frames in (1, 2, 5, 6)]
+    [1, 2, 2, 3]
     """
     _require_frames(frames)
     return 1 + -(-(frames - 1) // ratio)
@@ -51,9 +49,8 @@ def latent_frames(frames: int, ratio: int) -> int:
 def video_frames(latents: int, ratio: int) -> int:
     """Frames that `latents` >= 1 latents decode to: 1 + ratio (latents - 1).
 
-    Example:
-        >>> video_frames(3, ratio=4)
-        9
+    >>> video_frames(3, ratio=4)
+    9
     """
     if latents < 1:
         raise InputError(f"{latents} latents were given; expected at least 1")
@@ -63,9 +60,8 @@ def video_frames(latents: int, ratio: int) -> int:
 def latent_size(height: int, width: int) -> tuple[int, int]:
     """Height and width of the latents of a video of any size.
 
-    Example:
-        >>> latent_size(30, 41)
-        (4, 6)
+    >>> latent_size(30, 41)
+    (4, 6)
     """
     if height < 1 or width < 1:
         raise InputError(f"the video size is {height}x{width}; expected at least 1x1")
@@ -75,9 +71,8 @@ def latent_size(height: int, width: int) -> tuple[int, int]:
 def padded_size(height: int, width: int) -> tuple[int, int]:
     """Height and width rounded up to multiples of 8; the border repeats the last row and column.
 
-    Example:
-        >>> padded_size(30, 41)
-        (32, 48)
+    >>> padded_size(30, 41)
+    (32, 48)
     """
     rows, columns = latent_size(height, width)
     return rows * SPATIAL_RATIO, columns * SPATIAL_RATIO
@@ -86,9 +81,8 @@ def padded_size(height: int, width: int) -> tuple[int, int]:
 def even_chunks(total: int, chunk: int) -> Iterator[int]:
     """Splits `total` into steps of `chunk` and a smaller last one.
 
-    Example:
-        >>> list(even_chunks(7, 3))
-        [3, 3, 1]
+    >>> list(even_chunks(7, 3))
+    [3, 3, 1]
     """
     if chunk < 1:
         raise InputError(f"the chunk is {chunk}; expected at least 1")
@@ -102,11 +96,9 @@ def even_chunks(total: int, chunk: int) -> Iterator[int]:
 class OutputWindow:
     """Which output frames of a decoder belong to the video: the first `drop` do not, the next T do.
 
-    Example:
-        >>> window = OutputWindow(drop=5)
-        >>> part, window = window.take(8, limit=2)
-        >>> part, window
-        (slice(5, 7, None), OutputWindow(drop=0, given=2))
+    >>> part, window = OutputWindow(drop=5).take(8, limit=2)
+    >>> part, window
+    (slice(5, 7, None), OutputWindow(drop=0, given=2))
     """
 
     drop: int
@@ -115,10 +107,7 @@ class OutputWindow:
     """Video frames returned so far."""
 
     def take(self, count: int, limit: int | None = None) -> tuple[slice, OutputWindow]:
-        """Returns the video's part of the next `count` output frames, and the window after them.
-
-        `limit` is T, if known.
-        """
+        """Returns the part of the next `count` frames, and the window after them; `limit` is T."""
         skip = min(self.drop, count)
         taken = count - skip if limit is None else min(count - skip, max(0, limit - self.given))
         return slice(skip, skip + taken), OutputWindow(self.drop - skip, self.given + taken)

@@ -25,11 +25,6 @@ class LatentsInfo(msgspec.Struct, frozen=True):
     """Metadata of latents (T', D, h, w), which are stored unscaled.
 
     Raises `LatentsError` on construction if a value is out of range.
-
-    Example:
-        >>> info = LatentsInfo(17, 30, 41, 32, 48, Fraction(25), "mean", temporal_ratio=4)
-        >>> info.expected_count
-        5
     """
 
     frames: Size | None
@@ -60,9 +55,8 @@ class LatentsInfo(msgspec.Struct, frozen=True):
         check_fields(self, LatentsError, hook=_read_fraction)
         if self.height > self.padded_height or self.width > self.padded_width:
             padded = f"{self.padded_height}x{self.padded_width}"
-            raise LatentsError(
-                f"a video of {self.height}x{self.width} (HxW) padded to {padded} cannot be; padding only adds"
-            )
+            problem = f"a video of {self.height}x{self.width} (HxW) padded to {padded} cannot be"
+            raise LatentsError(f"{problem}; padding only adds")
         if self.fps <= 0:
             raise LatentsError(f"a rate of {self.fps} fps cannot be; give one above 0")
 
@@ -78,11 +72,7 @@ class LatentsInfo(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], name: str) -> LatentsInfo:
-        """Reads what `to_json` returned, from the file `name`. Unknown keys are ignored.
-
-        Raises:
-            LatentsError: naming the file and what is wrong.
-        """
+        """Reads what `to_json` returned, from the file `name`. Unknown keys are ignored."""
         if values.get("version") != FORMAT:
             problem = f"'{name}' carries no {FORMAT} metadata (version is {values.get('version')!r})"
             raise LatentsError(f"{problem}; expected latents written by wfvae")

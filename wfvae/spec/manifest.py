@@ -58,16 +58,6 @@ class GraphSpec(Record, frozen=True, kw_only=True):
     """One ONNX graph.
 
     A `step` graph advances streams and carries state; a `direct` graph takes a whole clip.
-
-    Example:
-        >>> shape = ("batch", "latents", 4, "height/8", "width/8")
-        >>> latents = TensorSpec("latents", "float32", shape, "unscaled")
-        >>> frames = TensorSpec("frames", "float32", ("batch", "frames", 3, "height", "width"), "RGB")
-        >>> tensors = {"inputs": (latents,), "outputs": (frames,)}
-        >>> stream = {"direction": "decoder", "ratio": 4, "delay_frames": 2}
-        >>> graph = GraphSpec(file="decoder.onnx", kind="step", **stream, **tensors)
-        >>> graph.drop_frames, graph.drain
-        (5, True)
     """
 
     file: FileName
@@ -125,15 +115,7 @@ class FileRecord(Record, frozen=True):
 
 
 class Manifest(Record, frozen=True, kw_only=True):
-    """The content of `manifest.json`.
-
-    Example:
-        >>> options = {"precision": "fp32", "latents": "mean", "size": None, "opset": 20}
-        >>> nothing = {"model": {}, "graphs": {}, "files": {}, "producer": {}}
-        >>> manifest = Manifest(checkpoint_sha256="0" * 64, parameters=1, **options, **nothing)
-        >>> manifest.with_engines(({"file": "engines/x"},)).identity == manifest.identity
-        True
-    """
+    """The content of `manifest.json`."""
 
     format: Literal["wfvae-bundle/1"] = FORMAT
     model: Annotated[Mapping[str, Any], Meta(extra_json_schema={"required": ["latent_dim"]})]
@@ -172,11 +154,7 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Manifest:
-        """Reads the content of `manifest.json`.
-
-        Raises:
-            BundleError: the format is another, an entry is wrong, or anything was changed.
-        """
+        """Raises `BundleError` if the format is another, an entry wrong, or anything was changed."""
         if data.get("format") != FORMAT:
             problem = f"the manifest's format is {data.get('format')!r}; this version reads {FORMAT!r}"
             raise BundleError(f"{problem}; export the bundle anew")
@@ -199,7 +177,7 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     @classmethod
     def read(cls, bundle: Path) -> Manifest:
-        """Raises `BundleError` if there is no readable manifest in `bundle`."""
+        """Reads `manifest.json`. Raises `BundleError` if there is none that is whole in `bundle`."""
         path = bundle / MANIFEST_NAME
 
         def unreadable(problem: str) -> BundleError:

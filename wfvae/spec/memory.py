@@ -16,14 +16,7 @@ MEBIBYTE = 2**20
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that a direction needs.
-
-    Example:
-        >>> plan = MemoryPlan("encoder", 480, 832, 1, 4, 10, 20, 300, 4000, 50000)
-        >>> plan.total_bytes
-        54320
-        >>> plan.require(2**20)
-    """
+    """Bytes that a direction needs."""
 
     direction: Direction
     height: int
@@ -57,19 +50,15 @@ class MemoryPlan:
             total, state, scratch, weights = (f"{part / MEBIBYTE:.0f}" for part in parts)
             streams = f"{self.streams} {self.direction} stream(s) of {self.height}x{self.width}"
             need = f"{total} MiB (state {state}, scratch {scratch}, weights {weights})"
-            raise ResourceError(
-                f"{streams} at {self.chunk} latents per step need {need}, more than the limit of"
-                f" {limit_bytes / MEBIBYTE:.0f} MiB; use a smaller chunk, size or number of streams"
-            )
+            problem = f"{streams} at {self.chunk} latents per step need {need}, more than the limit"
+            advice = "use a smaller chunk, size or number of streams"
+            raise ResourceError(f"{problem} of {limit_bytes / MEBIBYTE:.0f} MiB; {advice}")
 
 
 def plan_memory(
     manifest: Manifest, direction: Direction, height: int, width: int, streams: int, chunk: int
 ) -> MemoryPlan:
-    """Returns the memory of `streams` streams that advance together by `chunk` latents per step.
-
-    `height` and `width` are those of the video, before padding.
-    """
+    """Returns the memory of streams of a video size that advance together by `chunk` latents."""
     graph = manifest.graphs[direction]
     padded = dict(zip(("height", "width"), padded_size(height, width), strict=True))
     sizes = {"batch": streams, "latents": chunk, "frames": graph.ratio * chunk, **padded}

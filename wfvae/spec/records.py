@@ -54,21 +54,10 @@ def read_as(
     """Converts plain values to a type, such as a record.
 
     Args:
-        kind: a record, or any type that msgspec converts to.
         data: what `json.loads` or `tomllib.loads` returned.
         fail: makes the error from a phrase that says what is wrong.
         name: key under which `data` was found, for the text.
         hook: converts to types that JSON does not have; called with the type and the value.
-
-    Example:
-        >>> from wfvae.errors import ConfigError
-        >>> class Point(Record, frozen=True):
-        ...     x: int
-        >>> read_as(Point, {"x": 3}, ConfigError)
-        Point(x=3)
-        >>> read_as(Point, {"x": "3"}, ConfigError)
-        Traceback (most recent call last):
-        wfvae.errors.ConfigError: x is '3'; expected an integer
     """
     try:
         return msgspec.convert(data, kind, str_keys=True, dec_hook=hook)
@@ -104,10 +93,9 @@ def check_fields(
     section: str = "",
     hook: Callable[[type, Any], Any] | None = None,
 ) -> None:
-    """Checks a record that was made in Python as if it had been read, and converts its fields.
+    """Checks a record in its `__post_init__` as if it had been read, and converts its fields.
 
-    Call it in `__post_init__`: msgspec itself checks only what it reads. `section` comes before the
-    names of fields in an error.
+    msgspec itself checks only what it reads. `section` precedes the names of fields in an error.
     """
     for field in structs.fields(record):
         name = f"{section}.{field.name}".lstrip(".")

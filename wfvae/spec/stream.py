@@ -30,9 +30,8 @@ Shape = Annotated[
 def resolve(shape: Iterable[Dim], **sizes: int) -> tuple[int, ...]:
     """Returns a shape with these sizes of its symbols; `height/8` is an eighth of `height`.
 
-    Example:
-        >>> resolve(("batch", 4, "height/8"), batch=1, height=480)
-        (1, 4, 60)
+    >>> resolve(("batch", 4, "height/8"), batch=1, height=480)
+    (1, 4, 60)
     """
     return tuple(dim if isinstance(dim, int) else _resolve_symbol(dim, sizes) for dim in shape)
 
@@ -78,13 +77,7 @@ class StateSpec(Record, frozen=True):
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """The rules of one direction's stream: r-1 copies of the first frame lead it.
-
-    Example:
-        >>> decoder = StreamSpec("decoder", ratio=4, delay=2, states=())
-        >>> decoder.drop, decoder.needs_drain
-        (5, True)
-    """
+    """The rules of one direction's stream: r-1 copies of the first frame lead it."""
 
     direction: Direction
     ratio: Literal[4, 8]
@@ -120,10 +113,7 @@ class StreamSpec:
     def check(
         self, given: Mapping[str, tuple[Sequence[int], str]], batch: int, height: int, width: int
     ) -> None:
-        """Raises `StateError` that lists all missing, unexpected, misshaped and mistyped states.
-
-        `given` maps names to (shape, dtype).
-        """
+        """Raises `StateError` that lists what is wrong in states, given as (shape, dtype) by name."""
         wanted = {state.name: state for state in self.states}
         problems = [f"missing {name}" for name in wanted if name not in given]
         problems += [f"unexpected {name}" for name in given if name not in wanted]
@@ -135,7 +125,6 @@ class StreamSpec:
             if dtype != wanted[name].dtype:
                 problems.append(f"{name} has dtype {dtype}, expected {wanted[name].dtype}")
         if problems:
-            raise StateError(
-                f"{self.direction} state for {batch} streams of {height}x{width}: {'; '.join(problems)};"
-                " start from the initial state, or restore a snapshot of the same model and size"
-            )
+            place = f"{self.direction} state for {batch} streams of {height}x{width}"
+            advice = "start from the initial state, or restore a snapshot of the same model and size"
+            raise StateError(f"{place}: {'; '.join(problems)}; {advice}")

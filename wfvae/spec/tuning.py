@@ -25,9 +25,7 @@ from wfvae.spec.stream import Direction, Size
 FORMAT = "wfvae-tuning/1"
 TUNING_NAME = "tuning.json"
 _SPEED_FACTS = ("name", "provider", "device", "compute_capability", "precision_hint", "tf32", "threads")
-"""What of a backend's description its speed depends on. Versions are recorded, but a new one does
-not outdate a choice.
-"""
+"""What of a backend's description its speed depends on: a new version outdates no choice."""
 
 
 class Setting(Record, frozen=True):
@@ -107,11 +105,7 @@ class Tuning(Record, frozen=True, kw_only=True):
 
     @classmethod
     def read(cls, folder: Path, bundle: str) -> Tuning:
-        """Reads the choices of a bundle's folder; none if they were made for another bundle.
-
-        Raises:
-            BundleError: the file is damaged.
-        """
+        """Reads a folder's choices; none if they were made for another bundle."""
         path = folder / TUNING_NAME
 
         def damaged(problem: str) -> BundleError:
@@ -128,11 +122,7 @@ class Tuning(Record, frozen=True, kw_only=True):
     @classmethod
     @_storing()
     def store(cls, folder: Path, bundle: str, *entries: TunedChunk) -> Tuning:
-        """Writes choices in place of earlier ones for the same, and returns all of the bundle.
-
-        Raises:
-            ResourceError: the folder cannot be written.
-        """
+        """Writes choices in place of earlier ones for the same, and returns all of the bundle."""
         places = [entry.place for entry in entries]
         with locked(folder / LOCK_NAME, f"another process is changing {folder}; try again", wait=60):
             try:
