@@ -1,4 +1,4 @@
-"""The Fréchet distance: against a closed form and against the root of the product."""
+"""The Fréchet distance, against the root of the product of covariances."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from msgspec.structs import replace
 
 from fixtures.engine_records import engine_record
 from fixtures.triton_simulator import Pending, SimulatedModel
@@ -224,7 +225,7 @@ def test_steps_are_those_of_the_bundles_newest_engine(exported: Exported) -> Non
 
     def lengths(*engines: dict[str, Any]) -> list[int]:
         """Frames per step of the encoder: least, best and most."""
-        shapes = engine_shapes(manifest.with_engines(engines), graph, TritonOptions(), (32, 24))
+        shapes = engine_shapes(replace(manifest, engines=engines), graph, TritonOptions(), (32, 24))
         return [int(shapes[kind].split("x")[1]) for kind in ("min", "opt", "max")]
 
     assert lengths(entry("encoder", 6, whole_clip=9)) == [4, 24, 24]

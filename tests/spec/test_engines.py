@@ -86,7 +86,7 @@ def test_every_step_up_to_the_chunk_has_a_profile(manifest: Manifest, settings: 
 
 
 def listing(manifest: Manifest, *records: EngineRecord) -> Manifest:
-    return manifest.with_engines(tuple(record.to_dict() for record in records))
+    return replace(manifest, engines=tuple(record.to_dict() for record in records))
 
 
 def test_records_read_back_from_the_manifest(manifest: Manifest, tmp_path: Path) -> None:

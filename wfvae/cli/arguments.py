@@ -17,7 +17,6 @@ from wfvae.runtime.backends.registry import BACKENDS
 if TYPE_CHECKING:
     from wfvae.runtime import Bundle
     from wfvae.runtime.jobs import Report
-    from wfvae.runtime.media.video_info import RawVideo
 
 Value = TypeVar("Value", int, float, Fraction)
 Kind = tuple[str, ...] | Callable[[str], Any] | None
@@ -175,35 +174,29 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-def output_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the fields of `OutputVideo` that the arguments set."""
-    return {"codec": args.codec, "crf": args.crf}
+def reading_options(args: argparse.Namespace, source: str) -> dict[str, Any]:
+    """Returns the options of reading a video, as the functions of the runtime take them.
 
+    Raises `InputError` if `--fps` was given for a container on a pipe, which states its own.
+    """
+    raw = None
+    if args.raw is not None:
+        from wfvae.runtime.media.video_info import RawVideo
 
-def container_for(args: argparse.Namespace, destination: str) -> str | None:
-    """Returns `--container`. Raises `InputError` if the destination is not a pipe."""
-    container: str | None = args.container
-    if container is not None and destination != "-":
-        problem = f"--container {container} was given for '{destination}'"
-        raise InputError(f"{problem}; it is for -, since a file's suffix chooses its format")
-    return container
-
-
-def check_rate(args: argparse.Namespace, source: str) -> None:
-    """Raises `InputError` if `--fps` was given for a container on a pipe, which states its own."""
-    if args.fps is not None and args.raw is None and source == "-":
+        width, height = args.raw
+        raw = RawVideo(width, height, args.fps or Fraction(24))
+    elif args.fps is not None and source == "-":
         problem = "--fps was given for a container on standard input, which states its own"
         raise InputError(f"{problem}; it is for images and --raw")
+    return {"raw": raw, "fps": args.fps, "keep_damaged": args.keep_damaged}
 
 
-def raw_layout(args: argparse.Namespace) -> RawVideo | None:
-    """Returns the layout of a headerless pipe; None without `--raw`."""
-    if args.raw is None:
-        return None
-    from wfvae.runtime.media.video_info import RawVideo
-
-    width, height = args.raw
-    return RawVideo(width, height, args.fps or Fraction(24))
+def writing_options(args: argparse.Namespace, destination: str) -> dict[str, Any]:
+    """Returns the options of writing a video. Raises `InputError` for `--container` and no pipe."""
+    if args.container is not None and destination != "-":
+        problem = f"--container {args.container} was given for '{destination}'"
+        raise InputError(f"{problem}; it is for -, since a file's suffix chooses its format")
+    return {"output": {"codec": args.codec, "crf": args.crf}, "container": args.container}
 
 
 def open_from(args: argparse.Namespace) -> Bundle:

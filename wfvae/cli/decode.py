@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Decodes, and prints the report."""
     from wfvae.runtime import decode_video
 
-    container = arguments.container_for(args, args.video)
+    writing = arguments.writing_options(args, args.video)
     with arguments.open_from(args) as bundle, progress_bar("decode") as progress:
         report = decode_video(
             bundle,
@@ -52,9 +52,8 @@ def run(args: argparse.Namespace) -> int:
             checkpoint_seconds=args.checkpoint_every,
             any_bundle=args.any_bundle,
             audio_from=args.audio_from,
-            output=arguments.output_settings(args),
-            container=container,
             progress=progress,
+            **writing,
         )
     text = f"{report.destination}: {report.summary}"
     if not report.complete:

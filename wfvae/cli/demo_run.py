@@ -39,8 +39,6 @@ PICTURES = 3
 PACKAGES = ("wfvae", "torch", "onnxruntime", "numpy", "av")
 
 Frames = npt.NDArray[np.uint8]
-
-
 Stages = dict[str, float]
 """Wall time in seconds by stage."""
 
@@ -107,12 +105,11 @@ def run_demo(
         "seconds": stages,
     }
     verdict = "equal bits in every check" if verification.passed else "A CHECK FAILED"
-    text = (
-        f"{out}/report.html\n"
-        f"encode {encoded.frames_per_second:.1f} frames/s, decode {decoded.frames_per_second:.1f} frames/s "
-        f"({encoded.height}x{encoded.width}, {processor_count()} cores); stream against direct: {verdict}"
+    speeds = (
+        f"encode {encoded.frames_per_second:.1f} frames/s, decode {decoded.frames_per_second:.1f} frames/s"
     )
-    return result, text
+    where = f"{encoded.height}x{encoded.width}, {processor_count()} cores"
+    return result, f"{out}/report.html\n{speeds} ({where}); stream against direct: {verdict}"
 
 
 def _generate(path: Path, stages: Stages) -> Path:

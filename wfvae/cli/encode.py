@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Encodes, and prints the report."""
     from wfvae.runtime import encode_video
 
-    arguments.check_rate(args, args.video)
+    reading = arguments.reading_options(args, args.video)
     with arguments.open_from(args) as bundle, progress_bar("encode") as progress:
         report = encode_video(
             bundle,
@@ -44,10 +44,8 @@ def run(args: argparse.Namespace) -> int:
             chunk=args.chunk,
             resume=args.resume,
             checkpoint_seconds=args.checkpoint_every,
-            raw=arguments.raw_layout(args),
-            fps=args.fps,
-            keep_damaged=args.keep_damaged,
             progress=progress,
+            **reading,
         )
     text = f"{report.destination}: {report.latents} latents of {report.summary}"
     if report.variable_frame_rate:

@@ -9,28 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.text import Text
 
 from wfvae.cli.arguments import open_from
-from wfvae.cli.output import progress_bar, show, text_table
+from wfvae.cli.output import progress_bar, show
 from wfvae.errors import ResourceError
 from wfvae.evaluation.evaluator import Evaluator
 from wfvae.evaluation.lpips_choice import choose_lpips
 from wfvae.evaluation.protocol import PAPER_FRAMES, PAPER_SIZE, Protocol
 from wfvae.evaluation.results import Labelled, to_json, write_results
-from wfvae.evaluation.scores import METRICS, PairedDifference, compare
+from wfvae.evaluation.scores import PairedDifference, compare
 from wfvae.evaluation.sources import Videos, bundle_videos, file_videos
-from wfvae.evaluation.tables import (
-    cells,
-    headings,
-    limit_remark,
-    regression_lines,
-    remarks,
-    score_text,
-    to_markdown,
-)
+from wfvae.evaluation.tables import to_markdown
 from wfvae.evaluation.video_features import VideoFeatures
 from wfvae.evaluation.video_files import find_videos, match_videos
 from wfvae.files import prepare_folder
@@ -99,18 +88,19 @@ class EvaluationRun:
 
     def _publish(self, differences: list[PairedDifference]) -> None:
         """Prints and writes the results; each is tried even if the other fails."""
+        data, markdown = self._results(differences)
         try:
-            show(self._args, self._data(differences), _text(self._entries, differences, self._args.worst))
+            show(self._args, data, markdown.rstrip("\n"))
         finally:
             self._write(differences)
 
     def _write(self, differences: list[PairedDifference]) -> None:
         if self._args.out is not None:
-            markdown = to_markdown(self._entries, differences, self._args.worst)
-            write_results(self._args.out, self._data(differences), markdown)
+            write_results(self._args.out, *self._results(differences))
 
-    def _data(self, differences: list[PairedDifference]) -> dict[str, Any]:
-        return to_json(self._entries, differences, self._args.worst)
+    def _results(self, differences: list[PairedDifference]) -> tuple[dict[str, Any], str]:
+        options = (self._entries, differences, self._args.worst)
+        return to_json(*options), to_markdown(*options)
 
 
 def _second(args: argparse.Namespace) -> argparse.Namespace | None:
@@ -144,22 +134,3 @@ def _open(args: argparse.Namespace) -> Iterator[_Reconstructions]:
     with open_from(args) as bundle:
         videos, ratio = bundle_videos(bundle, paths, args.chunk), (bundle.ratio, SPATIAL_RATIO, SPATIAL_RATIO)
         yield _Reconstructions(videos, label, bundle.manifest.model["latent_dim"], ratio)
-
-
-def _text(entries: list[Labelled], differences: list[PairedDifference], worst: int) -> RenderableType:
-    """Returns the scores for a terminal."""
-    rows = [(escape(entry.label), *cells(entry)) for entry in entries]
-    lines = ["± is half of the 95 % interval (Student's t over videos)"]
-    if differences:
-        texts = {
-            one.metric: score_text(one.metric, one.mean, sign=True) + (" *" if one.significant else "")
-            for one in differences
-        }
-        rows.append(("second - first, paired", *(texts.get(metric, "–") for metric in METRICS), ""))
-        lines[0] += "; * the interval excludes zero"
-        lines += [*limit_remark(entries), *regression_lines(differences, worst)]
-    for entry in entries:
-        lines += [f"{entry.label}: {line}" for line in remarks(entry, worst)]
-    # File names may hold bytes that are not UTF-8.
-    table = text_table(("", *headings()), rows)
-    return Group(table, *(Text(line.encode("utf-8", "backslashreplace").decode()) for line in lines))

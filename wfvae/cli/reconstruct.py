@@ -32,21 +32,16 @@ def run(args: argparse.Namespace) -> int:
     """Reconstructs, and prints the report."""
     from wfvae.runtime import reconstruct_video
 
-    arguments.check_rate(args, args.video)
-    container = arguments.container_for(args, args.out)
+    options = arguments.reading_options(args, args.video) | arguments.writing_options(args, args.out)
     with arguments.open_from(args) as bundle, progress_bar("reconstruct") as progress:
         report = reconstruct_video(
             bundle,
             args.video,
             args.out,
             chunk=args.chunk,
-            raw=arguments.raw_layout(args),
-            fps=args.fps,
-            keep_damaged=args.keep_damaged,
             audio=args.audio,
-            output=arguments.output_settings(args),
-            container=container,
             progress=progress,
+            **options,
         )
     text = f"{report.destination}: {report.summary}{arguments.remarks(report)}"
     show(args, report.to_dict(), text, to_stderr=args.out == "-")

@@ -88,7 +88,6 @@ def _clip(args: argparse.Namespace, fixed: tuple[int, int] | None) -> tuple[npt.
         raise InputError("--size is for the generated clip; a video has its own size")
     from wfvae.runtime.media.video_reader import open_video
 
-    layout = arguments.raw_layout(args)
-    with open_video(args.video, raw=layout, fps=args.fps, keep_damaged=args.keep_damaged) as reader:
+    with open_video(args.video, **arguments.reading_options(args, args.video)) as reader:
         frames = np.stack(list(itertools.islice(iter(reader), args.frames)))
     return frames, Path(args.video).name

@@ -32,7 +32,6 @@ class Metric:
     title: str
     higher_is_better: bool
     digits: int
-    """Digits after the point in tables."""
 
     @property
     def heading(self) -> str:
@@ -114,7 +113,6 @@ class SetScore:
     value: float | None
     clips: int
     frames: int
-    """Frames per clip."""
     features: int | None
     reason: str | None = None
 

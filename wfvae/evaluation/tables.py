@@ -1,4 +1,4 @@
-"""An evaluation for people: the paper's Table 1 as Markdown, and the lines that explain it."""
+"""An evaluation for people, in a terminal or a file: Table 1 of the paper, and what explains it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LISTED = 20
 """Skipped videos named in the Markdown; all are in the JSON."""
 
 
-def score_text(metric: Metric, mean: Mean | None, *, sign: bool = False) -> str:
+def _score_text(metric: Metric, mean: Mean | None, *, sign: bool = False) -> str:
     """Formats a mean with half of its interval."""
     if mean is None:
         return "–"
@@ -21,15 +21,10 @@ def score_text(metric: Metric, mean: Mean | None, *, sign: bool = False) -> str:
     return f"{mean.value:{plus}.{digits}f}{reach}"
 
 
-def headings() -> list[str]:
-    """Returns the titles of `cells`."""
-    return [metric.heading for metric in (*METRICS, FVD)]
-
-
-def cells(entry: Labelled) -> list[str]:
+def _cells(entry: Labelled) -> list[str]:
     """Formats PSNR, SSIM, LPIPS and FVD of an entry."""
     found = entry.evaluation
-    texts = [score_text(metric, found.mean(metric)) for metric in METRICS]
+    texts = [_score_text(metric, found.mean(metric)) for metric in METRICS]
     if found.mean(PSNR) is None:
         texts[METRICS.index(PSNR)] = "∞"
     if found.lpips.reason is not None:
@@ -38,7 +33,7 @@ def cells(entry: Labelled) -> list[str]:
     return [*texts, NOT_MEASURED if fvd is None else f"{fvd:.{FVD.digits}f}"]
 
 
-def remarks(entry: Labelled, worst: int) -> list[str]:
+def _remarks(entry: Labelled, worst: int) -> list[str]:
     """Returns what the table does not show: what is missing and why, and the worst videos."""
     found = entry.evaluation
     lines = [f"{len(found.videos)} videos; {found.protocol.describe()}"]
@@ -70,7 +65,7 @@ def remarks(entry: Labelled, worst: int) -> list[str]:
     return lines
 
 
-def limit_remark(entries: Sequence[Labelled]) -> list[str]:
+def _limit_remark(entries: Sequence[Labelled]) -> list[str]:
     """Explains the paired difference of PSNR where it is not that of the two means shown."""
     videos = [video for entry in entries for video in entry.evaluation.videos]
     if all(video.psnr_limited == video.psnr for video in videos):
@@ -80,7 +75,7 @@ def limit_remark(entries: Sequence[Labelled]) -> list[str]:
     return [f"paired difference of PSNR: {rule}"]
 
 
-def regression_lines(differences: Sequence[PairedDifference], worst: int) -> list[str]:
+def _regression_lines(differences: Sequence[PairedDifference], worst: int) -> list[str]:
     """Returns, per metric, in how many videos the second is worse, and names the worst."""
     lines = []
     for one in differences:
@@ -95,9 +90,9 @@ def regression_lines(differences: Sequence[PairedDifference], worst: int) -> lis
 
 def to_markdown(entries: Sequence[Labelled], differences: Sequence[PairedDifference], worst: int) -> str:
     """Returns the columns of the paper's Table 1 and SSIM, a row per set, then the details."""
-    titles = ["Channel", "Model", "TCPR", *headings()]
+    titles = ["Channel", "Model", "TCPR", *(metric.heading for metric in (*METRICS, FVD))]
     rows = [
-        [str(entry.channels or "–"), _plain(entry.label), _compression(entry), *cells(entry)]
+        [str(entry.channels or "–"), _plain(entry.label), _compression(entry), *_cells(entry)]
         for entry in entries
     ]
     parts = [
@@ -108,7 +103,7 @@ def to_markdown(entries: Sequence[Labelled], differences: Sequence[PairedDiffere
     if differences:
         parts += _compared(entries, differences, worst)
     for entry in entries:
-        parts += [f"## {_plain(entry.label)}", _list(remarks(entry, worst))]
+        parts += [f"## {_plain(entry.label)}", _list(_remarks(entry, worst))]
         if skipped := entry.evaluation.skipped:
             parts += ["Skipped:", _list([f"{one.name}: {one.reason}" for one in skipped[:_LISTED]])]
     return "\n\n".join(parts) + "\n"
@@ -117,13 +112,13 @@ def to_markdown(entries: Sequence[Labelled], differences: Sequence[PairedDiffere
 def _compared(entries: Sequence[Labelled], differences: Sequence[PairedDifference], worst: int) -> list[str]:
     rows = []
     for one in differences:
-        text, count = score_text(one.metric, one.mean, sign=True), one.mean.count if one.mean else 0
+        text, count = _score_text(one.metric, one.mean, sign=True), one.mean.count if one.mean else 0
         rows.append([one.metric.title, text, str(count), _verdict(one)])
     return [
         f"## {_plain(entries[1].label)} minus {_plain(entries[0].label)}, video by video",
         _table(["Metric", "mean of paired differences", "videos", ""], rows),
-        *(f"{line}." for line in limit_remark(entries)),
-        _list(regression_lines(differences, worst)),
+        *(f"{line}." for line in _limit_remark(entries)),
+        _list(_regression_lines(differences, worst)),
     ]
 
 
@@ -143,8 +138,10 @@ def _verdict(one: PairedDifference) -> str:
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    widths = [max(3, *map(len, column)) for column in zip(titles, *rows, strict=True)]
+    lines = [titles, ["-" * width for width in widths], *rows]
+    padded = [[text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in padded)
 
 
 def _list(lines: Sequence[str]) -> str:

@@ -22,13 +22,11 @@ class RunInfo:
     bundle_hash: str
     backend: str
     versions: tuple[tuple[str, str], ...]
-    """(package, version) pairs."""
     cpu: str
     threads: int
     finished: datetime
     """When the run ended, with a time zone."""
     commands: tuple[str, ...]
-    """Command lines that repeat the run, in order."""
     source: str
     """Where the video came from: a file name, or a description of the procedural clip."""
     frames: int
@@ -44,14 +42,10 @@ class Throughput:
     encode_fps: float
     decode_fps: float
     stages: Mapping[str, float]
-    """Wall time in seconds by stage."""
     encoder_state_bytes: int
-    """State that one stream holds between steps."""
     decoder_state_bytes: int
     raw_video_bytes: int
-    """The video as 8-bit RGB."""
     latents_bytes: int
-    """The latents as written."""
     video_file_bytes: int | None = None
     """The compressed video file; None if the source is not one file."""
 
@@ -61,7 +55,6 @@ class Picture:
     """One frame before and after, both (H, W, 3) uint8."""
 
     frame: int
-    """Its index in the video."""
     reference: npt.NDArray[np.uint8]
     reconstruction: npt.NDArray[np.uint8]
 

@@ -132,9 +132,7 @@ class Target(Record, frozen=True):
     """Where an engine was built, and so where it runs."""
 
     tensorrt: Text
-    """TensorRT's version."""
     gpu: Text
-    """The GPU's name."""
     compute_capability: Annotated[str, Meta(pattern=r"^[0-9]+\.[0-9]+$")]
 
     def __str__(self) -> str:
@@ -164,7 +162,6 @@ class EngineRecord(Record, frozen=True, kw_only=True):
     """In the engine's order."""
     target: Target
     sha256: SHA256
-    """Of the engine's file."""
     bytes: Size
 
     def __post_init__(self) -> None:
@@ -274,7 +271,8 @@ def list_engine(bundle: Path, record: EngineRecord) -> None:
     with locked(bundle / LOCK_NAME, busy, wait=60):
         manifest = Manifest.read(bundle)
         records = [other for other in sound_records(manifest) if other.file != record.file]
-        manifest.with_engines(tuple(entry.to_dict() for entry in [*records, record])).write(bundle)
+        listed = tuple(entry.to_dict() for entry in [*records, record])
+        structs.replace(manifest, engines=listed).write(bundle)
 
 
 def find_engine(manifest: Manifest, bundle: Path, graph: str, target: Target, tf32: bool) -> EngineRecord:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta
-from msgspec.structs import force_setattr, replace
+from msgspec.structs import force_setattr
 
 from wfvae.errors import BundleError
 from wfvae.files import write_whole
@@ -147,10 +147,6 @@ class Manifest(Record, frozen=True, kw_only=True):
         content = self.to_dict()
         del content["identity"], content["engines"]
         force_setattr(self, "identity", json_sha256(content))
-
-    def with_engines(self, engines: tuple[Mapping[str, Any], ...]) -> Manifest:
-        """Returns a manifest that lists these engines; its identity is the same."""
-        return replace(self, engines=engines)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Manifest:

@@ -23,9 +23,7 @@ class MemoryPlan:
     width: int
     streams: int
     chunk: int
-    """Latents per step."""
     state_bytes: int
-    """State of one stream."""
     held_state_bytes: int
     """State of all streams in both buffers, which is what the runtime allocates."""
     io_bytes: int
@@ -33,7 +31,6 @@ class MemoryPlan:
     scratch_bytes: int
     """Most activations alive at once in a step, all streams. A backend's packing comes on top."""
     weights_bytes: int
-    """Weights of this direction."""
 
     @property
     def total_bytes(self) -> int:

@@ -34,7 +34,6 @@ class Setting(Record, frozen=True):
     backend: Mapping[str, str]
     """The part of `Backend.describe()` that speed depends on."""
     cpu: str
-    """The processor's name."""
     cores: Size
     """How many of its cores the program may use."""
 
@@ -59,10 +58,8 @@ class TunedChunk(Record, frozen=True):
     height: Size
     """Padded video height."""
     width: Size
-    """Padded video width."""
     setting: Setting
     chunk: Size
-    """Latents per step."""
     seconds_per_frame: Mapping[int, Annotated[float, Meta(ge=0)]]
     """By the latents per step that were measured."""
     version: str = ""
@@ -88,7 +85,6 @@ class Tuning(Record, frozen=True, kw_only=True):
 
     format: str = FORMAT
     bundle: str
-    """The bundle's identity."""
     entries: tuple[TunedChunk, ...] = ()
     sha256: str = ""
     """Hash of the rest, computed here."""
