@@ -6,6 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
+from msgspec.structs import replace
+
 from wfvae.errors import CheckpointError, ConfigError
 from wfvae.model.checkpoint import CONFIG_NAME
 from wfvae.model.config import WFVAEConfig
@@ -158,7 +160,7 @@ def _value(config: TrainingConfig, key: str) -> object:
 
 
 def _scaled_as(architecture: WFVAEConfig, other: WFVAEConfig) -> WFVAEConfig:
-    return architecture.with_changes(scale=other.scale, shift=other.shift)
+    return replace(architecture, scale=other.scale, shift=other.shift)
 
 
 def _config_of(checkpoint: Path) -> WFVAEConfig:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from wfvae.errors import ConfigError, WFVAEError
 from wfvae.model.config import LATENT_SCALE, WFVAEConfig
@@ -138,11 +139,11 @@ def test_unreadable_file_is_named(content: str | None, tmp_path: Path) -> None:
         WFVAEConfig.from_json(path)
 
 
-def test_copy_with_changes_is_validated_and_the_original_immutable() -> None:
+def test_changed_copy_is_validated_and_the_original_immutable() -> None:
     config = WFVAEConfig()
-    assert config.with_changes(latent_dim=8).latent_dim == 8
+    assert replace(config, latent_dim=8).latent_dim == 8
     with pytest.raises(ConfigError):
-        config.with_changes(latent_dim=0)
+        replace(config, latent_dim=0)
     with pytest.raises(AttributeError):
         config.latent_dim = 8  # type: ignore[misc]
     assert issubclass(WFVAEError, ValueError)

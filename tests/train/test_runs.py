@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -185,7 +186,7 @@ def test_scale_and_shift_of_initial_model_stay_through_a_run(tmp_path: Path, ref
     wanted = small(**settings).model.architecture()
     for name, (scale, shift) in {"released": (released.scale, released.shift), "each": per_channel}.items():
         first, run = tmp_path / name, tmp_path / f"{name}-run"
-        WFVAE.random(wanted.with_changes(scale=scale, shift=shift, dropout=0.0), 7).save_pretrained(first)
+        WFVAE.random(replace(wanted, scale=scale, shift=shift, dropout=0.0), 7).save_pretrained(first)
         settings["run__initial"] = str(first)
         train(small(**settings, run__steps=1), run, CPU)
         state, given = state_of(run), load_file(first / "diffusion_pytorch_model.safetensors")

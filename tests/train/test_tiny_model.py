@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 import wfvae
 from fixtures.program import Program, save
@@ -46,7 +47,7 @@ def test_directory_named_tiny_takes_precedence(
     tiny: WFVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    other = WFVAE.random(tiny.config.with_changes(latent_dim=4))
+    other = WFVAE.random(replace(tiny.config, latent_dim=4))
     other.save_pretrained(tmp_path / "tiny")
     assert WFVAE.from_pretrained("tiny").config.latent_dim == 4
     (tmp_path / "tiny" / CONFIG_NAME).unlink()

@@ -47,6 +47,7 @@ def to_json(
 
 def _entry(entry: Labelled, worst: int) -> dict[str, Any]:
     found = entry.evaluation
+    scored = [metric for metric in METRICS if found.values(metric)]
     return {
         "label": entry.label,
         "latent_channels": entry.channels,
@@ -54,11 +55,7 @@ def _entry(entry: Labelled, worst: int) -> dict[str, Any]:
         "protocol": asdict(found.protocol),
         "complete": found.complete,
         "metrics": _metrics(found),
-        "worst": {
-            metric.key: [video.name for video in found.worst(metric, worst)]
-            for metric in METRICS
-            if found.values(metric)
-        },
+        "worst": {one.key: [video.name for video in found.worst(one, worst)] for one in scored},
         "videos": [asdict(video) for video in found.videos],
         "skipped": [asdict(one) for one in found.skipped],
     }
@@ -94,18 +91,20 @@ def _mean(mean: Mean | None) -> dict[str, Any]:
 def _difference(
     entries: Sequence[Labelled], differences: Sequence[PairedDifference], worst: int
 ) -> dict[str, Any]:
-    by_metric: dict[str, Any] = {
-        one.metric.key: {**_mean(one.mean), "videos_left_out": one.left_out, "significant": one.significant}
-        for one in differences
-    }
+    by_metric: dict[str, Any] = {}
+    regressions = {}
+    for one in differences:
+        key, facts = one.metric.key, {"videos_left_out": one.left_out, "significant": one.significant}
+        by_metric[key] = _mean(one.mean) | facts
+        if one.by_video:
+            regressions[key] = [name for name, _ in one.regressions()[:worst]]
     by_metric[PSNR.key]["frame_limit"] = PSNR_LIMIT
-    regressions = {one.metric.key: one.regressions()[:worst] for one in differences if one.by_video}
     names = dict.fromkeys(name for one in differences for name in one.by_video)
     return {
         "of": f"{entries[1].label} - {entries[0].label}",
         **by_metric,
         "fvd": _fvd_difference(entries),
-        "regressions": {key: [name for name, _ in worse] for key, worse in regressions.items()},
+        "regressions": regressions,
         "videos": [
             {"name": name, **{one.metric.key: one.by_video.get(name) for one in differences}}
             for name in names

@@ -152,10 +152,6 @@ class WFVAEConfig(Struct, frozen=True):
                 del values[key]
         return dict(sorted({**_FIXED_KEYS, **blocks, **values}.items()))
 
-    def with_changes(self, **changes: Any) -> WFVAEConfig:
-        """Returns a copy with some fields replaced, validated anew."""
-        return structs.replace(self, **changes)
-
     @property
     def latent_scale(self) -> tuple[float, ...]:
         """`scale`, one value per latent channel."""
