@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from wfvae.cli.arguments import open_from
 from wfvae.cli.output import progress_bar, show
 from wfvae.errors import ResourceError
-from wfvae.evaluation.evaluator import Evaluator
+from wfvae.evaluation.evaluator import Evaluator, use_threads
 from wfvae.evaluation.lpips_choice import choose_lpips
 from wfvae.evaluation.protocol import PAPER_FRAMES, PAPER_SIZE, Protocol
 from wfvae.evaluation.results import Labelled, to_json, write_results
@@ -42,7 +40,7 @@ class EvaluationRun:
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         if args.threads is not None:
-            torch.set_num_threads(args.threads)  # of LPIPS and FVD
+            use_threads(args.threads)
         frames, size = args.frames or PAPER_FRAMES, args.size or PAPER_SIZE
         self._protocol = Protocol(None, None) if args.whole else Protocol(frames, size, args.window)
         self._lpips = choose_lpips(args.lpips_weights, args.lpips_net)

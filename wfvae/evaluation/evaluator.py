@@ -99,6 +99,13 @@ class Evaluator:
             return SetScore(None, clips, frames, features, reason)
 
 
+def use_threads(count: int) -> None:
+    """Limits the CPU threads of LPIPS and FVD in this process."""
+    import torch
+
+    torch.set_num_threads(count)
+
+
 def _video_score(name: str, size: tuple[int, int], pieces: Sequence[FrameScores]) -> VideoScore:
     psnr = np.concatenate([piece.psnr for piece in pieces])
     finite = psnr[np.isfinite(psnr)]
