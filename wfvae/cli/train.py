@@ -178,7 +178,6 @@ def _watching(shown: bool, stop: _Stop) -> Iterator[Watcher]:
     """Shows a bar with the losses on a terminal, and notices anywhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Column
 
     from wfvae.train.step_loop import Watcher
 
@@ -186,8 +185,7 @@ def _watching(shown: bool, stop: _Stop) -> Iterator[Watcher]:
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     options: dict[str, Any] = {"transient": True, "speed_estimate_period": _ETA_SECONDS}
-    details = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-    bar = Progress(*columns, details, console=console, disable=not on_terminal, **options)
+    bar = Progress(*columns, _details(), console=console, disable=not on_terminal, **options)
     bar.start()
     index = bar.add_task("indexing", total=None, text="", visible=False)
     task = bar.add_task("training", total=None, text="")
@@ -207,3 +205,15 @@ def _watching(shown: bool, stop: _Stop) -> Iterator[Watcher]:
     finally:
         with suppress(OSError):  # the terminal was closed
             bar.stop()
+
+
+def _details() -> Any:
+    """Returns a column that a narrow terminal cuts off; a plain one would be wrapped."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class Details(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
+
+    return Details()
