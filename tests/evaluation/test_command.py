@@ -281,7 +281,7 @@ def test_comparison_is_shown_and_written_under_its_labels(
     assert expected.value > 0
     assert difference["psnr"]["mean"] == pytest.approx(expected.value)
     assert difference["psnr"]["interval"] == pytest.approx([expected.low, expected.high])
-    markdown = (tmp_path / "evaluation.md").read_text()
+    markdown = " ".join((tmp_path / "evaluation.md").read_text().split())
     assert (
         "## theirs minus ours, video by video" in markdown and "| 16 | theirs | 2048 (8×16×16) |" in markdown
     )
