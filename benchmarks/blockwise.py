@@ -37,8 +37,7 @@ from wfvae import WFVAE
 from wfvae.errors import InputError, WFVAEError
 from wfvae.evaluation.protocol import Protocol, open_prepared
 from wfvae.evaluation.video_files import find_videos
-from wfvae.export.parity.direct import run_direct
-from wfvae.export.parity.plans import Job, run_chunks, run_odd_pushes
+from wfvae.export.parity.plans import Job, run_chunks, run_direct, run_odd_pushes
 from wfvae.runtime import Bundle
 from wfvae.video.synthetic.clips import ProceduralClip
 

@@ -19,7 +19,7 @@ from wfvae.export.forms import FORMS
 from wfvae.export.recorder.graph import trace
 from wfvae.export.recorder.recorder import FilterStore
 from wfvae.export.weights import state_dict_sha256, store_constants
-from wfvae.files import replacing
+from wfvae.files import check_replaceable, replacing
 from wfvae.model.encoder import RGB
 from wfvae.model.vae import WFVAE
 from wfvae.spec.frames import SPATIAL_RATIO
@@ -124,7 +124,7 @@ def export_bundle(
     """
     options = options or ExportOptions()
     destination = Path(destination)
-    _check_destination(destination, overwrite)
+    check_replaceable(destination, "bundle", MANIFEST_NAME, overwrite)
     checkpoint = state_dict_sha256(model.state_dict())
     model = model.to(device="cpu", dtype=DTYPES[options.precision]).eval()
     kinds: tuple[Kind, ...] = (STEP, DIRECT) if options.direct else (STEP,)
@@ -150,16 +150,6 @@ def export_bundle(
     except ResourceError as error:
         raise BundleError(f"the bundle is not written: {error}") from error
     return manifest
-
-
-def _check_destination(destination: Path, overwrite: bool) -> None:
-    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
-        return
-    if not (destination / MANIFEST_NAME).is_file():
-        raise BundleError(f"{destination} exists and is not a bundle; choose another name")
-    if not overwrite:
-        advice = "choose another name, or replace it with --overwrite"
-        raise BundleError(f"the bundle {destination} exists; {advice}")
 
 
 def _write_graphs(

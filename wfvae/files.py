@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from wfvae.errors import ResourceError, WFVAEError
+from wfvae.errors import BundleError, ResourceError, WFVAEError
 
 Content = str | bytes | memoryview
 
@@ -26,6 +26,20 @@ def temporary_name(path: Path, ending: str = "part") -> Path:
 def partial_name(path: Path) -> Path:
     """Returns a hidden name beside `path` for work that a later process finds again."""
     return path.with_name(f".{path.name}.part")
+
+
+def check_replaceable(folder: Path, kind: str, marker: str, overwrite: bool) -> None:
+    """Raises `BundleError` unless `folder` is new, empty, or of this kind and may be replaced.
+
+    A folder is of a kind if it has the file `marker`.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / marker).is_file():
+        raise BundleError(f"{folder} exists and is not a {kind}; choose another name")
+    if not overwrite:
+        advice = "choose another name, or replace it with --overwrite"
+        raise BundleError(f"the {kind} {folder} exists; {advice}")
 
 
 def check_destination(

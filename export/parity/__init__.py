@@ -6,8 +6,7 @@ verification.passed, verification.to_json(), verification.certificate("video.mp4
 """
 
 from wfvae.export.parity.difference import Difference, measure, ulp_distance
-from wfvae.export.parity.table import render_table
-from wfvae.export.parity.verification import Check, NotAvailable, Verification
+from wfvae.export.parity.verification import Check, NotAvailable, Verification, render_table
 from wfvae.export.parity.verifier import verify
 
 __all__ = [

@@ -21,11 +21,9 @@ class Difference:
     """The result of `measure`. With a `problem`, the numbers are NaN or None."""
 
     elements: int
-    """Values compared."""
     equal_bits: bool
     """Every value has the same bits, the sign of zero included."""
     equal_share: float
-    """Share of values with the same bits, 0..1."""
     max_abs: float
     max_ulp: int | None
     """Largest distance in steps between neighbouring float32 numbers; -0 and +0 are the same."""
@@ -61,7 +59,9 @@ def measure(actual: Array, expected: Array, *, picture: bool) -> Difference:
     for name, array in (("result", actual), ("reference", expected)):
         if np.isnan(array).any():
             return Difference(actual.size, False, share, math.nan, None, None, {}, f"NaN in the {name}")
-    error = _absolute_error(actual, expected)
+    with np.errstate(invalid="ignore"):
+        error = np.abs(actual.astype(np.float64) - expected)
+    error[actual == expected] = 0.0  # equal infinities, too
     distance = ulp_distance(given, wanted)
     return Difference(
         elements=actual.size,
@@ -75,16 +75,11 @@ def measure(actual: Array, expected: Array, *, picture: bool) -> Difference:
 
 
 def not_compared(problem: str) -> Difference:
-    """Returns the result of a comparison that could not be made."""
     return Difference(0, False, 0.0, math.nan, None, None, {}, problem)
 
 
 def ulp_distance(a: Array, b: Array) -> npt.NDArray[np.int64]:
-    """Counts float32 numbers between each `a` and `b`, both float32 without NaN.
-
-    Returns:
-        0 for equal values, 1 for neighbours; exact over all of float32.
-    """
+    """Counts float32 numbers from `a` to `b`, without NaN: 0 for equal values, 1 for neighbours."""
     distance: npt.NDArray[np.int64] = np.abs(_ordered(a) - _ordered(b))
     return distance
 
@@ -94,14 +89,6 @@ def _ordered(values: Array) -> npt.NDArray[np.int64]:
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.int32).astype(np.int64)
     # Floats are stored as sign and magnitude; the magnitude's bits are in the order of the values.
     return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
-
-
-def _absolute_error(actual: Array, expected: Array) -> npt.NDArray[np.float64]:
-    given, wanted = actual.astype(np.float64), expected.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # equal infinities
-        error: npt.NDArray[np.float64] = np.abs(given - wanted)
-    error[given == wanted] = 0.0
-    return error
 
 
 def _psnr(error: npt.NDArray[np.float64]) -> float:

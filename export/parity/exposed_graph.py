@@ -63,10 +63,8 @@ class ExposedGraph:
         found = {}
         for name, (first, item_bytes) in short.items():
             second, _ = long.get(name, ((), 0))
-            if len(first) != len(second):
-                continue
-            grown = [axis for axis, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
-            if len(grown) != 1:
+            grown = [axis for axis, (a, b) in enumerate(zip(first, second, strict=False)) if a != b]
+            if len(first) != len(second) or len(grown) != 1:
                 continue
             [axis] = grown
             per_latent = second[axis] - first[axis]
@@ -78,11 +76,9 @@ class ExposedGraph:
 
     @property
     def order(self) -> list[str]:
-        """Every tensor that a node makes, in graph order."""
         return [output for node in self.model.graph.node for output in node.output if output]
 
     def describe(self, name: str) -> str:
-        """Formats a tensor's name with the node that makes it."""
         [node] = [node for node in self.model.graph.node if name in node.output]
         return f"{name} (node {node.name}, {node.op_type})"
 
@@ -92,12 +88,9 @@ class ExposedGraph:
         return {name: math.prod(shape) * item_bytes for name, (shape, item_bytes) in shapes.items()}
 
     def run_steps(self, x: Array, steps: Sequence[int], names: Collection[str]) -> dict[str, Array]:
-        """Returns the named tensors' frames over a whole stream, concatenated, frames first.
+        """Returns the named tensors' frames over a whole stream, frames first.
 
-        Args:
-            x: network input of one stream, without batch: all of its frames with lead and tail, or
-                all latents.
-            steps: latents per step; a drain follows where the decoder needs one.
+        `x` is the network input without batch. A drain follows `steps` where the decoder needs one.
         """
         parts: dict[str, list[Array]] = {name: [] for name in names}
         for latents, _, results in self._stream(x, steps, names):
@@ -112,7 +105,6 @@ class ExposedGraph:
     def _stream(
         self, x: Array, steps: Sequence[int], names: Collection[str]
     ) -> Iterator[tuple[int, dict[str, Array], Mapping[str, Array]]]:
-        """Yields each step's latents, inputs and results."""
         stream = self.spec.stream
         state = {}
         for spec in stream.states:
@@ -195,7 +187,6 @@ class ExposedGraph:
         }
 
     def _zeros(self, latents: int) -> dict[str, Array]:
-        """Returns inputs of zeros for a step or clip."""
         ratio = self.spec.stream.ratio
         frames = ratio * latents if self.spec.kind == STEP else 1 + ratio * (latents - 1)
         sizes = {"latents": latents, "frames": frames, "height": self._height, "width": self._width}

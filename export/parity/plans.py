@@ -1,19 +1,27 @@
-"""Plans: ways to cut one stream into steps, none of which may change its result."""
+"""Runs of one video: by plans (ways to cut a stream into steps), directly, and by the model."""
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wfvae.errors import CheckpointError
 from wfvae.export.parity.difference import Array
 from wfvae.runtime.bundle import Bundle
+from wfvae.runtime.pixels import to_float_frames, to_network
 from wfvae.runtime.stream import DecoderStream, EncoderStream
-from wfvae.spec.frames import DEFAULT_CHUNK, even_chunks, latent_frames, lead_frames
+from wfvae.spec.frames import DEFAULT_CHUNK, even_chunks, latent_frames, lead_frames, tail_frames
 from wfvae.spec.stream import Direction
+
+if TYPE_CHECKING:
+    import torch
+
+    from wfvae.model.vae import WFVAE
 
 _SEED = 24111745
 _LONGEST_STEP = 5
@@ -34,12 +42,10 @@ class Job:
 
     @property
     def verb(self) -> str:
-        """Its direction in reports."""
         return "encode" if self.direction == "encoder" else "decode"
 
     @property
     def latents(self) -> int:
-        """Latents of the video."""
         return latent_frames(self.frames, self.bundle.ratio)
 
     def open(self, chunk: int) -> EncoderStream | DecoderStream:
@@ -55,11 +61,6 @@ class Job:
         ratio = self.bundle.ratio if self.direction == "encoder" else 1
         ends = np.cumsum(steps) * ratio - lead_frames(ratio)
         return np.split(self.data, np.minimum(ends[:-1], len(self.data)))
-
-
-def run_single_step(job: Job) -> Array:
-    """Runs the reference plan: one step of everything."""
-    return run_chunks(job, job.latents)
 
 
 def run_chunks(job: Job, chunk: int) -> Array:
@@ -163,3 +164,47 @@ def describe_steps(steps: Iterable[int]) -> str:
     """Formats steps for people, a long row shortened."""
     texts = [str(step) for step in steps]
     return "+".join(texts if len(texts) <= 6 else [*texts[:5], "..."])
+
+
+def clip_input(job: Job) -> Array:
+    """Returns a direct graph's input, without batch: frames (1 + r n, 3, H', W'), or latents."""
+    if job.direction == "decoder":
+        return job.data
+    tail = tail_frames(job.frames, job.bundle.ratio)
+    return to_network(np.concatenate([job.data, np.repeat(job.data[-1:], tail, axis=0)]))
+
+
+def run_direct(job: Job) -> Array:
+    """Runs the direct graph. Returns latents (t, D, h, w), or frames (T, H, W, 3) float32."""
+    output: Array = job.bundle.direct_session(job.direction).run(clip_input(job)[None])[0]
+    if job.direction == "encoder":
+        return output
+    return to_float_frames(output[: job.frames], job.height, job.width)
+
+
+def run_model(model: WFVAE, dtype: torch.dtype, job: Job) -> Array:
+    """Runs the job offline by a copy of the PyTorch model on the CPU, in this precision."""
+    import torch
+
+    model = copy.deepcopy(model).to(device="cpu", dtype=dtype).eval()
+    x = torch.from_numpy(np.ascontiguousarray(clip_input(job))).to(dtype).movedim(0, 1)[None]
+    with torch.no_grad():
+        if job.direction == "decoder":
+            frames = model.decode(x).sample[0].permute(1, 2, 3, 0).numpy()
+            return np.ascontiguousarray(frames[: job.frames, : job.height, : job.width])
+        posterior = model.encode(x).latent_dist
+        output = posterior.mode() if job.bundle.manifest.latents == "mean" else posterior.moments
+        result: Array = output[0].movedim(1, 0).numpy()
+        return result
+
+
+def require_checkpoint(model: WFVAE, expected: str) -> None:
+    """Raises `CheckpointError` unless `model` has the weights whose hash is `expected`."""
+    from wfvae.export.weights import state_dict_sha256
+
+    found = state_dict_sha256(model.state_dict())
+    if found != expected:
+        raise CheckpointError(
+            f"the checkpoint's tensors have SHA-256 {found[:12]}, but the bundle was exported from"
+            f" {expected[:12]}; give the checkpoint that the bundle was made from, in its own precision"
+        )

@@ -24,7 +24,6 @@ class Rule:
 
     @property
     def text(self) -> str:
-        """The rule for people."""
         if self.tolerance == 0:
             return "equal bits"
         return f"error <= {self.tolerance:g}" + (" of the largest value" if self.relative else "")
@@ -77,12 +76,7 @@ BOUNDS: Mapping[str, Rule] = {
 
 
 def model_rule(backend: Mapping[str, str], precision: str) -> Rule:
-    """Returns the bound on a backend's results beside the PyTorch model's.
-
-    Args:
-        backend: what `Backend.describe()` returned.
-        precision: the bundle's.
-    """
+    """Returns the bound on the results of a backend (as it describes itself) beside the model's."""
     if backend.get("precision_hint") == "bf16":
         return BOUNDS["bf16"]
     return BOUNDS["tf32" if precision == "fp32" and backend.get("tf32") == "true" else precision]

@@ -1,4 +1,4 @@
-"""The result of a verification: its checks, as JSON and as a certificate."""
+"""The result of a verification: its checks, as JSON, as a certificate and as a table."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wfvae.export.parity.difference import Array
+from wfvae.export.parity.difference import Array, Difference
 from wfvae.machine import describe_machine
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from wfvae.spec.manifest import Manifest
 
 FORMAT = "wfvae-parity/1"
@@ -26,8 +28,8 @@ _PACKAGES += ["torch", "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"]
 _PACKAGES += ["nvidia-cudnn-cu12", "nvidia-cudnn-cu13"]
 
 
-@dataclass(frozen=True)
-class Check:
+@dataclass(frozen=True, kw_only=True)
+class Check(Difference):
     """One comparison."""
 
     name: str
@@ -39,25 +41,14 @@ class Check:
     """The plan that was streamed, or the clip that was compared."""
     frames: int
     """Video frames compared; 0 if none could be."""
-    equal_bits: bool
-    max_abs: float
-    """NaN where there is no number."""
-    max_ulp: int | None
-    psnr_db: float | None
-    """Of frames over [-1, 1], infinite for equal ones; None for latents."""
     passed: bool
-    equal_share: float
-    """Share of values with equal bits."""
     tolerance: float
     """Largest absolute error allowed; 0 asks for equal bits."""
     rule: str
     reason: str = ""
     """Why the rule is what it is."""
-    ulp_histogram: Mapping[str, int] = field(default_factory=dict)
     equal_uint8: bool | None = None
     """Whether the frames rounded to 8 bits are equal, too; None for latents."""
-    problem: str | None = None
-    """Why there are no numbers: nothing to compare, another shape, NaN."""
     first_difference: str | None = None
     """The first tensor at which the two computations differ, if it was searched for."""
 
@@ -68,7 +59,9 @@ class Check:
 
     def to_json(self) -> dict[str, Any]:
         """Returns strict JSON: an infinite PSNR is "inf", a number that does not exist is null."""
-        values = vars(self) | {"ulp_histogram": dict(self.ulp_histogram)}
+        place = {key: getattr(self, key) for key in ("name", "direction", "backend", "plan", "frames")}
+        values = place | vars(self) | {"ulp_histogram": dict(self.ulp_histogram)}
+        del values["elements"]
         for key in ("max_abs", "psnr_db"):
             value = values[key]
             if value is not None and not math.isfinite(value):
@@ -163,3 +156,48 @@ def _installed_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def render_table(verification: Verification) -> RenderableType:
+    """Returns a row per check, then first differences, what was not available, and the outcome."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    checks = verification.checks
+    table = Table(title=f"Parity on {checks[0].backend}" if checks else "Parity", title_justify="left")
+    for column in ("check", "direction", "plan"):
+        table.add_column(column)
+    for column in ("frames", "max abs", "max ULP", "equal bits", "PSNR dB", "required", "result"):
+        table.add_column(column, justify="right")
+    for check in checks:
+        table.add_row(*_cells(check), Text("passed", "green") if check.passed else Text("FAILED", "bold red"))
+    lines = [
+        Text(f"{check.name}, {check.direction}, {check.plan}: {check.first_difference}")
+        for check in checks
+        if check.first_difference
+    ]
+    lines += [
+        Text(f"not available: {entry.name}, {entry.direction}: {entry.reason}", "yellow")
+        for entry in verification.not_available
+    ]
+    failed = sum(not check.passed for check in checks)
+    outcome = f"{failed} of {len(checks)} checks failed" if checks else "no check was made"
+    if verification.passed:
+        return Group(table, *lines, Text(f"{len(checks)} checks passed", "green"))
+    return Group(table, *lines, Text(outcome, "bold red"))
+
+
+def _cells(check: Check) -> tuple[str, ...]:
+    below_all = min(100 * check.equal_share, 99.99)  # not rounded up to 100
+    return (
+        check.name,
+        check.direction,
+        check.plan if check.problem is None else f"{check.plan}: {check.problem}",
+        str(check.frames),
+        "-" if math.isnan(check.max_abs) else f"{check.max_abs:.3g}",
+        "-" if check.max_ulp is None else f"{check.max_ulp:,}",
+        "100 %" if check.equal_bits else f"{below_all:.2f} %",
+        "-" if check.psnr_db is None else f"{check.psnr_db:.1f}",
+        check.rule,
+    )

@@ -11,12 +11,10 @@ import numpy.typing as npt
 
 from wfvae.errors import InputError
 from wfvae.export.parity import plans
-from wfvae.export.parity.backend_search import search_backend
 from wfvae.export.parity.difference import Array, measure, not_compared
-from wfvae.export.parity.direct import require_checkpoint, run_direct, run_model
-from wfvae.export.parity.layer_search import run_search, search_direct, search_plans
-from wfvae.export.parity.plans import Job
+from wfvae.export.parity.plans import Job, require_checkpoint, run_direct, run_model
 from wfvae.export.parity.rules import Rule, is_reference, model_rule, plan_rule, reference_rule, stream_rule
+from wfvae.export.parity.search import run_search, search_backend, search_direct, search_plans
 from wfvae.export.parity.verification import Check, NotAvailable, Verification, array_sha256
 from wfvae.runtime.bundle import Bundle, open_bundle
 from wfvae.runtime.pixels import to_uint8_frames
@@ -64,7 +62,6 @@ def verify(
     Raises:
         InputError: `frames` is not such a video.
         CheckpointError: `against` is another checkpoint.
-        BundleError, ResourceError: the backend cannot run the bundle at this size.
 
     Example:
         >>> from wfvae import WFVAE
@@ -110,7 +107,6 @@ class _Verifier:
         self.total = 2 * (7 + further)
 
     def run(self) -> Verification:
-        """Runs all checks."""
         hashes: dict[str, tuple[str, ...]] = {}
         latents: dict[str, Array] = {}
         for direction in DIRECTIONS:
@@ -176,7 +172,7 @@ class _Verifier:
     def _check_further(self, job: Job, label: str) -> Array:
         """Checks the stream of a further clip. Returns its direct result."""
         self._advance(f"{job.verb} {label}: direct")
-        direct = run_direct(job) if self._has_direct(job.direction) else plans.run_single_step(job)
+        direct = run_direct(job) if self._has_direct(job.direction) else plans.run_chunks(job, job.latents)
         plan, steps = f"{label}, steps of 1", (1,) * job.latents
         self._check_stream(self._statement(job.direction), job, plan, plans.run_chunks(job, 1), direct, steps)
         return direct
@@ -185,7 +181,7 @@ class _Verifier:
         """Runs all checks of the video in one direction. Returns its direct result."""
         statement = self._statement(job.direction)
         self._advance(f"{job.verb} {_WHOLE}: direct")
-        reference = direct = plans.run_single_step(job)
+        reference = direct = plans.run_chunks(job, job.latents)
         if statement == STREAM_DIRECT:
             direct = run_direct(job)
             self._check_stream(statement, job, "one step", reference, direct, (job.latents,))
@@ -217,7 +213,7 @@ class _Verifier:
         self._advance(f"{job.verb}: two rows")
         other = plans.make_companion(job)
         first, second = plans.run_interleaved(job, other)
-        expected, late = plans.run_single_step(other), "two rows: joins later, leaves earlier"
+        expected, late = plans.run_chunks(other, other.latents), "two rows: joins later, leaves earlier"
         self._check_stream(PLAN_INVARIANCE, job, "two rows: the first", first, reference, None)
         self._check_stream(PLAN_INVARIANCE, other, late, second, expected, None)
 
@@ -287,7 +283,6 @@ class _Verifier:
             found, allowed = measure(actual, expected, picture=picture), rule.allowed(expected)
             if picture and found.problem is None:
                 rounded = bool(np.array_equal(_to_uint8(actual), _to_uint8(expected)))
-        numbers = {key: value for key, value in vars(found).items() if key != "elements"}
         return Check(
             name=name,
             direction=job.verb,
@@ -299,7 +294,7 @@ class _Verifier:
             rule=rule.text,
             reason=rule.reason,
             equal_uint8=rounded,
-            **numbers,
+            **vars(found),
         )
 
     def _statement(self, direction: Direction) -> str:
@@ -309,7 +304,6 @@ class _Verifier:
         return f"{direction}.direct" in self.bundle.manifest.graphs
 
     def _advance(self, stage: str) -> None:
-        """Reports that `stage` begins."""
         self.progress(stage, self.done, self.total)
         self.done += 1
 

@@ -17,7 +17,6 @@ from msgspec import structs
 
 from wfvae.errors import BundleError
 from wfvae.export.tensorrt.progress import BuildProgress, Progress, cancelling, make_monitor
-from wfvae.export.tensorrt.timing_cache import TimingCacheFile
 from wfvae.files import write_whole
 from wfvae.spec.engines import (
     ENGINES_FOLDER,
@@ -34,6 +33,45 @@ from wfvae.spec.engines import (
 )
 from wfvae.spec.manifest import GraphSpec, Manifest
 from wfvae.spec.tensorrt import Builder, ErrorLog, IBuilderConfig, OnnxParser, TensorRT
+
+
+@dataclass(frozen=True)
+class TimingCacheFile:
+    """TensorRT's timing cache: kernels timed once are not timed again, and choices can be repeated."""
+
+    path: Path
+    read_only: bool = False
+    """Take every choice from the cache, and fail where it has none."""
+
+    def attach(self, trt: TensorRT, config: IBuilderConfig, log: ErrorLog) -> None:
+        """Makes a build use the cache. Raises `BundleError` if it is missing or does not fit."""
+        # Without this flag a cache holds timings; with it, the choices themselves.
+        config.set_flag(trt.member("BuilderFlag", "EDITABLE_TIMING_CACHE"))
+        if self.read_only:
+            config.set_flag(trt.member("BuilderFlag", "ERROR_ON_TIMING_CACHE_MISS"))
+        cache = config.create_timing_cache(self._content())
+        if cache is None or not config.set_timing_cache(cache, False):
+            raise BundleError(
+                f"{trt} refuses the timing cache {self.path}: {log.take()}; it is of another GPU or version,"
+                " or damaged; choose another file with --timing-cache, or delete it"
+            )
+
+    def save(self, config: IBuilderConfig) -> None:
+        """Writes the cache with what the build added."""
+        cache = None if self.read_only else config.get_timing_cache()
+        if cache is not None:
+            write_whole(self.path, memoryview(cache.serialize()))
+
+    def _content(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            if not self.read_only:
+                return b""
+            text = f"there is no timing cache {self.path} to read"
+            raise BundleError(f"{text}; build once without --timing-cache-only") from None
+        except OSError as error:
+            raise BundleError(f"cannot read the timing cache {self.path}: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -65,17 +103,14 @@ def build_engines(
     Each finished engine is listed in the manifest at once, and stays if a later one fails.
 
     Args:
-        bundle: the bundle's directory; its files are verified first.
         settings: sizes and choices. A bundle of fixed size overrides height and width.
         target: TensorRT's version and the GPU, which must be the calling thread's.
-        trt: the library that builds.
         timing_cache: None keeps one in the bundle, per GPU and version.
         again: also build engines that exist.
         progress: called from TensorRT's threads.
 
     Raises:
         BundleError: the bundle is damaged, or TensorRT can't build it; with TensorRT's reason.
-        ResourceError: the disk is full, or another process holds the manifest.
         KeyboardInterrupt: by Ctrl-C; no partial file is left.
     """
     manifest = Manifest.read(bundle)
@@ -112,7 +147,6 @@ def build_engines(
 
 
 def _find(planned: EngineRecord, manifest: Manifest, bundle: Path) -> EngineRecord | None:
-    """Returns the planned engine's entry if it exists already, unchanged."""
     for record in sound_records(manifest):
         if record.file == planned.file:
             with contextlib.suppress(BundleError):
@@ -160,7 +194,6 @@ def _build(
 
 
 def _parse(parser: OnnxParser, path: Path, trt: TensorRT, log: ErrorLog) -> None:
-    """Reads a graph and its weights. Raises `BundleError` with the parser's reasons."""
     if parser.parse_from_file(str(path)) and not parser.num_errors:
         return
     errors = [parser.get_error(index) for index in range(min(parser.num_errors, 3))]
@@ -169,7 +202,6 @@ def _parse(parser: OnnxParser, path: Path, trt: TensorRT, log: ErrorLog) -> None
 
 
 def _configure(config: IBuilderConfig, settings: BuildSettings, trt: TensorRT) -> None:
-    """Sets flags and limits. Raises `BundleError` if TensorRT does not have or take one."""
     tf32 = trt.member("BuilderFlag", "TF32")
     # TensorRT's own default is on.
     set_flag = config.set_flag if settings.tf32 else config.clear_flag
@@ -184,7 +216,6 @@ def _configure(config: IBuilderConfig, settings: BuildSettings, trt: TensorRT) -
 def _add_profile(
     builder: Builder, config: IBuilderConfig, profile: Profile, graph: GraphSpec, log: ErrorLog
 ) -> None:
-    """Adds a profile with a range for every input. Raises `BundleError` if TensorRT refuses it."""
     ranges = builder.create_optimization_profile()
     refused = f"TensorRT refuses the profile {profile.name!r} of {graph.file}"
     try:

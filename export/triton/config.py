@@ -115,7 +115,7 @@ def tensor_dims(shape: Sequence[Dim], size: tuple[int, int]) -> list[int]:
     """Returns a tensor's dimensions without the batch: time is free (-1), and none becomes [1].
 
     Triton has no tensors with a batch axis only: control inputs must be (batch, 1), and dims must
-    not be empty. The graphs in a repository have that second axis, see `wfvae.export.triton.graph`.
+    not be empty. The graphs in a repository have that second axis, see `with_second_axis`.
     """
     height, width = size
     return list(resolve(shape[1:], frames=-1, latents=-1, height=height, width=width)) or [1]

@@ -17,12 +17,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
-from wfvae.errors import BundleError
 from wfvae.export.triton.config import FORMAT, PLATFORMS, TritonOptions, config_text, model_size, tensor_dims
-from wfvae.export.triton.graph import with_second_axis
-from wfvae.files import replacing
+from wfvae.files import check_replaceable, replacing
 from wfvae.spec.engines import WHOLE_CLIP, sound_records
 from wfvae.spec.manifest import WEIGHTS_NAME, GraphSpec, Manifest
 from wfvae.spec.stream import Direction
@@ -33,6 +33,7 @@ VERSION = "1"
 GRAPH_NAME = "model.onnx"
 DIRECTIONS: tuple[Direction, ...] = ("encoder", "decoder")
 _ALIGNMENT = 64
+_AXIS, _INNER = "triton/axis", "triton/"
 _SCRIPT = """\
 #!/bin/sh
 # Builds the TensorRT engines of this repository. Written by 'wfvae triton'.
@@ -49,11 +50,7 @@ def write_repository(
 ) -> dict[str, Any]:
     """Writes the repository and returns its record (experimental: not yet served on a GPU).
 
-    Args:
-        bundle: directory of the bundle, whose files have been verified.
-        repository: directory to make; it appears when it is complete.
-        options: how the server runs the models.
-        overwrite: replace a repository made before (never another directory).
+    It appears when it is complete. `overwrite` replaces a repository, never another directory.
 
     Raises:
         BundleError: the bundle cannot be served by this platform, or the directory is not ours.
@@ -65,7 +62,7 @@ def write_repository(
     size = model_size(manifest, options.size)
     graphs = {direction: manifest.graphs[direction] for direction in DIRECTIONS}
     texts = {direction: config_text(manifest, graph, options) for direction, graph in graphs.items()}
-    _check_destination(repository, overwrite)
+    check_replaceable(repository, "repository", RECORD_NAME, overwrite)
     record = {
         "format": FORMAT,
         "bundle": manifest.identity,
@@ -134,6 +131,42 @@ def _engine_steps(manifest: Manifest, graph: GraphSpec) -> tuple[int, int, int] 
     return None
 
 
+def with_second_axis(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns a copy in which `start`, `end` and counters are (batch, 1), under the same names.
+
+    Triton passes control inputs as (batch, 1), and has no state without a dimension of its own. No
+    value changes, and external weights are not read.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    flat_inputs, flat_outputs = (
+        [value for value in values if len(value.type.tensor_type.shape.dim) == 1]
+        for values in (graph.input, graph.output)
+    )
+    flat = [*flat_inputs, *flat_outputs]
+    if not flat:
+        return result
+    graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), _AXIS))
+    inner = {value.name: _INNER + value.name for value in flat}
+    for node in graph.node:
+        for fields in (node.input, node.output):
+            for index, name in enumerate(fields):
+                fields[index] = inner.get(name, name)
+    nodes = list(graph.node)
+    for value in reversed(flat_inputs):
+        name = inner[value.name]
+        nodes.insert(0, helper.make_node("Squeeze", [value.name, _AXIS], [name], name=name))
+    for value in flat_outputs:
+        name = inner[value.name]
+        nodes.append(helper.make_node("Unsqueeze", [name, _AXIS], [value.name], name=name))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for value in flat:
+        value.type.tensor_type.shape.dim.add(dim_value=1)
+    return result
+
+
 def _write_graph(bundle: Path, graph: GraphSpec, folder: Path) -> None:
     model = with_second_axis(onnx.load(str(bundle / graph.file), load_external_data=False))
     _copy_weights(model, bundle / WEIGHTS_NAME, folder / WEIGHTS_NAME)
@@ -152,14 +185,3 @@ def _copy_weights(model: onnx.ModelProto, source: Path, target: Path) -> None:
             weights.seek(int(entries["offset"].value))
             entries["offset"].value = str(file.tell())
             file.write(weights.read(int(entries["length"].value)))
-
-
-def _check_destination(repository: Path, overwrite: bool) -> None:
-    if not repository.exists():
-        return
-    ours = (repository / RECORD_NAME).is_file()
-    if not ours and not (repository.is_dir() and not any(repository.iterdir())):
-        raise BundleError(f"{repository} exists and was not made by 'wfvae triton'; choose another name")
-    if ours and not overwrite:
-        text = f"the repository {repository} exists"
-        raise BundleError(f"{text}; choose another name, or replace it with --overwrite")

@@ -141,12 +141,12 @@ class OnnxRuntimeBackend:
         details = {"name": "onnxruntime", "version": ort.__version__, "provider": self._provider}
         if self._provider == _CPU:
             return details | {"device": "cpu", "threads": str(self._options.threads or "all")}
-        from wfvae.runtime.backends.nvidia import driver
+        from wfvae.runtime.backends.nvidia import cuda
 
         facts = {
             "device": f"cuda:{self._options.device_id}",
-            "gpu": driver.gpu_name(self._options.device_id),
-            "driver": driver.driver_version(),
+            "gpu": cuda.gpu_name(self._options.device_id),
+            "driver": cuda.driver_version(),
             "tf32": str(self._options.tf32).lower(),
         }
         return details | {key: value for key, value in facts.items() if value}

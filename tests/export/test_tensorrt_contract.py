@@ -8,7 +8,6 @@ are skipped without a registry, a compiler or a wheel for this Python.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import os
@@ -24,7 +23,6 @@ from typing import Any
 import pytest
 
 from wfvae.files import replacing
-from wfvae.runtime.backends.nvidia.cuda import Cuda
 from wfvae.spec import tensorrt as tensorrt_api
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,7 +178,7 @@ def test_method_has_these_parameters(bindings: Bindings, protocol: type, method:
     assert any(accepts(ours.return_annotation, returned) for returned in fitting), fitting
 
 
-def test_classes_attributes_and_constructors_exist(bindings: Bindings) -> None:
+def test_classes_attributes_constructors_and_enums_exist(bindings: Bindings) -> None:
     assert len(PROTOCOLS) >= 10
     for protocol in PROTOCOLS:
         owner = protocol.__name__
@@ -190,9 +188,6 @@ def test_classes_attributes_and_constructors_exist(bindings: Bindings) -> None:
     for owner, wanted in tensorrt_api.CONSTRUCTED.items():
         taken = [[name for name, _, _ in theirs] for theirs, _ in bindings.overloads(owner, "__init__")]
         assert list(wanted) in taken, owner
-
-
-def test_enum_members_exist(bindings: Bindings) -> None:
     for enum, names in tensorrt_api.MEMBERS.items():
         assert set(names) <= set(bindings.enums[enum]), f"TensorRT {bindings.version} {enum}"
     assert {"ERROR", "INTERNAL_ERROR"} <= set(bindings.classes["ILogger"])
@@ -239,51 +234,9 @@ def test_logger_and_monitor_are_accepted_by_real_classes(bindings: Bindings) -> 
     assert flag == (2 if bindings.version.startswith("10.") else 1)  # hence members by name
 
 
-# cuda-bindings ------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module", params=sorted(CUDA))
 def cuda(request: pytest.FixtureRequest) -> Path:
     return installed(*CUDA[request.param])
-
-
-def runtime_calls() -> list[tuple[str, int]]:
-    """The functions of CUDA that `Cuda` calls, and with how many arguments."""
-    found = []
-    for node in ast.walk(ast.parse(Path(inspect.getfile(Cuda)).read_text())):
-        if not isinstance(node, ast.Call):
-            continue
-        text = ast.unparse(node.func)
-        if text == "self._call" and isinstance(node.args[0], ast.Attribute):
-            found.append((node.args[0].attr, len(node.args) - 1))
-        elif text.startswith("self._rt."):
-            found.append((text.removeprefix("self._rt."), len(node.args)))
-    return found
-
-
-CUDA_DESCRIBE = """
-import json
-from cuda.bindings import runtime as rt
-found = {name: getattr(rt, name) for name in dir(rt) if name.startswith("cuda")}
-docs = {name: (value.__doc__ or "").strip().splitlines()[:1] for name, value in found.items()}
-values = {name: list(value.__members__) for name, value in found.items() if hasattr(value, "__members__")}
-print(json.dumps([docs, values, dir(rt.cudaDeviceProp)]))
-"""
-
-
-def test_cuda_functions_take_as_many_arguments(cuda: Path) -> None:
-    docs, values, properties = run(CUDA_DESCRIBE, cuda)
-    calls = runtime_calls()
-    assert len({name for name, _ in calls}) >= 25
-    for name, count in calls:
-        [signature] = docs[name]
-        inside = signature[signature.index("(") + 1 : signature.rindex(")")]
-        assert len([part for part in inside.split(",") if part.strip()]) == count, signature
-    assert {"name", "major", "minor"} <= set(properties)
-    assert {"cudaSuccess", "cudaErrorMemoryAllocation"} <= set(values["cudaError_t"])
-    assert {"cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"} <= set(values["cudaMemcpyKind"])
-    assert "cudaStreamCaptureModeThreadLocal" in values["cudaStreamCaptureMode"]
-    assert {"cudaStreamNonBlocking", "cudaEventDisableTiming"} <= set(docs)
 
 
 CUDA_CALL = """
@@ -294,24 +247,26 @@ try:
     made = None
 except DeviceError as error:
     made = str(error)
-cuda = Cuda.__new__(Cuda)
-cuda._rt, cuda._device_id = load_cuda(), 0
-outcomes = {}
-for name, method in vars(Cuda).items():
-    if inspect.isfunction(method) and not name.startswith("_"):
+calls = []
+class Failing(Cuda):
+    def _call(self, function, *arguments, no_memory=None):
+        calls.append(function.__name__)
         try:
-            getattr(cuda, name)(*[0] * (len(inspect.signature(method).parameters) - 1))
-            outcomes[name] = "done"
-        except DeviceError as error:
-            outcomes[name] = "DeviceError"
-print(json.dumps([made, outcomes]))
+            return super()._call(function, *arguments)
+        except DeviceError:
+            return 0
+cuda = Failing.__new__(Failing)
+cuda._rt, cuda._device_id = load_cuda(), 0
+cuda._call(cuda._rt.cudaGetDeviceProperties, 0)
+for name, method in vars(Cuda).items():
+    if inspect.isfunction(method) and not name.startswith("_") and name != "name_and_capability":
+        getattr(cuda, name)(*[0] * (len(inspect.signature(method).parameters) - 1))
+print(json.dumps([made, calls, dir(cuda._rt.cudaDeviceProp)]))
 """
 
 
-def test_cuda_accepts_integers_as_handles_and_names_missing_gpu(cuda: Path) -> None:
-    made, outcomes = run(CUDA_CALL, cuda, CUDA_VISIBLE_DEVICES="")
+def test_cuda_functions_take_these_arguments_and_name_a_missing_gpu(cuda: Path) -> None:
+    """A wrong number or type of arguments is a TypeError; without a driver every call fails."""
+    made, calls, properties = run(CUDA_CALL, cuda, CUDA_VISIBLE_DEVICES="")
     assert re.match(r"GPU 0: .* \(cudaError\w+, from cudaGetDeviceCount\)$", made)
-    # A handle of a wrong type would be a TypeError; without a driver every call of CUDA fails.
-    assert set(outcomes) == set(methods(Cuda))
-    assert set(outcomes.values()) <= {"DeviceError", "done"}
-    assert outcomes["launch"] == outcomes["copy_in"] == outcomes["allocate"] == "DeviceError"
+    assert len(set(calls)) >= 22 and {"name", "major", "minor"} <= set(properties)

@@ -36,6 +36,7 @@ CHECK = Check(
     backend="onnxruntime",
     plan="8+8+1",
     frames=37,
+    elements=37 * 8 * 8 * 3,
     equal_bits=False,
     max_abs=3.25e-06,
     max_ulp=4321,

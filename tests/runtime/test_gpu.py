@@ -95,9 +95,6 @@ def error(found: Any, wanted: Any) -> float:
     return float(np.abs(found.astype(np.float64) - wanted).max() / max(1.0, np.abs(wanted).max()))
 
 
-# Laws of every backend ----------------------------------------------------------------------------
-
-
 PRECISIONS = [*((backend, name, "fp32") for backend in (CUDA, TENSORRT) for name in FIXTURES)]
 PRECISIONS += [(CUDA, NAME, "tf32"), (CUDA, NAME, "fp16"), (TENSORRT, NAME, "fp16"), (TENSORRT, NAME, "bf16")]
 
@@ -141,31 +138,6 @@ def test_device_memory_is_constant(on_gpu: Opener, backend: str) -> None:
         for _ in range(200):
             stream.push(clip(8))
         assert used() - before <= 64, "MiB over 1,600 frames (others may use the GPU)"
-
-
-# ONNX Runtime -------------------------------------------------------------------------------------
-
-
-def test_cuda_session_and_its_state_are_on_gpu(on_gpu: Opener) -> None:
-    """Where the provider cannot be set up, ONNX Runtime silently uses the CPU."""
-    session: Any = on_gpu(CUDA).step_session("encoder")
-    settings = session._session.get_provider_options()["CUDAExecutionProvider"]
-    assert settings["cudnn_conv_algo_search"] == "HEURISTIC" and settings["use_tf32"] == "0"
-    state: Any = session.new_state(1, 64, 96)
-
-    def places() -> list[tuple[str, int]]:
-        values = [value for buffers in state._buffers for value in buffers.values()]
-        return [(value.device_name(), value.data_ptr()) for value in values]
-
-    before = places()
-    assert {device for device, _ in before} == {"cuda"} and len(set(before)) == len(before)
-    for start in (True, False, False):
-        x = np.zeros((1, 4, 3, 64, 96), np.float32)
-        session.step(state, x, np.array([start]), np.array([False]))
-        assert places() == before
-
-
-# TensorRT -----------------------------------------------------------------------------------------
 
 
 def test_cuda_graphs_give_same_bits(on_gpu: Opener, opened: Opener) -> None:

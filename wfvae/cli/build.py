@@ -65,8 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Builds, and prints what was made."""
-    from wfvae.export.tensorrt.build import build_engines, timing_cache_path
-    from wfvae.export.tensorrt.timing_cache import TimingCacheFile
+    from wfvae.export.tensorrt.build import TimingCacheFile, build_engines, timing_cache_path
     from wfvae.runtime.backends.nvidia.cuda import Cuda
     from wfvae.runtime.backends.nvidia.tensorrt_backend import target_here
     from wfvae.spec.manifest import Manifest

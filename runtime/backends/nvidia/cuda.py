@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from wfvae.errors import MissingExtraError, ResourceError, WFVAEError
 
 _MEBIBYTE = 1 << 20
+_TEXT = 256
 
 
 class DeviceError(WFVAEError):
@@ -56,12 +58,10 @@ class Cuda:
         self._call(self._rt.cudaFreeHost, address)
 
     def copy_in(self, device: int, host: int, size: int, stream: int) -> None:
-        """Copies from host to device."""
         kind = self._rt.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call(self._rt.cudaMemcpyAsync, device, host, size, kind, stream)
 
     def copy_out(self, host: int, device: int, size: int, stream: int) -> None:
-        """Copies from device to host."""
         kind = self._rt.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call(self._rt.cudaMemcpyAsync, host, device, size, kind, stream)
 
@@ -141,3 +141,34 @@ def load_cuda() -> Any:
         text = f"cuda-bindings is installed but does not load: {error}"
         raise DeviceError(f"{text}; install it again for this machine's driver") from error
     return runtime
+
+
+def driver_version() -> str | None:
+    """Returns the driver's version, such as 580.65.06, from NVML. None without a driver."""
+    nvml = _library("libnvidia-ml.so.1")
+    if nvml is None or nvml.nvmlInit_v2() != 0:
+        return None
+    text = ctypes.create_string_buffer(_TEXT)
+    status = nvml.nvmlSystemGetDriverVersion(text, ctypes.c_uint(_TEXT))
+    nvml.nvmlShutdown()
+    return None if status else text.value.decode()
+
+
+def gpu_name(index: int) -> str | None:
+    """Returns the name of the GPU with this index in CUDA programs, or None."""
+    cuda = _library("libcuda.so.1")
+    device, text = ctypes.c_int(), ctypes.create_string_buffer(_TEXT)
+    found = (
+        cuda is not None
+        and cuda.cuInit(0) == 0
+        and cuda.cuDeviceGet(ctypes.byref(device), index) == 0
+        and cuda.cuDeviceGetName(text, _TEXT, device) == 0
+    )
+    return text.value.decode() if found else None
+
+
+def _library(name: str) -> Any:
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        return None

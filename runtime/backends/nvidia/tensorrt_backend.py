@@ -14,10 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from wfvae.runtime.backends.base import BackendOptions, BoolArray, FloatArray, StreamState, output_shape
-from wfvae.runtime.backends.nvidia.cuda import Cuda
-from wfvae.runtime.backends.nvidia.device import Device
-from wfvae.runtime.backends.nvidia.driver import driver_version
-from wfvae.runtime.backends.nvidia.step_buffers import StepBuffers
+from wfvae.runtime.backends.nvidia.cuda import Cuda, driver_version
+from wfvae.runtime.backends.nvidia.device import Device, StepBuffers
 from wfvae.runtime.backends.nvidia.tensorrt_engine import Binding, EngineLoader, LoadedEngine
 from wfvae.runtime.backends.nvidia.tensorrt_state import TensorRTState, release_when_idle
 from wfvae.spec.engines import DIRECT_LATENTS, Target, find_engine, read_engine

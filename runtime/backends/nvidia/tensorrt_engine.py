@@ -128,11 +128,7 @@ class Runner:
         self._scratch = (0, 0)
 
     def enqueue(self, binding: Binding) -> None:
-        """Sets shapes, addresses and scratch memory, and enqueues the run on the compute stream.
-
-        Raises `BundleError` if TensorRT refuses them or has outputs of other shapes, and
-        `DeviceError` or `ResourceError`.
-        """
+        """Sets what changed of shapes, addresses and scratch memory, and enqueues the run."""
         context, scratch = self._context, self._engine.device.scratch
         shapes = {name: shape for name, (_, shape) in binding.inputs.items()}
         if shapes != self._shapes:
@@ -151,7 +147,6 @@ class Runner:
         self.enqueue_again()
 
     def enqueue_again(self) -> None:
-        """Enqueues the run with the same binding."""
         if not self._context.execute_async_v3(self._engine.device.compute):
             text = f"{self._engine.trt} could not run {self._engine.graph.file}"
             raise failure(text, self._engine.log.take(), DeviceError)
@@ -165,12 +160,10 @@ class Runner:
         trt, file = self._engine.trt, self._engine.record.file
         again = f"build it again: {self._engine.command}"
         try:
-            missing = self._context.infer_shapes()
+            self._context.infer_shapes()
         except RuntimeError as error:
             reason = f"{self._engine.log.take()} ({error})"
             raise BundleError(f"{trt} cannot infer the shapes of {file}: {reason}") from error
-        if missing:
-            raise BundleError(f"{trt} knows no shape of {', '.join(missing)} in {file}; {again}")
         for name, (_, wanted) in binding.outputs.items():
             found = tuple(self._context.get_tensor_shape(name))
             if found != wanted:
