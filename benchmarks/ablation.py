@@ -6,8 +6,6 @@ Short trainings that differ in nothing else: every variant has the same data in 
 same number of steps, and initial weights of the same seed.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ Encodes and decodes clips on OpenVINO with both precision hints and on ONNX Runt
 compares PSNR. Ends with code 1 if bf16 loses more than 0.05 dB on a clip.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice

@@ -9,8 +9,6 @@ show that and where block-wise inference differs, not by how much a trained mode
 code 1 if a stream of WF-VAE has other bits than the whole clip.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import math

@@ -3,8 +3,6 @@
 python benchmarks/charts.py
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence

@@ -8,8 +8,6 @@ measured against it, in turns, in each engine. All forms of a layer must give th
 rounding. Weights are random.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -19,8 +19,6 @@ keep bundles PRESET-PRECISION (such as L-fp16, with random weights of seed 0) wi
 a folder, and name it by --bundles.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import itertools

@@ -4,8 +4,6 @@ A process each keeps libraries that bring their own CUDA apart, and a crash or a
 away from the others.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import traceback

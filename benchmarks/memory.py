@@ -7,8 +7,6 @@ Runs the program in a fresh process and takes the median of the peaks of residen
 are random: memory does not depend on them.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 import tempfile

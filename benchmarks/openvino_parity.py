@@ -7,8 +7,6 @@ Exports each model in each precision and verifies it with each hint on a generat
 verify --backend openvino --against` does. Ends with code 1 if a bundle fails what that requires.
 """
 
-from __future__ import annotations
-
 import copy
 import sys
 from collections.abc import Iterator, Sequence

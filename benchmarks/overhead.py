@@ -7,8 +7,6 @@ Reading and writing run in threads beside the engine; what the engine's thread w
 part of the job's time, as is opening and closing files. Jobs take turns; figures are medians.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 import tempfile

@@ -11,8 +11,6 @@ HunyuanVideo have. Weights are random: speed and memory do not depend on them. `
 whole clips, `--mode blocks` the way that each library offers for long ones.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys

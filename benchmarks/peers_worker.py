@@ -3,8 +3,6 @@
 Imports no PyTorch by itself, so that the memory of ONNX Runtime and OpenVINO is theirs alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -9,8 +9,6 @@ convolutions take turns, each with a session of its own: the threads of an idle 
 while on the cores that are measured.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 from collections import Counter

@@ -8,8 +8,6 @@ Runs one clip from 33 frames on, streamed, and whole up to `--direct-length`; th
 Input is made piece by piece and results are dropped, so that memory is the runtime's.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence

@@ -9,8 +9,6 @@ published code computes them. All forms of a clip take turns in one process; rat
 the ratios within a turn. Weights are random: speed does not depend on them.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,10 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     model = WFVAE.random(WFVAEConfig.preset(options.preset), 0).eval().requires_grad_(False)
     rows: list[Row] = []
-    with (
-        exported(model, direct=True) as (path, _),
-        open_all(path, options.threads) as (bundles, missing),
-    ):
+    with exported(model, direct=True) as (path, _), open_all(path, options.threads) as (bundles, missing):
         for (frames, size), direction in product(options.clips, DIRECTIONS.values()):
             rows += measure(model, bundles, direction, frames, size, options.turns)
             print(f"{frames} frames of {size}x{size}, {direction}: done", file=sys.stderr)

@@ -7,8 +7,6 @@ A document holds `<!-- table NAME -->` and `<!-- end table -->`, each on a line 
 tables are functions in `harness/tables/`; the benchmarks print the same.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

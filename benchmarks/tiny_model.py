@@ -11,8 +11,6 @@
 Videos are resized to cover 256x256, and windows of that are scored.
 """
 
-from __future__ import annotations
-
 import hashlib
 import statistics
 import sys

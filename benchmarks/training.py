@@ -8,8 +8,6 @@ LPIPS (random weights) and the discriminator; each in a fresh process in fp32, a
 small clip.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Checkpoint to bundle: graphs, weights and manifest."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,7 +57,7 @@ class ExportOptions:
     opset: int | None = None
     """Version of ONNX's operators; None takes 20, and 22 for bf16."""
     convolutions: Literal["minimal", "plain"] = "minimal"
-    """`minimal`: fewer multiplications in fp32 (`wfvae.export.forms`); `plain`: as in the network."""
+    """`minimal`: fewer multiplications in fp32 (`wfvae.export.forms`); `plain`: as the network."""
     direct: bool = False
     """Also write the whole-clip graphs without state, for verification."""
 

@@ -1,7 +1,5 @@
 """The bundle's weights: one file of ONNX external data, each tensor stored once for all graphs."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ never PyTorch.
 To read it: bundle, stream, feed, step, then one of the backends; jobs handle whole files.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

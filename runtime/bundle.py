@@ -115,8 +115,6 @@ class Bundle(Closing):
         """Video frames per latent."""
         return self.manifest.graphs["encoder"].stream.ratio
 
-    # Streams --------------------------------------------------------------------------------------
-
     def encoder(self, *, height: int, width: int, chunk: int | None = None) -> EncoderStream:
         """Opens a stream of video to latents."""
         chunk = self._admit("encoder", height, width, 1, chunk)
@@ -171,8 +169,6 @@ class Bundle(Closing):
         stream.restore(content)
         return stream
 
-    # Whole arrays ---------------------------------------------------------------------------------
-
     def encode(self, frames: Frames, *, chunk: int | None = None) -> FloatArray:
         """Encodes a video (T, H, W, 3), uint8 or floating point in [-1, 1], T >= 1.
 
@@ -209,8 +205,6 @@ class Bundle(Closing):
             result: Frames = np.concatenate([stream.push(array), stream.finish()])
             return result
 
-    # Memory and chunk length ----------------------------------------------------------------------
-
     def plan(
         self, direction: Direction, *, height: int, width: int, streams: int = 1, chunk: int | None = None
     ) -> MemoryPlan:
@@ -242,8 +236,6 @@ class Bundle(Closing):
         Raises `ResourceError` if the folder cannot be written.
         """
         self._tuning = Tuning.store(self.path, self.identity, *entries)
-
-    # Sessions -------------------------------------------------------------------------------------
 
     def step_session(self, direction: Direction) -> StepSession:
         """Returns the session of a step graph, opened at first use and shared by all streams."""

@@ -1,7 +1,5 @@
 """How fast a bundle streams with chunks of several lengths, and the choice among them."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Closing what is used in a `with` block, also where another thread may be using it."""
 
-from __future__ import annotations
-
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 A feed knows neither backends nor state tensors. One stream and a pool of many use the same feeds.
 """
 
-from __future__ import annotations
-
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The feeds of encoders, from video frames to latents, and of decoders, back to frames."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -18,14 +16,7 @@ from wfvae.runtime.pixels import (
     to_network,
     to_uint8_frames,
 )
-from wfvae.spec.frames import (
-    OutputWindow,
-    latent_frames,
-    latent_size,
-    lead_frames,
-    tail_frames,
-    video_frames,
-)
+from wfvae.spec.frames import OutputWindow, latent_frames, latent_size, lead_frames, tail_frames, video_frames
 from wfvae.spec.manifest import GraphSpec
 
 PixelType = Literal["uint8", "float32"]

@@ -1,7 +1,5 @@
 """Conversions between a user's frames and the graphs' tensors: layout, value range, padding."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

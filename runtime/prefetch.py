@@ -25,7 +25,7 @@ class Prefetch(Iterator[T], Closing):
 
     Items come in order; an exception of the iterable is raised after the items before it. Close it,
     or use it in a `with` block, if it may be left before its end. The thread starts with the first
-    item asked for: inside the block, which an interrupt cannot leave without waiting for the thread.
+    item asked for: inside the block, which no interrupt can leave without waiting for the thread.
 
     Raises:
         InputError: depth < 1.

@@ -1,7 +1,5 @@
 """An encoder and a decoder in series: video in, its reconstruction out."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

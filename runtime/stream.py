@@ -1,7 +1,5 @@
 """One stream: push any amount of input, get what is ready, finish. See `docs/streaming.md`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar

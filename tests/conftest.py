@@ -36,7 +36,7 @@ def program(capsys: pytest.CaptureFixture[str]) -> Program:
 
 @pytest.fixture(scope="session", autouse=True)
 def session_cache() -> Iterator[None]:
-    """Bundles of equal files share ONNX Runtime's sessions: opening one takes longer than most tests."""
+    """Bundles of equal files share ONNX Runtime's sessions, which take long to open."""
     from wfvae.runtime.backends.session_cache import SessionCache, shared_sessions
 
     with shared_sessions(SessionCache(40)):
@@ -68,7 +68,7 @@ def reference_model(reference_dir: Path) -> Callable[..., WFVAE]:
 
 @pytest.fixture(scope="session")
 def small_model() -> Callable[..., WFVAE]:
-    """`small_model(**config)`: a new model of a few thousand weights, random but always the same."""
+    """`small_model(**config)`: a model of a few thousand weights, random but always the same."""
 
     def build(dtype: torch.dtype | None = None, **overrides: Any) -> WFVAE:
         import torch

@@ -1,7 +1,5 @@
 """Documents: links resolve, lines are short, console blocks name existing commands."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The installed package: cheap to import, a runtime without torch, no file missing in the wheel."""
 
-from __future__ import annotations
-
 import ast
 import itertools
 import os
@@ -33,7 +31,7 @@ def packaged_files() -> list[str]:
 
 
 def run(code: str, *arguments: str) -> str:
-    """Runs `code` in a fresh interpreter in which every warning is an error, and returns its output."""
+    """Runs `code` in a fresh interpreter with warnings as errors, and returns its output."""
     command = [sys.executable, "-W", "error", "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -106,7 +104,7 @@ def test_every_file_beside_the_code_is_in_the_wheel() -> None:
 
 
 def test_tested_versions_are_pinned() -> None:
-    """All requirements are in constraints.txt, but for TensorRT, whose version the driver decides."""
+    """All requirements are in constraints.txt but TensorRT, whose version the driver decides."""
     project = PYPROJECT["project"]
     required = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
     names = set(re.findall(r"^[\w-]+", "\n".join(required), re.M)) - {"wfvae", "tensorrt", "cuda-bindings"}

@@ -6,8 +6,6 @@ RUN/checkpoints/step-00001000/
     training.json           step, training configuration, versions
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path
@@ -87,7 +85,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(checkpoint: Path, state: TrainingState) -> None:
-    """Fills `state` from a checkpoint. Raises `CheckpointError` if it is damaged or does not fit."""
+    """Fills `state` from a checkpoint. Raises `CheckpointError` if it is damaged or differs."""
     facts = read_facts(checkpoint)
     try:
         tensors = load_file(checkpoint / _STATE)

@@ -1,6 +1,4 @@
-"""What a device can do: whether bf16 is fast on it, and errors where its memory does not suffice."""
-
-from __future__ import annotations
+"""What a device can do: whether bf16 is fast on it, and errors for full memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

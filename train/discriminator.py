@@ -1,7 +1,5 @@
 """The 3-D PatchGAN discriminator of the adversarial loss."""
 
-from __future__ import annotations
-
 from math import prod
 
 import torch

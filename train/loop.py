@@ -1,7 +1,5 @@
 """A training run: from a configuration and a run directory to checkpoints, a record and scores."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection
 from contextlib import nullcontext
@@ -90,7 +88,7 @@ def train(
     Raises:
         ConfigError: the batch does not divide among processes, the directory holds a run, or the
             resumed run has other settings.
-        CheckpointError, DataError, TrainingError, ResourceError, MissingExtraError: see the message.
+        CheckpointError, DataError, TrainingError, ResourceError, MissingExtraError: see the text.
     """
     share = _clips_per_process(config, world)
     require_outside(config, directory)

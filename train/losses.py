@@ -5,8 +5,6 @@ docstring states what is summed and what it is divided by. Sums are in fp32 at l
 precision the network ran in: a bf16 sum of a million terms has three digits.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

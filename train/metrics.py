@@ -1,7 +1,5 @@
 """The run's record and its clock: a line of JSON per logged step, TensorBoard events on request."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator

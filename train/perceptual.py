@@ -1,7 +1,5 @@
 """The perceptual loss: LPIPS of every frame."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self

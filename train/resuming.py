@@ -1,6 +1,4 @@
-"""How a run starts or resumes: from which model, with which settings, and what is unusual in that."""
-
-from __future__ import annotations
+"""How a run starts or resumes: from which model, with which settings, with which warnings."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -35,7 +33,7 @@ _OTHERWISE = "the run continues, but not as it would have without the interrupti
 
 
 def checkpoint_to_resume(directory: Path, resume: bool) -> Path | None:
-    """Returns the newest checkpoint of a run, None for a new one; one without `resume` is an error."""
+    """Returns the newest checkpoint of a run, None for a new run. One needs `resume`."""
     newest = newest_of_run(directory)
     if newest is not None and not resume:
         raise ConfigError(
@@ -92,11 +90,7 @@ def choose_precision(config: TrainingConfig, checkpoint: Path | None, slow_bf16:
 
 
 def start_notices(
-    config: TrainingConfig,
-    directory: Path,
-    checkpoint: Path | None,
-    resume: bool,
-    steering: Collection[str],
+    config: TrainingConfig, directory: Path, checkpoint: Path | None, resume: bool, steering: Collection[str]
 ) -> list[str]:
     """Returns a line for each thing that is unusual about the settings of a run that begins.
 

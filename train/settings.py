@@ -3,8 +3,6 @@
 Defaults are the paper's values where the paper gives one (arXiv 2411.17459, Tables 6 and 7).
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from msgspec import Meta, structs

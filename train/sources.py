@@ -1,7 +1,5 @@
 """From settings to sources of clips."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

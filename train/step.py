@@ -1,7 +1,5 @@
 """One optimiser step of the autoencoder and of its discriminator (paper, section 3.4)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager

@@ -1,7 +1,5 @@
 """The steps of a run, with its checkpoints, records and validations."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field

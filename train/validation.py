@@ -1,7 +1,5 @@
 """Reconstruction quality of the averaged weights on held-out clips, as numbers and as pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is wrapped around the networks: gradient exchange and recomputation of activations."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any

@@ -4,8 +4,6 @@ Every message is one line: what was given, what was expected and what to do. The
 it and exits with code 2; a library user catches `WFVAEError`, which is a `ValueError`.
 """
 
-from __future__ import annotations
-
 
 class WFVAEError(ValueError):
     """Base of every error raised for wrong use or bad input."""

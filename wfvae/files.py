@@ -4,8 +4,6 @@ Everything is first written under a temporary name beside its destination, force
 then renamed. `locked` keeps other processes away meanwhile.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

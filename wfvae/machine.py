@@ -1,7 +1,5 @@
 """The machine that a measurement was made on, without anything that identifies its owner."""
 
-from __future__ import annotations
-
 import os
 import platform
 from pathlib import Path

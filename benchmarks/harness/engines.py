@@ -1,7 +1,5 @@
 """Engines that a bundle is measured on: a backend, and a precision hint where it has one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,11 +15,7 @@ from wfvae.runtime import Bundle, open_bundle
 from wfvae.spec.frames import SPATIAL_RATIO, latent_frames
 from wfvae.spec.stream import Direction
 
-ENGINES = {
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "openvino-bf16": "OpenVINO bf16",
-}
+ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "openvino-bf16": "OpenVINO bf16"}
 """With their titles."""
 DIRECTIONS: dict[str, Direction] = {"encode": "encoder", "decode": "decoder"}
 

@@ -1,7 +1,5 @@
 """What an exported graph computes, from the shapes that ONNX Runtime reports in one run."""
 
-from __future__ import annotations
-
 import json
 import math
 import tempfile

@@ -1,7 +1,5 @@
 """Memory of this process, in units of 1,000,000 bytes."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 from pathlib import Path

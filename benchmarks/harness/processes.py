@@ -1,7 +1,5 @@
 """Jobs in fresh processes: memory is theirs alone, and nothing carries over to the next."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

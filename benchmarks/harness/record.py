@@ -1,7 +1,5 @@
 """Result files: the machine, the versions and the numbers. Nothing that identifies the owner."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -9,8 +9,6 @@ The network is not copied: while `reference_form` is active, its functions and m
 for all models of the process. Only whole clips: streams are not the published code's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """ONNX models of a single operator or layer, as functions of an engine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any

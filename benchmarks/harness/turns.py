@@ -1,7 +1,5 @@
 """Timing on a shared machine: jobs run turn by turn, so that a busy moment slows all of them."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence

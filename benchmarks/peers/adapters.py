@@ -1,7 +1,5 @@
 """diffusers' autoencoders: how each is switched between whole clips and blocks."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The interface of a peer's model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """WF-VAE in PyTorch with the interface of a peer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

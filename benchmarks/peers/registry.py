@@ -1,7 +1,5 @@
 """The peers of diffusers, as `peers.toml` describes them."""
 
-from __future__ import annotations
-
 import importlib
 import tomllib
 from collections.abc import Mapping

@@ -1,14 +1,9 @@
 """The forms of convolution that an export may choose: a file here and a line in `FORMS` each."""
 
-from __future__ import annotations
-
 from wfvae.export.forms import minimal_filtering, subpixel
 from wfvae.export.forms.form import Choice, Convolution, Form
 
-FORMS: dict[str, tuple[Choice, ...]] = {
-    "minimal": (minimal_filtering.choose, subpixel.choose),
-    "plain": (),
-}
+FORMS: dict[str, tuple[Choice, ...]] = {"minimal": (minimal_filtering.choose, subpixel.choose), "plain": ()}
 """For each value of `ExportOptions.convolutions`, the forms in order of preference."""
 
 

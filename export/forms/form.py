@@ -1,7 +1,5 @@
 """What a form of convolution is: filters made once from a weight, and a computation with them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol

@@ -16,8 +16,6 @@ such as a stream's head and its history, give p1 alone: y0 and y1 then have the 
 the rest of the network relies on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -10,8 +10,6 @@ form of Shi et al., arXiv 1609.07009. Along one axis, with taps g0 g1 g2 on x[i-
 Zero padding of the doubled image is zero padding of the image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import product
 

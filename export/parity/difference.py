@@ -1,7 +1,5 @@
 """How far two arrays differ: bits, units in the last place, absolute error, PSNR."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

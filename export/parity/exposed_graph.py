@@ -3,8 +3,6 @@
 Polygraphy exposes the tensors; it is imported only when a search is made.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -165,7 +163,7 @@ class ExposedGraph:
     def _float_shapes(self, latents: int) -> dict[str, tuple[tuple[int, ...], int]]:
         """Returns shape and bytes per value of floating-point tensors for a step or clip, in order.
 
-        A run on zeros gives them, by a node beside each tensor that returns its shape. Tensors without
+        A run on zeros gives them, by a node beside each tensor with its shape. Tensors with no
         values are left out.
         """
         model = onnx.ModelProto()

@@ -1,7 +1,5 @@
 """What each comparison must satisfy: equal bits where they are attainable, else a stated bound."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -6,8 +6,6 @@ reference's states, so what is found is one step's own error, not what was carri
 TensorRT runner is experimental: it has not run on a GPU.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -96,7 +94,7 @@ def _search(
 
 
 def _counterparts(step: ExposedGraph, direct: ExposedGraph) -> dict[str, str]:
-    """Maps the step graph's convolutions, in order, to those of the direct graph by their weights."""
+    """Maps the step graph's convolutions, in order, to the direct graph's by their weights."""
     ours, theirs = _convolutions(step), _convolutions(direct)
     pairs = {name: theirs[weights] for weights, name in ours.items() if weights in theirs}
     return pairs | {step.spec.outputs[0].name: direct.spec.outputs[0].name}
@@ -144,7 +142,7 @@ def describe_coverage(graph: ExposedGraph, compared: int) -> str:
 
 
 def search_backend(job: Job, reference: Bundle, steps: Sequence[int], rule: Rule) -> str:
-    """Names the first tensor that differs by more than the rule's share of its own largest value."""
+    """Names the first tensor that differs by more than the rule's share of its largest value."""
     name = str(job.bundle.backend.describe().get("name"))
     make = RUNNERS.get(name)
     if make is None:

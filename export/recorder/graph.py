@@ -1,7 +1,5 @@
 """The ONNX graphs of a model: a direction's step graph, and its direct graph for verification."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

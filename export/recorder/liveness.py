@@ -1,7 +1,5 @@
 """How much memory a graph's activations need at once, as formulas in its symbols."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product as combinations

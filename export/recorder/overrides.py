@@ -1,7 +1,5 @@
 """The ONNX operators of each function that the network calls."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The graph under construction: nodes, constants and their names."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

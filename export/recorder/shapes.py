@@ -1,7 +1,5 @@
 """Symbolic sizes as tensors of the graph, computed from the shapes of its inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial, reduce
 from itertools import chain, groupby

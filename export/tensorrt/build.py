@@ -5,8 +5,6 @@ Polygraphy's loaders are not used, since they print TensorRT's reasons instead o
 and cannot ask for an editable timing cache.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Iterator
@@ -37,7 +35,7 @@ from wfvae.spec.tensorrt import Builder, ErrorLog, IBuilderConfig, OnnxParser, T
 
 @dataclass(frozen=True)
 class TimingCacheFile:
-    """TensorRT's timing cache: kernels timed once are not timed again, and choices can be repeated."""
+    """TensorRT's timing cache: kernels are timed once, and choices can be repeated."""
 
     path: Path
     read_only: bool = False

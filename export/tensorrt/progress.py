@@ -1,7 +1,5 @@
 """Progress of a TensorRT build, and how to stop one."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading

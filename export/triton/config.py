@@ -3,8 +3,6 @@
 `docs/triton.md` explains the entries.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal

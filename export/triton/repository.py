@@ -11,8 +11,6 @@
 No torch.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

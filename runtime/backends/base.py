@@ -8,8 +8,6 @@ opening. Then give it an extra in `pyproject.toml` with a pin in `constraints.tx
 so in `export/parity/rules.py`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -88,9 +86,9 @@ class Backend(Protocol):
     def describe(self) -> dict[str, str]:
         """Returns name, version, device and settings, for reports and certificates.
 
-        Others read `name`, `version`, `provider` (ONNX Runtime), `device` (`cpu` or `cuda:N`), `gpu`,
-        `compute_capability`, and the settings `threads`, `tf32`, `precision_hint`, `cpu_precisions`:
-        results and speeds are compared only where they agree.
+        Others read `name`, `version`, `provider` (ONNX Runtime), `device` (`cpu`, `cuda:N`), `gpu`,
+        `compute_capability`, and the settings `threads`, `tf32`, `precision_hint` and
+        `cpu_precisions`: results and speeds are compared only where they agree.
         """
 
     def open_step(self, graph: GraphSpec) -> StepSession: ...

@@ -5,8 +5,6 @@ them, and back. OpenVINO's convolutions have channels last in memory anyway, so 
 cost two copies (docs/performance.md has the times). Rewritten, a norm is a few means over channels.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Sessions that bundles of equal files share."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Preserves the memory that a thread's signal handlers run on, while a library replaces it."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Snapshots of a stream beside a job's output, from which an interrupted job resumes."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace

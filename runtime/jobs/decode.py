@@ -1,7 +1,5 @@
 """Latents to video."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing

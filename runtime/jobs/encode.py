@@ -1,7 +1,5 @@
 """Video to latents."""
 
-from __future__ import annotations
-
 import time
 from contextlib import ExitStack
 from fractions import Fraction

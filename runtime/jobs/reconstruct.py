@@ -1,9 +1,7 @@
 """Video to its reconstruction, in one pass."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from itertools import islice
@@ -39,7 +37,6 @@ def reconstruct_video(
     output: dict[str, Any] | None = None,
     container: str | None = None,
     progress: Progress = no_progress,
-    observe: Callable[[Array, Array], None] | None = None,
 ) -> Report:
     """Encodes and decodes a video in one pass, in constant memory, with its audio, timestamps and
     colour tags.
@@ -47,8 +44,6 @@ def reconstruct_video(
     Args:
         audio: copy the audio of a file, unless the output cannot hold any (GIF, images, raw
             frames).
-        observe: called with each piece of the video and of its reconstruction, both (T, H, W, 3)
-            uint8.
 
     The other arguments and the errors are those of `encode_video` and `decode_video`.
     """
@@ -65,20 +60,18 @@ def reconstruct_video(
         sink = stack.enter_context(BackgroundSink(lambda item: writer.write(*item), DEPTH))
         times: list[Fraction] = []
 
-        def pass_on(frames: Array, part: Array) -> None:
+        def pass_on(part: Array) -> None:
             if len(part):
                 sink.put((part, times[: len(part)]))
                 del times[: len(part)]
-                if observe is not None:
-                    observe(frames, part)
 
         began = time.perf_counter()
         batches = _batches(reader, bundle.ratio * stream.chunk)
         for frames, frame_times in stack.enter_context(Prefetch(batches, DEPTH)):
             times += frame_times
-            pass_on(*stream.push(frames))
+            pass_on(stream.push(frames)[1])
             progress(stream.decoder.frames_given, info.frames)
-        pass_on(*stream.finish())
+        pass_on(stream.finish()[1])
         sink.close()
     progress(stream.encoder.frames_seen, stream.encoder.frames_seen)
     return Report(

@@ -1,7 +1,5 @@
 """What a job reports while it runs, and at its end."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any

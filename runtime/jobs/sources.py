@@ -1,7 +1,5 @@
 """Checks of a job's source: which one it is, and that the output does not replace it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What all formats of latents have in common: the reader, and the base of the writers."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -43,7 +41,7 @@ class LatentsReader(Closing):
     def __init__(
         self, path: Path, array: Any, info: LatentsInfo, shape: tuple[int, ...], dtype: DType, complete: bool
     ) -> None:
-        """array: gives latents by slicing. Raises `LatentsError` if it cannot be latents of `info`."""
+        """array: latents by slicing. Raises `LatentsError` if it cannot be latents of `info`."""
         self._path, self._array = path, array
         self.info, self.shape, self.dtype, self.complete = info, shape, dtype, complete
         if len(shape) != 4 or 0 in shape[1:]:
@@ -76,7 +74,7 @@ class LatentsReader(Closing):
         return latents
 
     def chunks(self, latents: int, start: int = 0) -> Iterator[Latents]:
-        """Yields the latents from `start` on, `latents` at a time; the last piece may be shorter."""
+        """Yields the latents from `start` on, `latents` at a time; the last piece may be less."""
         for first in range(start, self.count, latents):
             yield self.read(first, min(first + latents, self.count))
 

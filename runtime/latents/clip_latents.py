@@ -4,8 +4,6 @@ Both are written in constant memory: room for the header is reserved, data is ap
 and the header is filled in when the count is known. The file appears under its name only then.
 """
 
-from __future__ import annotations
-
 import json
 from abc import abstractmethod
 from io import BytesIO

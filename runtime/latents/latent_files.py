@@ -1,7 +1,5 @@
 """Opening latents for reading and writing; the suffix of the name chooses the format."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from wfvae.errors import LatentsError

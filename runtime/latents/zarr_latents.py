@@ -5,8 +5,6 @@ Data is written first, that file last and in one rename. A reader therefore sees
 all of which exist, at any moment and after a kill.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager

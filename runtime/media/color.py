@@ -4,8 +4,6 @@ Arrays are uint8 RGB of shape (H, W, 3), full range 0..255, C-contiguous. How st
 interpreted is defined in `wfvae.video.stored_pixels`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import av

@@ -1,7 +1,5 @@
 """Opening containers for reading, choosing the stream to read, and what it states of the video."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Frames out of a video container (a file or a pipe), through FFmpeg."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain, islice

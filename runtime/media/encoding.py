@@ -1,7 +1,5 @@
 """Encoding the frames of one video stream."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
@@ -33,7 +31,7 @@ class Clock:
         self._next = count / self._fps if last == regular else last * self._tick + 1 / self._fps
 
     def advance(self, time: Fraction | None) -> int:
-        """Returns the tick of the next frame, at `time` in seconds or 1 / fps after the previous."""
+        """Returns the next frame's tick, at `time` in seconds or 1 / fps after the previous."""
         seconds = self._next if time is None else Fraction(time)
         tick = round(seconds / self._tick)
         if self._last is not None and tick <= self._last:
@@ -49,7 +47,7 @@ class Clock:
 class StreamEncoder:
     """Converts RGB frames, encodes them and muxes the packets.
 
-    `encode` takes (H, W, 3), shown at `tick`. Only the frames that the encoder looks ahead are held,
+    `encode` takes (H, W, 3), shown at `tick`. Only frames that the encoder looks ahead are held,
     until `flush`.
     """
 

@@ -1,7 +1,5 @@
 """Failures of PyAV and of the operating system, as errors that a user can act on."""
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager

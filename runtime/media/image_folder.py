@@ -1,7 +1,5 @@
 """A directory of images, read and written as a video."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

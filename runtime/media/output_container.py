@@ -1,7 +1,5 @@
 """A container opened for writing: one video stream, and the audio that is copied beside it."""
 
-from __future__ import annotations
-
 import weakref
 from contextlib import suppress
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """Headerless RGB frames from and into a pipe."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain, islice

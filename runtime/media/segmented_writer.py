@@ -4,8 +4,6 @@ As every segment depends only on its own frames, a resumed run gives the bytes o
 one on the same version of FFmpeg.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Iterator
 from fractions import Fraction

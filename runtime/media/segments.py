@@ -7,8 +7,6 @@
 Each segment is encoded on its own: its first frame is a key frame and nothing refers to others.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

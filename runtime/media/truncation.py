@@ -4,8 +4,6 @@ Demuxers mostly report a file that was cut off as a normal end of stream. MP4, M
 state the length of their outer parts, so the cut is found without decoding anything.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 from pathlib import Path

@@ -100,7 +100,7 @@ class OutputVideo:
 
     @classmethod
     def like(cls, source: VideoInfo, **changes: Any) -> OutputVideo:
-        """Takes size, rate, time base and colour tags from `source`, other fields from `changes`."""
+        """Takes size, rate, time base, colour tags from `source`, other fields from `changes`."""
         same = ["width", "height", "fps", "time_base", "color_primaries", "color_transfer"]
         if source.color_space != "rgb":
             same += ["color_range", "color_space"]

@@ -5,8 +5,6 @@ repeated or dropped to fill a fixed rate. `frames_with_times` gives each frame's
 which a writer can carry over to its output.
 """
 
-from __future__ import annotations
-
 import sys
 import threading
 from collections.abc import Callable, Iterator

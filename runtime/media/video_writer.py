@@ -5,8 +5,6 @@ complete; if an exception leaves the `with` block, the temporary file is removed
 destination before stays.
 """
 
-from __future__ import annotations
-
 import sys
 import threading
 from abc import abstractmethod

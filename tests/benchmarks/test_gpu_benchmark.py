@@ -1,7 +1,5 @@
 """`benchmarks/gpu.py` on a CPU: its numbers are for a GPU."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

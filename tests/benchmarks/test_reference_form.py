@@ -2,8 +2,6 @@
 behind.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack

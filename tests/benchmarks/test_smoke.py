@@ -1,7 +1,5 @@
 """Every benchmark runs at toy size, and its result makes the table that documents use."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Tables in documents are those of the committed results, and pictures can be drawn from them."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import shutil

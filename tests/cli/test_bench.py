@@ -1,7 +1,5 @@
 """`wfvae bench`: what it measures, what it chooses, and where the choice holds."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

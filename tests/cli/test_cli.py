@@ -1,7 +1,5 @@
 """The program as a user meets it: help, exit codes, one-line errors, JSON, progress."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re
@@ -37,9 +35,6 @@ def store(opened: Callable[..., Bundle], video: Path) -> Path:
     store = video.with_name("z.zarr")
     encode_video(opened("4x8x8-trilinear"), video, store)
     return store
-
-
-# Help ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -90,9 +85,6 @@ def test_help_and_streaming_without_torch_installed_work(bundle: Path, video: Pa
 def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.run(words, text=True, timeout=60, check=False, **options)
-
-
-# Exit codes and errors ------------------------------------------------------------------------
 
 
 BAD_VALUES = {
@@ -254,9 +246,6 @@ def test_sighup_interrupts_unless_nohup_ignores_it(start: str, end: tuple[int, s
     assert (done.returncode, done.stderr) == end
 
 
-# Results ------------------------------------------------------------------------------------------
-
-
 JOB = {"frames": 13, "latents": 4, "height": 32, "width": 48, "fps": 25.0, "resumed_at": 0, "complete": True}
 
 
@@ -313,9 +302,6 @@ def test_odd_file_names_are_read_and_written(
     code, out, err = run_process("reconstruct", bundle, raw, os.fsdecode(b"\xfe.mkv"), cwd=folder)
     assert (code, err) == (0, "")
     assert b"5 frames" in out
-
-
-# Progress -----------------------------------------------------------------------------------------
 
 
 def test_progress_is_shown_on_a_terminal_only(bundle: Path, video: Path, tmp_path: Path) -> None:

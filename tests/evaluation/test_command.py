@@ -1,7 +1,5 @@
 """`wfvae evaluate`, from video files to results."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
@@ -189,7 +187,7 @@ def test_identical_frames_are_counted_and_never_averaged(
 
 
 def scores(entry: dict[str, Any]) -> list[float]:
-    """Lists all numbers of all videos; they differ by rounding where frames are scored in other pieces."""
+    """Lists all numbers of all videos, which differ by rounding between pieces of frames."""
     keys = ("frames", "height", "width", "identical_frames", "psnr", "psnr_limited", "ssim")
     return [video[key] for video in entry["videos"] for key in keys]
 
@@ -405,7 +403,7 @@ def test_lpips_without_its_backbone_is_not_measured(
 def test_interrupted_scores_are_kept(
     program: Program, real: Path, poor: Path, better: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first set is written before the second is scored, of which a video and a half are done."""
+    """The first set is written before the second is scored, with one video and a half done."""
     path, pieces = tmp_path / "evaluation.json", iter(range(99))
     before: list[Any] = []
 

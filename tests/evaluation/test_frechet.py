@@ -1,7 +1,5 @@
 """The Fréchet distance, against the root of the product of covariances."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,7 +1,5 @@
 """`wfvae inspect VIDEO --subbands`: energy and entropy per Haar sub-band of a video file."""
 
-from __future__ import annotations
-
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which frames are scored at what size, and which videos belong together."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Intervals, paired comparisons, and their results as JSON and Markdown."""
 
-from __future__ import annotations
-
 import math
 import statistics
 
@@ -18,14 +16,7 @@ from wfvae.evaluation.evaluator import Evaluator
 from wfvae.evaluation.lpips_choice import LPIPSChoice
 from wfvae.evaluation.protocol import Protocol
 from wfvae.evaluation.results import Labelled, to_json
-from wfvae.evaluation.scores import (
-    PSNR_LIMIT,
-    Evaluation,
-    SetScore,
-    VideoScore,
-    compare,
-    mean_interval,
-)
+from wfvae.evaluation.scores import PSNR_LIMIT, Evaluation, SetScore, VideoScore, compare, mean_interval
 from wfvae.evaluation.tables import to_markdown
 
 

@@ -1,15 +1,11 @@
 """Statistics of the eight Haar sub-bands of a video."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
 import pytest
 
-from wfvae.evaluation.subbands import (
-    SubbandStatistics,
-)
+from wfvae.evaluation.subbands import SubbandStatistics
 from wfvae.video.synthetic.clips import ProceduralClip
 
 

@@ -3,8 +3,6 @@
 The other backend is ONNX Runtime with one weight changed, or one that forgets its state.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator

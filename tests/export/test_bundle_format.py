@@ -1,7 +1,5 @@
 """The bundle's specification: schema, document and its client agree with real bundles."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

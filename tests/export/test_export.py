@@ -1,7 +1,5 @@
 """Export: graphs that match the manifest, hold for every size, and compute the model."""
 
-from __future__ import annotations
-
 import getpass
 import itertools
 import json
@@ -409,6 +407,6 @@ def test_export_of_the_largest_preset_needs_little_memory(tmp_path: Path) -> Non
     parameters, peak = map(int, run.stdout.split())
     # Transformed filters are 4/3 or 16/9 of the weights that they replace, which are nearly all.
     assert 4 * parameters < (tmp_path / "bundle/weights.bin").stat().st_size < 1.5 * 4 * parameters
-    # Weights and filters are 2.5 times the parameters, 3.1 GB, and libraries. Measured: 3.4 GB; with
+    # Weights and filters are 2.5 times the parameters, 3.1 GB, and libraries. Measured: 3.4 GB; as
     # whole weights in float64 4.5 to 4.9.
     assert peak < 2.6 * 4 * parameters + 0.6e9

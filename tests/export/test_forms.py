@@ -1,7 +1,5 @@
 """Forms of convolution: equal to the network's own at any size, with bits that no chunk changes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from importlib.util import find_spec

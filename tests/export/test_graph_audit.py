@@ -4,8 +4,6 @@ The graphs are those of the presets S, M and L in all precisions, recorded on te
 content. Neither TensorRT nor an engine is needed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache

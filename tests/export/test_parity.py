@@ -1,7 +1,5 @@
 """Verification of bundles: equal bits where promised, and every failure is found and named."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import io

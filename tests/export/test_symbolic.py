@@ -1,7 +1,5 @@
 """Sizes with symbols: they give what integers give, for all values, or raise."""
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`wfvae build` over a stand-in for TensorRT: this project's logic, without a GPU."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -6,8 +6,6 @@ cuda-bindings loads without a driver. pip fetches the wheels once into the user'
 are skipped without a registry, a compiler or a wheel for this Python.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import os

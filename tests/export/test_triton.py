@@ -2,8 +2,6 @@
 batcher that follows the server's published sources, and the framing of the example client.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """PSNR and SSIM of frames: against worked values and against a second library."""
 
-from __future__ import annotations
-
 import math
 from importlib.util import find_spec
 

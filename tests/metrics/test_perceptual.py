@@ -1,7 +1,5 @@
 """LPIPS against the `lpips` package, with weights from a seed, a file or a download."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import sys

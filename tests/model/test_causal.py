@@ -1,6 +1,4 @@
-"""The operators of time: a stream in chunks equals one operation over the whole clip, in float64."""
-
-from __future__ import annotations
+"""The operators of time: a stream in chunks equals one operation on the clip, in float64."""
 
 from collections.abc import Callable, Sequence
 

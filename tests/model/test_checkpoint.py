@@ -1,7 +1,5 @@
 """Checkpoints: the published format, strict reading, and no pickle that runs."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """Configurations: presets, the published keys, and what is refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Haar transforms: the wavelet's laws at any size, and the published bands and filters."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given
@@ -23,7 +21,7 @@ KINDS = (HaarAnalysis, HaarSynthesis)
 
 @st.composite
 def videos(draw: st.DrawFn) -> tuple[int, torch.Tensor]:
-    """A transform's dimensions, and frames (B, T, channels, H, W) of a size it takes, in float64."""
+    """A transform's dimensions, and float64 frames (B, T, channels, H, W) of a size it takes."""
     dims, scale = draw(st.sampled_from([2, 3])), draw(st.sampled_from([1e-3, 1.0, 1e3]))
     batch, pairs, channels, height, width = (draw(st.integers(1, top)) for top in (3, 3, 7, 5, 5))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))

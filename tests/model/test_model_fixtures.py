@@ -1,7 +1,5 @@
 """Agreement with the published model: outputs on three small checkpoints, names and shapes."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

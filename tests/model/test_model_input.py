@@ -1,7 +1,5 @@
 """Bad input is refused by name; precisions; gradients."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any
@@ -205,7 +203,7 @@ def test_gradients_flow_to_every_weight_and_to_the_input(small_model: ModelFacto
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     zero = {name for name, gradient in gradients.items() if gradient is None or not gradient.any()}
-    # A key's bias shifts all scores of a softmax row alike: its gradient is zero in exact arithmetic.
+    # A key's bias shifts all scores of a softmax row alike: its gradient is zero, exactly computed.
     assert not {name for name in zero if not name.endswith("k.conv.bias")}
     assert x.grad is not None and (x.grad.abs().amax(dim=(0, 1, 3, 4)) > 0).all()
 

@@ -1,7 +1,5 @@
 """A stream in any chunks equals the whole clip: in float64 to 1e-9."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -69,7 +67,7 @@ def step_of(model: WFVAE, direction: Direction) -> Callable[..., tuple[Tensor, d
 
 
 def whole_encode(model: WFVAE, video: Tensor) -> Tensor:
-    """Moments by direct inference; a T that is not 1 + r n is padded with copies of its last frame."""
+    """Moments by direct inference; a T that is not 1 + r n is padded with its last frame."""
     tail = tail_frames(video.shape[2], model.config.temporal_compression)
     return model.encode(torch.cat([video, *[video[:, :, -1:]] * tail], dim=2)).latent_dist.moments
 

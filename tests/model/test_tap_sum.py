@@ -1,7 +1,5 @@
 """The convolution of training: values and gradients equal autograd's."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """The demo's report: complete, self-contained, escaped, well-formed, and free of browser errors."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math

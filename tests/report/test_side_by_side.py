@@ -1,7 +1,5 @@
 """Frames of the demo's side-by-side video."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

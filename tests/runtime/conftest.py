@@ -1,7 +1,5 @@
 """The bundle that most tests of the runtime use."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Opening a bundle: damaged files are refused by name, and too large streams before allocation."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -29,9 +27,6 @@ FILES = ("encoder.onnx", "decoder.onnx", "encoder.direct.onnx", "decoder.direct.
 def copy(exported: Callable[..., Path], tmp_path: Path) -> Path:
     """A bundle that a test may damage."""
     return shutil.copytree(exported("small"), tmp_path / "bundle")
-
-
-# Damage -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -122,9 +117,6 @@ def test_folder_without_manifest_is_refused(copy: Path, tmp_path: Path) -> None:
             open_bundle(path)
 
 
-# Backends and sessions ----------------------------------------------------------------------------
-
-
 def test_unknown_backend_or_provider_is_refused(exported: Callable[..., Path]) -> None:
     path = exported("small")
     with pytest.raises(BundleError, match="backend is 'tensorflow'; this version has auto, onnxruntime"):
@@ -195,9 +187,6 @@ def test_threads_that_open_at_once_get_one_session(exported: Callable[..., Path]
     directions: list[Any] = ["encoder", "encoder", "decoder", "encoder"]
     sessions = at_once(lambda index: bundle.step_session(directions[index]), 4)
     assert sessions[0] is sessions[1] is sessions[3] is not sessions[2]
-
-
-# Memory -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear"])

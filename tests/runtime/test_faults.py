@@ -2,8 +2,6 @@
 readable.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -26,9 +24,6 @@ NAME = "4x8x8-trilinear"
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("video") / "in.mp4", clip(40))
-
-
-# Damaged videos -----------------------------------------------------------------------------------
 
 
 def no_frames(path: Path) -> None:
@@ -88,9 +83,6 @@ def test_truncated_video_gives_its_latents_and_then_the_error(
     assert [name for name in names(tmp_path) if name.startswith(".")] == []
 
 
-# Sizes and lengths --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("count", "height", "width"), [(1, 1, 1), (3, 1, 9), (6, 7, 3), (2, 17, 33)])
 def test_video_of_any_size_and_length_keeps_both(
     program: Program, bundle: Path, model: Bundle, tmp_path: Path, height: int, width: int, count: int
@@ -111,9 +103,6 @@ def test_video_of_any_size_and_length_keeps_both(
         out = tmp_path / f"out{ending}"
         assert program.done("decode", bundle, store, out)["frames"] == count
         assert load(out)[0].shape == source.shape
-
-
-# Damaged latents and bundles ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -170,9 +159,6 @@ def test_damaged_bundle_is_refused(program: Program, bundle: Path, video: Path, 
         complaint = program.refused(*words)
         assert "weights.bin" in complaint and "export" in complaint
     assert names(tmp_path) == ["bundle"]
-
-
-# Disks --------------------------------------------------------------------------------------------
 
 
 def mount(folder: Path, *options: str) -> bool:

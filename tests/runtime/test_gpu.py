@@ -3,8 +3,6 @@
 A backend that is not installed is skipped with the reason. `--junitxml` records measured numbers.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The latents files' specification: libraries of others read what the runtime writes."""
 
-from __future__ import annotations
-
 import json
 import re
 import struct

@@ -1,7 +1,5 @@
 """OpenVINO as backend: the same streams, the same bits whatever the plan, and its refusals."""
 
-from __future__ import annotations
-
 import functools
 import json
 import sys
@@ -13,15 +11,7 @@ import numpy as np
 import pytest
 
 from fixtures.program import Program, run_python
-from fixtures.streams import (
-    Passage,
-    at_once,
-    failing,
-    finish_despite_failures,
-    noise,
-    passage,
-    same_bits,
-)
+from fixtures.streams import Passage, at_once, failing, finish_despite_failures, noise, passage, same_bits
 from wfvae.errors import BundleError, InputError, MissingExtraError, ResourceError
 from wfvae.export.parity.rules import BOUNDS, EXACT, model_rule, plan_rule, stream_rule
 from wfvae.runtime import Bundle, open_bundle
@@ -73,9 +63,6 @@ def resumed(source: Passage, second: Bundle, chunk: int | None = None) -> Any:
     with second.restore(saved.to_bytes(), chunk=chunk) as continued:
         parts += [continued.push(source.data[half:]), continued.finish()]
     return np.concatenate(parts)
-
-
-# Streams ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hint", HINTS)
@@ -149,9 +136,6 @@ def test_half_precision_bundle_gives_same_bits_where_the_rules_demand_it(
             assert pictures.is_result([stream.push(pictures.data), stream.finish()])
 
 
-# State --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(
     ("error", "raised"),
@@ -194,9 +178,6 @@ def test_streams_of_two_threads_give_the_bits_of_one(opened_here: Opener) -> Non
             assert same_bits(found, sources[index].expected)
 
     at_once(work)
-
-
-# Settings and refusals ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hint", HINTS)
@@ -255,9 +236,6 @@ assert bundle.decode(bundle.encode(frames)).shape == frames.shape
 print(*{"torch", "onnx", "onnxruntime", "openvino"} & sys.modules.keys())
 """
     assert run_python(code, exported(NAME)).split() == ["openvino"]
-
-
-# Verification -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hint", HINTS)

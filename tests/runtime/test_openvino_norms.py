@@ -1,7 +1,5 @@
 """Layer norms rewritten for OpenVINO: which ones, and how close to the definition they compute."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Many streams in one batch: each gives the bits of running alone, whatever the others do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any

@@ -1,7 +1,5 @@
 """Prefetch and background sink: order, errors and early ends on either side, no thread left."""
 
-from __future__ import annotations
-
 import gc
 import threading
 import time

@@ -1,7 +1,5 @@
 """Jobs that are killed at any moment resume to the bits of a job that was not."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil
@@ -68,9 +66,6 @@ def signal_when(
     return process.returncode, out, err.decode()
 
 
-# Killed by another process ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["z.zarr", "z.safetensors", "z.npy", "out.mp4"])
 def test_job_killed_twice_resumes_to_the_same_bits(
     program: Program, bundle: Path, long_video: Path, long_store: Path, tmp_path: Path, name: str
@@ -98,8 +93,6 @@ def test_job_killed_twice_resumes_to_the_same_bits(
     assert not decodes or report["resumed_at"] % SEGMENT_FRAMES == 0
     assert content(killed) == content(whole)
 
-
-# Killed before any one of its changes to the disk -------------------------------------------------
 
 _DRIVER = """
 import contextlib, io, os, random, shutil, signal, sys
@@ -195,9 +188,6 @@ def test_job_killed_before_any_change_to_the_disk_resumes_to_the_same_bits(
     assert int(run_python(*driver, *words, "--threads", 1)) > 10
 
 
-# Interrupted by a signal --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_encode_keeps_what_is_finished(
     program: Program, bundle: Path, long_video: Path, tmp_path: Path, kind: signal.Signals
@@ -261,9 +251,6 @@ def test_interrupt_while_a_pipe_is_silent_ends_the_program(
             process.stdin.close()
         assert process.wait(60) == 130
         assert process.stderr.read() == b"wfvae encode: interrupted; finished work is kept\n"
-
-
-# Other jobs and readers ---------------------------------------------------------------------------
 
 
 @pytest.fixture

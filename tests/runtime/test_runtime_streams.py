@@ -1,7 +1,5 @@
 """Streams through exported graphs: any plan gives the bits of one call, and the model's numbers."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,9 +29,6 @@ Opened = Callable[..., Bundle]
 def as_float(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """The same values in [-1, 1]."""
     return (frames.astype(np.float64) / 127.5 - 1).astype(np.float32)
-
-
-# The same bits and numbers ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FIXTURES)
@@ -128,9 +123,6 @@ def test_queued_input_runs_with_the_next_call(model: Bundle, direction: str) -> 
     assert source.is_result(parts)
 
 
-# Pixels -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_pixel_values_are_converted_exactly(dtype: Any) -> None:
     levels = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(1, 16, 16, 3)
@@ -153,9 +145,6 @@ def test_borders_are_padded_by_repetition_and_cropped(height: int, width: int, f
     network = to_network(as_float(frames) if floats else frames)
     assert np.array_equal(network, expected)
     assert same_bits(to_uint8_frames(network, height, width), frames)
-
-
-# Laziness and memory ------------------------------------------------------------------------------
 
 
 def test_iterate_reads_no_more_than_the_result_needs(model: Bundle) -> None:
@@ -200,9 +189,6 @@ def test_memory_stays_flat_without_torch(exported: Callable[..., Path]) -> None:
     assert heavy == []
 
 
-# Streams beside each other ------------------------------------------------------------------------
-
-
 def test_streams_of_two_threads_give_the_bits_of_one(model: Bundle) -> None:
     def work(seed: int) -> None:
         for turn in range(4):
@@ -219,8 +205,6 @@ def test_streams_of_two_threads_give_the_bits_of_one(model: Bundle) -> None:
     }
     at_once(work)
 
-
-# Wrong use ----------------------------------------------------------------------------------------
 
 GOOD = noise(3, 8, 16)
 WRONG_FRAMES: list[tuple[Any, str]] = [
@@ -313,9 +297,6 @@ def test_finished_or_closed_stream_is_refused(model: Bundle, direction: str) -> 
 def test_wrong_option_is_refused(model: Bundle, call: Callable[[Bundle], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call(model)
-
-
-# Failed steps -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fail_at", [{1}, {3, 4}, {5}, {2, 3, 6}])

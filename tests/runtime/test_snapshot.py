@@ -1,7 +1,5 @@
 """Snapshots: a stream restored anywhere gives the same bits, and other snapshots are refused."""
 
-from __future__ import annotations
-
 import json
 import tracemalloc
 from collections.abc import Callable

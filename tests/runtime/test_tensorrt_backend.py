@@ -5,8 +5,6 @@ streams and events allow. So a missing wait, a swapped address, an aliased buffe
 written state gives wrong bits.
 """
 
-from __future__ import annotations
-
 import gc
 import shutil
 from collections.abc import Callable
@@ -105,9 +103,6 @@ def stream_once(found: Setup, frames: Any) -> Any:
         return np.concatenate([stream.push(frames), stream.finish()])
 
 
-# Bits ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("options", [PLAIN, GRAPHS], ids=["plain", "cuda graphs"])
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 def test_streams_give_bits_of_onnxruntime(
@@ -149,9 +144,6 @@ def test_verification_passes_and_certifies_gpu(setup: Make) -> None:
     wanted = {"name": "tensorrt", "version": "11.4.0", "device": "cuda:0", "gpu": "Fake GPU"}
     wanted |= {"compute_capability": "9.0"}
     assert {**wanted, "tf32": "false", "cuda_graphs": "off"}.items() <= certified.items()
-
-
-# Memory -------------------------------------------------------------------------------------------
 
 
 def test_steady_steps_allocate_nothing_and_share_scratch(setup: Make) -> None:
@@ -205,8 +197,6 @@ def test_closed_bundle_releases_engines_and_stream_keeps_its_own(
     gc.collect()
     assert not found.cuda.held()
 
-
-# Failures -----------------------------------------------------------------------------------------
 
 METHODS = ("allocate", "allocate_pinned", "copy_in", "work", "copy_out", "synchronize_event")
 
@@ -285,9 +275,6 @@ def test_call_that_tensorrt_refuses_is_an_error_and_stream_goes_on(
     assert np.array_equal(np.concatenate(parts), reference.encode(frames))
 
 
-# CUDA graphs --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", ["begin_capture", "end_capture", "execute_async_v3"])
 def test_step_that_cannot_be_captured_runs_without_graphs(
     setup: Make, reference: Bundle, monkeypatch: Patch, method: str
@@ -316,9 +303,6 @@ def test_graphs_are_captured_again_when_scratch_moves(setup: Make, reference: Bu
         parts += [stream.push(frames[48:]), stream.finish()]
     assert found.cuda.counts["begin_capture"] == 2 + 2
     assert np.array_equal(np.concatenate(parts), reference.encode(frames))
-
-
-# Refusals -----------------------------------------------------------------------------------------
 
 
 def test_size_outside_of_profiles_is_refused(setup: Make) -> None:

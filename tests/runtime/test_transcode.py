@@ -1,7 +1,5 @@
 """Files through the program: the bits of arrays, with size, rate, times, tags and audio kept."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from fractions import Fraction
@@ -68,9 +66,6 @@ def reading_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "wfvae-prefetch"]
 
 
-# Latents ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("ending", "latents_ending"),
     [(".mp4", ".zarr"), (".mkv", ".npy"), (".webm", ".safetensors"), (".mov", ".zarr"), (".gif", ".npy")],
@@ -92,9 +87,6 @@ def test_encode_gives_the_latents_of_the_frames(
     assert facts.bundle_hash == model.identity and facts.scale == tuple(model.manifest.model["scale"])
     left = [out.name, f"{out.name}.json"] if latents_ending == ".npy" else [out.name]
     assert names(tmp_path) == sorted([video.name, *left])
-
-
-# Video --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mkv", ".webm", ".mov", ".gif"])
@@ -175,9 +167,6 @@ def test_variable_frame_rate_is_kept_by_reconstruct_and_reported(
     assert "variable frame rate: latents keep the average" in text
 
 
-# Audio --------------------------------------------------------------------------------------------
-
-
 def test_audio_is_copied_where_the_output_can_hold_it(program: Program, bundle: Path, tmp_path: Path) -> None:
     video = save(tmp_path / "in.mp4", clip(25), audio_from=tone(tmp_path / "tone.m4a"))
     expected = audio_packets(video)
@@ -194,9 +183,6 @@ def test_audio_is_copied_where_the_output_can_hold_it(program: Program, bundle: 
     assert report["audio"] == "left out"
     silent = save(tmp_path / "silent.mp4", clip(5))
     assert program.done("reconstruct", bundle, silent, tmp_path / "out.webm")["audio"] is None
-
-
-# Pipes --------------------------------------------------------------------------------------------
 
 
 def test_raw_pipes_give_exact_pixels(bundle: Path, model: Bundle, tmp_path: Path) -> None:
@@ -236,9 +222,6 @@ def test_broken_pipe_is_reported_in_one_line(bundle: Path, tmp_path: Path) -> No
         err = errors.read().decode()
     assert process.wait(timeout=60) == 2
     assert "pipe was closed" in err and len(err.splitlines()) == 1
-
-
-# Memory -------------------------------------------------------------------------------------------
 
 
 def test_memory_does_not_grow_with_the_video(model: Bundle, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Engines as data: settings, profiles, the manifest's entries, and what may run where."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import shlex

@@ -1,7 +1,5 @@
 """Metadata of latents: JSON is read back as written, and values out of range are refused."""
 
-from __future__ import annotations
-
 import json
 from fractions import Fraction
 from typing import Any

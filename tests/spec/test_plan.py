@@ -1,7 +1,5 @@
 """Frame arithmetic and stream specifications."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Errors of records: they name the key, what was given and what was expected."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from fractions import Fraction

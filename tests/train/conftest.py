@@ -1,7 +1,5 @@
 """Shared by the tests of training runs."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path

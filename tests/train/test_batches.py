@@ -1,7 +1,5 @@
 """Batches of training data: what they depend on and what not, crops, bad clips, held-out clips."""
 
-from __future__ import annotations
-
 import pickle
 from collections import Counter
 from itertools import islice
@@ -13,13 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixtures.clip_sources import (
-    SHAPE,
-    InspectedClips,
-    NumberedClips,
-    PlacedPixels,
-    UninstalledClips,
-)
+from fixtures.clip_sources import SHAPE, InspectedClips, NumberedClips, PlacedPixels, UninstalledClips
 from wfvae.errors import DataError, TrainingError
 from wfvae.train.data import (
     BadClip,
@@ -140,9 +132,6 @@ def test_model_range_maps_every_level_and_back() -> None:
     assert torch.round((values + 1) * 127.5).to(torch.uint8).equal(levels)
 
 
-# Crops --------------------------------------------------------------------------------------------
-
-
 def test_each_clip_is_read_once_and_its_crops_vary_and_mix_with_others() -> None:
     source = PlacedPixels(24)
     batches = taken(BatchStream(source, 4, seed=1, crops=Crops(16, 24, per_clip=4)), 24)
@@ -169,9 +158,6 @@ def test_fixed_crops_are_the_same_for_any_generator_and_differ_between_clips() -
     assert clips[0].shape == (2, 16, 24, 3)
     assert len({tuple(clip[0, 0, 0, 1:]) for clip in clips}) > 3
     assert list(map(str, FixedCrops(InspectedClips(3), Crops(2, 2)).unusable)) == ["'left out': known before"]
-
-
-# Bad clips ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -230,9 +216,6 @@ def test_clips_left_out_are_counted_by_all_ranks_and_reported_by_the_first(rank:
     assert lines[-1] == "skipped 'met': cut short"
     with pytest.raises(DataError, match="1 files cannot be used, more than the limit of 0"):
         BatchStream(InspectedClips(3), 1, 0, ledger=BadClipLedger(0))
-
-
-# Held-out clips -----------------------------------------------------------------------------------
 
 
 def test_held_out_clips_are_fixed_spread_and_of_different_items() -> None:

@@ -1,7 +1,5 @@
 """The 3-D PatchGAN: its shape, its size, its first weights, and what it does with small clips."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -27,9 +25,6 @@ def small(base: int = 4, **options: int) -> PatchDiscriminator3D:
 
 def clip(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-# Shape --------------------------------------------------------------------------------------------
 
 
 def test_default_layers_are_the_published_ones(published: PatchDiscriminator3D) -> None:
@@ -117,9 +112,6 @@ def test_logits_agree_with_the_layers_written_out() -> None:
         x = torch.where(x > 0, x, 0.2 * x)
     x = convolve(x, "head", (1, 1, 1)) + channels(weights["head.bias"])
     torch.testing.assert_close(discriminator(video), x, rtol=1e-10, atol=1e-12)
-
-
-# First weights ------------------------------------------------------------------------------------
 
 
 def test_first_weights_are_normal_around_their_means(published: PatchDiscriminator3D) -> None:

@@ -1,7 +1,5 @@
 """Several processes: equal to one with the whole batch, and one process's fault costs no step."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from contextlib import suppress

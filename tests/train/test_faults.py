@@ -1,7 +1,5 @@
 """Faults of a run: what ends it, what is saved before, and what the message says."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shutil
@@ -49,9 +47,6 @@ def raising(error: BaseException) -> Callable[..., None]:
         raise error
 
     return fail
-
-
-# Values that are not finite -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -116,9 +111,6 @@ def test_weights_diverged_in_the_last_step_raise_at_its_validation(tmp_path: Pat
     for resume in (False, True):
         with pytest.raises(TrainingError, match=expected):
             train(small(**diverging, run__steps=1), tmp_path, CPU, resume=resume)
-
-
-# Files --------------------------------------------------------------------------------------------
 
 
 def test_damaged_checkpoint_raises_and_the_one_before_resumes(finished_run: Path, copied_run: Path) -> None:
@@ -207,9 +199,6 @@ def test_fault_between_steps_on_a_full_disk_reports_both(
     monkeypatch.setattr("wfvae.train.step_loop.write_checkpoint", full)
     with pytest.raises(TrainingError, match=r"^a worker was lost; cannot write the checkpoint$"):
         train(small(), tmp_path, CPU)
-
-
-# Memory -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("updating", [False, True])

@@ -2,8 +2,6 @@
 These tests have never run.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

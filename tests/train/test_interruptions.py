@@ -1,7 +1,5 @@
 """Signals and terminals: a run that is interrupted keeps its work and ends with one line."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import pty
@@ -25,10 +23,7 @@ ENDLESS = {"run__steps": 100_000, "run__checkpoint_every": 100_000}
 
 @pytest.mark.parametrize(
     ("number", "whole_group"),
-    [
-        (signal.SIGINT, False),
-        pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
-    ],
+    [(signal.SIGINT, False), pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow)],
 )
 def test_interrupted_run_saves_its_last_step(
     number: signal.Signals, whole_group: bool, tmp_path: Path

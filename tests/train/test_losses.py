@@ -1,7 +1,5 @@
 """The training losses against sums by loops, and their gradients against differences."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -51,9 +49,6 @@ def outputs(
     return EncoderOutput(DiagonalGaussian(unused), w2, w3), DecoderOutput(unused, estimate2, estimate3)
 
 
-# Reconstruction -----------------------------------------------------------------------------------
-
-
 @KINDS
 @pytest.mark.parametrize("weights", [None, (2.0, 0.5, 0.25, 1.25)])
 def test_reconstruction_adds_a_frames_lpips_to_each_of_its_elements(
@@ -97,9 +92,6 @@ def test_bf16_is_summed_in_fp32() -> None:
     assert (wavelet.dtype, wavelet.item()) == (torch.float32, 2 * 240_000)
 
 
-# KL -----------------------------------------------------------------------------------------------
-
-
 def test_kl_is_the_integral_of_its_definition() -> None:
     """Integral of q log(q / p), by the trapezoidal rule for each latent."""
     mean, logvar = np.array([[0.0, 1.5], [-0.7, 0.3]]), np.array([[0.0, -2.0], [0.8, -0.5]])
@@ -113,9 +105,6 @@ def test_kl_is_the_integral_of_its_definition() -> None:
     assert kl_loss(DiagonalGaussian(moments)).item() == pytest.approx(expected / 2, rel=1e-9)
     random = draw(2, 4, 2, 1, 2, grad=True)
     assert gradcheck(lambda moments: kl_loss(DiagonalGaussian(moments)), (random,))
-
-
-# Wavelet ------------------------------------------------------------------------------------------
 
 
 def test_wavelet_loss_is_summed_over_both_levels_and_divided_by_clips() -> None:
@@ -159,9 +148,6 @@ def test_losses_of_a_model_reach_all_its_weights(
     parts = {"reconstruction": reconstruction, "kl": kl_loss(encoded.latent_dist), "wavelet": wavelet}
     totalled(parts, adversarial=adversarial, adversarial_weight=weight)[0].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-
-
-# Adversarial --------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.lists(st.floats(-5, 5), min_size=1, max_size=8))
@@ -217,9 +203,6 @@ def test_adaptive_weight_keeps_the_graphs_and_leaves_no_gradient() -> None:
     (reconstruction + weight * adversarial).backward()
     assert layer.grad is not None
     assert layer.grad.tolist() == pytest.approx([3.0, 4.0 + 0.5 * 5 / 2 * 2.0], rel=1e-6)
-
-
-# Total --------------------------------------------------------------------------------------------
 
 
 def totalled(parts: dict[str, Tensor], **options: Any) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,7 +1,5 @@
 """The procedural data set: what it draws, and that training never sees what is measured on."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from typing import Any, get_args

@@ -1,7 +1,5 @@
 """The record of a run: metrics.jsonl, TensorBoard, rates and shares of time."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Callable
@@ -81,9 +79,6 @@ def test_record_that_cannot_be_opened_raises(tmp_path: Path, monkeypatch: pytest
     expected = r"^run.tensorboard needs the package 'tensorboard'.*'wfvae\[tensorboard\]'$"
     with pytest.raises(MissingExtraError, match=expected):
         Metrics(tmp_path, 0, tensorboard=True)
-
-
-# Time ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

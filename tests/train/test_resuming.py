@@ -1,7 +1,5 @@
 """Exact resumption: a run that was stopped or killed ends with the bits of an uninterrupted one."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -116,9 +114,6 @@ def test_killed_run_resumed_gives_same_bits(
     assert not list((run / "checkpoints").glob(".*"))
 
 
-# Checkpoints that were not finished ---------------------------------------------------------------
-
-
 def half_written(tensors: dict[str, Tensor], path: Path, **options: Any) -> None:
     save_file(tensors, path, **options)
     os.truncate(path, path.stat().st_size // 2)
@@ -157,9 +152,6 @@ def test_interruption_while_a_checkpoint_is_written_leaves_the_one_before(
     assert seen == [5, 6]
     assert steps_kept(copied_run) == [3, 4, 6]
     assert_same_bits(state_of(finished_run), state_of(copied_run))
-
-
-# Settings of a resumed run ------------------------------------------------------------------------
 
 
 def test_run_is_neither_overwritten_nor_resumed_with_other_settings(
@@ -281,9 +273,6 @@ def test_second_process_in_a_directory_raises(tmp_path: Path, program: Program) 
     (tmp_path / "other" / ".lock").mkdir(parents=True)
     with pytest.raises(ResourceError, match=r"cannot write .*other.\.lock: "):
         train(small(), tmp_path / "other", CPU)
-
-
-# Where a run may lie ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("inner", ["data", "validation"])

@@ -1,7 +1,5 @@
 """What a training run leaves behind, and how a stage begins from another."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 
@@ -136,9 +134,6 @@ def test_learning_rate_follows_its_schedule() -> None:
     assert [learning_rate(fixed, step, 60) for step in (10, 60)] == pytest.approx([1.0, 0.6])
     constant = TrainingConfig.load("S-stage1", ["data.folder=x"]).optimizer
     assert {learning_rate(constant, step, 800_000) for step in (0, 400_000, 799_999)} == {1e-5}
-
-
-# Stages -------------------------------------------------------------------------------------------
 
 
 def test_stage_starts_from_averaged_weights_of_the_one_before(finished_run: Path, tmp_path: Path) -> None:

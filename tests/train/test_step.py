@@ -1,7 +1,5 @@
 """One step: its losses, gradients, precision and memory."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fixtures.training import (
-    CPU,
-    WITH_DISCRIMINATOR,
-    random_clips,
-    small,
-    small_trainer,
-)
+from fixtures.training import CPU, WITH_DISCRIMINATOR, random_clips, small, small_trainer
 from wfvae.model.causal import CausalConv3d
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import ProceduralClips, held_out
@@ -188,9 +180,6 @@ def test_model_computes_in_its_precision_and_discriminator_in_fp32_on_a_cpu(
     assert len(kinds) > 10
     assert set().union(*kinds.values()) == {dtype}
     assert {tensor.dtype for tensor in state.tensors().values()} == {torch.float32, torch.int64}
-
-
-# Automatic precision ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("fast", "other"), [("bf16", "fp32"), ("fp32", "bf16")])

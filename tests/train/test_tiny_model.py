@@ -1,7 +1,5 @@
 """The trained model that comes with the package: size, name, quality, use in the demo."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json

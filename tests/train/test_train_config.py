@@ -1,7 +1,5 @@
 """Training configurations: ready ones, files, overrides and refusals."""
 
-from __future__ import annotations
-
 import json
 import re
 import tomllib

@@ -1,7 +1,5 @@
 """Validation of a run: which weights and clips are scored, and what happens when that fails."""
 
-from __future__ import annotations
-
 import math
 import sys
 from pathlib import Path

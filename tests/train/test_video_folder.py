@@ -1,7 +1,5 @@
 """Clips of a folder of videos: which frames come back, in which shape, and what bad files do."""
 
-from __future__ import annotations
-
 import os
 from fractions import Fraction
 from itertools import islice
@@ -19,13 +17,7 @@ from fixtures.videos import B_FRAMES, numbers, write_numbered
 from wfvae.errors import DataError
 from wfvae.train.data import BadClip, BatchStream, Strides, VideoFolder
 from wfvae.train.data.frame_pixels import PixelReader, cover_size
-from wfvae.train.data.video_file import (
-    VideoFacts,
-    frames_after_seek,
-    frames_from,
-    opened_video,
-    probe,
-)
+from wfvae.train.data.video_file import VideoFacts, frames_after_seek, frames_from, opened_video, probe
 
 
 class OutOfRangeError(Exception):
@@ -55,8 +47,6 @@ def clip_of(folder: VideoFolder, seed: int = 0, index: int = 0) -> Any:
 def index_of(folder: VideoFolder, name: str) -> int:
     return [folder.name(index) for index in range(len(folder))].index(name)
 
-
-# Which frames come back ---------------------------------------------------------------------------
 
 VIDEOS: dict[str, dict[str, Any]] = {
     "b-frames.mp4": {},
@@ -162,8 +152,6 @@ def test_still_may_be_any_frame(videos: Path, open_folder: OpenFolder) -> None:
     distinct = [len(set(numbers(clip_of(half, seed)))) for seed in range(40)]
     assert set(distinct) == {1, 3} and 8 <= distinct.count(1) <= 32
 
-
-# In which shape -----------------------------------------------------------------------------------
 
 SIDES, WANTED = st.integers(1, 3000), st.integers(1, 600)
 
@@ -271,9 +259,6 @@ def test_colours_are_read_by_their_tags(videos: Path, open_folder: OpenFolder) -
     assert np.abs(shown("601.mp4", colorspace=6) - bt601).max() <= 2
     assert np.abs(shown("709.mp4", colorspace=1) - bt709).max() <= 2
     assert np.abs(shown("full.mp4", colorspace=6, color_range=2) - full).max() <= 2
-
-
-# Bad files ----------------------------------------------------------------------------------------
 
 
 def test_bad_files_are_left_out_each_with_its_reason(videos: Path, open_folder: OpenFolder) -> None:

@@ -1,7 +1,5 @@
 """The index of a folder of videos: kept, used, updated, saved when interrupted."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

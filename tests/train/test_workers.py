@@ -1,7 +1,5 @@
 """Worker processes of the stream of batches: how they end, and which signals reach them."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """The font of the procedural clips and of labels."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from wfvae.video.synthetic.font import draw_text, text_mask, text_size

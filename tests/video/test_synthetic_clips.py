@@ -1,7 +1,5 @@
 """Procedural videos: reproducible, at random access and any size."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from typing import Any

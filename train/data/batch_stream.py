@@ -1,7 +1,5 @@
 """An endless stream of batches, made ahead of time by worker processes."""
 
-from __future__ import annotations
-
 import atexit
 import itertools
 import warnings
@@ -17,13 +15,7 @@ from wfvae.errors import DataError, TrainingError
 from wfvae.train.data.batch import Batch, Failure, StepBatches
 from wfvae.train.data.clip_source import BadClipLedger, ClipSource, Crops
 from wfvae.train.data.sampling import Sampling
-from wfvae.train.data.workers import (
-    end_workers,
-    how_it_ended,
-    settle_worker,
-    start_workers,
-    worker_context,
-)
+from wfvae.train.data.workers import end_workers, how_it_ended, settle_worker, start_workers, worker_context
 
 
 class BatchStream:

@@ -4,8 +4,6 @@ Matrices, ranges, alpha and rotation are read as at inference (`wfvae.video.stor
 aspect ratios are ignored there and here: the model sees stored pixels.
 """
 
-from __future__ import annotations
-
 import math
 
 import av

@@ -1,7 +1,5 @@
 """Procedural clips as a data set: endless for training, fixed for measuring."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

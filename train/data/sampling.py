@@ -3,8 +3,6 @@
 So the clips of a step are the same for any number of workers and any starting step.
 """
 
-from __future__ import annotations
-
 from itertools import count
 from typing import NamedTuple
 

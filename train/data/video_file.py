@@ -1,7 +1,5 @@
 """Reading video files: what makes one unusable, its facts, and exact frames from its middle."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress

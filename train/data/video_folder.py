@@ -1,7 +1,5 @@
 """A folder of videos as a source of clips."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from contextlib import closing

@@ -1,7 +1,5 @@
 """The index of a folder of videos: kept as JSON beside the run, updated when files change."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -1,7 +1,5 @@
 """Worker processes of a data loader: how they start and end, and which signals reach them."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """`wfvae decode`."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The stages of `wfvae demo`: clip, export, encode, decode, verify, report."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import platform

@@ -1,7 +1,5 @@
 """`wfvae evaluate`."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from importlib.util import find_spec

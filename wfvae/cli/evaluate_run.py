@@ -1,7 +1,5 @@
 """The work of `wfvae evaluate`: scores one or two sets of reconstructions, prints and writes."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """`wfvae export`."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

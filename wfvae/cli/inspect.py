@@ -1,7 +1,5 @@
 """`wfvae inspect`."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

@@ -3,8 +3,6 @@
 Exit codes: 0 done, 1 a check failed, 2 wrong use or bad input, 130 interrupted.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib

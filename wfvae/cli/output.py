@@ -19,7 +19,7 @@ _WIDTH_OFF_TERMINAL = 200
 def show(args: argparse.Namespace, data: Any, text: RenderableType, to_stderr: bool = False) -> None:
     """Prints a result: `data` as JSON if `--json` was given, else `text`.
 
-    `to_stderr` prints to standard error, because standard output carries data. Raises `OSError` that
+    `to_stderr` prints to standard error, when standard output carries data. Raises `OSError` that
     names the stream if it cannot be written.
     """
     stream, name = (sys.stderr, "standard error") if to_stderr else (sys.stdout, "standard output")

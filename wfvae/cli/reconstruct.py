@@ -1,7 +1,5 @@
 """`wfvae reconstruct`."""
 
-from __future__ import annotations
-
 import argparse
 
 from wfvae.cli import arguments
@@ -35,13 +33,7 @@ def run(args: argparse.Namespace) -> int:
     options = arguments.reading_options(args, args.video) | arguments.writing_options(args, args.out)
     with arguments.open_from(args) as bundle, progress_bar("reconstruct") as progress:
         report = reconstruct_video(
-            bundle,
-            args.video,
-            args.out,
-            chunk=args.chunk,
-            audio=args.audio,
-            progress=progress,
-            **options,
+            bundle, args.video, args.out, chunk=args.chunk, audio=args.audio, progress=progress, **options
         )
     text = f"{report.destination}: {report.summary}{arguments.remarks(report)}"
     show(args, report.to_dict(), text, to_stderr=args.out == "-")

@@ -1,7 +1,5 @@
 """`wfvae verify`."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

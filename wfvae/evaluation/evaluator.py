@@ -1,7 +1,5 @@
 """Scores a set of videos one after the other, a few frames at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np

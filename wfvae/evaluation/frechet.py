@@ -1,7 +1,5 @@
 """The Fréchet distance between two sets of features, each taken as a normal distribution."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 
@@ -20,7 +18,7 @@ class FeatureMoments:
         self._scatter: Array = np.zeros((0, 0))
 
     def add(self, features: npt.ArrayLike) -> None:
-        """Adds features (n, d), n >= 1, of the same d in every call. Raises `InputError` for others."""
+        """Adds features (n, d), n >= 1, equal d in all calls. Raises `InputError` for others."""
         batch = np.asarray(features, dtype=np.float64)
         if batch.ndim != 2 or not len(batch) or (self.count and batch.shape[1] != len(self.mean)):
             expected = len(self.mean) or "d"

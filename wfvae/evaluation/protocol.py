@@ -1,7 +1,5 @@
 """Which frames of a video are scored, and at what size."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """An evaluation as JSON, and its files."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -40,7 +38,7 @@ class Labelled:
 def to_json(
     entries: Sequence[Labelled], differences: Sequence[PairedDifference], worst: int
 ) -> dict[str, Any]:
-    """Returns one set of reconstructions, or two and their differences, as docs/evaluation.md says."""
+    """Returns one set of reconstructions, or two and their differences (docs/evaluation.md)."""
     result = {"method": METHOD, "reconstructions": [_entry(entry, worst) for entry in entries]}
     return result | ({"difference": _difference(entries, differences, worst)} if differences else {})
 

@@ -1,7 +1,5 @@
 """Scores of one set of reconstructions, and the paired differences of two."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +56,7 @@ class Mean:
 
 
 def mean_interval(values: Sequence[float]) -> Mean:
-    """Computes the mean of finite values, at least one, and its interval by Student's t distribution.
+    """Computes the mean of finite values, at least one, and its interval by Student's t.
 
     >>> mean_interval([30.0, 32.0, 34.0])
     Mean(value=32.0, low=27.03..., high=36.96..., count=3)

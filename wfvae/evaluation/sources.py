@@ -1,7 +1,5 @@
 """Where reconstructions come from: files, or a bundle that the originals are streamed through."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial

@@ -6,8 +6,6 @@ divided by sqrt(8), so one exact histogram of these integers per band is kept; e
 entropies of any bin width follow from it.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

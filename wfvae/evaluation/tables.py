@@ -1,7 +1,5 @@
 """An evaluation for people, in a terminal or a file: Table 1 of the paper, and what explains it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from wfvae.evaluation import scores

@@ -1,7 +1,5 @@
 """Features of clips for FVD, from a feature network that the user brings as a TorchScript file."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from pathlib import Path

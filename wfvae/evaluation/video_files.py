@@ -1,7 +1,5 @@
 """Finds videos, and pairs each with its reconstruction by name."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

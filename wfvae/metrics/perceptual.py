@@ -4,8 +4,6 @@
 torchvision) comes from torchvision's download folder, from a file, or, for tests, from a seed.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec

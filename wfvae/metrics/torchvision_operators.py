@@ -5,8 +5,6 @@ torchvision::nms does not exist`, and PyPI has no pair for CPUs. LPIPS needs onl
 networks, which are plain Python, so declaring the missing names is enough.
 """
 
-from __future__ import annotations
-
 import importlib.machinery
 import importlib.util
 import sys

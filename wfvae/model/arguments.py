@@ -1,7 +1,5 @@
 """Checks of tensors that users hand to the model."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

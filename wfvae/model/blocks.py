@@ -3,8 +3,6 @@
 Feature maps are (B, T, C, H, W). Child names are those of the published checkpoints.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

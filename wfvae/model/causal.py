@@ -17,8 +17,6 @@ Feature maps are (B, T, C, H, W). State is an argument and a result, keyed by mo
 with a.b = 3/4 a + 1/4 b. At `start`, copies of the chunk's first frame replace the state.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

@@ -3,8 +3,6 @@
 They are read as a configuration and named tensors. No pickle is ever executed.
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 from collections.abc import Mapping

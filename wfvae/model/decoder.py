@@ -3,8 +3,6 @@
 See the paper, section 3.2, eqs. 2 and 3.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

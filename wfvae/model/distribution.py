@@ -1,7 +1,5 @@
 """The encoder's posterior over latents."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 See the paper, section 3.2 and the table in Fig. 2.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

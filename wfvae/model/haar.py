@@ -9,8 +9,6 @@ Analysis is a dense 2x2 convolution of stride 2 over frame pairs stacked as chan
 High-pass is the first sample minus the second. Sub-band major: channel = channels * band + c.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self

@@ -3,8 +3,6 @@
 An export that records the network overrides them by torch's `__torch_function__` protocol.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, ParamSpec
 

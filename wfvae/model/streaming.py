@@ -3,8 +3,6 @@
 The production loop is `wfvae.runtime`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import get_args
 

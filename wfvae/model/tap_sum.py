@@ -4,8 +4,6 @@ Autograd's would keep a copy of a batch's frames for every tap, and write each t
 zeros of their size. Here the frames are kept once, and gradients are added where they belong.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """WF-VAE: a video VAE with wavelet energy flow (arXiv 2411.17459), for whole clips and streams."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self

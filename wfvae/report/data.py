@@ -1,7 +1,5 @@
 """What the demo's report shows, as plain data. `wfvae.report.page` renders it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime

@@ -4,8 +4,6 @@ The page has no script and loads nothing but the video beside it; its Content-Se
 the browser enforce this.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import math

@@ -4,8 +4,6 @@ The same figure always gives the same text. Its colours follow the reader's ligh
 and its labels are text, not outlines.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import re

@@ -1,7 +1,5 @@
 """Frames of the demo's video: input, reconstruction and amplified difference side by side."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

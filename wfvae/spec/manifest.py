@@ -150,7 +150,7 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Manifest:
-        """Raises `BundleError` if the format is another, an entry wrong, or anything was changed."""
+        """Raises `BundleError` if the format is another, an entry wrong, or something changed."""
         if data.get("format") != FORMAT:
             problem = f"the manifest's format is {data.get('format')!r}; this version reads {FORMAT!r}"
             raise BundleError(f"{problem}; export the bundle anew")
@@ -173,7 +173,7 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     @classmethod
     def read(cls, bundle: Path) -> Manifest:
-        """Reads `manifest.json`. Raises `BundleError` if there is none that is whole in `bundle`."""
+        """Reads `manifest.json`. Raises `BundleError` if `bundle` has no whole one."""
         path = bundle / MANIFEST_NAME
 
         def unreadable(problem: str) -> BundleError:

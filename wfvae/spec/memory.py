@@ -1,7 +1,5 @@
 """Memory that streams will hold, computed before anything is allocated."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 from typing import Any

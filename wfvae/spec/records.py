@@ -4,8 +4,6 @@ Bounds stand as `Meta` on a field's type. What does not fit them is reported in 
 the key, what was given and what was expected.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

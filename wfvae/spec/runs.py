@@ -1,7 +1,5 @@
 """Layout of the directory of a training run."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

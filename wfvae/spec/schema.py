@@ -3,8 +3,6 @@
 Usage: python -m wfvae.spec.schema docs/bundle.schema.json
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

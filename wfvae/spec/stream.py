@@ -1,7 +1,5 @@
 """What a stream carries from chunk to chunk, as data."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,7 +111,7 @@ class StreamSpec:
     def check(
         self, given: Mapping[str, tuple[Sequence[int], str]], batch: int, height: int, width: int
     ) -> None:
-        """Raises `StateError` that lists what is wrong in states, given as (shape, dtype) by name."""
+        """Raises `StateError` that lists what is wrong in states, (shape, dtype) by name."""
         wanted = {state.name: state for state in self.states}
         problems = [f"missing {name}" for name in wanted if name not in given]
         problems += [f"unexpected {name}" for name in given if name not in wanted]

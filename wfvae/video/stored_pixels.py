@@ -5,8 +5,6 @@ given. swscale alone would take every untagged matrix for BT.601, and every grey
 range.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How tables are registered and their cells written."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Tables of memory, overhead and scale."""
 
-from __future__ import annotations
-
 from harness.tables.format import (
     JOBS,
     Result,

@@ -1,7 +1,5 @@
 """Tables of other autoencoders."""
 
-from __future__ import annotations
-
 from harness.tables.format import Result, machine_line, markdown_table, missing, number, small, table
 
 

@@ -1,7 +1,5 @@
 """Tables of parity and quality, and of training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import fmean
 

@@ -1,7 +1,5 @@
 """Tables of speed: engines, streams, forms of convolution, roofs."""
 
-from __future__ import annotations
-
 from harness.tables.format import (
     FORMS,
     JOBS,

@@ -1,7 +1,5 @@
 """The part of CUDA that the TensorRT backend uses, through NVIDIA's `cuda-bindings`. No torch."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A GPU of the TensorRT backend: streams, memory, a scratch area for all engines, step buffers."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import math

@@ -5,8 +5,6 @@ other, so encoder and decoder share one scratch area. Copies have streams of the
 the runs of other threads' videos.
 """
 
-from __future__ import annotations
-
 import threading
 import weakref
 from pathlib import Path

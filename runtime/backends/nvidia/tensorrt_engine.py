@@ -13,15 +13,7 @@ from wfvae.runtime.backends.nvidia.cuda import DeviceError
 from wfvae.runtime.backends.nvidia.device import Device
 from wfvae.spec.engines import EngineRecord
 from wfvae.spec.manifest import GraphSpec
-from wfvae.spec.tensorrt import (
-    ErrorLog,
-    ICudaEngine,
-    IExecutionContext,
-    Runtime,
-    Shape,
-    TensorRT,
-    failure,
-)
+from wfvae.spec.tensorrt import ErrorLog, ICudaEngine, IExecutionContext, Runtime, Shape, TensorRT, failure
 
 
 @dataclass(frozen=True)

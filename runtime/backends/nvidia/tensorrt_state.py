@@ -1,7 +1,5 @@
 """Streaming state in device memory: two buffers per tensor, which change roles at each step."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import weakref

@@ -1,7 +1,5 @@
 """Files of latents: round trips, unfinished stores, and refusal of broken files."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

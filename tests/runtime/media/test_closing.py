@@ -1,7 +1,5 @@
 """Closing a video while another thread works on a frame of it: after that frame, or not at all."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reading videos, images and pipes: colours, orientation, order, damage and refusals."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Writing in segments: an interrupted run resumes and gives the bytes of an uninterrupted one."""
 
-from __future__ import annotations
-
 import json
 import os
 from fractions import Fraction

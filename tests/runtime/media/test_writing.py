@@ -1,7 +1,5 @@
 """Writing videos: what is written is what is read, in size, count, content and time."""
 
-from __future__ import annotations
-
 import os
 from fractions import Fraction
 from itertools import pairwise

@@ -5,8 +5,6 @@ A frame depends on the arguments and its index alone and has the same bits on ev
 module `noise` describes how); memory does not grow with the length.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterator

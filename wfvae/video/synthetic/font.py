@@ -5,8 +5,6 @@ rows. The glyphs are drawn in `font.txt`, in bands of nine lines: the characters
 its eight rows of dots, cells separated by a space, `#` for ink.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

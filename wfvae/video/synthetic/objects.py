@@ -4,8 +4,6 @@ Every length is a share of the longer side of the frame and every time is in sec
 shows about the same at any size and frame rate.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -101,7 +101,7 @@ class Texture:
         return cls(field.astype(np.uint64).reshape(-1), field.shape[0])
 
     def sample(self, u: Coordinate, v: Coordinate) -> Packed:
-        """Bilinear lookup at columns u and rows v (broadcast), int64 with FIXED_BITS fraction bits."""
+        """Bilinear lookup at columns u, rows v (broadcast), int64 with FIXED_BITS fraction bits."""
         last = self.side - 1
         shift = last.bit_length()
         column, row = u >> FIXED_BITS, v >> FIXED_BITS
@@ -179,7 +179,7 @@ def to_fixed(number: float) -> int:
 
 
 def to_weight(distance: Plane, softness: float = 1.0) -> Weight:
-    """Converts signed distance (negative inside) to coverage 0..256; the edge is `softness` wide."""
+    """Converts signed distance (negative inside) to coverage 0..256, the edge `softness` wide."""
     cover = np.float32(128.0) - distance * np.float32(256.0 / softness)
     covered: Weight = np.clip(cover, 0.0, 256.0).astype(np.uint64)
     return covered

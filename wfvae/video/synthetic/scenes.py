@@ -1,7 +1,5 @@
 """The scenes of the procedural videos, built once from dice and painted at any time in seconds."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal, Protocol, get_args
 

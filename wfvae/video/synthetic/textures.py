@@ -1,7 +1,5 @@
 """The textures of the procedural videos, coloured from natural palettes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -110,7 +108,7 @@ def wall_texture(dice: Dice, side: int) -> Texture:
 
 
 def leaf_texture(dice: Dice, side: int) -> Texture:
-    """Ellipses of power-law size that cover one another ("dead leaves"): leaves, pebbles, crowds."""
+    """Ellipses of power-law size that cover each other ("dead leaves"): leaves, pebbles, crowds."""
     level = fractal_field(dice, side, 0.7)
     shade = np.full((side, side), 224, dtype=np.int32)
     grain = fractal_field(dice, side, 0.95)
