@@ -16,7 +16,6 @@ QUICK = {
     "memory": "--videos tiny=1,2 --size 16 --runs 1",
     "openvino_parity": "--bundles fp32 --frames 5 --size 16x16",
     "overhead": "--preset tiny --size 16 --frames 5 --runs 1",
-    "roofline": "--preset tiny --size 16 --frames 5 --convolutions 1 --turns 1 --seconds 0",
     "scale": "--lengths tiny=5 --preset tiny --frames 5 --size 16 --rows 2 --runs 1",
     "speed": "--preset tiny --clips 5x16 --turns 1",
 }

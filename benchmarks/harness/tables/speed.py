@@ -1,4 +1,4 @@
-"""Tables of speed: engines, streams, forms of convolution, roofs."""
+"""Tables of speed: engines, streams, forms of convolution."""
 
 from harness.tables.format import (
     FORMS,
@@ -6,9 +6,7 @@ from harness.tables.format import (
     Result,
     Row,
     machine_line,
-    markdown_table,
     number,
-    percent,
     pivot_table,
     table,
     times,
@@ -66,17 +64,3 @@ def forms(result: Result) -> str:
             text = times(row["speed_by_networks_form"])
             cells.append(([row["layer"], place, row["form"]], FORMS[row["engine"]], text))
     return pivot_table(["layer", "input (T, C, H, W)", "form"], cells) + machine_line(result)
-
-
-@table("roofline", "roofline-cpu")
-def roofline(result: Result) -> str:
-    """Rates of whole graphs, and what they reach of their engine's roof."""
-    lines = []
-    for row in result["rows"]:
-        if row["kind"] == "graph":
-            name, share = f"{FORMS[row['engine']]}, {JOBS[row['what']]}", percent(row["of_best_convolution"])
-            lines.append([name, number(row["flop"] / 1e9), number(row["gflop_per_second"]), share])
-    job = result["job"]
-    clip = f"preset {job['preset']}, {job['frames']} frames of {job['size']}x{job['size']}"
-    header = ["", "GFLOP", "GFLOP/s", "of the best convolution"]
-    return markdown_table(header, lines) + machine_line(result, clip)
