@@ -1,16 +1,6 @@
 """Tables of speed: engines, streams, forms of convolution."""
 
-from harness.tables.format import (
-    FORMS,
-    JOBS,
-    Result,
-    Row,
-    machine_line,
-    number,
-    pivot_table,
-    table,
-    times,
-)
+from harness.tables.format import FORMS, JOBS, Result, Row, machine_line, number, pivot_table, table, times
 
 
 @table("speed", "speed-cpu", "speed-cpu-avx2")
