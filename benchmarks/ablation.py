@@ -18,9 +18,9 @@ import torch
 from harness.record import CommandLine, finish
 
 from wfvae.train.config import TrainingConfig
-from wfvae.train.loop import train
-from wfvae.train.metrics import read_metrics
-from wfvae.train.world import World
+from wfvae.train.processes import World
+from wfvae.train.record import read_metrics
+from wfvae.train.run import train
 
 VARIANTS = {
     "both paths, lambda_WL 0.1": [],

@@ -274,7 +274,7 @@ def build(job: Job, path: Path) -> None:
     """Builds engines for all sizes of the job, unless the bundle has some."""
     from wfvae.cli.main import main
     from wfvae.spec.manifest import Manifest
-    from wfvae.spec.tensorrt import TensorRT
+    from wfvae.spec.tensorrt_api import TensorRT
 
     TensorRT.load()  # raises where it is missing
     if Manifest.read(path).engines:

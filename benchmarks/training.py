@@ -22,9 +22,9 @@ from harness.turns import timed
 
 from wfvae.train.config import TrainingConfig
 from wfvae.train.perceptual import PerceptualLoss
+from wfvae.train.processes import World
 from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer
-from wfvae.train.world import World
 
 
 def step(job: dict[str, Any]) -> dict[str, Any]:

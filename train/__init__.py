@@ -1,4 +1,4 @@
 """Training: clips from videos, the losses of the paper, and runs that resume exactly.
 
-`wfvae.train.loop.train` runs a stage.
+`wfvae.train.run.train` runs a stage.
 """

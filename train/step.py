@@ -23,8 +23,8 @@ from wfvae.train.losses import (
     wavelet_loss,
 )
 from wfvae.train.perceptual import PerceptualLoss
+from wfvae.train.processes import World
 from wfvae.train.state import TrainingState, learning_rate
-from wfvae.train.world import World
 from wfvae.train.wrapping import Autoencoding, distributed, exchanging, recompute_blocks
 
 _MASK = (1 << 64) - 1

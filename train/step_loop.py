@@ -11,11 +11,11 @@ from wfvae.train.checkpoints import write_checkpoint
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import Batch, BatchStream, printable
 from wfvae.train.device import is_out_of_memory
-from wfvae.train.metrics import Clock, Metrics, read_metrics
+from wfvae.train.processes import ENDED_ELSEWHERE, World, is_lost_peer
+from wfvae.train.record import Clock, Metrics, read_metrics
 from wfvae.train.sources import has_validation
 from wfvae.train.step import NotFiniteError, Trainer
 from wfvae.train.validation import Scores, Validator, last_good
-from wfvae.train.world import ENDED_ELSEWHERE, World, is_lost_peer
 
 _BEFORE_RESUMING = (
     "; --resume would make this step again: before that, take those clips out of the data, or remove the"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wfvae.model.vae import WFVAE, DecoderOutput, EncoderOutput
-from wfvae.train.world import World
+from wfvae.train.processes import World
 
 
 class Autoencoding(nn.Module):

@@ -16,7 +16,9 @@ from msgspec import structs
 from wfvae.errors import BundleError
 from wfvae.export.tensorrt.progress import BuildProgress, Progress, cancelling, make_monitor
 from wfvae.files import write_whole
-from wfvae.spec.engines import (
+from wfvae.spec.manifest import GraphSpec, Manifest
+from wfvae.spec.tensorrt_api import Builder, ErrorLog, IBuilderConfig, OnnxParser, TensorRT
+from wfvae.spec.tensorrt_engines import (
     ENGINES_FOLDER,
     BuildSettings,
     EngineRecord,
@@ -29,8 +31,6 @@ from wfvae.spec.engines import (
     read_engine,
     sound_records,
 )
-from wfvae.spec.manifest import GraphSpec, Manifest
-from wfvae.spec.tensorrt import Builder, ErrorLog, IBuilderConfig, OnnxParser, TensorRT
 
 
 @dataclass(frozen=True)

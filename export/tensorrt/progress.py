@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from wfvae.spec.tensorrt import TensorRT
+from wfvae.spec.tensorrt_api import TensorRT
 
 Progress = Callable[[str, int, int], None]
 """Called with a description, the number of finished steps and the number of all steps."""

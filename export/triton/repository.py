@@ -21,9 +21,9 @@ from onnx import helper, numpy_helper
 
 from wfvae.export.triton.config import FORMAT, PLATFORMS, TritonOptions, config_text, model_size, tensor_dims
 from wfvae.files import check_replaceable, replacing
-from wfvae.spec.engines import WHOLE_CLIP, sound_records
 from wfvae.spec.manifest import WEIGHTS_NAME, GraphSpec, Manifest
 from wfvae.spec.stream import Direction
+from wfvae.spec.tensorrt_engines import WHOLE_CLIP, sound_records
 
 RECORD_NAME = "wfvae.json"
 BUILD_NAME = "build_engines.sh"

@@ -9,7 +9,7 @@ from wfvae.runtime.latents.clip_latents import NPYWriter, SafetensorsWriter, ope
 from wfvae.spec.latents import LatentsInfo
 
 SUFFIXES = (".safetensors", ".npy", ".zarr")
-DEFAULT_CHUNK = 16
+DEFAULT_CHUNK_LATENTS = 16
 # Zarr is imported where a store is opened: importing it takes nearly as long as all the rest of the
 # runtime.
 
@@ -53,7 +53,7 @@ def open_latents_writer(
     *,
     resume: bool = False,
     overwrite: bool = True,
-    chunk_latents: int = DEFAULT_CHUNK,
+    chunk_latents: int = DEFAULT_CHUNK_LATENTS,
 ) -> LatentsWriter:
     """Opens latents for writing; see `open_latents` for an example.
 

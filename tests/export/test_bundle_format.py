@@ -18,9 +18,9 @@ from jsonschema import Draft202012Validator
 from fixtures.engine_records import engine_record
 from wfvae.errors import BundleError
 from wfvae.runtime import Bundle
-from wfvae.spec.engines import BuildSettings, Span
 from wfvae.spec.manifest import FORMAT, METADATA_KEY, Manifest
 from wfvae.spec.schema import schema_text
+from wfvae.spec.tensorrt_engines import BuildSettings, Span
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "bundle-format.md").read_text(encoding="utf-8")

@@ -20,8 +20,8 @@ from wfvae.export.recorder.graph import trace
 from wfvae.export.recorder.recorder import onnx_type
 from wfvae.model.config import WFVAEConfig
 from wfvae.model.vae import WFVAE
-from wfvae.spec.engines import DIRECT_LATENTS, input_shapes
 from wfvae.spec.manifest import GraphSpec
+from wfvae.spec.tensorrt_engines import DIRECT_LATENTS, input_shapes
 
 PRESETS, DIRECTIONS, KINDS = ("S", "M", "L"), ("encoder", "decoder"), ("step", "direct")
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}

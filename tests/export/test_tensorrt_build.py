@@ -20,9 +20,9 @@ from wfvae.errors import BundleError, MissingExtraError, ResourceError
 from wfvae.export.tensorrt.build import BuildReport, TimingCacheFile, build_engines, timing_cache_path
 from wfvae.runtime import open_bundle
 from wfvae.runtime.backends.nvidia.tensorrt_backend import target_here
-from wfvae.spec.engines import BuildSettings, Span, engine_records, read_engine
 from wfvae.spec.manifest import Manifest
-from wfvae.spec.tensorrt import TensorRT
+from wfvae.spec.tensorrt_api import TensorRT
+from wfvae.spec.tensorrt_engines import BuildSettings, Span, engine_records, read_engine
 
 NAME = "4x8x8-nearest-16ch"
 SETTINGS = BuildSettings(chunk=3, height=Span(16, 32, 64), width=Span(8, 48, 96))
@@ -159,7 +159,7 @@ def test_signal_stops_between_steps_without_partial_file(builds: Builds, number:
 def test_command_builds_and_open_bundle_runs(
     builds: Builds, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wfvae.spec.tensorrt.TensorRT.load", lambda: TensorRT(builds.trt))
+    monkeypatch.setattr("wfvae.spec.tensorrt_api.TensorRT.load", lambda: TensorRT(builds.trt))
     for module in ("cuda", "tensorrt_backend"):
         monkeypatch.setattr(f"wfvae.runtime.backends.nvidia.{module}.Cuda", lambda device_id: builds.cuda)
     with (

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from wfvae.files import replacing
-from wfvae.spec import tensorrt as tensorrt_api
+from wfvae.spec import tensorrt_api
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wfvae" / "contract"
@@ -195,7 +195,7 @@ OUR_CLASSES = """
 import json, sys
 import tensorrt_bindings as trt
 sys.modules["tensorrt"] = trt
-from wfvae.spec.tensorrt import MEMBERS, ErrorLog, TensorRT
+from wfvae.spec.tensorrt_api import MEMBERS, ErrorLog, TensorRT
 from wfvae.export.tensorrt.progress import BuildProgress, make_monitor
 ours = TensorRT.load()
 for enum, names in MEMBERS.items():

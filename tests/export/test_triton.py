@@ -35,8 +35,8 @@ from wfvae.runtime import Bundle
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_reader import open_video
 from wfvae.runtime.media.video_writer import open_video_writer
-from wfvae.spec.engines import BuildSettings
 from wfvae.spec.manifest import Manifest
+from wfvae.spec.tensorrt_engines import BuildSettings
 from wfvae.video.synthetic.clips import ProceduralClip
 
 HEIGHT, WIDTH = 30, 21  # padded to 32x24

@@ -21,8 +21,8 @@ from wfvae.export.tensorrt.build import build_engines
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.runtime.backends.nvidia.cuda import Cuda
 from wfvae.runtime.backends.nvidia.tensorrt_backend import target_here
-from wfvae.spec.engines import BuildSettings, Span
-from wfvae.spec.tensorrt import TensorRT
+from wfvae.spec.tensorrt_api import TensorRT
+from wfvae.spec.tensorrt_engines import BuildSettings, Span
 
 pytestmark = pytest.mark.gpu
 CUDA, TENSORRT = "onnxruntime", "tensorrt"

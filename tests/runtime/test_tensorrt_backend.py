@@ -25,9 +25,9 @@ from wfvae.runtime.backends.nvidia.cuda import DeviceError
 from wfvae.runtime.backends.nvidia.tensorrt_backend import TensorRTBackend, target_here
 from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.pixels import to_network
-from wfvae.spec.engines import BuildSettings, Span
 from wfvae.spec.manifest import Manifest
-from wfvae.spec.tensorrt import TensorRT
+from wfvae.spec.tensorrt_api import TensorRT
+from wfvae.spec.tensorrt_engines import BuildSettings, Span
 
 HEIGHT, WIDTH = 16, 24
 SIZE = {"height": HEIGHT, "width": WIDTH}

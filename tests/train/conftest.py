@@ -11,7 +11,7 @@ import torch
 from fixtures.training import CPU, WITH_DISCRIMINATOR, small
 from fixtures.video_folders import SIZE, OpenFolder
 from wfvae.train.data import Strides, VideoFolder
-from wfvae.train.loop import train
+from wfvae.train.run import train
 
 
 @pytest.fixture(scope="module", autouse=True)

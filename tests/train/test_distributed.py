@@ -27,8 +27,8 @@ from fixtures.videos import write_numbered
 from wfvae.errors import DataError
 from wfvae.model.vae import WFVAE
 from wfvae.train.data import BadClipLedger, BatchStream
-from wfvae.train.loop import train
-from wfvae.train.metrics import read_metrics
+from wfvae.train.record import read_metrics
+from wfvae.train.run import train
 from wfvae.train.sources import training_source
 
 PLAIN = {"model__dropout": 0.0, "run__steps": 3, "optimizer__batch": 4}

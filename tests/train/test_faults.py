@@ -31,8 +31,8 @@ from fixtures.training import (
 from wfvae.errors import CheckpointError, DataError, TrainingError
 from wfvae.train.checkpoints import write_checkpoint
 from wfvae.train.data import Batch, BatchStream, ProceduralClips
-from wfvae.train.loop import Watcher, train
 from wfvae.train.losses import hinge_discriminator_loss
+from wfvae.train.run import Watcher, train
 from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer
 
@@ -239,7 +239,7 @@ def test_lack_of_memory_elsewhere_names_its_purpose(tmp_path: Path, monkeypatch:
         with pytest.raises(TrainingError, match=expected):
             train(small(run__steps=2, validation__every=1), tmp_path / "validation", CPU)
     # What no computer has.
-    monkeypatch.setattr("wfvae.train.loop.initial_model", lambda *_: torch.empty(1 << 62))
+    monkeypatch.setattr("wfvae.train.run.initial_model", lambda *_: torch.empty(1 << 62))
     expected = r"out of memory on cpu, for the model with its average.*; choose a smaller model\.preset"
     with pytest.raises(TrainingError, match=expected):
         train(small(), tmp_path / "model", CPU)

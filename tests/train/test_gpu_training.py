@@ -10,10 +10,10 @@ from torch import nn
 
 from fixtures.training import random_clips
 from wfvae.train.config import TrainingConfig
-from wfvae.train.loop import train
+from wfvae.train.processes import World
+from wfvae.train.run import train
 from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer
-from wfvae.train.world import World
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,7 +16,7 @@ import pytest
 from fixtures.program import Program, on_terminal, start_process, wait_for
 from fixtures.training import CPU, logged_steps, small, steps_kept, write_config
 from wfvae.cli import main as cli
-from wfvae.train.loop import train
+from wfvae.train.run import train
 
 ENDLESS = {"run__steps": 100_000, "run__checkpoint_every": 100_000}
 
@@ -54,7 +54,7 @@ def test_interruption_while_torch_loads_reports_what_is_kept(
         def __getattr__(self, name: str) -> Any:
             raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "wfvae.train.loop", Loading())
+    monkeypatch.setitem(sys.modules, "wfvae.train.run", Loading())
     step = tmp_path / "old" / "checkpoints" / "step-00000003"
     step.mkdir(parents=True)
     for name, kept in (("new", "nothing was saved yet"), ("old", f"{step} is whole, go on with --resume")):

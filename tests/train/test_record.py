@@ -10,9 +10,9 @@ import pytest
 
 from fixtures.training import CPU, WITH_DISCRIMINATOR, folder_settings, make_videos, newest_step, small
 from wfvae.errors import MissingExtraError, TrainingError
-from wfvae.train.loop import Watcher, train
-from wfvae.train.metrics import Metrics, read_metrics
-from wfvae.train.world import World
+from wfvae.train.processes import World
+from wfvae.train.record import Metrics, read_metrics
+from wfvae.train.run import Watcher, train
 
 NEEDS_DEV_FULL = pytest.mark.skipif(
     not Path("/dev/full").is_char_device(), reason="there is no /dev/full on this system"
@@ -86,8 +86,8 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that stands still: tests change its only value."""
     now = [0.0]
     clock = SimpleNamespace(perf_counter=lambda: now[0])
-    monkeypatch.setattr("wfvae.train.metrics.time", clock)
-    monkeypatch.setattr("wfvae.train.loop.time", clock)
+    monkeypatch.setattr("wfvae.train.record.time", clock)
+    monkeypatch.setattr("wfvae.train.run.time", clock)
     return now
 
 

@@ -32,8 +32,8 @@ from fixtures.training import (
 )
 from wfvae.errors import ConfigError, DataError, MissingExtraError, ResourceError
 from wfvae.train.config import TrainingConfig
-from wfvae.train.loop import Watcher, train
-from wfvae.train.metrics import read_metrics
+from wfvae.train.record import read_metrics
+from wfvae.train.run import Watcher, train
 
 OTHERWISE = "; the run continues, but not as it would have without the interruption"
 

@@ -28,8 +28,8 @@ from wfvae.model.vae import WFVAE
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import ProceduralClips, Strides, VideoFolder
 from wfvae.train.discriminator import PatchDiscriminator3D
-from wfvae.train.loop import Watcher, train
-from wfvae.train.metrics import read_metrics
+from wfvae.train.record import read_metrics
+from wfvae.train.run import Watcher, train
 from wfvae.train.sources import training_source, validation_source
 from wfvae.train.state import learning_rate
 

@@ -14,10 +14,10 @@ from fixtures.training import CPU, WITH_DISCRIMINATOR, random_clips, small, smal
 from wfvae.model.causal import CausalConv3d
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import ProceduralClips, held_out
-from wfvae.train.loop import Watcher, train
 from wfvae.train.perceptual import PerceptualLoss
+from wfvae.train.processes import World
+from wfvae.train.run import Watcher, train
 from wfvae.train.state import TrainingState
-from wfvae.train.world import World
 
 
 def first_step(config: TrainingConfig) -> tuple[TrainingState, dict[str, float]]:

@@ -22,9 +22,9 @@ from wfvae.errors import ConfigError, MissingExtraError, TrainingError
 from wfvae.model.vae import WFVAE
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import ProceduralClips, held_out
-from wfvae.train.loop import Watcher, train
-from wfvae.train.metrics import read_metrics
 from wfvae.train.perceptual import PerceptualLoss
+from wfvae.train.record import read_metrics
+from wfvae.train.run import Watcher, train
 from wfvae.train.sources import validation_source
 from wfvae.train.validation import NotFiniteScoresError, Scores, validate
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from wfvae.cli import arguments
 from wfvae.cli.output import mebibytes, progress_bar, show
 from wfvae.errors import InputError
-from wfvae.spec.engines import BuildSettings, Span
 from wfvae.spec.frames import padded_size
+from wfvae.spec.tensorrt_engines import BuildSettings, Span
 
 SUMMARY = "TensorRT engines for this machine's GPU"
 DESCRIPTION = """\
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from wfvae.runtime.backends.nvidia.cuda import Cuda
     from wfvae.runtime.backends.nvidia.tensorrt_backend import target_here
     from wfvae.spec.manifest import Manifest
-    from wfvae.spec.tensorrt import TensorRT
+    from wfvae.spec.tensorrt_api import TensorRT
 
     settings = settings_from(args)
     Manifest.read(args.bundle)  # a wrong path is the likeliest mistake, and the cheapest to find

@@ -17,7 +17,7 @@ from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_CONFIG, newest_of_run
 
 if TYPE_CHECKING:
     from wfvae.train.config import TrainingConfig
-    from wfvae.train.loop import RunResult
+    from wfvae.train.run import RunResult
     from wfvae.train.step_loop import Watcher
 
 _ETA_SECONDS = 600.0
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace, config: TrainingConfig, directory: Path) -> None:
     try:
-        from wfvae.train.loop import train
-        from wfvae.train.world import join_world, processes_here
+        from wfvae.train.processes import join_world, processes_here
+        from wfvae.train.run import train
     except ModuleNotFoundError as error:
         raise MissingExtraError("training", str(error.name), "train") from error
     from wfvae.machine import processor_count

@@ -141,7 +141,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     identity: SHA256 = ""
     """Hash of everything but the engines, computed here. Latents and snapshots refer to it."""
     engines: tuple[Mapping[str, Any], ...] = ()
-    """TensorRT engines, read by `wfvae.spec.engines`."""
+    """TensorRT engines, read by `wfvae.spec.tensorrt_engines`."""
 
     def __post_init__(self) -> None:
         content = self.to_dict()

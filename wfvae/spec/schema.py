@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 
 from wfvae.files import write_whole
-from wfvae.spec.engines import EngineRecord
 from wfvae.spec.manifest import FORMAT, Manifest
+from wfvae.spec.tensorrt_engines import EngineRecord
 
 
 def schema_text() -> str:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from wfvae.errors import ResourceError
 from wfvae.runtime.backends.base import Array, FloatArray
 from wfvae.runtime.backends.nvidia.cuda import Cuda, DeviceError
-from wfvae.spec.tensorrt import Shape
+from wfvae.spec.tensorrt_api import Shape
 
 ALIGNMENT = 256
 """Of device addresses, in bytes: what CUDA's allocations have, and what TensorRT demands."""

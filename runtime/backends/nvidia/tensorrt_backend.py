@@ -16,10 +16,10 @@ from wfvae.runtime.backends.nvidia.cuda import Cuda, driver_version
 from wfvae.runtime.backends.nvidia.device import Device, StepBuffers
 from wfvae.runtime.backends.nvidia.tensorrt_engine import Binding, EngineLoader, LoadedEngine
 from wfvae.runtime.backends.nvidia.tensorrt_state import TensorRTState, release_when_idle
-from wfvae.spec.engines import DIRECT_LATENTS, Target, find_engine, read_engine
 from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.spec.manifest import STEP, GraphSpec, Manifest
-from wfvae.spec.tensorrt import TensorRT
+from wfvae.spec.tensorrt_api import TensorRT
+from wfvae.spec.tensorrt_engines import DIRECT_LATENTS, Target, find_engine, read_engine
 
 
 class TensorRTStep:

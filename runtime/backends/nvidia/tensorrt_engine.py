@@ -11,9 +11,17 @@ from dataclasses import dataclass
 from wfvae.errors import BundleError, InputError, ResourceError
 from wfvae.runtime.backends.nvidia.cuda import DeviceError
 from wfvae.runtime.backends.nvidia.device import Device
-from wfvae.spec.engines import EngineRecord
 from wfvae.spec.manifest import GraphSpec
-from wfvae.spec.tensorrt import ErrorLog, ICudaEngine, IExecutionContext, Runtime, Shape, TensorRT, failure
+from wfvae.spec.tensorrt_api import (
+    ErrorLog,
+    ICudaEngine,
+    IExecutionContext,
+    Runtime,
+    Shape,
+    TensorRT,
+    failure,
+)
+from wfvae.spec.tensorrt_engines import EngineRecord
 
 
 @dataclass(frozen=True)

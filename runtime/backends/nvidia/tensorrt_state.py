@@ -20,7 +20,7 @@ from wfvae.runtime.backends.nvidia.device import (
 )
 from wfvae.runtime.backends.nvidia.tensorrt_engine import Binding, LoadedEngine, Runner
 from wfvae.spec.manifest import GraphSpec
-from wfvae.spec.tensorrt import Shape
+from wfvae.spec.tensorrt_api import Shape
 
 
 @dataclass(frozen=True)

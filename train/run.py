@@ -13,8 +13,9 @@ from wfvae.train.checkpoints import read_checkpoint, read_facts
 from wfvae.train.config import TrainingConfig
 from wfvae.train.data import BadClipLedger, BatchStream, ClipSource
 from wfvae.train.device import computes_in_bf16, memory_for
-from wfvae.train.metrics import Metrics
 from wfvae.train.perceptual import PerceptualLoss
+from wfvae.train.processes import World
+from wfvae.train.record import Metrics
 from wfvae.train.resuming import (
     checkpoint_to_resume,
     choose_precision,
@@ -33,7 +34,6 @@ from wfvae.train.state import TrainingState
 from wfvae.train.step import Trainer
 from wfvae.train.step_loop import StepLoop, Watcher
 from wfvae.train.validation import Scores, Validator, check_needs
-from wfvae.train.world import World
 
 __all__ = ["RunResult", "Watcher", "train"]
 

@@ -16,7 +16,9 @@ from msgspec.structs import replace
 from fixtures.engine_records import HERE, engine_record
 from wfvae.cli import build as build_command
 from wfvae.errors import BundleError, InputError
-from wfvae.spec.engines import (
+from wfvae.spec.manifest import Manifest
+from wfvae.spec.records import read_as
+from wfvae.spec.tensorrt_engines import (
     BuildSettings,
     EngineRecord,
     Profile,
@@ -27,8 +29,6 @@ from wfvae.spec.engines import (
     profiles_for,
     read_engine,
 )
-from wfvae.spec.manifest import Manifest
-from wfvae.spec.records import read_as
 
 SPANS = st.lists(st.integers(1, 9), min_size=3, max_size=3).map(lambda sizes: Span(*sorted(sizes)))
 SIDES = SPANS.map(lambda span: Span(8 * span.low, 8 * span.best, 8 * span.high))
