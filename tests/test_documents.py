@@ -1,11 +1,18 @@
-"""Documents: links resolve, lines are short, console blocks name existing commands."""
+"""Documents: links resolve, lines are short, commands exist, the README's Python code runs."""
 
 import re
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from fixtures.program import clip
+from fixtures.videos import save
+from wfvae import WFVAE
 from wfvae.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,3 +59,27 @@ def test_commands_in_a_document_exist(name: str) -> None:
     blocks = re.findall(r"```(?:console|sh)\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
     used = {found for block in blocks for found in re.findall(r"\bwfvae ([a-z][a-z-]*)\b", block)}
     assert used <= set(COMMANDS)
+
+
+def test_python_code_of_the_readme_runs(
+    exported: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(exported("small"), "bundle")
+    save(Path("in.mp4"), clip(5))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    runtime, model = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    frames, stored = clip(9), []
+    names = {"frames": frames, "source": [frames], "chunks_a": [frames], "chunks_b": [frames[:2]]}
+    names["store"] = lambda *parts: stored.append(parts)
+    code = runtime.replace("height=480, width=832", f"height={frames.shape[1]}, width={frames.shape[2]}")
+    exec(code, names)
+    assert np.array_equal(np.concatenate([stored[0][0], stored[1][0]]), names["latents"])
+    assert np.array_equal(stored[2][0], stored[1][0])
+    assert names["report"].complete
+
+    vae, x = WFVAE.from_pretrained("tiny"), 2 * torch.rand(1, 3, 9, 32, 32) - 1
+    names = {"torch": torch, "x": x, "chunk": x[:, :, :4], "chunks": [x], "start": torch.tensor([True])}
+    names["state"] = vae.initial_state("encoder", 1, 32, 32)
+    exec(model.replace("WF-VAE-L-16Chn/", "tiny"), names)
+    assert names["video"].shape == x.shape and names["latents"].shape[2] == 3
