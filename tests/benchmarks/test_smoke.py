@@ -13,15 +13,15 @@ QUICK = {
     "bf16_quality": "--sizes 16 --frames 5",
     "blockwise": "--only wfvae svd open-sora --frames 9 --size 32",
     "forms": "--layers doubling --engines onnxruntime --turns 1 --seconds 0",
-    "memory": "--videos tiny=1,2 --size 16 --runs 1",
-    "openvino_parity": "--bundles fp32 --frames 5 --size 16x16",
     "overhead": "--preset tiny --size 16 --frames 5 --runs 1",
-    "scale": "--lengths tiny=5 --preset tiny --frames 5 --size 16 --rows 2 --runs 1",
-    "speed": "--preset tiny --clips 5x16 --turns 1",
 }
 SLOW = {
     "ablation": "--steps 1 --clips 1",
+    "memory": "--videos tiny=1,2 --size 16 --runs 1",
+    "openvino_parity": "--bundles fp32 --frames 5 --size 16x16",
     "peers_speed": "--only wfvae-tiny/* svd open-sora --reduced --sizes 32 --frames 9 --runs 1",
+    "scale": "--lengths tiny=5 --preset tiny --frames 5 --size 16 --rows 2 --runs 1",
+    "speed": "--preset tiny --clips 5x16 --turns 1",
     "tiny_model": "--clips 2",
     "training": "--preset tiny --frames 5 --size 64",
 }
