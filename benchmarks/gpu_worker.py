@@ -18,6 +18,8 @@ import numpy.typing as npt
 from harness.processes import NotMeasured, reason_of
 from harness.turns import timed
 
+from wfvae.spec.frames import SPATIAL_RATIO
+
 FloatArray = npt.NDArray[np.float32]
 DIRECT, STEPS = "direct", "steps"
 OUT_OF_MEMORY = "out of memory"
@@ -66,7 +68,8 @@ class Clips:
         """Returns video (B, T, 3, H, W) in [-1, 1] and latents (B, t, D, h, w), always the same."""
         pixels = (self.rows, self.frames, 3, self.size, self.size)
         latents = self.frames // RATIO if self.mode == STEPS else 1 + (self.frames - 1) // RATIO
-        shape = (self.rows, latents, channels, self.size // 8, self.size // 8)
+        side = self.size // SPATIAL_RATIO
+        shape = (self.rows, latents, channels, side, side)
         return {
             "encode": np.random.default_rng(0).random(pixels, np.float32) * 2 - 1,
             "decode": np.random.default_rng(1).standard_normal(shape, np.float32),

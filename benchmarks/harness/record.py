@@ -12,6 +12,7 @@ from harness.tables import TABLES
 from wfvae.files import write_whole
 from wfvae.machine import processor_count, processor_name
 from wfvae.model.config import Preset
+from wfvae.spec.frames import SPATIAL_RATIO
 
 RESULTS = Path(__file__).parents[1] / "results"
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
@@ -62,9 +63,9 @@ def positive(text: str) -> int:
 
 
 def side(text: str) -> int:
-    """Parses a height and width, a multiple of 8."""
-    if not text.isdigit() or int(text) < 8 or int(text) % 8:
-        raise argparse.ArgumentTypeError(f"{text!r} is no multiple of 8")
+    """Parses a height and width, a multiple of the spatial ratio."""
+    if not text.isdigit() or int(text) < SPATIAL_RATIO or int(text) % SPATIAL_RATIO:
+        raise argparse.ArgumentTypeError(f"{text!r} is no multiple of {SPATIAL_RATIO}")
     return int(text)
 
 
