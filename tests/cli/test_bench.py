@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,15 @@ def test_file_is_as_documented(copy: Path) -> None:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     assert json.loads((copy / TUNING_NAME).read_text()) == {**content, "sha256": sha256}
+
+
+def test_choices_stored_at_the_same_time_are_all_kept(copy: Path) -> None:
+    bundle = open_here(copy)
+    widths = range(8, 104, 8)
+
+    def store(width: int) -> None:
+        Tuning.store(copy, bundle.identity, entry(bundle, width=width))
+
+    with ThreadPoolExecutor(len(widths)) as threads:
+        list(threads.map(store, widths))
+    assert sorted(found.width for found in Tuning.read(copy, bundle.identity).entries) == list(widths)
