@@ -14,6 +14,7 @@ import json
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from wfvae.errors import InputError, WFVAEError
 from wfvae.runtime.backends.base import Array, FloatArray
+from wfvae.runtime.closing import Closing
 from wfvae.runtime.feeds import DecoderFeed, EncoderFeed
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_reader import open_video
@@ -31,18 +33,26 @@ from wfvae.spec.manifest import GraphSpec
 PARAMETER, FORMAT = "wfvae", "wfvae-triton/1"
 
 
-class Server:
-    """A Triton server, over gRPC."""
+class ServerError(WFVAEError):
+    """A server that does not answer, or refuses a request."""
 
-    def __init__(self, url: str, client: Any = None) -> None:
+
+class Server:
+    """A Triton server, over gRPC. Its methods raise `ServerError`.
+
+    `timeout`: seconds that a request may take, waiting for a free slot included.
+    """
+
+    def __init__(self, url: str, timeout: float = 60.0, client: Any = None) -> None:
         import tritonclient.grpc as grpc
 
-        self._grpc = grpc
+        self._grpc, self._url, self._timeout = grpc, url, timeout
         self._client = client or grpc.InferenceServerClient(url)
 
     def parameters(self, model: str) -> Mapping[str, str]:
         """Returns the string parameters of a model's configuration."""
-        found = self._client.get_model_config(model).config.parameters
+        with self._errors(model):
+            found = self._client.get_model_config(model, client_timeout=self._timeout).config.parameters
         return {key: value.string_value for key, value in found.items()}
 
     def infer(self, model: Model, x: FloatArray, sequence: int, start: bool, end: bool) -> FloatArray:
@@ -50,12 +60,29 @@ class Server:
         name, output = model.graph.inputs[0].name, model.graph.outputs[0].name
         tensor = self._grpc.InferInput(name, list(x.shape), "FP32")
         tensor.set_data_from_numpy(np.ascontiguousarray(x))
-        wanted = [self._grpc.InferRequestedOutput(output)]
-        flags = {"sequence_id": sequence, "sequence_start": start, "sequence_end": end}
-        result: FloatArray = self._client.infer(model.name, [tensor], outputs=wanted, **flags).as_numpy(
-            output
-        )
+        options: dict[str, Any] = {"sequence_id": sequence, "sequence_start": start, "sequence_end": end}
+        options |= {"outputs": [self._grpc.InferRequestedOutput(output)], "client_timeout": self._timeout}
+        with self._errors(model.name):
+            result: FloatArray = self._client.infer(model.name, [tensor], **options).as_numpy(output)
         return result
+
+    @contextmanager
+    def _errors(self, model: str) -> Iterator[None]:
+        """Turns what the client library raises into `ServerError`, on one line."""
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            yield
+        except InferenceServerException as error:
+            text, status = " ".join(str(error.message()).split()), str(error.status())
+            if status.endswith("DEADLINE_EXCEEDED"):
+                text = (
+                    f"no answer within {self._timeout:g} s; a stream waits while all slots of the server are"
+                )
+                text += " taken: try later, or raise --timeout"
+            elif status.endswith("UNAVAILABLE"):
+                text = f"no server answers ({text}); start one, or state its address with --url"
+            raise ServerError(f"{model} at {self._url}: {text}") from error
 
 
 class Model:
@@ -75,7 +102,7 @@ class Model:
         self.channels = int(self.graph.inputs[0].shape[2])
 
 
-class TritonStream:
+class TritonStream(Closing):
     """One stream as one sequence of requests, each a full step of `latents` except the last ones.
 
     An encoder takes frames (T, H, W, 3) and gives latents (t, D, h, w); a decoder takes latents and
@@ -84,7 +111,8 @@ class TritonStream:
     START is on the first request, END on the last. Where the graph drains (it has the input `end`),
     that is an extra request whose input is ignored; else it is the last one with data. So one step
     is held back until `finish`, which also keeps a decoder from returning more frames than the
-    video has. Always finish a stream: END frees its slot on the server.
+    video has. Use it in a `with` block: END frees its slot on the server, and leaving the block
+    sends it if the stream is not finished.
     """
 
     def __init__(self, model: Model, height: int, width: int, latents: int) -> None:
@@ -95,6 +123,13 @@ class TritonStream:
         self._model, self._feed, self._latents = model, feed(model.graph, height, width), latents
         # Must not be 0, and must be unique among clients.
         self._sequence = uuid.uuid4().int >> 66 | 1
+        self._holds_slot = False
+
+    def close(self) -> None:
+        """Ends the sequence on the server, where `finish` has not."""
+        if self._holds_slot:
+            with suppress(ServerError):  # what went wrong before is what the caller must see
+                self._infer(self._least(), start=False, end=True)
 
     def push(self, data: Array) -> Iterator[Array]:
         """Takes any amount of input, and yields the results that are ready."""
@@ -111,13 +146,23 @@ class TritonStream:
             yield self._step(self._feed.step_input(count), end=not drains and count == ready)
         if drains:
             # Also where no more frames are wanted: it frees the sequence's slot.
-            x = np.zeros((1, self._model.channels, *latent_size(*self._model.size)), np.float32)
-            yield self._step(x, end=True, drain=True)
+            yield self._step(self._least(), end=True, drain=True)
+
+    def _least(self) -> FloatArray:
+        """Returns the smallest input, for a request whose output does not matter."""
+        graph, channels = self._model.graph, self._model.channels
+        if graph.direction == "encoder":
+            return np.zeros((graph.ratio, channels, *self._model.size), np.float32)
+        return np.zeros((1, channels, *latent_size(*self._model.size)), np.float32)
 
     def _step(self, x: FloatArray, end: bool = False, drain: bool = False) -> Array:
-        start = not self._feed.started
-        output = self._model.server.infer(self._model, x[None], self._sequence, start, end)[0]
-        return self._feed.accept_output(output, drain)
+        return self._feed.accept_output(self._infer(x, not self._feed.started, end), drain)
+
+    def _infer(self, x: FloatArray, start: bool, end: bool) -> FloatArray:
+        self._holds_slot = True  # also if the answer is an error, or does not come
+        output: FloatArray = self._model.server.infer(self._model, x[None], self._sequence, start, end)[0]
+        self._holds_slot = not end
+        return output
 
 
 def reconstruct(
@@ -127,15 +172,15 @@ def reconstruct(
     if encoder.bundle != decoder.bundle:
         names = f"{encoder.name} and {decoder.name}"
         raise InputError(f"{names} come from different bundles; serve both from one repository")
-    encoding, decoding = (TritonStream(model, *size, latents) for model in (encoder, decoder))
     frames = 0
-    for chunk in chunks:
-        frames += len(chunk)
-        for part in encoding.push(chunk):
-            yield from decoding.push(part[:, : decoder.channels])  # of moments, the means
-    for part in encoding.finish():
-        yield from decoding.push(part[:, : decoder.channels])
-    yield from decoding.finish(frames)
+    with TritonStream(encoder, *size, latents) as encoding, TritonStream(decoder, *size, latents) as decoding:
+        for chunk in chunks:
+            frames += len(chunk)
+            for part in encoding.push(chunk):
+                yield from decoding.push(part[:, : decoder.channels])  # of moments, the means
+        for part in encoding.finish():
+            yield from decoding.push(part[:, : decoder.channels])
+        yield from decoding.finish(frames)
 
 
 def warm_up(model: Model, latents: int) -> None:
@@ -145,12 +190,12 @@ def warm_up(model: Model, latents: int) -> None:
     model with implicit state.
     """
     for count in dict.fromkeys((latents, 1)):
-        stream = TritonStream(model, *model.size, count)
         data: Array = np.zeros((count, model.channels, *latent_size(*model.size)), np.float32)
         if model.graph.direction == "encoder":
             data = np.zeros((1 + model.graph.ratio * (count - 1), *model.size, 3), np.uint8)
-        for _ in (*stream.push(data), *stream.finish()):
-            pass
+        with TritonStream(model, *model.size, count) as stream:
+            for _ in (*stream.push(data), *stream.finish()):
+                pass
 
 
 def main() -> int:
@@ -161,11 +206,14 @@ def main() -> int:
     add("--url", default="localhost:8001", help="gRPC address (default: %(default)s)")
     add("--name", default="wfvae", help="of NAME_encoder, NAME_decoder (default: %(default)s)")
     add("--latents", type=int, default=DEFAULT_CHUNK, help="latents per request (default: %(default)s)")
+    add("--timeout", type=float, default=60.0, help="seconds per request (default: %(default)g)")
     add("--warm-up", action="store_true", help="run throw-away streams first")
     args = parser.parse_args()
     if args.latents < 1:
         parser.error(f"--latents is {args.latents}; expected at least 1")
-    server = Server(args.url)
+    if args.timeout <= 0:
+        parser.error(f"--timeout is {args.timeout:g}; expected seconds above 0")
+    server = Server(args.url, args.timeout)
     encoder, decoder = (Model(server, f"{args.name}_{direction}") for direction in ("encoder", "decoder"))
     if args.warm_up:
         for model in (encoder, decoder):
@@ -185,4 +233,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except WFVAEError as error:
-        sys.exit(f"triton_stream: {error}")
+        sys.stderr.write(f"triton_stream: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -29,6 +29,8 @@ TYPES |= {"int32": "TYPE_INT32", "bool": "TYPE_BOOL"}
 """The manifest's types in Triton's words."""
 _CONTROLS = {"start": "CONTROL_SEQUENCE_START", "end": "CONTROL_SEQUENCE_END"}
 _ORT_HEURISTIC = "1"  # the server's number for HEURISTIC
+_BF16_SERVER = "26.03"
+"""The first release whose ONNX Runtime backend has bfloat16 tensors."""
 
 
 class TritonOptions(Record, frozen=True, kw_only=True):
@@ -98,15 +100,23 @@ def model_size(manifest: Manifest, wanted: tuple[int, int] | None) -> tuple[int,
 
 def config_text(manifest: Manifest, graph: GraphSpec, options: TritonOptions) -> str:
     """Returns the `config.pbtxt` of one direction, the same text for the same arguments."""
-    if options.platform == "onnxruntime" and manifest.precision == "bf16":
+    if options.platform == "onnxruntime" and manifest.precision == "bf16" and not options.gpu:
         raise BundleError(
-            "Triton's ONNX Runtime backend has no bfloat16 tensors, and this bundle's states are bfloat16; "
-            "export it with --precision fp16 or fp32, or use --platform tensorrt"
+            "the bundle is in bf16, and ONNX Runtime has no bf16 convolution on a CPU; "
+            "export it with --precision fp16 or fp32, or serve it on a GPU"
         )
     size = model_size(manifest, options.size)
     made_by = f"Written by 'wfvae triton' from bundle {manifest.identity[:16]}"
     origin = f"# {made_by}; see docs/triton.md of wfvae.\n"
+    if oldest := oldest_server(manifest, options):
+        origin += f"# Needs Triton {oldest} or later.\n"
     return origin + to_text(_model(manifest, graph, options, size))
+
+
+def oldest_server(manifest: Manifest, options: TritonOptions) -> str | None:
+    """Returns the first release of the server that loads the models, where one is known not to."""
+    bf16 = options.platform == "onnxruntime" and manifest.precision == "bf16"
+    return _BF16_SERVER if bf16 else None
 
 
 def tensor_dims(shape: Sequence[Dim], size: tuple[int, int]) -> list[int]:
@@ -178,6 +188,9 @@ def _model(
         "instance_group": [{"kind": kind, "count": options.instances, **gpus}],
     }
     parameters = {PARAMETER: json.dumps(stream_rules(manifest, graph, size), sort_keys=True)}
+    if options.platform == "onnxruntime":
+        # Planned memory is kept for every length of step that was ever run.
+        parameters["enable_mem_pattern"] = "0"
     if options.platform == "onnxruntime" and options.gpu:
         # With any parameter set, the server searches exhaustively if this one is missing, whatever
         # the settings of the accelerator. TF32 exists only there.

@@ -74,7 +74,7 @@ def write_repository(
             model = building / f"{options.name}_{direction}"
             (model / VERSION).mkdir(parents=True)
             (model / "config.pbtxt").write_text(texts[direction], encoding="utf-8")
-            _write_graph(bundle, graph, model / VERSION)
+            _write_graph(bundle, graph, model / VERSION, size)
         if options.platform == "tensorrt":
             script = building / BUILD_NAME
             script.write_text(build_script(manifest, options, size), encoding="utf-8")
@@ -165,8 +165,27 @@ def with_second_axis(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _write_graph(bundle: Path, graph: GraphSpec, folder: Path) -> None:
-    model = with_second_axis(onnx.load(str(bundle / graph.file), load_external_data=False))
+def with_size(model: onnx.ModelProto, graph: GraphSpec, size: tuple[int, int]) -> onnx.ModelProto:
+    """Returns a copy whose inputs and outputs have the padded video size; batch and time stay free.
+
+    The server's ONNX Runtime backend refuses a model whose declared outputs are not those of the
+    configuration, symbolic sizes included.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    shapes = {tensor.name: tensor.shape for tensor in (*graph.inputs, *graph.outputs)}
+    shapes |= {name: state.shape for state in graph.states for name in (state.input, state.output)}
+    for value in (*result.graph.input, *result.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        for dim, side in zip(dims[1:], tensor_dims(shapes[value.name], size), strict=False):
+            if side > 0:
+                dim.dim_value = side
+    return result
+
+
+def _write_graph(bundle: Path, graph: GraphSpec, folder: Path, size: tuple[int, int]) -> None:
+    original = onnx.load(str(bundle / graph.file), load_external_data=False)
+    model = with_second_axis(with_size(original, graph, size))
     _copy_weights(model, bundle / WEIGHTS_NAME, folder / WEIGHTS_NAME)
     (folder / GRAPH_NAME).write_bytes(model.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(folder / GRAPH_NAME), full_check=True)

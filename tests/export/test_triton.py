@@ -4,6 +4,7 @@ batcher that follows the server's published sources, and the framing of the exam
 
 import importlib.util
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -47,9 +48,11 @@ Opened = Callable[..., Bundle]
 Make = Callable[..., Path]
 
 
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "triton_stream.py"
+
+
 def load_example() -> Any:
-    path = Path(__file__).parents[2] / "docs" / "examples" / "triton_stream.py"
-    spec = importlib.util.spec_from_file_location("triton_stream", path)
+    spec = importlib.util.spec_from_file_location("triton_stream", EXAMPLE)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["triton_stream"] = module
@@ -58,6 +61,13 @@ def load_example() -> Any:
 
 
 example = load_example()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port: int = found.getsockname()[1]
+        return port
 
 
 def parse(text: str) -> Any:
@@ -128,8 +138,9 @@ def test_options_reach_the_configuration(exported: Exported) -> None:
     assert all(state.use_same_buffer_for_input_output for state in batching.state)
     assert accelerator.name == "cuda" and dict(accelerator.parameters) == {"use_tf32": "1"}
     assert parameters_of(config)["cudnn_conv_algo_search"] == "1"
+    assert parameters_of(config)["enable_mem_pattern"] == "0"
     on_cpu, engine = configured(gpu=False), configured(platform="tensorrt")
-    assert set(on_cpu.parameters) == {"wfvae"} and not on_cpu.HasField("optimization")
+    assert set(on_cpu.parameters) == {"wfvae", "enable_mem_pattern"} and not on_cpu.HasField("optimization")
     assert (engine.platform, engine.default_model_filename) == ("tensorrt_plan", "model.plan")
     assert set(engine.parameters) == {"wfvae"}
 
@@ -158,13 +169,16 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
         TritonOptions(**options)
 
 
-def test_bfloat16_is_for_tensorrt_only(exported: Exported, tmp_path: Path) -> None:
+def test_bfloat16_repository_needs_gpu_and_names_its_server(exported: Exported, tmp_path: Path) -> None:
     bundle = exported("small", precision="bf16", opset=22)
-    with pytest.raises(BundleError, match="no bfloat16 tensors"):
-        write_repository(bundle, tmp_path / "r", TritonOptions(size=(16, 16)))
-    write_repository(bundle, tmp_path / "r", TritonOptions(size=(16, 16), platform="tensorrt"))
-    states = config_of(tmp_path / "r", "wfvae_encoder").sequence_batching.state
-    assert {state.data_type for state in states} == {14}  # TYPE_BF16
+    with pytest.raises(BundleError, match="no bf16 convolution on a CPU"):
+        write_repository(bundle, tmp_path / "r", TritonOptions(size=(16, 16), gpu=False))
+    for platform, noted in (("tensorrt", False), ("onnxruntime", True)):
+        write_repository(bundle, tmp_path / platform, TritonOptions(size=(16, 16), platform=platform))
+        states = config_of(tmp_path / platform, "wfvae_encoder").sequence_batching.state
+        assert {state.data_type for state in states} == {14}  # TYPE_BF16
+        text = (tmp_path / platform / "wfvae_encoder" / "config.pbtxt").read_text()
+        assert ("Needs Triton 26.03 or later" in text) == noted
 
 
 def test_graphs_have_a_second_axis_and_only_their_weights(exported: Exported, repository: Make) -> None:
@@ -180,6 +194,8 @@ def test_graphs_have_a_second_axis_and_only_their_weights(exported: Exported, re
         assert min(ranks.values()) == ranks["start"] == 2
         assert [value.name for value in model.graph.input] == [value.name for value in original.graph.input]
         assert with_second_axis(with_second_axis(original)) == with_second_axis(original)
+        dims = [dim for value in values for dim in value.type.tensor_type.shape.dim]
+        assert {dim.dim_param for dim in dims} <= {"", "batch", "frames", "latents"}
         size += (version / "weights.bin").stat().st_size
     assert size < 1.01 * (bundle / "weights.bin").stat().st_size + 4096
 
@@ -362,7 +378,7 @@ def test_example_reconstructs_file_to_file(
     with open_video_writer(source, lossless) as writer:
         writer.write(frames)
     server = SimulatedServer(simulated(repository()))
-    monkeypatch.setattr(example, "Server", lambda url: server)
+    monkeypatch.setattr(example, "Server", lambda url, timeout: server)
     arguments = ["triton_stream", str(source), str(target), "--latents", "2", "--warm-up"]
     monkeypatch.setattr(sys, "argv", arguments)
     assert example.main() == 0
@@ -393,11 +409,68 @@ def test_grpc_request_has_tensor_and_sequence_flags(repository: Make) -> None:
         calls.append((model, tensor.name(), tensor.shape(), tensor.datatype(), wanted.name(), flags))
         return SimpleNamespace(as_numpy={"frames": answer}.get)
 
-    def get_model_config(model: str) -> Any:
+    def get_model_config(model: str, client_timeout: float) -> Any:
         return SimpleNamespace(config=config_of(folder, model))
 
-    server = example.Server("nowhere:1", SimpleNamespace(infer=infer, get_model_config=get_model_config))
+    server = example.Server("nowhere:1", 9, SimpleNamespace(infer=infer, get_model_config=get_model_config))
     model = example.Model(server, "wfvae_decoder")
     assert server.infer(model, np.zeros((1, 1, 4, 4, 3), np.float32), 7, True, False) is answer
-    flags = {"sequence_id": 7, "sequence_start": True, "sequence_end": False}
+    flags = {"sequence_id": 7, "sequence_start": True, "sequence_end": False, "client_timeout": 9}
     assert calls == [("wfvae_decoder", "latents", [1, 1, 4, 4, 3], "FP32", "frames", flags)]
+
+
+class FailingServer(SimulatedServer):
+    """Refuses the requests of one model from a number on."""
+
+    def __init__(self, models: dict[str, Any], model: str, number: int) -> None:
+        super().__init__(models)
+        self._model, self._number = model, number
+        self.sent: list[tuple[int, bool, bool]] = []
+        """Length, START and END of each request to the model."""
+
+    def infer(self, model: Any, x: Any, sequence: int, start: bool, end: bool) -> Any:
+        if model.name == self._model:
+            self.sent.append((len(x[0]), start, end))
+            if len(self.sent) == self._number:
+                raise example.ServerError("refused")
+        return super().infer(model, x, sequence, start, end)
+
+
+@pytest.mark.parametrize("model", ["wfvae_encoder", "wfvae_decoder"])
+def test_failed_request_ends_both_sequences(repository: Make, model: str) -> None:
+    server = FailingServer(simulated(repository()), model, 2)
+    video = np.zeros((13, HEIGHT, WIDTH, 3), np.uint8)
+    models = [server.model(direction) for direction in DIRECTIONS]
+    with pytest.raises(example.ServerError, match="refused"):
+        list(example.reconstruct(*models, iter([video]), (HEIGHT, WIDTH), 1))
+    assert server.sent[-1] == (4 if model == "wfvae_encoder" else 1, False, True)
+    assert all(not simulated.slots for simulated in server.models.values())
+
+
+def test_abandoned_reconstruction_ends_both_sequences(repository: Make) -> None:
+    server = SimulatedServer(simulated(repository()))
+    video = np.zeros((21, HEIGHT, WIDTH, 3), np.uint8)
+    models = [server.model(direction) for direction in DIRECTIONS]
+    parts = example.reconstruct(*models, iter([video]), (HEIGHT, WIDTH), 1)
+    next(parts)
+    assert all(simulated.slots for simulated in server.models.values())
+    parts.close()
+    assert all(not simulated.slots for simulated in server.models.values())
+
+
+def test_sequence_may_start_anew(repository: Make) -> None:
+    """After a failed START the client sends another one, with the same number."""
+    server = SimulatedServer(simulated(repository()))
+    model, random = server.model("encoder"), np.random.default_rng(0)
+    first, second = (random.uniform(-1, 1, (1, 4, 3, 32, 24)).astype(np.float32) for _ in range(2))
+    alone = server.infer(model, second, 1, True, True)
+    server.infer(model, first, 2, True, False)
+    assert np.array_equal(server.infer(model, second, 2, True, True), alone)
+
+
+def test_program_without_server_fails_on_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is not installed")
+    command = [sys.executable, EXAMPLE, "in.mp4", "out.mp4", "--url", f"localhost:{free_port()}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "no server answers" in done.stderr and "--url" in done.stderr

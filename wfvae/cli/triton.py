@@ -22,8 +22,7 @@ docs/triton.md describes serving, and has a client.
   wfvae triton bundle/ repository/ --size 480x832
   wfvae triton bundle/ repository/ --platform tensorrt --max-batch 8
 
-Experimental: the configuration is checked against Triton's own schema, and has not been served on a
-GPU."""
+Experimental: repositories were served on a CPU, and not on a GPU."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from wfvae.spec.manifest import Manifest
 
     try:
-        from wfvae.export.triton.config import TritonOptions
+        from wfvae.export.triton.config import TritonOptions, oldest_server
         from wfvae.export.triton.repository import BUILD_NAME, write_repository
     except ModuleNotFoundError as error:
         raise MissingExtraError("writing a Triton repository", str(error.name), "export") from error
@@ -67,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     options = TritonOptions(
         gpu=args.device == "gpu", max_delay_us=args.max_delay, idle_seconds=args.idle, **fields
     )
-    Manifest.read(args.bundle).verify_files(args.bundle)
+    manifest = Manifest.read(args.bundle)
+    manifest.verify_files(args.bundle)
     record = write_repository(args.bundle, args.repository, options, overwrite=args.overwrite)
     height, width = record["options"]["size"]
     text = f"{args.repository}: {', '.join(record['models'])} for video of {height}x{width}"
@@ -75,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     if args.platform == "tensorrt":
         script = args.repository / BUILD_NAME
         text += f"\nbuild the engines with {script} inside the server's image before serving"
+    if oldest := oldest_server(manifest, options):
+        text += f"\nneeds Triton {oldest} or later"
     show(args, {"repository": str(args.repository), **record}, text)
     return 0
 
