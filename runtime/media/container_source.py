@@ -20,7 +20,7 @@ from wfvae.runtime.media.container_input import (
 from wfvae.runtime.media.failures import Failure, reason, translate, translated
 from wfvae.runtime.media.truncation import missing_bytes
 from wfvae.runtime.media.video_info import SourceKind
-from wfvae.video.stored_pixels import RGBArray, orientation_of
+from wfvae.video.stored_pixels import RGBArray, assume_left_siting, orientation_of
 
 
 class ContainerSource:
@@ -39,6 +39,7 @@ class ContainerSource:
                 self._stream: Any = select_video_stream(self._container, name)
                 # Threads that work on several frames at once lose good frames when one fails.
                 self._stream.thread_type = "SLICE" if keep_damaged else "AUTO"
+                assume_left_siting(self._stream)
                 self._converter = RGBConverter(self._stream.codec_context.name)
                 self._decoded = 0
                 self._packets: Iterator[Any] = self._container.demux(self._stream)

@@ -12,7 +12,7 @@ import numpy as np
 
 from wfvae.errors import MediaError
 from wfvae.runtime.media.color import DEFAULT_SPACE, SWS_MATRIX, TAGS_OF_SPACE
-from wfvae.runtime.media.video_info import ColorRange, OutputVideo
+from wfvae.runtime.media.video_info import ChromaSiting, ColorRange, OutputVideo
 
 MUXERS = {f".{name}": name for name in ("mp4", "mov", "webm", "gif", "avi", "nut")}
 MUXERS |= {".m4v": "mp4", ".mkv": "matroska", ".ts": "mpegts"}
@@ -32,6 +32,8 @@ SPEED: Mapping[str, Mapping[str, str]] = {
     "libsvtav1": {"preset": "8"},
 }
 MPEG4_QUALITY = {"flags": "+qscale", "global_quality": str(2 * 118)}
+CENTRE_SITED = frozenset({"mjpeg", "libwebp", "libwebp_anim", "mpeg1video", "flv", "h263"})
+"""Encoders of formats in which chroma lies in the centre of its pixels, as in JPEG."""
 X264_REPRODUCIBLE = "asm=avx2"
 """x264's AVX-512 code for macroblock trees reads memory that it did not write if a row is not a
 multiple of 8 macroblocks, so that equal input gave up to six different files in 40 runs at 64x48.
@@ -49,6 +51,7 @@ class EncoderPlan:
     color_space: str
     color_primaries: str
     color_transfer: str
+    chroma_siting: ChromaSiting
     options: tuple[tuple[str, str], ...]
 
     @classmethod
@@ -71,6 +74,7 @@ class EncoderPlan:
             color_space=space,
             color_primaries=video.color_primaries or primaries,
             color_transfer=video.color_transfer or transfer,
+            chroma_siting="center" if codec in CENTRE_SITED else "left",
             options=tuple(_options(video, codec, muxer).items()),
         )
 

@@ -54,7 +54,9 @@ class StreamEncoder:
     def __init__(self, container: Any, stream: Any, video: OutputVideo, plan: EncoderPlan) -> None:
         self._container, self._stream = container, stream
         self._tick = plan.time_base
-        self._converter = YUVConverter(plan.pixel_format, plan.color_space, plan.color_range)
+        self._converter = YUVConverter(
+            plan.pixel_format, plan.color_space, plan.color_range, plan.chroma_siting
+        )
         self._duration = max(1, round(1 / video.fps / plan.time_base))
 
     def encode(self, frame: RGBArray, tick: int) -> None:

@@ -202,7 +202,8 @@ def _open(target: Any, muxer: str, movflags: str) -> Any:
 
 def _add_video_stream(container: Any, video: OutputVideo, plan: EncoderPlan) -> Any:
     """Adds a stream that is set up and tagged for `plan`; its encoder is not opened."""
-    settings = {"rate": video.fps, "options": dict(plan.options), "time_base": plan.time_base}
+    options = dict(plan.options) | {"chroma_sample_location": plan.chroma_siting}
+    settings = {"rate": video.fps, "options": options, "time_base": plan.time_base}
     try:
         stream = container.add_stream(plan.codec, **settings)
     except ValueError as error:

@@ -10,6 +10,9 @@ from typing import Any, BinaryIO, Literal
 from wfvae.errors import MediaError
 
 ColorRange = Literal["tv", "pc"]
+ChromaSiting = Literal["left", "center"]
+"""Where a chroma sample lies among its pixels: at the left edge, as H.264, HEVC and MPEG-2 imply
+it, or in the middle, as in JPEG."""
 VideoPath = str | Path | BinaryIO
 SourceKind = Literal["file", "pipe", "images", "raw"]
 

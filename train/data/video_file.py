@@ -13,6 +13,7 @@ import av
 from av.stream import Discard, Disposition
 
 from wfvae.train.data.clip_source import BadClip
+from wfvae.video.stored_pixels import assume_left_siting
 
 _FAILURES = (av.FFmpegError, OSError, ValueError, RuntimeError)
 """Includes FFmpeg's lack of memory, for broken files that claim to be huge; not Python's."""
@@ -67,6 +68,7 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
         for other in container.streams:
             if other is not stream:
                 other.discard = Discard.all
+        assume_left_siting(stream)
         # The workers keep the cores busy.
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1

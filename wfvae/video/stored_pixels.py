@@ -1,10 +1,12 @@
-"""How the pixels that a video stores are interpreted: matrix, range, transparency, rotation.
+"""How the pixels that a video stores are interpreted: matrix, range, chroma siting, transparency,
+rotation.
 
 The runtime and training share this interpretation, so that a model is trained on what it is later
-given. swscale alone would take every untagged matrix for BT.601, and every grey frame for full
-range.
+given. swscale alone would take every untagged matrix for BT.601, every grey frame for full range,
+and untagged chroma for centre-sited.
 """
 
+import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +52,35 @@ def is_limited_grey(frame: av.VideoFrame, codec: str) -> bool:
     """Whether the frame needs `LIMITED_TO_FULL`, since swscale does not stretch grey levels."""
     is_grey = len(frame.format.components) == 1 and not frame.format.is_rgb
     return is_grey and range_of(frame, codec) == ColorRange.MPEG
+
+
+_EBML_CHROMA_SITING = b"\x55\xb7\x81"
+"""Identifier and size of Matroska's element ChromaSitingHorz."""
+
+
+def assume_left_siting(stream: Any) -> None:
+    """Makes a video stream's decoder place untagged chroma samples at the left of their pixels.
+
+    Players do so, too, as H.264, HEVC and MPEG-2 define it. Decoders of formats that define or
+    state another siting, such as JPEG, use theirs. Call it before the first frame is decoded.
+    """
+    if not _container_states_siting(stream):
+        stream.codec_context.options = {**stream.codec_context.options, "chroma_sample_location": "left"}
+
+
+def _container_states_siting(stream: Any) -> bool:
+    """Whether a container says where chroma samples lie: Matroska may, YUV4MPEG does.
+
+    PyAV has no attribute for it, so the stream's header is written as Matroska and searched.
+    """
+    kind = stream.container.format.name
+    if not kind.startswith("matroska"):
+        return bool(kind == "yuv4mpegpipe")
+    header = io.BytesIO()
+    with av.open(header, "w", format="matroska") as copy:
+        copy.add_stream_from_template(stream)
+        copy.start_encoding()
+    return _EBML_CHROMA_SITING in header.getvalue()
 
 
 LIMITED_TO_FULL: RGBArray = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
