@@ -7,6 +7,7 @@ and untagged chroma for centre-sited.
 """
 
 import io
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,14 +72,15 @@ def assume_left_siting(stream: Any) -> None:
 def _container_states_siting(stream: Any) -> bool:
     """Whether a container says where chroma samples lie: Matroska may, YUV4MPEG does.
 
-    PyAV has no attribute for it, so the stream's header is written as Matroska and searched.
+    PyAV has no attribute for it, so the stream's header is written as Matroska and searched. A
+    codec for which FFmpeg writes no such header counts as untagged.
     """
     kind = stream.container.format.name
     if not kind.startswith("matroska"):
         return bool(kind == "yuv4mpegpipe")
     header = io.BytesIO()
-    with av.open(header, "w", format="matroska") as copy:
-        copy.add_stream_from_template(stream)
+    with suppress(av.FFmpegError, ValueError), av.open(header, "w", format="matroska") as copy:
+        copy.add_stream_from_template(stream, opaque=True)
         copy.start_encoding()
     return _EBML_CHROMA_SITING in header.getvalue()
 

@@ -91,6 +91,9 @@ def test_written_jpeg_chroma_is_centred(tmp_path: Path) -> None:
         ("ffv1", "matroska", "topleft", "topleft"),
         ("ffv1", "matroska", "center", "center"),
         ("libvpx-vp9", "mp4", None, "left"),
+        ("libvpx-vp9", "matroska", None, "left"),
+        ("libsvtav1", "matroska", None, "left"),
+        ("libsvtav1", "matroska", "topleft", "topleft"),
         ("mjpeg", "avi", None, "center"),
     ],
 )
