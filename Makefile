@@ -3,6 +3,8 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 PIP_FLAGS := -qq --disable-pip-version-check
+SERVER := .tools/tritonserver
+SERVED_TESTS := tests/export/test_triton_served.py
 # Two processes suit the two cores that the suite is sized for.
 PYTEST_ARGS ?= -n 2
 # The first interpreter that runs, is new enough and can create environments. The tested version comes first. Being on PATH
@@ -11,10 +13,10 @@ PYTHONS := python3.11 python3.12 python3.13 python3.14 python3 python
 PROBE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help env test slow demo lint format wheel clean
+.PHONY: help env test slow test-server tritonserver demo lint format wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: $(STAMP) ## create .venv and install everything the tests need (again only when the requirements change)
 
@@ -34,6 +36,22 @@ test: env ## run the test suite; options for pytest in PYTEST_ARGS='-k haar'
 
 slow: env ## run the few tests that take long each (peers from diffusers, the largest preset, processes under torchrun)
 	$(PY) -m pytest -q -m slow $(PYTEST_ARGS)
+
+test-server: tritonserver ## run the tests that need a real Triton server, which is fetched first
+	$(PY) -m pytest -q $(SERVED_TESTS)
+
+tritonserver: env $(SERVER)/.unpacked ## fetch a Triton server for the tests (55 MB, Linux x86-64) into .tools/
+
+# The server's Python backend has one program per version of Python, and looks for one name.
+$(SERVER)/.unpacked: tests/fixtures/tritonserver.txt
+	rm -rf $(SERVER)
+	$(PY) -m pip download $(PIP_FLAGS) --no-deps --require-hashes -r $< -d $(SERVER)
+	$(PY) -m zipfile -e $(SERVER)/*.whl $(SERVER)
+	rm $(SERVER)/*.whl
+	cd $(SERVER)/pytriton/tritonserver && chmod +x bin/tritonserver python_backend_stubs/*/* && \
+	version=$$($(abspath $(PY)) -c 'import sys; print("%d.%d" % sys.version_info[:2])') && \
+	if [ -d "python_backend_stubs/$$version" ]; then cp "python_backend_stubs/$$version/"* backends/python/; fi
+	@touch $@
 
 demo: env ## make a clip, a tiny model and a bundle, and show in demo/ that streaming gives what direct inference gives
 	.venv/bin/wfvae demo --out demo

@@ -2,9 +2,7 @@
 batcher that follows the server's published sources, and the framing of the example client.
 """
 
-import importlib.util
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +19,8 @@ import pytest
 from msgspec.structs import replace
 
 from fixtures.engine_records import engine_record
+from fixtures.triton_client import EXAMPLE, example
+from fixtures.triton_server import free_port
 from fixtures.triton_simulator import Pending, SimulatedModel
 from wfvae.cli.main import main
 from wfvae.errors import BundleError, InputError
@@ -46,28 +46,6 @@ DIRECTIONS = ("encoder", "decoder")
 Exported = Callable[..., Path]
 Opened = Callable[..., Bundle]
 Make = Callable[..., Path]
-
-
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "triton_stream.py"
-
-
-def load_example() -> Any:
-    spec = importlib.util.spec_from_file_location("triton_stream", EXAMPLE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["triton_stream"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-example = load_example()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def parse(text: str) -> Any:
