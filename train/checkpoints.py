@@ -19,8 +19,11 @@ from safetensors.torch import load_file, save_file
 from wfvae import __version__
 from wfvae.errors import CheckpointError, ConfigError, ResourceError, TrainingError
 from wfvae.files import discard, replacing
+from wfvae.spec.bounded import read_json
+from wfvae.spec.records import read_as
 from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_MODEL, newest_of_run
 from wfvae.train.config import TrainingConfig
+from wfvae.train.settings import Count, Positive
 from wfvae.train.state import TrainingState
 
 _STATE, _FACTS = "training.safetensors", "training.json"
@@ -30,12 +33,12 @@ class Facts(msgspec.Struct):
     """What `training.json` holds."""
 
     format: Literal[1]
-    step: int
+    step: Count
     config: dict[str, Any]
     versions: dict[str, str] = {}
     data: str = ""
     """Fingerprint of the clips, if they have one."""
-    processes: int | None = None
+    processes: Positive | None = None
     """How many processes trained together; None in checkpoints of earlier versions."""
 
     def training_config(self) -> TrainingConfig:
@@ -97,10 +100,11 @@ def read_checkpoint(checkpoint: Path, state: TrainingState) -> None:
 
 def read_facts(checkpoint: Path) -> Facts:
     """Reads `training.json`. Raises `CheckpointError` if it is damaged."""
-    try:
-        return msgspec.json.decode((checkpoint / _FACTS).read_bytes(), type=Facts)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _unreadable(checkpoint, _FACTS, error) from error
+
+    def unreadable(problem: str) -> CheckpointError:
+        return _unreadable(checkpoint, _FACTS, problem)
+
+    return read_as(Facts, read_json(checkpoint / _FACTS, unreadable), unreadable)
 
 
 def unfinished(run: Path) -> tuple[int, int] | None:
@@ -124,7 +128,7 @@ def _prune(folder: Path, keep: int) -> None:
         discard(path)
 
 
-def _unreadable(checkpoint: Path, name: str, error: Exception) -> CheckpointError:
+def _unreadable(checkpoint: Path, name: str, error: object) -> CheckpointError:
     return CheckpointError(
         f"cannot read {checkpoint / name}: {error}; remove {checkpoint} to resume from the one before"
     )

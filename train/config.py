@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 from msgspec import structs
 
 from wfvae.errors import ConfigError
+from wfvae.spec.bounded import parse_toml, read_toml
 from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.spec.records import Record, check_fields, read_as
 from wfvae.train.settings import (
@@ -129,18 +129,16 @@ def _configs() -> Any:
 
 
 def _parse(source: str | Path) -> dict[str, Any]:
+    def unreadable(problem: str) -> ConfigError:
+        return ConfigError(f"cannot read the training configuration {source}: {problem}")
+
     path = Path(source)
-    try:
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
-        elif str(source) in ready_configs():
-            text = (_configs() / f"{source}.toml").read_text(encoding="utf-8")
-        else:
-            ready = ", ".join(ready_configs())
-            raise ConfigError(f"{source} is neither a file nor a ready configuration; those are: {ready}")
-        return tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read the training configuration {source}: {error}") from error
+    if path.is_file():
+        return read_toml(path, unreadable)
+    if str(source) in ready_configs():
+        return parse_toml((_configs() / f"{source}.toml").read_text(encoding="utf-8"), unreadable)
+    ready = ", ".join(ready_configs())
+    raise ConfigError(f"{source} is neither a file nor a ready configuration; those are: {ready}")
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -156,8 +154,8 @@ def _override(data: dict[str, Any], override: str) -> None:
         problem = f"{key} is {value!r}, which is not UTF-8 and cannot be written into the run's config.toml"
         raise ConfigError(f"{problem}; use another name") from error
     if not _is_text(section, name) or text[:1] in {'"', "'"}:
-        with contextlib.suppress(tomllib.TOMLDecodeError):
-            value = tomllib.loads(f"value = {text}")["value"]
+        with contextlib.suppress(ConfigError):
+            value = parse_toml(f"value = {text}", ConfigError)["value"]
     part = data.setdefault(section, {})
     if not isinstance(part, dict):
         raise ConfigError(f"--set {override!r}: {section} is not a section")

@@ -3,15 +3,17 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from wfvae.errors import MissingExtraError, TrainingError
 from wfvae.files import write_whole
+from wfvae.spec.bounded import parse_object, read_bytes
 
 METRICS_NAME = "metrics.jsonl"
+_MOST_BYTES = 1 << 30
 _NEVER = 10**9
 """Seconds between flushes of TensorBoard's thread, which a full disk would end with a traceback."""
 
@@ -74,12 +76,11 @@ class Metrics:
         if not self._path.is_file():
             return
         kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
+        for line in _lines(self._path):
+            # What cannot be read is the last line of a run that was killed while it wrote.
+            with suppress(TrainingError):
+                if _parse(line)["step"] <= step:
                     kept.append(line)
-            except (ValueError, KeyError):
-                continue  # the last line of a run that was killed while it wrote
         write_whole(self._path, "".join(f"{line}\n" for line in kept))
 
 
@@ -135,10 +136,28 @@ def read_metrics(directory: Path, kind: str) -> list[dict[str, float]]:
     """
     path = directory / METRICS_NAME
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        found = [_parse(line) for line in _lines(path)]
+    except TrainingError as error:
         raise TrainingError(f"cannot read {path}: {error}") from error
-    return [line for line in lines if line.pop("kind") == kind]
+    return [line for line in found if line.pop("kind") == kind]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return read_bytes(path, TrainingError, _MOST_BYTES).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise TrainingError(str(error)) from error
+
+
+def _parse(line: str) -> dict[str, Any]:
+    """Reads a line. Raises `TrainingError` unless it has a kind, a step, and numbers."""
+    values = parse_object(line, TrainingError, finite=False)
+    numbers = [value for key, value in values.items() if key != "kind"]
+    if not isinstance(values.get("kind"), str) or type(values.get("step")) is not int:
+        raise TrainingError("a line has no kind or no step")
+    if not all(type(number) in (int, float) for number in numbers):
+        raise TrainingError(f"step {values['step']} holds something else than numbers")
+    return values
 
 
 def _summary_writer() -> Any:

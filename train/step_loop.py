@@ -188,7 +188,8 @@ class StepLoop:
         """Makes the last validation, unless it was made before; the other processes wait for it."""
         if self.validator is not None:
             lines = read_metrics(self.directory, "validation")
-            made = [line for line in lines if line["step"] == self._state.step]
+            scored = [line for line in lines if {"psnr_db", "ssim"} <= line.keys()]
+            made = [line for line in scored if line["step"] == self._state.step]
             if not made:
                 self._validate()
             elif self.scores is None:

@@ -1,9 +1,15 @@
-"""The machine that a measurement was made on, without anything that identifies its owner."""
+"""The machine: what a measurement was made on, without anything that identifies its owner, and the
+memory that this process may still take.
+"""
 
 import os
 import platform
+import resource
 from pathlib import Path
 from typing import Any
+
+_MEMINFO, _STATM, _CGROUP = Path("/proc/meminfo"), Path("/proc/self/statm"), Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
 
 
 def describe_machine() -> dict[str, Any]:
@@ -29,3 +35,54 @@ def processor_name() -> str:
 def processor_count() -> int:
     """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int | None:
+    """Returns the bytes that this process can still allocate, None if nothing states them.
+
+    That is the least of what the system has without swapping, of what the limits of its control
+    groups (containers) leave, and of what the limits of the process leave.
+    """
+    found = [_number(line) for line in _lines(_MEMINFO) if line.startswith("MemAvailable:")]
+    left = [kibibytes * 1024 for kibibytes in found if kibibytes is not None]
+    for group in _control_groups():
+        limit, used = (_number(text) for text in _group_files(group))
+        if limit is not None and used is not None:
+            inactive = [_number(line) for line in _lines(group / "memory.stat") if "inactive_file " in line]
+            left.append(limit - used + (inactive[0] or 0 if inactive else 0))
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        pages = _number(next(iter(_lines(_STATM)), "")) or 0
+        left.append(limit - pages * resource.getpagesize())
+    return max(0, min(left)) if left else None
+
+
+def _control_groups() -> list[Path]:
+    """Returns the folders of this process's control group and of those above it."""
+    for line in _lines(_CGROUP):
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            root = _GROUPS / controllers
+            own = root / path.lstrip("/")
+            return [own, *(parent for parent in own.parents if parent.is_relative_to(root))]
+    return []
+
+
+def _group_files(group: Path) -> tuple[str, str]:
+    """Returns the limit and the use of a control group, of version 2 or 1; empty where unstated."""
+    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        if texts := _lines(group / limit):
+            return texts[0], next(iter(_lines(group / used)), "")
+    return "", ""
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _number(text: str) -> int | None:
+    """Returns the first number of a line, None if it has none (such as "max")."""
+    return next((int(word) for word in text.split() if word.isdecimal()), None)

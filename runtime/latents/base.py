@@ -1,10 +1,11 @@
 """What all formats of latents have in common: the reader, and the base of the writers."""
 
+import math
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from msgspec.structs import replace
@@ -13,19 +14,24 @@ from wfvae.errors import LatentsError
 from wfvae.runtime.closing import Closing
 from wfvae.runtime.media.failures import reason, translated
 from wfvae.spec.latents import DTYPES, Latents, LatentsInfo, check_finite, check_latents
+from wfvae.spec.memory import require_memory
 
 TENSOR = "latents"
 DType = np.dtype[Any]
 
 
-@contextmanager
-def opening(path: Path, expected: str, *failures: type[Exception]) -> Iterator[None]:
-    """Raises what a library raises for a broken file as `LatentsError`."""
-    try:
-        yield
-    except failures as error:
-        problem = f"cannot read '{path}' as latents: {reason(error)}"
-        raise LatentsError(f"{problem}; expected {expected}") from error
+def unreadable(path: Path, expected: str) -> Callable[[str], LatentsError]:
+    """Returns what makes the error of a broken file from a phrase that says what is wrong."""
+    return lambda problem: LatentsError(f"cannot read '{path}' as latents: {problem}; expected {expected}")
+
+
+class StoredLatents(Protocol):
+    """The array in a file or store."""
+
+    def fill(self, start: int, latents: Latents) -> None:
+        """Reads from latent `start` on into a whole array. Raises `LatentsError` or `OSError`."""
+
+    def close(self) -> None: ...
 
 
 class LatentsReader(Closing):
@@ -39,17 +45,22 @@ class LatentsReader(Closing):
     """
 
     def __init__(
-        self, path: Path, array: Any, info: LatentsInfo, shape: tuple[int, ...], dtype: DType, complete: bool
+        self,
+        path: Path,
+        stored: StoredLatents,
+        info: LatentsInfo,
+        shape: tuple[int, ...],
+        dtype: DType,
+        complete: bool,
     ) -> None:
-        """array: latents by slicing. Raises `LatentsError` if it cannot be latents of `info`."""
-        self._path, self._array = path, array
+        """Raises `LatentsError` if the array cannot be latents of `info`."""
+        self._path, self._stored = path, stored
         self.info, self.shape, self.dtype, self.complete = info, shape, dtype, complete
         if len(shape) != 4 or 0 in shape[1:]:
             raise LatentsError(f"'{path}' holds an array of shape {shape}; expected rank 4, (T', D, h, w)")
         if dtype not in DTYPES:
             raise LatentsError(f"'{path}' holds {dtype}; expected float32 or float16")
-        if complete:
-            info.check_count(self.count, str(path))
+        info.check_shape(shape, str(path), complete)
 
     @property
     def count(self) -> int:
@@ -59,15 +70,20 @@ class LatentsReader(Closing):
         """Reads latents start..stop as an array of its own, (stop - start, D, h, w).
 
         Raises:
-            LatentsError: a range outside 0..count, or NaN or infinity, with the first such latent.
+            LatentsError: a range outside 0..count, a file that was cut or replaced, or NaN or
+                infinity, with the first such latent.
+            ResourceError: the machine has not so much memory.
         """
         stop = self.count if stop is None else stop
         if not 0 <= start <= stop <= self.count:
             problem = f"latents {start} to {stop} of '{self._path}' were requested"
             raise LatentsError(f"{problem}; it holds {self.count}")
+        shape = (stop - start, *self.shape[1:])
+        require_memory(math.prod(shape) * self.dtype.itemsize, f"{shape[0]} latents of '{self._path}'")
+        latents: Latents = np.empty(shape, self.dtype)
         try:
-            latents: Latents = np.array(self._array[start:stop])
-        except (OSError, ValueError, RuntimeError) as error:
+            self._stored.fill(start, latents)
+        except OSError as error:
             problem = f"cannot read latents {start} to {stop} of '{self._path}': {reason(error)}"
             raise LatentsError(f"{problem}; it is damaged, encode the video again") from error
         check_finite(latents, start, str(self._path))
@@ -80,7 +96,7 @@ class LatentsReader(Closing):
 
     def close(self) -> None:
         """Releases the file. Safe to call twice."""
-        self._array = None
+        self._stored.close()
 
 
 class LatentsWriter(Closing):
@@ -110,6 +126,7 @@ class LatentsWriter(Closing):
         check_latents(latents, str(self._path))
         with self._translated():
             if not self._item:
+                self._info.check_shape(latents.shape, str(self._path), complete=False)
                 self._item, self._dtype = latents.shape[1:], latents.dtype
                 self._begin()
             if latents.shape[1:] != self._item or latents.dtype != self._dtype:

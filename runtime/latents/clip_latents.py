@@ -5,24 +5,38 @@ and the header is filled in when the count is known. The file appears under its 
 """
 
 import json
+import math
+import os
+import re
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from msgspec.structs import replace
 from numpy.lib import format as npy_format
-from safetensors import SafetensorError, safe_open
 
 from wfvae.errors import LatentsError
 from wfvae.files import commit, discard, remove_leftovers, temporary_name, write_whole
-from wfvae.runtime.latents.base import TENSOR, LatentsReader, LatentsWriter, opening
-from wfvae.spec.latents import Latents, LatentsInfo, info_from_text
+from wfvae.runtime.latents.base import TENSOR, LatentsReader, LatentsWriter, unreadable
+from wfvae.spec.bounded import JSON_BYTES, open_regular, read_bytes, read_exactly
+from wfvae.spec.latents import FRAMES_AT_MOST, Latents, LatentsInfo, info_from_text
+from wfvae.spec.safetensors_header import read_header
 
 METADATA_KEY = "wfvae"
 SAFETENSORS_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
-MAX_COUNT = 2**62
+MAX_COUNT = 2**53
+_NPY = "a whole .npy file of floats in C order"
+_NPY_MAGIC, _NPY_START = b"\x93NUMPY\x01\x00", 10
+_NPY_KEYS = {
+    "descr": re.compile(r"'descr': ?'([<>|=][biufc]\d{1,2})'"),
+    "order": re.compile(r"'fortran_order': ?(True|False)"),
+    "shape": re.compile(r"'shape': ?\((\d{1,18}(?:, ?\d{1,18}){0,15},?|)\)"),
+}
+_NPY_HEADER = re.compile(r"\{(?:(?:%s),? ?){3}\}\s*" % "|".join(key.pattern for key in _NPY_KEYS.values()))
 
 
 class ClipWriter(LatentsWriter):
@@ -47,7 +61,7 @@ class ClipWriter(LatentsWriter):
             discard(self._partial)
 
     def _begin(self) -> None:
-        self._reserved = len(self._header(replace(self._info, frames=MAX_COUNT), MAX_COUNT))
+        self._reserved = len(self._header(replace(self._info, frames=FRAMES_AT_MOST), MAX_COUNT))
         self._file = self._partial.open("wb+")
         self._file.write(bytes(self._reserved))
 
@@ -105,34 +119,94 @@ def sidecar_of(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
+class _ClipData:
+    """The data of a clip's file, read piece by piece and never mapped."""
+
+    def __init__(self, path: Path, file: BinaryIO, start: int) -> None:
+        self._path, self._file, self._start = path, file, start
+
+    def fill(self, start: int, latents: Latents) -> None:
+        buffer = memoryview(latents.reshape(-1).view(np.uint8))
+        offset = self._start + start * latents[0].nbytes if len(latents) else 0
+        if not read_exactly(self._file, buffer, offset):
+            problem = f"'{self._path}' was cut short after it was opened"
+            raise LatentsError(f"{problem}; do not change latents while they are read")
+
+    def close(self) -> None:
+        self._file.close()
+
+
 def open_safetensors(path: Path) -> LatentsReader:
     """Opens a `.safetensors` file lazily."""
-    with opening(path, f"a whole .safetensors file with a tensor '{TENSOR}'", SafetensorError, OSError):
-        open_file: Any = safe_open  # its methods are not typed
-        file: Any = open_file(path, framework="numpy")
-        metadata, tensor = file.metadata() or {}, file.get_slice(TENSOR)
-    if METADATA_KEY not in metadata:
-        problem = f"'{path}' carries no latents metadata ('{METADATA_KEY}' in its header)"
-        raise LatentsError(f"{problem}; expected a file written by wfvae")
-    info = LatentsInfo.from_json(info_from_text(metadata[METADATA_KEY], str(path)), str(path))
-    name = tensor.get_dtype()
-    if name not in SAFETENSORS_DTYPES:
-        raise LatentsError(f"'{path}' holds {name} latents; expected F32 or F16, convert them first")
-    return LatentsReader(path, tensor, info, tuple(tensor.get_shape()), SAFETENSORS_DTYPES[name], True)
+    fail = unreadable(path, f"a whole .safetensors file with a tensor '{TENSOR}'")
+    file = open_regular(path, fail)
+    with closing_on_error(file):
+        header = read_header(file, fail)
+        if TENSOR not in header.tensors:
+            raise fail(f"it has no tensor '{TENSOR}'")
+        if METADATA_KEY not in header.metadata:
+            problem = f"'{path}' carries no latents metadata ('{METADATA_KEY}' in its header)"
+            raise LatentsError(f"{problem}; expected a file written by wfvae")
+        info = LatentsInfo.from_json(info_from_text(header.metadata[METADATA_KEY], str(path)), str(path))
+        tensor = header.tensors[TENSOR]
+        if tensor.dtype not in SAFETENSORS_DTYPES:
+            raise LatentsError(
+                f"'{path}' holds {tensor.dtype} latents; expected F32 or F16, convert them first"
+            )
+        data = _ClipData(path, file, header.data_start + tensor.data_offsets[0])
+        return LatentsReader(path, data, info, tensor.shape, SAFETENSORS_DTYPES[tensor.dtype], True)
 
 
 def open_npy(path: Path) -> LatentsReader:
-    """Opens a `.npy` file, memory-mapped, with its metadata beside it."""
+    """Opens a `.npy` file lazily, with its metadata beside it."""
     sidecar = sidecar_of(path)
-    with opening(path, "a whole .npy file of floats", OSError, ValueError, EOFError):
-        array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    file = open_regular(path, unreadable(path, _NPY))
+    with closing_on_error(file):
+        shape, dtype, data = _npy_header(file, path)
+
+        def missing(problem: str) -> LatentsError:
+            text = f"the metadata of '{path}' is missing: no readable '{sidecar}' ({problem})"
+            return LatentsError(f"{text}; keep the two files together")
+
+        values = info_from_text(read_bytes(sidecar, missing, JSON_BYTES), str(sidecar))
+        info = LatentsInfo.from_json(values, str(sidecar))
+        if "count" in values and shape[:1] != (values["count"],):
+            problem = f"'{path}' has shape {shape}, but '{sidecar}' describes {values['count']} latents"
+            raise LatentsError(f"{problem}; the files do not belong together")
+        return LatentsReader(path, _ClipData(path, file, data), info, shape, dtype, True)
+
+
+def _npy_header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Returns shape, type and the byte at which the data begin, which are all there.
+
+    numpy evaluates a header as a Python literal; this reads the form that everyone writes.
+    """
+    fail = unreadable(path, _NPY)
+    start = bytearray(_NPY_START)
+    if not read_exactly(file, memoryview(start), 0) or start[:-2] != _NPY_MAGIC:
+        raise fail("it does not begin as an .npy file of version 1.0")
+    text = bytearray(int.from_bytes(start[-2:], "little"))
+    if not read_exactly(file, memoryview(text), _NPY_START):
+        raise fail("it is cut short inside its header")
+    found = {key: _NPY_KEYS[key].findall(text.decode("latin-1")) for key in _NPY_KEYS}
+    if not _NPY_HEADER.fullmatch(text.decode("latin-1")) or any(len(part) != 1 for part in found.values()):
+        raise fail("its header is not that of a plain array")
+    shape = tuple(int(size) for size in found["shape"][0].replace(" ", "").split(",") if size)
+    dtype = np.dtype(found["descr"][0])
+    data = _NPY_START + len(text)
+    size, needed = os.fstat(file.fileno()).st_size, data + math.prod(shape) * dtype.itemsize
+    if size < needed:
+        raise fail(f"it has {size} bytes, and its header describes {needed}")
+    if found["order"] == ["True"] and len(shape) > 1:
+        raise fail("it is in Fortran order")
+    return shape, dtype, data
+
+
+@contextmanager
+def closing_on_error(file: BinaryIO) -> Iterator[None]:
+    """Closes a file if the block fails."""
     try:
-        values = info_from_text(sidecar.read_text(encoding="utf-8"), str(sidecar))
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"the metadata of '{path}' is missing: no readable '{sidecar}'"
-        raise LatentsError(f"{problem}; keep the two files together") from error
-    info = LatentsInfo.from_json(values, str(sidecar))
-    if "count" in values and array.shape[:1] != (values["count"],):
-        problem = f"'{path}' has shape {array.shape}, but '{sidecar}' describes {values['count']} latents"
-        raise LatentsError(f"{problem}; the files do not belong together")
-    return LatentsReader(path, array, info, array.shape, array.dtype, True)
+        yield
+    except BaseException:
+        file.close()
+        raise

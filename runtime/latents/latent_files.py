@@ -6,12 +6,13 @@ from wfvae.errors import LatentsError
 from wfvae.files import check_destination
 from wfvae.runtime.latents.base import LatentsReader, LatentsWriter
 from wfvae.runtime.latents.clip_latents import NPYWriter, SafetensorsWriter, open_npy, open_safetensors
+from wfvae.runtime.latents.zarr_reading import open_store
 from wfvae.spec.latents import LatentsInfo
 
 SUFFIXES = (".safetensors", ".npy", ".zarr")
 DEFAULT_CHUNK_LATENTS = 16
-# Zarr is imported where a store is opened: importing it takes nearly as long as all the rest of the
-# runtime.
+# Zarr is imported where a store is written: importing it takes nearly as long as all the rest of
+# the runtime.
 
 
 def open_latents(path: str | Path) -> LatentsReader:
@@ -41,8 +42,6 @@ def open_latents(path: str | Path) -> LatentsReader:
         kind = "directory" if path.is_dir() else "file"
         raise LatentsError(f"'{path}' is a {kind}; a .zarr store is a directory, the other formats are files")
     if suffix == ".zarr":
-        from wfvae.runtime.latents.zarr_latents import open_store
-
         return open_store(path)
     return open_safetensors(path) if suffix == ".safetensors" else open_npy(path)
 

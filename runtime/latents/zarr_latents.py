@@ -19,11 +19,9 @@ from zarr.storage import LocalStore, WrapperStore
 
 from wfvae.errors import LatentsError
 from wfvae.files import replacing
-from wfvae.runtime.latents.base import TENSOR, LatentsReader, LatentsWriter, opening
+from wfvae.runtime.latents.base import TENSOR, LatentsWriter
+from wfvae.runtime.latents.zarr_reading import ATTRIBUTE, METADATA_FILE, open_store
 from wfvae.spec.latents import FORMAT, Latents, LatentsInfo
-
-ATTRIBUTE = "wfvae"
-METADATA_FILE = "zarr.json"
 
 
 class CommitLastStore(WrapperStore[LocalStore]):
@@ -129,6 +127,7 @@ class ZarrWriter(LatentsWriter):
 
     def _resume(self) -> None:
         found = open_store(self._path)
+        found.close()
         if found.complete:
             problem = f"'{self._path}' is complete ({found.count} latents)"
             raise LatentsError(f"{problem}; there is nothing to resume, choose another name to encode again")
@@ -139,13 +138,3 @@ class ZarrWriter(LatentsWriter):
         for unfinished in self._path.rglob("*.partial"):
             unfinished.unlink(missing_ok=True)  # chunks that a killed run was writing
         self._attach()
-
-
-def open_store(path: Path) -> LatentsReader:
-    """Opens a store lazily, finished or not, also while it is written."""
-    with opening(path, f"a Zarr v3 store with an array '{TENSOR}'", OSError, ValueError, KeyError, TypeError):
-        store = LocalStore(path, read_only=True)
-        array: Any = zarr.open_array(store, path=TENSOR, mode="r", zarr_format=3)
-        values = dict(array.attrs.get(ATTRIBUTE) or {})
-    info = LatentsInfo.from_json(values, str(path))
-    return LatentsReader(path, array, info, array.shape, array.dtype, bool(values.get("complete")))

@@ -16,7 +16,7 @@ from wfvae.spec.latents import LatentsInfo
 
 @given(
     frames=st.none() | st.integers(1, 10**9),
-    fps=st.fractions(min_value=Fraction(1, 100), max_value=1000),
+    fps=st.fractions(min_value=Fraction(1, 100), max_value=1000, max_denominator=10**6),
     ratio=st.sampled_from([4, 8]),
     scale=st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=4),
     tick=st.none() | st.just(Fraction(1, 90000)),

@@ -15,6 +15,7 @@ import msgspec
 
 from wfvae.errors import DataError, ResourceError
 from wfvae.files import write_whole
+from wfvae.spec.bounded import parse_json, read_bytes, to_fraction
 from wfvae.train.data.clip_source import BadClip
 from wfvae.train.data.video_file import VideoFacts, probe
 from wfvae.video import VIDEO_SUFFIXES
@@ -24,6 +25,7 @@ _SAVED_EVERY = 30.0
 """Seconds between two savings: the whole index is written each time."""
 _THREADS = 8
 """Most of probing is waiting for a disk or a network, and FFmpeg works without Python's lock."""
+_MOST_BYTES = 1 << 30
 _QUEUED = 1024
 """Files that wait for the threads at most: folders may hold millions."""
 
@@ -154,11 +156,11 @@ def _entry(root: Path, path: str, known: IndexedFile | None, retry_bad: bool) ->
 def _load(index_path: Path, root: Path) -> dict[str, IndexedFile]:
     """Returns the kept index by path; empty if there is none for this folder that can be read."""
     try:
-        data = json.loads(index_path.read_text())
+        data = parse_json(read_bytes(index_path, DataError, _MOST_BYTES), DataError, any_text=True)
         if (data["format"], data["version"], data["root"]) != (_FORMAT, _VERSION, str(root.resolve())):
             return {}
         return {file["path"]: _from_json(file) for file in data["files"]}
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+    except (ValueError, KeyError, TypeError):  # also a `DataError`
         return {}
 
 
@@ -175,7 +177,7 @@ def _to_json(file: IndexedFile) -> dict[str, Any]:
 
 def _from_json(entry: dict[str, Any]) -> IndexedFile:
     def fraction(kind: type, text: str) -> Fraction:
-        return Fraction(text)
+        return to_fraction(text)
 
     bad = entry.get("bad")
     facts = msgspec.convert(entry, VideoFacts, dec_hook=fraction) if bad is None else None

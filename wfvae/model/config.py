@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, structs
 
 from wfvae.errors import ConfigError
-from wfvae.spec.records import check_fields, read_json
+from wfvae.spec.bounded import read_json
+from wfvae.spec.records import check_fields
 
 Interpolation = Literal["nearest", "trilinear"]
 NormType = Literal["layernorm", "groupnorm"]

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
 from wfvae.errors import LatentsError
-from wfvae.spec.frames import latent_frames
+from wfvae.spec.bounded import parse_object, to_fraction
+from wfvae.spec.frames import SPATIAL_RATIO, latent_frames
 from wfvae.spec.records import check_fields, read_as
-from wfvae.spec.stream import Size
 
 FORMAT: Final = "wfvae-latents/1"
 Latents = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
 ITEMS_PER_FINITE_CHECK = 1 << 22
+FRAMES_AT_MOST = 2**53
+PIXELS_AT_MOST = 2**20
+"""Of a side."""
+_HIGHEST_RATE = 10**6
+
+Frames = Annotated[int, Meta(ge=1, le=FRAMES_AT_MOST)]
+Side = Annotated[int, Meta(ge=1, le=PIXELS_AT_MOST)]
+Name = Annotated[str, Meta(max_length=256)]
+Factors = Annotated[tuple[float, ...], Meta(max_length=1 << 16)]
 
 
 class LatentsInfo(msgspec.Struct, frozen=True):
@@ -27,27 +38,27 @@ class LatentsInfo(msgspec.Struct, frozen=True):
     Raises `LatentsError` on construction if a value is out of range.
     """
 
-    frames: Size | None
+    frames: Frames | None
     """Frames of the video, T. None until the encoder has seen the last one."""
-    height: Size
-    width: Size
+    height: Side
+    width: Side
     """Size of the video in pixels, before padding."""
-    padded_height: Size
-    padded_width: Size
+    padded_height: Side
+    padded_width: Side
     """Size that the encoder saw, in pixels."""
     fps: Fraction
     kind: Literal["mean", "moments"]
     """"mean": D channels of the posterior's mean. "moments": D means, then D log-variances."""
     temporal_ratio: Literal[4, 8]
     """Video frames per latent, after the first frame."""
-    scale: tuple[float, ...] = ()
-    shift: tuple[float, ...] = ()
+    scale: Factors = ()
+    shift: Factors = ()
     """For diffusion: (z - shift) * scale, one number per channel or one for all."""
-    bundle_hash: str = ""
-    model: str = ""
+    bundle_hash: Name = ""
+    model: Name = ""
     time_base: Fraction | None = None
-    color_range: str | None = None
-    color_space: str | None = None
+    color_range: Name | None = None
+    color_space: Name | None = None
     """Tick and colour tags of the source video, to carry over to a decoded one."""
     version: Literal["wfvae-latents/1"] = FORMAT
 
@@ -57,8 +68,12 @@ class LatentsInfo(msgspec.Struct, frozen=True):
             padded = f"{self.padded_height}x{self.padded_width}"
             problem = f"a video of {self.height}x{self.width} (HxW) padded to {padded} cannot be"
             raise LatentsError(f"{problem}; padding only adds")
-        if self.fps <= 0:
-            raise LatentsError(f"a rate of {self.fps} fps cannot be; give one above 0")
+        if not 0 < self.fps <= _HIGHEST_RATE:
+            raise LatentsError(f"a rate of {self.fps} fps cannot be; give one above 0, up to {_HIGHEST_RATE}")
+        if not all(map(math.isfinite, self.scale + self.shift)):
+            raise LatentsError(f"scale {self.scale} or shift {self.shift} is not finite; give finite numbers")
+        if self.time_base is not None and self.time_base <= 0:
+            raise LatentsError(f"a tick of {self.time_base} s cannot be; give one above 0")
 
     @property
     def expected_count(self) -> int | None:
@@ -95,21 +110,40 @@ class LatentsInfo(msgspec.Struct, frozen=True):
             advice = "the number of frames is wrong, or latents are missing"
             raise LatentsError(f"'{name}' holds {count} latents, but {made}; {advice}")
 
+    def check_shape(self, shape: tuple[int, ...], name: str, complete: bool) -> None:
+        """Raises `LatentsError` if an array (T', D, h, w) cannot be the latents of this video.
+
+        `complete` says that the array holds the whole video.
+        """
+        count, channels, *sides = shape
+        padded = (self.padded_height, self.padded_width)
+        if [side * SPATIAL_RATIO for side in sides] != list(padded):
+            problem = f"'{name}' holds latents of {sides[0]}x{sides[1]}"
+            expected = f"a video padded to {padded[0]}x{padded[1]}, 1/{SPATIAL_RATIO} of it"
+            raise LatentsError(f"{problem}, and its metadata describe {expected}; encode the video again")
+        if self.kind == "moments" and channels % 2:
+            problem = f"'{name}' holds moments of {channels} channels"
+            raise LatentsError(f"{problem}; expected as many log-variances as means, encode the video again")
+        means = channels // 2 if self.kind == "moments" else channels
+        for key, factors in (("scale", self.scale), ("shift", self.shift)):
+            if len(factors) not in (0, 1, means):
+                problem = f"the metadata of '{name}' have {len(factors)} numbers as {key}"
+                raise LatentsError(f"{problem}; expected none, one, or one for each of {means} channels")
+        if complete:
+            self.check_count(count, name)
+
 
 def _read_fraction(kind: type, value: Any) -> Any:
-    try:
-        return Fraction(value)
-    except ZeroDivisionError as error:
-        raise ValueError(str(error)) from error
+    return to_fraction(value)
 
 
-def info_from_text(text: str, name: str) -> dict[str, Any]:
+def info_from_text(text: bytes | str, name: str) -> dict[str, Any]:
     """Parses a JSON object. Raises `LatentsError` for anything else."""
-    try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        problem = f"the metadata of '{name}' is no JSON object: {error}"
-        raise LatentsError(f"{problem}; encode the video again") from error
+
+    def wrong(problem: str) -> LatentsError:
+        return LatentsError(f"the metadata of '{name}' is no JSON object: {problem}; encode the video again")
+
+    return parse_object(text, wrong)
 
 
 def check_latents(latents: Any, name: str) -> None:

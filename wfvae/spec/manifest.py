@@ -16,8 +16,9 @@ from msgspec.structs import force_setattr
 
 from wfvae.errors import BundleError
 from wfvae.files import write_whole
+from wfvae.spec.bounded import read_json
 from wfvae.spec.frames import SPATIAL_RATIO
-from wfvae.spec.records import Record, read_json, read_unchanged
+from wfvae.spec.records import Record, read_unchanged
 from wfvae.spec.stream import Direction, Shape, Size, StateSpec, StreamSpec, Text
 
 FORMAT: Final = "wfvae-bundle/1"

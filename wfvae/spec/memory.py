@@ -5,11 +5,27 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from wfvae.errors import ResourceError
+from wfvae.machine import available_memory
 from wfvae.spec.frames import padded_size
 from wfvae.spec.manifest import Manifest
 from wfvae.spec.stream import Direction, resolve
 
 MEBIBYTE = 2**20
+_ALWAYS_THERE = 64 * MEBIBYTE
+
+
+def require_memory(needed: int, what: str, limit: int | None = None) -> None:
+    """Raises `ResourceError` with the numbers if `needed` bytes exceed the limit.
+
+    Without a limit it is the memory that the machine has available; 64 MiB are never refused then.
+    """
+    if limit is None:
+        limit = None if needed <= _ALWAYS_THERE else available_memory()
+    if limit is not None and needed > limit:
+        raise ResourceError(
+            f"{what} need {needed / MEBIBYTE:.0f} MiB, and {limit / MEBIBYTE:.0f} MiB are available; use less"
+            " at once, or a machine with more memory"
+        )
 
 
 @dataclass(frozen=True)

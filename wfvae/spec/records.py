@@ -5,10 +5,8 @@ the key, what was given and what was expected.
 """
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -52,7 +50,7 @@ def read_as(
     """Converts plain values to a type, such as a record.
 
     Args:
-        data: what `json.loads` or `tomllib.loads` returned.
+        data: what `parse_json` or `parse_toml` of `wfvae.spec.bounded` returned.
         fail: makes the error from a phrase that says what is wrong.
         name: key under which `data` was found, for the text.
         hook: converts to types that JSON does not have; called with the type and the value.
@@ -71,17 +69,6 @@ def read_unchanged(kind: type[R], data: Mapping[str, Any], fail: Callable[[str],
     if record.to_dict() != data:
         raise fail("it has been changed (its SHA-256 differs)")
     return record
-
-
-def read_json(path: Path, fail: Callable[[str], WFVAEError]) -> dict[str, Any]:
-    """Reads a JSON object from a file. `fail` makes the error, as in `read_as`."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise fail(str(error)) from error
-    if not isinstance(data, dict):
-        raise fail(f"expected a JSON object, found {type(data).__name__}")
-    return data
 
 
 def check_fields(
@@ -103,17 +90,24 @@ def check_fields(
 
 def _explain(problem: str, kind: type[Any], data: Any, name: str) -> str:
     """Adds to a message of msgspec the key's path, its value, and the known keys or choices."""
-    text, _, place = problem.partition(" - at ")
+    # What follows the last " - at " is msgspec's; a key before it may hold any text.
+    text, found, place = problem.rpartition(" - at ")
+    if not found:
+        text, place = problem, ""
     location = place.rstrip("`").rpartition("$")[2]
     path = (name + location).lstrip(".")
     expected, value = _strip(inspect.type_info(kind)), data
     for key in re.findall(r"\w+|\.\.\.", location):
-        expected, value = _strip(_child(expected, key)), _item(value, key)
+        try:
+            expected, value = _strip(_child(expected, key)), _item(value, key)
+        except (LookupError, StopIteration, ValueError):  # a key that is no identifier
+            value = _UNKNOWN
+            break
     before = f"{path}." if path else ""
     if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
         return f"{before}{missing[1]} is missing"
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text):
-        assert isinstance(expected, inspect.StructType)
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL)
+    if unknown and isinstance(expected, inspect.StructType):
         known = [field.encode_name for field in expected.fields]
         near = difflib.get_close_matches(unknown[1], known, 1)
         hint = f"did you mean {before}{near[0]}?" if near else f"known are: {', '.join(known)}"

@@ -18,8 +18,9 @@ from msgspec.structs import force_setattr, replace
 from wfvae.errors import BundleError, InputError, ResourceError
 from wfvae.files import locked, require_writable, write_whole
 from wfvae.machine import processor_count, processor_name
+from wfvae.spec.bounded import read_json
 from wfvae.spec.manifest import LOCK_NAME, json_sha256
-from wfvae.spec.records import Record, read_json, read_unchanged
+from wfvae.spec.records import Record, read_unchanged
 from wfvae.spec.stream import Direction, Size
 
 FORMAT = "wfvae-tuning/1"

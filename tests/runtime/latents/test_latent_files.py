@@ -279,7 +279,8 @@ def test_wrong_arrays_and_counts_are_refused(tmp_path: Path, suffix: str) -> Non
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_reading_holds_only_a_few_latents(tmp_path: Path, suffix: str) -> None:
     path, count, size = tmp_path / f"big{suffix}", 64, 3 * 64 * 64 * 4
-    with open_latents_writer(path, INFO, chunk_latents=4) as writer:
+    info = replace(INFO, height=512, width=512, padded_height=512, padded_width=512)
+    with open_latents_writer(path, info, chunk_latents=4) as writer:
         for index in range(count):
             writer.append(np.full((1, 3, 64, 64), index, np.float32))
         writer.finish(frames=1 + 4 * (count - 1))
