@@ -36,7 +36,7 @@ _NPY_KEYS = {
     "order": re.compile(r"'fortran_order': ?(True|False)"),
     "shape": re.compile(r"'shape': ?\((\d{1,18}(?:, ?\d{1,18}){0,15},?|)\)"),
 }
-_NPY_HEADER = re.compile(r"\{(?:(?:%s),? ?){3}\}\s*" % "|".join(key.pattern for key in _NPY_KEYS.values()))
+_NPY_HEADER = re.compile(rf"\{{(?:(?:{'|'.join(key.pattern for key in _NPY_KEYS.values())}),? ?){{3}}\}}\s*")
 
 
 class ClipWriter(LatentsWriter):
@@ -126,7 +126,7 @@ class _ClipData:
         self._path, self._file, self._start = path, file, start
 
     def fill(self, start: int, latents: Latents) -> None:
-        buffer = memoryview(latents.reshape(-1).view(np.uint8))
+        buffer = latents.reshape(-1).view(np.uint8).data
         offset = self._start + start * latents[0].nbytes if len(latents) else 0
         if not read_exactly(self._file, buffer, offset):
             problem = f"'{self._path}' was cut short after it was opened"

@@ -96,9 +96,8 @@ class _Chunked:
             size, expected = path.stat().st_size, self._length * self._latent_bytes
             if size != expected:
                 raise fail(f"the chunk has {size} bytes instead of {expected}")
-            if not read_exactly(
-                file, memoryview(part.reshape(-1).view(np.uint8)), first * self._latent_bytes
-            ):
+            buffer = part.reshape(-1).view(np.uint8).data
+            if not read_exactly(file, buffer, first * self._latent_bytes):
                 raise fail("the chunk was cut short while it was read")
 
 
