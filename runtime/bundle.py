@@ -12,6 +12,7 @@ from wfvae.errors import BundleError, InputError
 from wfvae.runtime.backends.base import Backend, BackendOptions, DirectSession, FloatArray, StepSession
 from wfvae.runtime.backends.registry import check_backend, open_backend
 from wfvae.runtime.closing import Closing
+from wfvae.runtime.dlpack import host_array
 from wfvae.runtime.feeds import DecoderFeed, EncoderFeed, PixelType
 from wfvae.runtime.pixels import Frames
 from wfvae.runtime.pool import StreamPool
@@ -175,7 +176,7 @@ class Bundle(Closing):
         Returns:
             Latents (1 + ceil((T-1)/r), D, h, w) float32.
         """
-        array = np.asarray(frames)
+        array = host_array(frames, "frames")
         if array.ndim != 4:
             raise InputError(f"frames have shape {array.shape}; expected (T, H, W, 3)")
         with self.encoder(height=array.shape[1], width=array.shape[2], chunk=chunk) as stream:
@@ -195,7 +196,7 @@ class Bundle(Closing):
 
         T (`frames`), H and W are at most what the latents hold, and by default that.
         """
-        array = np.asarray(latents)
+        array = host_array(latents, "latents")
         if array.ndim != 4:
             raise InputError(f"latents have shape {array.shape}; expected (t, D, h, w)")
         if frames is None and len(array):

@@ -4,21 +4,27 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from ml_dtypes import bfloat16
 
 from wfvae.errors import InputError
 from wfvae.runtime.backends.base import FloatArray
+from wfvae.runtime.dlpack import host_array
 from wfvae.spec.frames import latent_size, padded_size
 
 Frames = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
+_FLOATS = (np.float32, np.float16, bfloat16, np.float64)
 _LEVELS = np.arange(256, dtype=np.float64) / 127.5 - 1
 _TO_FLOAT: FloatArray = _LEVELS.astype(np.float32)
 """uint8 value to [-1, 1], correctly rounded."""
 
 
 def check_frames(frames: Any, height: int, width: int) -> Frames:
-    """Returns frames (T, H, W, 3) as uint8, or as float32 in [-1, 1]. Raises `InputError`."""
-    array = np.asarray(frames)
+    """Returns frames (T, H, W, 3) as uint8, or as float32 in [-1, 1]. Raises `InputError`.
+
+    Takes arrays of any library that offers `__dlpack__`.
+    """
+    array = host_array(frames, "frames")
     if array.ndim != 4 or array.shape[3] != 3:
         raise InputError(
             f"frames have shape {array.shape}; expected (T, {height}, {width}, 3): time, height, width, RGB"
@@ -30,7 +36,7 @@ def check_frames(frames: Any, height: int, width: int) -> Frames:
         )
     if array.dtype == np.uint8:
         return array
-    if array.dtype not in (np.float32, np.float16, np.float64):
+    if array.dtype not in _FLOATS:
         raise InputError(f"frames are {array.dtype}; expected uint8, or floating point in [-1, 1]")
     array = array.astype(np.float32, copy=False)
     if not np.isfinite(array).all():
@@ -76,14 +82,14 @@ def to_uint8_frames(video: FloatArray, height: int, width: int) -> npt.NDArray[n
 
 def check_latents(latents: Any, channels: int, height: int, width: int) -> FloatArray:
     """Returns latents (t, D, h, w) of a video of height x width as float32. Raises `InputError`."""
-    array = np.asarray(latents)
+    array = host_array(latents, "latents")
     rows, columns = latent_size(height, width)
     if array.ndim != 4 or array.shape[1:] != (channels, rows, columns):
         raise InputError(
             f"latents have shape {array.shape}; expected (t, {channels}, {rows}, {columns}) for a video of"
             f" {height}x{width}: time, channels, height / 8, width / 8"
         )
-    if array.dtype not in (np.float32, np.float16, np.float64):
+    if array.dtype not in _FLOATS:
         raise InputError(f"latents are {array.dtype}; expected floating point")
     array = array.astype(np.float32, copy=False)
     finite = np.isfinite(array).all(axis=(1, 2, 3))

@@ -2,17 +2,18 @@
 batching).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
-
-import numpy as np
 
 from wfvae.errors import StreamingError
 from wfvae.runtime.backends.base import Array, StepSession, StreamState
 from wfvae.runtime.closing import Closing
 from wfvae.runtime.feed import Feed, run_step
 from wfvae.spec.frames import padded_size
+
+TURN = 8
+"""Steps that a stream keeps its row for, while others wait for one."""
 
 F = TypeVar("F", bound=Feed)
 Key = TypeVar("Key")
@@ -23,8 +24,10 @@ class PooledStream(Generic[F]):
     """One stream of a pool. Its results come from `StreamPool.step`."""
 
     feed: F
-    parked: Mapping[str, Array] | None = None
-    """State of a started stream that is not in the current batch, one row."""
+    saved: Any = None
+    """State of a started stream that has no row, on the device."""
+    steps: int = 0
+    """Steps since it got its row."""
 
     def push(self, data: Any) -> None:
         """Queues input. Raises `InputError` if it is wrong."""
@@ -53,9 +56,12 @@ class StreamPool(Closing, Generic[F]):
     same bits as when it runs alone, on backends whose results do not depend on the batch (ONNX
     Runtime on the CPU in fp32).
 
-    Each step runs up to `rows` of the streams that have input. While these stay the same, state is
-    not copied; when one joins or leaves, all rows are copied once. So feed all streams at the same
-    pace where speed matters.
+    Each step runs up to `rows` of the streams that have input. A stream keeps its row of the state,
+    on the backend's device, from its first step to its last: it takes any free row as it is, and
+    other streams that begin or end do not move it. State is copied, on the device, only where a
+    started stream has no input or its turn is over (its row is saved, and loaded again later), and
+    where a stream ends before the last row and none takes its place (the last row does). With more
+    streams than rows, a turn is 8 steps.
     """
 
     def __init__(
@@ -68,8 +74,8 @@ class StreamPool(Closing, Generic[F]):
         self._rows, self._chunk = rows, chunk
         self._new_feed = new_feed
         self._streams: list[PooledStream[F]] = []
-        self._batch: list[PooledStream[F]] = []
-        """The streams in the rows of `_state`."""
+        self._batch: list[PooledStream[F] | None] = []
+        """Who has which row of `_state`. None while rows change, and after a change that failed."""
         self._state: StreamState | None = None
 
     def __len__(self) -> int:
@@ -90,7 +96,7 @@ class StreamPool(Closing, Generic[F]):
         if stream not in self._streams:
             raise StreamingError("the stream is not in this pool, or has been dropped or finished")
         self._streams.remove(stream)
-        stream.parked = None
+        stream.saved = None
 
     def step(self) -> dict[PooledStream[F], Array]:
         """Advances up to `rows` of the streams that have input, all by the same number of latents.
@@ -104,12 +110,14 @@ class StreamPool(Closing, Generic[F]):
         runnable = [stream for stream in self._streams if stream.runnable]
         if not runnable:
             return {}
-        batch = self._batch if set(runnable) == set(self._batch) else runnable[: self._rows]
-        state = self._state_of(batch)
+        state = self._seat(self._choose(runnable))
+        batch = [stream for stream in self._batch if stream is not None]
         feeds = [stream.feed for stream in batch]
         ready = [feed.ready for feed in feeds if not feed.draining]
         outputs, _ = run_step(self._session, state, feeds, min([self._chunk, *ready]) if ready else 1)
-        # If there are more streams than rows, others come first in the next step.
+        for stream in batch:
+            stream.steps += 1
+        # If there are more streams than rows, others come first when a row is free.
         others = [stream for stream in self._streams if stream not in batch]
         self._streams = others + [stream for stream in batch if not stream.finished]
         return dict(zip(batch, outputs, strict=True))
@@ -135,7 +143,10 @@ class StreamPool(Closing, Generic[F]):
         streams = {key: self.open() for key in sources}
         keys = {stream: key for key, stream in streams.items()}
         while streams:
+            fed = 0
             for key, stream in list(streams.items()):
+                if fed == self._rows:
+                    break  # a source begins when there is a row for it
                 while not stream.runnable and not stream.finished:
                     try:
                         stream.push(next(iterators[key]))
@@ -144,30 +155,47 @@ class StreamPool(Closing, Generic[F]):
                 if stream.finished:  # its source ended where a step had ended
                     self.drop(stream)
                     del streams[key]
+                else:
+                    fed += 1
             for stream, result in self.step().items():
                 if len(result):
                     yield keys[stream], result
                 if stream.finished:
                     del streams[keys[stream]]
 
-    def _state_of(self, batch: list[PooledStream[F]]) -> StreamState:
-        """Returns the state of `batch`, one row each; copies rows only if they change."""
-        if self._state is not None:
-            if batch == self._batch:
-                return self._state
-            tensors = self._state.read()
-            for row, stream in enumerate(self._batch):
+    def _choose(self, runnable: Sequence[PooledStream[F]]) -> list[PooledStream[F]]:
+        """Returns who runs next: those with rows, unless others wait and their turn is over."""
+        seated = [stream for stream in runnable if stream in self._batch]
+        waiting = [stream for stream in runnable if stream not in self._batch]
+        over = [stream for stream in seated if stream.steps >= TURN]
+        leaving = over[: max(len(seated) + len(waiting) - self._rows, 0)]
+        staying = [stream for stream in seated if stream not in leaving]
+        return staying + waiting[: self._rows - len(staying)]
+
+    def _seat(self, chosen: Sequence[PooledStream[F]]) -> StreamState:
+        """Gives `chosen` the first rows of the state, moving as few rows as possible.
+
+        Whatever fails, each started stream has its state: in its row, or saved.
+        """
+        if self._state is None:
+            self._state = self._session.new_state(self._rows, *self._size)
+        state, batch = self._state, self._batch
+        for row, stream in enumerate(batch):
+            if stream is not None and stream not in chosen:
                 if stream in self._streams:
-                    stream.parked = {name: array[row : row + 1] for name, array in tensors.items()}
-        state = self._session.new_state(len(batch), *self._size)
-        rows = [stream.parked for stream in batch]
-        state.write(
-            {
-                name: np.concatenate([row[name] if row else new[k : k + 1] for k, row in enumerate(rows)])
-                for name, new in state.read().items()
-            }
-        )
-        for stream in batch:
-            stream.parked = None
-        self._batch, self._state = batch, state
+                    stream.saved = state.save_row(row)
+                batch[row] = None
+        joining = [stream for stream in chosen if stream not in batch]
+        batch += [None] * (len(joining) - batch.count(None))
+        free = [row for row, stream in enumerate(batch) if stream is None]
+        for row, stream in zip(free, joining, strict=False):
+            if stream.saved is not None:
+                state.load_row(row, stream.saved)
+            stream.saved, stream.steps, batch[row] = None, 0, stream
+        while None in batch:
+            row = batch.index(None)
+            if row < len(batch) - 1 and batch[-1] is not None:
+                state.copy_row(len(batch) - 1, row)
+                batch[row] = batch[-1]
+            batch.pop()
         return state

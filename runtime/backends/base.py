@@ -43,9 +43,14 @@ class BackendOptions:
 
 
 class StreamState(Protocol):
-    """The state of a batch of streams, in two buffers per tensor that swap roles at each step."""
+    """The state of a batch of streams, in two buffers per tensor that swap roles at each step.
+
+    Rows stay where they are on the device. A stream that begins takes any row as it is, since
+    `start` makes the row ignore its state.
+    """
 
     batch: int
+    """Most rows of a step."""
     height: int
     """Padded video height."""
     width: int
@@ -57,6 +62,15 @@ class StreamState(Protocol):
     def write(self, tensors: Mapping[str, Array]) -> None:
         """Replaces the current tensors. The caller has checked names, shapes and types."""
 
+    def save_row(self, row: int) -> Any:
+        """Returns a copy of one row on the device, for `load_row` of any state of this session."""
+
+    def load_row(self, row: int, saved: Any) -> None:
+        """Replaces one row by a saved one. If that fails, the row's content is undefined."""
+
+    def copy_row(self, source: int, target: int) -> None:
+        """Copies one row over another on the device. If that fails, `target` is undefined."""
+
 
 class StepSession(Protocol):
     """Runs a step graph. Safe to use from several threads, each with its own states."""
@@ -67,9 +81,10 @@ class StepSession(Protocol):
         """Returns the initial state of `batch` streams of a padded video size."""
 
     def step(self, state: StreamState, x: FloatArray, start: BoolArray, end: BoolArray) -> FloatArray:
-        """Advances every row by `x` (batch first) and returns the graph's output.
+        """Advances the first rows by `x` (batch first) and returns the graph's output.
 
-        `state` changes only if the step succeeds: a failed or interrupted step leaves it as it was.
+        The rows that `x` does not have are undefined after it. `state` changes only if the step
+        succeeds: a failed or interrupted step leaves it as it was.
         """
 
 

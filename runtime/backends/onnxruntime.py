@@ -28,6 +28,7 @@ from wfvae.runtime.backends.base import (
     run_errors,
 )
 from wfvae.runtime.backends.session_cache import current_cache
+from wfvae.runtime.dlpack import DeviceArray
 from wfvae.spec.manifest import WEIGHTS_NAME, GraphSpec
 from wfvae.spec.stream import StateSpec
 
@@ -48,14 +49,19 @@ class OnnxRuntimeState:
         self.batch, self.height, self.width = batch, height, width
         self.specs = session.graph.states
         self._device = session.device
+        self._bind = session.bind_state
         # A step reads one set and writes the other, and then they swap roles.
         self._buffers = tuple({spec.name: self._allocate(spec) for spec in self.specs} for _ in range(2))
-        self._bindings = tuple(session.bind_state(self._buffers[k], self._buffers[1 - k]) for k in range(2))
+        self._bindings = self._bind_rows(batch)
+        self._bound_rows = batch
         self._current = 0
 
-    @property
-    def binding(self) -> Any:
-        """The binding that reads the current state and writes the other buffers."""
+    def binding(self, rows: int) -> Any:
+        """Returns the binding that reads the first rows of the current state and writes them in the
+        other buffers.
+        """
+        if rows != self._bound_rows:
+            self._bindings, self._bound_rows = self._bind_rows(rows), rows
         return self._bindings[self._current]
 
     def swap(self) -> None:
@@ -70,13 +76,41 @@ class OnnxRuntimeState:
             _write(self._buffers[1 - self._current][spec.name], tensors[spec.name], spec)
         self.swap()  # only here, so that a failure leaves the state as it was
 
+    def save_row(self, row: int) -> dict[str, Any]:
+        saved = {spec.name: self._empty(spec, 1) for spec in self.specs}
+        for spec in self.specs:
+            saved[spec.name].update_inplace(self._row(spec, row))
+        return saved
+
+    def load_row(self, row: int, saved: Mapping[str, Any]) -> None:
+        for spec in self.specs:
+            self._row(spec, row).update_inplace(saved[spec.name])
+
+    def copy_row(self, source: int, target: int) -> None:
+        for spec in self.specs:
+            self._row(spec, target).update_inplace(self._row(spec, source))
+
+    def _row(self, spec: StateSpec, row: int) -> Any:
+        return _rows(self._buffers[self._current][spec.name], spec, row, 1)
+
+    def _bind_rows(self, rows: int) -> tuple[Any, Any]:
+        """Returns the bindings of both directions of the swap, for the first rows."""
+        first, second = (
+            {spec.name: _rows(buffers[spec.name], spec, 0, rows) for spec in self.specs}
+            for buffers in self._buffers
+        )
+        return self._bind(first, second), self._bind(second, first)
+
     def _allocate(self, spec: StateSpec) -> Any:
+        value = self._empty(spec, self.batch)
         with allocation_errors(spec, self.batch, self.height, self.width):
-            initial = initial_tensor(spec, self.batch, self.height, self.width)
-            kind = _ONNX_TYPES[spec.dtype]
-            value = ort.OrtValue.ortvalue_from_shape_and_type(initial.shape, kind, *self._device)
-            _write(value, initial, spec)
-            return value
+            _write(value, initial_tensor(spec, self.batch, self.height, self.width), spec)
+        return value
+
+    def _empty(self, spec: StateSpec, rows: int) -> Any:
+        with allocation_errors(spec, rows, self.height, self.width):
+            shape = spec.resolve(rows, self.height, self.width)
+            return ort.OrtValue.ortvalue_from_shape_and_type(shape, _ONNX_TYPES[spec.dtype], *self._device)
 
 
 class OnnxRuntimeStep:
@@ -103,7 +137,7 @@ class OnnxRuntimeStep:
     def step(self, state: StreamState, x: FloatArray, start: BoolArray, end: BoolArray) -> FloatArray:
         assert isinstance(state, OnnxRuntimeState)
         result = np.empty(output_shape(self.graph, x), np.float32)
-        binding = state.binding
+        binding = state.binding(len(x))
         binding.bind_cpu_input(self._x, np.ascontiguousarray(x))
         binding.bind_cpu_input("start", start)
         if self.graph.has_end:
@@ -240,6 +274,16 @@ def _cuda_works(device_id: int) -> bool:
     finally:
         ort.set_default_logger_severity(_SEVERITY_WARNING)
     return True
+
+
+def _rows(value: Any, spec: StateSpec, first: int, count: int) -> Any:
+    """Returns rows of a state tensor as a tensor in the same memory, which it keeps."""
+    shape = tuple(value.shape())
+    if (first, count) == (0, shape[0]):
+        return value
+    device, dtype = value.__dlpack_device__(), np.dtype(spec.dtype)
+    whole = DeviceArray.contiguous(value.data_ptr(), shape, dtype, device, value)
+    return ort.OrtValue.from_dlpack(whole[first : first + count])
 
 
 def _read(value: Any, spec: StateSpec) -> Array:

@@ -46,15 +46,17 @@ class OpenVinoState:
         self.specs = session.graph.states
         self._types = session.state_types
         self._requests = tuple(session.new_request() for _ in range(2))
-        self._tensors = {spec.name: self._allocate(spec) for spec in self.specs}
+        self._tensors = {spec.name: self._allocate(spec, batch) for spec in self.specs}
         self._next = 0
 
-    @property
-    def request(self) -> Any:
-        """The request that reads the current state and writes the other tensors."""
+    def request(self, rows: int) -> Any:
+        """Returns the request that reads the first rows of the current state, and writes the other
+        tensors.
+        """
+        self._require_rows(rows)
         request = self._requests[self._next]
         for spec in self.specs:
-            request.set_tensor(spec.input, self._tensors[spec.name])
+            request.set_tensor(spec.input, _first_rows(self._tensors[spec.name], rows))
         return request
 
     def swap(self) -> None:
@@ -67,13 +69,39 @@ class OpenVinoState:
         return {spec.name: _read(self._tensors[spec.name], spec) for spec in self.specs}
 
     def write(self, tensors: Mapping[str, Array]) -> None:
+        self._require_rows(self.batch)
         for spec in self.specs:
             _write(self._tensors[spec.name], tensors[spec.name], spec)
 
-    def _allocate(self, spec: StateSpec) -> Any:
-        initial = initial_tensor(spec, self.batch, self.height, self.width)
+    def save_row(self, row: int) -> dict[str, Array]:
+        return {name: _bits(tensor)[row : row + 1].copy() for name, tensor in self._tensors.items()}
+
+    def load_row(self, row: int, saved: Mapping[str, Array]) -> None:
+        self._require_rows(row + 1)
+        for name, tensor in self._tensors.items():
+            _bits(tensor)[row : row + 1] = saved[name]
+
+    def copy_row(self, source: int, target: int) -> None:
+        for tensor in self._tensors.values():
+            _bits(tensor)[target] = _bits(tensor)[source]
+
+    def _require_rows(self, rows: int) -> None:
+        """Makes room for `rows` rows: a step of fewer rows leaves tensors of fewer rows."""
+        held = self._tensors[self.specs[0].name].shape[0]
+        if held < rows:
+            self.grow(held, rows)
+
+    def grow(self, held: int, rows: int) -> None:
+        """Copies the `held` rows to tensors of more rows, the others as undefined as new ones."""
+        grown = {spec.name: self._allocate(spec, rows) for spec in self.specs}
+        for name, tensor in grown.items():
+            _bits(tensor)[:held] = _bits(self._tensors[name])
+        self._tensors = grown
+
+    def _allocate(self, spec: StateSpec, rows: int) -> Any:
+        initial = initial_tensor(spec, rows, self.height, self.width)
         ov = load_openvino()
-        with allocation_errors(spec, self.batch, self.height, self.width):
+        with allocation_errors(spec, rows, self.height, self.width):
             tensor = ov.Tensor(self._types[spec.name], ov.Shape(list(initial.shape)))
         _write(tensor, initial, spec)
         return tensor
@@ -102,7 +130,7 @@ class OpenVinoStep:
         assert isinstance(state, OpenVinoState)
         result = np.empty(output_shape(self.graph, x), np.float32)
         feeds = {self._x: x, "start": start, **({"end": end} if self.graph.has_end else {})}
-        _infer(state.request, feeds, self._output, result, self.graph)
+        _infer(state.request(len(x)), feeds, self._output, result, self.graph)
         state.swap()
         return result
 
@@ -235,6 +263,14 @@ def _infer(
             request.set_tensor(name, ov.Tensor(array, shared_memory=True))
         request.set_tensor(output, ov.Tensor(result, shared_memory=True))
         request.infer()
+
+
+def _first_rows(tensor: Any, rows: int) -> Any:
+    """Returns the first rows of a tensor, in the same memory."""
+    shape = list(tensor.shape)
+    if shape[0] == rows:
+        return tensor
+    return load_openvino().Tensor(tensor, [0] * len(shape), [rows, *shape[1:]])
 
 
 def _read(tensor: Any, spec: StateSpec) -> Array:

@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,16 @@ import numpy as np
 import pytest
 
 from fixtures.program import Program, run_python
-from fixtures.streams import Passage, at_once, failing, finish_despite_failures, noise, passage, same_bits
+from fixtures.streams import (
+    Passage,
+    at_once,
+    failing,
+    finish_despite_failures,
+    noise,
+    passage,
+    run_one_after_the_other,
+    same_bits,
+)
 from wfvae.errors import BundleError, InputError, MissingExtraError, ResourceError
 from wfvae.export.parity.rules import BOUNDS, EXACT, model_rule, plan_rule, stream_rule
 from wfvae.runtime import Bundle, open_bundle
@@ -105,6 +115,25 @@ def test_rows_of_a_pool_give_the_bits_of_single_streams(opened_here: Opener, hin
         for seed, part in pool.run({seed: np.array_split(clip.data, 4) for seed, clip in clips.items()}):
             found[seed].append(part)
     assert all(clips[seed].is_result(parts) for seed, parts in found.items())
+
+
+@pytest.mark.parametrize("direction", ["encoder", "decoder"])
+def test_pool_copies_state_only_when_its_batch_grows(
+    opened_here: Opener, counted: Callable[..., Counter[str]], direction: str
+) -> None:
+    bundle = opened_here(NAME)
+    open_pool = bundle.encoder_pool if direction == "encoder" else bundle.decoder_pool
+    pool = open_pool(height=HEIGHT, width=WIDTH, rows=2, chunk=1)
+    copies = counted(pool)
+    run_one_after_the_other(pool, bundle, direction, HEIGHT, WIDTH)
+    assert not copies
+    clip = source_of(bundle, direction, 17)
+    first, second = pool.open(), pool.open()
+    first.push(clip.data)
+    pool.step()
+    second.push(clip.data)
+    pool.step()
+    assert copies == {"grow": 1}  # a step of one row left tensors of one row
 
 
 def test_snapshots_pass_between_backends(opened_here: Opener, opened: Opener) -> None:

@@ -1,20 +1,23 @@
 """Many streams in one batch: each gives the bits of running alone, whatever the others do."""
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixtures.streams import Passage, noise, passage, same_bits
+from fixtures.streams import COPIES, Passage, noise, passage, run_one_after_the_other, same_bits
 from wfvae.errors import InputError, ResourceError, StreamingError
 from wfvae.runtime import Bundle
 from wfvae.runtime.pool import StreamPool
 
 HEIGHT, WIDTH = 8, 13
+TURN = "wfvae.runtime.pool.TURN"
 
 
 def new_pool(bundle: Bundle, direction: str, rows: int, chunk: int) -> StreamPool[Any]:
@@ -75,6 +78,7 @@ EVENTS = st.lists(st.tuples(KINDS, st.integers(0, 5), st.integers(1, 9)), max_si
     chunk=st.integers(1, 3),
     events=EVENTS,
     lengths=st.lists(st.integers(1, 18), min_size=6, max_size=6),
+    turn=st.sampled_from([1, 8]),
 )
 @settings(max_examples=40)
 def test_streams_that_join_and_leave_at_any_step_give_the_bits_of_single_streams(
@@ -85,8 +89,20 @@ def test_streams_that_join_and_leave_at_any_step_give_the_bits_of_single_streams
     chunk: int,
     events: list[tuple[str, int, int]],
     lengths: list[int],
+    turn: int,
 ) -> None:
-    bundle = opened(name)
+    with patch(TURN, turn):
+        run_events(opened(name), direction, rows, chunk, events, lengths)
+
+
+def run_events(
+    bundle: Bundle,
+    direction: str,
+    rows: int,
+    chunk: int,
+    events: list[tuple[str, int, int]],
+    lengths: list[int],
+) -> None:
     pool = new_pool(bundle, direction, rows, chunk)
     members: list[Member] = []
     for event, which, amount in events:
@@ -156,13 +172,11 @@ def test_error_of_one_stream_leaves_the_others_unchanged(model: Bundle) -> None:
         good.stream.push(good.source.data)
 
 
-@pytest.mark.parametrize("fails", ["step", "new_state"])
-def test_failed_step_loses_nothing(
-    opened: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch, fails: str
-) -> None:
+@pytest.mark.parametrize("fails", ["step", "new_state", "save_row", "load_row", "copy_row"])
+def test_failed_step_loses_nothing(opened: Callable[..., Bundle], fails: str) -> None:
     bundle = opened("4x8x8-nearest-16ch")
-    pool = new_pool(bundle, "decoder", rows=2, chunk=1)
-    members = [Member(pool, passage(bundle, "decoder", 13, seed=seed)) for seed in range(3)]
+    pool = new_pool(bundle, "decoder", rows=3, chunk=1)
+    members = [Member(pool, passage(bundle, "decoder", frames, seed=1)) for frames in (13, 9, 17)]
     count = 0
 
     def fail(*arguments: Any) -> Any:
@@ -170,15 +184,16 @@ def test_failed_step_loses_nothing(
         count += 1
         raise ResourceError("out of memory")
 
-    for _ in range(15):
-        for member in members:
+    for turn in range(15):
+        for member in members[turn % 2 :]:  # at times the first one has no input
             member.push(1)
-        with monkeypatch.context() as patch:
-            patch.setattr(pool._session, fails, fail)
-            with suppress(ResourceError):
+        of_state = fails in COPIES
+        if not of_state or pool._state is not None:
+            target = pool._state if of_state else pool._session
+            with patch.object(target, fails, fail), suppress(ResourceError):
                 advance(pool, members)
         advance(pool, members)
-    assert count >= 3
+    assert count >= 1
     finish(pool, members)
 
 
@@ -186,20 +201,56 @@ def test_more_streams_than_rows_take_turns(model: Bundle) -> None:
     pool = new_pool(model, "encoder", rows=2, chunk=1)
     streams = [pool.open() for _ in range(5)]
     for stream in streams:
-        stream.push(noise(41, HEIGHT, WIDTH))
-    turns = [stream for _ in range(10) for stream in pool.step()]
-    assert turns == streams * 4
+        stream.push(noise(61, HEIGHT, WIDTH))
+    with patch(TURN, 3):
+        turns = [stream for _ in range(30) for stream in pool.step()]
+    pairs = [streams[:2], streams[2:4], [streams[4], streams[0]], streams[1:3], streams[3:]]
+    expected = [set(pair) for pair in pairs * 2 for _ in range(3)]
+    assert [set(turns[k : k + 2]) for k in range(0, 60, 2)] == expected
 
 
-def test_state_is_not_copied_while_the_batch_stays(model: Bundle) -> None:
-    pool = new_pool(model, "encoder", rows=2, chunk=1)
-    streams, states = [pool.open(), pool.open()], []
-    for count in (1, 4, 4):
-        for stream in streams:
-            stream.push(noise(count, HEIGHT, WIDTH))
-        pool.step()
-        states.append(pool._state)
-    assert states[0] is states[1] is states[2]
+@pytest.mark.parametrize("direction", ["encoder", "decoder"])
+def test_streams_that_join_run_and_end_copy_no_state(
+    model: Bundle, counted: Callable[..., Counter[str]], direction: str
+) -> None:
+    pool = new_pool(model, direction, rows=2, chunk=1)
+    copies = counted(pool)
+    run_one_after_the_other(pool, model, direction, HEIGHT, WIDTH)
+    assert not copies
+
+
+def test_stream_that_joins_a_running_one_copies_no_state(
+    model: Bundle, counted: Callable[..., Counter[str]]
+) -> None:
+    pool = new_pool(model, "encoder", rows=3, chunk=1)
+    copies, members = counted(pool), []
+    for length in (9, 17, 25):  # they also end in the order of their rows, from the last on
+        members.insert(0, Member(pool, passage(model, "encoder", 33 - length, seed=length)))
+        members[0].push(33 - length)
+        advance(pool, members)
+    assert not copies
+    finish(pool, members)
+
+
+def test_only_the_rows_that_change_are_copied(model: Bundle, counted: Callable[..., Counter[str]]) -> None:
+    pool = new_pool(model, "encoder", rows=3, chunk=1)
+    copies = counted(pool)
+    first, second, third = members = [Member(pool, passage(model, "encoder", 29, seed=k)) for k in range(3)]
+    for member in members:
+        member.push(5)
+    advance(pool, members)
+    advance(pool, members)
+    assert not copies
+    for member in (first, third):
+        member.push(4)
+    advance(pool, members)  # the second one has no input, and the third one closes the gap
+    assert copies == {"save_row": 1, "copy_row": 1}
+    second.push(8)
+    first.push(4)
+    third.push(4)
+    advance(pool, members)
+    assert copies == {"save_row": 1, "copy_row": 1, "load_row": 1}
+    finish(pool, members)
 
 
 def test_empty_or_closed_pool_does_nothing(model: Bundle) -> None:

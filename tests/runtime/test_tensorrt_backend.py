@@ -305,6 +305,34 @@ def test_graphs_are_captured_again_when_scratch_moves(setup: Make, reference: Bu
     assert np.array_equal(np.concatenate(parts), reference.encode(frames))
 
 
+@pytest.mark.parametrize("options", [PLAIN, GRAPHS], ids=["plain", "cuda graphs"])
+def test_pool_keeps_rows_on_the_device_and_gives_bits_of_onnxruntime(
+    setup: Make, reference: Bundle, options: BackendOptions
+) -> None:
+    found = setup(options)
+    clips = [video(frames, seed) for seed, frames in enumerate((9, 26, 17, 13, 5))]
+    pool = found.bundle.encoder_pool(**SIZE, rows=3, chunk=2)
+    streams = [pool.open() for _ in clips]
+    parts: list[list[Any]] = [[] for _ in clips]
+    for turn in range(9):  # at each step another one of the streams has no input
+        for number, (stream, clip) in enumerate(zip(streams, clips, strict=True)):
+            if number != turn % 5 and not stream.feed.closed:
+                stream.push(clip[stream.feed.frames_seen :][:8])
+                if stream.feed.frames_seen == len(clip):
+                    stream.finish()
+        for stream, result in pool.step().items():
+            parts[streams.index(stream)].append(result)
+    while len(pool):
+        for stream, result in pool.step().items():
+            parts[streams.index(stream)].append(result)
+    for clip, found_parts in zip(clips, parts, strict=True):
+        assert np.array_equal(np.concatenate(found_parts), reference.encode(clip))
+    assert found.cuda.counts["copy_within"]
+    pool.close()
+    gc.collect()
+    assert found.cuda.held()["device"] == 1, "rows that were saved hold memory"
+
+
 def test_size_outside_of_profiles_is_refused(setup: Make) -> None:
     found = setup()
     with pytest.raises(InputError, match=r"takes batch 1:1:3.*this is batch 1.*32x24.*wfvae build"):

@@ -63,6 +63,11 @@ class Cuda:
         kind = self._rt.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call(self._rt.cudaMemcpyAsync, host, device, size, kind, stream)
 
+    def copy_within(self, target: int, source: int, size: int, stream: int) -> None:
+        """Copies device memory to device memory. The areas must not overlap."""
+        kind = self._rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call(self._rt.cudaMemcpyAsync, target, source, size, kind, stream)
+
     def fill_zero(self, device: int, size: int, stream: int) -> None:
         self._call(self._rt.cudaMemsetAsync, device, 0, size, stream)
 

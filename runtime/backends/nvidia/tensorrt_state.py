@@ -36,6 +36,10 @@ class _Tensor:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def row_bytes(self) -> int:
+        return self.nbytes // self.shape[0]
+
 
 @dataclass
 class _Entry:
@@ -115,6 +119,21 @@ class GraphCache:
                 device.cuda.destroy_graph(graph)
 
 
+class SavedRow:
+    """A copy of one row of a state on the device. Its memory is released when it is dropped."""
+
+    def __init__(self, device: Device, sizes: Mapping[str, int]) -> None:
+        """Raises `ResourceError` if the device has no room."""
+        memory = Allocations(device.cuda)
+        weakref.finalize(self, release_when_idle, device, memory)
+        with device.enqueuing():
+            address = memory.device(sum(map(aligned, sizes.values())))
+        self.addresses: dict[str, int] = {}
+        for name, size in sizes.items():
+            self.addresses[name] = address
+            address += aligned(size)
+
+
 class TensorRTState:
     """State of a batch of streams. Its memory is released when it is closed or dropped."""
 
@@ -182,7 +201,7 @@ class TensorRTState:
             inputs["end"] = (end_at, end.shape)
         outputs = {graph.outputs[0].name: (output_at, output)}
         for spec in graph.states:
-            shape = self._tensors[spec.name].shape
+            shape = (len(x), *self._tensors[spec.name].shape[1:])
             inputs[spec.input] = (self._address(spec.name, self.parity), shape)
             outputs[spec.output] = (self._address(spec.name, 1 - self.parity), shape)
         return Binding(inputs, outputs)
@@ -204,6 +223,30 @@ class TensorRTState:
             self._fill(1 - self.parity, tensors)
         # After the copies, so that a failure leaves the state as it was.
         self.swap()
+
+    def save_row(self, row: int) -> SavedRow:
+        saved = SavedRow(self.device, {name: tensor.row_bytes for name, tensor in self._tensors.items()})
+        self._copy_rows({saved.addresses[name]: self._row(name, row) for name in self._tensors})
+        return saved
+
+    def load_row(self, row: int, saved: SavedRow) -> None:
+        self._copy_rows({self._row(name, row): saved.addresses[name] for name in self._tensors})
+
+    def copy_row(self, source: int, target: int) -> None:
+        self._copy_rows({self._row(name, target): self._row(name, source) for name in self._tensors})
+
+    def _copy_rows(self, sources: Mapping[int, int]) -> None:
+        """Copies a row from address to address, given as {target: source} in the tensors' order."""
+        cuda, stream = self.device.cuda, self.device.compute
+        sizes = [tensor.row_bytes for tensor in self._tensors.values()]
+        with self.stepping(), self.device.enqueuing():
+            for (target, source), size in zip(sources.items(), sizes, strict=True):
+                cuda.copy_within(target, source, size, stream)
+            cuda.synchronize(stream)
+
+    def _row(self, name: str, row: int) -> int:
+        """Returns the address of a row of the current state."""
+        return self._address(name, self.parity) + row * self._tensors[name].row_bytes
 
     def _initialize(self, total: int) -> None:
         cuda, compute = self.device.cuda, self.device.compute
