@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from wfvae.errors import StreamingError
+from wfvae.errors import StateError, StreamingError
 from wfvae.runtime.backends.base import Array, FloatArray, StepSession, StreamState
 
 _QUEUED = "waiting"
 """Name of the queued input in snapshots."""
+READY = "ready"
+"""Name of results in a snapshot that were computed and not returned yet."""
 
 
 class Feed(ABC):
@@ -70,6 +72,34 @@ class Feed(ABC):
     def arrays(self) -> dict[str, Array]:
         """Returns the queued input."""
         return {_QUEUED: self._queue.first(self._queue.count)} if self._queue.count else {}
+
+    def check(self, counters: Mapping[str, int], arrays: Mapping[str, Array]) -> None:
+        """Raises `StateError` unless a feed like this one can have these counters and arrays.
+
+        The counters have the names of `counters()`. Nothing is changed.
+        """
+        taken, returned = self.layouts(counters)
+        for name, array in arrays.items():
+            like = {_QUEUED: taken, READY: returned}.get(name)
+            if like is None or (array.shape[1:], array.dtype) != (like.shape[1:], like.dtype):
+                wanted = "" if like is None else f"; expected {like.dtype} (n, *{like.shape[1:]})"
+                raise StateError(
+                    f"the snapshot holds {array.dtype} {array.shape} as {name}{wanted}; start the stream anew"
+                )
+        waiting, ready = (len(arrays.get(name, ())) for name in (_QUEUED, READY))
+        if not self.possible(counters, waiting, ready):
+            raise StateError(
+                f"the snapshot's counters {dict(counters)} contradict each other or its {waiting} inputs"
+                f" and {ready} results that are pending; start the stream anew"
+            )
+
+    @abstractmethod
+    def layouts(self, counters: Mapping[str, int]) -> tuple[Array, Array]:
+        """Returns empty arrays of input and results, of a feed with these counters."""
+
+    @abstractmethod
+    def possible(self, counters: Mapping[str, int], waiting: int, ready: int) -> bool:
+        """Whether a feed can be in this state, with so many inputs and results pending."""
 
     def restore(self, counters: Mapping[str, int], arrays: Mapping[str, Array]) -> None:
         """Restores the feed that returned these `counters` and `arrays`."""

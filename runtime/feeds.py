@@ -55,6 +55,19 @@ class EncoderFeed(Feed):
     def empty(self) -> FloatArray:
         return np.empty((0, self._channels, *latent_size(self.height, self.width)), np.float32)
 
+    def layouts(self, counters: Mapping[str, int]) -> tuple[Array, Array]:
+        dtype = np.float32 if counters["float"] else np.uint8
+        return np.empty((0, self.height, self.width, 3), dtype), self.empty()
+
+    def possible(self, counters: Mapping[str, int], waiting: int, ready: int) -> bool:
+        seen, given, closed = counters["frames_seen"], counters["latents_given"], counters["closed"]
+        if seen < 0 or given < ready or not _are_flags(counters, given > 0):
+            return False
+        if not seen:
+            return not (waiting or given or closed)
+        tail = tail_frames(seen, self._ratio) if closed else 0
+        return lead_frames(self._ratio) + seen + tail == self._ratio * given + waiting
+
     def counters(self) -> dict[str, int]:
         return {
             "frames_seen": self.frames_seen,
@@ -154,6 +167,25 @@ class DecoderFeed(Feed):
         shape = (0, self.height, self.width, 3)
         return np.empty(shape, np.uint8) if self._pixels == "uint8" else np.empty(shape, np.float32)
 
+    def layouts(self, counters: Mapping[str, int]) -> tuple[Array, Array]:
+        latents = np.empty((0, self.channels, *latent_size(self.height, self.width)), np.float32)
+        dtype = np.float32 if counters["float"] else np.uint8
+        return latents, np.empty((0, self.height, self.width, 3), dtype)
+
+    def possible(self, counters: Mapping[str, int], waiting: int, ready: int) -> bool:
+        seen, frames, closed = counters["latents_seen"], counters["frames"], counters["closed"]
+        ratio, window = self._stream.ratio, (counters["drop"], counters["given"])
+        known = None if frames < 0 else frames
+        done = seen - waiting
+        if done < 0 or known == 0 or counters["given"] < ready or not _are_flags(counters, done > 0):
+            return False
+        longest = seen if known is None else latent_frames(known, ratio)
+        if (seen != longest or not seen or known is None) if closed else seen > longest:
+            return False
+        _, passed = OutputWindow(self._stream.drop).take(ratio * done, known)
+        drained = closed and not waiting and window == (0, known)
+        return drained or window == (passed.drop, passed.given)
+
     def counters(self) -> dict[str, int]:
         return {
             "latents_seen": self.latents_seen,
@@ -203,6 +235,12 @@ class DecoderFeed(Feed):
         self._window = OutputWindow(counters["drop"], counters["given"])
         self._frames = None if counters["frames"] < 0 else counters["frames"]
         self._pixels = "float32" if counters["float"] else "uint8"
+
+
+def _are_flags(counters: Mapping[str, int], started: bool) -> bool:
+    """Whether the flags are 0 or 1, and `started` says what the other counters say."""
+    flags = [counters[name] for name in ("float", "started", "closed")]
+    return all(flag in (0, 1) for flag in flags) and counters["started"] == started
 
 
 def _check_count(frames: int | None) -> None:

@@ -9,14 +9,11 @@ import numpy as np
 from wfvae.errors import StreamingError
 from wfvae.runtime.backends.base import Array, StepSession, StreamState
 from wfvae.runtime.closing import Closing
-from wfvae.runtime.feed import Feed, run_step
+from wfvae.runtime.feed import READY, Feed, run_step
 from wfvae.runtime.feeds import DecoderFeed, EncoderFeed
 from wfvae.runtime.snapshot import Snapshot
 from wfvae.spec.frames import padded_size
 from wfvae.spec.stream import StreamSpec
-
-_READY = "ready"
-"""Name of results in a snapshot that were computed and not returned yet."""
 
 F = TypeVar("F", bound=Feed)
 
@@ -115,7 +112,7 @@ class Stream(Closing, Generic[F]):
     def capture(self) -> Snapshot:
         """Returns a snapshot as arrays."""
         state, feed = self._require_open(), self._feed
-        pending = feed.arrays() | ({_READY: np.concatenate(self._ready)} if self._ready else {})
+        pending = feed.arrays() | ({READY: np.concatenate(self._ready)} if self._ready else {})
         return Snapshot(
             self._bundle, self.spec.direction, feed.height, feed.width, feed.counters(), state.read(), pending
         )
@@ -124,21 +121,27 @@ class Stream(Closing, Generic[F]):
         """Restores the stream from a snapshot.
 
         Raises:
-            StateError: the snapshot is damaged, or of another bundle, direction or size; the stream
-                is unchanged.
+            StateError: the snapshot is damaged, of another bundle, direction or size, or no stream
+                can be in such a state; the stream is unchanged.
         """
         snapshot = snapshot if isinstance(snapshot, Snapshot) else Snapshot.from_bytes(snapshot)
         state, feed = self._require_open(), self._feed
+        self.require(snapshot)
+        state.write(snapshot.state)
+        feed.restore(snapshot.counters, snapshot.pending)
+        self._ready = [np.array(snapshot.pending[READY])] if READY in snapshot.pending else []
+
+    def require(self, snapshot: Snapshot) -> None:
+        """Raises `StateError` unless the stream can be restored from the snapshot."""
+        state, feed = self._require_open(), self._feed
         snapshot.require(self._bundle, self.spec.direction, feed.height, feed.width, feed.counters())
+        feed.check(snapshot.counters, snapshot.pending)
         # No state is uint16 but for the bits of bfloat16.
         types = {
             name: str(array.dtype).replace("uint16", "bfloat16") for name, array in snapshot.state.items()
         }
         given = {name: (array.shape, types[name]) for name, array in snapshot.state.items()}
         self.spec.check(given, 1, state.height, state.width)
-        state.write(snapshot.state)
-        feed.restore(snapshot.counters, snapshot.pending)
-        self._ready = [snapshot.pending[_READY]] if _READY in snapshot.pending else []
 
     def _require_open(self) -> StreamState:
         if self._state is None:

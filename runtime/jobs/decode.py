@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from wfvae.errors import StateError
 from wfvae.runtime.backends.base import Array
 from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.jobs.checkpoints import CHECKPOINT_SECONDS, DEPTH, Checkpoints
@@ -146,7 +149,11 @@ class _Decoding:
         if snapshot is None:
             checkpoints.forget()
         else:
-            held = snapshot.attached[_PENDING]
+            self.stream.require(snapshot)
+            held = snapshot.attached.get(_PENDING)
+            expected = (self.reader.info.height, self.reader.info.width, 3)
+            if held is None or held.shape[1:] != expected or held.dtype != np.uint8:
+                raise StateError("the snapshot of the interrupted run is damaged; run it without --resume")
             position = snapshot.counters["given"] - len(held)
             if position <= resumed_at:
                 self.stream.restore(snapshot)

@@ -172,6 +172,51 @@ def test_snapshot_with_a_wrong_state_is_refused(model: Bundle) -> None:
     assert source.is_result([first, stream.push(source.data[2:]), stream.finish()])
 
 
+def with_counters(**changes: int) -> Callable[[Snapshot], Snapshot]:
+    return lambda snapshot: replace(snapshot, counters={**snapshot.counters, **changes})
+
+
+def with_pending(**changes: Any) -> Callable[[Snapshot], Snapshot]:
+    return lambda snapshot: replace(snapshot, pending={**snapshot.pending, **changes})
+
+
+def with_nan(snapshot: Snapshot) -> Snapshot:
+    name = next(name for name, array in snapshot.state.items() if array.dtype == np.float32)
+    return replace(snapshot, state={**snapshot.state, name: np.full_like(snapshot.state[name], np.nan)})
+
+
+COUNTERS = ["frames_seen", "latents_given", "latents_seen", "drop", "given", "frames"]
+IMPOSSIBLE: dict[str, Callable[[Snapshot], Snapshot]] = {
+    **{f"{name} too large": with_counters(**{name: 10**18}) for name in COUNTERS},
+    **{f"{name} below 0": with_counters(**{name: -7}) for name in COUNTERS},
+    **{f"{name} no flag": with_counters(**{name: 2}) for name in ("started", "closed", "float")},
+    "not started": with_counters(started=0),
+    "ended": with_counters(closed=1),
+    "input of another size": with_pending(waiting=np.zeros((1, 3, 3, 3), np.uint8)),
+    "input of another type": with_pending(waiting=np.zeros((1, HEIGHT, WIDTH, 3))),
+    "input of rank 0": with_pending(waiting=np.zeros((), np.float32)),
+    "results of another size": with_pending(ready=np.zeros((1, 2), np.float32)),
+    "more than a stream has": with_pending(more=np.zeros(1, np.float32)),
+    "NaN in the state": with_nan,
+}
+
+
+@pytest.mark.parametrize("direction", ["encoder", "decoder"])
+@pytest.mark.parametrize("kind", IMPOSSIBLE)
+def test_snapshot_in_which_no_stream_can_be_is_refused(model: Bundle, direction: str, kind: str) -> None:
+    source = source_of(model, direction)
+    stream = source.open(1)
+    first = stream.push(source.data[:6])
+    snapshot = stream.capture()
+    wrong = IMPOSSIBLE[kind](snapshot)
+    if "frames below" in kind:
+        wrong = replace(wrong, counters={**wrong.counters, "frames": 0})  # -1 is an unknown number
+    for snapshot in (wrong, Snapshot.from_bytes(wrong.to_bytes())):
+        with pytest.raises(StateError):
+            stream.restore(snapshot)
+    assert source.is_result([first, stream.push(source.data[6:]), stream.finish()])
+
+
 @pytest.fixture(scope="module")
 def small_snapshot(opened: Callable[..., Bundle]) -> bytes:
     with opened("small").encoder(height=8, width=8) as stream:

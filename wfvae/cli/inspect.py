@@ -115,7 +115,7 @@ def _bundle(path: Path) -> dict[str, Any]:
     facts["engines"] = [engine.get("file", "?") for engine in manifest.engines] or "none"
     facts["tuned"] = [
         f"{entry.direction} {entry.height}x{entry.width} chunk {entry.chunk}"
-        f" ({entry.setting.backend['name']}, {entry.setting.cpu})"
+        f" ({entry.setting.backend.get('name', '?')}, {entry.setting.cpu})"
         for entry in Tuning.read(path, manifest.identity).entries
     ] or "none"
     return facts

@@ -16,18 +16,17 @@ from wfvae.errors import LatentsError
 from wfvae.spec.bounded import parse_object, to_fraction
 from wfvae.spec.frames import SPATIAL_RATIO, latent_frames
 from wfvae.spec.records import check_fields, read_as
+from wfvae.spec.stream import LARGEST_SIDE
 
 FORMAT: Final = "wfvae-latents/1"
 Latents = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
 ITEMS_PER_FINITE_CHECK = 1 << 22
 FRAMES_AT_MOST = 2**53
-PIXELS_AT_MOST = 2**20
-"""Of a side."""
 _HIGHEST_RATE = 10**6
 
 Frames = Annotated[int, Meta(ge=1, le=FRAMES_AT_MOST)]
-Side = Annotated[int, Meta(ge=1, le=PIXELS_AT_MOST)]
+Side = Annotated[int, Meta(ge=1, le=LARGEST_SIDE)]
 Name = Annotated[str, Meta(max_length=256)]
 Factors = Annotated[tuple[float, ...], Meta(max_length=1 << 16)]
 
@@ -126,7 +125,7 @@ class LatentsInfo(msgspec.Struct, frozen=True):
             raise LatentsError(f"{problem}; expected as many log-variances as means, encode the video again")
         means = channels // 2 if self.kind == "moments" else channels
         for key, factors in (("scale", self.scale), ("shift", self.shift)):
-            if len(factors) not in (0, 1, means):
+            if len(factors) not in (0, means) and len(set(factors)) != 1:
                 problem = f"the metadata of '{name}' have {len(factors)} numbers as {key}"
                 raise LatentsError(f"{problem}; expected none, one, or one for each of {means} channels")
         if complete:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -19,7 +19,7 @@ from wfvae.files import write_whole
 from wfvae.spec.bounded import read_json
 from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.spec.records import Record, read_unchanged
-from wfvae.spec.stream import Direction, Shape, Size, StateSpec, StreamSpec, Text
+from wfvae.spec.stream import LARGEST_SIDE, Direction, Shape, Size, StateSpec, StreamSpec, Text
 
 FORMAT: Final = "wfvae-bundle/1"
 MANIFEST_NAME = "manifest.json"
@@ -31,6 +31,9 @@ METADATA_KEY = "wfvae.graph"
 
 OPSETS = range(18, 25)
 """Versions of ONNX's operators that graphs can have."""
+MOST_TERMS, MOST_FACTORS, LARGEST_FACTOR = 256, 16, 2**48
+"""In `scratch_bytes`: sums, and products in each; factors of a product; the number among these."""
+_SHOWN_PROBLEMS = 4
 STEP: Final = "step"
 DIRECT: Final = "direct"
 Kind = Literal["step", "direct"]
@@ -102,6 +105,49 @@ class GraphSpec(Record, frozen=True, kw_only=True):
         """Whether the graph takes the `end` flag."""
         return any(tensor.name == "end" for tensor in self.inputs)
 
+    def problems(self, channels: int) -> Iterator[str]:
+        """Yields what cannot be of a graph whose latents have so many channels."""
+        if self.delay_frames >= self.ratio:
+            yield f"delay_frames is {self.delay_frames}; expected less than the ratio {self.ratio}"
+        sides = (f"height/{SPATIAL_RATIO}", f"width/{SPATIAL_RATIO}")
+        layouts: dict[str, tuple[str, Shape]] = {
+            "frames": ("float32", ("batch", "frames", 3, "height", "width")),
+            "latents": ("float32", ("batch", "latents", channels, *sides)),
+            "start": ("bool", ("batch",)),
+            "end": ("bool", ("batch",)),
+        }
+        names = ["frames", "latents"] if self.direction == "encoder" else ["latents", "frames"]
+        flags = ["start", *(["end"] if self.drain else [])] if self.kind == STEP else []
+        for part, tensors, expected in (
+            ("inputs", self.inputs, [names[0], *flags]),
+            ("outputs", self.outputs, names[1:]),
+        ):
+            if (found := [tensor.name for tensor in tensors]) != expected:
+                yield f"{part} are {', '.join(found)}; expected {', '.join(expected)}"
+            for tensor in tensors:
+                given, wanted = (tensor.dtype, tensor.shape), layouts.get(tensor.name)
+                if given != wanted:
+                    yield f"{part} has {tensor.name} of {given}; expected {wanted}"
+        if len({state.name for state in self.states}) != len(self.states):
+            yield "states has two of one name"
+        for state in self.states:
+            yield from (f"states has {state.name[:80]!r} {problem}" for problem in state.problems())
+        yield from self._scratch_problems()
+
+    def _scratch_problems(self) -> Iterator[str]:
+        symbols = {"batch", "latents", "height/8", "width/8", *(["groups"] if self.kind == DIRECT else [])}
+        if max(map(len, (self.scratch_bytes, *self.scratch_bytes))) > MOST_TERMS:
+            yield f"scratch_bytes has more than {MOST_TERMS} sums, or one of them more products"
+            return
+        for product in (product for terms in self.scratch_bytes for product in terms):
+            numbers = [factor for factor in product if isinstance(factor, int)]
+            if len(product) > MOST_FACTORS or len(numbers) > 1:
+                yield f"scratch_bytes has a product of {len(product)} factors, {len(numbers)} of them numbers"
+            elif any(not 0 <= number <= LARGEST_FACTOR for number in numbers):
+                yield f"scratch_bytes has the factor {numbers[0]}; expected 0..{LARGEST_FACTOR}"
+            elif not symbols.issuperset(factor for factor in product if isinstance(factor, str)):
+                yield f"scratch_bytes has {product}; expected the symbols {', '.join(sorted(symbols))}"
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GraphSpec:
         """Reads a graph's entry of a manifest. Raises `BundleError`."""
@@ -164,9 +210,35 @@ class Manifest(Record, frozen=True, kw_only=True):
                 problems.append(f"{key} is the {graph.kind} graph of the {graph.direction}")
             if graph.kind == STEP and not graph.states:
                 problems.append(f"the states of {key} are missing")
+        if not problems:
+            problems = list(manifest._contradictions())
         if problems:
-            raise BundleError(f"the manifest is incomplete: {'; '.join(problems)}; export the bundle anew")
+            shown = "; ".join(problems[:_SHOWN_PROBLEMS])
+            raise BundleError(f"the manifest is incomplete or wrong: {shown}; export the bundle anew")
         return manifest
+
+    def _contradictions(self) -> Iterator[str]:
+        """Yields what no graph can be, or what two entries say differently."""
+        if self.size is not None and max(self.size) > LARGEST_SIDE:
+            yield f"size is {self.size}; expected sides of at most {LARGEST_SIDE}"
+        channels = self.model.get("latent_dim")
+        if type(channels) is not int or not 1 <= channels <= LARGEST_SIDE:
+            yield f"model.latent_dim is {channels!r}; expected an integer in 1..{LARGEST_SIDE}"
+            return
+        for key in ("scale", "shift"):
+            factors: Any = self.model.get(key)
+            known = isinstance(factors, list) and all(type(value) in (int, float) for value in factors)
+            # The published 16-channel model lists four equal numbers.
+            if not known or (len(factors) != channels and len(set(factors)) != 1):
+                yield f"model.{key} is no list of one number for all or each of {channels} channels"
+        first = self.graphs["encoder"]
+        for key, graph in self.graphs.items():
+            if graph.ratio != first.ratio:
+                yield f"{key}.ratio is {graph.ratio}, that of the encoder {first.ratio}"
+            if graph.delay_frames != self.graphs[graph.direction].delay_frames:
+                yield f"{key}.delay_frames is not that of the {graph.direction}"
+            moments = graph.direction == "encoder" and self.latents == "moments"
+            yield from (f"{key}.{problem}" for problem in graph.problems(channels * (2 if moments else 1)))
 
     def write(self, bundle: Path) -> None:
         """Writes `manifest.json` atomically. Raises `ResourceError` if that fails."""

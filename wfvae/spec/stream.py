@@ -1,7 +1,8 @@
 """What a stream carries from chunk to chunk, as data."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -23,6 +24,12 @@ Dim = Size | Symbol
 Shape = Annotated[
     tuple[Dim, ...], Meta(min_length=1, extra_json_schema={"prefixItems": [{"const": "batch"}]})
 ]
+
+
+LARGEST_SIDE = 2**20
+"""Of any axis that is a number, and of a video."""
+MOST_AXES = 6
+_STATE_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 
 
 def resolve(shape: Iterable[Dim], **sizes: int) -> tuple[int, ...]:
@@ -63,6 +70,19 @@ class StateSpec(Record, frozen=True):
     def __post_init__(self) -> None:
         force_setattr(self, "input", f"state.{self.name}")
         force_setattr(self, "output", f"next_state.{self.name}")
+
+    def problems(self) -> Iterator[str]:
+        """Yields what no state of a graph can be."""
+        if not _STATE_NAME.fullmatch(self.name):
+            yield "whose name is not a module's path"
+        if not math.isfinite(self.initial_value):
+            yield f"with the initial value {self.initial_value}"
+        sides = {f"{side}{by}" for side in ("height", "width") for by in ("", "/2", "/4", "/8")}
+        known = all(
+            1 <= dim <= LARGEST_SIDE if isinstance(dim, int) else dim in sides for dim in self.shape[1:]
+        )
+        if self.shape[0] != "batch" or len(self.shape) > MOST_AXES or not known:
+            yield f"of shape {self.shape}; expected batch, then numbers up to {LARGEST_SIDE} and video sides"
 
     def resolve(self, batch: int, height: int, width: int) -> tuple[int, ...]:
         """Returns the concrete shape for a batch of streams of this (padded) video size."""
