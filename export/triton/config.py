@@ -8,26 +8,41 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
+from msgspec.structs import fields
 
 from wfvae.errors import BundleError, InputError
 from wfvae.spec.frames import padded_size
 from wfvae.spec.manifest import GraphSpec, Manifest, TensorSpec
 from wfvae.spec.records import Record, check_fields
+from wfvae.spec.serving import SERVING_PARAMETER, ServingOptions
 from wfvae.spec.stream import Dim, Size, StateSpec, resolve
 
-Platform = Literal["onnxruntime", "tensorrt"]
-PLATFORMS: dict[Platform, tuple[str, str]] = {
-    "onnxruntime": ("onnxruntime_onnx", "model.onnx"),
-    "tensorrt": ("tensorrt_plan", "model.plan"),
+Platform = Literal["onnxruntime", "tensorrt", "python"]
+PLATFORMS: dict[Platform, dict[str, str]] = {
+    "onnxruntime": {"platform": "onnxruntime_onnx", "default_model_filename": "model.onnx"},
+    "tensorrt": {"platform": "tensorrt_plan", "default_model_filename": "model.plan"},
+    "python": {"backend": "python", "default_model_filename": "model.py"},
 }
-"""The server's name of the platform, and the file that it loads."""
+"""What loads a model, in the server's words, and the file that it loads."""
 PARAMETER = "wfvae"
 """Key of the model parameter with the stream's rules for clients, as JSON."""
 FORMAT = "wfvae-triton/1"
 TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16"}
-TYPES |= {"int32": "TYPE_INT32", "bool": "TYPE_BOOL"}
+TYPES |= {"int32": "TYPE_INT32", "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8"}
 """The manifest's types in Triton's words."""
 _CONTROLS = {"start": "CONTROL_SEQUENCE_START", "end": "CONTROL_SEQUENCE_END"}
+_PYTHON_ONLY = (
+    "backend",
+    "threads",
+    "precision_hint",
+    "cuda_graphs",
+    "memory_limit",
+    "chunk",
+    "pixels",
+    "site_packages",
+)
+_STATEFUL_ONLY = ("size", "same_buffer")
+"""Options of platforms whose state the server keeps."""
 _ORT_HEURISTIC = "1"  # the server's number for HEURISTIC
 _BF16_SERVER = "26.03"
 """The first release whose ONNX Runtime backend has bfloat16 tensors."""
@@ -64,11 +79,35 @@ class TritonOptions(Record, frozen=True, kw_only=True):
     """Largest step of a TensorRT engine."""
     name: Annotated[str, Meta(pattern=r"^[\w-]+$")] = "wfvae"
     """Models are called NAME_encoder and NAME_decoder."""
+    backend: str = "auto"
+    """Backend of the runtime. This and the following are for the platform python."""
+    threads: Size | None = None
+    precision_hint: Literal["fp32", "bf16"] | None = None
+    cuda_graphs: bool = False
+    memory_limit: Size | None = None
+    """Bytes for the streams that share a step."""
+    chunk: Size | None = None
+    """Most latents per step; None: the tuned length, else 4."""
+    pixels: Literal["uint8", "float32"] = "uint8"
+    """Type of frames, in and out."""
+    site_packages: tuple[str, ...] = ()
+    """Folders of Python packages that the server's own Python does not search."""
 
     def __post_init__(self) -> None:
         check_fields(self, InputError)
         if self.platform == "tensorrt" and not self.gpu:
             raise InputError("TensorRT engines run on GPUs only; use the platform onnxruntime on a CPU")
+        served, defaults = self.platform == "python", {f.name: f.default for f in fields(TritonOptions)}
+        for name in _STATEFUL_ONLY if served else _PYTHON_ONLY:
+            if getattr(self, name) != defaults[name]:
+                problem = (
+                    f"{name} is {getattr(self, name)!r}, which the platform {self.platform} does not have"
+                )
+                raise InputError(f"{problem}; leave it out, or choose another platform")
+        if served and self.gpu and self.backend == "openvino":
+            raise InputError(
+                "the backend openvino runs on CPUs, and the models are for GPUs; use --device cpu"
+            )
         if self.sequences < self.max_batch:
             expected = f"expected at least max_batch, {self.max_batch}"
             raise InputError(f"max_sequences is {self.sequences}; {expected}")
@@ -79,11 +118,15 @@ class TritonOptions(Record, frozen=True, kw_only=True):
         return self.max_sequences or 4 * self.max_batch
 
 
-def model_size(manifest: Manifest, wanted: tuple[int, int] | None) -> tuple[int, int]:
+def model_size(manifest: Manifest, options: TritonOptions) -> tuple[int, int] | None:
     """Returns the padded (height, width) of the models: the server needs the sizes of the states.
 
-    Raises `InputError` if no size is known, or another than the bundle's is wanted.
+    None is any size, which the platform python serves from a bundle of any size. Raises
+    `InputError` if no size is known, or another than the bundle's is wanted.
     """
+    wanted = options.size
+    if options.platform == "python":
+        return manifest.size
     if wanted is None:
         if manifest.size is None:
             raise InputError(
@@ -105,11 +148,13 @@ def config_text(manifest: Manifest, graph: GraphSpec, options: TritonOptions) ->
             "the bundle is in bf16, and ONNX Runtime has no bf16 convolution on a CPU; "
             "export it with --precision fp16 or fp32, or serve it on a GPU"
         )
-    size = model_size(manifest, options.size)
+    size = model_size(manifest, options)
     made_by = f"Written by 'wfvae triton' from bundle {manifest.identity[:16]}"
     origin = f"# {made_by}; see docs/triton.md of wfvae.\n"
     if oldest := oldest_server(manifest, options):
         origin += f"# Needs Triton {oldest} or later.\n"
+    if size is None or options.platform == "python":
+        return origin + to_text(_runtime_model(manifest, graph, options, size))
     return origin + to_text(_model(manifest, graph, options, size))
 
 
@@ -129,14 +174,17 @@ def tensor_dims(shape: Sequence[Dim], size: tuple[int, int]) -> list[int]:
     return list(resolve(shape[1:], frames=-1, latents=-1, height=height, width=width)) or [1]
 
 
-def stream_rules(manifest: Manifest, graph: GraphSpec, size: tuple[int, int]) -> dict[str, Any]:
+def stream_rules(
+    manifest: Manifest, graph: GraphSpec, options: TritonOptions, size: tuple[int, int] | None
+) -> dict[str, Any]:
     """Returns what a client needs: the graph's entry in the manifest, without its states."""
     return {
         "format": FORMAT,
+        "requests": "video" if options.platform == "python" else "steps",
         "bundle": manifest.identity,
         "precision": manifest.precision,
         "latents": manifest.latents,
-        "size": list(size),
+        "size": None if size is None else list(size),
         "graph": {**graph.to_dict(), "states": [], "scratch_bytes": []},
     }
 
@@ -174,20 +222,13 @@ def _scalar(value: Any) -> str:
 def _model(
     manifest: Manifest, graph: GraphSpec, options: TritonOptions, size: tuple[int, int]
 ) -> dict[str, Any]:
-    platform, file = PLATFORMS[options.platform]
-    kind = Name("KIND_GPU" if options.gpu else "KIND_CPU")
-    gpus = {"gpus": list(options.gpus)} if options.gpu and options.gpus else {}
     model: dict[str, Any] = {
-        "name": f"{options.name}_{graph.direction}",
-        "platform": platform,
-        "default_model_filename": file,
-        "max_batch_size": options.max_batch,
+        **_common(graph, options),
         "input": [_tensor(graph.inputs[0], size)],
         "output": [_tensor(tensor, size) for tensor in graph.outputs],
         "sequence_batching": _sequences(graph, options, size),
-        "instance_group": [{"kind": kind, "count": options.instances, **gpus}],
     }
-    parameters = {PARAMETER: json.dumps(stream_rules(manifest, graph, size), sort_keys=True)}
+    parameters = {PARAMETER: _json(stream_rules(manifest, graph, options, size))}
     if options.platform == "onnxruntime":
         # Planned memory is kept for every length of step that was ever run.
         parameters["enable_mem_pattern"] = "0"
@@ -198,8 +239,72 @@ def _model(
         tf32 = {"key": "use_tf32", "value": str(int(options.tf32))}
         cuda = {"gpu_execution_accelerator": [{"name": "cuda", "parameters": [tf32]}]}
         model["optimization"] = {"execution_accelerators": cuda}
-    model["parameters"] = [{"key": k, "value": {"string_value": v}} for k, v in parameters.items()]
+    model["parameters"] = _parameters(parameters)
     return model
+
+
+def _runtime_model(
+    manifest: Manifest, graph: GraphSpec, options: TritonOptions, size: tuple[int, int] | None
+) -> dict[str, Any]:
+    """Returns the configuration of the runtime in the Python backend, which batches by itself."""
+    ends = [graph.inputs[0], graph.outputs[0]]
+    [latents] = [tensor for tensor in ends if tensor.name == "latents"]
+    forms: dict[str, dict[str, Any]] = {
+        "frames": {"data_type": Name(TYPES[options.pixels]), "dims": [-1, -1, -1, 3]},
+        "latents": {"data_type": Name(TYPES["float32"]), "dims": [-1, latents.shape[2], -1, -1]},
+    }
+    given, returned = ({"name": tensor.name, **forms[tensor.name]} for tensor in ends)
+    serving = ServingOptions(
+        backend=options.backend,
+        threads=options.threads,
+        tf32=options.tf32,
+        cuda_graphs=options.cuda_graphs,
+        precision_hint=options.precision_hint,
+        memory_limit=options.memory_limit,
+        chunk=options.chunk,
+        rows=options.max_batch,
+        idle_seconds=options.idle_seconds,
+        pixels=options.pixels,
+    )
+    rules = stream_rules(manifest, graph, options, size)
+    return {
+        **_common(graph, options),
+        # Requests of one batch may be of different sizes and lengths.
+        "input": [{**given, "allow_ragged_batch": True}],
+        "output": [returned],
+        "sequence_batching": _batching(options, {"max_queue_delay_microseconds": 0}),
+        "parameters": _parameters({PARAMETER: _json(rules), SERVING_PARAMETER: _json(serving.to_dict())}),
+    }
+
+
+def _common(graph: GraphSpec, options: TritonOptions) -> dict[str, Any]:
+    """Returns the entries that the models of all platforms have."""
+    kind = Name("KIND_GPU" if options.gpu else "KIND_CPU")
+    gpus = {"gpus": list(options.gpus)} if options.gpu and options.gpus else {}
+    loaded_by: dict[str, Any] = {**PLATFORMS[options.platform]}
+    return {
+        "name": f"{options.name}_{graph.direction}",
+        **loaded_by,
+        "max_batch_size": options.max_batch,
+        "instance_group": [{"kind": kind, "count": options.instances} | gpus],
+    }
+
+
+def _batching(options: TritonOptions, more: Mapping[str, Any]) -> dict[str, Any]:
+    # `oldest` batches the streams that have a request. `direct` would compute empty rows for those
+    # that have none.
+    return {
+        "max_sequence_idle_microseconds": options.idle_seconds * 1_000_000,
+        "oldest": {"max_candidate_sequences": options.sequences, **more},
+    }
+
+
+def _parameters(values: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"key": key, "value": {"string_value": value}} for key, value in values.items()]
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, sort_keys=True)
 
 
 def _tensor(tensor: TensorSpec, size: tuple[int, int]) -> dict[str, Any]:
@@ -212,15 +317,12 @@ def _sequences(graph: GraphSpec, options: TritonOptions, size: tuple[int, int]) 
     for tensor in graph.inputs[1:]:
         control = {"kind": Name(_CONTROLS[tensor.name]), "bool_false_true": [False, True]}
         controls.append({"name": tensor.name, "control": [control]})
+    waiting = {
+        "preferred_batch_size": [options.max_batch],
+        "max_queue_delay_microseconds": options.max_delay_us,
+    }
     return {
-        "max_sequence_idle_microseconds": options.idle_seconds * 1_000_000,
-        # `oldest` batches the streams that have a request. `direct` would compute empty rows for
-        # those that have none.
-        "oldest": {
-            "max_candidate_sequences": options.sequences,
-            "preferred_batch_size": [options.max_batch],
-            "max_queue_delay_microseconds": options.max_delay_us,
-        },
+        **_batching(options, waiting),
         "control_input": controls,
         "state": [_state(state, options, size) for state in graph.states],
     }

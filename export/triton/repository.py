@@ -8,10 +8,13 @@
       wfvae_decoder/...
       build_engines.sh            for TensorRT
 
+With the platform python, a version holds `model.py` and a copy of the bundle instead.
+
 No torch.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from onnx import helper, numpy_helper
 from wfvae.export.triton.config import FORMAT, PLATFORMS, TritonOptions, config_text, model_size, tensor_dims
 from wfvae.files import check_replaceable, replacing
 from wfvae.spec.manifest import WEIGHTS_NAME, GraphSpec, Manifest
+from wfvae.spec.serving import BUNDLE_FOLDER
 from wfvae.spec.stream import Direction
 from wfvae.spec.tensorrt_engines import WHOLE_CLIP, sound_records
 
@@ -41,6 +45,18 @@ set -eu
 cd "$(dirname "$0")"
 trtexec="${TRTEXEC:-/usr/src/tensorrt/bin/trtexec}"
 """
+_MODEL = """\
+# Written by 'wfvae triton'. The server's Python needs the package wfvae.
+{sites}from wfvae.runtime.serving.triton_model import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+"""
+_SITE = """\
+import site
+
+site.addsitedir({folder!r})
+
+"""
 
 
 def write_repository(
@@ -57,7 +73,7 @@ def write_repository(
     """
     options = options or TritonOptions()
     manifest = Manifest.read(bundle)
-    size = model_size(manifest, options.size)
+    size = model_size(manifest, options)
     graphs = {direction: manifest.graphs[direction] for direction in DIRECTIONS}
     texts = {direction: config_text(manifest, graph, options) for direction, graph in graphs.items()}
     check_replaceable(repository, "repository", RECORD_NAME, overwrite)
@@ -67,15 +83,18 @@ def write_repository(
         "checkpoint_sha256": manifest.checkpoint_sha256,
         "models": [f"{options.name}_{direction}" for direction in DIRECTIONS],
         "precision": manifest.precision,
-        "options": {**options.to_dict(), "size": list(size)},
+        "options": {**options.to_dict(), "size": None if size is None else list(size)},
     }
     with replacing(repository) as building:
         for direction, graph in graphs.items():
             model = building / f"{options.name}_{direction}"
             (model / VERSION).mkdir(parents=True)
             (model / "config.pbtxt").write_text(texts[direction], encoding="utf-8")
-            _write_graph(bundle, graph, model / VERSION, size)
-        if options.platform == "tensorrt":
+            if options.platform == "python":
+                _write_python_model(bundle, model / VERSION, options)
+            elif size is not None:
+                _write_graph(bundle, graph, model / VERSION, size)
+        if options.platform == "tensorrt" and size is not None:
             script = building / BUILD_NAME
             script.write_text(build_script(manifest, options, size), encoding="utf-8")
             script.chmod(0o755)
@@ -85,7 +104,7 @@ def write_repository(
 
 def build_script(manifest: Manifest, options: TritonOptions, size: tuple[int, int]) -> str:
     """Returns a shell script that builds the TensorRT engines with `trtexec`."""
-    plan = PLATFORMS["tensorrt"][1]
+    plan = PLATFORMS["tensorrt"]["default_model_filename"]
     commands = []
     for direction in DIRECTIONS:
         folder = f"{options.name}_{direction}/{VERSION}"
@@ -189,6 +208,14 @@ def _write_graph(bundle: Path, graph: GraphSpec, folder: Path, size: tuple[int, 
     _copy_weights(model, bundle / WEIGHTS_NAME, folder / WEIGHTS_NAME)
     (folder / GRAPH_NAME).write_bytes(model.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(folder / GRAPH_NAME), full_check=True)
+
+
+def _write_python_model(bundle: Path, folder: Path, options: TritonOptions) -> None:
+    """Writes `model.py`, and a copy of the bundle with its engines and tuned chunk lengths."""
+    text = _MODEL.format(sites="".join(_SITE.format(folder=folder) for folder in options.site_packages))
+    (folder / PLATFORMS["python"]["default_model_filename"]).write_text(text, encoding="utf-8")
+    # Not the lock, nor what an interrupted job has left.
+    shutil.copytree(bundle, folder / BUNDLE_FOLDER, ignore=shutil.ignore_patterns(".*"))
 
 
 def _copy_weights(model: onnx.ModelProto, source: Path, target: Path) -> None:

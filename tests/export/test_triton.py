@@ -37,6 +37,7 @@ from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_reader import open_video
 from wfvae.runtime.media.video_writer import open_video_writer
 from wfvae.spec.manifest import Manifest
+from wfvae.spec.serving import ServingOptions
 from wfvae.spec.tensorrt_engines import BuildSettings
 from wfvae.video.synthetic.clips import ProceduralClip
 
@@ -136,7 +137,10 @@ def test_size_is_the_bundles_or_stated(exported: Exported, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"platform": "other"}, "expected one of 'onnxruntime', 'tensorrt'"),
+        ({"platform": "other"}, "expected one of 'onnxruntime', 'python', 'tensorrt'"),
+        ({"platform": "python", "size": (16, 16)}, "which the platform python does not have"),
+        ({"threads": 2}, "threads is 2, which the platform onnxruntime does not have"),
+        ({"platform": "python", "backend": "openvino"}, "the backend openvino runs on CPUs"),
         ({"platform": "tensorrt", "gpu": False}, "GPUs only"),
         ({"max_batch": 4, "max_sequences": 3}, "at least max_batch, 4"),
         ({"name": "a/b"}, "name is 'a/b'"),
@@ -221,6 +225,28 @@ def test_steps_are_those_of_the_bundles_newest_engine(exported: Exported) -> Non
     assert lengths() == lengths(entry("decoder", 6)) == [4, 16, 32]
 
 
+def test_python_repository_holds_bundle_and_options(exported: Exported, tmp_path: Path) -> None:
+    """Any size; sizes that the bundle has are named for clients."""
+    options = TritonOptions(
+        platform="python", gpu=False, backend="openvino", precision_hint="bf16", max_batch=3, chunk=2
+    )
+    for name, size in (("any", None), ("fixed", (32, 24))):
+        bundle, folder = exported("small", size=size), tmp_path / name
+        write_repository(bundle, folder, options)
+        for direction in DIRECTIONS:
+            config, version = config_of(folder, f"wfvae_{direction}"), folder / f"wfvae_{direction}" / "1"
+            [given], [returned] = config.input, config.output
+            dims = {"frames": [-1, -1, -1, 3], "latents": [-1, 4, -1, -1]}
+            assert (list(given.dims), list(returned.dims)) == (dims[given.name], dims[returned.name])
+            assert (config.backend, given.allow_ragged_batch) == ("python", True)
+            parameters = {key: json.loads(text) for key, text in parameters_of(config).items()}
+            assert parameters["wfvae"]["size"] == (None if size is None else list(size))
+            serving = ServingOptions(backend="openvino", precision_hint="bf16", rows=3, chunk=2)
+            assert parameters["wfvae_serving"] == serving.to_dict()
+            Manifest.read(version / "bundle").verify_files(version / "bundle")
+            compile((version / "model.py").read_text(), "model.py", "exec")
+
+
 def test_only_repositories_are_replaced(exported: Exported, tmp_path: Path) -> None:
     bundle, target, other = exported("small"), tmp_path / "r", tmp_path / "other"
     small, large = TritonOptions(size=(16, 16)), TritonOptions(size=(24, 24))
@@ -247,6 +273,16 @@ def test_command_writes_repository(
     assert record["models"] == ["wfvae_encoder", "wfvae_decoder"] and record["options"]["size"] == [24, 32]
     assert main([*command, "--size", "20x30", "--platform", "tensorrt", "--overwrite"]) == 0
     assert BUILD_NAME in capsys.readouterr().out
+    serving = ["--platform", "python", "--device", "cpu", "--backend", "onnxruntime", "--threads", "1"]
+    serving += ["--limit", "1G", "--pixels", "float32", "--site-packages", "/a:/b", "--chunk", "2"]
+    assert main([*command, *serving, "--overwrite"]) == 0
+    assert "for video of any size" in capsys.readouterr().out
+    config = config_of(tmp_path / "r", "wfvae_decoder")
+    found = json.loads(parameters_of(config)["wfvae_serving"])
+    assert (found["threads"], found["memory_limit"], found["chunk"]) == (1, 2**30, 2)
+    assert config.output[0].data_type == 11  # TYPE_FP32
+    text = (tmp_path / "r" / "wfvae_encoder" / "1" / "model.py").read_text()
+    assert text.index("addsitedir('/a')") < text.index("addsitedir('/b')") < text.index("from wfvae")
 
 
 class SimulatedServer:
@@ -371,7 +407,7 @@ def test_client_refuses_what_is_not_served(repository: Make) -> None:
     server = SimulatedServer(simulated(repository()))
     encoder, decoder = (server.model(direction) for direction in DIRECTIONS)
     with pytest.raises(InputError, match="the video is 48x48, and wfvae_encoder serves 32x24"):
-        example.TritonStream(encoder, 48, 48, 1)
+        encoder.open(48, 48, 1)
     decoder.bundle = "0" * 64
     with pytest.raises(InputError, match="different bundles"):
         next(example.reconstruct(encoder, decoder, iter([]), (HEIGHT, WIDTH), 1))

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from fixtures.triton_client import EXAMPLE, example
 from fixtures.triton_server import SITES, TritonServer, require
 from wfvae.export.triton.config import TritonOptions
 from wfvae.export.triton.repository import write_repository
-from wfvae.runtime import Bundle
+from wfvae.runtime import Bundle, open_bundle
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_reader import open_video
 from wfvae.runtime.media.video_writer import open_video_writer
@@ -26,7 +27,7 @@ from wfvae.video.synthetic.clips import ProceduralClip
 HEIGHT, WIDTH = 30, 21  # padded to 32x24
 NAME = "4x8x8-trilinear"
 DIRECTIONS = ("encoder", "decoder")
-SLOTS, IDLE = 4, 3
+SLOTS, IDLE = 4, 5
 STAND_IN = Path(__file__).parents[1] / "fixtures" / "triton_stand_in.py"
 Opened = Callable[..., Bundle]
 
@@ -49,18 +50,32 @@ def with_stand_in(repository: Path) -> Path:
     return repository
 
 
-@pytest.fixture(scope="module")
-def served(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server with four slots and an idle time-out of three seconds; it stops without an error."""
+@pytest.fixture(scope="module", params=["steps", "video"])
+def served(
+    request: pytest.FixtureRequest, exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
+    """A server with four slots and an idle time-out of five seconds; it stops without an error.
+
+    `steps`: the server batches and routes the state, as with ONNX Runtime. `video`: the runtime
+    does, with the platform python; in the same repository stand models for OpenVINO.
+    """
     require()
     repository = tmp_path_factory.mktemp("served") / "repository"
-    options = TritonOptions(
-        size=(HEIGHT, WIDTH), gpu=False, max_batch=3, max_sequences=SLOTS, idle_seconds=IDLE
-    )
-    write_repository(exported(NAME), repository, options)
-    with TritonServer(with_stand_in(repository)) as server:
+    options = TritonOptions(gpu=False, max_batch=3, max_sequences=SLOTS, idle_seconds=IDLE)
+    if request.param == "steps":
+        write_repository(exported(NAME), repository, replace(options, size=(HEIGHT, WIDTH)))
+        with_stand_in(repository)
+    else:
+        options = replace(options, platform="python", threads=1, site_packages=SITES)
+        write_repository(exported(NAME), repository, options)
+        other = repository.with_name("other")
+        write_repository(exported(NAME), other, replace(options, backend="openvino", name="openvino"))
+        for direction in DIRECTIONS:
+            (other / f"openvino_{direction}").rename(repository / f"openvino_{direction}")
+    with TritonServer(repository) as server:
         yield server
         assert server.stop() == 0, server.log[-4000:]
+        assert "Traceback" not in server.log
 
 
 @pytest.fixture
@@ -69,9 +84,9 @@ def models(served: TritonServer) -> list[Any]:
     return models_of(served)
 
 
-def models_of(served: TritonServer, timeout: float = 30.0) -> list[Any]:
+def models_of(served: TritonServer, timeout: float = 30.0, name: str = "wfvae") -> list[Any]:
     server = example.Server(served.url, timeout)
-    return [example.Model(server, f"wfvae_{direction}") for direction in DIRECTIONS]
+    return [example.Model(server, f"{name}_{direction}") for direction in DIRECTIONS]
 
 
 def videos(lengths: list[int]) -> list[Any]:
@@ -103,7 +118,7 @@ def program(served: TritonServer, *arguments: object) -> list[str]:
 def slots_are_free(served: TritonServer) -> None:
     """As many streams as there are slots can begin at once, and end."""
     [encoder, _] = models_of(served, timeout=10)
-    streams = [example.TritonStream(encoder, HEIGHT, WIDTH, 1) for _ in range(SLOTS)]
+    streams = [encoder.open(HEIGHT, WIDTH, 1) for _ in range(SLOTS)]
     [video] = videos([9])
     for stream in streams:
         list(stream.push(video))
@@ -143,7 +158,7 @@ def test_unknown_model_is_reported_on_one_line(served: TritonServer) -> None:
 def test_full_server_limits_wait_and_serves_again(served: TritonServer, opened: Opened) -> None:
     [encoder, decoder] = models_of(served, timeout=1)
     [video] = videos([13])
-    holders = [example.TritonStream(encoder, HEIGHT, WIDTH, 1) for _ in range(SLOTS)]
+    holders = [encoder.open(HEIGHT, WIDTH, 1) for _ in range(SLOTS)]
     for holder in holders:
         next(iter(holder.push(video)))
     with pytest.raises(example.ServerError, match="no answer within 1 s; a stream waits while all slots"):
@@ -158,7 +173,7 @@ def test_killed_and_silent_clients_free_their_slots(
 ) -> None:
     """Meanwhile, another client gets the bits of the runtime."""
     [video] = videos([37])
-    silent = example.TritonStream(models_of(served)[0], HEIGHT, WIDTH, 1)
+    silent = models_of(served)[0].open(HEIGHT, WIDTH, 1)
     next(iter(silent.push(video)))
     write_video(tmp_path / "in.mkv", 400)
     command = program(served, tmp_path / "in.mkv", tmp_path / "out.mkv", "--latents", 1)
@@ -173,7 +188,7 @@ def test_killed_and_silent_clients_free_their_slots(
     assert np.array_equal(other.result(), streamed(opened(NAME), video))
     time.sleep(IDLE + 1)
     slots_are_free(served)
-    with pytest.raises(example.ServerError, match="must specify the START flag"):
+    with pytest.raises(example.ServerError, match=r"must specify the START flag|start it again"):
         list(silent.push(video))
 
 
@@ -181,13 +196,70 @@ def test_stream_continues_after_failed_request(models: list[Any], opened: Opened
     """A refused request leaves the sequence open, and its state as it was."""
     [video] = videos([13])
     encoder = models[0]
-    with example.TritonStream(encoder, HEIGHT, WIDTH, 1) as stream:
+    with encoder.open(HEIGHT, WIDTH, 1) as stream:
         parts = list(stream.push(video))
         wrong = np.zeros((1, 3, 3, 32, 24), np.float32)
-        with pytest.raises(example.ServerError):
+        message = "Concat|concat|shape"
+        if encoder.takes_video:
+            wrong, message = np.zeros((1, 3, 8, 8, 3), np.uint8), "frames are 8x8, but this stream is 30x21"
+        with pytest.raises(example.ServerError, match=message):
             encoder.server.infer(encoder, wrong, stream._sequence, False, False)
         parts += stream.finish()
     assert np.array_equal(np.concatenate(parts), opened(NAME).encode(video))
+
+
+video_only = pytest.mark.parametrize("served", ["video"], indirect=True)
+
+
+@video_only
+def test_one_repository_serves_many_sizes(models: list[Any], opened: Opened) -> None:
+    """At once, with requests that return nothing, and with one of another length each."""
+    random, bundle = np.random.default_rng(5), opened(NAME)
+    shapes = [(9, 30, 21), (14, 16, 16), (1, 40, 24), (22, 16, 16)]
+    clips = [random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+
+    def client(video: Any) -> Any:
+        count, height, width, _ = video.shape
+        encoder, decoder = models
+        with encoder.open(height, width, 1) as stream:
+            pieces = np.array_split(video, count)  # frame by frame: most answers are empty
+            latents = [part for piece in pieces for part in stream.push(piece)]
+            latents = np.concatenate([*latents, *stream.finish()])
+        with decoder.open(height, width, 3) as stream:
+            frames = np.concatenate([*stream.push(latents), *stream.finish(count)])
+        return latents, frames
+
+    with ThreadPoolExecutor(len(clips)) as pool:
+        for video, (latents, frames) in zip(clips, pool.map(client, clips), strict=True):
+            count, height, width, _ = video.shape
+            assert np.array_equal(latents, bundle.encode(video))
+            expected = bundle.decode(latents, frames=count, height=height, width=width)
+            assert np.array_equal(frames, expected)
+
+
+@video_only
+def test_openvino_models_give_bits_of_runtime(served: TritonServer, exported: Callable[..., Path]) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    [video] = videos([22])
+    with open_bundle(exported(NAME), backend="openvino", threads=1) as bundle:
+        assert np.array_equal(
+            reconstruct(models_of(served, name="openvino"), video, 3), streamed(bundle, video)
+        )
+
+
+@video_only
+def test_clients_get_error_texts_of_runtime(models: list[Any]) -> None:
+    encoder, decoder = models
+    server, latents = decoder.server, np.zeros((1, 2, 4, 4, 3), np.float32)
+
+    def refused(model: Any, x: Any, sequence: int, message: str, **settings: int) -> None:
+        with pytest.raises(example.ServerError, match=message):
+            server.infer(model, x, sequence, True, True, **settings)
+
+    refused(decoder, latents, 1, "2 latents were pushed for a video of 9 frames, which has 3", frames=9)
+    refused(decoder, latents, 2, "frames is 0; expected an integer of at least 1", frames=0)
+    refused(decoder, np.full_like(latents, np.nan), 3, "latents hold NaN or infinite values")
+    refused(encoder, np.zeros((1, 0, 16, 16, 3), np.uint8), 4, "the stream has no frames")
 
 
 def test_open_sequence_delays_stop(exported: Callable[..., Path], tmp_path: Path) -> None:
@@ -199,6 +271,6 @@ def test_open_sequence_delays_stop(exported: Callable[..., Path], tmp_path: Path
     shutil.rmtree(repository / "wfvae_decoder")
     with TritonServer(repository, exit_timeout=2) as server:
         encoder = example.Model(example.Server(server.url), "wfvae_encoder")
-        list(example.TritonStream(encoder, HEIGHT, WIDTH, 1).push(videos([13])[0]))
+        list(encoder.open(HEIGHT, WIDTH, 1).push(videos([13])[0]))
         assert server.stop() == 1
         assert "Exit timeout expired" in server.log

@@ -1,0 +1,1 @@
+"""Streams of many clients through one bundle: continuous batching behind a server's transport."""
