@@ -77,9 +77,13 @@ class Size:
         return self.terms.get((), None if self.terms else 0)
 
     @property
-    def complexity(self) -> int:
-        """Operations that computing it from its symbols takes."""
-        return sum(len(monomial) + (factor != 1) for monomial, factor in self.terms.items())
+    def smallest(self) -> int:
+        """The value for the shortest clip, which has no groups of frames; it may be negative.
+
+        A slice of so few frames is empty instead.
+        """
+        symbols = {symbol for monomial in self.terms for symbol in monomial}
+        return self.at({symbol: int(symbol != "groups") for symbol in symbols})
 
     def at(self, values: Mapping[str, int]) -> int:
         """Returns the value for given symbols."""

@@ -11,18 +11,12 @@ from wfvae.export.recorder.recorder import Recorder, Value
 from wfvae.export.symbolic import Length, Monomial, Size
 
 
-def reshape_target(recorder: Recorder, sizes: Sequence[Length]) -> Value:
-    """Returns the shape vector of a Reshape, which infers one symbolic size by itself (-1)."""
-    symbolic = {axis: size for axis, size in enumerate(sizes) if isinstance(size, Size)}
-    if symbolic:
-        # The most composite one, such as a product of batch and frames, would cost most to compute.
-        inferred = max(symbolic, key=lambda axis: symbolic[axis].complexity)
-        sizes = [-1 if axis == inferred else size for axis, size in enumerate(sizes)]
-    return size_vector(recorder, sizes)
-
-
 def size_vector(recorder: Recorder, sizes: Sequence[Length]) -> Value:
-    """Returns sizes as a vector of integers."""
+    """Returns sizes as a vector of integers.
+
+    Reshape could infer one of them (-1), but TensorRT-RTX then bounds it by products that grow from
+    one Reshape to the next, until they overflow ("Assertion bound >= 0 failed").
+    """
     parts: list[Value] = []
     for plain, group in groupby(sizes, key=lambda size: isinstance(size, int)):
         run = list(group)
@@ -33,7 +27,7 @@ def size_vector(recorder: Recorder, sizes: Sequence[Length]) -> Value:
 
 
 def size_value(recorder: Recorder, size: Size) -> Value:
-    """Returns a size as a vector of one integer."""
+    """Returns a size as a vector of one integer, at least 0."""
 
     def term(monomial: Monomial, factor: int) -> Value:
         number = [recorder.integers([factor])] if factor != 1 or not monomial else []
@@ -41,7 +35,8 @@ def size_value(recorder: Recorder, size: Size) -> Value:
         return reduce(partial(_apply, recorder, "Mul"), chain(symbols, number))
 
     terms = (term(monomial, factor) for monomial, factor in sorted(size.terms.items()))
-    return reduce(partial(_apply, recorder, "Add"), terms)
+    value = reduce(partial(_apply, recorder, "Add"), terms)
+    return _apply(recorder, "Max", value, 0) if size.smallest < 0 else value
 
 
 def _apply(recorder: Recorder, operator: str, left: Value, right: Value | int) -> Value:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wfvae.errors import StreamingError
 from wfvae.export.recorder.recorder import Recorder, Value, onnx_type
-from wfvae.export.recorder.shapes import reshape_target, size_value, size_vector
+from wfvae.export.recorder.shapes import size_value, size_vector
 from wfvae.export.symbolic import Length, Size, broadcast, product, simplify, slice_length
 
 OVERRIDES: dict[Any, Callable[..., TracedTensor]] = {}
@@ -133,7 +133,10 @@ class TracedTensor(Value):
         origin = self.reshaped or self
         if tuple(target) == origin.shape:
             return origin
-        result = self.emit("Reshape", [origin, reshape_target(self.recorder, target)], target)
+        # Else a size of 0 would stand for the size that the axis had before.
+        may_be_empty = any(Size.of(size).smallest <= 0 for size in target)
+        zeros: dict[str, Any] = {"allowzero": 1} if may_be_empty else {}
+        result = self.emit("Reshape", [origin, size_vector(self.recorder, target)], target, **zeros)
         result.reshaped = origin
         return result
 
@@ -170,7 +173,6 @@ class TracedTensor(Value):
         return self.emit("Transpose", [self], [self.shape[axis] for axis in order], perm=order)
 
     def expand(self, *shape: Length) -> TracedTensor:
-        # Every size in full: unlike Reshape, Expand has no -1.
         return self.emit("Expand", [self, size_vector(self.recorder, list(shape))], shape)
 
     def new_zeros(self, shape: tuple[int, ...]) -> TracedTensor:
