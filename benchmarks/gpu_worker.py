@@ -171,8 +171,8 @@ class TorchEngine:
         if self._chunk is None:
             return model.encode(x).latent_dist.mean if direction == "encode" else model.decode(x).sample
         if direction == "encode":
-            moments = self._torch.cat(list(model.stream_encode(x.split(self._chunk, dim=2))), dim=2)
-            return moments[:, : model.config.latent_dim]
+            posteriors = model.stream_encode(x.split(self._chunk, dim=2))
+            return self._torch.cat([posterior.mean for posterior in posteriors], dim=2)
         return self._torch.cat(list(model.stream_decode(x.split(self._chunk // RATIO, dim=2))), dim=2)
 
     def _timed(self, work: Callable[[], Any]) -> float:

@@ -9,7 +9,7 @@ from ml_dtypes import bfloat16
 from wfvae.errors import InputError
 from wfvae.runtime.backends.base import FloatArray
 from wfvae.runtime.dlpack import host_array
-from wfvae.spec.frames import latent_size, padded_size
+from wfvae.spec.frames import PIXEL_TOLERANCE, latent_size, padded_size
 
 Frames = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
@@ -20,9 +20,12 @@ _TO_FLOAT: FloatArray = _LEVELS.astype(np.float32)
 
 
 def check_frames(frames: Any, height: int, width: int) -> Frames:
-    """Returns frames (T, H, W, 3) as uint8, or as float32 in [-1, 1]. Raises `InputError`.
+    """Returns frames (T, H, W, 3) as uint8, or as float32 in [-1, 1] but for rounding.
 
     Takes arrays of any library that offers `__dlpack__`.
+
+    Raises:
+        InputError: names what is wrong.
     """
     array = host_array(frames, "frames")
     if array.ndim != 4 or array.shape[3] != 3:
@@ -39,8 +42,16 @@ def check_frames(frames: Any, height: int, width: int) -> Frames:
     if array.dtype not in _FLOATS:
         raise InputError(f"frames are {array.dtype}; expected uint8, or floating point in [-1, 1]")
     array = array.astype(np.float32, copy=False)
-    if not np.isfinite(array).all():
+    if not array.size:
+        return array
+    low, high = array.min(), array.max()  # NaN if any value is
+    if not np.isfinite([low, high]).all():
         raise InputError("frames hold NaN or infinite values; expected finite values in [-1, 1]")
+    if max(-low, high) > 1 + PIXEL_TOLERANCE:
+        raise InputError(
+            f"frames have values from {low:.6g} to {high:.6g}; expected [-1, 1]; 8-bit values are scaled by"
+            " frames / 127.5 - 1 (or given as uint8), interpolated ones clamped to [-1, 1]"
+        )
     return array
 
 

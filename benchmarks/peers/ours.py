@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from peers.model import DIRECT, Description, Mode, PeerModel
@@ -24,12 +25,13 @@ class OurModel(PeerModel):
     def _encode(self, video: Tensor) -> Any:
         if self.mode == DIRECT:
             return self.vae.encode(video).latent_dist.mean
-        return list(self.vae.stream_encode(video.split(self.peer.compression[0] * CHUNK, dim=2)))
+        posteriors = self.vae.stream_encode(video.split(self.peer.compression[0] * CHUNK, dim=2))
+        return torch.cat([posterior.mean for posterior in posteriors], dim=2)
 
     def _decode(self, latents: Tensor, frames: int) -> Any:
         if self.mode == DIRECT:
             return self.vae.decode(latents).sample
-        return list(self.vae.stream_decode(latents.split(CHUNK, dim=2)))
+        return torch.cat(list(self.vae.stream_decode(latents.split(CHUNK, dim=2), frames)), dim=2)
 
 
 def build_ours(preset: Any, latent_channels: int) -> OurModel:

@@ -81,10 +81,34 @@ def test_loaded_model_has_the_wanted_dtype_and_device(saved: Path, dtype: torch.
     assert {parameter.device.type for parameter in elsewhere.parameters()} == {"meta"}
 
 
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
 @pytest.mark.parametrize("wrong", [torch.int8, "bf16"])
-def test_dtype_that_is_no_float_is_refused(saved: Path, wrong: Any) -> None:
+def test_dtype_that_is_no_float_is_refused(saved: Path, name: str, wrong: Any) -> None:
     with pytest.raises(CheckpointError, match=r"dtype is .*; expected torch\.float32"):
-        WFVAE.from_pretrained(saved, dtype=wrong)
+        WFVAE.from_pretrained(saved, **{name: wrong})
+
+
+def test_torch_dtype_is_another_name_of_dtype(saved: Path) -> None:
+    assert WFVAE.from_pretrained(saved, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+    both = {"dtype": torch.float16, "torch_dtype": torch.float16}
+    assert WFVAE.from_pretrained(saved, **both).dtype == torch.float16
+    with pytest.raises(CheckpointError, match=r"dtype is torch\.float16, but torch_dtype is torch\.float32"):
+        WFVAE.from_pretrained(saved, dtype=torch.float16, torch_dtype=torch.float32)
+
+
+def test_model_in_a_subfolder_loads(saved: Path) -> None:
+    (saved.parent / "pipeline" / "parts").mkdir(parents=True)
+    saved.rename(saved.parent / "pipeline" / "parts" / "vae")
+    pipeline = saved.parent / "pipeline"
+    expected = WFVAE.from_pretrained(pipeline / "parts" / "vae").state_dict()
+    assert_same(WFVAE.from_pretrained(pipeline, subfolder="parts/vae").state_dict(), expected)
+    with pytest.raises(CheckpointError, match=rf"other has no {CONFIG_NAME}"):
+        WFVAE.from_pretrained(pipeline, subfolder="other")
+    for outside in ("../pipeline/parts/vae", str(pipeline / "parts" / "vae")):
+        with pytest.raises(CheckpointError, match=r"subfolder is .*; expected a folder inside of"):
+            WFVAE.from_pretrained(pipeline, subfolder=outside)
+    with pytest.raises(CheckpointError, match="is a file, which has no subfolder vae"):
+        WFVAE.from_pretrained(pipeline / "parts" / "vae" / CONFIG_NAME, subfolder="vae")
 
 
 def test_interrupted_save_leaves_the_old_checkpoint(
@@ -166,6 +190,37 @@ def test_path_that_is_no_checkpoint_is_named(saved: Path) -> None:
             WFVAE.from_pretrained(absent)
 
 
+# Names of wrapped modules
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module."])
+def test_weights_of_a_wrapped_model_load(prefix: str, saved: Path) -> None:
+    weights = weights_of(saved)
+    save_file(prefixed(weights, prefix), saved / WEIGHTS_NAME)
+    assert_same(WFVAE.from_pretrained(saved).state_dict(), weights)
+
+
+def test_model_with_compiled_parts_saves_and_loads_plain_names(
+    small_model: ModelFactory, tmp_path: Path
+) -> None:
+    model = small_model()
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.decoder.mid = torch.compile(model.decoder.mid, backend="eager")
+    wrapped = torch.compile(model, backend="eager")
+    assert any(name.startswith("_orig_mod.decoder.mid._orig_mod.") for name in wrapped.state_dict())
+    wrapped.save_pretrained(tmp_path / "saved")
+    assert_same(weights_of(tmp_path / "saved"), expected)
+    torch.save({"ema_state_dict": wrapped.state_dict()}, tmp_path / "saved" / "a.ckpt")
+    assert_same(WFVAE.from_pretrained(tmp_path / "saved" / "a.ckpt").state_dict(), expected)
+
+
+def test_tensor_with_and_without_prefix_is_refused(saved: Path) -> None:
+    weights = weights_of(saved)
+    save_file({**weights, f"_orig_mod.{TAP}": weights[TAP].clone()}, saved / WEIGHTS_NAME)
+    with pytest.raises(CheckpointError, match=f"has two tensors {TAP}, as the model names it"):
+        WFVAE.from_pretrained(saved)
+
+
 # Training checkpoints
 
 
@@ -173,7 +228,7 @@ def prefixed(weights: dict[str, Tensor], prefix: str, offset: float = 0.0) -> di
     return {prefix + key: tensor + offset * key.endswith("bias") for key, tensor in weights.items()}
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
 @pytest.mark.parametrize("averaged", [True, False])
 def test_training_checkpoint_loads_averaged_weights_first(prefix: str, averaged: bool, saved: Path) -> None:
     weights = weights_of(saved)
@@ -248,5 +303,8 @@ def test_hub_name_is_downloaded_if_the_extra_is_installed(
     model = WFVAE.from_pretrained("some/model", revision="v1")
     assert asked == [("some/model", "v1", [CONFIG_NAME, WEIGHTS_NAME])]
     assert_same(model.state_dict(), weights_of(saved))
+    with pytest.raises(CheckpointError, match=f"has no {CONFIG_NAME}"):  # this repository has no such part
+        WFVAE.from_pretrained("some/model", subfolder="vae")
+    assert asked[1:] == [("some/model", None, [f"vae/{CONFIG_NAME}", f"vae/{WEIGHTS_NAME}"])]
     with pytest.raises(CheckpointError, match="cannot download no/access: 401: unauthorised"):
         WFVAE.from_pretrained("no/access")

@@ -63,6 +63,17 @@ def test_four_equal_scales_serve_sixteen_channels() -> None:
         WFVAEConfig(latent_dim=16, scale=(1.0, 2.0, 3.0, 4.0))
 
 
+def test_factors_of_diffusers_are_numbers_where_channels_agree() -> None:
+    config = WFVAEConfig(scale=(0.5, 0.5, 0.5, 0.5), shift=(0.25,))
+    assert (config.scaling_factor, config.shift_factor) == (0.5, 0.25)
+    assert WFVAEConfig().scaling_factor == LATENT_SCALE
+    several = WFVAEConfig(scale=(1.0, 2.0, 3.0, 4.0), shift=(1.0, 2.0, 3.0, 4.0))
+    with pytest.raises(ConfigError, match=r"scale differs .*use WFVAE.scale_latents and unscale_latents"):
+        several.scaling_factor  # noqa: B018
+    with pytest.raises(ConfigError, match="shift differs"):
+        several.shift_factor  # noqa: B018
+
+
 @given(
     st.builds(
         WFVAEConfig,

@@ -45,11 +45,14 @@ BAD_VIDEOS: dict[str, tuple[Any, str]] = {
     "W": (video(1, 3, 5, 16, 0), "x has W = 0; expected a positive multiple of 8"),
     "NaN": (with_nan(video()), rf"x has 1 {NOT_FINITE}, the first at index \(0, 1, 0, 1, 1\)"),
     "infinite": (video(value=-torch.inf), f"x has 3840 {NOT_FINITE}"),
+    "8 bits": (video(value=255.0), r"x has values from 255 to 255; expected \[-1, 1\]; .*x / 127.5 - 1"),
+    "overshoot": (video(value=-1.01), r"x has values from -1.01 to -1.01; .*clamped by x.clamp\(-1, 1\)"),
 }
 BAD_LATENTS: dict[str, tuple[Any, str]] = {
     "no tensor": (None, "z is a NoneType"),
     "integers": (latents().long(), r"z is torch.int64; .* convert by z.float\(\)"),
     "channels": (latents(1, 16, 2, 2, 2), "z has 16 channels; expected 4"),
+    "moments": (latents(1, 8, 2, 2, 2), r"z has 8 channels; .*DiagonalGaussian\(moments\).mode\(\)"),
     "no frame": (latents(1, 4, 0, 2, 2), "at least one"),
     "H": (latents(1, 4, 2, 0, 2), r"z has spatial size \(0, 2\)"),
     "NaN": (with_nan(latents()), rf"z has 1 {NOT_FINITE}, the first at index \(0, 1, 0, 1, 1\)"),
@@ -61,7 +64,7 @@ def test_bad_video_or_chunk_is_named(model: WFVAE, case: str) -> None:
     value, message = BAD_VIDEOS[case]
     with pytest.raises(InputError, match=message):
         model.encode(value)
-    with pytest.raises(InputError, match=re.sub(r"\bx(?= |\.)", "chunk", message)):
+    with pytest.raises(InputError, match=re.sub(r"\bx(?= |\.|\/)", "chunk", message)):
         list(model.stream_encode([video(), value]))
 
 
@@ -78,8 +81,18 @@ def test_clip_of_a_length_that_only_streams_take_is_refused(model: WFVAE) -> Non
         model.encode(video(1, 3, 7, 16, 16))
 
 
-def test_large_finite_values_whose_sum_overflows_are_accepted(model: WFVAE) -> None:
-    assert model.encode(video(value=3e38)).w2 is not None
+def test_large_finite_latents_whose_sum_overflows_are_accepted(model: WFVAE) -> None:
+    assert model.decode(torch.full((1, 4, 2, 2, 2), 3e38)).w2 is not None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float32, 1.0078), (torch.bfloat16, 1.0078125), (torch.float64, 1.0078)]
+)
+def test_values_outside_the_range_by_rounding_are_accepted(
+    small_model: ModelFactory, dtype: torch.dtype, most: float
+) -> None:
+    for value in (most, -most):
+        assert small_model(dtype).encode(video(value=value).to(dtype)).latent_dist.mean.dtype == dtype
 
 
 def test_stream_that_is_empty_or_changes_shape_is_refused(model: WFVAE) -> None:
@@ -196,7 +209,7 @@ def test_half_precision_is_near_fp32(reference_model: ModelFactory, dtype: torch
 def test_gradients_flow_to_every_weight_and_to_the_input(small_model: ModelFactory, compression: int) -> None:
     model = small_model(temporal_compression=compression).train()
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(1, 3, 1 + 2 * compression, 16, 16, generator=generator).requires_grad_()
+    x = torch.rand(1, 3, 1 + 2 * compression, 16, 16, generator=generator).requires_grad_()
     encoded, decoded = model(x, generator=generator)
     loss = (decoded.sample - x).abs().sum() + encoded.latent_dist.kl().sum()
     loss += (encoded.w2 - decoded.w2).abs().sum() + (encoded.w3 - decoded.w3).abs().sum()
@@ -212,7 +225,7 @@ def test_gradients_equal_finite_differences(small_model: ModelFactory) -> None:
     """Against a finite difference: what inference may do in place must not spoil them."""
     model = small_model(torch.float64, latent_dim=2)
     generator = torch.Generator().manual_seed(3)
-    x, direction = (torch.randn(1, 3, 5, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    x, direction = (torch.rand(1, 3, 5, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2))
 
     def loss(video: Tensor) -> Tensor:
         encoded, decoded = model(video, sample_posterior=False)

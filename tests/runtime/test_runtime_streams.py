@@ -218,6 +218,8 @@ WRONG_FRAMES: list[tuple[Any, str]] = [
     (as_float(GOOD), r"frames are float32, but those before were uint8; use one type"),
     (np.full((3, 8, 16, 3), np.nan, np.float32), "frames hold NaN or infinite values"),
     (np.full((3, 8, 16, 3), -np.inf, np.float32), "frames hold NaN or infinite values"),
+    (np.full((3, 8, 16, 3), 255.0, np.float32), r"from 255 to 255; expected \[-1, 1\]; .*frames / 127.5 - 1"),
+    (np.full((3, 8, 16, 3), -1.01), r"from -1.01 to -1.01; expected \[-1, 1\]; .*clamped"),
 ]
 
 

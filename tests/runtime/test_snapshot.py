@@ -69,7 +69,7 @@ def test_restored_stream_keeps_counters_options_and_queued_input(model: Bundle) 
     other = model.restore(bytearray(encoder.snapshot()))
     assert other.capture().pending["waiting"].tobytes() == video[9:11].tobytes()
     with pytest.raises(InputError, match="float32, but those before were uint8"):
-        other.push(video[11:].astype(np.float32))
+        other.push(video[11:].astype(np.float32) / 127.5 - 1)
     decoder = model.decoder(height=HEIGHT, width=WIDTH, frames=21, pixels="float32")
     decoder.push(latents[:3])
     again = model.restore(memoryview(decoder.snapshot()))

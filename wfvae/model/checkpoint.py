@@ -7,7 +7,7 @@ import json
 import pickle
 from collections.abc import Mapping
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from safetensors import SafetensorError
@@ -23,25 +23,33 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 SHIPPED = ("tiny",)
 """Names of the checkpoints that come with the package, in `wfvae/weights`."""
+_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Parts of names that are of DistributedDataParallel and averages, torch.compile, FSDP, and
+activation checkpointing. No module of the network has such a name.
+"""
 _DIRECTORY = f"a directory with {CONFIG_NAME} and {WEIGHTS_NAME}"
 
 
 def read_checkpoint(
-    source: str | Path, revision: str | None = None
+    source: str | Path, revision: str | None = None, subfolder: str | None = None
 ) -> tuple[WFVAEConfig, dict[str, Tensor], Path]:
     """Reads configuration, weights and their place; see `wfvae.model.vae.WFVAE.from_pretrained`."""
-    path = Path(source)
+    path, inside = Path(source), PurePosixPath(subfolder or "")
+    if inside.is_absolute() or ".." in inside.parts:
+        raise CheckpointError(f"subfolder is {subfolder!r}; expected a folder inside of {source}")
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{source} is a weights file; give the directory with it and its {CONFIG_NAME}")
     if path.is_file():
+        if inside.parts:
+            raise CheckpointError(f"{source} is a file, which has no subfolder {subfolder}; give a directory")
         if path.suffix != ".ckpt":
             raise CheckpointError(f"{source} is not a checkpoint; expected {_DIRECTORY}, or a .ckpt file")
         return _read_config(path.parent), read_training_checkpoint(path), path
     if not path.is_dir() and str(source) in SHIPPED:
         path = Path(str(files("wfvae") / "weights" / str(source)))
     if not path.is_dir():
-        path = _download(str(source), revision)
-    path = model_of_run(path)
+        path = _download(str(source), revision, inside)
+    path = model_of_run(path / inside)
     return _read_config(path), _read_weights(path), path
 
 
@@ -62,12 +70,13 @@ def model_of_run(directory: Path) -> Path:
 
 
 def write_checkpoint(directory: Path, config: WFVAEConfig, weights: Mapping[str, Tensor]) -> None:
-    """Writes `config.json` and the weights, each atomically.
+    """Writes `config.json` and the weights, each atomically, under their names without wrappers.
 
     Raises:
         CheckpointError: the disk refuses.
     """
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
+    named = unwrapped_names(weights, directory)
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in named.items()}
     try:
         with replacing(directory / WEIGHTS_NAME) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
@@ -78,7 +87,7 @@ def write_checkpoint(directory: Path, config: WFVAEConfig, weights: Mapping[str,
 
 
 def read_training_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Reads the generator's weights, averaged ones if there are any, names without `module.`.
+    """Reads the generator's weights, averaged ones if there are any.
 
     Raises:
         CheckpointError: the file is unreadable, holds pickled objects, or holds no generator.
@@ -98,7 +107,23 @@ def read_training_checkpoint(path: str | Path) -> dict[str, Tensor]:
             f"{path} holds neither ema_state_dict nor state_dict.gen_model; its first entries are:"
             f" {', '.join(list(map(str, content))[:8]) or 'none'}"
         )
-    return {str(name).removeprefix("module."): tensor for name, tensor in weights.items()}
+    return unwrapped_names(weights, path)
+
+
+def unwrapped_names(weights: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
+    """Returns weights without what wrappers of modules, such as `torch.compile`, add to names.
+
+    Raises:
+        CheckpointError: two tensors get the same name.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        plain = ".".join(part for part in str(name).split(".") if part not in _WRAPPERS)
+        if plain in found:
+            twice = f"{source} has two tensors {plain}, as the model names it and as a wrapper does"
+            raise CheckpointError(f"{twice}; keep one of them")
+        found[plain] = tensor
+    return found
 
 
 def why_unreadable(error: Exception) -> str:
@@ -152,14 +177,15 @@ def _read_config(directory: Path) -> WFVAEConfig:
 def _read_weights(directory: Path) -> dict[str, Tensor]:
     path = _file_in(directory, WEIGHTS_NAME)
     try:
-        return load_file(path)
+        weights = load_file(path)
     except (OSError, SafetensorError) as error:
         damaged = f"{error}; the file is damaged or not safetensors; copy it anew"
         raise CheckpointError(f"cannot read {path}: {damaged}") from error
+    return unwrapped_names(weights, path)
 
 
-def _download(name: str, revision: str | None) -> Path:
-    """Returns a local snapshot of a Hugging Face repository."""
+def _download(name: str, revision: str | None, inside: PurePosixPath) -> Path:
+    """Returns a local snapshot of a Hugging Face repository, with what is in one of its folders."""
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith(("/", ".ckpt")):
         expected = "a checkpoint directory, a .ckpt file, or a Hugging Face name owner/name"
         raise CheckpointError(f"{name} does not exist; expected {expected}")
@@ -169,6 +195,7 @@ def _download(name: str, revision: str | None) -> Path:
         purpose = f"{name} is not a local directory; loading it from Hugging Face"
         raise MissingExtraError(purpose, "huggingface_hub", "hub") from error
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
+        wanted = [str(inside / file) for file in (CONFIG_NAME, WEIGHTS_NAME)]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the library's network and authorisation errors have no common base
         raise CheckpointError(f"cannot download {name}: {' '.join(str(error).split())}") from error

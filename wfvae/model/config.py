@@ -164,6 +164,24 @@ class WFVAEConfig(Struct, frozen=True):
         return self._per_channel("shift")
 
     @property
+    def scaling_factor(self) -> float:
+        """`scale` as one number, as in diffusers' configurations.
+
+        Raises:
+            ConfigError: channels have different ones.
+        """
+        return self._for_all_channels("scale")
+
+    @property
+    def shift_factor(self) -> float:
+        """`shift` as one number, as in diffusers' configurations: (latent - shift) * scale.
+
+        Raises:
+            ConfigError: channels have different ones.
+        """
+        return self._for_all_channels("shift")
+
+    @property
     def w2_channels(self) -> int:
         """Channels of the coefficients W(2): 4 sub-bands (2-D) or 8 (3-D) of three colours."""
         return 12 if self.temporal_compression == 4 else 24
@@ -176,6 +194,13 @@ class WFVAEConfig(Struct, frozen=True):
             return values[:1] * self.latent_dim
         problem = f"{name} has {len(values)} values for {self.latent_dim} latent channels"
         raise ConfigError(f"{problem}; give one per channel, or one for all")
+
+    def _for_all_channels(self, name: str) -> float:
+        values: tuple[float, ...] = getattr(self, name)
+        if len(set(values)) > 1:
+            several = f"{name} differs between the latent channels: {values}"
+            raise ConfigError(f"{several}; use WFVAE.scale_latents and unscale_latents")
+        return values[0]
 
     def _check_groupnorm_widths(self) -> None:
         widths = ["base_channels"]  # all others are sums of multiples of these

@@ -1,22 +1,27 @@
 """The encoder's posterior over latents."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
+@dataclass(frozen=True)
 class DiagonalGaussian:
-    """Independent normal distributions, one per latent value (B, D, t, h, w).
+    """Independent normal distributions, one per latent value (B, D, t, h, w)."""
 
-    Args:
-        moments: (B, 2 D, t, h, w): means, then log-variances, which are clamped to [-30, 20].
-    """
+    moments: Tensor
+    """(B, 2 D, t, h, w): means, then log-variances, which are clamped to [-30, 20]."""
 
-    def __init__(self, moments: Tensor) -> None:
-        self.moments = moments
-        self.mean, logvar = moments.chunk(2, dim=1)
-        self.logvar = logvar.clamp(*LOGVAR_RANGE)
+    @property
+    def mean(self) -> Tensor:
+        return self.moments.chunk(2, dim=1)[0]
+
+    @property
+    def logvar(self) -> Tensor:
+        return self.moments.chunk(2, dim=1)[1].clamp(*LOGVAR_RANGE)
 
     @property
     def std(self) -> Tensor:
@@ -42,3 +47,7 @@ class DiagonalGaussian:
         mean, logvar = self.mean.to(dtype), self.logvar.to(dtype)
         terms = mean.square() + logvar.exp() - 1.0 - logvar
         return 0.5 * terms.sum(dim=[1, 2, 3, 4])
+
+
+# So that `torch.export` takes it as a part of a model's output.
+torch.export.register_dataclass(DiagonalGaussian, serialized_type_name="wfvae.DiagonalGaussian")

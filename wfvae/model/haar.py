@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wfvae.errors import CheckpointError
+from wfvae.errors import CheckpointError, InputError
 
 ORTHONORMAL_GAIN_3D = 1 / (2 * math.sqrt(2))
 ORTHONORMAL_GAIN_2D = 1 / 2
@@ -61,6 +61,15 @@ class _Haar(nn.Module):
         self.gain = orthonormal if gain is None else float(gain)
         self._tap_names = tap_names
         self.register_buffer("weight", self._operator().to(torch.get_default_dtype()), persistent=False)
+
+    def __getattr__(self, name: str) -> Any:
+        if any(name == tap.split(".")[0] for tap in self.__dict__.get("_tap_names", ())):
+            # `torch.func.functional_call` with a state dict asks for them.
+            raise InputError(
+                f"the Haar filter {name} is a constant of the model, which only checkpoints hold as a tensor;"
+                " give named_parameters() instead of state_dict()"
+            )
+        return super().__getattr__(name)
 
     def _operator(self) -> Tensor:
         """Returns the dense float64 weight (band and channel, frame and channel, h, w)."""

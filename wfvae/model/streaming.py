@@ -14,6 +14,7 @@ from wfvae.model.arguments import check_flag, check_latents, check_video
 from wfvae.model.causal import StreamChunk, bind_paths, collect_state_specs
 from wfvae.model.config import WFVAEConfig
 from wfvae.model.decoder import Decoder
+from wfvae.model.distribution import DiagonalGaussian
 from wfvae.model.encoder import Encoder
 from wfvae.model.ops import channels_first, frames_first
 from wfvae.spec.frames import (
@@ -45,6 +46,11 @@ class StreamingVAE(nn.Module):
         """Precision of the weights, which inputs and states must have (except under autocast)."""
         return self.encoder.conv_out.conv.weight.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and inputs and states must be."""
+        return self.encoder.conv_out.conv.weight.device
+
     def stream_spec(self, direction: Direction) -> StreamSpec:
         """Returns what a stream of this direction carries and how it is driven.
 
@@ -67,11 +73,10 @@ class StreamingVAE(nn.Module):
         for name, value in (("batch", batch), ("height", height), ("width", width)):
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {value!r}; expected an integer >= 1")
-        device = next(self.parameters()).device
         state = {}
         for spec in self.stream_spec(direction).states:
             shape, dtype = spec.resolve(batch, height, width), getattr(torch, spec.dtype)
-            state[spec.name] = torch.full(shape, spec.initial_value, dtype=dtype, device=device)
+            state[spec.name] = torch.full(shape, spec.initial_value, dtype=dtype, device=self.device)
         return state
 
     def encoder_step(
@@ -131,22 +136,25 @@ class StreamingVAE(nn.Module):
         video, _, _ = self.decoder(frames_first(chunk), clip)
         return channels_first(video), clip.next_state
 
-    def stream_encode(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    def stream_encode(self, chunks: Iterable[Tensor]) -> Iterator[DiagonalGaussian]:
         """Streams one batch of videos of any length T through `encoder_step`.
 
         Args:
             chunks: tensors (B, 3, t, H, W), t >= 0 of any sizes.
 
         Yields:
-            moments (B, 2 D, m, h, w) as they become ready, 1 + ceil((T - 1) / r) latents in all.
-            The last frame is repeated if T is not 1 + r n.
+            posteriors over latents (B, D, m, h, w) as they become ready, 1 + ceil((T - 1) / r)
+            latents in all. The last frame is repeated if T is not 1 + r n.
 
         Example:
             >>> from wfvae import WFVAE, WFVAEConfig
             >>> model = WFVAE.random(WFVAEConfig.preset("tiny"))
             >>> chunks = [torch.zeros(1, 3, 5, 16, 16), torch.zeros(1, 3, 2, 16, 16)]
-            >>> [moments.shape[2] for moments in model.stream_encode(chunks)]
+            >>> latents = [posterior.mode() for posterior in model.stream_encode(chunks)]
+            >>> [part.shape[2] for part in latents]
             [2, 1]
+            >>> sum(part.shape[2] for part in model.stream_decode(latents, frames=7))
+            7
         """
         ratio = self.config.temporal_compression
         state: State | None = None
@@ -162,12 +170,13 @@ class StreamingVAE(nn.Module):
             waiting = frames[:, :, ready:].clone()
             if ready:
                 moments, state = self._next_step("encoder", frames[:, :, :ready], state)
-                yield moments
+                yield DiagonalGaussian(moments)
         if waiting is None:
             raise InputError("the stream has no frames; expected at least 1")
         if waiting.shape[2]:
             tail = last.expand(-1, -1, tail_frames(seen, ratio), -1, -1)
-            yield self._next_step("encoder", torch.cat([waiting, tail], dim=2), state)[0]
+            moments, _ = self._next_step("encoder", torch.cat([waiting, tail], dim=2), state)
+            yield DiagonalGaussian(moments)
 
     def stream_decode(self, chunks: Iterable[Tensor], frames: int | None = None) -> Iterator[Tensor]:
         """Streams one batch of latents of any length through `decoder_step`.

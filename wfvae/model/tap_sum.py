@@ -31,7 +31,8 @@ def sum_of_taps(frames: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         precision = torch.get_autocast_dtype(kind)
         frames, weight = frames.to(precision), weight.to(precision)
         bias = None if bias is None else bias.to(precision)
-    return cast(Tensor, _TapSum.apply(frames, weight, bias))  # type: ignore[no-untyped-call]
+    result, _ = _TapSum.apply(frames, weight, bias)  # type: ignore[no-untyped-call]
+    return cast(Tensor, result)
 
 
 def repeat_head(frames: Tensor, count: int) -> Tensor:
@@ -40,12 +41,17 @@ def repeat_head(frames: Tensor, count: int) -> Tensor:
 
 
 class _RepeatHead(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, frames: Tensor, count: int) -> Tensor:
-        ctx.count = count
+    def forward(frames: Tensor, count: int) -> Tensor:
         # `cat` keeps channels-last memory only if the channels are the last dimension.
         last = frames.movedim(2, -1)
         return torch.cat([last[:, :1]] * count + [last], dim=1).movedim(-1, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        _, ctx.count = inputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -56,8 +62,12 @@ class _RepeatHead(torch.autograd.Function):
 
 
 class _TapSum(torch.autograd.Function):
+    """Returns the sum, and the frames in the order in which the backward pass needs them."""
+
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, frames: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(frames: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         ordered = _swap(frames)
         taps, padding = weight.shape[2], weight.shape[3] // 2
         total = F.conv2d(_shifted(ordered, 0, taps), weight[:, :, 0], bias, padding=padding)
@@ -65,12 +75,18 @@ class _TapSum(torch.autograd.Function):
             source, kernel = _shifted(ordered, tap, taps), weight[:, :, tap]
             for piece in _pieces(total):
                 total[piece].add_(F.conv2d(source[piece], kernel, padding=padding))
+        return _swap(total.reshape(-1, frames.shape[0], *total.shape[1:])), ordered
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        _, weight, _ = inputs
+        _, ordered = output
+        ctx.mark_non_differentiable(ordered)
         ctx.save_for_backward(ordered, weight)
-        return _swap(total.reshape(-1, frames.shape[0], *total.shape[1:]))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         ordered, weight = ctx.saved_tensors
         wants_frames, wants_weight, wants_bias = ctx.needs_input_grad
         taps = weight.shape[2]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self, overload
 
 import torch
 from torch import Tensor
@@ -39,6 +39,11 @@ class DecoderOutput:
     w3: Tensor | None
 
 
+# So that `torch.export` takes the whole model.
+for _output in (EncoderOutput, DecoderOutput):
+    torch.export.register_dataclass(_output, serialized_type_name=f"wfvae.{_output.__name__}")
+
+
 class WFVAE(StreamingVAE):
     """The video VAE.
 
@@ -69,7 +74,9 @@ class WFVAE(StreamingVAE):
         source: str | Path,
         *,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        subfolder: str | None = None,
         revision: str | None = None,
     ) -> Self:
         """Loads a model for inference, in eval mode.
@@ -81,7 +88,9 @@ class WFVAE(StreamingVAE):
                 the directory of a training run, whose newest averaged weights are taken;
                 a training checkpoint `*.ckpt` with a `config.json` beside it;
                 a Hugging Face repository `owner/name` (needs the extra `hub`).
-            device, dtype: where and in what precision the weights are.
+            device, dtype: where and in what precision the weights are, by default on the CPU in
+                fp32. `torch_dtype` is another name for `dtype`, the one that diffusers uses.
+            subfolder: of the directory or repository, where the model is a part of a pipeline.
             revision: branch, tag or commit of a Hugging Face repository.
 
         Raises:
@@ -94,10 +103,15 @@ class WFVAE(StreamingVAE):
             >>> model.config.latent_dim
             16
         """
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise CheckpointError(f"dtype is {dtype!r}; expected torch.float32, float16, bfloat16 or float64")
-        config, weights, path = read_checkpoint(source, revision)
-        model = cls(config).to(dtype)
+        if None not in (dtype, torch_dtype) and dtype != torch_dtype:
+            raise CheckpointError(f"dtype is {dtype}, but torch_dtype is {torch_dtype}; give one of them")
+        wanted = dtype or torch_dtype or torch.float32
+        if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
+            raise CheckpointError(
+                f"dtype is {wanted!r}; expected torch.float32, float16, bfloat16 or float64"
+            )
+        config, weights, path = read_checkpoint(source, revision, subfolder)
+        model = cls(config).to(wanted)
         load_weights(model, weights, path)
         return model.to(device).eval()
 
@@ -109,8 +123,16 @@ class WFVAE(StreamingVAE):
         """
         write_checkpoint(Path(directory), self.config, self.state_dict())
 
-    def encode(self, x: Tensor) -> EncoderOutput:
+    @overload
+    def encode(self, x: Tensor, return_dict: Literal[True] = True) -> EncoderOutput: ...
+
+    @overload
+    def encode(self, x: Tensor, return_dict: Literal[False]) -> tuple[DiagonalGaussian]: ...
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[DiagonalGaussian]:
         """Encodes whole clips (B, 3, T, H, W) in [-1, 1], each with its own causal past only.
+
+        Without `return_dict` it returns `(latent_dist,)`, as diffusers' autoencoders do.
 
         Raises:
             InputError: names what is wrong with `x`.
@@ -124,18 +146,30 @@ class WFVAE(StreamingVAE):
                 f" {below + ratio}; stream_encode takes any T"
             )
         moments, w2, w3 = map(channels_first, self.encoder(frames_first(x), OfflineClip()))
-        return EncoderOutput(DiagonalGaussian(moments), w2, w3)
+        posterior = DiagonalGaussian(moments)
+        return EncoderOutput(posterior, w2, w3) if return_dict else (posterior,)
 
-    def decode(self, z: Tensor) -> DecoderOutput:
+    @overload
+    def decode(self, z: Tensor, return_dict: Literal[True] = True) -> DecoderOutput: ...
+
+    @overload
+    def decode(self, z: Tensor, return_dict: Literal[False]) -> tuple[Tensor]: ...
+
+    def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Decodes unscaled latents (B, D, 1 + n, h, w) of whole clips.
+
+        Without `return_dict` it returns `(sample,)`, as diffusers' autoencoders do.
 
         Raises:
             InputError: names what is wrong with `z`.
         """
         check_latents("z", z, self.config.latent_dim, self.dtype)
         video, w2, w3 = self.decoder(frames_first(z), OfflineClip())
+        sample = channels_first(video)
+        if not return_dict:
+            return (sample,)
         w2, w3 = (None if bands is None else channels_first(bands) for bands in (w2, w3))
-        return DecoderOutput(channels_first(video), w2, w3)
+        return DecoderOutput(sample, w2, w3)
 
     def forward(
         self, x: Tensor, sample_posterior: bool = True, generator: torch.Generator | None = None

@@ -17,6 +17,8 @@ from wfvae.errors import InputError
 
 SPATIAL_RATIO = 8
 """Video pixels per latent pixel, in height and in width."""
+PIXEL_TOLERANCE = 2 / 255
+"""How far float pixels may be outside [-1, 1]: a step of 8-bit pixels, and of bf16 near 1."""
 DEFAULT_CHUNK = 4
 """Latents per step. More of them save overhead and need memory; results do not depend on it."""
 
