@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 
 from wfvae.errors import StateError
-from wfvae.files import write_whole
+from wfvae.files import Destination, write_whole
 from wfvae.runtime.backends.base import Array
 from wfvae.spec.bounded import open_regular, parse_object, read_bytes
 from wfvae.spec.latents import FRAMES_AT_MOST
@@ -159,9 +159,9 @@ class Snapshot:
         require_memory(2 * size, f"the file and the arrays of the snapshot {path}")
         return cls.from_bytes(read_bytes(path, unreadable, size))
 
-    def write(self, path: str | Path) -> None:
+    def write(self, path: str | Path | Destination) -> None:
         """Writes the snapshot atomically. Raises `ResourceError` if it cannot."""
-        write_whole(Path(path), self._pieces())
+        write_whole(path if isinstance(path, Destination) else Path(path), self._pieces())
 
 
 def _layout(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -> bytes:

@@ -1,5 +1,6 @@
 """Atomic writes and locks."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.streams import at_once
 from wfvae.errors import ResourceError
-from wfvae.files import Content, locked, replacing, require_writable, write_whole
+from wfvae.files import Content, Destination, locked, remove_own, replacing, require_writable, write_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -79,15 +81,106 @@ def test_folder_stays_when_its_replacement_fails(tmp_path: Path, monkeypatch: py
     assert names(tmp_path) == ["store"]
 
 
-def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    dead, alive = process.pid, os.getppid()
-    (tmp_path / f".file.{dead}.old").mkdir()
-    for name in (f".file.{dead}.part", f".file.{alive}.part", f".other.{dead}.part", ".file.x.part"):
+TOKEN = "0123456789abcdef"
+
+
+def test_leftovers_of_killed_processes_are_removed_by_the_next_owner(tmp_path: Path) -> None:
+    (tmp_path / f".file.{TOKEN}.old").mkdir()
+    foreign = {f".other.{TOKEN}.part", ".file.x.part", ".file.1234.part", f".file.{TOKEN}.txt"}
+    for name in (f".file.{TOKEN}.part", *foreign):
         (tmp_path / name).touch()
-    write_whole(tmp_path / "file", "")
-    assert set(names(tmp_path)) == {f".file.{alive}.part", f".other.{dead}.part", ".file.x.part", "file"}
+    with Destination(tmp_path / "file") as destination:
+        work = destination.create_file()
+        (tmp_path / "file").touch()
+        with pytest.raises(ResourceError, match="another job is writing"):
+            Destination(tmp_path / "file")
+        assert work.exists()
+    assert set(names(tmp_path)) == {*foreign, "file"}
+
+
+def test_old_folder_comes_back_after_a_kill_between_the_two_steps(tmp_path: Path) -> None:
+    old = tmp_path / f".store.{TOKEN}.old"
+    old.mkdir()
+    (old / "inner").touch()
+    with Destination(tmp_path / "store"):
+        assert names(tmp_path / "store") == ["inner"]
+    assert names(tmp_path) == ["store"]
+
+
+def test_destination_has_one_owner_at_a_time(tmp_path: Path) -> None:
+    """Each release removes the lock file, which others may just have opened."""
+    path, owners, most = tmp_path / "file", [0], [0]
+
+    def own(index: int) -> int:
+        for _ in range(40):
+            with Destination(path, wait=60):
+                owners[0] += 1
+                most[0] = max(most[0], owners[0])
+                owners[0] -= 1
+        return index
+
+    assert at_once(own, 6) == list(range(6))
+    assert most == [1] and names(tmp_path) == []
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_link_is_followed_and_kept(tmp_path: Path, folder: bool) -> None:
+    far, link = tmp_path / "far", tmp_path / "link"
+    far.mkdir()
+    link.symlink_to(Path("far") / "target")
+    for content in ("old", "new"):  # at first the link points to nothing
+        with replacing(link) as temporary:
+            assert temporary.parent == far.resolve()
+            if folder:
+                temporary.mkdir()
+            (temporary / "inner" if folder else temporary).write_text(content)
+    assert link.is_symlink() and names(far) == ["target"] and names(tmp_path) == ["far", "link"]
+    assert (link / "inner" if folder else link).read_text() == "new"
+    with Destination(link), pytest.raises(ResourceError, match="another job"):
+        Destination(far / "target")
+
+
+def test_work_that_another_program_replaced_is_not_committed(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="replaced"), Destination(tmp_path / "file") as destination:
+        work = destination.create_file()
+        work.unlink()
+        work.touch()
+        destination.commit(work)
+    assert names(tmp_path) == []
+
+
+def test_foreign_files_are_never_removed(tmp_path: Path) -> None:
+    foreign, work = tmp_path / "foreign", tmp_path / "file.partial"
+    foreign.mkdir()
+    (foreign / "own-1").touch()
+    work.symlink_to(foreign)
+    with Destination(tmp_path / "file") as destination:
+        with pytest.raises(ResourceError, match=r"file\.partial' is a link"):
+            destination.part(".partial")
+        work.unlink()
+        part = destination.part(".partial")
+        remove_own(part, lambda name: name.startswith("own"))  # nothing there
+        work.mkdir()
+        (work / "own-1").touch()
+        for make, problem in (
+            (lambda: (work / "thesis.txt").touch(), "did not make.*thesis.txt"),
+            (lambda: (work / "own-2").symlink_to(foreign / "own-1"), "is a link"),
+        ):
+            make()
+            with pytest.raises(ResourceError, match=problem):
+                remove_own(part, lambda name: name.startswith("own"))
+            (work / "thesis.txt").unlink(missing_ok=True)
+        (work / "own-2").unlink()
+        remove_own(part, lambda name: name.startswith("own"))
+    assert names(tmp_path) == ["foreign"] and names(foreign) == ["own-1"]
+
+
+def test_dropped_destination_is_released(tmp_path: Path) -> None:
+    destination = Destination(tmp_path / "file")
+    destination.create_file()
+    del destination
+    gc.collect()
+    assert names(tmp_path) == []
 
 
 HOLD = """

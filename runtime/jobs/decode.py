@@ -5,22 +5,23 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from wfvae.errors import StateError
+from wfvae.errors import LatentsError, StateError
 from wfvae.runtime.backends.base import Array
 from wfvae.runtime.bundle import Bundle
-from wfvae.runtime.jobs.checkpoints import CHECKPOINT_SECONDS, DEPTH, Checkpoints
+from wfvae.runtime.chain import Chain
+from wfvae.runtime.jobs.checkpoints import CHECKPOINT_SECONDS, DEPTH, START_OVER, Checkpoints, Note
 from wfvae.runtime.jobs.report import Progress, Report, no_progress
-from wfvae.runtime.jobs.sources import fingerprint_latents, require_distinct, require_origin
+from wfvae.runtime.jobs.sources import digest_latents, require_distinct, require_origin, settings_of
 from wfvae.runtime.latents.base import LatentsReader
 from wfvae.runtime.latents.latent_files import open_latents
 from wfvae.runtime.media.image_folder import is_image_folder
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo
-from wfvae.runtime.media.video_writer import PIPE, VideoWriter, open_video_writer
+from wfvae.runtime.media.video_writer import PIPE, VideoWriter, open_video_writer, video_destination
 from wfvae.runtime.prefetch import BackgroundSink, Prefetch
 from wfvae.runtime.snapshot import Snapshot
 from wfvae.runtime.stream import DecoderStream
@@ -75,6 +76,9 @@ def decode_video(
     require_distinct(audio_from, video)
     require_distinct(latents, video)
     with ExitStack() as stack:
+        destination = video_destination(Path(video), overwrite) if _is_segmented(video) else None
+        if destination is not None:
+            stack.enter_context(destination)
         reader = stack.enter_context(open_latents(latents))
         require_origin(bundle, reader, latents, any_bundle)
         info = reader.info
@@ -84,20 +88,22 @@ def decode_video(
         target = _output_video(info, {**(output or {}), "audio_from": audio_from})
         stream = stack.enter_context(bundle.decoder(height=height, width=width, frames=frames, chunk=chunk))
         began = time.perf_counter()
-        job = _Decoding(reader, stream, chunk, frames, progress, observe)
-        if _is_segmented(video):
-            checkpoints = Checkpoints(Path(video), fingerprint_latents(reader, bundle), checkpoint_seconds)
+        job = _Decoding(reader, stream, chunk, frames, progress, observe, reader.digest)
+        if destination is not None:
+            job.source = digest_latents(reader, latents)
+            settings = settings_of(bundle)
+            checkpoints = Checkpoints(destination, settings, checkpoint_seconds)
             segments = SegmentedVideoWriter(
-                Path(video),
+                destination,
                 target,
                 segment_frames=segment_frames,
                 resume=resume,
                 overwrite=overwrite,
-                origin=checkpoints.fingerprint,
+                origin={"bundle": bundle.identity, "source": job.source, **settings},
             )
             stack.enter_context(segments)
-            snapshot = checkpoints.load(latents) if resume else None
-            resumed_at = job.to_segments(segments, segment_frames, checkpoints, snapshot)
+            interrupted = checkpoints.load() if resume else None
+            resumed_at = job.to_segments(segments, segment_frames, checkpoints, interrupted)
         else:
             job.to_writer(open_video_writer(video, target, overwrite=overwrite, container=container))
             resumed_at = 0
@@ -126,6 +132,8 @@ class _Decoding:
     frames: int
     progress: Progress
     observe: Callable[[Array], None] | None
+    source: str | None
+    """Hash of all latents, None if unknown."""
 
     def to_writer(self, video_writer: VideoWriter) -> None:
         """Decodes to images, a GIF or a pipe."""
@@ -141,14 +149,18 @@ class _Decoding:
         writer: SegmentedVideoWriter,
         segment_frames: int,
         checkpoints: Checkpoints,
-        snapshot: Snapshot | None,
+        interrupted: tuple[Snapshot, Note] | None,
     ) -> int:
         """Decodes to a file that can be resumed. Returns the frames of an earlier run."""
         resumed_at = writer.frames_done
         pending, done = None, 0
-        if snapshot is None:
+        source = cast(str, self.source)
+        if interrupted is None:
             checkpoints.forget()
         else:
+            snapshot, note = interrupted
+            if note.source != source:
+                raise StateError(f"the interrupted job was about other latents; give those, or {START_OVER}")
             self.stream.require(snapshot)
             held = snapshot.attached.get(_PENDING)
             expected = (self.reader.info.height, self.reader.info.width, 3)
@@ -156,7 +168,7 @@ class _Decoding:
                 raise StateError("the snapshot of the interrupted run is damaged; run it without --resume")
             position = snapshot.counters["given"] - len(held)
             if position <= resumed_at:
-                self.stream.restore(snapshot)
+                checkpoints.restore(self.stream, snapshot)
                 pending, done = held, position
         to_skip = resumed_at - done  # frames that are in finished segments
         with checkpoints.sink(writer.write) as sink, closing(self._parts(pending)) as parts:
@@ -166,7 +178,7 @@ class _Decoding:
                 # Only whole segments survive an interruption; the snapshot holds the rest.
                 if done // segment_frames > before // segment_frames and checkpoints.due:
                     rest = part[len(part) - done % segment_frames :]
-                    saved = checkpoints.take(self.stream, {_PENDING: rest})
+                    saved = checkpoints.take(self.stream, source, attached={_PENDING: rest})
                 skipped = min(to_skip, len(part))
                 to_skip -= skipped
                 sink.put((part[skipped:], saved))
@@ -180,11 +192,16 @@ class _Decoding:
         """Yields `pending`, and then the video from where the stream stands."""
         if pending is not None and len(pending):
             yield pending
-        stream = self.stream
-        chunks = self.reader.chunks(self.chunk, start=stream.latents_seen)
-        with Prefetch(chunks, DEPTH) as source:
-            for latents in source:
+        stream, consumed = self.stream, Chain()
+        for latents in self.reader.chunks(self.chunk, stop=stream.latents_seen):
+            consumed.extend(latents)
+        pieces = consumed.over(self.reader.chunks(self.chunk, start=stream.latents_seen))
+        with Prefetch(pieces, DEPTH) as source:
+            for latents, _ in source:
                 yield from self._observed(stream.push(latents[:, : stream.channels]))
+        # Before the end, which completes the video.
+        if self.source is not None and consumed.hexdigest != self.source:
+            raise LatentsError("the latents were changed while they were decoded; decode them again")
         yield from self._observed(stream.finish())
 
     def _observed(self, part: Array) -> Iterator[Array]:

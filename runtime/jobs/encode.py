@@ -9,14 +9,16 @@ from typing import Any, cast
 from msgspec.structs import replace
 
 from wfvae.errors import LatentsError
-from wfvae.files import discard_tree
+from wfvae.files import Destination, remove_leftovers, remove_own
 from wfvae.runtime.bundle import Bundle
-from wfvae.runtime.jobs.checkpoints import CHECKPOINT_SECONDS, DEPTH, Checkpoints
+from wfvae.runtime.chain import Chain
+from wfvae.runtime.jobs.checkpoints import CHECKPOINT_SECONDS, DEPTH, START_OVER, Checkpoints, Note
 from wfvae.runtime.jobs.report import Progress, Report, no_progress
-from wfvae.runtime.jobs.sources import fingerprint_video
-from wfvae.runtime.latents.latent_files import check_latents_destination, open_latents, open_latents_writer
+from wfvae.runtime.jobs.sources import digest_latents, settings_of, skip_frames
+from wfvae.runtime.latents.base import LatentsWriter, is_of_store
+from wfvae.runtime.latents.latent_files import latents_destination, open_latents, open_latents_writer
 from wfvae.runtime.media.video_info import RawVideo, VideoInfo
-from wfvae.runtime.media.video_reader import VideoReader, open_video
+from wfvae.runtime.media.video_reader import PIPE, VideoReader, open_video
 from wfvae.runtime.prefetch import Prefetch
 from wfvae.runtime.stream import EncoderStream
 from wfvae.spec.frames import padded_size
@@ -74,35 +76,39 @@ def encode_video(
     """
     latents = Path(latents)
     in_place = latents.suffix.lower() == ".zarr"
-    store = latents if in_place else latents.with_name(latents.name + ".partial.zarr")
-    check_latents_destination(latents, overwrite=overwrite or resume)
     with ExitStack() as stack:
+        destination = stack.enter_context(latents_destination(latents, overwrite or resume))
+        store = destination.part("" if in_place else ".partial.zarr")
+        remove_leftovers(store)
         reader = stack.enter_context(open_video(video, raw=raw, fps=fps, keep_damaged=keep_damaged))
         info = reader.info
         chunk = chunk or bundle.default_chunk("encoder", height=info.height, width=info.width)
         stream = stack.enter_context(bundle.encoder(height=info.height, width=info.width, chunk=chunk))
-        checkpoints = Checkpoints(store, fingerprint_video(video), checkpoint_seconds)
-        snapshot = checkpoints.load(video) if resume and store.exists() else None
+        settings = settings_of(bundle, keep_damaged=keep_damaged)
+        checkpoints = Checkpoints(store, settings, checkpoint_seconds, reads_pipe=str(video) == PIPE)
+        interrupted = checkpoints.load() if resume and store.path.exists() else None
         began = time.perf_counter()
-        if snapshot is None:
+        note = None
+        if interrupted is None:
             checkpoints.forget()
         else:
-            stream.restore(snapshot)
+            snapshot, note = interrupted
+            checkpoints.restore(stream, snapshot)
+            skip_frames(reader, stream.frames_seen, note.source, video)
         resumed_at = stream.frames_seen
         # A run may have been killed between the last latent and the end of the job.
-        if snapshot is not None and (finished := _finished(store)):
+        if note is not None and (finished := _finished(store.path)):
             resumed_at, count = finished
             frames = resumed_at
         else:
             target = _latents_info(bundle, info)
-            _encode(reader, stream, bundle.ratio * chunk, store, target, checkpoints, progress)
+            _encode(reader, stream, bundle.ratio * chunk, store, target, checkpoints, note, progress)
             frames, count = stream.frames_seen, stream.latents_given
-    if in_place:
+        if not in_place:
+            _copy(store, destination)
         checkpoints.forget()
-    else:
-        _copy(store, latents)
-        checkpoints.forget()
-        discard_tree(store)
+        if not in_place:
+            remove_own(store, is_of_store)
     progress(frames, frames)
     return Report(
         source=str(video),
@@ -125,38 +131,59 @@ def _encode(
     reader: VideoReader,
     stream: EncoderStream,
     step: int,
-    store: Path,
+    store: Destination,
     info: LatentsInfo,
     checkpoints: Checkpoints,
+    note: Note | None,
     progress: Progress,
 ) -> None:
-    """Encodes to the end of the video, from where `stream` stands, `step` frames at a time."""
-    resumed = stream.frames_seen > 0
+    """Encodes to the end of the video, from where `stream` stands, `step` frames at a time.
+
+    `note` is that of an interrupted job.
+    """
+    source, written = Chain(), Chain()
     with ExitStack() as stack:
-        writer = stack.enter_context(open_latents_writer(store, info, resume=resumed))
-        if resumed:
-            given = stream.latents_given
-            if writer.latents_done < given:
-                raise LatentsError(
-                    f"{store} holds {writer.latents_done} latents, but the interrupted run had written"
-                    f" {given}; it was changed since, run without --resume to start over"
-                )
-            writer.truncate(given)
-            reader.seek_frames(stream.frames_seen)
+        writer = stack.enter_context(open_latents_writer(store, info, resume=note is not None))
+        if note is not None:
+            _cut_back(writer, stream.latents_given, note.written)
+            source, written = Chain(note.source), Chain(writer.stored_digest(stream.latents_given))
         sink = stack.enter_context(checkpoints.sink(writer.append))
-        for frames in stack.enter_context(Prefetch(reader.chunks(step), DEPTH)):
+        chunks = source.over(reader.chunks(step))
+        for frames, consumed in stack.enter_context(Prefetch(chunks, DEPTH)):
             part = stream.push(frames)
-            sink.put((part, checkpoints.take(stream) if checkpoints.due else None))
+            written.extend(part)
+            saved = checkpoints.take(stream, consumed, written.hexdigest) if checkpoints.due else None
+            sink.put((part, saved))
             progress(stream.frames_seen, reader.info.frames)
         sink.put((stream.finish(), None))
         sink.close()
         writer.finish(stream.frames_seen)
 
 
+def _cut_back(writer: LatentsWriter, count: int, expected: str | None) -> None:
+    """Makes a store hold the first `count` latents, which have the hash `expected`."""
+    path = writer.path
+    problem = None
+    if writer.latents_done < count:
+        problem = f"it holds {writer.latents_done} latents, but the interrupted run had written {count}"
+    else:
+        try:
+            if writer.stored_digest(count) != expected:
+                problem = "it does not hold the latents that the interrupted run had written"
+        except LatentsError as error:
+            problem = str(error)
+    if problem is not None:
+        raise LatentsError(f"'{path}' was changed since: {problem}; {START_OVER}")
+    writer.truncate(count)
+
+
 def _finished(store: Path) -> tuple[int, int] | None:
     """Returns the frames and latents of a complete store, None for another one."""
     with open_latents(store) as reader:
-        return (cast(int, reader.info.frames), reader.count) if reader.complete else None
+        if not reader.complete:
+            return None
+        digest_latents(reader, store)
+        return cast(int, reader.info.frames), reader.count
 
 
 def _latents_info(bundle: Bundle, video: VideoInfo) -> LatentsInfo:
@@ -181,12 +208,15 @@ def _latents_info(bundle: Bundle, video: VideoInfo) -> LatentsInfo:
     )
 
 
-def _copy(store: Path, destination: Path) -> None:
+def _copy(store: Destination, destination: Destination) -> None:
     """Copies a finished store to a clip format, piece by piece."""
+    copied = Chain()
     with ExitStack() as stack:
-        reader = stack.enter_context(open_latents(store))
+        reader = stack.enter_context(open_latents(store.path))
         info = replace(reader.info, frames=None)
         writer = stack.enter_context(open_latents_writer(destination, info))
-        for part in reader.chunks(_COPIED_LATENTS):
+        for part, _ in copied.over(reader.chunks(_COPIED_LATENTS)):
             writer.append(part)
+        if copied.hexdigest != reader.digest:
+            raise LatentsError(f"another program changed '{store.path}'; {START_OVER}")
         writer.finish(cast(int, reader.info.frames))

@@ -1,44 +1,68 @@
-"""Checks of a job's source: which one it is, and that the output does not replace it."""
+"""Checks of a job's source: that it is that of before, and that the output does not replace it."""
 
-import hashlib
-import json
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 
-from wfvae.errors import LatentsError, MediaError
+import av
+
+from wfvae.errors import LatentsError, MediaError, StateError
 from wfvae.runtime.bundle import Bundle
-from wfvae.runtime.jobs.checkpoints import FROM_PIPE
+from wfvae.runtime.chain import Chain, chain_of
+from wfvae.runtime.jobs.checkpoints import START_OVER
 from wfvae.runtime.latents.base import LatentsReader
 from wfvae.runtime.media.image_folder import NUMBER_FORMAT
+from wfvae.runtime.media.video_reader import VideoReader
 from wfvae.runtime.media.video_writer import PIPE
 
-_FINGERPRINT_BYTES = 1 << 20
-_FINGERPRINT_LATENTS = 16
+_SPEED_ONLY = ("threads",)
+"""What of a backend's description the result does not depend on."""
+_LIBRARIES = ("libavcodec", "libavformat", "libswscale")
+_PIECE = 16
+"""Latents per read where all are read."""
 
 
-def fingerprint_video(source: str | Path) -> str:
-    """Returns a hash that distinguishes one video from another, or `FROM_PIPE`."""
-    if str(source) == PIPE:
-        return FROM_PIPE
-    path = Path(source)
-    digest = hashlib.sha256()
-    if path.is_dir():
-        for entry in sorted(path.iterdir()):
-            digest.update(f"{entry.name}:{entry.stat().st_size};".encode())
-    else:
-        with path.open("rb") as file:
-            digest.update(file.read(_FINGERPRINT_BYTES))
-        digest.update(str(path.stat().st_size).encode())
-    return digest.hexdigest()
+def settings_of(bundle: Bundle, **options: object) -> dict[str, str]:
+    """Returns what a job's result depends on besides bundle and source, by name.
+
+    The options are those of the job. A job is resumed only where all of it is the same.
+    """
+    backend = {key: value for key, value in bundle.backend.describe().items() if key not in _SPEED_ONLY}
+    backend["backend"] = backend.pop("name")
+    versions = {name: ".".join(map(str, av.library_versions[name])) for name in _LIBRARIES}
+    return {
+        **{key: str(value) for key, value in options.items()},
+        **{key if key == "backend" else f"backend {key}": str(value) for key, value in backend.items()},
+        "wfvae": version("wfvae"),
+        **versions,
+    }
 
 
-def fingerprint_latents(reader: LatentsReader, bundle: Bundle) -> str:
-    """Returns a hash that distinguishes one decode of latents from another."""
-    about = json.dumps([reader.info.to_json(), reader.shape, bundle.identity], sort_keys=True)
-    digest = hashlib.sha256(about.encode())
-    last = reader.count - 1
-    for index in sorted({k * last // _FINGERPRINT_LATENTS for k in range(_FINGERPRINT_LATENTS + 1)}):
-        digest.update(reader.read(index, index + 1).tobytes())
-    return digest.hexdigest()
+def skip_frames(reader: VideoReader, count: int, expected: str, source: str | Path) -> None:
+    """Reads the frames that an interrupted job had consumed.
+
+    Raises:
+        StateError: their hash is not `expected`, or there are fewer.
+    """
+    chain = Chain()
+    chain.extend(islice(reader, count))
+    if chain.hexdigest != expected:
+        raise StateError(
+            f"the first {count} frames of '{source}' are not those that the interrupted job read, so it was"
+            f" about another source; give that one, or {START_OVER}"
+        )
+
+
+def digest_latents(reader: LatentsReader, source: str | Path) -> str:
+    """Returns the hash of all latents of a source.
+
+    Raises:
+        LatentsError: they are damaged, or not those of which a store states the hash.
+    """
+    found = chain_of(reader.chunks(_PIECE))
+    if reader.digest not in (None, found):
+        raise LatentsError(f"'{source}' was changed after it was complete; encode the video again")
+    return found
 
 
 def require_origin(bundle: Bundle, reader: LatentsReader, source: str | Path, any_bundle: bool) -> None:

@@ -1,6 +1,7 @@
 """What all formats of latents have in common: the reader, and the base of the writers."""
 
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -11,12 +12,15 @@ import numpy as np
 from msgspec.structs import replace
 
 from wfvae.errors import LatentsError
+from wfvae.files import Destination
 from wfvae.runtime.closing import Closing
 from wfvae.runtime.media.failures import reason, translated
 from wfvae.spec.latents import DTYPES, Latents, LatentsInfo, check_finite, check_latents
 from wfvae.spec.memory import require_memory
 
 TENSOR = "latents"
+_UNFINISHED = r"\.[0-9a-f]+\.partial"
+_STORE_FILES = re.compile(rf"({TENSOR}/)?zarr(\.json|{_UNFINISHED})|{TENSOR}/c(/\d+){{4}}({_UNFINISHED})?")
 DType = np.dtype[Any]
 
 
@@ -34,6 +38,11 @@ class StoredLatents(Protocol):
     def close(self) -> None: ...
 
 
+def is_of_store(path: str) -> bool:
+    """Whether a Zarr store has a file of this path, relative and with forward slashes."""
+    return _STORE_FILES.fullmatch(path) is not None
+
+
 class LatentsReader(Closing):
     """Latents opened for reading; nothing is loaded until it is read. Use it in a `with` block.
 
@@ -42,6 +51,7 @@ class LatentsReader(Closing):
         shape: (T', D, h, w).
         dtype: float32 or float16.
         complete: False for a store whose writer has not finished, or was interrupted.
+        digest: hash of all latents (`wfvae.runtime.chain`) that a complete store states, or None.
     """
 
     def __init__(
@@ -56,6 +66,7 @@ class LatentsReader(Closing):
         """Raises `LatentsError` if the array cannot be latents of `info`."""
         self._path, self._stored = path, stored
         self.info, self.shape, self.dtype, self.complete = info, shape, dtype, complete
+        self.digest: str | None = None
         if len(shape) != 4 or 0 in shape[1:]:
             raise LatentsError(f"'{path}' holds an array of shape {shape}; expected rank 4, (T', D, h, w)")
         if dtype not in DTYPES:
@@ -89,10 +100,11 @@ class LatentsReader(Closing):
         check_finite(latents, start, str(self._path))
         return latents
 
-    def chunks(self, latents: int, start: int = 0) -> Iterator[Latents]:
-        """Yields the latents from `start` on, `latents` at a time; the last piece may be less."""
-        for first in range(start, self.count, latents):
-            yield self.read(first, min(first + latents, self.count))
+    def chunks(self, latents: int, start: int = 0, stop: int | None = None) -> Iterator[Latents]:
+        """Yields the latents start..stop, `latents` at a time; the last piece may be less."""
+        stop = self.count if stop is None else stop
+        for first in range(start, stop, latents):
+            yield self.read(first, min(first + latents, stop))
 
     def close(self) -> None:
         """Releases the file. Safe to call twice."""
@@ -100,13 +112,22 @@ class LatentsReader(Closing):
 
 
 class LatentsWriter(Closing):
-    """Latents opened for writing. Use it in a `with` block; only `finish` makes a complete file."""
+    """Latents opened for writing. Use it in a `with` block; only `finish` makes a complete file.
 
-    def __init__(self, path: Path, info: LatentsInfo) -> None:
-        self._path, self._info = path, replace(info, frames=None)
+    It releases the destination when it is closed.
+    """
+
+    def __init__(self, destination: Destination, info: LatentsInfo) -> None:
+        self._destination = destination
+        self._path, self._info = destination.path, replace(info, frames=None)
         self._open = True
         self._item: tuple[int, ...] = ()
         self._dtype: np.dtype[Any] = np.dtype(np.float32)
+
+    @property
+    def path(self) -> Path:
+        """Where the latents are written."""
+        return self._path
 
     @property
     @abstractmethod
@@ -135,6 +156,14 @@ class LatentsWriter(Closing):
                 raise LatentsError(f"{problem}, but {before}; a file holds one size and type")
             self._append(latents)
 
+    def stored_digest(self, count: int) -> str:
+        """Returns the hash (`wfvae.runtime.chain`) of the first `count` latents of a Zarr store.
+
+        Raises:
+            LatentsError: they cannot be read.
+        """
+        raise LatentsError(f"'{self._path}' cannot be read before it is finished; only a .zarr store can")
+
     def truncate(self, count: int) -> None:
         """Keeps the first `count` latents only (Zarr stores)."""
         problem = f"'{self._path}' cannot be cut back to {count} latents"
@@ -160,6 +189,7 @@ class LatentsWriter(Closing):
     def close(self) -> None:
         """Ends writing. Safe to call twice."""
         self._open = False
+        self._destination.release()
 
     def _require_open(self) -> None:
         if not self._open:

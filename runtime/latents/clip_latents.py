@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from numpy.lib import format as npy_format
 
 from wfvae.errors import LatentsError
-from wfvae.files import commit, discard, remove_leftovers, temporary_name, write_whole
+from wfvae.files import Destination, remove_leftovers, write_whole
 from wfvae.runtime.latents.base import TENSOR, LatentsReader, LatentsWriter, unreadable
 from wfvae.spec.bounded import JSON_BYTES, open_regular, read_bytes, read_exactly
 from wfvae.spec.latents import FRAMES_AT_MOST, Latents, LatentsInfo, info_from_text
@@ -42,27 +42,25 @@ _NPY_HEADER = re.compile(rf"\{{(?:(?:{'|'.join(key.pattern for key in _NPY_KEYS.
 class ClipWriter(LatentsWriter):
     """Writes one clip. Leaving the `with` block without `finish` discards it."""
 
-    def __init__(self, path: Path, info: LatentsInfo) -> None:
-        super().__init__(path, info)
-        self._partial = temporary_name(path)
+    def __init__(self, destination: Destination, info: LatentsInfo) -> None:
+        super().__init__(destination, info)
+        self._work = Path()
         self._file: Any = None
         self._count = self._reserved = 0
-        remove_leftovers(path)
-        remove_leftovers(sidecar_of(path))
 
     @property
     def latents_done(self) -> int:
         return self._count
 
     def close(self) -> None:
-        super().close()
         if self._file is not None:
             self._file.close()
-            discard(self._partial)
+        super().close()
 
     def _begin(self) -> None:
         self._reserved = len(self._header(replace(self._info, frames=FRAMES_AT_MOST), MAX_COUNT))
-        self._file = self._partial.open("wb+")
+        self._work = self._destination.create_file()
+        self._file = self._work.open("wb+")
         self._file.write(bytes(self._reserved))
 
     def _append(self, latents: Latents) -> None:
@@ -76,7 +74,7 @@ class ClipWriter(LatentsWriter):
         self._file.write(header)
         self._file.close()
         self._write_sidecar(info)
-        commit(self._partial, self._path)
+        self._destination.commit(self._work)
         self._file = None
 
     @abstractmethod
@@ -111,7 +109,9 @@ class NPYWriter(ClipWriter):
         return buffer.getvalue()
 
     def _write_sidecar(self, info: LatentsInfo) -> None:
-        write_whole(sidecar_of(self._path), json.dumps(info.to_json() | {"count": self._count}, indent=1))
+        sidecar = self._destination.part(".json")
+        remove_leftovers(sidecar)
+        write_whole(sidecar, json.dumps(info.to_json() | {"count": self._count}, indent=1))
 
 
 def sidecar_of(path: Path) -> Path:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from wfvae.errors import LatentsError
-from wfvae.files import check_destination
+from wfvae.files import Destination, check_destination, claim
 from wfvae.runtime.latents.base import LatentsReader, LatentsWriter
 from wfvae.runtime.latents.clip_latents import NPYWriter, SafetensorsWriter, open_npy, open_safetensors
 from wfvae.runtime.latents.zarr_reading import open_store
@@ -47,7 +47,7 @@ def open_latents(path: str | Path) -> LatentsReader:
 
 
 def open_latents_writer(
-    path: str | Path,
+    path: str | Path | Destination,
     info: LatentsInfo,
     *,
     resume: bool = False,
@@ -57,23 +57,43 @@ def open_latents_writer(
     """Opens latents for writing; see `open_latents` for an example.
 
     Args:
+        path: locked until the writer is closed, unless the caller holds a `Destination` of it.
         info: the metadata; `frames` is set by `finish`.
         resume: for `.zarr`: continue an unfinished store after its `latents_done` latents, or begin
             a new one if it does not exist.
         overwrite: replace an existing file when the first latents (zarr) or the last ones (clips)
             are written.
         chunk_latents: for `.zarr`: latents per chunk file. Appending multiples of it is cheapest.
-    """
-    path = Path(path)
-    suffix = _suffix(path)
-    if resume and suffix != ".zarr":
-        raise LatentsError(f"'{path}' cannot be resumed; write to a name ending in .zarr for that")
-    check_latents_destination(path, overwrite=overwrite or resume)
-    if suffix == ".zarr":
-        from wfvae.runtime.latents.zarr_latents import ZarrWriter
 
-        return ZarrWriter(path, info, resume=resume, chunk_latents=chunk_latents)
-    return SafetensorsWriter(path, info) if suffix == ".safetensors" else NPYWriter(path, info)
+    Raises:
+        LatentsError: a foreign file or store, or settings that do not fit.
+        ResourceError: another job writes there, or nothing can be written there.
+    """
+    name = path.path if isinstance(path, Destination) else Path(path)
+    suffix = _suffix(name)
+    if resume and suffix != ".zarr":
+        raise LatentsError(f"'{name}' cannot be resumed; write to a name ending in .zarr for that")
+    overwrite = overwrite or resume
+    check_latents_destination(name, overwrite=overwrite)
+    destination = path.part() if isinstance(path, Destination) else latents_destination(name, overwrite)
+    try:
+        if suffix == ".zarr":
+            from wfvae.runtime.latents.zarr_latents import ZarrWriter
+
+            return ZarrWriter(destination, info, resume=resume, chunk_latents=chunk_latents)
+        writer = SafetensorsWriter if suffix == ".safetensors" else NPYWriter
+        return writer(destination, info)
+    except BaseException:
+        destination.release()
+        raise
+
+
+def latents_destination(path: Path, overwrite: bool) -> Destination:
+    """Locks the place of latents.
+
+    Raises as `check_latents_destination` does, and `ResourceError` if another job writes there.
+    """
+    return claim(path, lambda: check_latents_destination(path, overwrite=overwrite))
 
 
 def check_latents_destination(path: Path, *, overwrite: bool) -> None:

@@ -5,7 +5,9 @@ Data is written first, that file last and in one rename. A reader therefore sees
 all of which exist, at any moment and after a kill.
 """
 
+import os
 import shutil
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +20,14 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, WrapperStore
 
 from wfvae.errors import LatentsError
-from wfvae.files import replacing
-from wfvae.runtime.latents.base import TENSOR, LatentsWriter
-from wfvae.runtime.latents.zarr_reading import ATTRIBUTE, METADATA_FILE, open_store
+from wfvae.files import Destination, replacing, require_own
+from wfvae.runtime.chain import Chain, chain_of
+from wfvae.runtime.latents.base import TENSOR, LatentsWriter, is_of_store
+from wfvae.runtime.latents.zarr_reading import ATTRIBUTE, DIGEST, METADATA_FILE, open_store
 from wfvae.spec.latents import FORMAT, Latents, LatentsInfo
+
+_PIECE = 16
+"""Latents per read where a whole store is read."""
 
 
 class CommitLastStore(WrapperStore[LocalStore]):
@@ -56,19 +62,31 @@ class CommitLastStore(WrapperStore[LocalStore]):
 
 
 class ZarrWriter(LatentsWriter):
-    """Appends to a store. Leaving the `with` block without `finish` keeps it for `resume`."""
+    """Appends to a store. Leaving the `with` block without `finish` keeps it for `resume`.
 
-    def __init__(self, path: Path, info: LatentsInfo, *, resume: bool, chunk_latents: int) -> None:
-        super().__init__(path, info)
+    A store is written in place, where other programs may change or remove it. So the folder is
+    checked before each append, and all latents before the store is called complete.
+    """
+
+    def __init__(
+        self, destination: Destination, info: LatentsInfo, *, resume: bool, chunk_latents: int
+    ) -> None:
+        super().__init__(destination, info)
         self._chunk = chunk_latents
-        self._store = CommitLastStore(path)
+        self._store = CommitLastStore(self._path)
         self._array: Any = None
-        if resume and path.exists():
+        self._folder: _OpenFolder | None = None
+        self._written = Chain()
+        if resume and self._path.exists():
             self._resume()
 
     @property
     def latents_done(self) -> int:
         return 0 if self._array is None else int(self._array.shape[0])
+
+    def stored_digest(self, count: int) -> str:
+        with open_store(self._path) as reader:
+            return chain_of(reader.chunks(_PIECE, stop=count))
 
     def truncate(self, count: int) -> None:
         self._require_open()
@@ -85,10 +103,15 @@ class ZarrWriter(LatentsWriter):
         chunk = self._array.chunks[0]
         for index in range(-(-count // chunk), -(-before // chunk)):
             shutil.rmtree(self._path / TENSOR / "c" / str(index), ignore_errors=True)
+        self._written = Chain(self.stored_digest(self.latents_done))  # from here on it is this job's
+
+    def close(self) -> None:
+        super().close()
+        self._folder = None
 
     def _begin(self) -> None:
         """Creates the empty store, which replaces an older one in one step."""
-        with replacing(self._path) as temporary:
+        with replacing(self._destination) as temporary:
             group = zarr.create_group(LocalStore(temporary), attributes={"format": FORMAT})
             group.create_array(
                 TENSOR,
@@ -104,13 +127,35 @@ class ZarrWriter(LatentsWriter):
 
     def _append(self, latents: Latents) -> None:
         done = self.latents_done
+        self._require_folder()
         with self._transaction():
             self._array.resize((done + len(latents), *latents.shape[1:]))
             self._array[done:] = latents
+        self._written.extend(latents)
 
     def _finish(self, info: LatentsInfo) -> None:
+        self._require_folder()
+        try:
+            unchanged = self.stored_digest(self.latents_done) == self._written.hexdigest
+        except LatentsError as error:
+            raise self._changed(str(error)) from error
+        if not unchanged:
+            raise self._changed("it does not hold the latents that this job wrote")
+        values = {"complete": True, DIGEST: self._written.hexdigest}
         with self._transaction():
-            self._array.attrs.put({ATTRIBUTE: info.to_json() | {"complete": True}})
+            self._array.attrs.put({ATTRIBUTE: info.to_json() | values})
+
+    def _require_folder(self) -> None:
+        """Raises `LatentsError` if the store is not the folder that this object opened."""
+        if self._folder is None or not self._folder.is_at(self._path):
+            raise self._changed("the folder was removed or replaced")
+        if not (self._path / METADATA_FILE).is_file():
+            raise self._changed(f"its {METADATA_FILE} is missing")
+
+    def _changed(self, problem: str) -> LatentsError:
+        return LatentsError(
+            f"another program changed '{self._path}' while it was written: {problem}; encode the video again"
+        )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -124,6 +169,8 @@ class ZarrWriter(LatentsWriter):
     def _attach(self) -> None:
         self._array = zarr.open_array(self._store, path=TENSOR, mode="r+", zarr_format=3)
         self._item, self._dtype = self._array.shape[1:], self._array.dtype
+        if self._folder is None:
+            self._folder = _OpenFolder(self._path)
 
     def _resume(self) -> None:
         found = open_store(self._path)
@@ -135,6 +182,23 @@ class ZarrWriter(LatentsWriter):
         if different:
             problem = f"'{self._path}' was begun with other settings ({', '.join(different)})"
             raise LatentsError(f"{problem}; give the same ones, or start over without resuming")
+        require_own(self._path, is_of_store)
         for unfinished in self._path.rglob("*.partial"):
             unfinished.unlink(missing_ok=True)  # chunks that a killed run was writing
         self._attach()
+        self._written = Chain(self.stored_digest(self.latents_done))
+
+
+class _OpenFolder:
+    """A folder held open, so that no other one can get its number."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether it still has this name."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(path))
+        except FileNotFoundError:
+            return False

@@ -19,6 +19,8 @@ from wfvae.spec.records import read_as
 
 ATTRIBUTE = "wfvae"
 METADATA_FILE = "zarr.json"
+DIGEST = "sha256"
+"""Key of the hash of all latents (`wfvae.runtime.chain`), which a complete store may carry."""
 
 Length = Annotated[int, Meta(ge=0, le=FRAMES_AT_MOST)]
 Shape = tuple[Length, Length, Length, Length]
@@ -117,4 +119,8 @@ def open_store(path: Path) -> LatentsReader:
         raise fail(f"its chunks of {list(chunk)} do not divide the array {list(array.shape)} along time only")
     dtype = np.dtype(array.data_type)
     stored = _Chunked(path / TENSOR / "c", chunk, dtype)
-    return LatentsReader(path, stored, info, array.shape, dtype, complete)
+    reader = LatentsReader(path, stored, info, array.shape, dtype, complete)
+    digest = values.get(DIGEST) if isinstance(values, dict) else None
+    if complete and isinstance(digest, str):
+        reader.digest = digest
+    return reader

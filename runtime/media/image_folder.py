@@ -14,7 +14,7 @@ import numpy as np
 from av.codec import CodecContext
 
 from wfvae.errors import MediaError
-from wfvae.files import partial_name
+from wfvae.files import Destination, followed, remove_leftovers
 from wfvae.runtime.media.color import RGBConverter
 from wfvae.runtime.media.container_input import info_of_frame
 from wfvae.runtime.media.failures import Failure, reason, translate, translated
@@ -98,25 +98,28 @@ class PNGFolder:
         self._name = re.compile(NUMBER_FORMAT.sub(r"(\\d+)", re.escape(pattern)))
         with translated(f"creating the directory '{folder}'"):
             folder.mkdir(parents=True, exist_ok=True)
+        self._destination = Destination(folder / NUMBER_FORMAT.sub("%d", pattern))  # of all frames
         if not overwrite and any(self._existing()):
+            self._destination.release()
             problem = f"'{folder}' already holds frames named like '{pattern}'"
             raise MediaError(f"{problem}; choose another directory or allow overwriting")
+        remove_leftovers(self._destination, self._name.pattern)
         self._encoder: Any = CodecContext.create("png", "w")
         self._encoder.width, self._encoder.height, self._encoder.pix_fmt = width, height, "rgb24"
         self._encoder.time_base = Fraction(1, 25)
         self._count = 0
 
     def write(self, frame: RGBArray, time: Fraction | None = None) -> None:
-        target = self._folder / (self._pattern % self._count)
-        partial = partial_name(target)
-        try:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            picture.pts = self._count
-            partial.write_bytes(b"".join(bytes(packet) for packet in self._encoder.encode(picture)))
-            os.replace(partial, target)
-        except Failure as error:
-            partial.unlink(missing_ok=True)
-            raise translate(error, f"writing '{target}'") from error
+        target = followed(self._folder / (self._pattern % self._count))
+        with Destination(target, owner=self._destination) as place:
+            try:
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                picture.pts = self._count
+                work = place.create_file()
+                work.write_bytes(b"".join(bytes(packet) for packet in self._encoder.encode(picture)))
+                place.commit(work, sync=False)
+            except Failure as error:
+                raise translate(error, f"writing '{target}'") from error
         self._count += 1
 
     def finish(self) -> None:
@@ -124,10 +127,11 @@ class PNGFolder:
             for number, path in self._existing():
                 if number >= self._count:
                     path.unlink()
-                partial_name(path).unlink(missing_ok=True)
+        self._destination.release()
 
     def abort(self) -> None:
-        """Finished files stay."""
+        """Ends writing. Finished files stay."""
+        self._destination.release()
 
     def _existing(self) -> Iterator[tuple[int, Path]]:
         for path in list(self._folder.iterdir()):

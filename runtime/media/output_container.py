@@ -1,6 +1,5 @@
 """A container opened for writing: one video stream, and the audio that is copied beside it."""
 
-import weakref
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +10,7 @@ from av.codec.context import Flags as CodecFlags
 from av.container.core import Flags as ContainerFlags
 
 from wfvae.errors import MediaError
-from wfvae.files import commit, discard, remove_leftovers, temporary_name
+from wfvae.files import Destination
 from wfvae.runtime.media.color import PRIMARIES, RANGES, SPACES, TRANSFERS, number_of
 from wfvae.runtime.media.container_input import discard_all_but, open_container, start_of
 from wfvae.runtime.media.encoder_plan import EncoderPlan
@@ -152,23 +151,28 @@ class OutputContainer:
 
 
 class OutputFile(OutputContainer):
-    """A container file that appears at `path` only when it is complete."""
+    """A container file that appears at its destination only when it is complete.
 
-    def __init__(self, path: Path, muxer: str, video: OutputVideo, plan: EncoderPlan) -> None:
-        self._path, self._partial = path, temporary_name(path)
-        remove_leftovers(path)
-        # An interrupt between here and the caller's `with` block must not leave the file behind.
-        self._discard = weakref.finalize(self, discard, self._partial)
-        super().__init__(f"file:{self._partial}", muxer, video, plan, movflags="faststart")
+    It releases the destination when it is closed or aborted.
+    """
+
+    def __init__(self, destination: Destination, muxer: str, video: OutputVideo, plan: EncoderPlan) -> None:
+        self._destination = destination
+        try:
+            self._work = destination.create_file()
+            super().__init__(f"file:{self._work}", muxer, video, plan, movflags="faststart")
+        except BaseException:
+            destination.release()
+            raise
 
     def close(self) -> None:
         super().close()
-        commit(self._partial, self._path)
-        self._discard.detach()
+        self._destination.commit(self._work)
+        self._destination.release()
 
     def abort(self) -> None:
         super().abort()
-        self._discard()
+        self._destination.release()
 
 
 class _WriteOnly:

@@ -5,20 +5,20 @@ one on the same version of FFmpeg.
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from wfvae.errors import MediaError
-from wfvae.files import check_destination, discard_tree, remove_leftovers
+from wfvae.files import Destination, check_destination, remove_leftovers
 from wfvae.runtime.media.encoder_plan import EncoderPlan, muxer_for
 from wfvae.runtime.media.encoding import Clock
 from wfvae.runtime.media.failures import translated
 from wfvae.runtime.media.output_container import OutputFile
 from wfvae.runtime.media.segments import SegmentFolder
 from wfvae.runtime.media.video_info import OutputVideo
-from wfvae.runtime.media.video_writer import FrameWriter
+from wfvae.runtime.media.video_writer import FrameWriter, video_destination
 from wfvae.video.stored_pixels import RGBArray
 
 
@@ -29,12 +29,14 @@ class SegmentedVideoWriter(FrameWriter):
     split over calls of `write` does not change the file.
 
     Args:
+        destination: locked until the writer is closed, unless the caller holds a `Destination`.
         segment_frames: frames per segment. The last one may be shorter.
         resume: keep the complete segments of an interrupted run, if there is one, and continue with
             frame number `frames_done`. False discards them.
-        origin: what the frames come from; a run with another origin is not continued.
+        origin: what the frames depend on, by name; a run with another origin is not continued.
 
     Raises:
+        ResourceError: another job writes there.
         MediaError: a directory, a pipe or GIF, settings that do not fit together, or an interrupted
             run with other settings.
     """
@@ -43,23 +45,31 @@ class SegmentedVideoWriter(FrameWriter):
 
     def __init__(
         self,
-        destination: str | Path,
+        destination: str | Path | Destination,
         video: OutputVideo,
         *,
         segment_frames: int,
         resume: bool = False,
         overwrite: bool = True,
-        origin: str = "",
+        origin: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(video, str(destination))
-        self._path, self._overwrite = Path(destination), overwrite
+        given = destination if isinstance(destination, Destination) else None
+        path = Path(destination) if not isinstance(destination, Destination) else destination.path
+        super().__init__(video, str(path))
+        self._path, self._overwrite = path, overwrite
         self._muxer = self._checked_muxer(segment_frames)
         self._plan = EncoderPlan.of(video, self._muxer)
         self._clock = Clock(video.fps, self._plan.time_base)
-        self.folder = self._path.with_name(self._path.name + ".partial")
-        self._segments = SegmentFolder(self.folder, video, self._plan, segment_frames, origin)
-        with translated(f"preparing '{self.folder}'"):
-            self._prepare(resume=resume)
+        self._destination = video_destination(path, overwrite) if given is None else given.part()
+        try:
+            folder = self._destination.part(".partial")
+            self.folder = folder.path
+            self._segments = SegmentFolder(folder, video, self._plan, segment_frames, origin or {})
+            with translated(f"preparing '{self.folder}'"):
+                self._prepare(folder, resume=resume)
+        except BaseException:
+            self._destination.release()
+            raise
 
     @property
     def frames_done(self) -> int:
@@ -80,11 +90,12 @@ class SegmentedVideoWriter(FrameWriter):
             check_destination(self._path, overwrite=self._overwrite, error=MediaError)
             self._join()
             self._open = False
-            discard_tree(self.folder)
+            self._segments.remove()
 
     def close(self) -> None:
         """Drops the incomplete segment and keeps the others. Safe while another thread writes."""
         self._stop()
+        self._destination.release()
 
     def _checked_muxer(self, segment_frames: int) -> str:
         if segment_frames < 1:
@@ -96,10 +107,10 @@ class SegmentedVideoWriter(FrameWriter):
         check_destination(self._path, overwrite=self._overwrite, error=MediaError)
         return muxer
 
-    def _prepare(self, *, resume: bool) -> None:
+    def _prepare(self, folder: Destination, *, resume: bool) -> None:
         # An empty file, so that a codec or audio that does not fit fails before hours of work.
-        OutputFile(self._path, self._muxer, self._video, self._plan).abort()
-        remove_leftovers(self.folder)
+        OutputFile(self._destination.part(), self._muxer, self._video, self._plan).abort()
+        remove_leftovers(folder)
         if not (resume and self._segments.resume()):
             self._segments.create()
         if segments := self._segments.segments:
@@ -112,7 +123,7 @@ class SegmentedVideoWriter(FrameWriter):
         self._segments.abort()
 
     def _join(self) -> None:
-        output = OutputFile(self._path, self._muxer, self._video, self._plan)
+        output = OutputFile(self._destination.part(), self._muxer, self._video, self._plan)
         try:
             for packet in self._timed_packets(output.reorder_depth):
                 output.mux(packet)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import InputError, MediaError
-from wfvae.files import check_destination
+from wfvae.files import Destination, check_destination, claim
 from wfvae.runtime.closing import Closing, close_when_free
 from wfvae.runtime.media.encoder_plan import EncoderPlan, muxer_for
 from wfvae.runtime.media.failures import translated
@@ -185,9 +185,19 @@ def open_video_writer(
         return VideoWriter(_image_sink(name, info, overwrite=overwrite), info, name)
     path = Path(destination)
     muxer = muxer_for(path)
-    check_destination(path, overwrite=overwrite, error=MediaError)
     with translated(f"creating '{path}'"):
-        return VideoWriter(OutputFile(path, muxer, info, EncoderPlan.of(info, muxer)), info, name)
+        plan = EncoderPlan.of(info, muxer)
+        return VideoWriter(OutputFile(video_destination(path, overwrite), muxer, info, plan), info, name)
+
+
+def video_destination(path: Path, overwrite: bool) -> Destination:
+    """Locks the place of a video file.
+
+    Raises:
+        MediaError: it exists while `overwrite` is False, or is no file.
+        ResourceError: another job writes there, or nothing can be written there.
+    """
+    return claim(path, lambda: check_destination(path, overwrite=overwrite, error=MediaError))
 
 
 def _pipe_sink(pipe: BinaryIO, name: str, info: OutputVideo, container: str | None) -> FrameSink:

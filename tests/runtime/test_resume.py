@@ -274,8 +274,12 @@ def test_resume_of_another_job_is_refused(
 ) -> None:
     before = content(interrupted)
     larger = save(tmp_path / "larger.mp4", clip(30, 40, 64))
-    for video in (short_video, larger):
-        assert "another source" in program.refused("encode", bundle, video, interrupted, "--resume")
+    for video, problem in (
+        (short_video, "another source"),
+        (larger, "32x48 video, and this stream is 40x64"),
+    ):
+        complaint = program.refused("encode", bundle, video, interrupted, "--resume")
+        assert problem in complaint and "without --resume" in complaint
     other = exported("4x8x8-nearest-16ch")
     assert "it was made by bundle" in program.refused("encode", other, long_video, interrupted, "--resume")
     assert content(interrupted) == before
@@ -313,7 +317,7 @@ def test_resume_of_a_decode_with_other_latents_is_refused(
     words = ("decode", bundle, long_store, out, "--chunk", 1, "--threads", 1)
     signal_when(lambda: any(segments.glob("segment-*.json")), *words)
     complaint = program.refused("decode", bundle, other, out, "--resume")
-    assert "begun with other settings (origin)" in complaint
+    assert "begun with other settings: source was" in complaint
     assert program.done("decode", bundle, other, out)["resumed_at"] == 0
     program.done("decode", bundle, other, tmp_path / "again.mp4")
     assert out.read_bytes() == (tmp_path / "again.mp4").read_bytes()

@@ -71,6 +71,21 @@ def read_unchanged(kind: type[R], data: Mapping[str, Any], fail: Callable[[str],
     return record
 
 
+def name_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns a phrase for each key whose value differs, or that only one of the two has.
+
+    >>> name_differences({"a": 1, "b": 2}, {"a": 1, "b": 3})
+    ['b was 2, and is 3']
+    """
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return [f"{key} was {_shown(before.get(key))}, and is {_shown(now.get(key))}" for key in keys]
+
+
+def _shown(value: object) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
 def check_fields(
     record: msgspec.Struct,
     fail: Callable[[str], WFVAEError],

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from tempfile import mkdtemp
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fixtures.videos import FPS, Frames, Times, distance, like, load, moving, one_line, save
-from wfvae.errors import MediaError
+from wfvae.errors import MediaError, ResourceError
 from wfvae.runtime.media.segmented_writer import SegmentedVideoWriter
 from wfvae.runtime.media.video_info import OutputVideo
 
@@ -81,11 +82,13 @@ def test_one_segment_gives_the_bytes_of_the_plain_writer(tmp_path: Path) -> None
         ("options", {"video": OutputVideo(64, 48, FPS, crf=30)}),
         ("size", {"video": OutputVideo(32, 48, FPS)}),
         ("segment_frames", {"segment_frames": 5}),
-        ("origin", {"origin": "another"}),
+        ("source was a, and is b", {"origin": {"source": "b"}}),
+        ("backend was not set, and is x", {"origin": {"source": "a", "backend": "x"}}),
     ],
 )
 def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path, says: str, options: dict[str, Any]) -> None:
     settings: dict[str, Any] = {"destination": tmp_path / "v.mp4", "video": VIDEO, "segment_frames": 4}
+    settings["origin"] = {"source": "a"}
     with SegmentedVideoWriter(**settings) as writer:
         writer.write(moving(9))
         assert writer.frames_done == 8
@@ -96,21 +99,88 @@ def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path, says: str, opt
         assert writer.frames_done == 0
 
 
-def test_changed_segments_are_encoded_again_or_refused(tmp_path: Path) -> None:
+def swap(folder: Path, one: str, other: str) -> None:
+    spare = folder.with_name("spare")
+    for old, new in ((folder / one, spare), (folder / other, folder / one), (spare, folder / other)):
+        old.rename(new)
+
+
+def swap_whole(folder: Path) -> None:
+    for ending in ("nut", "json"):
+        swap(folder, f"segment-000000.{ending}", f"segment-000001.{ending}")
+
+
+def change_frames(folder: Path) -> None:
+    path = folder / "segment-000001.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"frames": 3}))
+
+
+def change_byte(folder: Path) -> None:
+    path = folder / "segment-000001.nut"
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+
+
+def take_from_another_video(folder: Path) -> None:
+    other = folder.with_name("other.mp4")
+    with SegmentedVideoWriter(other, VIDEO, segment_frames=4, origin={"source": "b"}) as writer:
+        writer.write(moving(9)[::-1])
+    for ending in ("nut", "json"):
+        (writer.folder / f"segment-000000.{ending}").rename(folder / f"segment-000000.{ending}")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        swap_whole,
+        lambda folder: swap(folder, "segment-000000.nut", "segment-000001.nut"),
+        change_frames,
+        change_byte,
+        take_from_another_video,
+        lambda folder: (folder / "segment-000001.nut").unlink(),
+        lambda folder: (folder / "segment-000001.json").write_text("{"),
+        lambda folder: (folder / "plan.json").write_text("[]"),
+    ],
+)
+def test_changed_segments_are_refused(tmp_path: Path, change: Callable[[Path], None]) -> None:
     path = tmp_path / "v.mp4"
     with SegmentedVideoWriter(path, VIDEO, segment_frames=4) as writer:
         writer.write(moving(12))
-    description = writer.folder / "segment-000001.json"
-    description.write_text(json.dumps(json.loads(description.read_text()) | {"frames": 3}))
-    with SegmentedVideoWriter(path, VIDEO, segment_frames=4, resume=True) as writer:
-        assert writer.frames_done == 4
-        writer.write(moving(12)[4:])
-        segment = writer.folder / "segment-000000.nut"
-        segment.write_bytes(segment.read_bytes()[:-200])
-        with pytest.raises(MediaError, match="start over") as excinfo:
+    change(writer.folder)
+    with pytest.raises(MediaError, match=r"was changed after it was written.*start over") as excinfo:
+        SegmentedVideoWriter(path, VIDEO, segment_frames=4, resume=True)
+    one_line(excinfo)
+
+
+def test_segment_changed_before_the_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    with SegmentedVideoWriter(path, VIDEO, segment_frames=4) as writer:
+        writer.write(moving(12))
+        change_byte(writer.folder)
+        with pytest.raises(MediaError, match=r"segment-000001.*was changed"):
             writer.finish()
-        one_line(excinfo)
     assert not path.exists()
+
+
+def test_foreign_files_in_the_working_directory_are_kept(tmp_path: Path) -> None:
+    """Also through a link of its name."""
+    path, folder, foreign = tmp_path / "v.mp4", tmp_path / "v.mp4.partial", tmp_path / "foreign"
+    with SegmentedVideoWriter(path, VIDEO, segment_frames=4) as writer:
+        writer.write(moving(5))
+    folder.rename(foreign)
+    (foreign / "thesis.txt").touch()
+    before = sorted(os.listdir(foreign))
+    folder.symlink_to(foreign)
+    for resume in (False, True):
+        with pytest.raises(ResourceError, match=r"v\.mp4\.partial' is a link"):
+            SegmentedVideoWriter(path, VIDEO, segment_frames=4, resume=resume)
+    folder.unlink()
+    foreign.rename(folder)
+    for resume in (False, True):
+        with pytest.raises(ResourceError, match=r"did not make \('thesis\.txt'\)"):
+            SegmentedVideoWriter(path, VIDEO, segment_frames=4, resume=resume)
+    assert sorted(os.listdir(folder)) == before and os.listdir(tmp_path) == [folder.name]
 
 
 def test_destinations_that_cannot_be_resumed_are_refused(tmp_path: Path) -> None:
@@ -121,7 +191,7 @@ def test_destinations_that_cannot_be_resumed_are_refused(tmp_path: Path) -> None
         SegmentedVideoWriter(tmp_path / "v.mp4", VIDEO, segment_frames=0)
     (tmp_path / "v.mp4.partial").mkdir()
     (tmp_path / "v.mp4.partial" / "thesis.txt").write_text("x")
-    with pytest.raises(MediaError, match=r"thesis\.txt"):
+    with pytest.raises(ResourceError, match=r"thesis\.txt"):
         SegmentedVideoWriter(tmp_path / "v.mp4", VIDEO, segment_frames=4)
     refused = pytest.raises(MediaError, match="no frames")
     with refused, SegmentedVideoWriter(tmp_path / "w.mp4", VIDEO, segment_frames=4) as writer:

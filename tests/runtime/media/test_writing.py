@@ -101,7 +101,7 @@ def test_images_replace_those_of_a_longer_video(tmp_path: Path) -> None:
     save(f"{folder}/", moving(6))
     assert sorted(os.listdir(folder))[::5] == ["frame-000000.png", "frame-000005.png"]
     (folder / "thesis.txt").write_text("x")
-    (folder / ".frame-000003.png.part").write_text("left by a killed run")
+    (folder / ".frame-000003.png.0123456789abcdef.part").write_text("left by a killed run")
     save(f"{folder}/", moving(4)[::-1])
     assert np.array_equal(load(folder)[0], moving(4)[::-1])
     assert sorted(os.listdir(folder)) == [*(f"frame-00000{i}.png" for i in range(4)), "thesis.txt"]
