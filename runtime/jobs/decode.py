@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,7 +60,8 @@ def decode_video(
         resume: continue an interrupted run of the same job (files; images and pipes start over).
         overwrite: replace an existing result.
         any_bundle: accept latents of another model.
-        audio_from: a media file whose audio is copied.
+        audio_from: a media file whose audio is copied. The video begins as long after the file's
+            start as it did in the file that was encoded.
         output: further fields of `OutputVideo`, such as `crf`.
         container: format of a pipe.
         segment_frames: frames per piece that survives an interruption. The file's bytes depend on
@@ -104,9 +106,11 @@ def decode_video(
             stack.enter_context(segments)
             interrupted = checkpoints.load() if resume else None
             resumed_at = job.to_segments(segments, segment_frames, checkpoints, interrupted)
+            notices = segments.notices
         else:
-            job.to_writer(open_video_writer(video, target, overwrite=overwrite, container=container))
-            resumed_at = 0
+            writer = open_video_writer(video, target, overwrite=overwrite, container=container)
+            job.to_writer(writer)
+            resumed_at, notices = 0, writer.notices
         return Report(
             source=str(latents),
             destination=str(video),
@@ -119,6 +123,7 @@ def decode_video(
             engine_seconds=stream.engine_seconds,
             resumed_at=resumed_at,
             complete=reader.complete,
+            notices=notices,
         )
 
 
@@ -214,13 +219,21 @@ class _Decoding:
 def _output_video(info: LatentsInfo, changes: dict[str, Any]) -> OutputVideo:
     given = {key: value for key, value in changes.items() if value is not None}
     is_rgb = info.color_space == "rgb"
+    # Copied audio counts from the start of the file that the video was encoded from.
+    start = (info.start or Fraction(0)) if "audio_from" in given else Fraction(0)
     # In a tick that frames at this rate do not fall on, such as Matroska's millisecond, the rate
     # would be uneven.
-    fits = info.time_base and (1 / info.fps / info.time_base).denominator == 1
+    fits = info.time_base and all((time / info.time_base).denominator == 1 for time in (1 / info.fps, start))
     carried = {
         "color_range": None if is_rgb else info.color_range,
         "color_space": None if is_rgb else info.color_space,
+        "color_primaries": info.color_primaries,
+        "color_transfer": info.color_transfer,
+        "mastering_display": info.mastering_display,
+        "content_light": info.content_light,
+        "sample_aspect_ratio": info.sample_aspect_ratio,
         "time_base": info.time_base if fits else None,
+        "start": start,
     }
     return OutputVideo(width=info.width, height=info.height, fps=info.fps, **{**carried, **given})
 

@@ -22,8 +22,10 @@ from wfvae.runtime.media.video_reader import PIPE, VideoReader, open_video
 from wfvae.runtime.prefetch import Prefetch
 from wfvae.runtime.stream import EncoderStream
 from wfvae.spec.frames import padded_size
-from wfvae.spec.latents import LatentsInfo
+from wfvae.spec.latents import LATEST_START, LatentsInfo
 
+_START_TICKS = 90000
+"""Precision of the time of the first frame, per second: that of MPEG-TS."""
 _COPIED_LATENTS = 16
 """Latents per piece when a finished store is copied to a clip format."""
 
@@ -40,6 +42,8 @@ def encode_video(
     raw: RawVideo | None = None,
     fps: Fraction | None = None,
     keep_damaged: bool = False,
+    video_stream: int | None = None,
+    deinterlace: bool = False,
     progress: Progress = no_progress,
 ) -> Report:
     """Encodes a video to a latents file (`.zarr`, `.safetensors` or `.npy`) in constant memory.
@@ -53,6 +57,8 @@ def encode_video(
         raw: layout of a headerless pipe.
         fps: rate of a directory of images.
         keep_damaged: encode damaged frames as the decoder conceals them, instead of stopping there.
+        video_stream: index of the video stream to read; None takes the file's default one.
+        deinterlace: make one progressive frame of each interlaced one.
 
     Raises:
         MediaError: the video cannot be read.
@@ -80,11 +86,16 @@ def encode_video(
         destination = stack.enter_context(latents_destination(latents, overwrite or resume))
         store = destination.part("" if in_place else ".partial.zarr")
         remove_leftovers(store)
-        reader = stack.enter_context(open_video(video, raw=raw, fps=fps, keep_damaged=keep_damaged))
+        reading: dict[str, Any] = {
+            "keep_damaged": keep_damaged,
+            "video_stream": video_stream,
+            "deinterlace": deinterlace,
+        }
+        reader = stack.enter_context(open_video(video, raw=raw, fps=fps, **reading))
         info = reader.info
         chunk = chunk or bundle.default_chunk("encoder", height=info.height, width=info.width)
         stream = stack.enter_context(bundle.encoder(height=info.height, width=info.width, chunk=chunk))
-        settings = settings_of(bundle, keep_damaged=keep_damaged)
+        settings = settings_of(bundle, **reading)
         checkpoints = Checkpoints(store, settings, checkpoint_seconds, reads_pipe=str(video) == PIPE)
         interrupted = checkpoints.load() if resume and store.path.exists() else None
         began = time.perf_counter()
@@ -104,6 +115,7 @@ def encode_video(
             target = _latents_info(bundle, info)
             _encode(reader, stream, bundle.ratio * chunk, store, target, checkpoints, note, progress)
             frames, count = stream.frames_seen, stream.latents_given
+        notices = reader.notices
         if not in_place:
             _copy(store, destination)
         checkpoints.forget()
@@ -124,6 +136,7 @@ def encode_video(
         variable_frame_rate=info.variable_frame_rate,
         rotation=info.rotation,
         audio="left out" if info.has_audio else None,
+        notices=notices,
     )
 
 
@@ -205,6 +218,12 @@ def _latents_info(bundle: Bundle, video: VideoInfo) -> LatentsInfo:
         model=bundle.manifest.checkpoint_sha256,
         color_range=video.color_range,
         color_space=video.color_space,
+        color_primaries=video.color_primaries,
+        color_transfer=video.color_transfer,
+        mastering_display=video.mastering_display,
+        content_light=video.content_light,
+        sample_aspect_ratio=video.sample_aspect_ratio,
+        start=video.start.limit_denominator(_START_TICKS) if video.start <= LATEST_START else None,
     )
 
 

@@ -33,13 +33,15 @@ def reconstruct_video(
     raw: RawVideo | None = None,
     fps: Fraction | None = None,
     keep_damaged: bool = False,
+    video_stream: int | None = None,
+    deinterlace: bool = False,
     audio: bool = True,
     output: dict[str, Any] | None = None,
     container: str | None = None,
     progress: Progress = no_progress,
 ) -> Report:
-    """Encodes and decodes a video in one pass, in constant memory, with its audio, timestamps and
-    colour tags.
+    """Encodes and decodes a video in one pass, in constant memory, with its audio, timestamps,
+    pixel aspect, colour tags and HDR10 metadata.
 
     Args:
         audio: copy the audio of a file, unless the output cannot hold any (GIF, images, raw
@@ -49,7 +51,16 @@ def reconstruct_video(
     """
     require_distinct(video, out)
     with ExitStack() as stack:
-        reader = stack.enter_context(open_video(video, raw=raw, fps=fps, keep_damaged=keep_damaged))
+        reader = stack.enter_context(
+            open_video(
+                video,
+                raw=raw,
+                fps=fps,
+                keep_damaged=keep_damaged,
+                video_stream=video_stream,
+                deinterlace=deinterlace,
+            )
+        )
         info = reader.info
         stream = stack.enter_context(ReconstructionStream(bundle, info.height, info.width, chunk))
         copied = audio and info.has_audio and info.kind == "file" and _can_hold_audio(out, container)
@@ -88,6 +99,7 @@ def reconstruct_video(
         variable_frame_rate=info.variable_frame_rate,
         rotation=info.rotation,
         audio=("copied" if copied else "left out") if info.has_audio else None,
+        notices=reader.notices + writer.notices,
     )
 
 

@@ -42,6 +42,9 @@ class Report:
     audio: str | None = None
     """`copied`, `left out`, or None where there was none."""
 
+    notices: tuple[str, ...] = ()
+    """What a user should know of the source and the result, a phrase each."""
+
     @property
     def frames_per_second(self) -> float:
         """Throughput of this run."""

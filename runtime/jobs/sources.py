@@ -11,7 +11,7 @@ from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.chain import Chain, chain_of
 from wfvae.runtime.jobs.checkpoints import START_OVER
 from wfvae.runtime.latents.base import LatentsReader
-from wfvae.runtime.media.image_folder import NUMBER_FORMAT
+from wfvae.runtime.media.image_folder import is_image_pattern
 from wfvae.runtime.media.video_reader import VideoReader
 from wfvae.runtime.media.video_writer import PIPE
 
@@ -88,7 +88,7 @@ def require_distinct(source: str | Path | None, out: str | Path) -> None:
     """Raises `MediaError` where the output would replace what it is made from."""
     if source is None or PIPE in (str(source), str(out)):
         return
-    target = Path(out).parent if NUMBER_FORMAT.search(Path(out).name) else Path(out)
+    target = Path(out).parent if is_image_pattern(Path(out)) else Path(out)
     if target.exists() and Path(source).exists() and target.samefile(source):
         raise MediaError(
             f"'{out}' is the input itself ('{source}'), which would be lost; choose another name for the"

@@ -57,6 +57,9 @@ TAGS_OF_SPACE = {
 }
 """The primaries and the transfer that go with a matrix if none are given."""
 
+SPACE_OF_PRIMARIES = {"bt2020": "bt2020nc"}
+"""The matrix that goes with primaries if none is given."""
+
 # Without accurate rounding and full chroma interpolation swscale repeats chroma samples and is off
 # by up to 3 of 255 in flat colours, with them by 0.5. Bit-exact gives the same result on every CPU.
 READING_SCALER = int(

@@ -1,5 +1,6 @@
 """Opening containers for reading, choosing the stream to read, and what it states of the video."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -7,17 +8,22 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
-from av.stream import Discard, Disposition
+from av.stream import Discard
 
 from wfvae.errors import MediaError
 from wfvae.runtime.media.color import PRIMARIES, RANGES, SPACES, TRANSFERS
 from wfvae.runtime.media.failures import Failure, reason, translated
-from wfvae.runtime.media.video_info import SourceKind, VideoInfo
+from wfvae.runtime.media.hdr import content_light, mastering_display
+from wfvae.runtime.media.video_info import FieldOrder, SourceKind, VideoInfo
+from wfvae.spec.latents import ASPECT_TERM_AT_MOST
 from wfvae.video.stored_pixels import orientation_of
+from wfvae.video.streams import default_stream, video_streams
 
 DEFAULT_FPS = Fraction(25)
 INDEX_ENTRIES_CHECKED = 4096
 CONTAINERS = "a container such as mp4, mkv, webm, mov, gif or avi"
+FIELD_ORDERS: Mapping[int, FieldOrder] = {2: "top", 3: "bottom", 4: "bottom", 5: "top"}
+"""By FFmpeg's number, which also says the field that is coded first: the one shown first."""
 CHARACTER_ART = frozenset({"tty", "bin", "xbin", "adf", "idf"})
 """Demuxers that turn any text or binary file into a "video" of characters."""
 LOCAL_ONLY = {"protocol_whitelist": "file,crypto,data"}
@@ -42,14 +48,22 @@ def open_container(source: Path | BinaryIO, name: str) -> Any:
     return container
 
 
-def select_video_stream(container: Any, name: str) -> Any:
-    """Returns the first video stream that is not cover art, and discards all other streams."""
-    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not videos:
+def select_video_stream(container: Any, name: str, wanted: int | None = None) -> Any:
+    """Returns the video stream of index `wanted`, or the default one, and discards all others.
+
+    Cover art is no choice.
+    """
+    streams = video_streams(container)
+    if not streams:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
         problem = f"'{name}' has no video stream (found: {kinds})"
         raise MediaError(f"{problem}; expected a file with moving pictures")
-    stream = videos[0]
+    stream = default_stream(streams)
+    if wanted is not None:
+        stream = next((one for one in streams if one.index == wanted), None)
+        if stream is None:
+            choices = ", ".join(str(one.index) for one in streams)
+            raise MediaError(f"'{name}' has no video stream {wanted}; choose one of {choices} (--stream)")
     if stream.codec_context is None:
         problem = f"'{name}' has a video codec that this FFmpeg cannot decode"
         raise MediaError(f"{problem}; convert it to H.264, VP9 or AV1")
@@ -114,29 +128,77 @@ def info_of_frame(frame: av.VideoFrame, fps: Fraction, kind: SourceKind) -> Vide
     )
 
 
-def info_of_stream(container: Any, stream: Any, frame: av.VideoFrame, kind: SourceKind) -> VideoInfo:
-    """Reads what a container states about its video stream, of which `frame` is the first frame."""
-    aspect = stream.codec_context.sample_aspect_ratio
+def info_of_stream(
+    container: Any, stream: Any, frame: av.VideoFrame, start: Fraction, kind: SourceKind
+) -> VideoInfo:
+    """Reads what a container states about its video stream, of which `frame` is the first frame.
+
+    `start` is its time.
+    """
+    info = info_of_frame(frame, frame_rate(stream), kind)
+    aspect = Fraction(stream.sample_aspect_ratio or 1).limit_denominator(ASPECT_TERM_AT_MOST)
+    if not 0 < aspect.numerator <= ASPECT_TERM_AT_MOST:
+        aspect = Fraction(1)
+    if info.rotation in (90, 270):
+        aspect = 1 / aspect
     return replace(
-        info_of_frame(frame, frame_rate(stream), kind),
+        info,
         time_base=Fraction(stream.time_base) if stream.time_base else None,
-        frames=stream.frames or None,
+        frames=stated_frames(container, stream),
         color_primaries=PRIMARIES.get(frame.color_primaries),
         color_transfer=TRANSFERS.get(frame.color_trc),
+        mastering_display=mastering_display(frame),
+        content_light=content_light(frame),
         variable_frame_rate=_has_variable_rate(stream),
+        field_order=_field_order(stream, frame),
         has_audio=bool(container.streams.audio),
-        sample_aspect_ratio=Fraction(aspect) if aspect and aspect != 1 else None,
+        sample_aspect_ratio=None if aspect == 1 else aspect,
+        start=start,
+        video_stream=stream.index,
+        video_streams=tuple(one.index for one in video_streams(container)),
     )
 
 
+def stated_frames(container: Any, stream: Any) -> int | None:
+    """The number of frames that the container states, None if none, or one that cannot be.
+
+    A stream of unknown length may state a number far beyond the bytes of the file. Those of AVI
+    count frames that were dropped, too.
+    """
+    if _dropped_frames(stream):
+        return len(stream.index_entries)
+    size = container.size
+    return stream.frames if stream.frames and (size <= 0 or stream.frames <= size) else None
+
+
+def _dropped_frames(stream: Any) -> int:
+    """Frames without data, which AVI states where a recording dropped some."""
+    entries = stream.index_entries
+    if stream.container.format.name != "avi" or len(entries) < 2:
+        return 0
+    ticks: int = entries[-1].timestamp - entries[0].timestamp + 1
+    return max(0, ticks - len(entries))
+
+
+def _field_order(stream: Any, frame: av.VideoFrame) -> FieldOrder | None:
+    stated: FieldOrder | None = FIELD_ORDERS.get(stream.codec_context.field_order)
+    return stated or ("top" if frame.interlaced_frame else None)
+
+
 def frame_rate(stream: Any) -> Fraction:
-    """The rate that the container states, or FFmpeg's best guess."""
+    """The average rate that the container states, or FFmpeg's best guess."""
+    if _dropped_frames(stream):
+        entries = stream.index_entries
+        ticks = entries[-1].timestamp - entries[0].timestamp
+        return Fraction(len(entries) - 1, ticks) / Fraction(stream.time_base)
     rates = (stream.average_rate, stream.guessed_rate, stream.base_rate, DEFAULT_FPS)
     return next(Fraction(rate) for rate in rates if rate)
 
 
 def _has_variable_rate(stream: Any) -> bool:
     """Whether index or rates show unequal steps."""
+    if _dropped_frames(stream):
+        return True
     entries = stream.index_entries
     if stream.frames and len(entries) == stream.frames:  # an index of every frame, as MP4 has
         stamps = [entry.timestamp for entry in entries[: min(len(entries), INDEX_ENTRIES_CHECKED)]]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+from av.format import ContainerFormat, Flags
 
 from wfvae.errors import MediaError
-from wfvae.runtime.media.color import DEFAULT_SPACE, SWS_MATRIX, TAGS_OF_SPACE
+from wfvae.runtime.media.color import DEFAULT_SPACE, SPACE_OF_PRIMARIES, SWS_MATRIX, TAGS_OF_SPACE
+from wfvae.runtime.media.hdr import hdr_parameters
 from wfvae.runtime.media.video_info import ChromaSiting, ColorRange, OutputVideo
 
 MUXERS = {f".{name}": name for name in ("mp4", "mov", "webm", "gif", "avi", "nut")}
@@ -19,12 +23,21 @@ MUXERS |= {".m4v": "mp4", ".mkv": "matroska", ".ts": "mpegts"}
 GENERAL_ENCODERS = ("libx264", "libopenh264", "mpeg4")
 WEBM_ENCODERS = ("libvpx-vp9", "libsvtav1", "libvpx")
 ENCODERS_OF_MUXER = {"gif": ("gif",), "webm": WEBM_ENCODERS}
-GIF_TICK = Fraction(1, 100)
+GIF_TICK, GIF_LEAST_TICKS = Fraction(1, 100), 2
+"""Players show frames of one tick ten times as long."""
+LARGEST_TICK_TERMS = {"mpeg4": 65535}
+"""The denominator of a tick that an encoder's format can store."""
+START_TICK = Fraction(1, 1000)
+"""The coarsest tick of a video that does not start on a multiple of 1 / fps."""
 
 PADS_ODD_SIZES = frozenset({"libvpx-vp9", "libvpx", "ffv1", "gif"})
 """Encoders that pad on their own and store the true size; the others subsample even sizes only."""
 TINY = 8
 """Below it, chroma is not subsampled: swscale takes the chroma of the lower of two rows only."""
+PIXEL_FORMATS = ("yuv420p", "yuvj420p", "nv12", "yuv422p", "yuv422p10le", "yuv444p", "yuv444p10le")
+"""In order of preference, since most players show the first only."""
+FULL_RANGE_ENCODERS = frozenset({"mjpeg", "ljpeg"})
+"""Encoders of formats that define full range."""
 DEFAULT_CRF = {"libx264": 16, "libx264rgb": 16, "libx265": 18, "libvpx-vp9": 22, "libvpx": 8, "libsvtav1": 20}
 SPEED: Mapping[str, Mapping[str, str]] = {
     "libvpx-vp9": {"deadline": "good", "cpu-used": "4", "row-mt": "1"},
@@ -32,6 +45,8 @@ SPEED: Mapping[str, Mapping[str, str]] = {
     "libsvtav1": {"preset": "8"},
 }
 MPEG4_QUALITY = {"flags": "+qscale", "global_quality": str(2 * 118)}
+SQUARE_PIXELS = frozenset({"libvpx-vp9", "libvpx", "libsvtav1", "ffv1"})
+"""Encoders of formats without a pixel aspect, which FFmpeg's wrapper cannot put into containers."""
 CENTRE_SITED = frozenset({"mjpeg", "libwebp", "libwebp_anim", "mpeg1video", "flv", "h263"})
 """Encoders of formats in which chroma lies in the centre of its pixels, as in JPEG."""
 X264_REPRODUCIBLE = "asm=avx2"
@@ -47,12 +62,21 @@ class EncoderPlan:
     codec: str
     pixel_format: str
     time_base: Fraction
+    least_ticks: int
+    """From one frame to the next."""
+    resamples: bool
+    """Whether frames that come sooner are left out, not refused."""
     color_range: ColorRange
     color_space: str
     color_primaries: str
     color_transfer: str
     chroma_siting: ChromaSiting
+    sample_aspect_ratio: Fraction | None
+    global_header: bool
+    """Whether the container holds the codec's parameters; else they precede each key frame."""
     options: tuple[tuple[str, str], ...]
+    left_out: tuple[str, ...]
+    """What of the video the output cannot hold, a phrase each."""
 
     @classmethod
     def of(cls, video: OutputVideo, muxer: str) -> EncoderPlan:
@@ -61,7 +85,8 @@ class EncoderPlan:
         The names of colour tags are checked when an `OutputContainer` sets them.
         """
         codec = _encoder(muxer, video.codec)
-        space = video.color_space or DEFAULT_SPACE
+        tick = _tick(video, codec, muxer)
+        space = video.color_space or SPACE_OF_PRIMARIES.get(video.color_primaries or "", DEFAULT_SPACE)
         if space not in SWS_MATRIX:
             problem = f"cannot encode with the colour matrix '{space}'"
             raise MediaError(f"{problem}; choose one of {', '.join(SWS_MATRIX)}")
@@ -69,13 +94,18 @@ class EncoderPlan:
         return cls(
             codec=codec,
             pixel_format=_pixel_format(video, codec),
-            time_base=GIF_TICK if codec == "gif" else video.time_base or 1 / video.fps,
-            color_range=video.color_range or "tv",
+            time_base=tick,
+            least_ticks=GIF_LEAST_TICKS if codec == "gif" else 1,
+            resamples=codec == "gif" or (video.time_base is not None and tick > video.time_base),
+            color_range="pc" if codec in FULL_RANGE_ENCODERS else video.color_range or "tv",
             color_space=space,
             color_primaries=video.color_primaries or primaries,
             color_transfer=video.color_transfer or transfer,
             chroma_siting="center" if codec in CENTRE_SITED else "left",
+            sample_aspect_ratio=video.sample_aspect_ratio,
+            global_header=has_global_header(muxer),
             options=tuple(_options(video, codec, muxer).items()),
+            left_out=tuple(_left_out(video, codec)),
         )
 
 
@@ -86,6 +116,17 @@ def muxer_for(path: Path) -> str:
         problem = f"cannot tell the video format of '{path}' from its ending '{path.suffix}'"
         raise MediaError(f"{problem}; use one of {', '.join(MUXERS)}, or a directory for PNG files")
     return muxer
+
+
+def has_global_header(muxer: str) -> bool:
+    """Whether a container format holds codec parameters in its header."""
+    try:
+        flags = ContainerFormat(muxer, "w").flags
+    except ValueError as error:
+        problem = f"this FFmpeg has no container format '{muxer}'"
+        raise MediaError(f"{problem}; try matroska, mp4, webm or mpegts") from error
+    global_header: Any = Flags.global_header.value
+    return bool(flags & global_header)
 
 
 def _encoder(muxer: str, wanted: str | None) -> str:
@@ -106,6 +147,19 @@ def _can_encode(name: str) -> bool:
         return False
 
 
+def _tick(video: OutputVideo, codec: str, muxer: str) -> Fraction:
+    """Returns the tick of the output: as asked for, or the nearest that the output can hold."""
+    if codec == "gif":
+        return GIF_TICK
+    step = 1 / video.fps
+    if muxer == "avi":
+        return step  # AVI stores an empty frame for each tick without one
+    tick = video.time_base or step
+    if video.time_base is None and (video.start / step).denominator > 1:
+        tick = step / math.ceil(step / START_TICK)
+    return tick * math.ceil(Fraction(tick.denominator, LARGEST_TICK_TERMS.get(codec, tick.denominator)))
+
+
 def _pixel_format(video: OutputVideo, codec: str) -> str:
     if codec == "gif":
         return "pal8"
@@ -114,7 +168,8 @@ def _pixel_format(video: OutputVideo, codec: str) -> str:
     names = [offer.name for offer in av.Codec(codec, "w").video_formats or []]
     is_odd = codec not in PADS_ODD_SIZES and (video.width % 2 == 1 or video.height % 2 == 1)
     full_chroma = is_odd or min(video.width, video.height) < TINY
-    return "yuv444p" if full_chroma and (not names or "yuv444p" in names) else "yuv420p"
+    preferred = ("yuv444p", "yuv444p10le", *PIXEL_FORMATS) if full_chroma else PIXEL_FORMATS
+    return next((name for name in preferred if not names or name in names), names[0] if names else "yuv420p")
 
 
 def _options(video: OutputVideo, codec: str, muxer: str) -> dict[str, str]:
@@ -129,9 +184,25 @@ def _options(video: OutputVideo, codec: str, muxer: str) -> dict[str, str]:
     if muxer == "avi":
         options["bf"] = "0"  # AVI has no presentation times: frames are shown as stored
     options |= dict(video.encoder_options)
+    parameters = hdr_parameters(codec, video.mastering_display, video.content_light)
     if codec.startswith("libx264") and _has_avx512():
-        options["x264-params"] = ":".join(filter(None, (X264_REPRODUCIBLE, options.get("x264-params"))))
+        parameters.setdefault("x264-params", []).insert(0, X264_REPRODUCIBLE)
+    for name, values in parameters.items():
+        options[name] = ":".join([*values, *filter(None, [options.get(name)])])
     return options
+
+
+def _left_out(video: OutputVideo, codec: str) -> Iterator[str]:
+    """Yields what of `video` the encoder's format cannot store, a phrase each."""
+    if video.sample_aspect_ratio not in (None, 1) and codec in SQUARE_PIXELS:
+        yield f"the pixel aspect of {_ratio(video.sample_aspect_ratio)} is lost: {codec} stores none"
+    hdr = video.mastering_display or video.content_light
+    if hdr and not hdr_parameters(codec, video.mastering_display, video.content_light):
+        yield f"HDR10 mastering data are lost: {codec} stores none, --codec libx264 and libx265 do"
+
+
+def _ratio(value: Fraction | None) -> str:
+    return "1:1" if value is None else f"{value.numerator}:{value.denominator}"
 
 
 def _has_avx512() -> bool:

@@ -1,5 +1,8 @@
 """Encoding the frames of one video stream."""
 
+from __future__ import annotations
+
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
@@ -16,25 +19,44 @@ from wfvae.video.stored_pixels import RGBArray
 
 
 class Clock:
-    """Presentation times of successive frames, on the output's tick."""
+    """Presentation times of successive frames, on the output's tick. The first is at `start`.
 
-    def __init__(self, fps: Fraction, tick: Fraction) -> None:
-        self._fps, self._tick = fps, tick
-        self._next = Fraction(0)
+    `least` is the least distance of two frames in ticks. What comes sooner is refused, or left out
+    if `resample` is set.
+    """
+
+    def __init__(
+        self, fps: Fraction, tick: Fraction, start: Fraction, *, least: int = 1, resample: bool = False
+    ) -> None:
+        self._fps, self._tick, self._start = fps, tick, start
+        self._least, self._resample = least, resample
+        self._next = start
         self._last: int | None = None
         self._count = 0
 
     def resume(self, count: int, last: int) -> None:
         """Continues after `count` frames, the last of which was shown at tick `last`."""
         self._count, self._last = count, last
-        regular = round(Fraction(count - 1) / self._fps / self._tick)
-        self._next = count / self._fps if last == regular else last * self._tick + 1 / self._fps
+        regular = self._start + Fraction(count) / self._fps
+        is_regular = last == self._rounded(regular - 1 / self._fps)
+        self._next = regular if is_regular else last * self._tick + 1 / self._fps
 
-    def advance(self, time: Fraction | None) -> int:
-        """Returns the next frame's tick, at `time` in seconds or 1 / fps after the previous."""
+    @classmethod
+    def of(cls, video: OutputVideo, plan: EncoderPlan) -> Clock:
+        """Returns the clock of an output."""
+        return cls(video.fps, plan.time_base, video.start, least=plan.least_ticks, resample=plan.resamples)
+
+    def advance(self, time: Fraction | None) -> int | None:
+        """Returns the next frame's tick, at `time` in seconds or 1 / fps after the previous.
+
+        None for a frame to leave out.
+        """
         seconds = self._next if time is None else Fraction(time)
-        tick = round(seconds / self._tick)
-        if self._last is not None and tick <= self._last:
+        tick = self._rounded(seconds)
+        if self._last is not None and tick < self._last + self._least:
+            if self._resample:
+                self._next = seconds + 1 / self._fps
+                return None
             problem = f"frame {self._count} at {float(seconds):.6f} s does not come after the one before it"
             advice = "give strictly increasing times, and the source's own time_base if its frame rate varies"
             raise MediaError(f"{problem} on a tick of {self._tick} s; {advice}")
@@ -42,6 +64,10 @@ class Clock:
         self._next = seconds + 1 / self._fps
         self._count += 1
         return tick
+
+    def _rounded(self, seconds: Fraction) -> int:
+        """Rounds halves up: times that are a tick apart never fall on the same one."""
+        return math.floor(seconds / self._tick + Fraction(1, 2))
 
 
 class StreamEncoder:

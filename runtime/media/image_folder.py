@@ -17,7 +17,9 @@ from wfvae.errors import MediaError
 from wfvae.files import Destination, followed, remove_leftovers
 from wfvae.runtime.media.color import RGBConverter
 from wfvae.runtime.media.container_input import info_of_frame
+from wfvae.runtime.media.encoder_plan import MUXERS
 from wfvae.runtime.media.failures import Failure, reason, translate, translated
+from wfvae.runtime.media.webp import ANIMATED_WEBP, is_animated_webp
 from wfvae.video.stored_pixels import RGBArray, orientation_of
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
@@ -34,11 +36,19 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 def is_image_folder(destination: str | Path) -> bool:
     """Whether this is a directory, a name that ends in "/", or a pattern of image names."""
     name, path = str(destination), Path(destination)
-    return name.endswith(("/", os.sep)) or path.is_dir() or NUMBER_FORMAT.search(path.name) is not None
+    return name.endswith(("/", os.sep)) or path.is_dir() or is_image_pattern(path)
+
+
+def is_image_pattern(path: Path) -> bool:
+    """Whether a name holds a number's place, as "%06d.png" does; "100%done.mp4" is a video."""
+    return NUMBER_FORMAT.search(path.name) is not None and path.suffix.lower() not in MUXERS
 
 
 class ImageSource:
     """The images of a directory in natural order. Hidden files and other files are ignored."""
+
+    notices = ()
+    """Images need none."""
 
     def __init__(self, folder: Path, fps: Fraction) -> None:
         with translated(f"listing '{folder}'"):
@@ -82,6 +92,8 @@ class ImageSource:
                 array = RGBConverter(stream.codec_context.name).convert(frame)
                 return orientation_of(frame).apply(array), frame
         except (*Failure, IndexError, StopIteration) as error:
+            if is_animated_webp(path):
+                raise MediaError(f"'{path}' (frame {index}) {ANIMATED_WEBP}") from error
             problem = f"cannot read image '{path}' (frame {index}): {reason(error)}"
             raise MediaError(f"{problem}; replace the file or remove it") from error
 
@@ -93,7 +105,11 @@ class PNGFolder:
     pattern, left from a longer video before, so that the directory holds this video and no other.
     """
 
+    notices = ()
+
     def __init__(self, folder: Path, pattern: str, width: int, height: int, *, overwrite: bool) -> None:
+        if len(NUMBER_FORMAT.findall(pattern)) != 1:
+            raise MediaError(f"'{pattern}' has more than one place for a number; give one, such as %06d.png")
         self._folder, self._pattern = folder, pattern
         self._name = re.compile(NUMBER_FORMAT.sub(r"(\\d+)", re.escape(pattern)))
         with translated(f"creating the directory '{folder}'"):
@@ -110,7 +126,8 @@ class PNGFolder:
         self._count = 0
 
     def write(self, frame: RGBArray, time: Fraction | None = None) -> None:
-        target = followed(self._folder / (self._pattern % self._count))
+        name = NUMBER_FORMAT.sub(lambda place: place[0] % self._count, self._pattern)
+        target = followed(self._folder / name)
         with Destination(target, owner=self._destination) as place:
             try:
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")

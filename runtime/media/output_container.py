@@ -1,5 +1,6 @@
 """A container opened for writing: one video stream, and the audio that is copied beside it."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -16,8 +17,10 @@ from wfvae.runtime.media.container_input import discard_all_but, open_container,
 from wfvae.runtime.media.encoder_plan import EncoderPlan
 from wfvae.runtime.media.encoding import Clock, GIFEncoder, StreamEncoder
 from wfvae.runtime.media.failures import Failure, translated
+from wfvae.runtime.media.timeline import audio_on_one_clock, clock_restarts
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.video.stored_pixels import RGBArray
+from wfvae.video.streams import default_stream, video_streams
 
 
 class AudioCopy:
@@ -33,9 +36,7 @@ class AudioCopy:
         try:
             self._origin = start_of(self._input)
             self._outputs = {stream.index: self._add(stream) for stream in self._input.streams.audio}
-            streams = list(self._input.streams.audio)
-            discard_all_but(self._input, streams)
-            self._packets = self._input.demux(*streams) if streams else iter(())
+            self._packets = self._mended_packets()
             self._pending: Any = self._next()
         except BaseException:
             self._input.close()
@@ -60,12 +61,23 @@ class AudioCopy:
             advice = "write to .mkv, which holds any, or leave the audio out (--no-audio)"
             raise MediaError(f"{problem}; {advice}") from error
         added.metadata.update(stream.metadata)  # language and title
+        added.disposition = stream.disposition  # which one is the default
         return added
 
+    def _mended_packets(self) -> Iterator[Any]:
+        streams, restarts = list(self._input.streams.audio), clock_restarts(self._input)
+        if not streams:
+            return iter(())
+        # Video is read beside it only where the clock may restart, and the two must stay in step.
+        videos = [default_stream(videos)] if restarts and (videos := video_streams(self._input)) else []
+        discard_all_but(self._input, streams + videos)
+        packets = self._input.demux(*streams, *videos)
+        return audio_on_one_clock(packets, restarts=restarts, with_video=bool(videos))
+
     def _next(self) -> Any:
-        """Returns the next packet with data (the demuxer's flush has none), None at the end."""
+        """Returns the next packet, None at the end."""
         with translated(f"reading the audio of '{self._name}'"):
-            return next((packet for packet in self._packets if packet.size), None)
+            return next(self._packets, None)
 
     def _begin(self, packet: Any) -> Fraction:
         stamp = packet.pts if packet.pts is not None else packet.dts
@@ -89,7 +101,8 @@ class OutputContainer:
 
     def __init__(self, target: Any, muxer: str, video: OutputVideo, plan: EncoderPlan, movflags: str) -> None:
         self._tick = plan.time_base
-        self._clock = Clock(video.fps, self._tick)
+        self._clock = Clock.of(video, plan)
+        self._muxer, self._plan, self._written, self._resampled = muxer, plan, 0, 0
         self._audio: AudioCopy | None = None
         self._container: Any = None
         try:
@@ -111,9 +124,26 @@ class OutputContainer:
         depth: int = self._stream.codec_context.reorder_depth
         return max(0, depth)
 
+    @property
+    def notices(self) -> list[str]:
+        """What of the video is not in the output, a phrase each."""
+        if not self._resampled:
+            return list(self._plan.left_out)
+        most = f"{float(1 / (self._plan.least_ticks * self._tick)):g} frames a second"
+        left_out = f"{self._resampled} of {self._written} frames were left out"
+        return [*self._plan.left_out, f"{left_out}: this {self._muxer} file holds {most} at most"]
+
     def write(self, frame: RGBArray, time: Fraction | None = None) -> None:
-        """Encodes one frame (H, W, 3), shown at `time` in seconds or 1 / fps after the previous."""
-        self.encode(frame, self._clock.advance(time))
+        """Encodes one frame (H, W, 3), shown at `time` in seconds or 1 / fps after the previous.
+
+        Leaves it out if it comes too soon after the frame before for the output's format.
+        """
+        tick = self._clock.advance(time)
+        self._written += 1
+        if tick is None:
+            self._resampled += 1
+        else:
+            self.encode(frame, tick)
 
     def encode(self, frame: RGBArray, tick: int) -> None:
         """Encodes one frame, shown at `tick`, and copies the audio before it."""
@@ -197,11 +227,7 @@ class OutputPipe(OutputContainer):
 
 def _open(target: Any, muxer: str, movflags: str) -> Any:
     options = {"movflags": movflags} if muxer in ("mp4", "mov") else {}
-    try:
-        return av.open(target, "w", format=muxer, container_options=options)
-    except ValueError as error:
-        problem = f"this FFmpeg has no container format '{muxer}'"
-        raise MediaError(f"{problem}; try matroska, mp4, webm or mpegts") from error
+    return av.open(target, "w", format=muxer, container_options=options)
 
 
 def _add_video_stream(container: Any, video: OutputVideo, plan: EncoderPlan) -> Any:
@@ -216,8 +242,13 @@ def _add_video_stream(container: Any, video: OutputVideo, plan: EncoderPlan) -> 
     stream.width, stream.height, stream.pix_fmt = video.width, video.height, plan.pixel_format
     context = stream.codec_context
     context.time_base = plan.time_base
+    if plan.sample_aspect_ratio is not None:
+        context.sample_aspect_ratio = plan.sample_aspect_ratio
     context.thread_count = video.threads
     context.flags |= CodecFlags.bitexact
+    # Segments are written to another container, for the one of the plan.
+    context.flags &= ~CodecFlags.global_header
+    context.flags |= CodecFlags.global_header if plan.global_header else 0
     tags = {
         "colorspace": number_of(SPACES, plan.color_space, "colour matrix"),
         "color_range": number_of(RANGES, plan.color_range, "colour range"),

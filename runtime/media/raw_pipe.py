@@ -16,6 +16,9 @@ from wfvae.video.stored_pixels import RGBArray
 class RawSource:
     """Frames of `RawVideo` layout, until the pipe ends at a frame boundary."""
 
+    notices = ()
+    """Raw frames need none."""
+
     def __init__(self, pipe: BinaryIO, layout: RawVideo, name: str) -> None:
         self._pipe, self._layout, self._name = pipe, layout, name
         self._count = 0
@@ -61,6 +64,8 @@ class RawSource:
 
 class RawSink:
     """Headerless rgb24 frames into a pipe."""
+
+    notices = ()
 
     def __init__(self, pipe: BinaryIO) -> None:
         self._pipe = pipe

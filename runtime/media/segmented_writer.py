@@ -59,7 +59,7 @@ class SegmentedVideoWriter(FrameWriter):
         self._path, self._overwrite = path, overwrite
         self._muxer = self._checked_muxer(segment_frames)
         self._plan = EncoderPlan.of(video, self._muxer)
-        self._clock = Clock(video.fps, self._plan.time_base)
+        self._clock = Clock.of(video, self._plan)
         self._destination = video_destination(path, overwrite) if given is None else given.part()
         try:
             folder = self._destination.part(".partial")
@@ -70,6 +70,11 @@ class SegmentedVideoWriter(FrameWriter):
         except BaseException:
             self._destination.release()
             raise
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What of the video is not in the output, a phrase each."""
+        return self._plan.left_out
 
     @property
     def frames_done(self) -> int:
@@ -117,7 +122,11 @@ class SegmentedVideoWriter(FrameWriter):
             self._clock.resume(self.frames_done, segments[-1].last_tick)
 
     def _write(self, frame: RGBArray, time: Fraction | None) -> None:
-        self._segments.write(frame, self._clock.advance(time))
+        tick = self._clock.advance(time)
+        if tick is None:
+            problem = f"frame at {time} s comes too soon after the one before it for a tick of"
+            raise MediaError(f"{problem} {self._plan.time_base} s; give times on that tick")
+        self._segments.write(frame, tick)
 
     def _discard(self) -> None:
         self._segments.abort()

@@ -210,6 +210,7 @@ class SegmentFolder:
             "origin": dict(self._origin),
             "size": [self._video.width, self._video.height],
             "fps": self._video.fps,
+            "start": self._video.start,
             "threads": self._video.threads,
             "segment_frames": self._segment_frames,
             "ffmpeg": [list(av.library_versions[name]) for name in LIBRARIES],

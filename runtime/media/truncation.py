@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 EBML_HEADER, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+RIFF_UNKNOWN = 0xFFFFFF00
+"""AVI lengths from here on were written before the true one was known, as into a pipe."""
+MP4_UNKNOWN = 1 << 63
 MP4_BOXES = frozenset(b"ftyp moov mdat free skip wide pnot moof styp sidx mfra uuid udta meta".split())
 
 
@@ -23,7 +26,8 @@ def missing_bytes(path: Path) -> int:
         head = file.read(12)
         end = 0
         if head[:4] == b"RIFF" and head[8:12] == b"AVI " and size < 2**31:
-            end = int(struct.unpack("<I", head[4:8])[0]) + 8
+            length = int(struct.unpack("<I", head[4:8])[0])
+            end = 0 if length >= RIFF_UNKNOWN else length + 8
         elif head[:4] == EBML_HEADER:
             end = _matroska_end(file)
         elif head[4:8] in MP4_BOXES:
@@ -34,7 +38,8 @@ def missing_bytes(path: Path) -> int:
 def _mp4_end(file: BinaryIO, size: int) -> int:
     """Where the last top-level box ends.
 
-    A box of size 0 reaches to the end of the file; after a size of 1 the size follows as 64 bits.
+    A box of size 0 reaches to the end of the file; after a size of 1 the size follows as 64 bits,
+    all ones if it was unknown.
     """
     position = 0
     while position + 8 <= size:
@@ -47,6 +52,8 @@ def _mp4_end(file: BinaryIO, size: int) -> int:
             if len(extended) < 8:
                 return position + 16
             (length,) = struct.unpack(">Q", extended)
+            if length >= MP4_UNKNOWN:
+                return 0
         if length < 8:
             return 0
         position += length

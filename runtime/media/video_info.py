@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from wfvae.errors import MediaError
+from wfvae.spec.latents import ASPECT_TERM_AT_MOST
 
 ColorRange = Literal["tv", "pc"]
 ChromaSiting = Literal["left", "center"]
 """Where a chroma sample lies among its pixels: at the left edge, as H.264, HEVC and MPEG-2 imply
 it, or in the middle, as in JPEG."""
+FieldOrder = Literal["top", "bottom"]
 VideoPath = str | Path | BinaryIO
 SourceKind = Literal["file", "pipe", "images", "raw"]
 
@@ -63,7 +65,18 @@ class VideoInfo:
     has_audio: bool = False
     kind: SourceKind
     sample_aspect_ratio: Fraction | None = None
-    """Width of a stored pixel over its height, if stated and not 1. Frames are not rescaled."""
+    """Width of a pixel over its height, if stated and not 1. Frames are not rescaled."""
+    mastering_display: str | None = None
+    content_light: str | None = None
+    """HDR10 metadata, as `wfvae.runtime.media.hdr` writes them; None if the file states none."""
+    field_order: FieldOrder | None = None
+    """The field shown first, if the video is interlaced: rows of two moments in each frame."""
+    start: Fraction = Fraction(0)
+    """Seconds from the start of the file's earliest stream to the first frame."""
+    video_stream: int | None = None
+    """Index of the stream that is read, None without a container."""
+    video_streams: tuple[int, ...] = ()
+    """Indices of all video streams of the container, without cover art."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,13 @@ class OutputVideo:
     color_primaries: str | None = None
     color_transfer: str | None = None
     """Tags only. None: those that go with the matrix."""
+    mastering_display: str | None = None
+    content_light: str | None = None
+    """HDR10 metadata, as `wfvae.runtime.media.hdr` writes them. Kept by x264, x265 and SVT-AV1."""
+    sample_aspect_ratio: Fraction | None = None
+    """Width of a pixel over its height; None: 1."""
+    start: Fraction = Fraction(0)
+    """Time of the first frame in seconds, where frames are written without times."""
     audio_from: Path | None = None
     """A media file whose audio streams are copied, packet by packet, without re-encoding."""
     encoder_options: tuple[tuple[str, str], ...] = ()
@@ -100,11 +120,18 @@ class OutputVideo:
         if min(self.width, self.height, self.fps, self.time_base or 1, self.threads) <= 0:
             problem = f"cannot write a video of {self.width}x{self.height} pixels at {self.fps} fps"
             raise MediaError(f"{problem}; give a size of at least 1, and rate, time base and threads above 0")
+        aspect = self.sample_aspect_ratio or Fraction(1)
+        if not 0 < aspect.numerator <= ASPECT_TERM_AT_MOST >= aspect.denominator:
+            problem = f"cannot write a video with a pixel aspect of {aspect}"
+            raise MediaError(f"{problem}; give a ratio of integers from 1 to {ASPECT_TERM_AT_MOST}")
 
     @classmethod
     def like(cls, source: VideoInfo, **changes: Any) -> OutputVideo:
-        """Takes size, rate, time base, colour tags from `source`, other fields from `changes`."""
-        same = ["width", "height", "fps", "time_base", "color_primaries", "color_transfer"]
+        """Takes size, rate, time base, pixel aspect, colour tags and HDR10 metadata from `source`,
+        other fields from `changes`.
+        """
+        same = ["width", "height", "fps", "time_base", "sample_aspect_ratio"]
+        same += ["color_primaries", "color_transfer", "mastering_display", "content_light"]
         if source.color_space != "rgb":
             same += ["color_range", "color_space"]
         return cls(**{name: getattr(source, name) for name in same} | changes)

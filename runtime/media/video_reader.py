@@ -7,7 +7,8 @@ which a writer can carry over to its output.
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,8 @@ class FrameSource(Protocol):
 
     info: VideoInfo
 
+    @property
+    def notices(self) -> Sequence[str]: ...
     def close(self) -> None: ...
     def skip(self, count: int) -> int: ...
     def __iter__(self) -> Iterator[tuple[RGBArray, Fraction]]: ...
@@ -61,6 +64,11 @@ class VideoReader(Closing):
         """What is known about the video. `info.frames` is the container's claim, not a count."""
         return self._source.info
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a user should know of the frames read so far, a phrase each."""
+        return tuple(self._source.notices)
+
     def close(self) -> None:
         """Releases decoder and file. Safe to call twice, and while another thread reads a frame."""
         if self._closed:
@@ -78,8 +86,9 @@ class VideoReader(Closing):
 
         Times are exact multiples of the source's tick, strictly increasing, and count from the
         start of the file's earliest stream: a video that begins 20 ms after its audio starts at
-        0.02, so that copied audio stays in step. Where the file states no time, or one that does
-        not increase, the previous one + 1 / fps is used.
+        0.02, so that copied audio stays in step. Where the file states no time, the previous one +
+        1 / fps is used, and where it repeats one, the tick after it. A clock that jumps is made
+        continuous.
         """
         while True:
             with self._in_use:
@@ -130,7 +139,13 @@ class VideoReader(Closing):
 
 
 def open_video(
-    source: VideoPath, *, raw: RawVideo | None = None, fps: Fraction | None = None, keep_damaged: bool = False
+    source: VideoPath,
+    *,
+    raw: RawVideo | None = None,
+    fps: Fraction | None = None,
+    keep_damaged: bool = False,
+    video_stream: int | None = None,
+    deinterlace: bool = False,
 ) -> VideoReader:
     """Opens a video for reading.
 
@@ -141,6 +156,9 @@ def open_video(
         fps: the rate of a directory of images, 24 if not given.
         keep_damaged: pass on frames that the decoder could only conceal, and a cut-off end, instead
             of raising.
+        video_stream: index of the video stream to read; None takes the container's default one.
+        deinterlace: make one progressive frame of each interlaced one, by FFmpeg's bwdif; of every
+            frame, if the file marks none as interlaced.
 
     Raises:
         MediaError: what is missing, unreadable, empty, or no video.
@@ -158,10 +176,11 @@ def open_video(
         (48, 64, 3) 1/25
         (48, 64, 3) 2/25
     """
+    options = _ContainerOptions(keep_damaged, video_stream, deinterlace)
     if source == PIPE:
-        return _open_pipe(_standard_input(), "standard input", raw, keep_damaged)
+        return _open_pipe(_standard_input(), "standard input", raw, options)
     if not isinstance(source, str | Path):
-        return _open_pipe(source, getattr(source, "name", None) or "a pipe", raw, keep_damaged)
+        return _open_pipe(source, getattr(source, "name", None) or "a pipe", raw, options)
     if raw is not None:
         problem = f"a raw layout was given for '{source}'"
         raise MediaError(f"{problem}; raw frames are read from a pipe only, use - and send the file there")
@@ -170,15 +189,32 @@ def open_video(
         problem = f"a rate of {fps} fps was given for '{source}'"
         raise MediaError(f"{problem}; a rate above 0 may be given for a directory of images only")
     if path.is_dir():
+        options.require_none(str(source))
         return VideoReader(partial(ImageSource, path, fps or IMAGES_FPS), str(source), is_pipe=False)
-    open_file = partial(ContainerSource, path, str(source), keep_damaged=keep_damaged)
-    return VideoReader(open_file, str(source), is_pipe=False)
+    return VideoReader(partial(options.open, path, str(source)), str(source), is_pipe=False)
 
 
-def _open_pipe(pipe: BinaryIO, name: str, raw: RawVideo | None, keep_damaged: bool) -> VideoReader:
+def _open_pipe(pipe: BinaryIO, name: str, raw: RawVideo | None, options: "_ContainerOptions") -> VideoReader:
     if raw is not None:
+        options.require_none(name)
         return VideoReader(partial(RawSource, pipe, raw, name), name, is_pipe=True)
-    return VideoReader(partial(ContainerSource, pipe, name, keep_damaged=keep_damaged), name, is_pipe=True)
+    return VideoReader(partial(options.open, pipe, name), name, is_pipe=True)
+
+
+@dataclass(frozen=True)
+class _ContainerOptions:
+    keep_damaged: bool
+    video_stream: int | None
+    deinterlace: bool
+
+    def open(self, source: Path | BinaryIO, name: str) -> ContainerSource:
+        return ContainerSource(source, name, **asdict(self))
+
+    def require_none(self, name: str) -> None:
+        """Refuses what only containers have."""
+        if self.video_stream is not None or self.deinterlace:
+            given = "deinterlacing was asked for" if self.deinterlace else "a video stream was chosen"
+            raise MediaError(f"{given} for '{name}', which is no container; leave the option out")
 
 
 def _standard_input() -> BinaryIO:

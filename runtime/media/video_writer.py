@@ -21,7 +21,7 @@ from wfvae.files import Destination, check_destination, claim
 from wfvae.runtime.closing import Closing, close_when_free
 from wfvae.runtime.media.encoder_plan import EncoderPlan, muxer_for
 from wfvae.runtime.media.failures import translated
-from wfvae.runtime.media.image_folder import NUMBER_FORMAT, PNGFolder, is_image_folder
+from wfvae.runtime.media.image_folder import PNGFolder, is_image_folder, is_image_pattern
 from wfvae.runtime.media.output_container import OutputFile, OutputPipe
 from wfvae.runtime.media.raw_pipe import RawSink
 from wfvae.runtime.media.video_info import OutputVideo, VideoPath
@@ -95,6 +95,8 @@ class FrameSink(Protocol):
     `write` takes one frame (H, W, 3); images and raw frames keep no times.
     """
 
+    @property
+    def notices(self) -> Sequence[str]: ...
     def write(self, frame: RGBArray, time: Fraction | None = None) -> None: ...
     def finish(self) -> None: ...
     def abort(self) -> None: ...
@@ -113,6 +115,11 @@ class VideoWriter(FrameWriter):
             self.close()
         else:
             self.abort()
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What of the video is not in the output, a phrase each."""
+        return tuple(self._sink.notices)
 
     def close(self) -> None:
         """Completes the video and gives it its name. Safe to call twice.
@@ -212,7 +219,7 @@ def _pipe_sink(pipe: BinaryIO, name: str, info: OutputVideo, container: str | No
 def _image_sink(name: str, info: OutputVideo, *, overwrite: bool) -> FrameSink:
     path = Path(name)
     _refuse_audio(info, name)
-    is_pattern = NUMBER_FORMAT.search(path.name) is not None
+    is_pattern = is_image_pattern(path)
     if is_pattern and path.suffix.lower() != ".png":
         problem = f"numbered images are written as PNG only, got '{name}'"
         raise MediaError(f"{problem}; let the pattern end in .png")

@@ -151,6 +151,9 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     add("--raw", parse_raw, text, "WxH")
     add("--fps", parse_rate, "frame rate of a directory of images, or of --raw", "RATE")
     add("--keep-damaged", None, "continue over damaged frames as the decoder conceals them")
+    text = "index of the video stream (default: the file's default one; 'wfvae inspect' lists them)"
+    add("--stream", parse_index, text, "N")
+    add("--deinterlace", None, "make one progressive frame of each interlaced one (FFmpeg's bwdif)")
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -188,7 +191,8 @@ def reading_options(args: argparse.Namespace, source: str) -> dict[str, Any]:
     elif args.fps is not None and source == "-":
         problem = "--fps was given for a container on standard input, which states its own"
         raise InputError(f"{problem}; it is for images and --raw")
-    return {"raw": raw, "fps": args.fps, "keep_damaged": args.keep_damaged}
+    choices = {"video_stream": args.stream, "deinterlace": args.deinterlace}
+    return {"raw": raw, "fps": args.fps, "keep_damaged": args.keep_damaged, **choices}
 
 
 def writing_options(args: argparse.Namespace, destination: str) -> dict[str, Any]:
@@ -218,5 +222,6 @@ def open_from(args: argparse.Namespace) -> Bundle:
 
 def remarks(report: Report) -> str:
     """Returns what happened to the source that the numbers do not show."""
-    turned = f"; turned by {report.rotation} degrees, as the source asks for" if report.rotation else ""
-    return turned + ("; audio left out" if report.audio == "left out" else "")
+    turned = f"turned by {report.rotation} degrees, as the source asks for" if report.rotation else ""
+    silent = "audio left out" if report.audio == "left out" else ""
+    return "".join(f"; {text}" for text in (turned, silent, *report.notices) if text)

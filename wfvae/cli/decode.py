@@ -8,8 +8,8 @@ from wfvae.cli.output import progress_bar, show
 
 SUMMARY = "latents to video, in constant memory"
 DESCRIPTION = """\
-Streams latents through the decoder: exactly as many frames as were encoded, in their size, rate and
-colour range.
+Streams latents through the decoder: exactly as many frames as were encoded, in their size, rate,
+pixel aspect and colour, with the HDR10 metadata of their source.
 
   wfvae decode bundle/ latents.zarr out.mp4
   wfvae decode bundle/ latents.zarr out.mp4 --audio-from in.mp4
@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("video", str, text, "VIDEO")
     arguments.add_resume_arguments(parser)
     add("--any-bundle", None, "accept latents that another model encoded")
-    add("--audio-from", Path, "copy this file's audio", "FILE")
+    add("--audio-from", Path, "copy this file's audio, in step with the video", "FILE")
     arguments.add_output_arguments(parser)
     arguments.add_json_argument(parser)
 
@@ -56,5 +56,6 @@ def run(args: argparse.Namespace) -> int:
     text = f"{report.destination}: {report.summary}"
     if not report.complete:
         text += "; the encoding had not been finished"
+    text += arguments.remarks(report)
     show(args, report.to_dict(), text, to_stderr=args.video == "-")
     return 0

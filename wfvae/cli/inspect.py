@@ -183,6 +183,7 @@ def _video(path: Path) -> dict[str, Any]:
     with open_video(path) as reader:
         info = asdict(reader.info)
     facts = {"kind": "video", "source": info.pop("kind")}
+    info["video_streams"] = list(info["video_streams"]) or None
     for key, value in info.items():
-        facts[key] = value if isinstance(value, int | None) else str(value)
+        facts[key] = value if isinstance(value, int | list | None) else str(value)
     return facts

@@ -8,9 +8,9 @@ from wfvae.cli.output import progress_bar, show
 SUMMARY = "video to its reconstruction, in one pass"
 DESCRIPTION = """\
 Encodes and decodes a video in one pass and in constant memory. Audio, timestamps (variable frame
-rates too) and colour tags are kept; a rotation in the metadata is applied to the frames. Audio is
-copied from files, not from pipes, and left out where the output cannot hold it (gif, images, raw
-frames).
+rates too), pixel aspect, colour tags and HDR10 metadata are kept; a rotation in the metadata is
+applied to the frames. Audio is copied from files, not from pipes, and left out where the output
+cannot hold it (gif, images, raw frames). What the output cannot hold is named in the result.
 
   wfvae reconstruct bundle/ in.mp4 out.mp4"""
 

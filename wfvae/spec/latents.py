@@ -23,12 +23,21 @@ Latents = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
 ITEMS_PER_FINITE_CHECK = 1 << 22
 FRAMES_AT_MOST = 2**53
+ASPECT_TERM_AT_MOST = 2**16 - 1
+"""H.264 and HEVC store a pixel's width and height in 16 bits each."""
 _HIGHEST_RATE = 10**6
+LATEST_START = 10**4
+"""Seconds."""
 
 Frames = Annotated[int, Meta(ge=1, le=FRAMES_AT_MOST)]
 Side = Annotated[int, Meta(ge=1, le=LARGEST_SIDE)]
 Name = Annotated[str, Meta(max_length=256)]
 Factors = Annotated[tuple[float, ...], Meta(max_length=1 << 16)]
+_POINT, _LEVELS = r"\(\d{1,5},\d{1,5}\)", r"\d{1,10},\d{1,10}"
+MASTERING_DISPLAY = rf"G{_POINT}B{_POINT}R{_POINT}WP{_POINT}L\({_LEVELS}\)"
+"""Pattern of the display that an HDR video was mastered on, in the units of HEVC."""
+CONTENT_LIGHT = _LEVELS
+"""Pattern of the light levels of an HDR video, MaxCLL and MaxFALL in cd/m²."""
 
 
 class LatentsInfo(msgspec.Struct, frozen=True):
@@ -58,7 +67,16 @@ class LatentsInfo(msgspec.Struct, frozen=True):
     time_base: Fraction | None = None
     color_range: Name | None = None
     color_space: Name | None = None
-    """Tick and colour tags of the source video, to carry over to a decoded one."""
+    color_primaries: Name | None = None
+    color_transfer: Name | None = None
+    mastering_display: Annotated[str, Meta(pattern=rf"\A{MASTERING_DISPLAY}\Z")] | None = None
+    content_light: Annotated[str, Meta(pattern=rf"\A{CONTENT_LIGHT}\Z")] | None = None
+    sample_aspect_ratio: Fraction | None = None
+    start: Fraction | None = None
+    """Properties of the source video, to carry over to a decoded one: tick, colour tags, HDR10
+    metadata, width of a pixel over its height, and seconds from the start of the file's earliest
+    stream to the first frame.
+    """
     version: Literal["wfvae-latents/1"] = FORMAT
 
     def __post_init__(self) -> None:
@@ -73,6 +91,11 @@ class LatentsInfo(msgspec.Struct, frozen=True):
             raise LatentsError(f"scale {self.scale} or shift {self.shift} is not finite; give finite numbers")
         if self.time_base is not None and self.time_base <= 0:
             raise LatentsError(f"a tick of {self.time_base} s cannot be; give one above 0")
+        aspect = self.sample_aspect_ratio
+        if aspect is not None and not 0 < aspect.numerator <= ASPECT_TERM_AT_MOST >= aspect.denominator:
+            raise LatentsError(f"a pixel aspect of {aspect} cannot be; give two integers of 16 bits")
+        if self.start is not None and not 0 <= self.start <= LATEST_START:
+            raise LatentsError(f"a start at {self.start} s cannot be; give a time from 0 to {LATEST_START}")
 
     @property
     def expected_count(self) -> int | None:
