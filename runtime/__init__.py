@@ -4,12 +4,17 @@ never PyTorch.
 To read it: bundle, stream, feed, step, then one of the backends; jobs handle whole files.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wfvae.runtime.bundle import Bundle, open_bundle
     from wfvae.runtime.jobs import Report, decode_video, encode_video, reconstruct_video
+
+# ONNX Runtime reads it when it is imported. Without it, it writes an identifier of the device into
+# the home folder and sends events; whoever wants that sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["Bundle", "Report", "decode_video", "encode_video", "open_bundle", "reconstruct_video"]
 

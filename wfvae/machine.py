@@ -5,11 +5,18 @@ memory that this process may still take.
 import os
 import platform
 import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 _MEMINFO, _STATM, _CGROUP = Path("/proc/meminfo"), Path("/proc/self/statm"), Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
+_STATM_DATA = 5
+"""Position of a process's private writable pages."""
+_STACK_BYTES = 16 << 20
+_limiting = threading.Lock()
 
 
 def describe_machine() -> dict[str, Any]:
@@ -55,6 +62,32 @@ def available_memory() -> int | None:
         pages = _number(next(iter(_lines(_STATM)), "")) or 0
         left.append(limit - pages * resource.getpagesize())
     return max(0, min(left)) if left else None
+
+
+@contextmanager
+def limited_memory(more: int) -> Iterator[None]:
+    """Makes allocations fail in this process beyond `more` bytes on top of what it has now.
+
+    Room for the stacks of one thread per core is added. Blocks of several threads wait for each
+    other, since the limit is the process's. Acts on Linux only.
+    """
+    fields = next(iter(_lines(_STATM)), "").split()
+    if len(fields) < _STATM_DATA + 1:
+        yield
+        return
+    with _limiting:
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        used = int(fields[_STATM_DATA]) * resource.getpagesize()
+        wanted = used + more + _STACK_BYTES * processor_count()
+        if soft != resource.RLIM_INFINITY:
+            wanted = min(wanted, soft)
+        if hard != resource.RLIM_INFINITY:
+            wanted = min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _control_groups() -> list[Path]:

@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from wfvae.export.forms.form import Form, Unpaired
 from wfvae.export.symbolic import Length, Size, product, simplify
+from wfvae.spec.onnx_file import OPERATORS
 
 Shape = tuple[Length, ...]
 FilterStore = dict[tuple[str, str], dict[str, Tensor]]
@@ -106,6 +107,7 @@ class Recorder:
             stem = f"{self.scopes[-1]}/{operator}".removeprefix("/")
             count = self._counts[stem] = self._counts.get(stem, -1) + 1
             name = f"{stem}_{count}"
+            assert operator in OPERATORS, f"the runtime refuses graphs with {operator}"
             self.nodes.append(helper.make_node(operator, names, [name], name=name, **attributes))
             self._results[key] = Value(name, shape, dtype)
             self.bytes[name] = (product(self._results[key].shape) * dtype.itemsize).bound

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ml_dtypes import bfloat16
 
 from wfvae.errors import BundleError, ResourceError
+from wfvae.machine import limited_memory
 from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.spec.manifest import GraphSpec
 from wfvae.spec.stream import StateSpec
@@ -28,6 +29,8 @@ FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
 _LONGEST_MESSAGE = 300
+_LOADING_FACTOR, _LOADING_BYTES = 4, 1 << 30
+"""Copies of the weights while they are packed, and what a library takes for itself."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,16 @@ def run_errors(graph: GraphSpec, x: Array) -> Iterator[None]:
                 f"{where}: out of memory; use a smaller chunk, size or batch ({text})"
             ) from error
         raise BundleError(f"{where}: {text}") from error
+
+
+@contextmanager
+def loading_memory(declared: int) -> Iterator[None]:
+    """Bounds what a library allocates while it loads a graph that declares so many bytes.
+
+    Constants that it computes beforehand may be of any size, whatever the file's own is.
+    """
+    with limited_memory(_LOADING_FACTOR * declared + _LOADING_BYTES):
+        yield
 
 
 @contextmanager

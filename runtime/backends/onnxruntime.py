@@ -5,8 +5,8 @@ copied between steps.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from wfvae.runtime.backends.base import (
     StreamState,
     allocation_errors,
     initial_tensor,
+    loading_memory,
     one_line,
     output_shape,
     run_errors,
@@ -30,6 +31,7 @@ from wfvae.runtime.backends.base import (
 from wfvae.runtime.backends.session_cache import current_cache
 from wfvae.runtime.dlpack import DeviceArray
 from wfvae.spec.manifest import WEIGHTS_NAME, GraphSpec
+from wfvae.spec.onnx_file import check_graph
 from wfvae.spec.stream import StateSpec
 
 _ONNX_TYPES = {"float32": 1, "float16": 10, "float64": 11, "int32": 6, "bfloat16": 16}
@@ -38,7 +40,7 @@ arrays.
 """
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDERS = {"cpu": _CPU, "cuda": _CUDA}
-_SEVERITY_WARNING, _SEVERITY_ERROR, _SEVERITY_FATAL = 2, 3, 4
+_SEVERITY_WARNING, _SEVERITY_FATAL = 2, 4
 _NO_CUDA = "check driver, CUDA and cuDNN (pip install 'onnxruntime-gpu[cuda,cudnn]'), or use provider cpu"
 
 
@@ -165,8 +167,8 @@ class OnnxRuntimeDirect:
 class OnnxRuntimeBackend:
     """Opens a bundle's graphs in ONNX Runtime."""
 
-    def __init__(self, bundle: Path, options: BackendOptions) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: Path, files: Collection[str], options: BackendOptions) -> None:
+        self._bundle, self._files = bundle, files
         self._options = options
         self._provider = choose_provider(options.provider, options.device_id)
         self._cache = current_cache()
@@ -199,10 +201,14 @@ class OnnxRuntimeBackend:
         return self._cache.get(files, self._options, lambda: self._open_session(graph))
 
     def _open_session(self, graph: GraphSpec) -> Any:
-        path, options = str(self._bundle / graph.file), session_options(self._options.threads)
+        path, options = self._bundle / graph.file, session_options(self._options.threads)
+        declared = check_graph(path, self._files)
+        guard = loading_memory(declared) if self._provider == _CPU else nullcontext()
         try:
             # Fallback would print to standard output, and use the CPU with state on the GPU.
-            session = ort.InferenceSession(path, options, providers=self.providers(), enable_fallback=0)
+            given = {"providers": self.providers(), "enable_fallback": 0}
+            with guard:
+                session = ort.InferenceSession(str(path), options, **given)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise BundleError(
                 f"ONNX Runtime {ort.__version__} cannot load {graph.file}: {one_line(error)}"
@@ -231,7 +237,8 @@ class OnnxRuntimeBackend:
 def session_options(threads: int | None) -> Any:
     """Returns ONNX Runtime's own options for any session of the runtime."""
     found = ort.SessionOptions()
-    found.log_severity_level = _SEVERITY_ERROR
+    # What goes wrong is raised; a log line would stand beside the error on a terminal.
+    found.log_severity_level = _SEVERITY_FATAL
     # Chunks of several lengths share a session, and each would get a memory pattern that is kept.
     found.enable_mem_pattern = False
     # The default order runs what only the next step needs, the cuts of the new state, last of all,

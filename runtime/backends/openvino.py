@@ -4,7 +4,7 @@ none of it is copied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from wfvae.runtime.backends.base import (
     StreamState,
     allocation_errors,
     initial_tensor,
+    loading_memory,
     one_line,
     output_shape,
     run_errors,
@@ -27,6 +28,7 @@ from wfvae.runtime.backends.base import (
 from wfvae.runtime.backends.openvino_norms import rewrite_norms
 from wfvae.runtime.backends.signal_stack import preserved_signal_stack
 from wfvae.spec.manifest import GraphSpec
+from wfvae.spec.onnx_file import check_graph
 from wfvae.spec.stream import StateSpec
 
 PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -151,9 +153,9 @@ class OpenVinoDirect:
 class OpenVinoBackend:
     """Opens a bundle's graphs in OpenVINO."""
 
-    def __init__(self, bundle: Path, options: BackendOptions) -> None:
+    def __init__(self, bundle: Path, files: Collection[str], options: BackendOptions) -> None:
         """Raises `InputError` for an unknown precision hint, `BundleError` if the CPU lacks it."""
-        self._bundle = bundle
+        self._bundle, self._files = bundle, files
         self._hint, self._threads = options.precision_hint or "fp32", options.threads
         self._core = open_core()
         self._version = str(load_openvino().get_version()).partition("-")[0]
@@ -180,12 +182,15 @@ class OpenVinoBackend:
         return OpenVinoDirect(graph, self._compile(graph))
 
     def _compile(self, graph: GraphSpec) -> Any:
+        path = self._bundle / graph.file
+        declared = check_graph(path, self._files)
         try:
-            model = self._core.read_model(str(self._bundle / graph.file))
-            rewrite_norms(model, coarse=self._hint == "bf16")
-            if self._hint == "bf16":
-                model = _with_bfloat16_state(model, graph)
-            return self._core.compile_model(model, _DEVICE, compile_settings(self._hint, self._threads))
+            with loading_memory(declared):
+                model = self._core.read_model(str(path))
+                rewrite_norms(model, coarse=self._hint == "bf16")
+                if self._hint == "bf16":
+                    model = _with_bfloat16_state(model, graph)
+                return self._core.compile_model(model, _DEVICE, compile_settings(self._hint, self._threads))
         except (RuntimeError, MemoryError) as error:
             raise BundleError(
                 f"OpenVINO {self._version} cannot load {graph.file}: {one_line(error)}"

@@ -23,10 +23,10 @@ def open_backend(name: str, path: Path, manifest: Manifest, options: BackendOpti
     if name == "openvino":
         from wfvae.runtime.backends.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(path, options)
+        return OpenVinoBackend(path, manifest.files, options)
     from wfvae.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(path, options)
+    return OnnxRuntimeBackend(path, manifest.files, options)
 
 
 def check_backend(name: str, options: BackendOptions) -> None:

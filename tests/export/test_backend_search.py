@@ -32,7 +32,7 @@ class Another:
     """A backend of another name, on ONNX Runtime with the graphs of `folder`."""
 
     def __init__(self, folder: Path, step_of: Callable[[Any], Any] = lambda session: session) -> None:
-        self._inner = OnnxRuntimeBackend(folder, BackendOptions(provider="cpu", threads=1))
+        self._inner = OnnxRuntimeBackend(folder, ["weights.bin"], BackendOptions(provider="cpu", threads=1))
         self._wrap = step_of
 
     def describe(self) -> dict[str, str]:
@@ -143,7 +143,7 @@ def test_openvino_is_searched_with_a_runner_of_its_own(
 
     path = exported(NAME)
     folder, tensor = with_changed_weight(path, tmp_path / "changed", "decoder", 0.6)
-    backend = OpenVinoBackend(folder, BackendOptions(threads=1))
+    backend = OpenVinoBackend(folder, ["weights.bin"], BackendOptions(threads=1))
 
     def over_changed_weights(graph: ExposedGraph, model: onnx.ModelProto, feeds: Any) -> Any:
         return search.open_openvino(

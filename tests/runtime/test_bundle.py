@@ -148,7 +148,7 @@ def test_cuda_provider_describes_gpu_and_driver(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(f"{module}.onnxruntime.choose_provider", lambda wanted, device_id: "CUDA")
     monkeypatch.setattr(f"{module}.nvidia.cuda.gpu_name", lambda index: f"NVIDIA {index}")
     monkeypatch.setattr(f"{module}.nvidia.cuda.driver_version", lambda: None)
-    described = OnnxRuntimeBackend(tmp_path, BackendOptions(device_id=1)).describe()
+    described = OnnxRuntimeBackend(tmp_path, (), BackendOptions(device_id=1)).describe()
     assert described.items() >= {"device": "cuda:1", "gpu": "NVIDIA 1", "tf32": "false"}.items()
     assert "driver" not in described
 
