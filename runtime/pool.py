@@ -2,13 +2,14 @@
 batching).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from wfvae.errors import StreamingError
 from wfvae.runtime.backends.base import Array, StepSession, StreamState
 from wfvae.runtime.closing import Closing
+from wfvae.runtime.exclusive import Exclusive, exclusive, new_user
 from wfvae.runtime.feed import Feed, run_step
 from wfvae.spec.frames import padded_size
 
@@ -20,19 +21,22 @@ Key = TypeVar("Key")
 
 
 @dataclass(eq=False)
-class PooledStream(Generic[F]):
+class PooledStream(Exclusive, Generic[F]):
     """One stream of a pool. Its results come from `StreamPool.step`."""
 
     feed: F
+    user: Any = field(repr=False)
     saved: Any = None
     """State of a started stream that has no row, on the device."""
     steps: int = 0
     """Steps since it got its row."""
 
+    @exclusive
     def push(self, data: Any) -> None:
         """Queues input. Raises `InputError` if it is wrong."""
         self.feed.push(data)
 
+    @exclusive
     def finish(self, frames: int | None = None) -> None:
         """Ends the input. `frames` as in `Stream.finish`."""
         self.feed.close(frames)
@@ -48,9 +52,11 @@ class PooledStream(Generic[F]):
         return self.feed.finished
 
 
-class StreamPool(Closing, Generic[F]):
-    """Advances unrelated streams of one size together. Not safe to use from several threads at
-    once.
+class StreamPool(Exclusive, Closing, Generic[F]):
+    """Advances unrelated streams of one size together.
+
+    A pool and its streams are for one thread at a time: a call from another one meanwhile raises
+    `StreamingError`, and changes nothing.
 
     Streams may be opened, finished and dropped between any two steps. A stream's results have the
     same bits as when it runs alone, on backends whose results do not depend on the batch (ONNX
@@ -69,6 +75,7 @@ class StreamPool(Closing, Generic[F]):
     ) -> None:
         if rows < 1:
             raise StreamingError(f"rows is {rows}; expected at least 1")
+        self.user = new_user()
         self._session = session
         self._size = padded_size(*size)
         self._rows, self._chunk = rows, chunk
@@ -85,12 +92,14 @@ class StreamPool(Closing, Generic[F]):
         """Drops all streams and their state."""
         self._streams, self._batch, self._state = [], [], None
 
+    @exclusive
     def open(self, **options: Any) -> PooledStream[F]:
         """Adds a stream. A decoder pool takes `frames=T` and `pixels=` as `Bundle.decoder` does."""
-        stream: PooledStream[F] = PooledStream(self._new_feed(**options))
+        stream: PooledStream[F] = PooledStream(self._new_feed(**options), self.user)
         self._streams.append(stream)
         return stream
 
+    @exclusive
     def drop(self, stream: PooledStream[F]) -> None:
         """Removes a stream, finished or not."""
         if stream not in self._streams:
@@ -98,6 +107,7 @@ class StreamPool(Closing, Generic[F]):
         self._streams.remove(stream)
         stream.saved = None
 
+    @exclusive
     def step(self) -> dict[PooledStream[F], Array]:
         """Advances up to `rows` of the streams that have input, all by the same number of latents.
 
@@ -125,8 +135,13 @@ class StreamPool(Closing, Generic[F]):
     def run(self, sources: Mapping[Key, Iterable[Any]]) -> Iterator[tuple[Key, Array]]:
         """Streams several sources to their ends, pulling input as needed.
 
+        Its streams leave the pool with it, also where a source raises or the caller stops early.
+
         Yields:
             (key, result) as results become ready.
+
+        Raises:
+            StreamingError: the pool has other streams, whose results would be lost.
 
         Example:
             >>> from pathlib import Path
@@ -140,28 +155,47 @@ class StreamPool(Closing, Generic[F]):
             4
         """
         iterators = {key: iter(source) for key, source in sources.items()}
+        self._require_no_others([])
         streams = {key: self.open() for key in sources}
         keys = {stream: key for key, stream in streams.items()}
-        while streams:
-            fed = 0
-            for key, stream in list(streams.items()):
-                if fed == self._rows:
-                    break  # a source begins when there is a row for it
-                while not stream.runnable and not stream.finished:
-                    try:
-                        stream.push(next(iterators[key]))
-                    except StopIteration:
-                        stream.finish()
-                if stream.finished:  # its source ended where a step had ended
+        try:
+            while streams:
+                self._feed_from(iterators, streams)
+                self._require_no_others(streams.values())
+                for stream, result in self.step().items():
+                    if stream.finished:
+                        del streams[keys[stream]]
+                    if len(result):
+                        yield keys[stream], result
+        finally:
+            for stream in streams.values():
+                if stream in self._streams:
                     self.drop(stream)
-                    del streams[key]
-                else:
-                    fed += 1
-            for stream, result in self.step().items():
-                if len(result):
-                    yield keys[stream], result
-                if stream.finished:
-                    del streams[keys[stream]]
+
+    def _feed_from(self, iterators: Mapping[Key, Iterator[Any]], streams: dict[Key, PooledStream[F]]) -> None:
+        """Pulls input until each stream with a row can run; removes those that have finished."""
+        fed = 0
+        for key, stream in list(streams.items()):
+            if fed == self._rows:
+                break  # a source begins when there is a row for it
+            while not stream.runnable and not stream.finished:
+                try:
+                    stream.push(next(iterators[key]))
+                except StopIteration:
+                    stream.finish()
+            if stream.finished:  # its source ended where a step had ended
+                self.drop(stream)
+                del streams[key]
+            else:
+                fed += 1
+
+    def _require_no_others(self, own: Collection[PooledStream[F]]) -> None:
+        others = [stream for stream in self._streams if stream not in own and not stream.finished]
+        if others:
+            raise StreamingError(
+                f"the pool has {len(others)} other open streams, whose results would be lost; finish or drop"
+                " them, or run in another pool"
+            )
 
     def _choose(self, runnable: Sequence[PooledStream[F]]) -> list[PooledStream[F]]:
         """Returns who runs next: those with rows, unless others wait and their turn is over."""

@@ -5,18 +5,21 @@ import numpy.typing as npt
 
 from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.closing import Closing
+from wfvae.runtime.exclusive import Exclusive, exclusive, new_user
 from wfvae.runtime.feed import Queue
 
 Frames = npt.NDArray[np.uint8]
 
 
-class ReconstructionStream(Closing):
-    """Streams frames (T, H, W, 3) uint8 through a bundle. A context manager.
+class ReconstructionStream(Exclusive, Closing):
+    """Streams frames (T, H, W, 3) uint8 through a bundle. A context manager, for one thread at a
+    time.
 
     `chunk` is the latents per step of both directions; None takes each one's default.
     """
 
     def __init__(self, bundle: Bundle, height: int, width: int, chunk: int | None = None) -> None:
+        self.user = new_user()
         self.chunk = chunk or bundle.default_chunk("encoder", height=height, width=width)
         """Latents per step of the encoder."""
         self.encoder = bundle.encoder(height=height, width=width, chunk=self.chunk)
@@ -34,12 +37,14 @@ class ReconstructionStream(Closing):
         """Seconds spent in the backend so far."""
         return self.encoder.engine_seconds + self.decoder.engine_seconds
 
+    @exclusive
     def push(self, frames: Frames) -> tuple[Frames, Frames]:
         """Takes frames, and returns those whose reconstruction became ready, with it."""
         self._waiting.add(frames)
         latents = self.encoder.push(frames)[:, : self.decoder.channels]  # of moments, the means
         return self._paired(self.decoder.push(latents))
 
+    @exclusive
     def finish(self) -> tuple[Frames, Frames]:
         """Ends the video, and returns the rest of it with its reconstruction."""
         # Queued and not decoded yet: the last latent may hold more frames than the video has.

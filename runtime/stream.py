@@ -9,6 +9,7 @@ import numpy as np
 from wfvae.errors import StreamingError
 from wfvae.runtime.backends.base import Array, StepSession, StreamState
 from wfvae.runtime.closing import Closing
+from wfvae.runtime.exclusive import Exclusive, exclusive, new_user
 from wfvae.runtime.feed import READY, Feed, run_step
 from wfvae.runtime.feeds import DecoderFeed, EncoderFeed
 from wfvae.runtime.snapshot import Snapshot
@@ -18,14 +19,16 @@ from wfvae.spec.stream import StreamSpec
 F = TypeVar("F", bound=Feed)
 
 
-class Stream(Closing, Generic[F]):
-    """A running stream. A context manager; not safe to use from several threads at once.
+class Stream(Exclusive, Closing, Generic[F]):
+    """A running stream. A context manager, for one thread at a time: a call from another one
+    meanwhile raises `StreamingError`, and changes nothing.
 
     The state stays on the backend's device for the stream's life, and its size does not depend on
     the stream's length.
     """
 
     def __init__(self, session: StepSession, feed: F, chunk: int, bundle: str) -> None:
+        self.user = new_user()
         self.session = session
         """What runs the steps, shared with other streams."""
         self.engine_seconds = 0.0
@@ -51,6 +54,7 @@ class Stream(Closing, Generic[F]):
         """Whether the input has ended and all results have been computed."""
         return self._feed.finished
 
+    @exclusive
     def push(self, data: Any) -> Array:
         """Takes any amount of input and returns what has become ready, which may be nothing.
 
@@ -61,13 +65,14 @@ class Stream(Closing, Generic[F]):
 
         Raises:
             InputError: `data` is wrong; the stream is unchanged.
-            StreamingError: the stream is finished or closed.
+            StreamingError: the stream is finished or closed, or another thread uses it.
             ResourceError: a step failed. `data` is queued and nothing is lost: to continue, push no
                 frames (an array of length 0).
         """
         self.queue(data)
         return self._collect()
 
+    @exclusive
     def queue(self, data: Any) -> None:
         """Queues input without running a step; the next `push` or `finish` runs it.
 
@@ -77,6 +82,7 @@ class Stream(Closing, Generic[F]):
         self._require_open()
         self._feed.push(data)
 
+    @exclusive
     def finish(self, frames: int | None = None) -> Array:
         """Ends the stream and returns the rest.
 
@@ -89,7 +95,7 @@ class Stream(Closing, Generic[F]):
         self._require_open()
         interrupted = self._feed.closed and (self._ready or self._feed.ready or self._feed.draining)
         if not interrupted:
-            self._feed.close(frames)
+            self._end(frames)
         return self._collect()
 
     def iterate(self, chunks: Iterable[Any], frames: int | None = None) -> Iterator[Array]:
@@ -97,8 +103,7 @@ class Stream(Closing, Generic[F]):
         for chunk in chunks:
             self.queue(chunk)
             yield from self._advance()
-        self._require_open()
-        self._feed.close(frames)
+        self._end(frames)
         yield from self._advance()
 
     def snapshot(self) -> bytes:
@@ -109,6 +114,7 @@ class Stream(Closing, Generic[F]):
         """Writes a snapshot to a file, atomically."""
         self.capture().write(path)
 
+    @exclusive
     def capture(self) -> Snapshot:
         """Returns a snapshot as arrays."""
         state, feed = self._require_open(), self._feed
@@ -117,6 +123,7 @@ class Stream(Closing, Generic[F]):
             self._bundle, self.spec.direction, feed.height, feed.width, feed.counters(), state.read(), pending
         )
 
+    @exclusive
     def restore(self, snapshot: bytes | Snapshot) -> None:
         """Restores the stream from a snapshot.
 
@@ -148,14 +155,26 @@ class Stream(Closing, Generic[F]):
             raise StreamingError("the stream is closed; open another one")
         return self._state
 
+    @exclusive
+    def _end(self, frames: int | None) -> None:
+        self._require_open()
+        self._feed.close(frames)
+
     def _advance(self) -> Iterator[Array]:
         """Runs steps of at most `chunk` latents while input is ready."""
-        state, feed = self._require_open(), self._feed
-        while feed.ready or feed.draining:
-            latents = min(feed.ready, self._chunk) or 1
-            (result,), seconds = run_step(self.session, state, [feed], latents)
-            self.engine_seconds += seconds
+        while (result := self._step()) is not None:
             yield result
+
+    @exclusive
+    def _step(self) -> Array | None:
+        """Runs a step; returns None if no input is ready."""
+        state, feed = self._require_open(), self._feed
+        if not (feed.ready or feed.draining):
+            return None
+        latents = min(feed.ready, self._chunk) or 1
+        (result,), seconds = run_step(self.session, state, [feed], latents)
+        self.engine_seconds += seconds
+        return result
 
     def _collect(self) -> Array:
         """Runs all steps that can run, and returns all that is ready in one array."""

@@ -1,7 +1,7 @@
 """Many streams in one batch: each gives the bits of running alone, whatever the others do."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 from unittest.mock import patch
@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixtures.streams import COPIES, Passage, noise, passage, run_one_after_the_other, same_bits
+from fixtures.streams import (
+    COPIES,
+    Passage,
+    noise,
+    passage,
+    run_one_after_the_other,
+    same_bits,
+    step_in_another_thread,
+)
 from wfvae.errors import InputError, ResourceError, StreamingError
 from wfvae.runtime import Bundle
 from wfvae.runtime.pool import StreamPool
@@ -250,6 +258,75 @@ def test_only_the_rows_that_change_are_copied(model: Bundle, counted: Callable[.
     third.push(4)
     advance(pool, members)
     assert copies == {"save_row": 1, "copy_row": 1, "load_row": 1}
+    finish(pool, members)
+
+
+class SourceError(Exception):
+    """Of a source that fails."""
+
+
+@pytest.mark.parametrize("ending", ["source raises", "bad input", "caller stops"])
+def test_pool_is_usable_after_a_run_that_ended_early(model: Bundle, ending: str) -> None:
+    clips = {key: passage(model, "encoder", 9 + 4 * key, seed=key) for key in range(3)}
+    pool = new_pool(model, "encoder", rows=2, chunk=1)
+
+    def source(clip: Passage, fails: bool) -> Iterator[Any]:
+        yield clip.data[:5]
+        if fails and ending == "source raises":
+            raise SourceError
+        yield noise(4, 9, 13) if fails and ending == "bad input" else clip.data[5:]
+
+    def sources(failing: int | None) -> dict[int, Iterator[Any]]:
+        return {key: source(clip, key == failing) for key, clip in clips.items()}
+
+    run = pool.run(sources(failing=1))
+    if ending == "caller stops":
+        next(run)
+        run.close()  # type: ignore[attr-defined]
+    else:
+        with pytest.raises(SourceError if ending == "source raises" else InputError):
+            list(run)
+    assert len(pool) == 0 and pool.step() == {}
+    found: dict[int, list[Any]] = {key: [] for key in clips}
+    for key, part in pool.run(sources(failing=None)):
+        found[key].append(part)
+    assert all(clips[key].is_result(parts) for key, parts in found.items())
+
+
+def test_run_beside_other_streams_is_refused(model: Bundle) -> None:
+    pool = new_pool(model, "encoder", rows=2, chunk=1)
+    member = Member(pool, passage(model, "encoder", 9, seed=1))
+    with pytest.raises(StreamingError, match="1 other open streams"):
+        next(pool.run({"a": [noise(5, HEIGHT, WIDTH)]}))
+    finish(pool, [member])
+    running = pool.run({"a": [noise(9, HEIGHT, WIDTH)]})
+    next(running)
+    pool.open()
+    with pytest.raises(StreamingError, match="1 other open streams"):
+        list(running)
+    assert len(pool) == 1
+
+
+def test_call_from_a_second_thread_is_refused_and_changes_nothing(
+    model: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = new_pool(model, "encoder", rows=2, chunk=1)
+    members = [Member(pool, passage(model, "encoder", frames, seed=1)) for frames in (9, 13)]
+    for member in members:
+        member.push(5)
+    stream = members[0].stream
+    calls = (
+        pool.open,
+        pool.step,
+        lambda: pool.drop(stream),
+        stream.finish,
+        lambda: stream.push(noise(1, 8, 13)),
+    )
+    with step_in_another_thread(pool._session, monkeypatch, lambda: advance(pool, members)):
+        for call in calls:
+            with pytest.raises(StreamingError, match="another thread"):
+                call()
+    assert len(pool) == 2
     finish(pool, members)
 
 

@@ -13,11 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.program import run_python
-from fixtures.streams import at_once, failing, finish_despite_failures, noise, passage, pieces, same_bits
+from fixtures.streams import (
+    at_once,
+    failing,
+    finish_despite_failures,
+    noise,
+    passage,
+    pieces,
+    same_bits,
+    step_in_another_thread,
+)
 from wfvae.errors import BundleError, InputError, ResourceError, StreamingError
 from wfvae.model.vae import WFVAE
 from wfvae.runtime import Bundle
 from wfvae.runtime.pixels import to_float_frames, to_network, to_uint8_frames
+from wfvae.runtime.reconstruction import ReconstructionStream
 from wfvae.spec.frames import latent_frames
 
 FIXTURES = ("4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear")
@@ -323,3 +333,47 @@ def test_failed_step_loses_nothing(
     result, failures = finish_despite_failures(source.open(chunk=1), source.data, 9, kinds)
     assert failures == len(fail_at)
     assert same_bits(result, source.expected)
+
+
+@pytest.mark.parametrize("direction", ["encoder", "decoder"])
+@pytest.mark.parametrize("first", ["push", "iterate"])
+def test_call_from_a_second_thread_is_refused_and_changes_nothing(
+    model: Bundle, monkeypatch: pytest.MonkeyPatch, direction: str, first: str
+) -> None:
+    source = passage(model, direction, 21)
+    stream = source.open(chunk=1)
+    parts: list[Any] = []
+
+    def work() -> None:
+        if first == "push":
+            parts.append(stream.push(source.data))
+        else:
+            parts.extend(stream.iterate([source.data]))
+
+    snapshot = stream.snapshot()
+    calls: list[Callable[[], object]] = [
+        lambda: stream.push(source.data),
+        lambda: stream.queue(source.data),
+        lambda: next(stream.iterate([source.data])),
+        stream.finish,
+        stream.snapshot,
+        lambda: stream.restore(snapshot),
+    ]
+    with step_in_another_thread(stream.session, monkeypatch, work):
+        for call in calls:
+            with pytest.raises(StreamingError, match="while another thread uses the stream"):
+                call()
+    assert source.is_result([*parts, *([stream.finish()] if first == "push" else [])])
+
+
+def test_reconstruction_refuses_a_second_thread(model: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    video, parts = noise(13, 8, 13), []
+    stream = ReconstructionStream(model, 8, 13, chunk=1)
+    with step_in_another_thread(
+        stream.encoder.session, monkeypatch, lambda: parts.append(stream.push(video))
+    ):
+        for call in (lambda: stream.push(video), stream.finish):
+            with pytest.raises(StreamingError, match="another thread"):
+                call()
+    parts.append(stream.finish())
+    assert same_bits(np.concatenate([frames for frames, _ in parts]), video)
