@@ -17,7 +17,7 @@ from wfvae.spec.bounded import read_bytes
 # fmt: off
 OPERATORS: Final = frozenset({
     "Add", "And", "Cast", "Concat", "Conv", "DepthToSpace", "Div", "Equal", "Expand", "Identity",
-    "LayerNormalization", "LessOrEqual", "MatMul", "Min", "Mul", "Or", "Pad", "Range", "Reshape",
+    "LayerNormalization", "LessOrEqual", "MatMul", "Max", "Min", "Mul", "Or", "Pad", "Range", "Reshape",
     "Resize", "Shape", "Sigmoid", "Slice", "Softmax", "Squeeze", "Sub", "Transpose", "Unsqueeze",
     "Where",
 })
