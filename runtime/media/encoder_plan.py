@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,11 +16,17 @@ from av.format import ContainerFormat, Flags
 
 from wfvae.errors import MediaError
 from wfvae.runtime.media.color import DEFAULT_SPACE, SPACE_OF_PRIMARIES, SWS_MATRIX, TAGS_OF_SPACE
+from wfvae.runtime.media.failures import reason
 from wfvae.runtime.media.hdr import hdr_parameters
 from wfvae.runtime.media.video_info import ChromaSiting, ColorRange, OutputVideo
 
 MUXERS = {f".{name}": name for name in ("mp4", "mov", "webm", "gif", "avi", "nut")}
 MUXERS |= {".m4v": "mp4", ".mkv": "matroska", ".ts": "mpegts"}
+TS_FORMATS = frozenset({"mpeg1video", "mpeg2video", "mpeg4", "h264", "hevc", "vvc", "dirac", "vc1", "cavs"})
+HARDWARE = ("nvenc", "qsv", "vaapi", "amf", "videotoolbox", "v4l2m2m", "_mf", "vulkan", "mediacodec", "omx")
+"""Parts of the names of encoders that need a device."""
+FRAME_TICKS = frozenset({"mpeg1video", "mpeg2video"})
+"""Encoders whose tick is that of the frame rate."""
 GENERAL_ENCODERS = ("libx264", "libopenh264", "mpeg4")
 WEBM_ENCODERS = ("libvpx-vp9", "libsvtav1", "libvpx")
 ENCODERS_OF_MUXER = {"gif": ("gif",), "webm": WEBM_ENCODERS}
@@ -85,6 +92,8 @@ class EncoderPlan:
         The names of colour tags are checked when an `OutputContainer` sets them.
         """
         codec = _encoder(muxer, video.codec)
+        if not can_hold(muxer, codec):
+            raise not_held(muxer, codec)
         tick = _tick(video, codec, muxer)
         space = video.color_space or SPACE_OF_PRIMARIES.get(video.color_primaries or "", DEFAULT_SPACE)
         if space not in SWS_MATRIX:
@@ -108,6 +117,15 @@ class EncoderPlan:
             left_out=tuple(_left_out(video, codec)),
         )
 
+    def refused(self, video: OutputVideo, error: BaseException) -> MediaError:
+        """Returns the error for a video that the encoder does not take."""
+        if any(name in self.codec for name in HARDWARE):
+            problem = f"the encoder {self.codec} does not start here ({reason(error)})"
+            return MediaError(f"{problem}: it needs a device or driver; choose another, such as libx264")
+        wanted = f"{video.width}x{video.height} {self.pixel_format} at {video.fps} frames/s"
+        problem = f"the encoder {self.codec} does not take {wanted} ({reason(error)})"
+        return MediaError(f"{problem}; choose another, such as libx264, or other settings")
+
 
 def muxer_for(path: Path) -> str:
     """Returns FFmpeg's name of the container for `path`."""
@@ -127,6 +145,26 @@ def has_global_header(muxer: str) -> bool:
         raise MediaError(f"{problem}; try matroska, mp4, webm or mpegts") from error
     global_header: Any = Flags.global_header.value
     return bool(flags & global_header)
+
+
+def can_hold(muxer: str, codec: str) -> bool:
+    """Whether a container format has a place for what an encoder writes."""
+    if muxer == "mpegts":  # FFmpeg stores any other as data that nothing can read
+        return av.Codec(codec, "w").canonical_name in TS_FORMATS
+    with av.open(io.BytesIO(), "w", format=muxer) as container:
+        try:
+            container.add_stream(codec, rate=25)
+        except ValueError:
+            return False
+    return True
+
+
+def not_held(muxer: str, codec: str, what: str = "") -> MediaError:
+    """Returns the error for a container format that cannot hold what an encoder writes."""
+    others = [end for end, other in MUXERS.items() if other != muxer and can_hold(other, codec)]
+    problem = f"{muxer} files cannot hold {codec} video{what}"
+    instead = f", or a file ending in {', '.join(others)}" if others else ""
+    return MediaError(f"{problem}; choose another codec{instead}")
 
 
 def _encoder(muxer: str, wanted: str | None) -> str:
@@ -152,7 +190,7 @@ def _tick(video: OutputVideo, codec: str, muxer: str) -> Fraction:
     if codec == "gif":
         return GIF_TICK
     step = 1 / video.fps
-    if muxer == "avi":
+    if muxer == "avi" or codec in FRAME_TICKS:
         return step  # AVI stores an empty frame for each tick without one
     tick = video.time_base or step
     if video.time_base is None and (video.start / step).denominator > 1:
@@ -187,6 +225,8 @@ def _options(video: OutputVideo, codec: str, muxer: str) -> dict[str, str]:
     parameters = hdr_parameters(codec, video.mastering_display, video.content_light)
     if codec.startswith("libx264") and _has_avx512():
         parameters.setdefault("x264-params", []).insert(0, X264_REPRODUCIBLE)
+    if codec == "libx265":
+        parameters.setdefault("x265-params", []).append("log-level=error")  # else it reports on stderr
     for name, values in parameters.items():
         options[name] = ":".join([*values, *filter(None, [options.get(name)])])
     return options

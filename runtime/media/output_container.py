@@ -52,14 +52,23 @@ class AudioCopy:
     def close(self) -> None:
         self._input.close()
 
+    def refused(self) -> MediaError | None:
+        """Returns the error for a container whose header could not be written with this audio."""
+        streams = self._input.streams.audio
+        return self._not_held(streams[0]) if streams else None
+
+    def _not_held(self, stream: Any) -> MediaError:
+        codec = stream.codec_context.name if stream.codec_context else "unknown"
+        kind = f"the {codec} audio of '{self._name}', as it is stored there"
+        problem = f"a {self._container.format.name} file cannot hold {kind}"
+        advice = "write to .mkv, which holds any, or leave the audio out (--no-audio)"
+        return MediaError(f"{problem}; {advice}")
+
     def _add(self, stream: Any) -> Any:
         try:
             added = self._container.add_stream_from_template(stream, opaque=True)
         except Failure as error:
-            codec = stream.codec_context.name if stream.codec_context else "unknown"
-            problem = f"a {self._container.format.name} file cannot hold the {codec} audio of '{self._name}'"
-            advice = "write to .mkv, which holds any, or leave the audio out (--no-audio)"
-            raise MediaError(f"{problem}; {advice}") from error
+            raise self._not_held(stream) from error
         added.metadata.update(stream.metadata)  # language and title
         added.disposition = stream.disposition  # which one is the default
         return added
@@ -111,7 +120,11 @@ class OutputContainer:
             self._stream = _add_video_stream(self._container, video, plan)
             if video.audio_from is not None:
                 self._audio = AudioCopy(video.audio_from, self._container)
-            self._container.start_encoding()
+            try:
+                self._stream.codec_context.open(strict=False)
+            except Failure as error:
+                raise plan.refused(video, error) from error
+            self._write_header()
             encoder = GIFEncoder if plan.codec == "gif" else StreamEncoder
             self._encoder = encoder(self._container, self._stream, video, plan)
         except BaseException:
@@ -175,6 +188,15 @@ class OutputContainer:
             with suppress(*Failure):  # the failure that led here is the one to report
                 self._container.close()
 
+    def _write_header(self) -> None:
+        try:
+            self._container.start_encoding()
+        except (av.error.InvalidDataError, av.error.ArgumentError, av.error.PatchWelcomeError) as error:
+            refused = None if self._audio is None else self._audio.refused()
+            if refused is None:
+                raise
+            raise refused from error
+
     def _copy_audio(self, until: Fraction | None) -> None:
         if self._audio is not None:
             self._audio.copy(until)
@@ -226,7 +248,7 @@ class OutputPipe(OutputContainer):
 
 
 def _open(target: Any, muxer: str, movflags: str) -> Any:
-    options = {"movflags": movflags} if muxer in ("mp4", "mov") else {}
+    options = {"movflags": movflags} if movflags and muxer in ("mp4", "mov") else {}
     return av.open(target, "w", format=muxer, container_options=options)
 
 
@@ -234,11 +256,7 @@ def _add_video_stream(container: Any, video: OutputVideo, plan: EncoderPlan) -> 
     """Adds a stream that is set up and tagged for `plan`; its encoder is not opened."""
     options = dict(plan.options) | {"chroma_sample_location": plan.chroma_siting}
     settings = {"rate": video.fps, "options": options, "time_base": plan.time_base}
-    try:
-        stream = container.add_stream(plan.codec, **settings)
-    except ValueError as error:
-        problem = f"a {container.format.name} file cannot hold {plan.codec} video"
-        raise MediaError(f"{problem}; choose another codec or ending") from error
+    stream = container.add_stream(plan.codec, **settings)
     stream.width, stream.height, stream.pix_fmt = video.width, video.height, plan.pixel_format
     context = stream.codec_context
     context.time_base = plan.time_base

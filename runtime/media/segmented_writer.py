@@ -12,7 +12,8 @@ from typing import Any
 
 from wfvae.errors import MediaError
 from wfvae.files import Destination, check_destination, remove_leftovers
-from wfvae.runtime.media.encoder_plan import EncoderPlan, muxer_for
+from wfvae.runtime.media.encoder_check import checked_plan
+from wfvae.runtime.media.encoder_plan import muxer_for
 from wfvae.runtime.media.encoding import Clock
 from wfvae.runtime.media.failures import translated
 from wfvae.runtime.media.output_container import OutputFile
@@ -58,7 +59,7 @@ class SegmentedVideoWriter(FrameWriter):
         super().__init__(video, str(path))
         self._path, self._overwrite = path, overwrite
         self._muxer = self._checked_muxer(segment_frames)
-        self._plan = EncoderPlan.of(video, self._muxer)
+        self._plan = checked_plan(video, self._muxer)
         self._clock = Clock.of(video, self._plan)
         self._destination = video_destination(path, overwrite) if given is None else given.part()
         try:

@@ -1,7 +1,8 @@
 """The segments of an unfinished video, in the directory `<name>.partial/` beside it.
 
     plan.json              what is being written; a run with other settings does not continue it
-    segment-000000.nut     the encoded frames (NUT holds any codec, and exact times on any tick)
+    segment-000000.nut     the encoded frames (NUT holds exact times on any tick, and most codecs;
+                           .mov for those that it does not)
     segment-000000.json    frame count, first and last tick, hashes; written last, so it commits
                            the segment
 
@@ -24,7 +25,7 @@ import msgspec
 
 from wfvae.errors import MediaError
 from wfvae.files import LEFTOVER, Destination, discard, remove_own, require_own, write_whole
-from wfvae.runtime.media.encoder_plan import EncoderPlan
+from wfvae.runtime.media.encoder_plan import EncoderPlan, can_hold
 from wfvae.runtime.media.output_container import OutputFile
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.spec.bounded import read_json
@@ -35,8 +36,9 @@ from wfvae.video.stored_pixels import RGBArray
 PLAN_FILE = "plan.json"
 PLAN_VERSION = "wfvae-segments/2"
 LIBRARIES = ("libavcodec", "libavformat", "libswscale")
-SEGMENT_MUXER = "nut"
-_NAMES = r"plan\.json|segment-\d{6,}\.(nut|json)"
+SEGMENT_MUXERS = ("nut", "mov")
+"""In order of preference; a segment's ending is the muxer's name."""
+_NAMES = rf"plan\.json|segment-\d{{6,}}\.({'|'.join(SEGMENT_MUXERS)}|json)"
 
 
 class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,6 +77,7 @@ class SegmentFolder:
         self.segments: list[Segment] = []
         self._video, self._plan = dataclasses.replace(video, audio_from=None), plan
         self._segment_frames, self._origin = frames, origin
+        self._muxer = next((one for one in SEGMENT_MUXERS if can_hold(one, plan.codec)), SEGMENT_MUXERS[0])
         self._output: OutputFile | None = None
         self._ticks: list[int] = []
 
@@ -117,7 +120,7 @@ class SegmentFolder:
         if self._output is None:
             path = self._path_of(len(self.segments))
             place = self._in(path.name)
-            self._output, self._ticks = OutputFile(place, SEGMENT_MUXER, self._video, self._plan), []
+            self._output, self._ticks = OutputFile(place, self._muxer, self._video, self._plan), []
         self._ticks.append(tick)
         self._output.encode(frame, tick)
         if len(self._ticks) == self._segment_frames:
@@ -148,14 +151,14 @@ class SegmentFolder:
         for index, segment in enumerate(self.segments):
             path = self._path_of(index)
             self._require_unchanged(index, segment)
-            with av.open(f"file:{path}", "r", format=SEGMENT_MUXER) as container:
+            with av.open(f"file:{path}", "r", format=self._muxer) as container:
                 stream = container.streams.video[0]
                 packets: list[Any] = [packet for packet in container.demux(stream) if packet.size]
                 timed = sum(packet.pts is not None for packet in packets)
                 if not timed == len(packets) == segment.frames:
                     raise _changed(path, f"it holds {timed} of {segment.frames} frames")
-                # NUT shifts a segment so that no time is negative, and refines the tick. Both are
-                # undone, since the tick of the first frame is known.
+                # The muxer shifts a segment so that no time is negative, and refines the tick. Both
+                # are undone, since the tick of the first frame is known.
                 scale = Fraction(packets[0].time_base) / self._plan.time_base
                 shift = segment.first_tick - min(packet.pts for packet in packets) * scale
                 for packet in packets:
@@ -164,7 +167,7 @@ class SegmentFolder:
                     yield packet
 
     def _path_of(self, index: int) -> Path:
-        return self.path / f"segment-{index:06d}.nut"
+        return self.path / f"segment-{index:06d}.{self._muxer}"
 
     def _in(self, name: str) -> Destination:
         """Returns a place in the directory, which the video's lock covers."""

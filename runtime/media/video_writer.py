@@ -19,7 +19,8 @@ import numpy.typing as npt
 from wfvae.errors import InputError, MediaError
 from wfvae.files import Destination, check_destination, claim
 from wfvae.runtime.closing import Closing, close_when_free
-from wfvae.runtime.media.encoder_plan import EncoderPlan, muxer_for
+from wfvae.runtime.media.encoder_check import checked_plan
+from wfvae.runtime.media.encoder_plan import muxer_for
 from wfvae.runtime.media.failures import translated
 from wfvae.runtime.media.image_folder import PNGFolder, is_image_folder, is_image_pattern
 from wfvae.runtime.media.output_container import OutputFile, OutputPipe
@@ -193,7 +194,7 @@ def open_video_writer(
     path = Path(destination)
     muxer = muxer_for(path)
     with translated(f"creating '{path}'"):
-        plan = EncoderPlan.of(info, muxer)
+        plan = checked_plan(info, muxer)
         return VideoWriter(OutputFile(video_destination(path, overwrite), muxer, info, plan), info, name)
 
 
@@ -213,7 +214,7 @@ def _pipe_sink(pipe: BinaryIO, name: str, info: OutputVideo, container: str | No
         return RawSink(pipe)
     muxer = container or "matroska"
     with translated(f"opening '{name}'"):
-        return OutputPipe(pipe, muxer, info, EncoderPlan.of(info, muxer))
+        return OutputPipe(pipe, muxer, info, checked_plan(info, muxer))
 
 
 def _image_sink(name: str, info: OutputVideo, *, overwrite: bool) -> FrameSink:
