@@ -19,7 +19,7 @@ from wfvae.runtime.pool import StreamPool
 from wfvae.runtime.snapshot import Snapshot
 from wfvae.runtime.stream import DecoderStream, EncoderStream
 from wfvae.spec.frames import DEFAULT_CHUNK, SPATIAL_RATIO, padded_size, video_frames
-from wfvae.spec.manifest import Manifest
+from wfvae.spec.manifest import DIRECT, Manifest
 from wfvae.spec.memory import MemoryPlan, plan_memory
 from wfvae.spec.stream import Direction
 from wfvae.spec.tuning import Setting, TunedChunk, Tuning
@@ -53,7 +53,7 @@ def open_bundle(
         precision_hint: with `openvino`, the precision of convolutions and matrix products: `fp32`
             (the default), or `bf16`, which is faster on CPUs that have it, and rounds to 8 bits.
         memory_limit: bytes; a stream that needs more raises `ResourceError` before anything is
-            allocated.
+            allocated. None takes what the machine has available, and no limit on a GPU.
         verify: check the hash of every file (reads the weights once). `tensorrt` always checks,
             since an engine is code.
 
@@ -227,8 +227,8 @@ class Bundle(Closing):
         entry = self._tuning.find(direction, *padded_size(height, width), setting)
         if entry is None:
             return DEFAULT_CHUNK
-        needed = plan_memory(self.manifest, direction, height, width, 1, entry.chunk).total_bytes
-        fits = self.memory_limit is None or needed <= self.memory_limit
+        plan = plan_memory(self.manifest, direction, height, width, 1, entry.chunk)
+        fits = not self._has_limit or plan.fits(self.memory_limit)
         return entry.chunk if fits else DEFAULT_CHUNK
 
     def store_tuning(self, *entries: TunedChunk) -> None:
@@ -255,6 +255,12 @@ class Bundle(Closing):
                 self._directs[direction] = self.backend.open_direct(self.manifest.graphs[key])
             return self._directs[direction]
 
+    def admit_direct(self, direction: Direction, *, height: int, width: int, latents: int) -> None:
+        """Raises `ResourceError` if a clip of so many latents is too large for a direct graph."""
+        if self._has_limit and f"{direction}.{DIRECT}" in self.manifest.graphs:
+            plan = plan_memory(self.manifest, direction, height, width, 1, latents, whole_clip=True)
+            plan.require(self.memory_limit)
+
     def _admit(self, direction: Direction, height: int, width: int, streams: int, chunk: int | None) -> int:
         """Refuses what cannot run or would not fit, and returns the chunk."""
         if chunk is not None and chunk < 1:
@@ -267,7 +273,13 @@ class Bundle(Closing):
             )
         if chunk is None:
             chunk = self.default_chunk(direction, height=height, width=width)
-        if self.memory_limit is not None:
+        if self._has_limit:
             plan = plan_memory(self.manifest, direction, height, width, streams, chunk)
             plan.require(self.memory_limit)
         return chunk
+
+    @property
+    def _has_limit(self) -> bool:
+        """Whether memory is compared with a plan: a GPU's own is not that of the machine."""
+        on_gpu = self.backend.describe().get("device", "").startswith("cuda")
+        return self.memory_limit is not None or not on_gpu

@@ -14,11 +14,12 @@ from typing import Any, Literal
 import msgspec
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from wfvae import __version__
 from wfvae.errors import CheckpointError, ConfigError, ResourceError, TrainingError
 from wfvae.files import discard, replacing
+from wfvae.model.checkpoint import read_tensors
 from wfvae.spec.bounded import read_json
 from wfvae.spec.records import read_as
 from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_MODEL, newest_of_run
@@ -91,9 +92,9 @@ def read_checkpoint(checkpoint: Path, state: TrainingState) -> None:
     """Fills `state` from a checkpoint. Raises `CheckpointError` if it is damaged or differs."""
     facts = read_facts(checkpoint)
     try:
-        tensors = load_file(checkpoint / _STATE)
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(checkpoint, _STATE, error) from error
+        tensors = read_tensors(checkpoint / _STATE)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; remove {checkpoint} to resume from the one before") from error
     state.load(tensors, checkpoint)
     state.step = facts.step
 

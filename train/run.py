@@ -4,10 +4,15 @@ import time
 from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from wfvae.errors import ConfigError, TrainingError
 from wfvae.files import locked, write_whole
+from wfvae.model.encoder import RGB
+from wfvae.model.streaming import require_memory_of
+from wfvae.model.vae import WFVAE
+from wfvae.spec.memory import require_memory
 from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_CONFIG
 from wfvae.train.checkpoints import read_checkpoint, read_facts
 from wfvae.train.config import TrainingConfig
@@ -43,6 +48,9 @@ _SLOW_BF16 = (
     "bf16 is slower here than fp32, as a processor has no instructions for it; a new run with"
     " run.precision=auto takes fp32"
 )
+_COPIES = 5
+"""Of the weights: the model, its average, gradients, and two moments."""
+_FLOAT_BYTES, _KERNEL = 4, 3**3
 _SMALLER_MODEL = "choose a smaller model.preset, model.base_channels or loss.discriminator_channels"
 
 
@@ -91,6 +99,7 @@ def train(
         CheckpointError, DataError, TrainingError, ResourceError, MissingExtraError: see the text.
     """
     share = _clips_per_process(config, world)
+    _require_memory(config, share, world)
     require_outside(config, directory)
     if has_validation(config):
         check_needs(config)
@@ -165,6 +174,22 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"cannot write the run directory {path}: {error.strerror}") from error
+
+
+def _require_memory(config: TrainingConfig, share: int, world: World) -> None:
+    """Raises `ResourceError` if the clips of a step, or the models, exceed the memory."""
+    data, loss = config.data, config.loss
+    values = share * data.frames * data.height * data.width * RGB
+    size = f"{share} clips of {data.frames}x{data.height}x{data.width}"
+    require_memory(values * _FLOAT_BYTES, size, "use a smaller batch, data.frames or size")
+    if world.device.type != "cpu":
+        return
+    require_memory_of(WFVAE, config.model.architecture(), copies=_COPIES)
+    layers = range(loss.discriminator_layers + 1)
+    widths = [RGB, *(loss.discriminator_channels * min(2**layer, 8) for layer in layers)]
+    weights = sum(_KERNEL * before * after for before, after in pairwise(widths)) * loss.adversarial
+    what = f"{_COPIES} x {weights} weights of the discriminator"
+    require_memory(_COPIES * weights * _FLOAT_BYTES, what, _SMALLER_MODEL)
 
 
 def _clips_per_process(config: TrainingConfig, world: World) -> int:

@@ -108,9 +108,9 @@ class LossSettings(Record, frozen=True):
     """lambda_WL, weight of the wavelet loss (eq. 5); 0 turns it off (Fig. 7)."""
     adversarial: bool = True
     """Train against a 3-D PatchGAN discriminator."""
-    discriminator_channels: Positive = 64
+    discriminator_channels: Annotated[int, Meta(ge=1, le=1024)] = 64
     """Channels of the discriminator's first layer; they double up to eight times as many."""
-    discriminator_layers: Positive = 4
+    discriminator_layers: Annotated[int, Meta(ge=1, le=16)] = 4
     """Strided layers of the discriminator."""
     adversarial_weight: Amount = 0.5
     """Factor of the adaptive weight (eq. 7)."""

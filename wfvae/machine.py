@@ -8,6 +8,7 @@ import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ _STATM_DATA = 5
 """Position of a process's private writable pages."""
 _STACK_BYTES = 16 << 20
 _limiting = threading.Lock()
+_allowance: ContextVar[int | None] = ContextVar("memory_allowance", default=None)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -44,12 +46,25 @@ def processor_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextmanager
+def memory_allowance(limit: int | None) -> Iterator[None]:
+    """Makes `available_memory` return `limit` on this thread in the block; None changes nothing."""
+    token = _allowance.set(_allowance.get() if limit is None else limit)
+    try:
+        yield
+    finally:
+        _allowance.reset(token)
+
+
 def available_memory() -> int | None:
     """Returns the bytes that this process can still allocate, None if nothing states them.
 
     That is the least of what the system has without swapping, of what the limits of its control
-    groups (containers) leave, and of what the limits of the process leave.
+    groups (containers) leave, and of what the limits of the process leave. Inside a
+    `memory_allowance` it is that.
     """
+    if (allowed := _allowance.get()) is not None:
+        return allowed
     found = [_number(line) for line in _lines(_MEMINFO) if line.startswith("MemAvailable:")]
     left = [kibibytes * 1024 for kibibytes in found if kibibytes is not None]
     for group in _control_groups():

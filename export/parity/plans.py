@@ -176,6 +176,8 @@ def clip_input(job: Job) -> Array:
 
 def run_direct(job: Job) -> Array:
     """Runs the direct graph. Returns latents (t, D, h, w), or frames (T, H, W, 3) float32."""
+    latents = latent_frames(job.frames, job.bundle.ratio)
+    job.bundle.admit_direct(job.direction, height=job.height, width=job.width, latents=latents)
     output: Array = job.bundle.direct_session(job.direction).run(clip_input(job)[None])[0]
     if job.direction == "encoder":
         return output

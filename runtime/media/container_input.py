@@ -16,6 +16,8 @@ from wfvae.runtime.media.failures import Failure, reason, translated
 from wfvae.runtime.media.hdr import content_light, mastering_display
 from wfvae.runtime.media.video_info import FieldOrder, SourceKind, VideoInfo
 from wfvae.spec.latents import ASPECT_TERM_AT_MOST
+from wfvae.spec.memory import require_memory
+from wfvae.video.picture_size import PIXEL_BYTES, size_options
 from wfvae.video.stored_pixels import orientation_of
 from wfvae.video.streams import default_stream, video_streams
 
@@ -38,7 +40,8 @@ def open_container(source: Path | BinaryIO, name: str) -> Any:
         _check_file(source)
         target, hint = f"file:{source}", "check that the file is complete and is a video"
     try:
-        container = av.open(target, "r", options=LOCAL_ONLY, metadata_errors="replace")
+        options = LOCAL_ONLY | size_options()
+        container = av.open(target, "r", options=options, metadata_errors="replace")
     except Failure as error:
         problem = f"cannot read '{name}' as video: {reason(error)}"
         raise MediaError(f"{problem}; expected {CONTAINERS}; {hint}") from error
@@ -67,8 +70,19 @@ def select_video_stream(container: Any, name: str, wanted: int | None = None) ->
     if stream.codec_context is None:
         problem = f"'{name}' has a video codec that this FFmpeg cannot decode"
         raise MediaError(f"{problem}; convert it to H.264, VP9 or AV1")
+    limit_size(stream, f"frames of '{name}'")
     discard_all_but(container, [stream])
     return stream
+
+
+def limit_size(stream: Any, what: str) -> None:
+    """Raises `ResourceError` if frames of the stated size do not fit the memory, and makes the
+    decoder refuse larger ones later.
+    """
+    context = stream.codec_context
+    size = f"{what} of {context.width}x{context.height}"
+    require_memory(PIXEL_BYTES * context.width * context.height, size, "use a smaller size")
+    context.options = {**context.options, **size_options()}
 
 
 def discard_all_but(container: Any, streams: list[Any]) -> None:

@@ -13,16 +13,24 @@ import av
 import numpy as np
 from av.codec import CodecContext
 
-from wfvae.errors import MediaError
+from wfvae.errors import MediaError, WFVAEError
 from wfvae.files import Destination, followed, remove_leftovers
 from wfvae.runtime.media.color import RGBConverter
-from wfvae.runtime.media.container_input import info_of_frame
+from wfvae.runtime.media.container_input import info_of_frame, limit_size
 from wfvae.runtime.media.encoder_plan import MUXERS
 from wfvae.runtime.media.failures import Failure, reason, translate, translated
 from wfvae.runtime.media.webp import ANIMATED_WEBP, is_animated_webp
+from wfvae.spec.bounded import read_bytes
+from wfvae.video.picture_size import most_pixels, size_options
 from wfvae.video.stored_pixels import RGBArray, orientation_of
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+_IMAGES_ONLY = {
+    "format_whitelist": "png_pipe,jpeg_pipe,webp_pipe,tiff_pipe,bmp_pipe",
+    "protocol_whitelist": "file",
+}
+"""A file could be a playlist that opens other files, or a description that opens ports."""
+_FILE_BYTES = 1 << 31
 NUMBER_FORMAT = re.compile(r"%0?\d*d")
 
 
@@ -83,19 +91,30 @@ class ImageSource:
     def _decode(self, index: int) -> tuple[RGBArray, av.VideoFrame]:
         """Returns an image as RGB and as stored."""
         path = self._folder / self._names[index]
+
+        def unreadable(problem: str) -> MediaError:
+            text = f"cannot read image '{path}' (frame {index}): {problem}"
+            return MediaError(f"{text}; replace the file or remove it")
+
         try:
             # From bytes, because FFmpeg would read "%" in a name as a pattern, and would take the
             # format from the suffix instead of the content.
-            with av.open(io.BytesIO(path.read_bytes()), "r") as container:
+            data = io.BytesIO(read_bytes(path, unreadable, _FILE_BYTES))
+            with av.open(data, "r", options=_IMAGES_ONLY | size_options()) as container:
                 stream = container.streams.video[0]
+                limit_size(stream, f"the image '{path}'")
                 frame = next(container.decode(stream))
                 array = RGBConverter(stream.codec_context.name).convert(frame)
                 return orientation_of(frame).apply(array), frame
+        except WFVAEError:
+            raise
         except (*Failure, IndexError, StopIteration) as error:
             if is_animated_webp(path):
                 raise MediaError(f"'{path}' (frame {index}) {ANIMATED_WEBP}") from error
-            problem = f"cannot read image '{path}' (frame {index}): {reason(error)}"
-            raise MediaError(f"{problem}; replace the file or remove it") from error
+            if isinstance(error, av.error.ArgumentError):  # what FFmpeg says of its `max_pixels`
+                pixels = f"an image of more than {most_pixels()} pixels"
+                raise unreadable(f"{reason(error)}; {pixels} does not fit the memory") from error
+            raise unreadable(reason(error)) from error
 
 
 class PNGFolder:

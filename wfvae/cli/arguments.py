@@ -138,7 +138,6 @@ def add_execution_arguments(parser: argparse.ArgumentParser, chunk: bool = True)
     add("--cuda-graphs", None, "with tensorrt: launch the steady step as a CUDA graph")
     text = "with openvino: what to compute in; bf16 is faster and rounds (default: fp32)"
     add("--precision-hint", ("fp32", "bf16"), text)
-    add("--limit", parse_bytes, "refuse work that needs more memory, such as 8G", "BYTES")
     if chunk:
         text = "latents per step; results do not depend on it (default: from 'wfvae bench --tune', else 4)"
         add("--chunk", parse_positive, text, "N")

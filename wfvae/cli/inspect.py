@@ -143,19 +143,20 @@ def _run(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
     from wfvae.model.config import WFVAEConfig
+    from wfvae.spec.bounded import open_regular
+    from wfvae.spec.safetensors_header import read_header
 
     config = WFVAEConfig.from_json(path / "config.json")
     weights = path / "diffusion_pytorch_model.safetensors"
-    try:
-        with safe_open(weights, framework="numpy") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  # not a mapping
-            dtypes = sorted({str(file.get_slice(name).get_dtype()) for name in shapes})
-    except (OSError, SafetensorError) as error:
-        problem = f"cannot read {weights}: {error}; the checkpoint is incomplete or damaged"
-        raise CheckpointError(problem) from error
+
+    def unreadable(problem: str) -> CheckpointError:
+        return CheckpointError(f"cannot read {weights}: {problem}; the checkpoint is incomplete or damaged")
+
+    with open_regular(weights, unreadable) as file:
+        tensors = read_header(file, unreadable).tensors
+    shapes = {name: entry.shape for name, entry in tensors.items()}
+    dtypes = sorted({entry.dtype for entry in tensors.values()})
     return {
         "kind": "checkpoint",
         "tensors": len(shapes),

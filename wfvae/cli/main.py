@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from typing import IO, NoReturn
 
 from wfvae import __version__
-from wfvae.cli.output import naming_stream
+from wfvae.cli.arguments import parse_bytes
+from wfvae.cli.output import naming_stream, printable
 from wfvae.errors import WFVAEError
+from wfvae.machine import memory_allowance
 
 COMMANDS = (
     "demo",
@@ -33,6 +35,9 @@ COMMANDS = (
     "triton",
 )
 """Modules of `wfvae.cli` with SUMMARY, DESCRIPTION, configure(parser), run(args) -> exit code."""
+
+OWN_LIMIT = ("plan", "triton")
+"""Commands whose `--limit` is about something else than this process."""
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
@@ -68,6 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
         texts = {"help": module.SUMMARY, "description": module.DESCRIPTION}
         sub = subparsers.add_parser(name, formatter_class=formatter, **texts)
         module.configure(sub)
+        if name not in OWN_LIMIT:
+            text = "refuse work that needs more memory, such as 8G (default: what is available)"
+            sub.add_argument("--limit", type=parse_bytes, metavar="BYTES", help=text)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.set_defaults(run=module.run)
     return parser
@@ -90,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(build_parser(), argv)
     _interrupt_on_signals()
     try:
-        code: int = args.run(args)
+        allowed = None if args.command in OWN_LIMIT else args.limit
+        with memory_allowance(allowed):
+            code: int = args.run(args)
         _flush_output()
         return code
     except KeyboardInterrupt as stop:
@@ -154,7 +164,7 @@ def _fail(args: argparse.Namespace, message: str, code: int) -> int:
         traceback.print_exc()
     if sys.stderr is not None:
         try:
-            sys.stderr.write(f"wfvae {args.command}: {' '.join(message.split())}\n")
+            sys.stderr.write(f"wfvae {args.command}: {printable(' '.join(message.split()))}\n")
             sys.stderr.flush()
         except OSError:  # a full disk or a closed terminal: the exit code remains
             _discard(sys.stderr)

@@ -8,12 +8,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
 _WIDTH_OFF_TERMINAL = 200
+_CONTROLLING = ("Cc", "Cf", "Zl", "Zp")
+"""Unicode's categories of control and format characters, and of other line breaks."""
 
 
 def show(args: argparse.Namespace, data: Any, text: RenderableType, to_stderr: bool = False) -> None:
@@ -30,12 +33,28 @@ def show(args: argparse.Namespace, data: Any, text: RenderableType, to_stderr: b
             stream.write(json.dumps(data, indent=2) + "\n")
         elif isinstance(text, str):
             # File names may hold bytes that are not UTF-8.
-            stream.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
+            stream.write(printable(text).encode("utf-8", "backslashreplace").decode() + "\n")
         else:
             from rich.console import Console
 
             width = None if stream.isatty() else _WIDTH_OFF_TERMINAL
-            Console(file=stream, highlight=False, width=width).print(text)
+            Console(file=stream, highlight=False, markup=False, width=width).print(text)
+
+
+def printable(text: str) -> str:
+    r"""Returns text without characters that would control a terminal or reorder its line.
+
+    Names and metadata come from files of others. Line breaks and tabs stay.
+
+    >>> printable("a\x1b[2Jb\u202ec")
+    'a\\x1b[2Jb\\u202ec'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        repr(letter)[1:-1] if category(letter) in _CONTROLLING and letter not in "\n\t" else letter
+        for letter in text
+    )
 
 
 @contextmanager
@@ -62,7 +81,7 @@ def text_table(
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     return table
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wfvae.cli.arguments import add_json_argument, option_adder
-from wfvae.cli.output import show
+from wfvae.cli.output import printable, show
 from wfvae.errors import ConfigError, MissingExtraError
 from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_CONFIG, newest_of_run
 
@@ -155,7 +155,7 @@ class _Stop:
 
 def _write_line(line: str) -> None:
     if sys.stderr is not None:
-        sys.stderr.write(f"wfvae train: {line}\n")
+        sys.stderr.write(f"wfvae train: {printable(line)}\n")
 
 
 @contextmanager
@@ -200,8 +200,11 @@ def _watching(shown: bool, stop: _Stop) -> Iterator[Watcher]:
     def indexing(done: int, total: int) -> None:
         bar.update(index, completed=done, total=total, visible=done < total)
 
+    def show_line(line: str) -> None:
+        console.print(printable(line))
+
     try:
-        yield Watcher(progress, console.print if on_terminal else _write_line, lambda: stop.asked, indexing)
+        yield Watcher(progress, show_line if on_terminal else _write_line, lambda: stop.asked, indexing)
     finally:
         with suppress(OSError):  # the terminal was closed
             bar.stop()

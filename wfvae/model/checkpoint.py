@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from wfvae.errors import CheckpointError, MissingExtraError, ResourceError
 from wfvae.files import replacing, write_whole
 from wfvae.model.config import WFVAEConfig
+from wfvae.spec.bounded import open_regular
+from wfvae.spec.memory import require_memory
 from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_MODEL, newest_of_run
+from wfvae.spec.safetensors_header import read_header
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -176,12 +179,29 @@ def _read_config(directory: Path) -> WFVAEConfig:
 
 def _read_weights(directory: Path) -> dict[str, Tensor]:
     path = _file_in(directory, WEIGHTS_NAME)
+    return unwrapped_names(read_tensors(path), path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file.
+
+    Raises:
+        CheckpointError: it cannot be read, or is damaged.
+        ResourceError: the machine has not so much memory.
+    """
+
+    def damaged(problem: str) -> CheckpointError:
+        advice = "the file is damaged or not safetensors; copy it anew"
+        return CheckpointError(f"cannot read {path}: {problem}; {advice}")
+
+    with open_regular(path, damaged) as file:
+        header = read_header(file, damaged)
+        size = sum(end - begin for begin, end in (entry.data_offsets for entry in header.tensors.values()))
+    require_memory(size, f"the tensors of {path}", "use a smaller model")
     try:
-        weights = load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
-        damaged = f"{error}; the file is damaged or not safetensors; copy it anew"
-        raise CheckpointError(f"cannot read {path}: {damaged}") from error
-    return unwrapped_names(weights, path)
+        raise damaged(str(error)) from error
 
 
 def _download(name: str, revision: str | None, inside: PurePosixPath) -> Path:

@@ -15,8 +15,8 @@ from wfvae.spec.records import check_fields
 Interpolation = Literal["nearest", "trilinear"]
 NormType = Literal["layernorm", "groupnorm"]
 Preset = Literal["S", "M", "L", "tiny"]
-Positive = Annotated[int, Meta(ge=1)]
-Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1, le=4096)]
+Count = Annotated[int, Meta(ge=0, le=64)]
 Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
 Finites = Annotated[tuple[Finite, ...], Meta(min_length=1)]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wfvae.errors import InputError, StateError, StreamingError
+from wfvae.machine import available_memory
 from wfvae.model.arguments import check_flag, check_latents, check_video
 from wfvae.model.causal import StreamChunk, bind_paths, collect_state_specs
 from wfvae.model.config import WFVAEConfig
@@ -25,9 +26,30 @@ from wfvae.spec.frames import (
     tail_frames,
     video_frames,
 )
+from wfvae.spec.memory import require_memory
 from wfvae.spec.stream import Direction, StreamSpec
 
+_FLOAT_BYTES = 4
+
 State = Mapping[str, Tensor]
+
+
+def require_memory_of(kind: "type[StreamingVAE]", config: WFVAEConfig, copies: int = 1) -> None:
+    """Raises `ResourceError` if `copies` of a model's float32 weights exceed the memory."""
+    if torch.get_default_device().type == "meta":
+        return
+    widest = max(
+        config.base_channels, config.encoder_energy_flow_hidden_size, config.decoder_energy_flow_hidden_size
+    )
+    blocks = config.encoder_num_resblocks + config.decoder_num_resblocks + config.connect_res_layer_num
+    # No layer is wider than this, nor are there more: usual models need no exact count.
+    most = (8 * blocks + 32) * 27 * (5 * widest + 2 * config.latent_dim) ** 2
+    available = available_memory()
+    if available is None or copies * most * _FLOAT_BYTES <= available:
+        return
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in kind(config).parameters())
+    require_memory(copies * count * _FLOAT_BYTES, f"{copies} x {count} weights", "use a smaller model")
 
 
 class StreamingVAE(nn.Module):
@@ -36,6 +58,7 @@ class StreamingVAE(nn.Module):
     def __init__(self, config: WFVAEConfig | None = None) -> None:
         super().__init__()
         self.config = config or WFVAEConfig()
+        require_memory_of(type(self), self.config)
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
         bind_paths(self)

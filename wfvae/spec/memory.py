@@ -7,25 +7,28 @@ from typing import Any
 from wfvae.errors import ResourceError
 from wfvae.machine import available_memory
 from wfvae.spec.frames import padded_size
-from wfvae.spec.manifest import Manifest
+from wfvae.spec.manifest import DIRECT, Manifest
 from wfvae.spec.stream import Direction, resolve
 
 MEBIBYTE = 2**20
 _ALWAYS_THERE = 64 * MEBIBYTE
 
 
-def require_memory(needed: int, what: str, limit: int | None = None) -> None:
-    """Raises `ResourceError` with the numbers if `needed` bytes exceed the limit.
+def require_memory(needed: int, what: str, advice: str = "use less at once") -> None:
+    """Raises `ResourceError` with the numbers if the machine has not `needed` bytes available.
 
-    Without a limit it is the memory that the machine has available; 64 MiB are never refused then.
+    64 MiB are never refused.
     """
-    if limit is None:
-        limit = None if needed <= _ALWAYS_THERE else available_memory()
+    limit = None if needed <= _ALWAYS_THERE else available_memory()
     if limit is not None and needed > limit:
         raise ResourceError(
-            f"{what} need {needed / MEBIBYTE:.0f} MiB, and {limit / MEBIBYTE:.0f} MiB are available; use less"
-            " at once, or a machine with more memory"
+            f"{what} need {_mebibytes(needed)}, and {_mebibytes(limit)} are available; {advice}, or allow"
+            " more (--limit)"
         )
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count // MEBIBYTE} MiB"
 
 
 @dataclass(frozen=True)
@@ -54,25 +57,50 @@ class MemoryPlan:
         """Returns all fields and the total."""
         return {**asdict(self), "total_bytes": self.total_bytes}
 
-    def require(self, limit_bytes: int) -> None:
-        """Raises `ResourceError` with the numbers if the plan exceeds a limit."""
-        if self.total_bytes > limit_bytes:
-            parts = (self.total_bytes, self.held_state_bytes, self.scratch_bytes, self.weights_bytes)
-            total, state, scratch, weights = (f"{part / MEBIBYTE:.0f}" for part in parts)
+    def require(self, limit_bytes: int | None) -> None:
+        """Raises `ResourceError` with the numbers if the plan exceeds a limit.
+
+        None stands for what the machine has available.
+        """
+        found, limit = "the limit of", limit_bytes
+        if limit is None:
+            found, limit = "what is available,", self._available()
+        if limit is not None and self.total_bytes > limit:
+            parts = (self.held_state_bytes, self.scratch_bytes, self.weights_bytes)
+            state, scratch, weights = (part // MEBIBYTE for part in parts)
             streams = f"{self.streams} {self.direction} stream(s) of {self.height}x{self.width}"
-            need = f"{total} MiB (state {state}, scratch {scratch}, weights {weights})"
-            problem = f"{streams} at {self.chunk} latents per step need {need}, more than the limit"
-            advice = "use a smaller chunk, size or number of streams"
-            raise ResourceError(f"{problem} of {limit_bytes / MEBIBYTE:.0f} MiB; {advice}")
+            need = f"{_mebibytes(self.total_bytes)} (state {state}, scratch {scratch}, weights {weights})"
+            problem = f"{streams} at {self.chunk} latents per step need {need}, more than {found}"
+            advice = "use a smaller chunk, size or number of streams, or allow more (--limit)"
+            raise ResourceError(f"{problem} {_mebibytes(limit)}; {advice}")
+
+    def fits(self, limit_bytes: int | None) -> bool:
+        """Whether `require` would raise nothing."""
+        limit = self._available() if limit_bytes is None else limit_bytes
+        return limit is None or self.total_bytes <= limit
+
+    def _available(self) -> int | None:
+        return available_memory() if self.total_bytes > _ALWAYS_THERE else None
 
 
 def plan_memory(
-    manifest: Manifest, direction: Direction, height: int, width: int, streams: int, chunk: int
+    manifest: Manifest,
+    direction: Direction,
+    height: int,
+    width: int,
+    streams: int,
+    chunk: int,
+    *,
+    whole_clip: bool = False,
 ) -> MemoryPlan:
-    """Returns the memory of streams of a video size that advance together by `chunk` latents."""
-    graph = manifest.graphs[direction]
+    """Returns the memory of streams of a video size that advance together by `chunk` latents.
+
+    `whole_clip` plans the direct graph instead, for clips of so many latents.
+    """
+    graph = manifest.graphs[f"{direction}.{DIRECT}" if whole_clip else direction]
     padded = dict(zip(("height", "width"), padded_size(height, width), strict=True))
     sizes = {"batch": streams, "latents": chunk, "frames": graph.ratio * chunk, **padded}
+    sizes["groups"] = chunk - 1  # in a direct graph, which takes 1 + r n frames
     video_and_latents = (graph.inputs[0], graph.outputs[0])
     state = graph.stream.bytes_per_stream(**padded)
     peaks = [sum(math.prod(resolve(product, **sizes)) for product in peak) for peak in graph.scratch_bytes]

@@ -60,7 +60,7 @@ LIES: dict[str, Any] = {
     "fps": "1e1000000000",
     "time_base": "1/0",
     "scale": [1.0, 2.0],
-    "shift": [1.0] * 7,
+    "shift": [1.0, 2.0, 3.0, 4.0],
     "kind": "moments",
     "width": 2**62,
     "bundle_hash": "x" * 10_000,
