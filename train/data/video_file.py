@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import av
-from av.stream import Discard, Disposition
+from av.stream import Discard
 
 from wfvae.train.data.clip_source import BadClip
 from wfvae.video.stored_pixels import assume_left_siting
+from wfvae.video.streams import default_stream, video_streams
 
 _FAILURES = (av.FFmpegError, OSError, ValueError, RuntimeError)
 """Includes FFmpeg's lack of memory, for broken files that claim to be huge; not Python's."""
@@ -49,7 +50,7 @@ def refused(name: str) -> Iterator[None]:
 
 @contextmanager
 def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Yields the container and its first video stream that is no cover art, decoding in one thread.
+    """Yields the container and its default video stream, no cover art, decoding in one thread.
 
     Only local files may be reached from inside it: playlists that name addresses are refused.
     """
@@ -59,10 +60,10 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
     with av.open(f"file:{path}", "r", options=options, metadata_errors="replace") as container:
         if container.format.name in _CHARACTER_ART:
             raise UnusableError("this is a text or binary file, not a video")
-        videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        videos = video_streams(container)
         if not videos:
             raise UnusableError("it has no video stream")
-        stream: Any = videos[0]
+        stream: Any = default_stream(videos)
         if stream.codec_context is None:
             raise UnusableError("its video codec cannot be decoded by this FFmpeg")
         for other in container.streams:

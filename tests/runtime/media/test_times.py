@@ -19,7 +19,7 @@ from fixtures.odd_videos import (
 )
 from fixtures.videos import FPS, audio_packets, load, moving, one_line, save
 from wfvae.errors import MediaError
-from wfvae.runtime.media.timeline import FrameTimes
+from wfvae.runtime.media.timeline import FrameTimes, PacketClock, on_one_clock
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_reader import open_video
 from wfvae.runtime.media.video_writer import open_video_writer
@@ -35,6 +35,35 @@ def test_frame_times_rise_on_the_tick_whatever_is_stated(stated: list[int | None
     assert all(later > earlier for earlier, later in pairwise(found))
     assert all((time / (ticks * MILLISECOND)).denominator == 1 for time in found)
     assert found[0] == (given_times[0] or 0)
+
+
+class Packet:
+    """What a clock reads of a packet, in ms."""
+
+    time_base = MILLISECOND
+
+    def __init__(self, dts: int | None) -> None:
+        self.dts, self.pts, self.duration = dts, dts, 40
+
+
+@pytest.mark.parametrize(
+    ("stamps", "restarts", "mended"),
+    [
+        ([0, 40, 80, 120], True, [0, 40, 80, 120]),
+        ([9000, 9040, 0, 40], True, [9000, 9040, 9080, 9120]),
+        ([9000, 9040, 0, 40], False, [9000, 9040, 9080, 9120]),
+        ([0, 40, 20000, 20040], True, [0, 40, 80, 120]),
+        ([0, 40, 20000, 20040], False, [0, 40, 20000, 20040]),  # a pause
+        ([800, 840, 0, 920, 960], True, [800, 840, 880, 920, 960]),  # one stray packet
+        ([800, None, 0, 800, 0], False, [800, None, 840, 1640, 1680]),
+        ([0, 40, 40, 20, 80], True, [0, 40, 40, 20, 80]),  # jitter, which is mended per frame
+    ],
+)
+def test_jumps_of_a_clock_are_closed(
+    stamps: list[int | None], restarts: bool, mended: list[int | None]
+) -> None:
+    packets = on_one_clock([Packet(stamp) for stamp in stamps], PacketClock(restarts=restarts))
+    assert [packet.dts for packet in packets] == mended
 
 
 def test_rising_times_are_kept_exactly() -> None:
