@@ -5,16 +5,15 @@ from __future__ import annotations
 import threading
 from functools import partial
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from wfvae.errors import BundleError, InputError
-from wfvae.runtime.backends.base import Backend, BackendOptions, DirectSession, FloatArray, StepSession
+from wfvae.runtime.backends.base import Backend, BackendOptions, DirectSession, StepSession
 from wfvae.runtime.backends.registry import check_backend, open_backend
 from wfvae.runtime.closing import Closing
-from wfvae.runtime.dlpack import host_array
+from wfvae.runtime.dlpack import shape_of
+from wfvae.runtime.feed import Output
 from wfvae.runtime.feeds import DecoderFeed, EncoderFeed, PixelType
-from wfvae.runtime.pixels import Frames
 from wfvae.runtime.pool import StreamPool
 from wfvae.runtime.snapshot import Snapshot
 from wfvae.runtime.stream import DecoderStream, EncoderStream
@@ -63,6 +62,7 @@ def open_bundle(
         MissingExtraError: the backend is not installed.
 
     Example:
+        >>> import numpy as np
         >>> from wfvae.export.bundle import export_bundle
         >>> from wfvae.model.vae import WFVAE
         >>> _ = export_bundle(WFVAE.from_pretrained("tiny"), Path("bundle"))
@@ -87,6 +87,9 @@ class Bundle(Closing):
 
     In all methods, `height` and `width` are the video's, any size >= 1x1, and `chunk` is the
     latents per step: by default `default_chunk`. Results do not depend on it.
+
+    `output` says where results are: `host` returns numpy arrays, `device` arrays in the memory of
+    the backend's device, with `__dlpack__`: see `docs/arrays.md`.
     """
 
     def __init__(
@@ -116,11 +119,14 @@ class Bundle(Closing):
         """Video frames per latent."""
         return self.manifest.graphs["encoder"].stream.ratio
 
-    def encoder(self, *, height: int, width: int, chunk: int | None = None) -> EncoderStream:
+    def encoder(
+        self, *, height: int, width: int, chunk: int | None = None, output: Output = "host"
+    ) -> EncoderStream:
         """Opens a stream of video to latents."""
         chunk = self._admit("encoder", height, width, 1, chunk)
-        feed = EncoderFeed(self.manifest.graphs["encoder"], height, width)
-        return EncoderStream(self.step_session("encoder"), feed, chunk, self.identity)
+        session = self.step_session("encoder")
+        feed = EncoderFeed(session.graph, height, width, session.memory, output)
+        return EncoderStream(session, feed, chunk, self.identity)
 
     def decoder(
         self,
@@ -130,6 +136,7 @@ class Bundle(Closing):
         frames: int | None = None,
         chunk: int | None = None,
         pixels: PixelType = "uint8",
+        output: Output = "host",
     ) -> DecoderStream:
         """Opens a stream of latents to video.
 
@@ -137,26 +144,31 @@ class Bundle(Closing):
             frames: the video's true T, if known; else it is 1 + r n, or what is passed to
                 `finish(frames=T)`.
             pixels: `uint8`, or `float32` in about [-1, 1], not clamped.
+
+        Raises `InputError` for uint8 frames with `output="device"` on a GPU.
         """
         chunk = self._admit("decoder", height, width, 1, chunk)
-        feed = DecoderFeed(self.manifest.graphs["decoder"], height, width, frames, pixels)
-        return DecoderStream(self.step_session("decoder"), feed, chunk, self.identity)
+        session = self.step_session("decoder")
+        feed = DecoderFeed(session.graph, height, width, frames, pixels, session.memory, output)
+        return DecoderStream(session, feed, chunk, self.identity)
 
     def encoder_pool(
         self, *, height: int, width: int, rows: int, chunk: int | None = None
     ) -> StreamPool[EncoderFeed]:
         """Opens a pool that encodes unrelated videos of one size, `rows` at a time."""
         chunk = self._admit("encoder", height, width, rows, chunk)
-        new_feed = partial(EncoderFeed, self.manifest.graphs["encoder"], height, width)
-        return StreamPool(self.step_session("encoder"), (height, width), rows, chunk, new_feed)
+        session = self.step_session("encoder")
+        new_feed = partial(EncoderFeed, session.graph, height, width, session.memory)
+        return StreamPool(session, (height, width), rows, chunk, new_feed)
 
     def decoder_pool(
         self, *, height: int, width: int, rows: int, chunk: int | None = None
     ) -> StreamPool[DecoderFeed]:
         """Opens a pool that decodes unrelated latents of one size, `rows` at a time."""
         chunk = self._admit("decoder", height, width, rows, chunk)
-        new_feed = partial(DecoderFeed, self.manifest.graphs["decoder"], height, width)
-        return StreamPool(self.step_session("decoder"), (height, width), rows, chunk, new_feed)
+        session = self.step_session("decoder")
+        new_feed = partial(DecoderFeed, session.graph, height, width, memory=session.memory)
+        return StreamPool(session, (height, width), rows, chunk, new_feed)
 
     def restore(
         self, snapshot: bytes | bytearray | memoryview | str | Path, *, chunk: int | None = None
@@ -170,41 +182,41 @@ class Bundle(Closing):
         stream.restore(content)
         return stream
 
-    def encode(self, frames: Frames, *, chunk: int | None = None) -> FloatArray:
+    def encode(self, frames: Any, *, chunk: int | None = None, output: Output = "host") -> Any:
         """Encodes a video (T, H, W, 3), uint8 or floating point in [-1, 1], T >= 1.
 
         Returns:
             Latents (1 + ceil((T-1)/r), D, h, w) float32.
         """
-        array = host_array(frames, "frames")
-        if array.ndim != 4:
-            raise InputError(f"frames have shape {array.shape}; expected (T, H, W, 3)")
-        with self.encoder(height=array.shape[1], width=array.shape[2], chunk=chunk) as stream:
-            return np.concatenate([stream.push(array), stream.finish()])
+        shape = shape_of(frames, "frames")
+        if len(shape) != 4:
+            raise InputError(f"frames have shape {shape}; expected (T, H, W, 3)")
+        with self.encoder(height=shape[1], width=shape[2], chunk=chunk, output=output) as stream:
+            return stream.run(frames)
 
     def decode(
         self,
-        latents: FloatArray,
+        latents: Any,
         *,
         frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         chunk: int | None = None,
         pixels: PixelType = "uint8",
-    ) -> Frames:
+        output: Output = "host",
+    ) -> Any:
         """Decodes unscaled latents (t, D, h, w) to a video (T, H, W, 3).
 
         T (`frames`), H and W are at most what the latents hold, and by default that.
         """
-        array = host_array(latents, "latents")
-        if array.ndim != 4:
-            raise InputError(f"latents have shape {array.shape}; expected (t, D, h, w)")
-        if frames is None and len(array):
-            frames = video_frames(len(array), self.ratio)
-        height, width = height or SPATIAL_RATIO * array.shape[2], width or SPATIAL_RATIO * array.shape[3]
-        with self.decoder(height=height, width=width, frames=frames, chunk=chunk, pixels=pixels) as stream:
-            result: Frames = np.concatenate([stream.push(array), stream.finish()])
-            return result
+        shape = shape_of(latents, "latents")
+        if len(shape) != 4:
+            raise InputError(f"latents have shape {shape}; expected (t, D, h, w)")
+        if frames is None and shape[0]:
+            frames = video_frames(shape[0], self.ratio)
+        size = {"height": height or SPATIAL_RATIO * shape[2], "width": width or SPATIAL_RATIO * shape[3]}
+        with self.decoder(**size, frames=frames, chunk=chunk, pixels=pixels, output=output) as stream:
+            return stream.run(latents)
 
     def plan(
         self, direction: Direction, *, height: int, width: int, streams: int = 1, chunk: int | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +136,16 @@ class DeviceArray:
         steps = zip(self.shape, self.strides, contiguous_strides(self.shape), strict=True)
         return 0 in self.shape or all(size == 1 or found == wanted for size, found, wanted in steps)
 
+    @property
+    def span(self) -> int:
+        """Bytes from the first value to the end of the last one."""
+        steps = zip(self.shape, self.strides, strict=True)
+        return (1 + sum((size - 1) * step for size, step in steps)) * self.dtype.itemsize
+
+    def bytes(self, count: int) -> DeviceArray:
+        """Returns the first `count` bytes of the memory."""
+        return DeviceArray(self.address, (count,), (1,), np.dtype(np.uint8), self.device, self.owner)
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -208,12 +219,20 @@ def as_numpy(array: DeviceArray) -> np.ndarray[Any, Any]:
     assert is_on_host(array.device)
     if not array.nbytes:
         return np.empty(array.shape, array.dtype)
-    steps = zip(array.shape, array.strides, strict=True)
-    span = (1 + sum((size - 1) * step for size, step in steps)) * array.dtype.itemsize
-    buffer = (ctypes.c_uint8 * span).from_address(array.address)
+    buffer = (ctypes.c_uint8 * array.span).from_address(array.address)
     buffer._owner = array.owner  # type: ignore[attr-defined]  # ctypes' objects take attributes
     strides = tuple(step * array.dtype.itemsize for step in array.strides)
     return np.ndarray(array.shape, array.dtype, memoryview(buffer), 0, strides)
+
+
+@contextlib.contextmanager
+def reading(data: Any, what: str) -> Iterator[None]:
+    """Turns what a library raises about its array into `InputError`."""
+    try:
+        yield
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{what} cannot be read as an array ({type(data).__name__}): {reason}") from error
 
 
 def host_array(data: Any, what: str) -> np.ndarray[Any, Any]:
@@ -224,19 +243,24 @@ def host_array(data: Any, what: str) -> np.ndarray[Any, Any]:
     """
     if isinstance(data, np.ndarray):
         return data
-    try:
+    with reading(data, what):
         if not hasattr(data, "__dlpack__"):
             return np.asarray(data)
         device = data.__dlpack_device__()
         if is_on_host(device):
             return _view(data)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{what} cannot be read as an array ({type(data).__name__}): {reason}") from error
     raise InputError(
         f"{what} are on {device_name(device)}, and this bundle was opened on the CPU; copy them to host"
         " memory first, or open the bundle on that device"
     )
+
+
+def shape_of(data: Any, what: str) -> Shape:
+    """Returns an array's shape, wherever it is. Raises `InputError`."""
+    shape = getattr(data, "shape", None)
+    if hasattr(data, "__dlpack__") and shape is not None and not callable(shape):
+        return tuple(map(int, shape))
+    return tuple(host_array(data, what).shape)
 
 
 def _view(data: Any) -> np.ndarray[Any, Any]:

@@ -6,13 +6,18 @@ A feed knows neither backends nor state tensors. One stream and a pool of many u
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from wfvae.errors import StateError, StreamingError
-from wfvae.runtime.backends.base import Array, FloatArray, StepSession, StreamState
+from wfvae.errors import InputError, StateError, StreamingError
+from wfvae.runtime.backends.base import Array, StepSession, StreamState, Tensor
+from wfvae.runtime.backends.device_memory import DeviceMemory
+from wfvae.runtime.dlpack import DeviceArray
 
+Output = Literal["host", "device"]
+"""Where results are: in host memory, or in that of the backend's device."""
+Result = Array | DeviceArray
 _QUEUED = "waiting"
 """Name of the queued input in snapshots."""
 READY = "ready"
@@ -22,13 +27,21 @@ READY = "ready"
 class Feed(ABC):
     """One stream's side of the steps."""
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(
+        self, height: int, width: int, memory: DeviceMemory | None = None, output: Output = "host"
+    ) -> None:
+        if output not in ("host", "device"):
+            raise InputError(f"output is {output!r}; expected host or device")
         self.height, self.width = height, width
+        self.memory = memory
+        """The backend's device memory, or None if that is the host's."""
+        self.on_device = output == "device" and memory is not None
+        """Whether results stay in device memory."""
         self.started = False
         """Whether a step has run."""
         self.closed = False
         """Whether the input has ended."""
-        self._queue = Queue()
+        self._queue = Queue(memory)
 
     @property
     @abstractmethod
@@ -54,15 +67,15 @@ class Feed(ABC):
         """Ends the input. `frames` is a decoder's true number of video frames."""
 
     @abstractmethod
-    def step_input(self, latents: int) -> FloatArray:
+    def step_input(self, latents: int) -> Tensor:
         """Returns a step's input, which stays queued until the step has succeeded."""
 
     @abstractmethod
-    def accept_output(self, output: FloatArray, drained: bool) -> Array:
+    def accept_output(self, output: Tensor, drained: bool) -> Result:
         """Removes a step's input from the queue, and returns the user's part of its output."""
 
     @abstractmethod
-    def empty(self) -> Array:
+    def empty(self) -> Result:
         """Returns a result of length 0."""
 
     @abstractmethod
@@ -70,8 +83,20 @@ class Feed(ABC):
         """Returns what `restore` needs besides arrays."""
 
     def arrays(self) -> dict[str, Array]:
-        """Returns the queued input."""
-        return {_QUEUED: self._queue.first(self._queue.count)} if self._queue.count else {}
+        """Returns the queued input, in host memory."""
+        if not self._queue.count:
+            return {}
+        return {_QUEUED: self._on_host(self._queue.first(self._queue.count))}
+
+    def join(self, results: Sequence[Result]) -> Result:
+        """Returns results of this stream in one."""
+        if not results:
+            return self.empty()
+        if self.on_device and self.memory is not None:
+            return self.memory.join(results)
+        if len(results) == 1:
+            return results[0]
+        return np.concatenate([result for result in results if not isinstance(result, DeviceArray)])
 
     def check(self, counters: Mapping[str, int], arrays: Mapping[str, Array]) -> None:
         """Raises `StateError` unless a feed like this one can have these counters and arrays.
@@ -104,9 +129,13 @@ class Feed(ABC):
     def restore(self, counters: Mapping[str, int], arrays: Mapping[str, Array]) -> None:
         """Restores the feed that returned these `counters` and `arrays`."""
         self.started, self.closed = bool(counters["started"]), bool(counters["closed"])
-        self._queue = Queue()
+        self._queue = Queue(self.memory)
         if _QUEUED in arrays:
             self._queue.add(arrays[_QUEUED])
+
+    def _on_host(self, queued: Array | DeviceArray) -> Array:
+        """Returns queued input as the user would pass it in host memory."""
+        return host_copy(queued, self.memory)
 
     def _require_open(self) -> None:
         if self.closed:
@@ -116,25 +145,50 @@ class Feed(ABC):
 class Queue:
     """Arrays in order, counted along their first axis."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: DeviceMemory | None = None) -> None:
         self.count = 0
-        self._parts: list[Array] = []
+        self._memory = memory
+        self._parts: list[Array | DeviceArray] = []
 
-    def add(self, part: Array) -> None:
+    @property
+    def on_device(self) -> bool:
+        """Whether it holds arrays of the device. It never holds both kinds."""
+        return any(isinstance(part, DeviceArray) for part in self._parts)
+
+    def add(self, part: Array | DeviceArray) -> None:
         """Appends a copy of `part`, whose buffer the caller may reuse."""
         if len(part):
-            self._parts.append(np.array(part))
-            self.count += len(part)
+            self.add_kept(self.keep(part))
 
-    def first(self, count: int) -> Array:
+    def keep(self, part: Array | DeviceArray) -> Array | DeviceArray:
+        """Returns a copy of `part` for `add_kept`."""
+        if isinstance(part, DeviceArray):
+            assert self._memory is not None, "device arrays are queued only where there is device memory"
+            return self._memory.keep(part)
+        return np.array(part)
+
+    def add_kept(self, *parts: Array | DeviceArray) -> None:
+        """Appends `parts` themselves, which nobody may change."""
+        self._parts += parts
+        self.count += sum(map(len, parts))
+
+    def last(self) -> Array | DeviceArray:
+        """Returns the last entry, as an array of length 1."""
+        return self._parts[-1][-1:]
+
+    def first(self, count: int) -> Array | DeviceArray:
         """Returns the first `count` >= 1 entries, which stay in the queue."""
-        found: list[Array] = []
+        found: list[Array | DeviceArray] = []
         for part in self._parts:
             found.append(part[:count])
             count -= len(found[-1])
             if not count:
                 break
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        if len(found) == 1:
+            return found[0]
+        if self.on_device and self._memory is not None:
+            return self._memory.join(found)
+        return np.concatenate([part for part in found if not isinstance(part, DeviceArray)])
 
     def remove(self, count: int) -> None:
         """Removes the first `count` entries."""
@@ -147,23 +201,39 @@ class Queue:
             del self._parts[0]
             count -= len(part)
 
-    def last(self) -> Array:
-        """Returns the last entry, as an array of length 1."""
-        return self._parts[-1][-1:]
-
 
 def run_step(
     session: StepSession, state: StreamState, feeds: Sequence[Feed], latents: int
-) -> tuple[list[Array], float]:
+) -> tuple[list[Result], float]:
     """Advances each feed's stream, one per row of `state`, by `latents`.
 
     Returns each stream's part of the output, and the seconds spent in the backend.
     """
     draining = [feed.draining for feed in feeds]
     start = np.array([not feed.started for feed in feeds])
-    x = np.stack([feed.step_input(latents) for feed in feeds])
+    x = _stack([feed.step_input(latents) for feed in feeds], session.memory)
+    on_device = any(feed.on_device for feed in feeds)
     began = time.perf_counter()
-    output = session.step(state, x, start, np.array(draining))
+    output = session.step(state, x, start, np.array(draining), on_device)
     seconds = time.perf_counter() - began
-    rows = zip(feeds, output, draining, strict=True)
-    return [feed.accept_output(row, drained) for feed, row, drained in rows], seconds
+    results = []
+    for number, (feed, drained) in enumerate(zip(feeds, draining, strict=True)):
+        row: Tensor = output[number]
+        results.append(feed.accept_output(row if feed.on_device else host_copy(row, feed.memory), drained))
+    return results, seconds
+
+
+def host_copy(array: Result, memory: DeviceMemory | None) -> Array:
+    """Returns an array of the host as it is, and a copy of one of the device."""
+    if not isinstance(array, DeviceArray):
+        return array
+    assert memory is not None, "only device memory makes device arrays"
+    return memory.to_host(array)
+
+
+def _stack(inputs: Sequence[Tensor], memory: DeviceMemory | None) -> Tensor:
+    """Returns the inputs of the rows in one, on the device if one of them is there."""
+    on_host = [x for x in inputs if not isinstance(x, DeviceArray)]
+    if len(on_host) == len(inputs) or memory is None:
+        return np.stack(on_host)
+    return memory.stack(inputs)

@@ -5,13 +5,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wfvae.errors import InputError
-from wfvae.runtime.backends.base import Array, FloatArray
-from wfvae.runtime.feed import Feed
+from wfvae.errors import InputError, StateError
+from wfvae.runtime.backends.base import Array, Tensor
+from wfvae.runtime.backends.device_memory import DeviceMemory
+from wfvae.runtime.dlpack import DeviceArray
+from wfvae.runtime.feed import Feed, Output
 from wfvae.runtime.pixels import (
     Frames,
+    as_network,
+    check_frame_shape,
     check_frames,
+    check_latent_shape,
     check_latents,
+    frames_view,
     to_float_frames,
     to_network,
     to_uint8_frames,
@@ -25,8 +31,15 @@ PixelType = Literal["uint8", "float32"]
 class EncoderFeed(Feed):
     """Frames (T, H, W, 3) in, latents (t, D, h, w) out."""
 
-    def __init__(self, graph: GraphSpec, height: int, width: int) -> None:
-        super().__init__(height, width)
+    def __init__(
+        self,
+        graph: GraphSpec,
+        height: int,
+        width: int,
+        memory: DeviceMemory | None = None,
+        output: Output = "host",
+    ) -> None:
+        super().__init__(height, width, memory, output)
         self.frames_seen = 0
         """Video frames pushed so far."""
         self.latents_given = 0
@@ -43,21 +56,24 @@ class EncoderFeed(Feed):
     def ready(self) -> int:
         return self._queue.count // self._ratio
 
-    def step_input(self, latents: int) -> FloatArray:
-        return to_network(self._queue.first(latents * self._ratio))
+    def step_input(self, latents: int) -> Tensor:
+        queued = self._queue.first(latents * self._ratio)
+        return queued if isinstance(queued, DeviceArray) else to_network(queued)
 
-    def accept_output(self, output: FloatArray, drained: bool) -> FloatArray:
+    def accept_output(self, output: Tensor, drained: bool) -> Tensor:
         self._queue.remove(len(output) * self._ratio)
         self.started = True
         self.latents_given += len(output)
         return output
 
-    def empty(self) -> FloatArray:
-        return np.empty((0, self._channels, *latent_size(self.height, self.width)), np.float32)
+    def empty(self) -> Tensor:
+        shape = (0, self._channels, *latent_size(self.height, self.width))
+        return self.memory.empty(shape) if self.on_device and self.memory else np.empty(shape, np.float32)
 
     def layouts(self, counters: Mapping[str, int]) -> tuple[Array, Array]:
         dtype = np.float32 if counters["float"] else np.uint8
-        return np.empty((0, self.height, self.width, 3), dtype), self.empty()
+        latents = np.empty((0, self._channels, *latent_size(self.height, self.width)), np.float32)
+        return np.empty((0, self.height, self.width, 3), dtype), latents
 
     def possible(self, counters: Mapping[str, int], waiting: int, ready: int) -> bool:
         seen, given, closed = counters["frames_seen"], counters["latents_given"], counters["closed"]
@@ -79,7 +95,7 @@ class EncoderFeed(Feed):
 
     def push(self, data: Any) -> None:
         self._require_open()
-        frames = check_frames(data, self.height, self.width)
+        frames = self._read(data)
         if not len(frames):
             return
         if self._dtype not in (None, frames.dtype):
@@ -87,10 +103,13 @@ class EncoderFeed(Feed):
                 f"frames are {frames.dtype}, but those before were {self._dtype}; use one type in a stream"
             )
         self._dtype = frames.dtype
+        if self._queue.on_device and not isinstance(frames, DeviceArray) and self.memory is not None:
+            frames = self.memory.to_device(to_network(frames))
+        kept = self._queue.keep(frames)
         if self.frames_seen == 0:
-            self._queue.add(np.repeat(frames[:1], lead_frames(self._ratio), axis=0))
+            self._queue.add_kept(*[kept[:1]] * lead_frames(self._ratio))
         self.frames_seen += len(frames)
-        self._queue.add(frames)
+        self._queue.add_kept(kept)
 
     def close(self, frames: int | None = None) -> None:
         self._require_open()
@@ -99,7 +118,7 @@ class EncoderFeed(Feed):
         # The last frame is still queued wherever a group of r frames is incomplete.
         tail = tail_frames(self.frames_seen, self._ratio)
         if tail:
-            self._queue.add(np.repeat(self._queue.last(), tail, axis=0))
+            self._queue.add_kept(*[self._queue.last()] * tail)
         self.closed = True
 
     def restore(self, counters: Mapping[str, int], arrays: Mapping[str, Array]) -> None:
@@ -107,6 +126,23 @@ class EncoderFeed(Feed):
         self.frames_seen, self.latents_given = counters["frames_seen"], counters["latents_given"]
         dtype = np.dtype(np.float32 if counters["float"] else np.uint8)
         self._dtype = dtype if self.frames_seen else None
+
+    def _read(self, data: Any) -> Frames | DeviceArray:
+        """Returns checked frames: as a user's (T, H, W, 3) in host memory, or as the network's
+        (T, 3, H, W) on the device if they are so there and can be queued there.
+        """
+        found = self.memory.take(data, "frames") if self.memory is not None else None
+        if found is None or self.memory is None:
+            return check_frames(data, self.height, self.width)
+        check_frame_shape(found.shape, self.height, self.width)
+        resident = as_network(found)
+        if resident is None or (self._queue.count and not self._queue.on_device):
+            return check_frames(self.memory.to_host(found), self.height, self.width)
+        return resident
+
+    def _on_host(self, queued: Array | DeviceArray) -> Array:
+        held = super()._on_host(queued)
+        return to_float_frames(held, self.height, self.width) if isinstance(queued, DeviceArray) else held
 
 
 class DecoderFeed(Feed):
@@ -119,11 +155,18 @@ class DecoderFeed(Feed):
         width: int,
         frames: int | None = None,
         pixels: PixelType = "uint8",
+        memory: DeviceMemory | None = None,
+        output: Output = "host",
     ) -> None:
-        super().__init__(height, width)
+        super().__init__(height, width, memory, output)
         _check_count(frames)
         if pixels not in ("uint8", "float32"):
             raise InputError(f"pixels is {pixels!r}; expected uint8 or float32")
+        if self.on_device and pixels != "float32":
+            raise InputError(
+                f"pixels is {pixels!r} with output='device'; frames in a GPU's memory are float32, so pass"
+                " pixels='float32', and convert them there"
+            )
         self.latents_seen = 0
         """Latents pushed so far."""
         self.channels = int(graph.inputs[0].shape[2])
@@ -150,21 +193,25 @@ class DecoderFeed(Feed):
     def ready(self) -> int:
         return self._queue.count
 
-    def step_input(self, latents: int) -> FloatArray:
+    def step_input(self, latents: int) -> Tensor:
         if self.draining:
             return np.zeros((latents, self.channels, *latent_size(self.height, self.width)), np.float32)
         return self._queue.first(latents)
 
-    def accept_output(self, output: FloatArray, drained: bool) -> Frames:
+    def accept_output(self, output: Tensor, drained: bool) -> Frames | DeviceArray:
         if not drained:
             self._queue.remove(len(output) // self._stream.ratio)
         self.started = True
         part, self._window = self._window.take(len(output), self._frames)
+        if isinstance(output, DeviceArray):
+            return frames_view(output[part], self.height, self.width)
         convert = to_uint8_frames if self._pixels == "uint8" else to_float_frames
         return convert(output[part], self.height, self.width)
 
-    def empty(self) -> Frames:
+    def empty(self) -> Frames | DeviceArray:
         shape = (0, self.height, self.width, 3)
+        if self.on_device and self.memory is not None:
+            return self.memory.empty(shape)
         return np.empty(shape, np.uint8) if self._pixels == "uint8" else np.empty(shape, np.float32)
 
     def layouts(self, counters: Mapping[str, int]) -> tuple[Array, Array]:
@@ -199,14 +246,16 @@ class DecoderFeed(Feed):
 
     def push(self, data: Any) -> None:
         self._require_open()
-        latents = check_latents(data, self.channels, self.height, self.width)
+        latents = self._read(data)
         seen = self.latents_seen + len(latents)
         if self._frames is not None and seen > (expected := latent_frames(self._frames, self._stream.ratio)):
             raise InputError(
                 f"{seen} latents were pushed, but a video of {self._frames} frames has {expected}"
             )
-        self.latents_seen = seen
+        if self._queue.on_device and not isinstance(latents, DeviceArray) and self.memory is not None:
+            latents = self.memory.to_device(latents)
         self._queue.add(latents)
+        self.latents_seen = seen
 
     def close(self, frames: int | None = None) -> None:
         self._require_open()
@@ -234,7 +283,23 @@ class DecoderFeed(Feed):
         self.latents_seen = counters["latents_seen"]
         self._window = OutputWindow(counters["drop"], counters["given"])
         self._frames = None if counters["frames"] < 0 else counters["frames"]
+        if self.on_device and not counters["float"]:
+            raise StateError(
+                "the snapshot is of a stream of uint8 frames, and this one returns float32 frames on the"
+                " device; restore it to a stream with output='host'"
+            )
         self._pixels = "float32" if counters["float"] else "uint8"
+
+    def _read(self, data: Any) -> Tensor:
+        """Returns checked latents: on the device if they are float32 there and can be queued."""
+        found = self.memory.take(data, "latents") if self.memory is not None else None
+        if found is None or self.memory is None:
+            return check_latents(data, self.channels, self.height, self.width)
+        check_latent_shape(found.shape, self.channels, self.height, self.width)
+        resident = found.dtype == np.float32 and found.is_contiguous
+        if not resident or (self._queue.count and not self._queue.on_device):
+            return check_latents(self.memory.to_host(found), self.channels, self.height, self.width)
+        return found
 
 
 def _are_flags(counters: Mapping[str, int], started: bool) -> bool:

@@ -8,7 +8,7 @@ from ml_dtypes import bfloat16
 
 from wfvae.errors import InputError
 from wfvae.runtime.backends.base import FloatArray
-from wfvae.runtime.dlpack import host_array
+from wfvae.runtime.dlpack import DeviceArray, Shape, host_array
 from wfvae.spec.frames import PIXEL_TOLERANCE, latent_size, padded_size
 
 Frames = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
@@ -28,15 +28,7 @@ def check_frames(frames: Any, height: int, width: int) -> Frames:
         InputError: names what is wrong.
     """
     array = host_array(frames, "frames")
-    if array.ndim != 4 or array.shape[3] != 3:
-        raise InputError(
-            f"frames have shape {array.shape}; expected (T, {height}, {width}, 3): time, height, width, RGB"
-        )
-    if array.shape[1:3] != (height, width):
-        raise InputError(
-            f"frames are {array.shape[1]}x{array.shape[2]}, but this stream is {height}x{width}; open another"
-            " stream for them"
-        )
+    check_frame_shape(array.shape, height, width)
     if array.dtype == np.uint8:
         return array
     if array.dtype not in _FLOATS:
@@ -53,6 +45,37 @@ def check_frames(frames: Any, height: int, width: int) -> Frames:
             " frames / 127.5 - 1 (or given as uint8), interpolated ones clamped to [-1, 1]"
         )
     return array
+
+
+def check_frame_shape(shape: Shape, height: int, width: int) -> None:
+    """Raises `InputError` unless frames of this shape belong to a stream of this size."""
+    if len(shape) != 4 or shape[3] != 3:
+        raise InputError(
+            f"frames have shape {shape}; expected (T, {height}, {width}, 3): time, height, width, RGB"
+        )
+    if shape[1:3] != (height, width):
+        raise InputError(
+            f"frames are {shape[1]}x{shape[2]}, but this stream is {height}x{width}; open another"
+            " stream for them"
+        )
+
+
+def as_network(frames: DeviceArray) -> DeviceArray | None:
+    """Returns frames (T, H, W, 3) in a device's memory as the network's (T, 3, H, W), without a
+    copy. None unless they are a permuted view of just that, in float32, and need no padding.
+    """
+    count, height, width, channels = frames.shape
+    step, row, column, channel = frames.strides
+    shape = (count, channels, height, width)
+    view = frames.view(frames.address, shape, (step, channel, row, column))
+    fits = frames.dtype == np.float32 and (height, width) == padded_size(height, width)
+    return view if fits and view.is_contiguous else None
+
+
+def frames_view(video: DeviceArray, height: int, width: int) -> DeviceArray:
+    """Returns (T, 3, H', W') in a device's memory as frames (T, H, W, 3), cropped by strides."""
+    step, channel, row, column = video.strides
+    return video.view(video.address, (len(video), height, width, 3), (step, row, column, channel))
 
 
 def to_network(frames: Frames) -> FloatArray:
@@ -94,12 +117,7 @@ def to_uint8_frames(video: FloatArray, height: int, width: int) -> npt.NDArray[n
 def check_latents(latents: Any, channels: int, height: int, width: int) -> FloatArray:
     """Returns latents (t, D, h, w) of a video of height x width as float32. Raises `InputError`."""
     array = host_array(latents, "latents")
-    rows, columns = latent_size(height, width)
-    if array.ndim != 4 or array.shape[1:] != (channels, rows, columns):
-        raise InputError(
-            f"latents have shape {array.shape}; expected (t, {channels}, {rows}, {columns}) for a video of"
-            f" {height}x{width}: time, channels, height / 8, width / 8"
-        )
+    check_latent_shape(array.shape, channels, height, width)
     if array.dtype not in _FLOATS:
         raise InputError(f"latents are {array.dtype}; expected floating point")
     array = array.astype(np.float32, copy=False)
@@ -110,3 +128,13 @@ def check_latents(latents: Any, channels: int, height: int, width: int) -> Float
             f" {len(array)}"
         )
     return array
+
+
+def check_latent_shape(shape: Shape, channels: int, height: int, width: int) -> None:
+    """Raises `InputError` unless latents of this shape belong to a video of this size."""
+    rows, columns = latent_size(height, width)
+    if len(shape) != 4 or shape[1:] != (channels, rows, columns):
+        raise InputError(
+            f"latents have shape {shape}; expected (t, {channels}, {rows}, {columns}) for a video of"
+            f" {height}x{width}: time, channels, height / 8, width / 8"
+        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from wfvae.errors import StreamingError
-from wfvae.runtime.backends.base import Array, StepSession, StreamState
+from wfvae.runtime.backends.base import StepSession, StreamState
 from wfvae.runtime.closing import Closing
 from wfvae.runtime.exclusive import Exclusive, exclusive, new_user
 from wfvae.runtime.feed import Feed, run_step
@@ -94,7 +94,9 @@ class StreamPool(Exclusive, Closing, Generic[F]):
 
     @exclusive
     def open(self, **options: Any) -> PooledStream[F]:
-        """Adds a stream. A decoder pool takes `frames=T` and `pixels=` as `Bundle.decoder` does."""
+        """Adds a stream, with the options `output=` and, for a decoder, `frames=` and `pixels=` of
+        `Bundle.encoder` and `Bundle.decoder`.
+        """
         stream: PooledStream[F] = PooledStream(self._new_feed(**options), self.user)
         self._streams.append(stream)
         return stream
@@ -108,7 +110,7 @@ class StreamPool(Exclusive, Closing, Generic[F]):
         stream.saved = None
 
     @exclusive
-    def step(self) -> dict[PooledStream[F], Array]:
+    def step(self) -> dict[PooledStream[F], Any]:
         """Advances up to `rows` of the streams that have input, all by the same number of latents.
 
         Returns:
@@ -132,7 +134,7 @@ class StreamPool(Exclusive, Closing, Generic[F]):
         self._streams = others + [stream for stream in batch if not stream.finished]
         return dict(zip(batch, outputs, strict=True))
 
-    def run(self, sources: Mapping[Key, Iterable[Any]]) -> Iterator[tuple[Key, Array]]:
+    def run(self, sources: Mapping[Key, Iterable[Any]]) -> Iterator[tuple[Key, Any]]:
         """Streams several sources to their ends, pulling input as needed.
 
         Its streams leave the pool with it, also where a source raises or the caller stops early.
@@ -145,6 +147,7 @@ class StreamPool(Exclusive, Closing, Generic[F]):
 
         Example:
             >>> from pathlib import Path
+            >>> import numpy as np
             >>> from wfvae import WFVAE, open_bundle
             >>> from wfvae.export.bundle import export_bundle
             >>> _ = export_bundle(WFVAE.from_pretrained("tiny"), Path("bundle"))

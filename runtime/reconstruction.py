@@ -6,7 +6,7 @@ import numpy.typing as npt
 from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.closing import Closing
 from wfvae.runtime.exclusive import Exclusive, exclusive, new_user
-from wfvae.runtime.feed import Queue
+from wfvae.runtime.feed import Queue, host_copy
 
 Frames = npt.NDArray[np.uint8]
 
@@ -54,6 +54,6 @@ class ReconstructionStream(Exclusive, Closing):
     def _paired(self, part: Frames) -> tuple[Frames, Frames]:
         if not len(part):
             return part, part
-        frames: Frames = self._waiting.first(len(part))
+        frames: Frames = host_copy(self._waiting.first(len(part)), None)
         self._waiting.remove(len(part))
         return frames, part

@@ -7,10 +7,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from wfvae.errors import StreamingError
-from wfvae.runtime.backends.base import Array, StepSession, StreamState
+from wfvae.runtime.backends.base import StepSession, StreamState
 from wfvae.runtime.closing import Closing
 from wfvae.runtime.exclusive import Exclusive, exclusive, new_user
-from wfvae.runtime.feed import READY, Feed, run_step
+from wfvae.runtime.feed import READY, Feed, Result, host_copy, run_step
 from wfvae.runtime.feeds import DecoderFeed, EncoderFeed
 from wfvae.runtime.snapshot import Snapshot
 from wfvae.spec.frames import padded_size
@@ -38,7 +38,7 @@ class Stream(Exclusive, Closing, Generic[F]):
         self._bundle = bundle
         self._state: StreamState | None = session.new_state(1, *padded_size(feed.height, feed.width))
         # Results of a call that failed at a later step; the next call returns them.
-        self._ready: list[Array] = []
+        self._ready: list[Result] = []
 
     def close(self) -> None:
         """Releases the state. Closing twice is allowed."""
@@ -55,13 +55,17 @@ class Stream(Exclusive, Closing, Generic[F]):
         return self._feed.finished
 
     @exclusive
-    def push(self, data: Any) -> Array:
+    def push(self, data: Any) -> Any:
         """Takes any amount of input and returns what has become ready, which may be nothing.
 
         Args:
-            data: an encoder takes frames (T, H, W, 3), uint8 or floating point in [-1, 1], and
-                returns latents (t, D, h, w) float32. A decoder takes unscaled latents, and returns
-                frames.
+            data: an encoder takes frames (T, H, W, 3), uint8 or floating point in [-1, 1]. A
+                decoder takes unscaled latents (t, D, h, w). Any library's array with `__dlpack__`,
+                in host memory or on the backend's device, or numbers in lists.
+
+        Returns:
+            An encoder's latents (t, D, h, w) float32, a decoder's frames: a numpy array, or with
+            `output="device"` on a GPU a `DeviceArray` there. It belongs to the caller.
 
         Raises:
             InputError: `data` is wrong; the stream is unchanged.
@@ -71,6 +75,12 @@ class Stream(Exclusive, Closing, Generic[F]):
         """
         self.queue(data)
         return self._collect()
+
+    @exclusive
+    def run(self, data: Any) -> Any:
+        """Takes all input at once, finishes, and returns all results in one array."""
+        self.queue(data)
+        return self.finish()
 
     @exclusive
     def queue(self, data: Any) -> None:
@@ -83,7 +93,7 @@ class Stream(Exclusive, Closing, Generic[F]):
         self._feed.push(data)
 
     @exclusive
-    def finish(self, frames: int | None = None) -> Array:
+    def finish(self, frames: int | None = None) -> Any:
         """Ends the stream and returns the rest.
 
         Args:
@@ -98,7 +108,7 @@ class Stream(Exclusive, Closing, Generic[F]):
             self._end(frames)
         return self._collect()
 
-    def iterate(self, chunks: Iterable[Any], frames: int | None = None) -> Iterator[Array]:
+    def iterate(self, chunks: Iterable[Any], frames: int | None = None) -> Iterator[Any]:
         """Pulls chunks of input as results are asked for, then finishes with `frames`."""
         for chunk in chunks:
             self.queue(chunk)
@@ -118,7 +128,10 @@ class Stream(Exclusive, Closing, Generic[F]):
     def capture(self) -> Snapshot:
         """Returns a snapshot as arrays."""
         state, feed = self._require_open(), self._feed
-        pending = feed.arrays() | ({READY: np.concatenate(self._ready)} if self._ready else {})
+        pending = feed.arrays()
+        if self._ready:
+            ready = feed.join(self._ready)
+            pending[READY] = host_copy(ready, feed.memory)
         return Snapshot(
             self._bundle, self.spec.direction, feed.height, feed.width, feed.counters(), state.read(), pending
         )
@@ -160,13 +173,13 @@ class Stream(Exclusive, Closing, Generic[F]):
         self._require_open()
         self._feed.close(frames)
 
-    def _advance(self) -> Iterator[Array]:
+    def _advance(self) -> Iterator[Result]:
         """Runs steps of at most `chunk` latents while input is ready."""
         while (result := self._step()) is not None:
             yield result
 
     @exclusive
-    def _step(self) -> Array | None:
+    def _step(self) -> Result | None:
         """Runs a step; returns None if no input is ready."""
         state, feed = self._require_open(), self._feed
         if not (feed.ready or feed.draining):
@@ -176,15 +189,14 @@ class Stream(Exclusive, Closing, Generic[F]):
         self.engine_seconds += seconds
         return result
 
-    def _collect(self) -> Array:
+    def _collect(self) -> Result:
         """Runs all steps that can run, and returns all that is ready in one array."""
         for part in self._advance():
             if len(part):
                 self._ready.append(part)
-        found, self._ready = self._ready, []
-        if not found:
-            return self._feed.empty()
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        result = self._feed.join(self._ready)
+        self._ready = []
+        return result
 
 
 class EncoderStream(Stream[EncoderFeed]):

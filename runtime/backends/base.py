@@ -20,12 +20,16 @@ from ml_dtypes import bfloat16
 
 from wfvae.errors import BundleError, ResourceError
 from wfvae.machine import limited_memory
+from wfvae.runtime.backends.device_memory import DeviceMemory
+from wfvae.runtime.dlpack import DeviceArray
 from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.spec.manifest import GraphSpec
 from wfvae.spec.stream import StateSpec
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
+Tensor = FloatArray | DeviceArray
+"""float32 values in host memory, or on the backend's device."""
 BoolArray = npt.NDArray[np.bool_]
 
 _LONGEST_MESSAGE = 300
@@ -80,11 +84,20 @@ class StepSession(Protocol):
 
     graph: GraphSpec
 
+    @property
+    def memory(self) -> DeviceMemory | None:
+        """The device's memory, or None if that is the host's."""
+
     def new_state(self, batch: int, height: int, width: int) -> StreamState:
         """Returns the initial state of `batch` streams of a padded video size."""
 
-    def step(self, state: StreamState, x: FloatArray, start: BoolArray, end: BoolArray) -> FloatArray:
+    def step(
+        self, state: StreamState, x: Tensor, start: BoolArray, end: BoolArray, on_device: bool = False
+    ) -> Tensor:
         """Advances the first rows by `x` (batch first) and returns the graph's output.
+
+        `on_device` returns it in the device's memory, if that is not the host's. An `x` on the
+        device is contiguous.
 
         The rows that `x` does not have are undefined after it. `state` changes only if the step
         succeeds: a failed or interrupted step leaves it as it was.
@@ -114,7 +127,7 @@ class Backend(Protocol):
     def open_direct(self, graph: GraphSpec) -> DirectSession: ...
 
 
-def output_shape(graph: GraphSpec, x: FloatArray) -> tuple[int, ...]:
+def output_shape(graph: GraphSpec, x: Tensor) -> tuple[int, ...]:
     """Returns the shape of a graph's output for the input `x`."""
     batch, count, _, height, width = x.shape
     channels = int(graph.outputs[0].shape[2])
@@ -132,7 +145,7 @@ def initial_tensor(spec: StateSpec, batch: int, height: int, width: int) -> Arra
 
 
 @contextmanager
-def run_errors(graph: GraphSpec, x: Array) -> Iterator[None]:
+def run_errors(graph: GraphSpec, x: Array | DeviceArray) -> Iterator[None]:
     """Turns what a library raises while it runs `graph` on `x` into an error on one line."""
     try:
         yield

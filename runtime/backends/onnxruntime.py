@@ -5,6 +5,7 @@ copied between steps.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from functools import cache
@@ -12,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
-from wfvae.errors import BundleError
+from wfvae.errors import BundleError, ResourceError
 from wfvae.runtime.backends.base import (
     Array,
     BackendOptions,
     BoolArray,
     FloatArray,
     StreamState,
+    Tensor,
     allocation_errors,
     initial_tensor,
     loading_memory,
@@ -28,8 +31,9 @@ from wfvae.runtime.backends.base import (
     output_shape,
     run_errors,
 )
+from wfvae.runtime.backends.device_memory import FLOAT32, DeviceMemory
 from wfvae.runtime.backends.session_cache import current_cache
-from wfvae.runtime.dlpack import DeviceArray
+from wfvae.runtime.dlpack import CPU, CUDA, DeviceArray, Shape, borrow, device_name
 from wfvae.spec.manifest import WEIGHTS_NAME, GraphSpec
 from wfvae.spec.onnx_file import check_graph
 from wfvae.spec.stream import StateSpec
@@ -38,6 +42,8 @@ _ONNX_TYPES = {"float32": 1, "float16": 10, "float64": 11, "int32": 6, "bfloat16
 """ONNX's numbers of data types. A number and not a numpy type, since ONNX Runtime takes no bfloat16
 arrays.
 """
+_LEGACY_STREAM = 1
+"""DLPack's number of CUDA's default stream."""
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDERS = {"cpu": _CPU, "cuda": _CUDA}
 _SEVERITY_WARNING, _SEVERITY_FATAL = 2, 4
@@ -115,12 +121,49 @@ class OnnxRuntimeState:
             return ort.OrtValue.ortvalue_from_shape_and_type(shape, _ONNX_TYPES[spec.dtype], *self._device)
 
 
+class OnnxRuntimeMemory(DeviceMemory):
+    """Memory of ONNX Runtime's own allocators, with its own copies."""
+
+    def __init__(self, name: str, device_id: int) -> None:
+        self._place = name, device_id
+        self.device = (CUDA, device_id) if name == "cuda" else CPU
+
+    def empty(self, shape: Shape, dtype: np.dtype[Any] = FLOAT32) -> DeviceArray:
+        if 0 in shape:
+            return DeviceArray.contiguous(0, shape, dtype, self.device, None)
+        try:
+            value = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, *self._place)
+        except RuntimeError as error:
+            megabytes = math.prod(shape) * dtype.itemsize / 2**20
+            raise ResourceError(
+                f"no memory on {device_name(self.device)} for an array of {megabytes:.0f} MB; use smaller"
+                f" chunks, or fewer streams ({one_line(error)})"
+            ) from error
+        return DeviceArray.contiguous(value.data_ptr(), shape, dtype, self.device, value)
+
+    def borrow(self, producer: Any) -> DeviceArray:
+        # ONNX Runtime copies on the legacy default stream, which the producer lets wait.
+        return borrow(producer, **({"stream": _LEGACY_STREAM} if self.device != CPU else {}))
+
+    def copy(self, target: DeviceArray, source: DeviceArray) -> None:
+        if target.nbytes:
+            ort.OrtValue.from_dlpack(target).update_inplace(ort.OrtValue.from_dlpack(source))
+
+    def read(self, source: DeviceArray, target: npt.NDArray[np.uint8]) -> None:
+        ort.OrtValue.ortvalue_from_numpy(target).update_inplace(ort.OrtValue.from_dlpack(source))
+
+    def write(self, target: DeviceArray, source: npt.NDArray[np.uint8]) -> None:
+        whole = target.bytes(target.nbytes)
+        ort.OrtValue.from_dlpack(whole).update_inplace(ort.OrtValue.ortvalue_from_numpy(source))
+
+
 class OnnxRuntimeStep:
     """A step graph in ONNX Runtime. Thread-safe, since a state belongs to its caller."""
 
     def __init__(self, graph: GraphSpec, session: Any, device: tuple[str, int]) -> None:
         self.graph = graph
         self.device = device
+        self.memory: DeviceMemory | None = None if device[0] == "cpu" else OnnxRuntimeMemory(*device)
         self._session = session
         self._x = graph.inputs[0].name
         self._output = graph.outputs[0].name
@@ -136,15 +179,26 @@ class OnnxRuntimeStep:
             binding.bind_ortvalue_output(spec.output, following[spec.name])
         return binding
 
-    def step(self, state: StreamState, x: FloatArray, start: BoolArray, end: BoolArray) -> FloatArray:
+    def step(
+        self, state: StreamState, x: Tensor, start: BoolArray, end: BoolArray, on_device: bool = False
+    ) -> Tensor:
         assert isinstance(state, OnnxRuntimeState)
-        result = np.empty(output_shape(self.graph, x), np.float32)
+        shape = output_shape(self.graph, x)
         binding = state.binding(len(x))
-        binding.bind_cpu_input(self._x, np.ascontiguousarray(x))
+        if isinstance(x, DeviceArray):
+            binding.bind_ortvalue_input(self._x, ort.OrtValue.from_dlpack(x))
+        else:
+            binding.bind_cpu_input(self._x, np.ascontiguousarray(x))
         binding.bind_cpu_input("start", start)
         if self.graph.has_end:
             binding.bind_cpu_input("end", end)
-        binding.bind_output(self._output, "cpu", 0, np.float32, result.shape, result.ctypes.data)
+        result: Tensor
+        if on_device and self.memory is not None:
+            result = self.memory.empty(shape)
+            binding.bind_ortvalue_output(self._output, ort.OrtValue.from_dlpack(result))
+        else:
+            result = np.empty(shape, np.float32)
+            binding.bind_output(self._output, "cpu", 0, np.float32, shape, result.ctypes.data)
         with run_errors(self.graph, x):
             self._session.run_with_iobinding(binding)
         state.swap()

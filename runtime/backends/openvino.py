@@ -18,6 +18,7 @@ from wfvae.runtime.backends.base import (
     BoolArray,
     FloatArray,
     StreamState,
+    Tensor,
     allocation_errors,
     initial_tensor,
     loading_memory,
@@ -27,6 +28,7 @@ from wfvae.runtime.backends.base import (
 )
 from wfvae.runtime.backends.openvino_norms import rewrite_norms
 from wfvae.runtime.backends.signal_stack import preserved_signal_stack
+from wfvae.runtime.dlpack import DeviceArray
 from wfvae.spec.manifest import GraphSpec
 from wfvae.spec.onnx_file import check_graph
 from wfvae.spec.stream import StateSpec
@@ -114,6 +116,7 @@ class OpenVinoStep:
 
     def __init__(self, graph: GraphSpec, model: Any) -> None:
         self.graph = graph
+        self.memory = None
         inputs = {spec.name: model.input(spec.input) for spec in graph.states}
         self.state_types = {name: tensor.get_element_type() for name, tensor in inputs.items()}
         """Type that each state tensor is held in; with the bf16 hint, not that of the bundle."""
@@ -128,8 +131,10 @@ class OpenVinoStep:
         """Returns an inference request; those of one model share weights and activation memory."""
         return self._model.create_infer_request()
 
-    def step(self, state: StreamState, x: FloatArray, start: BoolArray, end: BoolArray) -> FloatArray:
-        assert isinstance(state, OpenVinoState)
+    def step(
+        self, state: StreamState, x: Tensor, start: BoolArray, end: BoolArray, on_device: bool = False
+    ) -> FloatArray:
+        assert isinstance(state, OpenVinoState) and not isinstance(x, DeviceArray)
         result = np.empty(output_shape(self.graph, x), np.float32)
         feeds = {self._x: x, "start": start, **({"end": end} if self.graph.has_end else {})}
         _infer(state.request(len(x)), feeds, self._output, result, self.graph)

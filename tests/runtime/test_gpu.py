@@ -124,6 +124,22 @@ def test_verification_passes_and_names_gpu(on_gpu: Opener, backend: str, name: s
 
 
 @BACKENDS
+def test_tensors_on_the_gpu_give_the_bits_of_the_host(on_gpu: Opener, backend: str) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    if not torch.cuda.is_available():
+        pytest.skip(f"PyTorch {torch.__version__} sees no GPU")
+    bundle, frames = on_gpu(backend), torch.from_numpy(clip()[:, :56, :88]).cuda()
+    floats = (frames.permute(0, 3, 1, 2) / 127.5 - 1).contiguous().permute(0, 2, 3, 1)
+    for given in (frames, floats, floats.contiguous(), floats.bfloat16()):
+        expected = bundle.encode(given.cpu(), chunk=2)
+        latents = torch.from_dlpack(bundle.encode(given, chunk=2, output="device"))
+        assert latents.is_cuda and np.array_equal(latents.cpu().numpy(), expected)
+    decoded = bundle.decode(latents, chunk=2, pixels="float32", output="device")
+    wanted = bundle.decode(latents.cpu(), chunk=2, pixels="float32")
+    assert np.array_equal(torch.from_dlpack(decoded).cpu().numpy(), wanted)
+
+
+@BACKENDS
 def test_device_memory_is_constant(on_gpu: Opener, backend: str) -> None:
     def used() -> int:
         command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]

@@ -24,7 +24,7 @@ from wfvae.runtime.backends.base import BackendOptions
 from wfvae.runtime.backends.nvidia.cuda import DeviceError
 from wfvae.runtime.backends.nvidia.tensorrt_backend import TensorRTBackend, target_here
 from wfvae.runtime.bundle import Bundle
-from wfvae.runtime.pixels import to_network
+from wfvae.runtime.pixels import frames_view, to_network
 from wfvae.spec.manifest import Manifest
 from wfvae.spec.tensorrt_api import TensorRT
 from wfvae.spec.tensorrt_engines import BuildSettings, Span
@@ -331,6 +331,46 @@ def test_pool_keeps_rows_on_the_device_and_gives_bits_of_onnxruntime(
     pool.close()
     gc.collect()
     assert found.cuda.held()["device"] == 1, "rows that were saved hold memory"
+
+
+@pytest.mark.parametrize("options", [PLAIN, GRAPHS], ids=["plain", "cuda graphs"])
+def test_arrays_on_the_device_stay_there_and_give_bits_of_onnxruntime(
+    setup: Make, reference: Bundle, options: BackendOptions
+) -> None:
+    found, frames = setup(options), video(4 * 15).astype(np.float32) / 127.5 - 1
+    memory = found.bundle.step_session("encoder").memory
+    latents = reference.encode(frames)
+    pixels = reference.decode(latents, pixels="float32")
+    given = frames_view(memory.to_device(to_network(frames)), HEIGHT, WIDTH)
+    found.bundle.decode(latents, chunk=2)  # so that all buffers are there
+    with found.bundle.encoder(**SIZE, chunk=2, output="device") as stream:
+        stream.queue(given)
+        copied = found.cuda.counts.copy()
+        encoded = stream.finish()
+        flags = found.cuda.counts["copy_in"] - copied["copy_in"]  # `start` and `end` of each step
+        assert flags == 2 * 8 and found.cuda.counts["copy_out"] == copied["copy_out"]
+    assert encoded.device == (2, 0) and np.array_equal(memory.to_host(encoded), latents)
+    decoded = found.bundle.decode(encoded, chunk=2, pixels="float32", output="device")
+    assert np.array_equal(memory.to_host(decoded), pixels)
+    assert np.array_equal(found.bundle.decode(encoded, chunk=2, pixels="float32"), pixels)
+    with pytest.raises(InputError, match="latents are on cuda:0, and this bundle was opened on the CPU"):
+        reference.decode(encoded)
+    del given, encoded, decoded, stream
+    gc.collect()
+    assert found.cuda.held()["device"] == 1, "results hold memory after their last user"
+
+
+@pytest.mark.parametrize("method", ["allocate", "copy_within"])
+def test_failed_step_on_the_device_loses_nothing(setup: Make, reference: Bundle, method: str) -> None:
+    found, frames = setup(), video(29)
+    memory = found.bundle.step_session("encoder").memory
+    with found.bundle.encoder(**SIZE, chunk=2, output="device") as stream:
+        parts = [stream.push(frames[:13])]
+        found.cuda.fail(method)
+        with pytest.raises(DeviceError, match="failed, as the test wants"):
+            stream.push(frames[13:])
+        parts += [stream.push(frames[:0]), stream.finish()]
+    assert np.array_equal(np.concatenate([memory.to_host(part) for part in parts]), reference.encode(frames))
 
 
 def test_size_outside_of_profiles_is_refused(setup: Make) -> None:

@@ -6,13 +6,16 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import ResourceError
-from wfvae.runtime.backends.base import Array, FloatArray
+from wfvae.runtime.backends.base import Array, Tensor
+from wfvae.runtime.backends.device_memory import FLOAT32, DeviceMemory
 from wfvae.runtime.backends.nvidia.cuda import Cuda, DeviceError
+from wfvae.runtime.dlpack import CUDA, DeviceArray, borrow
 from wfvae.spec.tensorrt_api import Shape
 
 ALIGNMENT = 256
@@ -27,6 +30,10 @@ def aligned(size: int) -> int:
 def ignoring_device_errors() -> contextlib.suppress:
     """Suppresses errors of the device, for cleaning up while another error is on its way."""
     return contextlib.suppress(DeviceError, ResourceError)
+
+
+class Releasable(Protocol):
+    def release(self) -> None: ...
 
 
 class Allocations:
@@ -141,6 +148,18 @@ class Device:
             self.drain()
             raise
 
+    def release_when_idle(self, *parts: Releasable) -> None:
+        """Releases parts once no work on the device is under way."""
+
+        def release() -> None:
+            with ignoring_device_errors():
+                self.cuda.activate()
+            self.drain()
+            for part in parts:
+                part.release()
+
+        self.when_idle(release)
+
     def drain(self) -> None:
         """Waits for all enqueued work, failed or not: after this no buffer is in use."""
         with self.lock:  # waiting for a stream would invalidate another thread's capture on it
@@ -157,44 +176,66 @@ class StepBuffers:
         self._memory, self._events = Allocations(device.cuda), Allocations(device.cuda)
         self._used: tuple[int, ...] = ()
         self._host: tuple[npt.NDArray[np.uint8], ...] = ()
+        self._held: tuple[tuple[int, ...], ...] = ()
+        """Sizes of the buffers on the device and of those on the host."""
+        self._inputs: tuple[Array | DeviceArray, ...] = ()
+        self._target: DeviceArray | None = None
         self.addresses: tuple[int, ...] = ()
-        """Device addresses: of each input, then of the output."""
+        """Device addresses: of each input, then of the output. They stay the same while the runs do
+        not get longer, which captured graphs need; arrays on the device are copied to them.
+        """
         try:
             self._copied_in, self._computed, self._copied_out = (self._events.event() for _ in range(3))
         except BaseException:
             self._events.release()
             raise
 
-    def stage(self, inputs: tuple[Array, ...], output: Shape) -> None:
-        """Makes room and copies the inputs to pinned memory.
+    def stage(
+        self, inputs: tuple[Array | DeviceArray, ...], output: Shape, target: DeviceArray | None = None
+    ) -> None:
+        """Makes room and copies the inputs of the host to pinned memory.
 
-        Raises `ResourceError`; the buffers are then empty or as they were.
+        The output is for the host, or for `target` on the device. Raises `ResourceError`; the
+        buffers are then empty or as they were.
         """
+        self._inputs, self._target = inputs, target
         self._used = (*(array.nbytes for array in inputs), math.prod(output) * 4)
-        held = tuple(host.nbytes for host in self._host) or (0,) * len(self._used)
-        sizes = tuple(map(max, self._used, held))
+        pinned = (*(0 if isinstance(array, DeviceArray) else array.nbytes for array in inputs),)
+        pinned = (*pinned, 0 if target is not None else self._used[-1])
+        held = self._held or ((0,) * len(self._used),) * 2
+        sizes = tuple(map(max, self._used, held[0])), tuple(map(max, pinned, held[1]))
         if sizes != held:
-            self._allocate(sizes)
+            self._allocate(*sizes)
         for host, array in zip(self._host, inputs, strict=False):
-            host[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            if not isinstance(array, DeviceArray):
+                host[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
-    def run(self, enqueue: Callable[[], None], output: Shape) -> FloatArray:
+    def run(self, enqueue: Callable[[], None], output: Shape) -> Tensor:
         """Copies the staged inputs, calls `enqueue` to start the work, and waits for the output."""
         device, cuda = self._device, self._device.cuda
-        *inputs, (output_at, output_host, output_size) = zip(
-            self.addresses, self._host, self._used, strict=True
-        )
+        *addresses, output_at = self.addresses
+        *hosts, output_host = self._host
+        output_size, target = self._used[-1], self._target
         with device.enqueuing():
-            for address, host, size in inputs:
-                cuda.copy_in(address, host.ctypes.data, size, device.copies_in)
+            for address, host, array in zip(addresses, hosts, self._inputs, strict=True):
+                if isinstance(array, DeviceArray):
+                    cuda.copy_within(address, array.address, array.nbytes, device.copies_in)
+                else:
+                    cuda.copy_in(address, host.ctypes.data, array.nbytes, device.copies_in)
             cuda.record(self._copied_in, device.copies_in)
             cuda.wait(device.compute, self._copied_in)
             enqueue()
             cuda.record(self._computed, device.compute)
             cuda.wait(device.copies_out, self._computed)
-            cuda.copy_out(output_host.ctypes.data, output_at, output_size, device.copies_out)
+            if target is not None:
+                cuda.copy_within(target.address, output_at, output_size, device.copies_out)
+            else:
+                cuda.copy_out(output_host.ctypes.data, output_at, output_size, device.copies_out)
             cuda.record(self._copied_out, device.copies_out)
         cuda.synchronize_event(self._copied_out)
+        self._inputs, self._target = (), None
+        if target is not None:
+            return target
         return output_host[:output_size].copy().view(np.float32).reshape(output)
 
     def release(self) -> None:
@@ -202,14 +243,64 @@ class StepBuffers:
         self._events.release()
 
     def _free(self) -> None:
-        self._host = self.addresses = ()
+        self._host = self.addresses = self._held = ()
         self._memory.release()
 
-    def _allocate(self, sizes: tuple[int, ...]) -> None:
+    def _allocate(self, sizes: tuple[int, ...], pinned: tuple[int, ...]) -> None:
         self._free()
         try:
             self.addresses = tuple(map(self._memory.device, sizes))
-            self._host = tuple(map(self._memory.pinned, sizes))
+            self._host = tuple(map(self._memory.pinned, pinned))
+            self._held = sizes, pinned
         except BaseException:
             self._free()
             raise
+
+
+class CudaMemory(DeviceMemory):
+    """Memory of a GPU. Copies run on its stream for inputs, beside the engines."""
+
+    def __init__(self, device: Device, device_id: int) -> None:
+        self.device = CUDA, device_id
+        self._gpu = device
+
+    def empty(self, shape: Shape, dtype: np.dtype[Any] = FLOAT32) -> DeviceArray:
+        if 0 in shape:
+            return DeviceArray.contiguous(0, shape, dtype, self.device, None)
+        block = _Block(self._gpu, math.prod(shape) * dtype.itemsize)
+        return DeviceArray.contiguous(block.address, shape, dtype, self.device, block)
+
+    def borrow(self, producer: Any) -> DeviceArray:
+        return borrow(producer, stream=self._gpu.copies_in)
+
+    def copy(self, target: DeviceArray, source: DeviceArray) -> None:
+        self._copy(
+            lambda cuda, stream: cuda.copy_within(target.address, source.address, target.nbytes, stream)
+        )
+
+    def read(self, source: DeviceArray, target: npt.NDArray[np.uint8]) -> None:
+        self._copy(
+            lambda cuda, stream: cuda.copy_out(target.ctypes.data, source.address, target.nbytes, stream)
+        )
+
+    def write(self, target: DeviceArray, source: npt.NDArray[np.uint8]) -> None:
+        self._copy(
+            lambda cuda, stream: cuda.copy_in(target.address, source.ctypes.data, source.nbytes, stream)
+        )
+
+    def _copy(self, enqueue: Callable[[Cuda, int], None]) -> None:
+        gpu = self._gpu
+        with gpu.draining():
+            with gpu.enqueuing():
+                enqueue(gpu.cuda, gpu.copies_in)
+            gpu.cuda.synchronize(gpu.copies_in)
+
+
+class _Block:
+    """Memory on the device, released when it is dropped."""
+
+    def __init__(self, device: Device, size: int) -> None:
+        memory = Allocations(device.cuda)
+        weakref.finalize(self, device.release_when_idle, memory)
+        with device.enqueuing():
+            self.address = memory.device(size)

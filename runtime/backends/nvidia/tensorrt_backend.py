@@ -11,11 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from wfvae.runtime.backends.base import BackendOptions, BoolArray, FloatArray, StreamState, output_shape
+from wfvae.runtime.backends.base import (
+    BackendOptions,
+    BoolArray,
+    FloatArray,
+    StreamState,
+    Tensor,
+    output_shape,
+)
 from wfvae.runtime.backends.nvidia.cuda import Cuda, driver_version
-from wfvae.runtime.backends.nvidia.device import Device, StepBuffers
+from wfvae.runtime.backends.nvidia.device import CudaMemory, Device, StepBuffers
 from wfvae.runtime.backends.nvidia.tensorrt_engine import Binding, EngineLoader, LoadedEngine
-from wfvae.runtime.backends.nvidia.tensorrt_state import TensorRTState, release_when_idle
+from wfvae.runtime.backends.nvidia.tensorrt_state import TensorRTState
+from wfvae.runtime.dlpack import DeviceArray
 from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.spec.manifest import STEP, GraphSpec, Manifest
 from wfvae.spec.tensorrt_api import TensorRT
@@ -25,8 +33,9 @@ from wfvae.spec.tensorrt_engines import DIRECT_LATENTS, Target, find_engine, rea
 class TensorRTStep:
     """A step graph's engine. Safe to use from several threads, each with its own states."""
 
-    def __init__(self, engine: LoadedEngine, cuda_graphs: bool) -> None:
+    def __init__(self, engine: LoadedEngine, cuda_graphs: bool, device_id: int) -> None:
         self.graph, self.engine = engine.graph, engine
+        self.memory = CudaMemory(engine.device, device_id)
         self._cuda_graphs = cuda_graphs
         self.fallback: str | None = None
         """Why CUDA graphs are not used although they are switched on; None if they are used."""
@@ -36,12 +45,15 @@ class TensorRTStep:
         self.engine.require_size(batch, height, width)
         return TensorRTState(self.engine, batch, height, width, self._cuda_graphs)
 
-    def step(self, state: StreamState, x: FloatArray, start: BoolArray, end: BoolArray) -> FloatArray:
+    def step(
+        self, state: StreamState, x: Tensor, start: BoolArray, end: BoolArray, on_device: bool = False
+    ) -> Tensor:
         assert isinstance(state, TensorRTState)
         profile = self.engine.choose(x.shape[0], *_clip_size(self.graph, x))
         shape = output_shape(self.graph, x)
+        target = self.memory.empty(shape) if on_device else None
         with state.stepping():
-            binding = state.stage(x, start, end, shape)
+            binding = state.stage(x, start, end, shape, target)
             result = state.buffers.run(lambda: self._enqueue(state, profile, binding), shape)
             state.swap()
         return result
@@ -61,7 +73,7 @@ class TensorRTDirect:
         self._graph, self.engine = engine.graph, engine
         self._buffers = StepBuffers(engine.device)
         self._running = threading.Lock()
-        weakref.finalize(self, release_when_idle, engine.device, self._buffers)
+        weakref.finalize(self, engine.device.release_when_idle, self._buffers)
 
     def run(self, x: FloatArray) -> FloatArray:
         """Returns the graph's output for whole clips.
@@ -91,7 +103,9 @@ class TensorRTDirect:
 
         with self._running, engine.device.draining():
             buffers.stage((x,), shape)
-            return buffers.run(enqueue, shape)
+            result = buffers.run(enqueue, shape)
+            assert not isinstance(result, DeviceArray)
+            return result
 
 
 class TensorRTBackend:
@@ -132,7 +146,7 @@ class TensorRTBackend:
         }
 
     def open_step(self, graph: GraphSpec) -> TensorRTStep:
-        step = TensorRTStep(self._load(graph), self._options.cuda_graphs)
+        step = TensorRTStep(self._load(graph), self._options.cuda_graphs, self._options.device_id)
         self._sessions.add(step)
         return step
 
@@ -154,7 +168,7 @@ def target_here(trt: TensorRT, cuda: Cuda) -> Target:
     return Target(trt.version, *cuda.name_and_capability())
 
 
-def _clip_size(graph: GraphSpec, x: FloatArray) -> tuple[int, int, int]:
+def _clip_size(graph: GraphSpec, x: Tensor) -> tuple[int, int, int]:
     """Returns latents, height and width of the video that an input stands for."""
     count, _, height, width = x.shape[1:]
     if graph.direction == "decoder":

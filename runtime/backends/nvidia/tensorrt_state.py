@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from wfvae.errors import ResourceError, StreamingError, WFVAEError
-from wfvae.runtime.backends.base import Array, BoolArray, FloatArray, initial_tensor
+from wfvae.runtime.backends.base import Array, BoolArray, Tensor, initial_tensor
 from wfvae.runtime.backends.nvidia.device import (
     Allocations,
     Device,
@@ -19,6 +19,7 @@ from wfvae.runtime.backends.nvidia.device import (
     ignoring_device_errors,
 )
 from wfvae.runtime.backends.nvidia.tensorrt_engine import Binding, LoadedEngine, Runner
+from wfvae.runtime.dlpack import DeviceArray
 from wfvae.spec.manifest import GraphSpec
 from wfvae.spec.tensorrt_api import Shape
 
@@ -125,7 +126,7 @@ class SavedRow:
     def __init__(self, device: Device, sizes: Mapping[str, int]) -> None:
         """Raises `ResourceError` if the device has no room."""
         memory = Allocations(device.cuda)
-        weakref.finalize(self, release_when_idle, device, memory)
+        weakref.finalize(self, device.release_when_idle, memory)
         with device.enqueuing():
             address = memory.device(sum(map(aligned, sizes.values())))
         self.addresses: dict[str, int] = {}
@@ -156,7 +157,7 @@ class TensorRTState:
         self.buffers = StepBuffers(self.device)
         self.graphs = GraphCache(engine) if cuda_graphs else None
         parts = [part for part in (self.graphs, self.buffers, memory) if part is not None]
-        self._finalizer = weakref.finalize(self, release_when_idle, self.device, *parts)
+        self._finalizer = weakref.finalize(self, self.device.release_when_idle, *parts)
         try:
             with self.device.enqueuing():
                 base = memory.device(2 * total)
@@ -188,13 +189,15 @@ class TensorRTState:
         finally:
             self._busy = False
 
-    def stage(self, x: FloatArray, start: BoolArray, end: BoolArray, output: Shape) -> Binding:
-        """Stages a step's input, and returns where the step reads and writes.
+    def stage(
+        self, x: Tensor, start: BoolArray, end: BoolArray, output: Shape, target: DeviceArray | None
+    ) -> Binding:
+        """Stages a step's input and where its output goes, and returns where it reads and writes.
 
         It reads the current state buffers and writes the others: TensorRT gives wrong results if
         one buffer is input and output.
         """
-        self.buffers.stage((x, start, end), output)
+        self.buffers.stage((x, start, end), output, target)
         graph, (x_at, start_at, end_at, output_at) = self.graph, self.buffers.addresses
         inputs = {graph.inputs[0].name: (x_at, x.shape), "start": (start_at, start.shape)}
         if graph.has_end:
@@ -265,16 +268,3 @@ class TensorRTState:
 
     def _address(self, name: str, which: int) -> int:
         return self._bases[which] + self._tensors[name].offset
-
-
-def release_when_idle(device: Device, *parts: GraphCache | StepBuffers | Allocations) -> None:
-    """Releases what a state or session held, once no work on it is under way."""
-
-    def release() -> None:
-        with ignoring_device_errors():
-            device.cuda.activate()
-        device.drain()
-        for part in parts:
-            part.release()
-
-    device.when_idle(release)
