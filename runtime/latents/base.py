@@ -5,6 +5,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 
 from wfvae.errors import LatentsError
 from wfvae.files import Destination
+from wfvae.runtime.chain import Chain
 from wfvae.runtime.closing import Closing
 from wfvae.runtime.media.failures import reason, translated
 from wfvae.spec.latents import DTYPES, Latents, LatentsInfo, check_finite, check_latents
@@ -21,6 +23,8 @@ from wfvae.spec.memory import require_memory
 TENSOR = "latents"
 _UNFINISHED = r"\.[0-9a-f]+\.partial"
 _STORE_FILES = re.compile(rf"({TENSOR}/)?zarr(\.json|{_UNFINISHED})|{TENSOR}/c(/\d+){{4}}({_UNFINISHED})?")
+_PIECE = 16
+"""Latents per read where all are read."""
 DType = np.dtype[Any]
 
 
@@ -35,7 +39,27 @@ class StoredLatents(Protocol):
     def fill(self, start: int, latents: Latents) -> None:
         """Reads from latent `start` on into a whole array. Raises `LatentsError` or `OSError`."""
 
+    def is_missing(self, latent: int) -> bool:
+        """Whether the file that should hold it does not exist."""
+
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Latents that cannot be decoded, each by its number."""
+
+    missing: list[int] = field(default_factory=list)
+    """Of chunks that do not exist."""
+    unreadable: list[int] = field(default_factory=list)
+    """Of chunks, or a file, that cannot be read."""
+    not_finite: list[int] = field(default_factory=list)
+    """With NaN or infinity."""
+    hash_differs: bool = False
+    """Whether the latents are not those of which the store states the hash."""
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unreadable or self.not_finite or self.hash_differs)
 
 
 def is_of_store(path: str) -> bool:
@@ -89,6 +113,30 @@ class LatentsReader(Closing):
         if not 0 <= start <= stop <= self.count:
             problem = f"latents {start} to {stop} of '{self._path}' were requested"
             raise LatentsError(f"{problem}; it holds {self.count}")
+        latents = self._read(start, stop)
+        check_finite(latents, start, str(self._path))
+        return latents
+
+    def find_damage(self) -> Damage:
+        """Reads all latents, in constant memory, and returns those that cannot be decoded."""
+        damage, chain = Damage(), Chain()
+        for start in range(0, self.count, _PIECE):
+            stop = min(start + _PIECE, self.count)
+            try:
+                latents = self._read(start, stop)
+            except LatentsError:
+                damage.unreadable.extend(range(start, stop))
+                continue
+            chain.extend(latents)
+            finite = np.isfinite(latents).all(axis=(1, 2, 3))
+            for index in (start + int(bad) for bad in np.flatnonzero(~finite)):
+                missing = self._stored.is_missing(index)
+                (damage.missing if missing else damage.not_finite).append(index)
+        if damage or self.digest in (None, chain.hexdigest):
+            return damage
+        return Damage(hash_differs=True)
+
+    def _read(self, start: int, stop: int) -> Latents:
         shape = (stop - start, *self.shape[1:])
         require_memory(math.prod(shape) * self.dtype.itemsize, f"{shape[0]} latents of '{self._path}'")
         latents: Latents = np.empty(shape, self.dtype)
@@ -97,7 +145,6 @@ class LatentsReader(Closing):
         except OSError as error:
             problem = f"cannot read latents {start} to {stop} of '{self._path}': {reason(error)}"
             raise LatentsError(f"{problem}; it is damaged, encode the video again") from error
-        check_finite(latents, start, str(self._path))
         return latents
 
     def chunks(self, latents: int, start: int = 0, stop: int | None = None) -> Iterator[Latents]:

@@ -132,6 +132,9 @@ class _ClipData:
             problem = f"'{self._path}' was cut short after it was opened"
             raise LatentsError(f"{problem}; do not change latents while they are read")
 
+    def is_missing(self, latent: int) -> bool:
+        return False
+
     def close(self) -> None:
         self._file.close()
 

@@ -82,16 +82,23 @@ class _Chunked:
             self._fill_from(index, first, latents[done : done + count])
             done += count
 
+    def is_missing(self, latent: int) -> bool:
+        path = self._path_of(latent // self._length)
+        return not path.exists() and not path.is_symlink()
+
     def close(self) -> None:
         """Nothing is held open."""
 
+    def _path_of(self, index: int) -> Path:
+        return self._folder / str(index) / "0" / "0" / "0"
+
     def _fill_from(self, index: int, first: int, part: Latents) -> None:
-        path = self._folder / str(index) / "0" / "0" / "0"
+        path = self._path_of(index)
 
         def fail(problem: str) -> LatentsError:
             return LatentsError(f"cannot read '{path}': {problem}; it is damaged, encode the video again")
 
-        if not path.exists() and not path.is_symlink():
+        if self.is_missing(index * self._length):
             part.fill(np.nan)  # a lost chunk, which is an error for whoever reads it
             return
         with open_regular(path, fail, follow=False) as file:

@@ -16,7 +16,8 @@ from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_MODEL
 SUMMARY = "what a bundle, latents, a checkpoint or a video is"
 DESCRIPTION = """\
 Describes a file or directory, and checks it as far as that is cheap: a bundle's hashes, a
-checkpoint's names and shapes.
+checkpoint's names and shapes, all latents. Latents that are missing, unreadable, not finite or
+changed since they were encoded are listed by number, with exit code 1.
 
   wfvae inspect bundle/         wfvae inspect checkpoint/     wfvae inspect in.mp4
   wfvae inspect latents.zarr    wfvae inspect runs/S1
@@ -26,6 +27,7 @@ frames:
 
   wfvae inspect in.mp4 --subbands --plot subbands.svg"""
 
+_DAMAGE = "damaged latents"
 _LATENTS_SUFFIXES = (".zarr", ".npy", ".safetensors")
 _BIN_WIDTH = "a bin width; expected a number of 8-bit levels above 0, such as 1"
 parse_bin_width = number_parser(float, sys.float_info.min, sys.float_info.max, _BIN_WIDTH)
@@ -56,9 +58,11 @@ def run(args: argparse.Namespace) -> int:
         return _subbands(args, path)
     facts = describe(path)
     width = max(map(len, facts))
-    lines = [f"{key.ljust(width)}  {_text(value)}" for key, value in facts.items() if value is not None]
-    show(args, facts, "\n".join(lines))
-    return 0
+    shown = {
+        key: value for key, value in facts.items() if value is not None and (key, value) != (_DAMAGE, {})
+    }
+    show(args, facts, "\n".join(f"{key.ljust(width)}  {_text(value)}" for key, value in shown.items()))
+    return 1 if facts.get(_DAMAGE) else 0
 
 
 def _recognise(path: Path) -> Callable[[Path], dict[str, Any]]:
@@ -129,7 +133,29 @@ def _latents(path: Path) -> dict[str, Any]:
         facts |= {"dtype": str(reader.dtype), "complete": reader.complete}
         info = reader.info.to_json()
         values = info.pop("kind")
-        return {**facts, **info, "values": values}
+        damage = reader.find_damage()
+    found = {
+        "missing": _ranges(damage.missing),
+        "unreadable": _ranges(damage.unreadable),
+        "not finite": _ranges(damage.not_finite),
+        "hash": "differs from what was encoded" if damage.hash_differs else "",
+    }
+    return {**facts, **info, "values": values, _DAMAGE: {key: text for key, text in found.items() if text}}
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Formats sorted numbers.
+
+    >>> _ranges([0, 3, 4, 5])
+    '0, 3-5'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _run(path: Path) -> dict[str, Any]:
