@@ -84,6 +84,8 @@ class StreamPool(Exclusive, Closing, Generic[F]):
         self._batch: list[PooledStream[F] | None] = []
         """Who has which row of `_state`. None while rows change, and after a change that failed."""
         self._state: StreamState | None = None
+        self.engine_seconds = 0.0
+        """Seconds spent in the backend so far."""
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -126,7 +128,8 @@ class StreamPool(Exclusive, Closing, Generic[F]):
         batch = [stream for stream in self._batch if stream is not None]
         feeds = [stream.feed for stream in batch]
         ready = [feed.ready for feed in feeds if not feed.draining]
-        outputs, _ = run_step(self._session, state, feeds, min([self._chunk, *ready]) if ready else 1)
+        outputs, seconds = run_step(self._session, state, feeds, min([self._chunk, *ready]) if ready else 1)
+        self.engine_seconds += seconds
         for stream in batch:
             stream.steps += 1
         # If there are more streams than rows, others come first when a row is free.

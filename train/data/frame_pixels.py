@@ -4,13 +4,12 @@ Matrices, ranges, alpha and rotation are read as at inference (`wfvae.video.stor
 aspect ratios are ignored there and here: the model sees stored pixels.
 """
 
-import math
-
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 
 from wfvae.train.data.video_file import UnusableError
+from wfvae.video.scaling import SCALER, cover_size, crop_centre
 from wfvae.video.stored_pixels import (
     LIMITED_TO_FULL,
     RGBArray,
@@ -21,24 +20,6 @@ from wfvae.video.stored_pixels import (
     range_of,
     sws_matrix,
 )
-
-# Bicubic, which swscale widens when it shrinks a picture, so that fine detail does not alias.
-# Accurate rounding and full chroma interpolation keep flat colours exact, bit-exact makes the
-# result the same on every CPU.
-_SCALER = int(
-    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
-)
-
-
-def cover_size(height: int, width: int, wanted: tuple[int, int]) -> tuple[int, int]:
-    """Returns the size of a picture resized, with its aspect kept, to just cover `wanted`.
-
-    >>> cover_size(720, 1280, (256, 256))
-    (256, 455)
-    """
-    if height * wanted[1] <= width * wanted[0]:
-        return wanted[0], max(wanted[1], math.floor(width * wanted[0] / height + 0.5))
-    return max(wanted[0], math.floor(height * wanted[1] / width + 0.5)), wanted[1]
 
 
 class PixelReader:
@@ -60,8 +41,7 @@ class PixelReader:
         height, width = self._size
         stored = (width, height) if orientation.transpose else (height, width)
         picture = orientation.apply(self._resized(frame, *cover_size(frame.height, frame.width, stored)))
-        top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
-        return np.ascontiguousarray(picture[top : top + height, left : left + width])
+        return crop_centre(picture, self._size)
 
     def _resized(self, frame: av.VideoFrame, height: int, width: int) -> RGBArray:
         # Transparent pixels may hold any colour: they are blended over black before any resizing.
@@ -86,7 +66,7 @@ class PixelReader:
             dst_colorspace=matrix,
             src_color_range=int(range_of(frame, self._codec)),
             dst_color_range=int(ColorRange.JPEG),
-            interpolation=_SCALER,
+            interpolation=SCALER,
             threads=1,
         )
         return np.asarray(out.to_ndarray(), np.uint8)

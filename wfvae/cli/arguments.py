@@ -206,17 +206,21 @@ def open_from(args: argparse.Namespace) -> Bundle:
     """Opens the bundle of the arguments."""
     from wfvae.runtime import open_bundle
 
-    return open_bundle(
-        args.bundle,
-        args.backend,
-        provider=args.provider,
-        device_id=args.device,
-        threads=args.threads,
-        tf32=args.tf32,
-        cuda_graphs=args.cuda_graphs,
-        precision_hint=args.precision_hint,
-        memory_limit=args.limit,
-    )
+    return open_bundle(args.bundle, **execution_options(args))
+
+
+def execution_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the arguments of `open_bundle` that the options of execution stand for."""
+    return {
+        "backend": args.backend,
+        "provider": args.provider,
+        "device_id": args.device,
+        "threads": args.threads,
+        "tf32": args.tf32,
+        "cuda_graphs": args.cuda_graphs,
+        "precision_hint": args.precision_hint,
+        "memory_limit": args.limit,
+    }
 
 
 def remarks(report: Report) -> str:

@@ -25,6 +25,7 @@ COMMANDS = (
     "export",
     "build",
     "encode",
+    "encode-dataset",
     "decode",
     "reconstruct",
     "verify",
@@ -69,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"wfvae {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        module = importlib.import_module(f"wfvae.cli.{name}")
+        module = importlib.import_module(f"wfvae.cli.{name.replace('-', '_')}")
         texts = {"help": module.SUMMARY, "description": module.DESCRIPTION}
         sub = subparsers.add_parser(name, formatter_class=formatter, **texts)
         module.configure(sub)

@@ -1,0 +1,9 @@
+"""A data set of videos to shards of latents, on one machine or a Ray cluster.
+
+To read it: `options` says what is made of a video, `videos` finds them, `plan` cuts the work into
+parts, `worker` makes the shard of one part from videos that `decoding` reads in processes of their
+own, `local` and `cluster` run workers, and `job` puts all of it together. The format of the shards
+is specified in `docs/datasets.md`.
+
+Nothing is imported here, since the processes that decode start often and need little.
+"""

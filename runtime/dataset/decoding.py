@@ -1,0 +1,262 @@
+"""Reading videos in processes of their own.
+
+A decoder that crashes, hangs or eats memory costs its video only: the process is killed, and the
+next video gets another one. Frames arrive through a pipe, which also reads ahead.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wfvae.errors import MediaError, WFVAEError
+from wfvae.runtime.closing import Closing
+from wfvae.runtime.dataset.children import ChildEnded, ChildProcess, connect_to_parent
+from wfvae.runtime.dataset.options import ClipOptions
+from wfvae.runtime.dataset.plan import Probe, Unit
+from wfvae.runtime.dataset.videos import Video, open_filesystem
+from wfvae.runtime.media.container_input import packet_count
+from wfvae.runtime.media.video_reader import VideoReader, open_video
+from wfvae.runtime.prefetch import Prefetch
+from wfvae.video.scaling import PictureScaler
+
+TIME_LIMIT = 60.0
+"""Seconds without a frame after which a decoder is taken to hang."""
+_COPIED_BYTES = 1 << 20
+_READ_AHEAD = 2
+
+Picture = npt.NDArray[np.uint8]
+
+
+class DecoderFailure(MediaError):
+    """A video that a decoder process could not read; the message says why.
+
+    `may_pass` says whether another attempt could do better.
+    """
+
+    def __init__(self, message: str, *, may_pass: bool) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
+
+
+@dataclass(frozen=True)
+class WindowStart:
+    """Announces a window, whose frames follow."""
+
+    window: int
+    first_frame: int
+    """Of the resampled video."""
+    source_height: int
+    source_width: int
+    fps: str
+    """Rate of the frames that follow."""
+
+
+class DecoderProcess(Closing):
+    """A process that reads one video after another. Use it from one thread."""
+
+    def __init__(self, time_limit: float = TIME_LIMIT) -> None:
+        self._time_limit = time_limit
+        self._child: ChildProcess | None = None
+
+    def close(self) -> None:
+        """Kills the process. The next request starts another one."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def probe(self, video: Video, count_packets: bool) -> Probe:
+        """Returns the facts of a video.
+
+        Raises `DecoderFailure`.
+        """
+        self._request("probe", video, count_packets)
+        result = self.receive()
+        assert isinstance(result, Probe)
+        self.receive()
+        return result
+
+    def decode(self, unit: Unit, options: ClipOptions, chunk: int) -> None:
+        """Begins to read a unit; `receive` returns what comes, until None."""
+        with suppress(DecoderFailure):  # `receive` reports it
+            self._request("decode", unit, options, chunk)
+
+    def receive(self) -> Probe | WindowStart | Picture | None:
+        """Returns a window's announcement, its next frames (T, H, W, 3), or None at the end.
+
+        Raises `DecoderFailure`.
+        """
+        if self._child is None:
+            raise DecoderFailure("its decoder crashed before it began", may_pass=True)
+        if not self._child.connection.poll(self._time_limit):
+            self.close()
+            problem = f"its decoder gave no frame for {self._time_limit:g} seconds"
+            raise DecoderFailure(f"{problem}; repair the file, or raise --time-limit", may_pass=True)
+        try:
+            message = self._child.receive()
+            if isinstance(message, _Shape):
+                frames = np.empty(message.shape, np.uint8)
+                self._child.receive_into(frames.reshape(-1).data)
+                return frames
+        except ChildEnded as error:
+            raise self._crash(error) from error
+        if isinstance(message, _Failure):
+            raise DecoderFailure(message.text, may_pass=message.may_pass)
+        received: Probe | WindowStart | None = message
+        return received
+
+    def _request(self, *message: Any) -> None:
+        if self._child is None:
+            self._child = ChildProcess(__name__)
+        try:
+            self._child.send(message)
+        except ChildEnded as error:
+            raise self._crash(error) from error
+
+    def _crash(self, how: ChildEnded) -> DecoderFailure:
+        self.close()
+        return DecoderFailure(f"its decoder crashed ({how}); repair or convert the file", may_pass=True)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Precedes the bytes of frames."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a video cannot be read."""
+
+    text: str
+    may_pass: bool
+
+
+def serve(connection: Connection) -> None:
+    """Answers the requests of a `DecoderProcess` until it closes."""
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            kind, *request = connection.recv()
+            try:
+                if kind == "probe":
+                    connection.send(_probe(*request))
+                else:
+                    _send_frames(connection, *request)
+                connection.send(None)
+            except (BrokenPipeError, ConnectionResetError):
+                raise
+            except (WFVAEError, OSError, MemoryError) as error:
+                text = str(error) or type(error).__name__
+                connection.send(_Failure(text, may_pass=not isinstance(error, WFVAEError)))
+
+
+@contextmanager
+def _local_file(video: Video) -> Iterator[Path]:
+    """Yields a local path of a video: of a file of its own, or of a nameless copy."""
+    filesystem, path = open_filesystem(video.url)
+    if video.length is None and "file" in filesystem.protocol:
+        yield Path(path)
+        return
+    with filesystem.open(path, "rb") as source, tempfile.TemporaryFile() as copy:
+        source.seek(video.offset)
+        left = video.length
+        while piece := source.read(_COPIED_BYTES if left is None else min(left, _COPIED_BYTES)):
+            copy.write(piece)
+            left = None if left is None else left - len(piece)
+        copy.flush()
+        yield Path(f"/proc/{os.getpid()}/fd/{copy.fileno()}")
+
+
+def _probe(video: Video, count_packets: bool) -> Probe:
+    with _local_file(video) as path:
+        with open_video(path) as reader:
+            info = reader.info
+        frames = info.frames or 0
+        if not frames and count_packets:
+            frames = packet_count(path)
+    return Probe(info.height, info.width, str(info.fps), frames)
+
+
+def _send_frames(connection: Connection, unit: Unit, options: ClipOptions, chunk: int) -> None:
+    """Sends the windows of a unit; the last one may be incomplete."""
+    with _local_file(unit.video) as path, open_video(path) as reader:
+        pictures = _pictures(reader, unit, options)
+        source = (reader.info.height, reader.info.width)
+        rate = (options.rate or reader.info.fps) / options.stride
+        with Prefetch(_stacks(pictures, unit, options, chunk), _READ_AHEAD) as stacks:
+            announced = -1
+            for window, stack in stacks:
+                if window != announced:
+                    first = window * (options.window_span or 0)
+                    connection.send(WindowStart(window, first, *source, str(rate)))
+                    announced = window
+                connection.send(_Shape(stack.shape))
+                connection.send_bytes(stack.reshape(-1).data)
+
+
+def _pictures(reader: VideoReader, unit: Unit, options: ClipOptions) -> Iterator[Picture]:
+    """Yields the unit's frames: resampled, every `stride`-th, scaled."""
+    first = unit.first_window * (options.window_span or 0)
+    resampled: Iterator[Picture]
+    if options.rate:
+        resampled = islice(_resampled(reader, options.rate), first, None)
+    else:
+        if first:
+            reader.seek_frames(first)
+        resampled = iter(reader)
+    scaler = PictureScaler((unit.height, unit.width), stretch=options.crop == "none")
+    for picture in islice(resampled, 0, None, options.stride):
+        yield scaler.scale(picture)
+
+
+def _resampled(reader: VideoReader, rate: Fraction) -> Iterator[Picture]:
+    """Yields the picture shown at each multiple of 1 / rate from the first frame on."""
+    start: Fraction | None = None
+    shown: Picture | None = None
+    given = 0
+    length = 1 / reader.info.fps
+    time = Fraction(0)
+    for picture, at in reader.frames_with_times():
+        start = at if start is None else start
+        time = at - start
+        while shown is not None and given / rate < time:
+            yield shown
+            given += 1
+        shown = picture
+    while shown is not None and given / rate < time + length:
+        yield shown
+        given += 1
+
+
+def _stacks(
+    pictures: Iterator[Picture], unit: Unit, options: ClipOptions, chunk: int
+) -> Iterator[tuple[int, Picture]]:
+    """Yields stacks of at most `chunk` frames, each with the number of its window."""
+    window, left = unit.first_window, options.frames
+    while stack := list(islice(pictures, chunk if left is None else min(chunk, left))):
+        yield window, np.stack(stack)
+        if left is not None:
+            left -= len(stack)
+            if not left:
+                window, left = window + 1, options.frames
+                if unit.windows is not None and window == unit.first_window + unit.windows:
+                    return
+
+
+if __name__ == "__main__":
+    # Pickled objects name this module, not `__main__`.
+    from wfvae.runtime.dataset import decoding
+
+    decoding.serve(connect_to_parent())

@@ -1,0 +1,185 @@
+"""Finding the videos of a data set: a folder, a glob, a table, or WebDataset shards."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+
+from wfvae.errors import DataError, MissingExtraError
+from wfvae.spec.records import Record
+from wfvae.video import VIDEO_SUFFIXES
+
+TABLES = (".csv", ".jsonl", ".parquet")
+PATH_COLUMN = "path"
+_TEXT_COLUMNS = (".txt", ".cls", ".caption")
+"""Members of a shard that are carried along as text, under their suffix."""
+
+
+class Video(Record, frozen=True):
+    """One video of the source."""
+
+    name: str
+    """Path or URL; of a shard's member, the shard's with the member's name behind it."""
+    url: str
+    """The file that holds it."""
+    columns: dict[str, Any] = msgspec.field(default_factory=dict)
+    """What the source says of it besides, such as a caption."""
+    offset: int = 0
+    length: int | None = None
+    """Its bytes in `url`; None: all of them."""
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """Returns the fsspec file system of a path or URL, and the path in it.
+
+    Raises:
+        MissingExtraError: fsspec, or the package of this protocol, is not installed.
+    """
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise MissingExtraError("encoding data sets", "fsspec", "datasets") from error
+    try:
+        filesystem, path = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"cannot open '{url}': {error}") from error
+    return filesystem, path
+
+
+def find_videos(source: str, path_column: str = PATH_COLUMN) -> list[Video]:
+    """Lists the videos of a source, in an order that does not depend on the machine.
+
+    Args:
+        source: a folder, a glob, a `.csv`, `.jsonl` or `.parquet` table with a column of paths, or
+            `.tar` shards (also as a glob); a local path or a URL that fsspec knows. Relative paths
+            in a table are relative to it.
+
+    Raises:
+        DataError: the source is missing, unreadable, or has no videos.
+    """
+    filesystem, path = open_filesystem(source)
+    suffix = PurePosixPath(path).suffix.lower()
+    try:
+        if suffix in TABLES:
+            videos = list(_table_videos(filesystem, path, suffix, path_column))
+        elif any(sign in path for sign in "*?["):
+            videos = _listed(filesystem, sorted(filesystem.glob(path)))
+        elif filesystem.isdir(path):
+            found = sorted(filesystem.find(path))
+            videos = _listed(filesystem, [p for p in found if not _is_hidden(p[len(path) :])])
+        elif filesystem.exists(path):
+            videos = _listed(filesystem, [path])
+        else:
+            raise DataError(f"no such file or folder: '{source}'; check the path")
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"cannot read '{source}': {error}; check the path and its permissions") from error
+    if not videos:
+        endings = ", ".join(sorted(VIDEO_SUFFIXES))
+        raise DataError(
+            f"no videos in '{source}'; expected files ending in {endings}, or .tar shards of them"
+        )
+    return videos
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(path).parts)
+
+
+def _listed(filesystem: Any, paths: list[str]) -> list[Video]:
+    videos: list[Video] = []
+    for path in paths:
+        suffix = PurePosixPath(path).suffix.lower()
+        if suffix == ".tar":
+            videos += _shard_videos(filesystem, path)
+        elif suffix in VIDEO_SUFFIXES:
+            url = _url(filesystem, path)
+            videos.append(Video(url, url))
+    return videos
+
+
+def _url(filesystem: Any, path: str) -> str:
+    """Returns a path as the user would write it: plain for local files."""
+    local = "file" in filesystem.protocol or "local" in filesystem.protocol
+    return path if local else str(filesystem.unstrip_protocol(path))
+
+
+def _shard_videos(filesystem: Any, path: str) -> Iterator[Video]:
+    """Lists the videos of a WebDataset shard, without reading their bytes.
+
+    A sample's other members become columns: `.json` objects key by key, text under its suffix.
+    """
+    url, columns = _url(filesystem, path), dict[str, dict[str, Any]]()
+    members: list[tuple[str, str, int, int]] = []
+    with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+            if not member.isfile():
+                continue
+            folder, _, base = member.name.rpartition("/")
+            stem, _, ending = base.partition(".")
+            key = f"{folder}/{stem}"
+            suffix = f".{ending.rpartition('.')[2].lower()}"
+            if suffix in VIDEO_SUFFIXES:
+                members.append((key, member.name, member.offset_data, member.size))
+            elif suffix == ".json" or suffix in _TEXT_COLUMNS:
+                content = archive.extractfile(member)
+                text = content.read().decode("utf-8", "replace") if content else ""
+                columns.setdefault(key, {}).update(_columns_of(suffix, text, f"{url}/{member.name}"))
+    for key, name, offset, length in members:
+        yield Video(f"{url}/{name}", url, columns.get(key, {}), offset, length)
+
+
+def _columns_of(suffix: str, text: str, name: str) -> dict[str, Any]:
+    if suffix != ".json":
+        return {suffix.lstrip("."): text}
+    return _json_object(text, name)
+
+
+def _json_object(text: str, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"'{name}' is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"'{name}' holds {type(values).__name__}; expected a JSON object")
+    return values
+
+
+def _table_videos(filesystem: Any, path: str, suffix: str, column: str) -> Iterator[Video]:
+    base = PurePosixPath(path).parent
+    for number, row in enumerate(_table_rows(filesystem, path, suffix), start=1):
+        value = row.pop(column, None)
+        if not isinstance(value, str) or not value:
+            known = ", ".join(map(str, row)) or "none"
+            problem = f"row {number} of '{path}' has no text in column {column!r}"
+            raise DataError(f"{problem} (other columns: {known}); name the column with --path-column")
+        if "://" not in value and not PurePosixPath(value).is_absolute():
+            value = _url(filesystem, str(base / value))
+        yield Video(value, value, row)
+
+
+def _table_rows(filesystem: Any, path: str, suffix: str) -> Iterator[dict[str, Any]]:
+    with filesystem.open(path, "rb") as file:
+        if suffix == ".csv":
+            with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+                yield from csv.DictReader(text)
+        elif suffix == ".jsonl":
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _json_object(line.decode("utf-8", "replace"), f"line {number} of {path}")
+        else:
+            try:
+                from pyarrow import ArrowException, parquet
+            except ImportError as error:
+                raise MissingExtraError("reading Parquet tables", "pyarrow", "datasets") from error
+            try:
+                for batch in parquet.ParquetFile(file).iter_batches():
+                    yield from batch.to_pylist()
+            except ArrowException as error:
+                raise DataError(f"cannot read '{path}' as Parquet: {error}") from error
