@@ -81,7 +81,7 @@ def on_one_clock(packets: Iterable[Any], clock: PacketClock) -> Iterator[Any]:
 def audio_on_one_clock(packets: Iterable[Any], *, restarts: bool, with_video: bool) -> Iterator[Any]:
     """Yields the packets of all audio streams, with jumps of the clock closed.
 
-    A packet that would not come after the one before it is dropped.
+    Packets that overlap after a jump are dropped.
 
     Args:
         packets: of the audio streams, in the file's order.
@@ -98,11 +98,13 @@ def audio_on_one_clock(packets: Iterable[Any], *, restarts: bool, with_video: bo
         while waiting and (all_of_them or waiting[0][1] <= video.epoch or len(waiting) > longest):
             packet, epoch = waiting.popleft()
             index = packet.stream.index
-            follows_video = epoch <= video.epoch
-            shift(packet, video.offsets[epoch] if follows_video else own[index].offsets[epoch])
-            if packet.dts is None or packet.dts > latest.get(index, packet.dts - 1):
-                latest[index] = packet.dts if packet.dts is not None else latest.get(index, 0)
-                yield packet
+            shift(packet, video.offsets[epoch] if epoch <= video.epoch else own[index].offsets[epoch])
+            if packet.dts is not None:
+                # Matroska may repeat a short packet's time; after a jump the parts may overlap.
+                if packet.dts < latest.get(index, packet.dts - 1) + bool(epoch):
+                    continue
+                latest[index] = packet.dts
+            yield packet
 
     for packet in packets:
         if not packet.size:

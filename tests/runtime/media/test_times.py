@@ -3,6 +3,7 @@
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from fixtures.odd_videos import (
 )
 from fixtures.videos import FPS, audio_packets, load, moving, one_line, save
 from wfvae.errors import MediaError
-from wfvae.runtime.media.timeline import FrameTimes, PacketClock, on_one_clock
+from wfvae.runtime.media.timeline import FrameTimes, PacketClock, audio_on_one_clock, on_one_clock
 from wfvae.runtime.media.video_info import OutputVideo
 from wfvae.runtime.media.video_reader import open_video
 from wfvae.runtime.media.video_writer import open_video_writer
@@ -42,8 +43,9 @@ class Packet:
 
     time_base = MILLISECOND
 
-    def __init__(self, dts: int | None) -> None:
-        self.dts, self.pts, self.duration = dts, dts, 40
+    def __init__(self, dts: int | None, kind: str = "video") -> None:
+        self.dts, self.pts, self.duration, self.size = dts, dts, 40, 1
+        self.stream = SimpleNamespace(index=("video", "audio").index(kind), type=kind)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,24 @@ def test_jumps_of_a_clock_are_closed(
 ) -> None:
     packets = on_one_clock([Packet(stamp) for stamp in stamps], PacketClock(restarts=restarts))
     assert [packet.dts for packet in packets] == mended
+
+
+@pytest.mark.parametrize(
+    ("stamps", "mended"),
+    [
+        ("v0 a0 v40 a30 v80 a60 v120 a90", [0, 30, 60, 90]),
+        ("v0 a0 a1 a1 a2 v40", [0, 1, 1, 2]),  # shorter than the tick
+        ("v900 a900 v940 a930 v0 a0 v40 a30", [900, 930, 980, 1010]),
+        ("v900 a900 v940 a930 a0 a30 v0 v40", [900, 930, 980, 1010]),  # its clock jumps first
+        ("v900 a900 v940 a990 v0 a0 a30 v40", [900, 990, 1010]),  # its parts overlap
+        ("a900 a930 a0 a30", [900, 930, 970, 1000]),  # the video ends before
+    ],
+)
+def test_audio_is_shifted_as_the_video_is(stamps: str, mended: list[int]) -> None:
+    kinds = {"v": "video", "a": "audio"}
+    packets = [Packet(int(word[1:]), kinds[word[0]]) for word in stamps.split()]
+    found = list(audio_on_one_clock(packets, restarts=True, with_video=True))
+    assert [packet.dts for packet in found] == mended
 
 
 def test_rising_times_are_kept_exactly() -> None:
