@@ -4,3 +4,8 @@
 `encoder_plan` maps what is wanted (`OutputVideo`) to an encoder and its settings, which
 `output_container` carries out; `segmented_writer` uses both to write what can be resumed.
 """
+
+import os
+
+# SVT-AV1 reads it when it starts, and else reports its settings on standard error.
+os.environ.setdefault("SVT_LOG", "1")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fixtures.odd_videos import transport_stream
-from fixtures.program import Program
+from fixtures.program import Program, run_process
 from fixtures.videos import distance, like, load, moving, one_line, save
 from wfvae.errors import MediaError
 from wfvae.runtime.media.encoder_plan import MUXERS
@@ -102,3 +102,11 @@ def test_transport_stream_is_reconstructed_with_any_encoder(
     assert report["frames"] == len(frames) == 13
     first = 1 if ending == ".avi" else 0  # whose first frame is shown until the video begins
     assert np.ptp(np.diff([float(time) for time in times[first:]])) < 0.0011
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codec", ["libx265", "libsvtav1", "libvpx-vp9"])
+def test_encoders_print_nothing(bundle: Path, tmp_path: Path, codec: str) -> None:
+    source = save(tmp_path / "in.mp4", moving(5))
+    code, _, err = run_process("reconstruct", bundle, source, tmp_path / "out.mkv", "--codec", codec)
+    assert (code, err) == (0, "")
