@@ -1,8 +1,13 @@
 """How fast is each backend and precision on this GPU, with how much memory, and do they agree?
 
     python benchmarks/gpu.py                    ten minutes; writes benchmarks/results/gpu.json
+    python benchmarks/gpu.py --first-minute     only which engines work here, and how fast
     python benchmarks/gpu.py --presets S --sizes 512 --budget 120
     python benchmarks/gpu.py --smoke            toy size on a CPU: tests the program only
+
+It first prints a line for each of TensorRT, TensorRT-RTX, ONNX Runtime's CUDA provider and its
+plug-in for TensorRT-RTX, in less than two minutes: error and speed, or why it does not work here.
+Exit codes: 0 done, 1 nothing could be measured, 2 no GPU or wrong use.
 
 The job is that of the paper's Fig. 4: 33 frames of 256, 512 and 768 squared, encoded and decoded,
 whole and in chunks of 4, 8 and 16 frames, with random weights. Backends and precisions take turns
@@ -36,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_first_minute import first_minute
 from gpu_worker import DIRECT, OUT_OF_MEMORY, STEPS, Clips, Job, Run, serve
 from harness.processes import NotMeasured
 from harness.record import RESULTS, finish, machine, side, whole_clip
@@ -365,6 +371,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--runs", type=int, default=MINIMUM_RUNS, help=f"at least {MINIMUM_RUNS}")
     add("--budget", type=float, default=580, help="seconds in all (default: %(default)s)")
     add("--json", type=Path, help="result file (default: results/gpu.json; none for --smoke)")
+    add("--first-minute", action="store_true", help="only which engines work here")
     add("--smoke", action="store_true", help="toy size on the CPU: tests the program")
     options = parser.parse_args(arguments)
     if options.smoke:
@@ -383,13 +390,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     fields = ("name", "driver_version", "memory.total")
     gpu = None if options.smoke else query_gpu(*fields)
+    if options.smoke:
+        # Nothing is measured, and threads of several processes would wait for each other.
+        os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        engines = first_minute(Path(folder), options.smoke)
     if gpu is None and not options.smoke:
         text = "no NVIDIA GPU here (nvidia-smi finds none); --smoke tests the program on a CPU"
         print(text, file=sys.stderr)
         return 2
-    if options.smoke:
-        # Nothing is measured, and threads of several processes would wait for each other.
-        os.environ["OMP_NUM_THREADS"] = "1"
+    if options.first_minute:
+        return 0 if any("reason" not in facts for facts in engines.values()) else 1
     with tempfile.TemporaryDirectory() as folder:
         benchmark = Benchmark(options, Path(folder))
         benchmark.run()
@@ -397,6 +408,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.machine = {"gpu": gpu and dict(zip(fields, gpu, strict=True)), **machine(1)}
     about = {"smoke": options.smoke, "note": smoke if options.smoke else "random weights"}
     about["job"] = {key: getattr(options, key) for key in ("frames", "sizes", "chunks", "runs", "budget")}
+    about["first_minute"] = engines
     about["seconds"] = time.monotonic() - benchmark.began
     collected = ("backends", "cases", "parity", "streams", "skipped")
     print(table(finish(options, **about, **{key: getattr(benchmark, key) for key in collected})))

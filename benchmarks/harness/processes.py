@@ -25,23 +25,25 @@ def reason_of(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:_REASON_LENGTH]
 
 
-def run_isolated(function: str, job: dict[str, Any], threads: int) -> dict[str, Any]:
+def run_isolated(
+    function: str, job: dict[str, Any], threads: int, patience: float = PATIENCE
+) -> dict[str, Any]:
     """Calls `function` ("module:name", in this folder) with `job` in a fresh process.
 
     Returns:
         The function's result, passed as JSON.
 
     Raises:
-        NotMeasured: the function raised, the process died, or it took longer than `PATIENCE`.
+        NotMeasured: the function raised, the process died, or it took longer than `patience`.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-c", _CHILD, str(BENCHMARKS), function, json.dumps(job)]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False
+            command, capture_output=True, text=True, env=environment, timeout=patience, check=False
         )
     except subprocess.TimeoutExpired:
-        raise NotMeasured(f"no result after {PATIENCE:.0f} s") from None
+        raise NotMeasured(f"no result after {patience:.0f} s") from None
     try:
         found = json.loads(done.stdout.strip().splitlines()[-1])  # libraries may have printed before
     except (ValueError, IndexError):

@@ -29,9 +29,18 @@ def test_smoke_measures_cpu_variants_and_names_the_others(tmp_path: Path) -> Non
     assert len(result["parity"]) == 10 and all(found["max_abs"] < 1e-4 for found in result["parity"])
     assert {found["variant"]: found["largest_batch"] for found in result["streams"]} == dict.fromkeys(ran, 2)
     assert done.stdout.count("skipped: ") == 2 and "parity: " in done.stdout
+    # The code that GPUs run in the first minute, on the CPU.
+    first = done.stdout.splitlines()[:2]
+    assert [line.partition(": works; ")[0].split(" CPU")[0] for line in first] == ["ONNX Runtime"] * 2
+    assert all("encoder 0.0e+00, decoder 0.0e+00; " in line and " frames/s" in line for line in first)
+    assert {tuple(facts["errors"].values()) for facts in result["first_minute"].values()} == {(0.0, 0.0)}
 
 
-def test_missing_gpu_is_one_line() -> None:
-    environment = {**ENVIRONMENT, "PATH": ""}  # without nvidia-smi
+def test_missing_gpu_is_one_line_and_one_for_each_engine() -> None:
+    environment = {**ENVIRONMENT, "PATH": "", "CUDA_VISIBLE_DEVICES": ""}  # without nvidia-smi, too
     done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 2 and "no NVIDIA GPU here" in done.stderr and "--smoke" in done.stderr
+    engines = ("TensorRT", "TensorRT-RTX", "ONNX Runtime CUDA", "TensorRT plug-in")
+    lines = done.stdout.splitlines()
+    assert [line.partition(": does not work here: ")[0] for line in lines] == list(engines)
+    assert all(len(line.partition(": does not work here: ")[2]) > 10 for line in lines)
