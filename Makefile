@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    "$$python" -m venv .venv; \
 	fi
 	@echo "installing wfvae and its requirements into .venv (a minute or more, without output)"
-	$(PY) -m pip install $(PIP_FLAGS) -e '.[export,train,eval,openvino,tensorboard,ray,benchmarks,dev]' -c constraints.txt
+	$(PY) -m pip install $(PIP_FLAGS) -e '.[export,train,eval,openvino,rtx,tensorboard,ray,benchmarks,dev]' -c constraints.txt
 	@touch $@
 
 test: env ## run the test suite; options for pytest in PYTEST_ARGS='-k haar'

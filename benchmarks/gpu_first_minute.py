@@ -175,7 +175,7 @@ def open_engine(
         )
     if engine in (TENSORRT, RTX):
         shutil.copytree(bundle, own)  # with engines of this flavour only
-        build(own, side, ["--flavour", "rtx"] if engine == RTX else [])
+        build(own, side, "rtx" if engine == RTX else "tensorrt")
         opened = open_bundle(own, "tensorrt")
     else:
         opened = open_bundle(bundle, provider="cuda" if engine == CUDA else "cpu", verify=False)
@@ -221,12 +221,12 @@ class SessionSteps:
         return result
 
 
-def build(bundle: Path, side: int, flavour: list[str]) -> None:
+def build(bundle: Path, side: int, flavour: str) -> None:
     """Builds engines for this size only, quickly."""
     from wfvae.cli.main import main
 
     command = ["build", str(bundle), "--size", f"{side}x{side}", "--chunk", str(LATENTS)]
-    if code := main([*command, "--optimization-level", "1", *flavour]):
+    if code := main([*command, "--optimization-level", "1", "--flavour", flavour]):
         raise NotMeasured(f"'wfvae build' ended with code {code}")
 
 

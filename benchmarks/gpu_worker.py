@@ -284,7 +284,8 @@ def build(job: Job, path: Path) -> None:
         return
     sizes = sorted(job.sizes)
     side = f"{sizes[0]}:{sizes[len(sizes) // 2]}:{sizes[-1]}"
-    command = ["build", str(path), "--height", side, "--width", side, "--batch", f"1:1:{ENGINE_ROWS}"]
+    command = ["build", str(path), "--flavour", "tensorrt", "--height", side, "--width", side]
+    command += ["--batch", f"1:1:{ENGINE_ROWS}"]
     command += ["--chunk", str(max(job.chunks) // RATIO), "--whole-clip", str(1 + (job.frames - 1) // RATIO)]
     if code := main(command):
         raise NotMeasured(f"'wfvae build' ended with code {code}")

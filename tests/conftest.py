@@ -94,11 +94,12 @@ def exported(
     tmp_path_factory: pytest.TempPathFactory, reference_dir: Path, small_model: Callable[..., WFVAE]
 ) -> Callable[..., Path]:
     """`exported(name, **options)`: a bundle's directory, made once for all processes. `name` is a
-    folder of the reference data, or `small`. Do not write into it."""
+    folder of the reference data, `small`, or a preset. Do not write into it."""
 
     @cache
     def export(name: str, **options: Any) -> Path:
         from wfvae.export.bundle import ExportOptions, export_bundle
+        from wfvae.model.config import WFVAEConfig
         from wfvae.model.vae import WFVAE
 
         base = tmp_path_factory.getbasetemp()
@@ -106,7 +107,12 @@ def exported(
         key = hashlib.sha256(repr((name, sorted(options.items()))).encode()).hexdigest()[:16]
         made = shared / "bundles" / key
         if not made.exists():
-            model = small_model() if name == "small" else WFVAE.from_pretrained(reference_dir / name)
+            if name == "small":
+                model = small_model()
+            elif name in ("S", "M", "L"):
+                model = WFVAE(WFVAEConfig.preset(name)).eval()  # random, but built from the same shapes
+            else:
+                model = WFVAE.from_pretrained(name if name == "tiny" else reference_dir / name)
             own = tmp_path_factory.mktemp("bundle")
             export_bundle(model, own / name, ExportOptions(**{"direct": True, **options}))
             made.parent.mkdir(exist_ok=True)

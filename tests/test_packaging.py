@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 EXTRAS = "PIL cuda huggingface_hub lpips onnx onnx_graphsurgeon onnxscript openvino polygraphy skimage"
-NOT_IN_BASE = {*EXTRAS.split(), "tensorrt", "torch", "torchmetrics", "torchvision"}
+NOT_IN_BASE = {*EXTRAS.split(), "tensorrt", "tensorrt_rtx", "torch", "torchmetrics", "torchvision"}
 """Not part of the base installation, so nothing that runs on it may need them."""
 NEEDS_ONLY_THE_BASE = {"errors", "files", "machine", "runtime", "spec", "video"}
 LAZY_NAMES = set(wfvae.__all__) - {"__version__"}
@@ -107,6 +107,6 @@ def test_tested_versions_are_pinned() -> None:
     """All requirements are in constraints.txt but TensorRT, whose version the driver decides."""
     project = PYPROJECT["project"]
     required = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
-    names = set(re.findall(r"^[\w-]+", "\n".join(required), re.M)) - {"wfvae", "tensorrt", "cuda-bindings"}
+    names = set(re.findall(r"^[\w-]+", "\n".join(required), re.M)) - {"wfvae", "tensorrt"}
     pinned = re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.M)
     assert names - set(pinned) == set()

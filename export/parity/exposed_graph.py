@@ -72,6 +72,13 @@ class ExposedGraph:
             found[name] = FrameAxis(axis, per_latent, size)
         return found
 
+    @cached_property
+    def _types(self) -> dict[str, Any]:
+        """ONNX's numbers of the types of inner tensors and outputs."""
+        inferred = onnx.shape_inference.infer_shapes(self.model).graph
+        values = (*inferred.value_info, *inferred.output)
+        return {value.name: value.type.tensor_type.elem_type for value in values}
+
     @property
     def order(self) -> list[str]:
         return [output for node in self.model.graph.node for output in node.output if output]
@@ -135,6 +142,8 @@ class ExposedGraph:
         from polygraphy.backend.onnx import modify_outputs
 
         model: onnx.ModelProto = modify_outputs(self.model, outputs=list(dict.fromkeys(names)), copy=True)
+        for output in model.graph.output:  # TensorRT's parser wants their types
+            output.type.tensor_type.elem_type = self._types[output.name]
         return model
 
     def open(self, names: Collection[str]) -> Infer:
@@ -168,9 +177,7 @@ class ExposedGraph:
         """
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
-        inferred = onnx.shape_inference.infer_shapes(model).graph
-        values = (*inferred.value_info, *inferred.output)
-        sizes = {value.name: _FLOAT_BYTES.get(value.type.tensor_type.elem_type) for value in values}
+        sizes = {name: _FLOAT_BYTES.get(kind) for name, kind in self._types.items()}
         names = [name for name in self.order if sizes.get(name)]
         del model.graph.output[:]
         for name in names:

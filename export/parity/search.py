@@ -7,6 +7,7 @@ TensorRT runner is experimental: it has not run on a GPU.
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,12 +16,14 @@ import numpy as np
 import onnx
 from onnx.external_data_helper import load_external_data_for_model
 
+from wfvae.errors import InputError
 from wfvae.export.parity.difference import Array
 from wfvae.export.parity.exposed_graph import ExposedGraph, Feeds, Infer, blocks
 from wfvae.export.parity.plans import Job, clip_input, describe_steps
 from wfvae.export.parity.rules import Rule
 from wfvae.runtime.bundle import Bundle
 from wfvae.spec.frames import lead_frames, padded_size
+from wfvae.spec.tensorrt_api import RTX
 
 OpenRunner = Callable[
     [ExposedGraph, onnx.ModelProto, Sequence[Feeds]], contextlib.AbstractContextManager[Infer]
@@ -213,7 +216,12 @@ def open_tensorrt(graph: ExposedGraph, model: onnx.ModelProto, feeds: Sequence[F
 
 
 def tensorrt_runner(graph: ExposedGraph, model: onnx.ModelProto, feeds: Sequence[Feeds]) -> Any:
-    """Returns a Polygraphy runner that builds a strongly typed engine for the shapes of `feeds`."""
+    """Returns a Polygraphy runner that builds a strongly typed engine for the shapes of `feeds`.
+
+    It drives the flavour that the bundle's engines are of.
+    """
+    described = graph.bundle.backend.describe()
+    use_flavour(described["flavour"])
     from polygraphy.backend.trt import (
         CreateConfig,
         EngineFromNetwork,
@@ -224,7 +232,6 @@ def tensorrt_runner(graph: ExposedGraph, model: onnx.ModelProto, feeds: Sequence
 
     from wfvae.runtime.backends.nvidia.cuda import Cuda
 
-    described = graph.bundle.backend.describe()
     Cuda(int(described["device"].partition(":")[2]))  # Polygraphy takes the thread's GPU
     load_external_data_for_model(model, str(graph.bundle.path))
     profile = Profile()
@@ -235,6 +242,21 @@ def tensorrt_runner(graph: ExposedGraph, model: onnx.ModelProto, feeds: Sequence
     network = NetworkFromOnnxBytes(model.SerializeToString(), strongly_typed=True)
     config = CreateConfig(profiles=[profile], tf32=described["tf32"] == "true")
     return TrtRunner(EngineFromNetwork(network, config), name="tensorrt")
+
+
+def use_flavour(name: str) -> None:
+    """Makes Polygraphy drive a flavour, as its variable POLYGRAPHY_USE_TENSORRT_RTX does.
+
+    Raises `InputError` if this process uses Polygraphy with the other flavour already: its modules
+    import one of them for good.
+    """
+    from polygraphy import config
+
+    uses_rtx = name == RTX.name
+    if "polygraphy.backend.trt" in sys.modules and uses_rtx != config.USE_TENSORRT_RTX:
+        problem = f"Polygraphy can't change to the flavour {name} in a process that used the other flavour"
+        raise InputError(f"{problem}; verify the engines of each flavour in a process of its own")
+    config.USE_TENSORRT_RTX = uses_rtx
 
 
 RUNNERS: Mapping[str, OpenRunner] = {

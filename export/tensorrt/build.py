@@ -1,4 +1,5 @@
-"""Builds a bundle's TensorRT engines: one per direction, with profiles from the manifest's shapes.
+"""Builds a bundle's engines with TensorRT or TensorRT-RTX: one per direction, with profiles from
+the manifest's shapes.
 
 The networks are strongly typed: the graphs fix every type, so a bundle's precision is its engines'.
 Polygraphy's loaders are not used, since they print TensorRT's reasons instead of returning them,
@@ -7,17 +8,18 @@ and cannot ask for an editable timing cache.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec import structs
 
-from wfvae.errors import BundleError
+from wfvae.errors import BundleError, InputError
 from wfvae.export.tensorrt.progress import BuildProgress, Progress, cancelling, make_monitor
 from wfvae.files import write_whole
 from wfvae.spec.manifest import GraphSpec, Manifest
-from wfvae.spec.tensorrt_api import Builder, ErrorLog, IBuilderConfig, OnnxParser, TensorRT
+from wfvae.spec.tensorrt_api import Builder, IBuilderConfig, INetworkDefinition, OnnxParser, Shape, TensorRT
 from wfvae.spec.tensorrt_engines import (
     ENGINES_FOLDER,
     BuildSettings,
@@ -41,7 +43,7 @@ class TimingCacheFile:
     read_only: bool = False
     """Take every choice from the cache, and fail where it has none."""
 
-    def attach(self, trt: TensorRT, config: IBuilderConfig, log: ErrorLog) -> None:
+    def attach(self, trt: TensorRT, config: IBuilderConfig) -> None:
         """Makes a build use the cache. Raises `BundleError` if it is missing or does not fit."""
         # Without this flag a cache holds timings; with it, the choices themselves.
         config.set_flag(trt.member("BuilderFlag", "EDITABLE_TIMING_CACHE"))
@@ -50,8 +52,8 @@ class TimingCacheFile:
         cache = config.create_timing_cache(self._content())
         if cache is None or not config.set_timing_cache(cache, False):
             raise BundleError(
-                f"{trt} refuses the timing cache {self.path}: {log.take()}; it is of another GPU or version,"
-                " or damaged; choose another file with --timing-cache, or delete it"
+                f"{trt} refuses the timing cache {self.path}: {trt.log.take()}; it is of another GPU or"
+                " version, or damaged; choose another file with --timing-cache, or delete it"
             )
 
     def save(self, config: IBuilderConfig) -> None:
@@ -79,6 +81,8 @@ class BuildReport:
     built: tuple[EngineRecord, ...]
     kept: tuple[EngineRecord, ...]
     """Engines that existed already, unchanged."""
+    warnings: tuple[str, ...] = ()
+    """What the builder warned of, each text once."""
 
 
 def timing_cache_path(bundle: Path, target: Target) -> Path:
@@ -96,25 +100,31 @@ def build_engines(
     again: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> BuildReport:
-    """Builds the missing engines (experimental: not yet run on a GPU).
+    """Builds the missing engines (experimental: they have not run on a GPU yet).
 
-    Each finished engine is listed in the manifest at once, and stays if a later one fails.
+    Portable engines, of TensorRT-RTX, need no GPU here. Each finished engine is listed in the
+    manifest at once, and stays if a later one fails.
 
     Args:
         settings: sizes and choices. A bundle of fixed size overrides height and width.
-        target: TensorRT's version and the GPU, which must be the calling thread's.
-        timing_cache: None keeps one in the bundle, per GPU and version.
+        target: of `trt`. If it names a GPU, this must be the calling thread's.
+        timing_cache: None keeps one in the bundle, per GPU and version. Portable engines have none,
+            since their kernels are chosen where they run.
         again: also build engines that exist.
         progress: called from TensorRT's threads.
 
     Raises:
         BundleError: the bundle is damaged, or TensorRT can't build it; with TensorRT's reason.
+        InputError: a tensor would have more values than TensorRT takes; with both numbers.
         KeyboardInterrupt: by Ctrl-C; no partial file is left.
     """
     manifest = Manifest.read(bundle)
     manifest.verify_files(bundle)
     settings = fit_settings(settings, manifest)
-    cache = timing_cache or TimingCacheFile(timing_cache_path(bundle, target))
+    cache = None
+    if not trt.flavour.portable:
+        cache = timing_cache or TimingCacheFile(timing_cache_path(bundle, target))
+    trt.log.take_warnings()  # of something else that this process did
     built, kept = [], []
     for key, graph in manifest.graphs.items():
         profiles = profiles_for(settings, graph)
@@ -141,7 +151,7 @@ def build_engines(
             write_whole(bundle / record.file, content)
             list_engine(bundle, record)
         built.append(record)
-    return BuildReport(tuple(built), tuple(kept))
+    return BuildReport(tuple(built), tuple(kept), tuple(trt.log.take_warnings()))
 
 
 def _find(planned: EngineRecord, manifest: Manifest, bundle: Path) -> EngineRecord | None:
@@ -158,64 +168,104 @@ def _build(
     bundle: Path,
     graph: GraphSpec,
     planned: EngineRecord,
-    cache: TimingCacheFile,
+    cache: TimingCacheFile | None,
     trt: TensorRT,
     progress: BuildProgress,
 ) -> Iterator[memoryview]:
     """Yields the serialized engine of one graph, whose memory TensorRT owns."""
-    log = ErrorLog()
-    logger = trt.logger(log)
-    builder: Builder = trt.interface("Builder")(logger)
+    builder: Builder = trt.interface("Builder")(trt.logger)
     network = builder.create_network(1 << int(trt.member("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")))
-    parser: OnnxParser = trt.interface("OnnxParser")(network, logger)
-    _parse(parser, bundle / graph.file, trt, log)
+    parser: OnnxParser = trt.interface("OnnxParser")(network, trt.logger)
+    _parse(parser, bundle / graph.file, trt)
+    for profile in planned.profiles:
+        _check_tensors(network, profile, graph, trt)
     config = builder.create_builder_config()
-    _configure(config, planned.settings, trt)
+    _configure(config, planned, trt)
     # The configuration only refers to the monitor, which therefore must outlive it.
     config.progress_monitor = monitor = make_monitor(trt, progress)
     for profile in planned.profiles:
-        _add_profile(builder, config, profile, graph, log)
-    cache.attach(trt, config, log)
+        _add_profile(builder, config, profile, graph, trt)
+    if cache is not None:
+        cache.attach(trt, config)
     memory = builder.build_serialized_network(network, config)
     if progress.cancelled:
         raise KeyboardInterrupt
     if memory is None:
         text = f"{trt} could not build {graph.file}"
-        cause = ", or the timing cache has no entry for a kernel (it is read-only)"
-        raise BundleError(
-            f"{text}{cause if cache.read_only else ''}: {log.take()}; narrower"
-            " --batch, --chunk, --height or --width need less memory"
-        )
-    cache.save(config)
+        read_only = cache is not None and cache.read_only
+        cause = ", or the timing cache has no entry for a kernel (it is read-only)" if read_only else ""
+        reason = trt.log.take()
+        advice = "; narrower --batch, --chunk, --height or --width need less, and --workspace allows more"
+        of_memory = any(word in reason.lower() for word in ("memory", "workspace"))
+        raise BundleError(f"{text}{cause}: {reason}{advice if of_memory else ''}")
+    if cache is not None:
+        cache.save(config)
     yield memoryview(memory)
-    del parser, monitor, logger
+    del parser, monitor
 
 
-def _parse(parser: OnnxParser, path: Path, trt: TensorRT, log: ErrorLog) -> None:
+def _parse(parser: OnnxParser, path: Path, trt: TensorRT) -> None:
     if parser.parse_from_file(str(path)) and not parser.num_errors:
         return
     errors = [parser.get_error(index) for index in range(min(parser.num_errors, 3))]
     reasons = "; ".join(" ".join(f"{error.node_name()}: {error.desc()}".split()) for error in errors)
-    raise BundleError(f"{trt} can't read {path.name}: {reasons or log.take()}")
+    raise BundleError(f"{trt} can't read {path.name}: {reasons or trt.log.take()}")
 
 
-def _configure(config: IBuilderConfig, settings: BuildSettings, trt: TensorRT) -> None:
-    tf32 = trt.member("BuilderFlag", "TF32")
+def _check_tensors(network: INetworkDefinition, profile: Profile, graph: GraphSpec, trt: TensorRT) -> None:
+    """Raises `InputError` if a tensor has too many values at the profile's largest sizes.
+
+    The builder would build an engine that refuses these sizes, or fail on a condition of its own.
+    """
+    most = trt.flavour.largest_tensor
+    if most is None:
+        return
+    largest = {name: shape for name, (_, _, shape) in profile.shapes(graph).items()}
+    count, name, shape = _largest_tensor(network, largest)
+    if count > most:
+        raise InputError(
+            f"{name} of {graph.file} would have {count:,} values ({'x'.join(map(str, shape))}) at the largest"
+            f" sizes of the profile {profile.name!r}, and {trt.flavour.title} takes at most {most:,};"
+            " choose a smaller --batch, --chunk, --height or --width"
+        )
+
+
+def _largest_tensor(network: INetworkDefinition, input_shapes: Mapping[str, Shape]) -> tuple[int, str, Shape]:
+    """Returns the values, layer and shape of the largest tensor for inputs of these shapes."""
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    declared = [tuple(tensor.shape) for tensor in inputs]
+    for tensor in inputs:
+        tensor.shape = input_shapes[tensor.name]
+    found: tuple[int, str, Shape] = (0, "", ())
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        for output in filter(None, map(layer.get_output, range(layer.num_outputs))):
+            shape = tuple(output.shape)
+            found = max(found, (math.prod(shape), layer.name, shape))
+    for tensor, shape in zip(inputs, declared, strict=True):
+        tensor.shape = shape
+    return found
+
+
+def _configure(config: IBuilderConfig, planned: EngineRecord, trt: TensorRT) -> None:
+    settings, tf32 = planned.settings, trt.member("BuilderFlag", "TF32")
     # TensorRT's own default is on.
     set_flag = config.set_flag if settings.tf32 else config.clear_flag
     set_flag(tf32)
     if config.get_flag(tf32) != settings.tf32:
         raise BundleError(f"{trt} did not take TF32 {'on' if settings.tf32 else 'off'}")
+    trt.set_target(config, planned.target.compute_capabilities)
     config.builder_optimization_level = settings.optimization_level
-    if settings.workspace is not None:
-        config.set_memory_pool_limit(trt.member("MemoryPoolType", "WORKSPACE"), settings.workspace)
+    workspace = settings.workspace or trt.flavour.largest_workspace
+    if workspace is not None:
+        config.set_memory_pool_limit(trt.member("MemoryPoolType", "WORKSPACE"), workspace)
 
 
 def _add_profile(
-    builder: Builder, config: IBuilderConfig, profile: Profile, graph: GraphSpec, log: ErrorLog
+    builder: Builder, config: IBuilderConfig, profile: Profile, graph: GraphSpec, trt: TensorRT
 ) -> None:
     ranges = builder.create_optimization_profile()
-    refused = f"TensorRT refuses the profile {profile.name!r} of {graph.file}"
+    refused = f"{trt.flavour.title} refuses the profile {profile.name!r} of {graph.file}"
     try:
         for name, (low, best, high) in profile.shapes(graph).items():
             ranges.set_shape(name, low, best, high)
@@ -223,4 +273,4 @@ def _add_profile(
     except (ValueError, RuntimeError) as error:
         raise BundleError(f"{refused}: {error}") from error
     if not accepted:
-        raise BundleError(f"{refused}: {log.take()}")
+        raise BundleError(f"{refused}: {trt.log.take()}")

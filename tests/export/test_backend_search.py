@@ -5,6 +5,8 @@ The other backend is ONNX Runtime with one weight changed, or one that forgets i
 
 import contextlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from wfvae.errors import InputError
 from wfvae.export.parity import Verification, search, verify
 from wfvae.export.parity.exposed_graph import ExposedGraph
 from wfvae.runtime.backends.base import BackendOptions
@@ -192,9 +195,45 @@ def test_polygraphy_takes_the_tensorrt_runner_without_tensorrt(
     gpus: list[int] = []
     monkeypatch.setattr("wfvae.runtime.backends.nvidia.cuda.Cuda", gpus.append)
     bundle = opened(NAME)
-    described = {"name": "tensorrt", "device": "cuda:1", "tf32": "true"}
+    described = {"name": "tensorrt", "flavour": "tensorrt", "device": "cuda:1", "tf32": "true"}
     monkeypatch.setattr(bundle.backend, "describe", lambda: described)
     graph = ExposedGraph(bundle, bundle.manifest.graphs["encoder"], 16, 24)
     feeds = [{value.name: np.zeros((1, 1), np.float32) for value in graph.model.graph.input}]
     runner = search.tensorrt_runner(graph, graph.exposing([graph.spec.outputs[0].name]), feeds)
     assert type(runner).__name__ == "TrtRunner" and runner.name.startswith("tensorrt") and gpus == [1]
+    with pytest.raises(InputError, match="in a process that used the other flavour"):
+        search.use_flavour("rtx")
+
+
+POLYGRAPHY_BUILDS = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from wfvae.export.parity import search
+from wfvae.export.parity.exposed_graph import ExposedGraph
+from wfvae.runtime import open_bundle
+from wfvae.runtime.backends.nvidia import cuda
+cuda.Cuda = int
+bundle = open_bundle(sys.argv[1], provider="cpu", verify=False)
+described = {"flavour": "rtx", "device": "cuda:0", "tf32": "false"}
+graph = ExposedGraph(bundle, bundle.manifest.graphs["encoder"], 16, 24)
+[feed, *_] = graph.feeds(np.zeros((4, 3, 16, 24), np.float32), [1])
+bundle.backend.describe = lambda: described
+runner = search.tensorrt_runner(graph, graph.exposing([graph.spec.outputs[0].name]), [feed])
+from polygraphy.backend.trt import EngineBytesFromNetwork
+loader = runner._engine_or_context
+engine = EngineBytesFromNetwork(loader._network, loader._config)()
+print(runner.name, memoryview(engine).nbytes)
+"""
+
+
+@pytest.mark.slow
+def test_polygraphy_builds_with_tensorrt_rtx(exported: Callable[..., Path]) -> None:
+    """The engine that it would run on a GPU, in a process of its own."""
+    pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed")
+    command = [sys.executable, "-c", POLYGRAPHY_BUILDS, exported(NAME)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    name, size = done.stdout.split()[-2:]
+    assert name.startswith("tensorrt") and int(size) > 100_000

@@ -1,5 +1,6 @@
 """`wfvae build` over a stand-in for TensorRT: this project's logic, without a GPU."""
 
+import inspect
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from wfvae.errors import BundleError, MissingExtraError, ResourceError
 from wfvae.export.tensorrt.build import BuildReport, TimingCacheFile, build_engines, timing_cache_path
 from wfvae.runtime import open_bundle
 from wfvae.runtime.backends.nvidia.tensorrt_backend import target_here
+from wfvae.spec import tensorrt_api
 from wfvae.spec.manifest import Manifest
 from wfvae.spec.tensorrt_api import TensorRT
 from wfvae.spec.tensorrt_engines import BuildSettings, Span, engine_records, read_engine
@@ -85,7 +87,7 @@ def test_existing_engines_are_kept(builds: Builds) -> None:
     assert [r.graph for r in report.built] == ["encoder"] and [r.graph for r in report.kept] == ["decoder"]
     builds.trt.__version__ = "10.13.3.9"
     builds.run()
-    versions = [record.target.tensorrt for record in engine_records(Manifest.read(builds.path))]
+    versions = [record.target.version for record in engine_records(Manifest.read(builds.path))]
     assert sorted(versions) == ["10.13.3.9"] * 2 + ["11.4.0"] * 2
 
 
@@ -117,7 +119,7 @@ def test_progress_names_phases_and_counts_steps(builds: Builds) -> None:
     ("fault", "message"),
     [
         ("parser", r"TensorRT 11\.4\.0 can't read encoder.onnx: some/node: unsupported"),
-        ("build", r"could not build encoder.onnx: no kernel for this layer; narrower"),
+        ("build", r"could not build encoder.onnx: no kernel for this layer$"),
         ("timing cache", "refuses the timing cache"),
         ("disk", "No space left on device"),
     ],
@@ -136,7 +138,7 @@ def test_failed_build_names_the_reason_and_leaves_nothing(
             options["timing_cache"].path.write_bytes(b"damaged")
         case "disk":
             full = OSError(28, "No space left on device")
-            monkeypatch.setattr("wfvae.files.commit", Mock(side_effect=full))
+            monkeypatch.setattr("wfvae.files.os.replace", Mock(side_effect=full))
     with pytest.raises((BundleError, ResourceError), match=message):
         builds.run(**options)
     assert not builds.files() and not builds.listed()
@@ -159,7 +161,7 @@ def test_signal_stops_between_steps_without_partial_file(builds: Builds, number:
 def test_command_builds_and_open_bundle_runs(
     builds: Builds, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wfvae.spec.tensorrt_api.TensorRT.load", lambda: TensorRT(builds.trt))
+    monkeypatch.setattr("wfvae.spec.tensorrt_api.TensorRT.load", lambda flavour: TensorRT(builds.trt))
     for module in ("cuda", "tensorrt_backend"):
         monkeypatch.setattr(f"wfvae.runtime.backends.nvidia.{module}.Cuda", lambda device_id: builds.cuda)
     with (
@@ -190,12 +192,63 @@ def test_command_builds_and_open_bundle_runs(
 def test_missing_tensorrt_is_one_line(
     builds: Builds, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    assert main(["build", str(builds.path)]) == 2
-    needs = "wfvae build: TensorRT needs the package 'tensorrt', which is not installed; run: pip install"
-    assert capsys.readouterr().err == f"{needs} 'wfvae[tensorrt]'\n"
+    monkeypatch.setattr(tensorrt_api, "_load", inspect.unwrap(tensorrt_api._load))
+    for module in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, module, None)
+    needs, rtx_needs = (
+        f"{title} needs the package '{package}', which is not installed; run: pip install 'wfvae[{extra}]'"
+        for title, package, extra in (
+            ("TensorRT", "tensorrt", "tensorrt"),
+            ("TensorRT-RTX", "tensorrt_rtx", "rtx"),
+        )
+    )
+    for flavour, text in {
+        "tensorrt": needs,
+        "rtx": rtx_needs,
+        "auto": f"TensorRT can't build here ({needs}), and {rtx_needs}",
+    }.items():
+        assert main(["build", str(builds.path), "--flavour", flavour]) == 2
+        assert capsys.readouterr().err == f"wfvae build: {text}\n"
     with pytest.raises(MissingExtraError, match=r"wfvae\[tensorrt\]"):
         open_bundle(builds.path, "tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--flavour", "tensorrt", "--compute-capability", "8.9"],
+            "is for the GPU that builds it; leave it out",
+        ),
+        (["--flavour", "rtx", "--device", "0"], "--device was given, and TensorRT-RTX builds without a GPU"),
+        (["--flavour", "rtx", "--timing-cache-only"], "--timing-cache-only was given, and TensorRT-RTX"),
+        (["--compute-capability", "9.0"], "can't build for compute capability 9.0; expected some of"),
+    ],
+)
+def test_options_of_the_other_flavour_are_refused(
+    builds: Builds,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    message: str,
+) -> None:
+    found = {flavour: TensorRT(builds.trt, flavour) for flavour in tensorrt_api.FLAVOURS.values()}
+    monkeypatch.setattr("wfvae.spec.tensorrt_api.TensorRT.load", found.__getitem__)
+    assert main(["build", str(builds.path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_warnings_of_the_builder_are_shown_once(
+    builds: Builds, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wfvae.spec.tensorrt_api.TensorRT.load", lambda flavour: TensorRT(builds.trt))
+    monkeypatch.setattr("wfvae.runtime.backends.nvidia.cuda.Cuda", lambda device_id: builds.cuda)
+    builds.trt.warning = "a kernel\nis slow"
+    arguments = ["build", str(builds.path), "--size", "16x24"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("warning of TensorRT: a kernel is slow") == 1
+    assert main([*arguments, "--again", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == ["a kernel is slow"]
 
 
 def test_contradicting_sizes_are_refused(builds: Builds, capsys: pytest.CaptureFixture[str]) -> None:

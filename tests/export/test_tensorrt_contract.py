@@ -1,7 +1,9 @@
-"""Every name that is used of TensorRT and cuda-bindings, against the real packages. Nothing is run.
+"""Every name that is used of TensorRT, TensorRT-RTX and cuda-bindings, against the real packages.
+Nothing is run.
 
 TensorRT's bindings are a small wheel of their own. They load over empty stub libraries, which are
 compiled here, and then show what they have: classes, parameters and enums of 10.13 and of 11.4.
+TensorRT-RTX is installed with its libraries (the extra `rtx`).
 cuda-bindings loads without a driver. pip fetches the wheels once into the user's cache; the tests
 are skipped without a registry, a compiler or a wheel for this Python.
 """
@@ -22,6 +24,7 @@ import pytest
 
 from wfvae.files import replacing
 from wfvae.spec import tensorrt_api
+from wfvae.spec.tensorrt_api import RTX, Flavour
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wfvae" / "contract"
@@ -80,7 +83,7 @@ def build_stubs(folder: Path, major: str) -> None:
 
 DESCRIBE = """
 import json
-import tensorrt_bindings as trt
+import {module} as trt
 def members(thing):
     names = [name for name in dir(thing) if not name.startswith("_") or name == "__init__"]
     return {name: (getattr(thing, name).__doc__ or "") for name in names}
@@ -91,13 +94,15 @@ enums = {name: {member: int(value) for member, value in values.items()} for name
 settable = {n: [a for a in dir(found[n]) if getattr(getattr(found[n], a), "fset", None)] for n in classes}
 print(json.dumps({"version": trt.__version__, "classes": classes, "enums": enums, "settable": settable}))
 """
+IS_RTX = re.compile("RTX$")
+"""Ends the names of our classes for what only TensorRT-RTX has."""
 
 
 class Bindings:
-    """What one version of TensorRT's bindings has."""
+    """What one version of a flavour's bindings has."""
 
-    def __init__(self, folder: Path, stubs: Path) -> None:
-        self._path, self._stubs = folder, stubs
+    def __init__(self, flavour: Flavour, module: str, folder: Path, stubs: Path) -> None:
+        self.flavour, self._module, self._path, self._stubs = flavour, module, folder, stubs
         found = self.run(DESCRIBE)
         self.version: str = found["version"]
         self.classes: dict[str, dict[str, str]] = found["classes"]
@@ -105,7 +110,12 @@ class Bindings:
         self.settable: dict[str, list[str]] = found["settable"]
 
     def run(self, code: str) -> Any:
+        code = code.replace("{module}", self._module).replace("{flavour}", self.flavour.name)
         return run(code, self._path, LD_LIBRARY_PATH=str(self._stubs))
+
+    def has(self, protocol: type) -> bool:
+        """Whether one of our classes describes this flavour."""
+        return self.flavour is RTX or not IS_RTX.search(protocol.__name__)
 
     def overloads(self, owner: str, method: str) -> list[tuple[list[tuple[str, str, bool]], str]]:
         """Each overload's parameters (name, type, has a default) and return type."""
@@ -118,11 +128,15 @@ class Bindings:
         return found
 
 
-@pytest.fixture(scope="module", params=sorted(TENSORRT))
+@pytest.fixture(scope="module", params=[*sorted(TENSORRT), "rtx"])
 def bindings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bindings:
-    packages, stubs = installed(TENSORRT[request.param]), tmp_path_factory.mktemp("stubs")
+    stubs = tmp_path_factory.mktemp("stubs")
+    if request.param == "rtx":
+        module = pytest.importorskip(RTX.module, reason="the extra rtx is not installed")
+        return Bindings(RTX, RTX.module, Path(module.__file__).parents[1], stubs)
+    packages = installed(TENSORRT[request.param])
     build_stubs(stubs, request.param.split(".")[0])
-    return Bindings(packages, stubs)
+    return Bindings(tensorrt_api.TENSORRT, "tensorrt_bindings", packages, stubs)
 
 
 def methods(owner: type) -> dict[str, Callable[..., Any]]:
@@ -148,7 +162,7 @@ def accepts(kind: str, real: str) -> bool:
     """Whether a parameter or result of our type fits TensorRT's."""
     if kind in TYPES:
         return re.search(TYPES[kind], real) is not None
-    name = kind.removesuffix(" | None")
+    name = IS_RTX.sub("", kind.removesuffix(" | None"))
     return name == "Any" or real.endswith((name, f"::{name}", f"::I{name}"))
 
 
@@ -157,7 +171,9 @@ CALLS = [(protocol, name) for protocol in PROTOCOLS for name in methods(protocol
 
 @pytest.mark.parametrize(("protocol", "method"), CALLS, ids=[f"{p.__name__}.{m}" for p, m in CALLS])
 def test_method_has_these_parameters(bindings: Bindings, protocol: type, method: str) -> None:
-    owner = protocol.__name__
+    if not bindings.has(protocol):
+        pytest.skip("of TensorRT-RTX alone")
+    owner = IS_RTX.sub("", protocol.__name__)
     ours = inspect.signature(methods(protocol)[method])
     parameters = [(name, p.annotation) for name, p in ours.parameters.items() if name != "self"]
     assert method in bindings.classes[owner], f"TensorRT {bindings.version} has no {owner}.{method}"
@@ -178,31 +194,34 @@ def test_method_has_these_parameters(bindings: Bindings, protocol: type, method:
 
 def test_classes_attributes_constructors_and_enums_exist(bindings: Bindings) -> None:
     assert len(PROTOCOLS) >= 10
-    for protocol in PROTOCOLS:
-        owner = protocol.__name__
+    for protocol in filter(bindings.has, PROTOCOLS):
+        owner = IS_RTX.sub("", protocol.__name__)
         properties = {name for name, value in vars(protocol).items() if isinstance(value, property)}
         assert properties <= set(bindings.classes[owner]), owner
         assert set(typing.get_type_hints(protocol)) <= set(bindings.settable[owner]), owner
     for owner, wanted in tensorrt_api.CONSTRUCTED.items():
         taken = [[name for name, _, _ in theirs] for theirs, _ in bindings.overloads(owner, "__init__")]
         assert list(wanted) in taken, owner
-    for enum, names in tensorrt_api.MEMBERS.items():
+    only_rtx = tensorrt_api.ONLY_RTX if bindings.flavour is RTX else {}
+    for enum, names in (tensorrt_api.MEMBERS | only_rtx).items():
         assert set(names) <= set(bindings.enums[enum]), f"TensorRT {bindings.version} {enum}"
-    assert {"ERROR", "INTERNAL_ERROR"} <= set(bindings.classes["ILogger"])
+    assert {"ERROR", "INTERNAL_ERROR", "WARNING"} <= set(bindings.classes["ILogger"])
 
 
 OUR_CLASSES = """
 import json, sys
-import tensorrt_bindings as trt
-sys.modules["tensorrt"] = trt
-from wfvae.spec.tensorrt_api import MEMBERS, ErrorLog, TensorRT
+import {module} as trt
+from wfvae.spec.tensorrt_api import FLAVOURS, MEMBERS, TensorRT
 from wfvae.export.tensorrt.progress import BuildProgress, make_monitor
-ours = TensorRT.load()
+flavour = FLAVOURS["{flavour}"]
+sys.modules[flavour.module] = trt
+ours = TensorRT.load(flavour)
+assert TensorRT.load(flavour) is ours
 for enum, names in MEMBERS.items():
     assert [ours.member(enum, name).name for name in names] == list(names)
-log = ErrorLog()
-logger = ours.logger(log)
-logger.log(trt.ILogger.WARNING, "a warning")
+logger = ours.logger
+for _ in range(2):
+    logger.log(trt.ILogger.WARNING, "a warning")
 logger.log(trt.ILogger.ERROR, "an\\nerror")
 seen = []
 progress = BuildProgress("encoder", lambda *report: seen.append(report))
@@ -215,21 +234,24 @@ monitor.phase_finish("a")
 refused = []
 for name in ("Builder", "Runtime"):
     try:
-        ours.interface(name)(logger)
+        if flavour.name == "tensorrt":
+            ours.interface(name)(logger)
     except TypeError as error:  # the stub library's null: the logger was accepted
         refused.append("nullptr" in str(error))
 flag = 1 << int(ours.member("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"))
-print(json.dumps([str(ours), log.take(), seen, going_on, refused, flag]))
+messages = [ours.log.take(), ours.log.take_warnings()]
+print(json.dumps([str(ours), messages, seen, going_on, refused, flag]))
 """
 
 
 def test_logger_and_monitor_are_accepted_by_real_classes(bindings: Bindings) -> None:
-    title, log, seen, going_on, refused, flag = bindings.run(OUR_CLASSES)
-    assert title == f"TensorRT {bindings.version}"
-    assert log == "an error"
+    title, messages, seen, going_on, refused, flag = bindings.run(OUR_CLASSES)
+    assert title == f"{bindings.flavour.title} {bindings.version}"
+    assert messages == ["an error", ["a warning"]]
     assert seen == [["encoder: a", 0, 2], ["encoder: a", 1, 2], ["encoder: a", 2, 2]]
-    assert going_on == [True, False] and refused == [True, True]
-    assert flag == (2 if bindings.version.startswith("10.") else 1)  # hence members by name
+    assert going_on == [True, False]
+    assert refused == ([] if bindings.flavour is RTX else [True, True])
+    assert flag in (1, 2)  # not the same in all versions, hence members by name
 
 
 @pytest.fixture(scope="module", params=sorted(CUDA))

@@ -26,8 +26,8 @@ from wfvae.runtime.backends.nvidia.tensorrt_backend import TensorRTBackend, targ
 from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.pixels import frames_view, to_network
 from wfvae.spec.manifest import Manifest
-from wfvae.spec.tensorrt_api import TensorRT
-from wfvae.spec.tensorrt_engines import BuildSettings, Span
+from wfvae.spec.tensorrt_api import RTX, TensorRT
+from wfvae.spec.tensorrt_engines import BuildSettings, Span, portable_target
 
 HEIGHT, WIDTH = 16, 24
 SIZE = {"height": HEIGHT, "width": WIDTH}
@@ -52,7 +52,8 @@ class Setup:
         self.cuda = FakeCuda()
         self.trt = FakeTensorRT(self.cuda)
         manifest = Manifest.read(self.path)
-        backend = TensorRTBackend(self.path, manifest, self.options, trt=TensorRT(self.trt), cuda=self.cuda)
+        libraries = [TensorRT(self.trt)]
+        backend = TensorRTBackend(self.path, manifest, self.options, libraries=libraries, cuda=self.cuda)
         self.bundle: Any = Bundle(self.path, manifest, backend)
 
     def new_state(self, batch: int = 1) -> Any:
@@ -384,6 +385,31 @@ def test_size_outside_of_profiles_is_refused(setup: Make) -> None:
         pytest.raises(InputError, match="latents 6, 16x24; use another chunk"),
     ):
         stream.push(video(24))
+
+
+def test_engine_of_the_flavour_that_fits_runs(
+    exported: Callable[..., Path], reference: Bundle, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    path = tmp_path / "bundle"
+    shutil.copytree(exported(NAME), path)
+    cuda = FakeCuda()
+    monkeypatch.setattr(cuda, "name_and_capability", lambda: ("Fake RTX", "8.9"))
+    rtx = TensorRT(FakeTensorRT(cuda, "1.7.1.116"), RTX)
+    build_engines(path, SETTINGS, portable_target(RTX, rtx.version), rtx)
+    libraries = [TensorRT(FakeTensorRT(cuda)), rtx]
+
+    def opened() -> Bundle:
+        manifest = Manifest.read(path)
+        return Bundle(path, manifest, TensorRTBackend(path, manifest, PLAIN, libraries=libraries, cuda=cuda))
+
+    assert not list(path.glob("engines/*.timing-cache"))
+    found = opened()
+    assert np.array_equal(found.encode(video(9), chunk=2), reference.encode(video(9), chunk=2))
+    assert found.backend.describe()["flavour"] == "rtx"
+    build_engines(path, SETTINGS, target_here(libraries[0], cuda), libraries[0])
+    found = opened()
+    assert np.array_equal(found.encode(video(9), chunk=2), reference.encode(video(9), chunk=2))
+    assert found.backend.describe()["flavour"] == "tensorrt"  # it was timed on this GPU
 
 
 def test_changed_engine_never_reaches_tensorrt(built: Callable[..., Path], tmp_path: Path) -> None:

@@ -13,19 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from fixtures.engine_records import HERE, engine_record
+from fixtures.engine_records import GPU, HERE, PORTABLE, VERSIONS, engine_record
 from wfvae.cli import build as build_command
 from wfvae.errors import BundleError, InputError
 from wfvae.spec.manifest import Manifest
 from wfvae.spec.records import read_as
+from wfvae.spec.tensorrt_api import RTX
 from wfvae.spec.tensorrt_engines import (
     BuildSettings,
     EngineRecord,
+    Gpu,
     Profile,
     Span,
     engine_records,
     find_engine,
     list_engine,
+    portable_target,
     profiles_for,
     read_engine,
 )
@@ -114,23 +117,70 @@ def test_key_covers_everything_an_engine_depends_on(manifest: Manifest) -> None:
         {"profiles": narrow},
         {"settings": BuildSettings(tf32=True)},
         {"settings": BuildSettings(optimization_level=5)},
-        {"target": replace(HERE, tensorrt="11.4.0.107")},
+        {"target": replace(HERE, version="11.4.0.107")},
         {"target": replace(HERE, gpu="NVIDIA H100")},
-        {"target": replace(HERE, compute_capability="9.1")},
+        {"target": replace(HERE, compute_capabilities=("9.1",))},
+        {"target": PORTABLE},
+        {"target": replace(PORTABLE, compute_capabilities=("8.9",))},
     ]
     keys = {replace(base, **change).key for change in changes}
     assert len(keys | {base.key}) == len(changes) + 1
     assert replace(base, sha256="another", bytes=0).key == base.key
 
 
-def find(manifest: Manifest, graph: str = "encoder", tf32: bool = False) -> EngineRecord:
-    return find_engine(manifest, Path("b"), graph, HERE, tf32)
+def find(
+    manifest: Manifest, graph: str = "encoder", tf32: bool = False, gpu: Gpu = GPU, **versions: Any
+) -> EngineRecord:
+    return find_engine(manifest, Path("b"), graph, gpu, versions or VERSIONS, tf32)
 
 
 def test_newest_fitting_engine_is_found(manifest: Manifest) -> None:
     elsewhere = engine_record(manifest, target=replace(HERE, gpu="NVIDIA A100"))
     wide, narrow = engine_record(manifest), engine_record(manifest, settings=BuildSettings(chunk=2))
     assert find(listing(manifest, wide, narrow, elsewhere)) == narrow
+
+
+ADA, BLACKWELL, TURING = Gpu("RTX 4090", "8.9"), Gpu("RTX 5090", "12.0"), Gpu("RTX 2080", "7.5")
+
+
+def test_portable_engine_runs_on_every_gpu_that_it_was_built_for(manifest: Manifest) -> None:
+    portable = engine_record(manifest, target=PORTABLE)
+    own = engine_record(manifest, target=replace(HERE, compute_capabilities=("8.9",), gpu=ADA.name))
+    ada_only = engine_record(manifest, target=replace(PORTABLE, compute_capabilities=("8.9",)))
+    listed = listing(manifest, own, portable, ada_only)
+    assert find(listed, gpu=BLACKWELL) == portable
+    assert find(listed, gpu=ADA) == own  # it was timed on this GPU
+    assert find(listed, gpu=ADA, rtx=PORTABLE.version) == ada_only
+
+
+@pytest.mark.parametrize(
+    ("gpu", "versions", "message"),
+    [
+        (GPU, VERSIONS, r"12\.0, and this is NVIDIA H200 \(.* 9\.0\).* b --flavour tensorrt$"),
+        (TURING, VERSIONS, r"capability 7\.5\); build one: .* b --flavour rtx --compute-capability 7\.5$"),
+        (
+            ADA,
+            {"rtx": "1.8"},
+            r"built with TensorRT-RTX 1\.7\.1\.116, .* is TensorRT-RTX 1\.8; .*--flavour rtx$",
+        ),
+        (ADA, {"tensorrt": "11.4.0.106"}, r"TensorRT-RTX is not installed \(pip install 'wfvae\[rtx\]'\)"),
+    ],
+)
+def test_portable_engine_that_cannot_run_here_is_refused_with_the_reason(
+    manifest: Manifest, gpu: Gpu, versions: dict[str, str], message: str
+) -> None:
+    with pytest.raises(BundleError, match=rf"TensorRT-RTX engine for encoder can't run here: .*{message}"):
+        find(listing(manifest, engine_record(manifest, target=PORTABLE)), gpu=gpu, **versions)
+
+
+def test_portable_target_takes_supported_compute_capabilities_only(manifest: Manifest) -> None:
+    assert portable_target(RTX, "1.7").compute_capabilities == RTX.default
+    target = portable_target(RTX, PORTABLE.version, ["12.0", "8.9", "8.9"])
+    assert target.compute_capabilities == ("8.9", "12.0")
+    command = engine_record(manifest, target=target).command("b")
+    assert command == "wfvae build b --flavour rtx --compute-capability 8.9 12.0"
+    with pytest.raises(InputError, match=r"compute capability 9\.0; expected some of 7\.5, 8\.0"):
+        portable_target(RTX, "1.7", ["8.9", "9.0"])
 
 
 @pytest.mark.parametrize(("graph", "option"), [("decoder", ""), ("encoder.direct", " --whole-clip 8")])

@@ -1,17 +1,22 @@
 """What is used of TensorRT's Python API, as types and tables, and the one place that imports it.
 
+TensorRT-RTX has the same API under another module name. What differs between the two flavours is
+stated here: the fields of `Flavour`, `ONLY_RTX`, the classes whose names end in RTX, and the
+methods of `TensorRT`.
+
 TensorRT ships no types. `tests/export/test_tensorrt_contract.py` compares every name in this file
-with the real bindings of TensorRT 10.13 and 11.4. Enum members are looked up by name, since their
-values differ between versions, and only names that both versions have are used.
+with the real bindings of TensorRT 10.13 and 11.4 and of TensorRT-RTX. Enum members are looked up by
+name, since their values differ between versions, and only names that all versions have are used.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from wfvae.errors import BundleError, MissingExtraError, ResourceError, WFVAEError
 
@@ -25,6 +30,12 @@ MEMBERS: dict[str, tuple[str, ...]] = {
 }
 """Every enum member that is used."""
 
+ONLY_RTX: dict[str, tuple[str, ...]] = {
+    "ComputeCapability": ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121"),
+    "DynamicShapesKernelSpecializationStrategy": ("EAGER",),
+}
+"""Further members, of enums that only TensorRT-RTX needs."""
+
 CONSTRUCTED: dict[str, tuple[str, ...]] = {
     "Builder": ("logger",),
     "ILogger": (),
@@ -35,19 +46,53 @@ CONSTRUCTED: dict[str, tuple[str, ...]] = {
 """Classes that are instantiated or subclassed, and the parameters of their constructors."""
 
 
+FlavourName = Literal["tensorrt", "rtx"]
+
+
 @dataclass(frozen=True)
 class Flavour:
-    """A library with TensorRT's API. Whatever differs between flavours is a field here."""
+    """A library with TensorRT's API."""
 
+    name: FlavourName
+    """In the command line and in the records of engines."""
     title: str
     module: str
     extra: str
     """The extra of this package that installs it."""
     versions: str
     """Versions that have every name in this file."""
+    supported: tuple[str, ...] = ()
+    """Compute capabilities that it can build for, without a GPU. If there are none, it builds for
+    the GPU at hand."""
+    default: tuple[str, ...] = ()
+    """Those that it builds for unless others are chosen."""
+    largest_tensor: int | None = None
+    """Most values that a tensor of a network may have, if the builder states a limit."""
+    largest_workspace: int | None = None
+    """Limit of scratch memory to set in place of the builder's own, if that is too small."""
+
+    @property
+    def portable(self) -> bool:
+        """Whether an engine is for several GPUs, and is built without any."""
+        return bool(self.supported)
 
 
-TENSORRT = Flavour("TensorRT", "tensorrt", "tensorrt", "10.13 to 11.4")
+TENSORRT = Flavour("tensorrt", "TensorRT", "tensorrt", "tensorrt", "10.13 to 11.4")
+RTX = Flavour(
+    "rtx",
+    "TensorRT-RTX",
+    "tensorrt_rtx",
+    "rtx",
+    "1.7",
+    supported=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
+    default=("8.0", "8.6", "8.9", "12.0"),
+    # "tensor volume exceeds 1099511627776"
+    largest_tensor=1 << 40,
+    # Without a GPU the builder's own is 64 GiB, which attention in large frames exceeds.
+    largest_workspace=1 << 44,
+)
+FLAVOURS: Mapping[FlavourName, Flavour] = {flavour.name: flavour for flavour in (TENSORRT, RTX)}
+"""By name. An engine of the first is preferred, since it was timed on its GPU."""
 
 
 # TensorRT's classes under their own names: only the methods and attributes that are used.
@@ -77,11 +122,43 @@ class IBuilderConfig(Protocol):
     def get_timing_cache(self) -> ITimingCache | None: ...
 
 
+class IBuilderConfigRTX(IBuilderConfig, Protocol):
+    num_compute_capabilities: int
+
+    def set_compute_capability(self, compute_capability: Any, index: int) -> bool: ...
+
+
+class ITensor(Protocol):
+    shape: Shape
+
+    @property
+    def name(self) -> str: ...
+
+
+class ILayer(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_outputs(self) -> int: ...
+    def get_output(self, index: int) -> ITensor | None: ...
+
+
+class INetworkDefinition(Protocol):
+    """A parsed graph. Setting an input's shape changes the shapes of all tensors."""
+
+    @property
+    def num_inputs(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    def get_input(self, index: int) -> ITensor: ...
+    def get_layer(self, index: int) -> ILayer: ...
+
+
 class Builder(Protocol):
-    def create_network(self, flags: int) -> Any: ...
+    def create_network(self, flags: int) -> INetworkDefinition: ...
     def create_builder_config(self) -> IBuilderConfig: ...
     def create_optimization_profile(self) -> IOptimizationProfile: ...
-    def build_serialized_network(self, network: Any, config: IBuilderConfig) -> Any: ...
+    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> Any: ...
 
 
 class ParserError(Protocol):
@@ -125,6 +202,17 @@ class ICudaEngine(Protocol):
     def create_execution_context(self, strategy: Any) -> IExecutionContext | None: ...
 
 
+class IRuntimeConfigRTX(Protocol):
+    dynamic_shapes_kernel_specialization_strategy: Any
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None: ...
+
+
+class ICudaEngineRTX(Protocol):
+    def create_runtime_config(self) -> IRuntimeConfigRTX: ...
+    def create_execution_context(self, runtime_config: Any) -> IExecutionContext | None: ...
+
+
 class Runtime(Protocol):
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None: ...
 
@@ -135,24 +223,22 @@ class TensorRT:
     def __init__(self, module: Any, flavour: Flavour = TENSORRT) -> None:
         self._module, self.flavour = module, flavour
         self.version = str(module.__version__)
+        self.log = MessageLog()
+        """Messages of all builders and runtimes of this object."""
+        self.logger = self._make_logger()
+        """Their logger. TensorRT uses a process's first one while anything made with it exists."""
 
     @classmethod
     def load(cls, flavour: Flavour = TENSORRT) -> TensorRT:
-        """Imports it. Raises `MissingExtraError`, or `BundleError` if it does not load."""
-        try:
-            return cls(importlib.import_module(flavour.module), flavour)
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(flavour.title, str(error.name), flavour.extra) from error
-        except (ImportError, OSError) as error:
-            text = f"{flavour.title} is installed but does not load: {error}"
-            raise BundleError(f"{text}; install it again for this machine's CUDA") from error
+        """Imports it, once. Raises `MissingExtraError`, or `BundleError` if it does not load."""
+        return _load(flavour)
 
     def __str__(self) -> str:
         return f"{self.flavour.title} {self.version}"
 
     def member(self, enum: str, name: str) -> Any:
         """Returns a member of an enum. Raises `BundleError` if this version does not have it."""
-        assert name in MEMBERS[enum], f"{enum}.{name} must be listed in MEMBERS, which the tests check"
+        assert name in (MEMBERS | ONLY_RTX)[enum], f"{enum}.{name} must be listed, which the tests check"
         found = getattr(getattr(self._module, enum, None), name, None)
         if found is None:
             raise BundleError(f"{self} has no {enum}.{name}; versions {self.flavour.versions} have it")
@@ -163,34 +249,90 @@ class TensorRT:
         assert name in CONSTRUCTED, f"{name} must be listed in CONSTRUCTED, which the tests check"
         return getattr(self._module, name)
 
-    def logger(self, log: ErrorLog) -> Any:
-        """Returns a logger that adds errors to `log`. It must outlive what is made with it."""
+    def set_target(self, config: Any, compute_capabilities: Sequence[str]) -> None:
+        """Sets what a portable engine is built for. The default is the builder's own."""
+        if not self.flavour.portable or tuple(compute_capabilities) == self.flavour.default:
+            return
+        config.num_compute_capabilities = len(compute_capabilities)
+        for index, capability in enumerate(compute_capabilities):
+            member = self.member("ComputeCapability", f"SM{capability.replace('.', '')}")
+            if not config.set_compute_capability(member, index):
+                raise BundleError(
+                    f"{self} can't build for compute capability {capability}: {self.log.take()}"
+                )
 
+    def create_context(self, engine: Any) -> IExecutionContext | None:
+        """Returns a context whose scratch memory the caller sets, or None."""
+        strategy = self.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
+        context: IExecutionContext | None
+        if self.flavour is not RTX:
+            context = engine.create_execution_context(strategy)
+            return context
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        # TensorRT-RTX compiles kernels for the shapes that it meets. By default it does so in the
+        # background, and so two equal steps could run different kernels.
+        eager = self.member("DynamicShapesKernelSpecializationStrategy", "EAGER")
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+        context = engine.create_execution_context(config)
+        return context
+
+    def _make_logger(self) -> Any:
         class Logger(self.interface("ILogger")):  # type: ignore[misc]  # no types
-            def __init__(self) -> None:
+            def __init__(self, log: MessageLog) -> None:
                 super().__init__()  # which TensorRT's classes demand
+                self._messages = log
 
             def log(self, severity: Any, msg: str) -> None:
                 if severity in (self.ERROR, self.INTERNAL_ERROR):
-                    log.add(msg)
+                    self._messages.add(msg)
+                elif severity == self.WARNING:
+                    self._messages.warn(msg)
 
-        return Logger()
+        return Logger(self.log)
 
 
-class ErrorLog:
-    """Keeps TensorRT's last error messages, which its calls do not return."""
+@functools.cache
+def _load(flavour: Flavour) -> TensorRT:
+    try:
+        return TensorRT(importlib.import_module(flavour.module), flavour)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(flavour.title, str(error.name), flavour.extra) from error
+    except (ImportError, OSError) as error:
+        text = f"{flavour.title} is installed but does not load: {error}"
+        raise BundleError(f"{text}; install it again for this machine's CUDA") from error
+
+
+class MessageLog:
+    """Keeps TensorRT's last errors, which its calls do not return, and each warning once."""
 
     def __init__(self) -> None:
-        self._messages: deque[str] = deque(maxlen=3)
+        self._errors: deque[str] = deque(maxlen=3)
+        self._warnings: dict[str, None] = {}
 
     def add(self, message: str) -> None:
-        self._messages.append(" ".join(message.split())[:300])
+        """Adds an error."""
+        self._errors.append(_one_line(message))
+
+    def warn(self, message: str) -> None:
+        """Adds a warning."""
+        self._warnings[_one_line(message)] = None
 
     def take(self) -> str:
-        """Removes the messages and returns them on one line."""
-        text = "; ".join(self._messages)
-        self._messages.clear()
+        """Removes the errors and returns them on one line."""
+        text = "; ".join(self._errors)
+        self._errors.clear()
         return text or "TensorRT gave no reason"
+
+    def take_warnings(self) -> list[str]:
+        """Removes the warnings and returns them."""
+        found = list(self._warnings)
+        self._warnings.clear()
+        return found
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())[:300]
 
 
 def failure(text: str, reason: str, other: type[WFVAEError]) -> WFVAEError:

@@ -10,7 +10,8 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from wfvae.spec.frames import DEFAULT_CHUNK, SPATIAL_RATIO
 from wfvae.spec.manifest import LOCK_NAME, SHA256, STEP, GraphName, GraphSpec, Manifest, Precision
 from wfvae.spec.records import Record, check_fields, read_unchanged
 from wfvae.spec.stream import Size, Text, resolve
+from wfvae.spec.tensorrt_api import FLAVOURS, Flavour, FlavourName
 
 ENGINES_FOLDER = "engines"
 WHOLE_CLIP: Literal["whole clip"] = "whole clip"
@@ -90,9 +92,9 @@ class BuildSettings(Record, frozen=True):
             if any(size % SPATIAL_RATIO for size in (span.low, span.best, span.high)):
                 raise InputError(f"the {name} is {span}; expected multiples of {SPATIAL_RATIO}")
 
-    def command(self, bundle: Path | str) -> str:
-        """Returns the command line that builds such engines."""
-        words = ["wfvae", "build", str(bundle)]
+    def command(self, bundle: Path | str, target: Sequence[str] = ()) -> str:
+        """Returns the command line that builds such engines, with the options of a target."""
+        words = ["wfvae", "build", str(bundle), *target]
         for field in structs.fields(self):
             value = getattr(self, field.name)
             if value != field.default:
@@ -128,21 +130,72 @@ class Profile(Record, frozen=True):
         return {name: (low[name], best[name], high[name]) for name in low}
 
 
-class Target(Record, frozen=True):
-    """Where an engine was built, and so where it runs."""
+ComputeCapability = Annotated[str, Meta(pattern=r"^[0-9]+\.[0-9]+$")]
 
-    tensorrt: Text
-    gpu: Text
-    compute_capability: Annotated[str, Meta(pattern=r"^[0-9]+\.[0-9]+$")]
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU of this machine."""
+
+    name: str
+    compute_capability: str
 
     def __str__(self) -> str:
-        return f"TensorRT {self.tensorrt} on {self.gpu} (compute capability {self.compute_capability})"
+        return f"{self.name} (compute capability {self.compute_capability})"
+
+
+class Target(Record, frozen=True):
+    """What an engine was built with and for, and so where it runs."""
+
+    flavour: FlavourName
+    version: Text
+    """TensorRT's or TensorRT-RTX's."""
+    compute_capabilities: Annotated[tuple[ComputeCapability, ...], Meta(min_length=1)]
+    gpu: Text | None = None
+    """Name of the only GPU on which a TensorRT engine runs; None for a portable engine."""
+
+    def __str__(self) -> str:
+        capabilities = ", ".join(self.compute_capabilities)
+        if self.gpu is None:
+            return f"{self.title} for GPUs of compute capability {capabilities}"
+        return f"{self.title} on {self.gpu} (compute capability {capabilities})"
+
+    @property
+    def title(self) -> str:
+        """Name and version of the library."""
+        return f"{FLAVOURS[self.flavour].title} {self.version}"
 
     @property
     def slug(self) -> str:
         """The target as part of a file name."""
-        text = f"trt{self.tensorrt}-{self.gpu}-sm{self.compute_capability.replace('.', '')}"
+        capabilities = "-".join(capability.replace(".", "") for capability in self.compute_capabilities)
+        text = f"trt{self.version}-{self.gpu or self.flavour}-sm{capabilities}"
         return re.sub(r"[^A-Za-z0-9.]+", "-", text).lower()
+
+    def options(self) -> list[str]:
+        """Returns the options of `wfvae build` that choose such a target."""
+        flavour = FLAVOURS[self.flavour]
+        if not flavour.portable:
+            return []
+        chosen = self.compute_capabilities != flavour.default
+        narrowed = ["--compute-capability", *self.compute_capabilities] if chosen else []
+        return ["--flavour", self.flavour, *narrowed]
+
+
+def portable_target(flavour: Flavour, version: str, compute_capabilities: Sequence[str] = ()) -> Target:
+    """Returns the target of portable engines: the given compute capabilities, or the default ones.
+
+    Raises `InputError` if the flavour can't build for one of them.
+    """
+    unknown = sorted(set(compute_capabilities) - set(flavour.supported), key=float)
+    if unknown:
+        given, known = ", ".join(unknown), ", ".join(flavour.supported)
+        raise InputError(
+            f"{flavour.title} can't build for compute capability {given}; expected some of {known}"
+            " (for other GPUs, build with TensorRT on the GPU: --flavour tensorrt)"
+        )
+    chosen = tuple(sorted(set(compute_capabilities), key=float))
+    return Target(flavour.name, version, chosen or flavour.default)
 
 
 class EngineRecord(Record, frozen=True, kw_only=True):
@@ -178,6 +231,10 @@ class EngineRecord(Record, frozen=True, kw_only=True):
         structs.force_setattr(self, "key", key)
         structs.force_setattr(self, "file", f"{ENGINES_FOLDER}/{self.graph}-{key[:16]}.engine")
 
+    def command(self, bundle: Path | str) -> str:
+        """Returns the command line that builds this engine."""
+        return self.settings.command(bundle, self.target.options())
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EngineRecord:
         """Raises `BundleError` if the entry is damaged or names a file not the engine's."""
@@ -191,7 +248,7 @@ class EngineRecord(Record, frozen=True, kw_only=True):
 
 def read_engine(record: EngineRecord, bundle: Path) -> bytes:
     """Returns the engine's content. Raises `BundleError` unless it is unchanged: it is code."""
-    again = f"build it again: {record.settings.command(bundle)}"
+    again = f"build it again: {record.command(bundle)}"
     try:
         content = (bundle / record.file).read_bytes()
     except OSError as error:
@@ -275,32 +332,61 @@ def list_engine(bundle: Path, record: EngineRecord) -> None:
         structs.replace(manifest, engines=listed).write(bundle)
 
 
-def find_engine(manifest: Manifest, bundle: Path, graph: str, target: Target, tf32: bool) -> EngineRecord:
-    """Returns the newest engine of `graph` that may run on `target`.
+def find_engine(
+    manifest: Manifest, bundle: Path, graph: str, gpu: Gpu, versions: Mapping[FlavourName, str], tf32: bool
+) -> EngineRecord:
+    """Returns the newest engine of `graph` that may run here, of the first flavour that has one.
 
-    Raises `BundleError` if there is none, with what differs and the command that builds one.
+    Args:
+        versions: of the installed flavours.
+
+    Raises:
+        BundleError: there is none; with what differs and the command that builds one.
     """
     of_graph = [record for record in engine_records(manifest) if record.graph == graph]
     if not of_graph:
         direct = manifest.graphs[graph].kind != STEP
         command = BuildSettings(whole_clip=8 if direct else None, tf32=tf32).command(bundle)
         raise BundleError(f"the bundle has no TensorRT engine for {graph}; build it: {command}")
-    for record in reversed(of_graph):
-        problems = _differences(record, manifest, target, tf32)
-        if not problems:
-            return record
-    problem = f"the bundle's TensorRT engine for {graph} can't run here: {'; '.join(problems)}"
-    command = structs.replace(of_graph[-1].settings, tf32=tf32).command(bundle)
-    raise BundleError(f"{problem}; build one: {command}")
+    for flavour in FLAVOURS:
+        for record in reversed(of_graph):
+            if record.target.flavour == flavour and not _problems(record, manifest, gpu, versions, tf32):
+                return record
+    newest = of_graph[-1]
+    problems = "; ".join(_problems(newest, manifest, gpu, versions, tf32))
+    command = structs.replace(newest.settings, tf32=tf32).command(bundle, _fitting(newest.target, gpu))
+    title = FLAVOURS[newest.target.flavour].title
+    text = f"the bundle's {title} engine for {graph} can't run here: {problems}"
+    raise BundleError(f"{text}; build one: {command}")
 
 
-def _differences(record: EngineRecord, manifest: Manifest, target: Target, tf32: bool) -> list[str]:
+def _problems(
+    record: EngineRecord, manifest: Manifest, gpu: Gpu, versions: Mapping[FlavourName, str], tf32: bool
+) -> list[str]:
+    """Returns why an engine may not run on a GPU with these versions."""
+    target, flavour = record.target, FLAVOURS[record.target.flavour]
+    version = versions.get(flavour.name)
     problems = []
-    if record.target != target:
-        problems.append(f"it was built with {record.target}, and this is {target}")
+    if version is None:
+        problems.append(f"{flavour.title} is not installed (pip install 'wfvae[{flavour.extra}]')")
+    elif version != target.version:
+        problems.append(f"it was built with {target.title}, and this is {flavour.title} {version}")
+    if gpu.compute_capability not in target.compute_capabilities or target.gpu not in (None, gpu.name):
+        problems.append(f"it was built with {target}, and this is {gpu}")
     if record.graph_sha256 != graph_sha256(manifest, record.graph) or record.precision != manifest.precision:
         problems.append("it was built from another graph or other weights")
     if record.precision == "fp32" and record.settings.tf32 != tf32:
         built, wanted = ("on" if on else "off" for on in (record.settings.tf32, tf32))
         problems.append(f"it was built with TF32 {built}, and {wanted} was asked for")
     return problems
+
+
+def _fitting(target: Target, gpu: Gpu) -> list[str]:
+    """Returns the options of `wfvae build` for the nearest target that fits a GPU."""
+    flavour, capability = FLAVOURS[target.flavour], gpu.compute_capability
+    if not flavour.portable or capability in target.compute_capabilities:
+        return target.options()
+    if capability not in flavour.supported:
+        return ["--flavour", "tensorrt"]
+    default = flavour.default if capability in flavour.default else (capability,)
+    return structs.replace(target, compute_capabilities=default).options()

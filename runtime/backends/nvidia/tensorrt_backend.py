@@ -1,4 +1,5 @@
-"""TensorRT as backend (experimental: not yet run on a GPU): runs the engines of `wfvae build`.
+"""TensorRT and TensorRT-RTX as backend (experimental: not yet run on a GPU): runs the engines of
+`wfvae build`, of each graph the one that fits the GPU.
 
 State stays on the device between steps. All engines of a device run on one stream, one after the
 other, so encoder and decoder share one scratch area. Copies have streams of their own, and overlap
@@ -7,10 +8,12 @@ the runs of other threads' videos.
 
 import threading
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from wfvae.errors import MissingExtraError
 from wfvae.runtime.backends.base import (
     BackendOptions,
     BoolArray,
@@ -26,8 +29,8 @@ from wfvae.runtime.backends.nvidia.tensorrt_state import TensorRTState
 from wfvae.runtime.dlpack import DeviceArray
 from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.spec.manifest import STEP, GraphSpec, Manifest
-from wfvae.spec.tensorrt_api import TensorRT
-from wfvae.spec.tensorrt_engines import DIRECT_LATENTS, Target, find_engine, read_engine
+from wfvae.spec.tensorrt_api import FLAVOURS, TensorRT
+from wfvae.spec.tensorrt_engines import DIRECT_LATENTS, Gpu, Target, engine_records, find_engine, read_engine
 
 
 class TensorRTStep:
@@ -117,29 +120,36 @@ class TensorRTBackend:
         manifest: Manifest,
         options: BackendOptions,
         *,
-        trt: TensorRT | None = None,
+        libraries: Sequence[TensorRT] = (),
         cuda: Cuda | None = None,
     ) -> None:
-        """Raises `MissingExtraError` without the packages, and `DeviceError` without GPU."""
+        """Raises `MissingExtraError` without the packages, and `DeviceError` without GPU.
+
+        By default the libraries are those that the bundle's engines were built with.
+        """
         self._bundle, self._manifest, self._options = bundle, manifest, options
-        trt = trt or TensorRT.load()
+        libraries = libraries or load_libraries(manifest)
         cuda = cuda or Cuda(options.device_id)
-        self._loader = EngineLoader(trt, Device(cuda))
-        self._target = target_here(trt, cuda)
+        device = Device(cuda)
+        self._loaders = {trt.flavour.name: EngineLoader(trt, device) for trt in libraries}
+        self._gpu = gpu_here(cuda)
         # Weak, so that closing a session releases its memory.
         self._sessions: weakref.WeakSet[TensorRTStep | TensorRTDirect] = weakref.WeakSet()
 
     def describe(self) -> dict[str, str]:
         graphs = "on" if self._options.cuda_graphs else "off"
+        used = dict.fromkeys(session.engine.trt for session in list(self._sessions))
+        libraries = list(used) or [loader.trt for loader in self._loaders.values()]
         for session in list(self._sessions):
             if isinstance(session, TensorRTStep) and session.fallback:
                 graphs = f"fell back: {session.fallback}"
         return {
             "name": "tensorrt",
-            "version": self._target.tensorrt,
+            "flavour": ", ".join(trt.flavour.name for trt in libraries),
+            "version": ", ".join(trt.version for trt in libraries),
             "device": f"cuda:{self._options.device_id}",
-            "gpu": self._target.gpu,
-            "compute_capability": self._target.compute_capability,
+            "gpu": self._gpu.name,
+            "compute_capability": self._gpu.compute_capability,
             "driver": driver_version() or "unknown",
             "tf32": str(self._options.tf32).lower(),
             "cuda_graphs": graphs,
@@ -158,14 +168,41 @@ class TensorRTBackend:
     def _load(self, graph: GraphSpec) -> LoadedEngine:
         """Raises `BundleError` unless there is an unchanged engine for graph, GPU and version."""
         [key] = [key for key, found in self._manifest.graphs.items() if found.file == graph.file]
-        record = find_engine(self._manifest, self._bundle, key, self._target, self._options.tf32)
+        versions = {name: loader.trt.version for name, loader in self._loaders.items()}
+        record = find_engine(self._manifest, self._bundle, key, self._gpu, versions, self._options.tf32)
         content = read_engine(record, self._bundle)
-        return self._loader.load(graph, record, content, record.settings.command(self._bundle))
+        loader = self._loaders[record.target.flavour]
+        return loader.load(graph, record, content, record.command(self._bundle))
+
+
+def load_libraries(manifest: Manifest) -> list[TensorRT]:
+    """Returns the installed ones among the libraries that made the bundle's engines.
+
+    Of a bundle without engines, any one. Raises `MissingExtraError` if none is installed.
+    """
+    needed = {record.target.flavour for record in engine_records(manifest)}
+    found: list[TensorRT] = []
+    missing: list[MissingExtraError] = []
+    for flavour in FLAVOURS.values():
+        if flavour.name in needed or not (needed or found):
+            try:
+                found.append(TensorRT.load(flavour))
+            except MissingExtraError as error:
+                missing.append(error)
+    if not found:
+        raise missing[0]
+    return found
+
+
+def gpu_here(cuda: Cuda) -> Gpu:
+    """Returns what this GPU is."""
+    return Gpu(*cuda.name_and_capability())
 
 
 def target_here(trt: TensorRT, cuda: Cuda) -> Target:
-    """Returns what engines are built for on this machine."""
-    return Target(trt.version, *cuda.name_and_capability())
+    """Returns what TensorRT builds engines for on this machine."""
+    gpu = gpu_here(cuda)
+    return Target(trt.flavour.name, trt.version, (gpu.compute_capability,), gpu.name)
 
 
 def _clip_size(graph: GraphSpec, x: Tensor) -> tuple[int, int, int]:

@@ -12,15 +12,7 @@ from wfvae.errors import BundleError, InputError, ResourceError
 from wfvae.runtime.backends.nvidia.cuda import DeviceError
 from wfvae.runtime.backends.nvidia.device import Device
 from wfvae.spec.manifest import GraphSpec
-from wfvae.spec.tensorrt_api import (
-    ErrorLog,
-    ICudaEngine,
-    IExecutionContext,
-    Runtime,
-    Shape,
-    TensorRT,
-    failure,
-)
+from wfvae.spec.tensorrt_api import ICudaEngine, IExecutionContext, Runtime, Shape, TensorRT, failure
 from wfvae.spec.tensorrt_engines import EngineRecord
 
 
@@ -37,10 +29,8 @@ class EngineLoader:
     """TensorRT on one device: loads engines, and lives as long as they do."""
 
     def __init__(self, trt: TensorRT, device: Device) -> None:
-        self.trt, self.device = trt, device
-        self.log = ErrorLog()
-        self._logger = trt.logger(self.log)
-        self._runtime: Runtime = trt.interface("Runtime")(self._logger)
+        self.trt, self.device, self.log = trt, device, trt.log
+        self._runtime: Runtime = trt.interface("Runtime")(trt.logger)
         self._opening = threading.Lock()
 
     def load(self, graph: GraphSpec, record: EngineRecord, content: bytes, command: str) -> LoadedEngine:
@@ -99,8 +89,7 @@ class LoadedEngine:
 
     def new_runner(self, profile: int) -> Runner:
         """Returns a new context, as each captured graph needs. Hold the device's lock."""
-        strategy = self.trt.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
-        context = self._engine.create_execution_context(strategy)
+        context = self.trt.create_context(self._engine)
         if context is None:
             text = f"{self.trt} could not make a context for {self.graph.file}: {self.log.take()}"
             raise ResourceError(f"{text}; is the GPU's memory full?")
