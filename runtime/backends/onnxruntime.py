@@ -88,15 +88,21 @@ class OnnxRuntimeState:
         saved = {spec.name: self._empty(spec, 1) for spec in self.specs}
         for spec in self.specs:
             saved[spec.name].update_inplace(self._row(spec, row))
+        self._wait()
         return saved
 
     def load_row(self, row: int, saved: Mapping[str, Any]) -> None:
         for spec in self.specs:
             self._row(spec, row).update_inplace(saved[spec.name])
+        self._wait()
 
     def copy_row(self, source: int, target: int) -> None:
         for spec in self.specs:
             self._row(spec, target).update_inplace(self._row(spec, source))
+        self._wait()
+
+    def _wait(self) -> None:
+        _wait_for_copies(self._buffers[self._current][self.specs[0].name])
 
     def _row(self, spec: StateSpec, row: int) -> Any:
         return _rows(self._buffers[self._current][spec.name], spec, row, 1)
@@ -147,7 +153,9 @@ class OnnxRuntimeMemory(DeviceMemory):
 
     def copy(self, target: DeviceArray, source: DeviceArray) -> None:
         if target.nbytes:
-            ort.OrtValue.from_dlpack(target).update_inplace(ort.OrtValue.from_dlpack(source))
+            value = ort.OrtValue.from_dlpack(target)
+            value.update_inplace(ort.OrtValue.from_dlpack(source))
+            _wait_for_copies(value)
 
     def read(self, source: DeviceArray, target: npt.NDArray[np.uint8]) -> None:
         ort.OrtValue.ortvalue_from_numpy(target).update_inplace(ort.OrtValue.from_dlpack(source))
@@ -345,6 +353,16 @@ def _rows(value: Any, spec: StateSpec, first: int, count: int) -> Any:
     device, dtype = value.__dlpack_device__(), np.dtype(spec.dtype)
     whole = DeviceArray.contiguous(value.data_ptr(), shape, dtype, device, value)
     return ort.OrtValue.from_dlpack(whole[first : first + count])
+
+
+def _wait_for_copies(value: Any) -> None:
+    """Waits for the copies within the device so far.
+
+    ONNX Runtime does not promise that they are done when the call returns, and a session's run does
+    not wait for them. A copy to the host follows them on the same stream, and is waited for.
+    """
+    array = DeviceArray(value.data_ptr(), (1,), (1,), np.dtype(np.uint8), value.__dlpack_device__(), value)
+    ort.OrtValue.ortvalue_from_numpy(np.empty(1, np.uint8)).update_inplace(ort.OrtValue.from_dlpack(array))
 
 
 def _read(value: Any, spec: StateSpec) -> Array:
