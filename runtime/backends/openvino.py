@@ -181,25 +181,34 @@ class OpenVinoBackend:
         }
 
     def open_step(self, graph: GraphSpec) -> OpenVinoStep:
-        return OpenVinoStep(graph, self._compile(graph))
+        model = self._compile(graph)
+        try:
+            return OpenVinoStep(graph, model)
+        except RuntimeError as error:  # a state that the file has not
+            raise self._unloadable(graph, error) from error
 
     def open_direct(self, graph: GraphSpec) -> OpenVinoDirect:
         return OpenVinoDirect(graph, self._compile(graph))
 
     def _compile(self, graph: GraphSpec) -> Any:
+        from openvino.frontend import FrontEndManager
+
         path = self._bundle / graph.file
         declared = check_graph(path, self._files)
         try:
             with loading_memory(declared):
-                model = self._core.read_model(str(path))
+                # The core would ask other frontends, too, which write lines of their own.
+                onnx = FrontEndManager().load_by_framework("onnx")
+                model = onnx.convert(onnx.load(str(path)))
                 rewrite_norms(model, coarse=self._hint == "bf16")
                 if self._hint == "bf16":
                     model = _with_bfloat16_state(model, graph)
                 return self._core.compile_model(model, _DEVICE, compile_settings(self._hint, self._threads))
-        except (RuntimeError, MemoryError) as error:
-            raise BundleError(
-                f"OpenVINO {self._version} cannot load {graph.file}: {one_line(error)}"
-            ) from error
+        except Exception as error:  # the exceptions of its frontends have no common base
+            raise self._unloadable(graph, error) from error
+
+    def _unloadable(self, graph: GraphSpec, error: Exception) -> BundleError:
+        return BundleError(f"OpenVINO {self._version} cannot load {graph.file}: {one_line(error)}")
 
 
 def compile_settings(hint: str, threads: int | None) -> dict[str, Any]:

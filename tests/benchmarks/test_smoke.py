@@ -17,6 +17,7 @@ QUICK = {
 }
 SLOW = {
     "ablation": "--steps 1 --clips 1",
+    "mutated_files": "--cases 4 --only manifest metrics npy snapshots onnx",
     "memory": "--videos tiny=1,2 --size 16 --runs 1",
     "openvino_parity": "--bundles fp32 --frames 5 --size 16x16",
     "peers_speed": "--only wfvae-tiny/* svd open-sora --reduced --sizes 32 --frames 9 --runs 1",

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import IO, NoReturn
 
@@ -96,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["plan", "nowhere", "--size", "64x64"])
     2
     """
+    if argv is None:
+        _silence_libraries()
     args = _parse(build_parser(), argv)
     _interrupt_on_signals()
     try:
@@ -124,6 +127,13 @@ def _describe(error: Exception, args: argparse.Namespace) -> str:
             return f"out of memory; use {smaller if hasattr(args, 'chunk') else 'smaller sizes'}"
     # A defect of the program: one line all the same.
     return f"internal error, {type(error).__name__}: {error}; run again with --debug and report it"
+
+
+def _silence_libraries() -> None:
+    """Keeps warnings of libraries from standard error, which has one line for an error."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if not sys.warnoptions:  # neither -W nor PYTHONWARNINGS was given
+        warnings.simplefilter("ignore")
 
 
 def _interrupt_on_signals() -> None:
