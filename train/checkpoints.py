@@ -3,7 +3,7 @@
 RUN/checkpoints/step-00001000/
     checkpoint/             config.json and weights of the moving average, in the published format
     training.safetensors    model, average, discriminator, optimisers (`TrainingState.tensors`)
-    training.json           step, training configuration, versions
+    training.json           step, training configuration, versions, hashes of all files
 """
 
 import re
@@ -21,6 +21,7 @@ from wfvae.errors import CheckpointError, ConfigError, ResourceError, TrainingEr
 from wfvae.files import discard, replacing
 from wfvae.model.checkpoint import read_tensors
 from wfvae.spec.bounded import read_json
+from wfvae.spec.manifest import file_sha256, json_sha256
 from wfvae.spec.records import read_as
 from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_MODEL, newest_of_run
 from wfvae.train.config import TrainingConfig
@@ -41,6 +42,10 @@ class Facts(msgspec.Struct):
     """Fingerprint of the clips, if they have one."""
     processes: Positive | None = None
     """How many processes trained together; None in checkpoints of earlier versions."""
+    files: dict[str, str] | None = None
+    """SHA-256 of each other file, by its path; None in checkpoints of earlier versions."""
+    sha256: str = ""
+    """Of all of the above as JSON, if `files` is set."""
 
     def training_config(self) -> TrainingConfig:
         """Returns the settings of the run. Raises `ConfigError` if they cannot be read."""
@@ -75,7 +80,7 @@ def write_checkpoint(
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
             save_file(tensors, temporary / _STATE)
             (temporary / _STATE).chmod(0o644)  # safetensors makes files that only their owner can read
-            (temporary / _FACTS).write_bytes(msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
+            write_facts(temporary, facts)
     except (ResourceError, SafetensorError, CheckpointError) as error:
         newest = newest_of_run(run)
         advice = f"{newest.name} is whole: make room and go on with --resume" if newest else ""
@@ -91,6 +96,13 @@ def write_checkpoint(
 def read_checkpoint(checkpoint: Path, state: TrainingState) -> None:
     """Fills `state` from a checkpoint. Raises `CheckpointError` if it is damaged or differs."""
     facts = read_facts(checkpoint)
+    for name, expected in (facts.files or {}).items():
+        try:
+            found = file_sha256(checkpoint / name)
+        except OSError as error:
+            raise _unreadable(checkpoint, name, error.strerror or str(error)) from error
+        if found != expected:
+            raise _unreadable(checkpoint, name, "it was changed after it was written (its SHA-256 differs)")
     try:
         tensors = read_tensors(checkpoint / _STATE)
     except CheckpointError as error:
@@ -105,7 +117,25 @@ def read_facts(checkpoint: Path) -> Facts:
     def unreadable(problem: str) -> CheckpointError:
         return _unreadable(checkpoint, _FACTS, problem)
 
-    return read_as(Facts, read_json(checkpoint / _FACTS, unreadable), unreadable)
+    facts = read_as(Facts, read_json(checkpoint / _FACTS, unreadable), unreadable)
+    if facts.files is not None and facts.sha256 != _digest(facts):
+        raise unreadable("it was changed after it was written (its SHA-256 differs)")
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in facts.files or {}):
+        raise unreadable("it names files outside of the checkpoint")
+    return facts
+
+
+def write_facts(checkpoint: Path, facts: Facts) -> None:
+    """Writes `training.json` with the hashes of all other files of the checkpoint."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != _FACTS)
+    facts.files = {path.relative_to(checkpoint).as_posix(): file_sha256(path) for path in files}
+    facts.sha256 = _digest(facts)
+    (checkpoint / _FACTS).write_bytes(msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
+
+
+def _digest(facts: Facts) -> str:
+    content: dict[str, Any] = msgspec.to_builtins(facts)
+    return json_sha256({key: value for key, value in content.items() if key != "sha256"})
 
 
 def unfinished(run: Path) -> tuple[int, int] | None:
@@ -125,7 +155,7 @@ def _prune(folder: Path, keep: int) -> None:
     steps = sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name))
     for path in steps[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".step-*.part"):  # of processes that were killed: only this one may write here
+    for path in folder.glob(".step-*"):  # of processes that were killed: only this one may write here
         discard(path)
 
 

@@ -29,7 +29,7 @@ from fixtures.training import (
     write_config,
 )
 from wfvae.errors import CheckpointError, DataError, TrainingError
-from wfvae.train.checkpoints import write_checkpoint
+from wfvae.train.checkpoints import read_facts, write_checkpoint, write_facts
 from wfvae.train.data import Batch, BatchStream, ProceduralClips
 from wfvae.train.losses import hinge_discriminator_loss
 from wfvae.train.run import Watcher, train
@@ -59,7 +59,9 @@ def raising(error: BaseException) -> Callable[..., None]:
 def test_nan_ends_the_run_with_step_batch_and_checkpoint(copied_run: Path, weight: str, found: str) -> None:
     tensors = state_of(copied_run)
     tensors[f"model.{weight}"][:] = float("nan")
-    save_file(tensors, copied_run / "checkpoints" / "step-00000006" / "training.safetensors")
+    newest = copied_run / "checkpoints" / "step-00000006"
+    save_file(tensors, newest / "training.safetensors")
+    write_facts(newest, read_facts(newest))
     expected = (
         rf"^step 7: {found}.*; the batch held procedural.*last good checkpoint is .*step-00000006; --resume"
     )
@@ -126,6 +128,30 @@ def test_damaged_checkpoint_raises_and_the_one_before_resumes(finished_run: Path
     (newest / "training.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match="to resume from the one before"):
         train(config, copied_run, CPU, resume=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["training.safetensors", "training.json", "checkpoint/diffusion_pytorch_model.safetensors"]
+)
+def test_one_changed_bit_of_a_checkpoint_is_refused(copied_run: Path, name: str) -> None:
+    newest = copied_run / "checkpoints" / "step-00000006"
+    data = bytearray((newest / name).read_bytes())
+    index = data.index(b"wavelet") if name == "training.json" else len(data) - 1000
+    data[index] ^= 1
+    (newest / name).write_bytes(data)
+    refused = rf"{name}: it was changed after it was written.*remove .*step-00000006 to resume"
+    with pytest.raises(CheckpointError, match=refused):
+        train(small(**WITH_DISCRIMINATOR), copied_run, CPU, resume=True)
+
+
+def test_checkpoint_with_a_missing_or_swapped_file_is_refused(copied_run: Path) -> None:
+    newest, before = (copied_run / "checkpoints" / f"step-0000000{step}" for step in (6, 4))
+    for copied in (before / "training.safetensors", None):
+        (newest / "training.safetensors").unlink()
+        if copied is not None:
+            shutil.copyfile(copied, newest / "training.safetensors")
+        with pytest.raises(CheckpointError, match=r"training\.safetensors: .*to resume from the one before"):
+            train(small(**WITH_DISCRIMINATOR), copied_run, CPU, resume=True)
 
 
 def test_full_disk_keeps_the_checkpoints_before(

@@ -230,6 +230,7 @@ def test_run_resumed_with_another_number_of_processes_reports_it(copied_run: Pat
     path = copied_run / "checkpoints" / "step-00000006" / "training.json"
     facts = json.loads(path.read_text(encoding="utf-8"))
     assert facts.pop("processes") == 1
+    del facts["files"], facts["sha256"]  # as earlier versions wrote it
     expected = f"there were 2 processes before, and there are 1{OTHERWISE}"
     for recorded, lines in (({}, []), ({"processes": 1}, []), ({"processes": 2}, [expected])):
         path.write_text(json.dumps(facts | recorded), encoding="utf-8")
