@@ -89,6 +89,7 @@ def probe(job: dict[str, Any]) -> dict[str, Any]:
     from wfvae.errors import WFVAEError
     from wfvae.runtime.backends.nvidia.cuda import Cuda
     from wfvae.runtime.backends.onnxruntime import choose_provider
+    from wfvae.spec.tensorrt_api import RTX as RTX_FLAVOUR
     from wfvae.spec.tensorrt_api import TensorRT
 
     engine = job["engine"]
@@ -97,7 +98,7 @@ def probe(job: dict[str, Any]) -> dict[str, Any]:
             TensorRT.load()
             Cuda(0)
         elif engine == RTX:
-            require_module("tensorrt_rtx", "tensorrt-rtx")
+            TensorRT.load(RTX_FLAVOUR)
             Cuda(0)
         elif engine == CUDA:
             with redirect_stdout(None):
