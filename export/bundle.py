@@ -13,7 +13,7 @@ import torch
 from msgspec.structs import replace
 
 from wfvae.errors import BundleError, ResourceError
-from wfvae.export.forms import FORMS
+from wfvae.export.forms import FORMS, TARGETS
 from wfvae.export.recorder.graph import trace
 from wfvae.export.recorder.recorder import FilterStore
 from wfvae.export.weights import state_dict_sha256, store_constants
@@ -56,15 +56,21 @@ class ExportOptions:
     """What the encoder graph gives."""
     opset: int | None = None
     """Version of ONNX's operators; None takes 20, and 22 for bf16."""
-    convolutions: Literal["minimal", "plain"] = "minimal"
-    """`minimal`: fewer multiplications in fp32 (`wfvae.export.forms`); `plain`: as the network."""
+    target: Literal["auto", "cpu", "openvino", "gpu"] = "auto"
+    """Where the bundle will run, which chooses `convolutions`. It runs everywhere."""
+    convolutions: Literal["minimal", "plain", "volume", "mixed"] | None = None
+    """How they are computed (`wfvae.export.forms`); None leaves it to `target`. `minimal`: fewer
+    multiplications in fp32. `plain`: as the network, a sum over time taps. `volume`: one 3-D
+    convolution. `mixed`: that, but wide ones over time taps.
+    """
     direct: bool = False
     """Also write the whole-clip graphs without state, for verification."""
 
     def __post_init__(self) -> None:
-        choices = {"precision": DTYPES, "latents": ("mean", "moments"), "convolutions": FORMS}
+        latents = ("mean", "moments")
+        choices = {"precision": DTYPES, "latents": latents, "target": TARGETS, "convolutions": FORMS}
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
+            if getattr(self, name) not in allowed and (name, getattr(self, name)) != ("convolutions", None):
                 raise BundleError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
         if self.opset_version not in OPSETS:
             raise BundleError(f"opset is {self.opset}; expected {OPSETS.start} to {OPSETS.stop - 1}")
@@ -77,8 +83,9 @@ class ExportOptions:
 
     @property
     def forms(self) -> str:
-        """Key of `FORMS`. Half precision is plain: it has no bits to spare for sums of frames."""
-        return self.convolutions if self.precision == "fp32" else "plain"
+        """Key of `FORMS`. Half precision is not minimal: it has no bits to spare for such sums."""
+        chosen = self.convolutions or TARGETS[self.target]
+        return "plain" if chosen == "minimal" and self.precision != "fp32" else chosen
 
     @property
     def opset_version(self) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from wfvae.errors import InputError
 from wfvae.export.parity import plans
@@ -33,6 +34,7 @@ BACKEND_ONNXRUNTIME = "backend = onnxruntime"
 Progress = Callable[[str, int, int], None]
 DIRECTIONS: tuple[Direction, Direction] = ("encoder", "decoder")
 _WHOLE = "video"
+_VOLUME_AXES = 3
 _COMPARED = f"steps of {DEFAULT_CHUNK}"
 _NO_DIRECT = "the bundle has no direct graph, so one step of everything stands for it; export with --direct"
 _NO_BFLOAT16 = (
@@ -96,8 +98,9 @@ class _Verifier:
     def __post_init__(self) -> None:
         self.described = self.bundle.backend.describe()
         self.precision = self.bundle.manifest.precision
-        plan = plan_rule(self.described, self.precision)
-        stream = stream_rule(self.described, self.precision)
+        volumes = _has_volumes(self.bundle)
+        plan = plan_rule(self.described, self.precision, volumes=volumes)
+        stream = stream_rule(self.described, self.precision, volumes=volumes)
         self.rules = {PLAN_INVARIANCE: plan, STREAM_ONE_CALL: plan, STREAM_DIRECT: stream}
         self.reference = self._open_reference()
         self.clips = self._make_clips()
@@ -319,3 +322,11 @@ def _to_uint8(frames: Array) -> npt.NDArray[np.uint8]:
     """Rounds float frames (T, H, W, 3) as the decoder stream does; NaN becomes black."""
     finite = np.nan_to_num(frames.astype(np.float32, copy=False), nan=-1.0)
     return to_uint8_frames(finite.transpose(0, 3, 1, 2), *frames.shape[1:3])
+
+
+def _has_volumes(bundle: Bundle) -> bool:
+    """Whether a bundle's graphs have 3-D convolutions."""
+    path = bundle.path / bundle.manifest.graphs["encoder"].file
+    graph = onnx.load(str(path), load_external_data=False).graph
+    kernels = (found.ints for node in graph.node for found in node.attribute if found.name == "kernel_shape")
+    return any(len(kernel) == _VOLUME_AXES for kernel in kernels)

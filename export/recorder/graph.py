@@ -74,6 +74,7 @@ def trace(
         given[spec.name] = TracedTensor(recorder, value)
     with recorder.recording():
         results = _run(model, graph, given)
+        results = [result.stored for result in results]
     recorder.keep_only(results)
     for result, (name, spec) in zip(results, outputs.items(), strict=True):
         found, wanted = (
@@ -96,7 +97,7 @@ def trace(
     return TracedGraph(proto, recorder.constants, scratch)
 
 
-def _run(model: WFVAE, graph: GraphSpec, given: Mapping[str, Any]) -> list[TracedTensor]:
+def _run(model: WFVAE, graph: GraphSpec, given: Mapping[str, Any]) -> list[Value]:
     """Runs the direction's network, and returns the graph's outputs in specified order."""
     network: Any = getattr(model, graph.direction)
     clip: Any = OfflineClip()

@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wfvae.errors import StreamingError
-from wfvae.export.forms import choose_form
 from wfvae.export.forms.form import Convolution
 from wfvae.export.recorder.recorder import Value
 from wfvae.export.recorder.shapes import size_vector
-from wfvae.export.recorder.tensor import TracedTensor, overrides
-from wfvae.export.symbolic import Size, broadcast, simplify
+from wfvae.export.recorder.tensor import TracedTensor, concatenate, elementwise, overrides
+from wfvae.export.recorder.volumes import VolumeTensor, viewed
 from wfvae.model import ops
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -28,11 +27,13 @@ _IMAGE_AXES = 3
 
 @overrides(ops.cat_frames)
 def _cat_frames(*parts: TracedTensor) -> TracedTensor:
-    return _cat(parts, dim=1)
+    return concatenate(parts, axis=1)
 
 
 @overrides(ops.interleave)
 def _interleave(first: TracedTensor, second: TracedTensor) -> TracedTensor:
+    if isinstance(first, VolumeTensor):
+        return first.interleaved(second)
     batch, _, *image = first.shape
     return _stack([first, second], dim=2).reshape(batch, -1, *image)
 
@@ -58,6 +59,7 @@ def _frame_numbers(frames: TracedTensor) -> TracedTensor:
 def _causal_conv(
     frames: TracedTensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], repeated: bool
 ) -> TracedTensor:
+    frames = viewed(frames) or frames
     convolution = Convolution(weight, bias, frames.shape[1], stride, repeated, frames.recorder.unpaired)
     return _in_form(convolution, ops.causal_conv, frames, weight, bias, stride, repeated)
 
@@ -71,7 +73,7 @@ def _in_form(
     convolution: Convolution, operation: Callable[..., Any], x: TracedTensor, *arguments: Any
 ) -> TracedTensor:
     """Computes a convolution in the form that the export chooses, if none as the network does."""
-    form = choose_form(x.recorder.convolutions, convolution)
+    form = x.recorder.forms.choose(convolution)
     result: Any
     if form is None:
         result = inspect.unwrap(operation)(x, *arguments)
@@ -79,6 +81,26 @@ def _in_form(
         traced: Any = x
         result = form.compute(traced, x.recorder.filters(convolution.weight, form), convolution.bias)
     return cast(TracedTensor, result)
+
+
+@overrides(ops.convolve_volume)
+def _convolve_volume(
+    frames: TracedTensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int] = (1, 1)
+) -> TracedTensor:
+    view = viewed(frames)
+    assert view is not None, "a graph with 3-D convolutions holds volumes"
+    margin = weight.shape[-1] // 2
+    pads = (margin, margin) if stride[1] == 1 else (0, 1)
+    constants = frames.constant(weight), None if bias is None else frames.constant(bias)
+    return view.convolved(*constants, (stride[0], stride[1], stride[1]), ((0, 0), pads, pads))
+
+
+@overrides(ops.channel_norm)
+def _channel_norm(images: TracedTensor, norm: nn.LayerNorm) -> TracedTensor:
+    view = viewed(images)
+    if view is None:
+        return cast(TracedTensor, inspect.unwrap(ops.channel_norm)(images, norm))
+    return view.normalised(norm)
 
 
 # Functions of torch
@@ -101,6 +123,11 @@ def _conv2d(
     )
     # A convolution pads each side by any amount, so a padding before it becomes a part of it.
     source, (left, right, top, bottom) = x.unpadded or (x, (0, 0, 0, 0))
+    view = viewed(source)
+    if view is not None and groups == 1:
+        around = ((0, 0), (pads[0] + top, pads[0] + bottom), (pads[1] + left, pads[1] + right))
+        filters = x.constant(weight.unsqueeze(2)), None if bias is None else x.constant(bias)
+        return view.convolved(*filters, (1, *strides), around)
     inputs = [source, x.constant(weight)] + ([] if bias is None else [x.constant(bias)])
     # Attributes are stated even where they equal the default: some parsers want them.
     return x.emit(
@@ -129,7 +156,7 @@ def _layer_norm(
 
 @overrides(F.silu)
 def _silu(x: TracedTensor, inplace: bool = False) -> TracedTensor:
-    return x * x.emit("Sigmoid", [x], x.shape)
+    return x * elementwise("Sigmoid", [x])
 
 
 @overrides(F.scaled_dot_product_attention)
@@ -146,10 +173,14 @@ def _interpolate(x: TracedTensor, *, scale_factor: int, mode: str, **_: Any) -> 
     sampling: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
     if mode == "nearest":
         sampling = {"mode": mode, "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    scales = x.constant(torch.tensor([1.0, 1.0, scale_factor, scale_factor]))
+    view = viewed(x)
+    resized = x if view is None else view.volume
+    *others, height, width = resized.shape
+    scales = x.constant(torch.tensor([*[1.0] * len(others), scale_factor, scale_factor]))
     no_region = Value("", (), torch.float32)
-    shape = (*x.shape[:2], x.shape[2] * scale_factor, x.shape[3] * scale_factor)
-    return x.emit("Resize", [x, no_region, scales], shape, **sampling)
+    shape = (*others, height * scale_factor, width * scale_factor)
+    result = resized.emit("Resize", [resized, no_region, scales], shape, **sampling)
+    return result if view is None else view.like(result)
 
 
 @overrides(F.pad)
@@ -172,11 +203,7 @@ def _pixel_shuffle(x: TracedTensor, factor: int) -> TracedTensor:
 
 @overrides(torch.cat)
 def _cat(parts: Sequence[TracedTensor], dim: int = 0) -> TracedTensor:
-    if len(parts) == 1:
-        return parts[0]
-    shape = list(parts[0].shape)
-    shape[dim] = simplify(sum((Size.of(part.shape[dim]) for part in parts), Size.of(0)))
-    return parts[0].emit("Concat", list(parts), shape, axis=dim)
+    return concatenate(parts, dim)
 
 
 @overrides(torch.stack)
@@ -189,7 +216,7 @@ def _where(condition: TracedTensor, yes: Any, no: Any) -> TracedTensor:
     dtypes = (value.dtype for value in (yes, no) if isinstance(value, TracedTensor))
     dtype = next(dtypes, torch.float32)
     inputs = [condition, condition.operand(yes, dtype), condition.operand(no, dtype)]
-    return condition.emit("Where", inputs, broadcast([value.shape for value in inputs]), dtype)
+    return elementwise("Where", inputs, dtype)
 
 
 @overrides(torch.clamp)

@@ -1,5 +1,7 @@
 """The graph under construction: nodes, constants and their names."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +13,7 @@ from onnx import helper
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from wfvae.export.forms import FORMS
 from wfvae.export.forms.form import Form, Unpaired
 from wfvae.export.symbolic import Length, Size, product, simplify
 from wfvae.spec.onnx_file import OPERATORS
@@ -33,6 +36,11 @@ class Value:
         self.shape: Shape = tuple(simplify(size) for size in shape)
         self.dtype = dtype
 
+    @property
+    def stored(self) -> Value:
+        """The tensor in the layout of its shape, for operators that know no other."""
+        return self
+
 
 class Recorder:
     """Collects the nodes and constants of what a module computes on `TracedTensor` inputs.
@@ -51,7 +59,7 @@ class Recorder:
         unpaired: Unpaired = "first",
         filters: FilterStore | None = None,
     ) -> None:
-        self.convolutions = convolutions
+        self.forms = FORMS[convolutions]
         self.unpaired = unpaired
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Tensor] = {}
@@ -68,6 +76,11 @@ class Recorder:
         self._filters: FilterStore = {} if filters is None else filters
         self._names = {id(t): name for name, t in (*module.named_parameters(), *module.named_buffers())}
         self._paths = {id(child): path for path, child in module.named_modules()}
+
+    @property
+    def volumes(self) -> bool:
+        """Whether frames are held as (B, C, T, H, W) (`wfvae.export.recorder.volumes`)."""
+        return self.forms.volumes
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -101,7 +114,7 @@ class Recorder:
         **attributes: Any,
     ) -> Value:
         """Adds a node, or finds the one that already computes this."""
-        names = [value.name for value in inputs]
+        names = [value.stored.name for value in inputs]
         key = (operator, tuple(names), repr(sorted(attributes.items())))
         if key not in self._results:
             stem = f"{self.scopes[-1]}/{operator}".removeprefix("/")
@@ -127,8 +140,12 @@ class Recorder:
     def constant(self, tensor: Tensor) -> Value:
         """Adds a constant: a tensor of the module, a time tap of one, a filter or a small value."""
         name, base = self._names.get(id(tensor)), tensor._base
-        if name is None and base is not None and base.ndim == 5 and (whole := self._names.get(id(base))):
-            name = f"{whole}.tap{(tensor.storage_offset() - base.storage_offset()) // base.stride(2)}"
+        if name is None and base is not None and (whole := self._names.get(id(base))):
+            if base.ndim == 5:
+                name = f"{whole}.tap{(tensor.storage_offset() - base.storage_offset()) // base.stride(2)}"
+                name += ".volume" if tensor.ndim == 5 else ""
+            elif tensor.numel() == base.numel():
+                name = f"{whole}.volume"
         if name is None:
             kind, sides = str(tensor.dtype).removeprefix("torch."), "x".join(map(str, tensor.shape))
             name = f"constant/{kind}[{sides}]/{','.join(map(str, tensor.flatten().tolist()))}"

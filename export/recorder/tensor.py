@@ -7,7 +7,7 @@ are looked up in `OVERRIDES`, as torch's function-override protocol wants it; an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ def _operators(name: str, dtype: torch.dtype | None = None) -> tuple[Binary, Bin
         operands = [tensor.operand(left, tensor.dtype), tensor.operand(right, tensor.dtype)]
         if operands[0].dtype != operands[1].dtype:
             raise StreamingError(f"{name} of {operands[0].dtype} and {operands[1].dtype} would need a cast")
-        return tensor.emit(name, operands, broadcast([value.shape for value in operands]), dtype)
+        return elementwise(name, operands, dtype)
 
     def method(tensor: TracedTensor, other: Any) -> TracedTensor:
         return record(tensor, tensor, other)
@@ -55,8 +55,28 @@ def _operators(name: str, dtype: torch.dtype | None = None) -> tuple[Binary, Bin
     return method, reflected
 
 
+def elementwise(
+    operator: str, operands: Sequence[TracedTensor], dtype: torch.dtype | None = None
+) -> TracedTensor:
+    """Records an operation on each element; the result has type `dtype`, or the first operand's."""
+    return _lead(operands).elementwise(operator, operands, dtype or operands[0].dtype)
+
+
+def concatenate(parts: Sequence[TracedTensor], axis: int) -> TracedTensor:
+    """Records a concatenation."""
+    return _lead(parts).concatenate(parts, axis) if len(parts) > 1 else parts[0]
+
+
+def _lead(tensors: Sequence[TracedTensor]) -> TracedTensor:
+    """Returns the tensor that decides in which layout others are combined with it."""
+    return max(tensors, key=lambda tensor: tensor.leads)
+
+
 class TracedTensor(Value):
     """Stands for a tensor of the graph that `recorder` records."""
+
+    leads: ClassVar[bool] = False
+    """Whether others take this tensor's layout when they are combined with it."""
 
     def __init__(self, recorder: Recorder, value: Value) -> None:
         super().__init__(value.name, value.shape, value.dtype)
@@ -86,6 +106,18 @@ class TracedTensor(Value):
         """Records a node in this tensor's graph; `dtype` of the result is this tensor's if None."""
         value = self.recorder.emit(operator, inputs, shape, dtype or self.dtype, **attributes)
         return TracedTensor(self.recorder, value)
+
+    def elementwise(
+        self, operator: str, operands: Sequence[TracedTensor], dtype: torch.dtype
+    ) -> TracedTensor:
+        """Records `operator` on tensors, one of which is this."""
+        return self.emit(operator, operands, broadcast([value.shape for value in operands]), dtype)
+
+    def concatenate(self, parts: Sequence[TracedTensor], axis: int) -> TracedTensor:
+        """Concatenates tensors, one of which is this."""
+        shape = list(self.shape)
+        shape[axis] = simplify(sum((Size.of(part.shape[axis]) for part in parts), Size.of(0)))
+        return self.emit("Concat", parts, shape, axis=axis)
 
     def constant(self, tensor: Tensor) -> TracedTensor:
         """Returns a constant of this tensor's graph."""
@@ -132,13 +164,19 @@ class TracedTensor(Value):
         target = [simplify(size) for size in target]
         origin = self.reshaped or self
         if tuple(target) == origin.shape:
-            return origin
+            return origin if not self.recorder.volumes else origin.remembering(self)
         # Else a size of 0 would stand for the size that the axis had before.
         may_be_empty = any(Size.of(size).smallest <= 0 for size in target)
         zeros: dict[str, Any] = {"allowzero": 1} if may_be_empty else {}
         result = self.emit("Reshape", [origin, size_vector(self.recorder, target)], target, **zeros)
         result.reshaped = origin
         return result
+
+    def remembering(self, frames: TracedTensor) -> TracedTensor:
+        """Returns this tensor as another shape of `frames`, which may be wanted as a volume."""
+        view = TracedTensor(self.recorder, self)
+        view.reshaped = frames
+        return view
 
     def flatten(self, first: int, last: int) -> TracedTensor:
         merged = product(self.shape[first : last + 1])
@@ -162,15 +200,15 @@ class TracedTensor(Value):
     def movedim(self, source: int, destination: int) -> TracedTensor:
         order = list(range(self.ndim))
         order.insert(destination % self.ndim, order.pop(source % self.ndim))
-        return self._permute(order)
+        return self.permute(order)
 
     def transpose(self, first: int, second: int) -> TracedTensor:
         order = list(range(self.ndim))
         order[first], order[second] = order[second], order[first]
-        return self._permute(order)
+        return self.permute(order)
 
-    def _permute(self, order: list[int]) -> TracedTensor:
-        return self.emit("Transpose", [self], [self.shape[axis] for axis in order], perm=order)
+    def permute(self, order: Sequence[int]) -> TracedTensor:
+        return self.emit("Transpose", [self], [self.shape[axis] for axis in order], perm=list(order))
 
     def expand(self, *shape: Length) -> TracedTensor:
         return self.emit("Expand", [self, size_vector(self.recorder, list(shape))], shape)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_dtypes import bfloat16
 
 from wfvae.errors import BundleError, InputError, MissingExtraError
 from wfvae.runtime.backends.base import (
@@ -27,6 +26,7 @@ from wfvae.runtime.backends.base import (
     run_errors,
 )
 from wfvae.runtime.backends.openvino_norms import rewrite_norms
+from wfvae.runtime.backends.openvino_state import HeldState, bits, hold_states
 from wfvae.runtime.backends.signal_stack import preserved_signal_stack
 from wfvae.runtime.dlpack import DeviceArray
 from wfvae.spec.manifest import GraphSpec
@@ -48,7 +48,7 @@ class OpenVinoState:
     def __init__(self, session: OpenVinoStep, batch: int, height: int, width: int) -> None:
         self.batch, self.height, self.width = batch, height, width
         self.specs = session.graph.states
-        self._types = session.state_types
+        self._held = session.held
         self._requests = tuple(session.new_request() for _ in range(2))
         self._tensors = {spec.name: self._allocate(spec, batch) for spec in self.specs}
         self._next = 0
@@ -70,24 +70,24 @@ class OpenVinoState:
         self._next = 1 - self._next
 
     def read(self) -> dict[str, Array]:
-        return {spec.name: _read(self._tensors[spec.name], spec) for spec in self.specs}
+        return {spec.name: self._held[spec.name].read(self._tensors[spec.name]) for spec in self.specs}
 
     def write(self, tensors: Mapping[str, Array]) -> None:
         self._require_rows(self.batch)
         for spec in self.specs:
-            _write(self._tensors[spec.name], tensors[spec.name], spec)
+            self._held[spec.name].write(self._tensors[spec.name], tensors[spec.name])
 
     def save_row(self, row: int) -> dict[str, Array]:
-        return {name: _bits(tensor)[row : row + 1].copy() for name, tensor in self._tensors.items()}
+        return {name: bits(tensor)[row : row + 1].copy() for name, tensor in self._tensors.items()}
 
     def load_row(self, row: int, saved: Mapping[str, Array]) -> None:
         self._require_rows(row + 1)
         for name, tensor in self._tensors.items():
-            _bits(tensor)[row : row + 1] = saved[name]
+            bits(tensor)[row : row + 1] = saved[name]
 
     def copy_row(self, source: int, target: int) -> None:
         for tensor in self._tensors.values():
-            _bits(tensor)[target] = _bits(tensor)[source]
+            bits(tensor)[target] = bits(tensor)[source]
 
     def _require_rows(self, rows: int) -> None:
         """Makes room for `rows` rows: a step of fewer rows leaves tensors of fewer rows."""
@@ -99,27 +99,21 @@ class OpenVinoState:
         """Copies the `held` rows to tensors of more rows, the others as undefined as new ones."""
         grown = {spec.name: self._allocate(spec, rows) for spec in self.specs}
         for name, tensor in grown.items():
-            _bits(tensor)[:held] = _bits(self._tensors[name])
+            bits(tensor)[:held] = bits(self._tensors[name])
         self._tensors = grown
 
     def _allocate(self, spec: StateSpec, rows: int) -> Any:
         initial = initial_tensor(spec, rows, self.height, self.width)
-        ov = load_openvino()
         with allocation_errors(spec, rows, self.height, self.width):
-            tensor = ov.Tensor(self._types[spec.name], ov.Shape(list(initial.shape)))
-        _write(tensor, initial, spec)
-        return tensor
+            return self._held[spec.name].allocate(initial)
 
 
 class OpenVinoStep:
     """A step graph in OpenVINO. Thread-safe, since a state belongs to its caller."""
 
-    def __init__(self, graph: GraphSpec, model: Any) -> None:
-        self.graph = graph
+    def __init__(self, graph: GraphSpec, model: Any, held: Mapping[str, HeldState]) -> None:
+        self.graph, self.held = graph, held
         self.memory = None
-        inputs = {spec.name: model.input(spec.input) for spec in graph.states}
-        self.state_types = {name: tensor.get_element_type() for name, tensor in inputs.items()}
-        """Type that each state tensor is held in; with the bf16 hint, not that of the bundle."""
         self._model = model
         self._x = graph.inputs[0].name
         self._output = graph.outputs[0].name
@@ -181,16 +175,12 @@ class OpenVinoBackend:
         }
 
     def open_step(self, graph: GraphSpec) -> OpenVinoStep:
-        model = self._compile(graph)
-        try:
-            return OpenVinoStep(graph, model)
-        except RuntimeError as error:  # a state that the file has not
-            raise self._unloadable(graph, error) from error
+        return OpenVinoStep(graph, *self._compile(graph))
 
     def open_direct(self, graph: GraphSpec) -> OpenVinoDirect:
-        return OpenVinoDirect(graph, self._compile(graph))
+        return OpenVinoDirect(graph, self._compile(graph)[0])
 
-    def _compile(self, graph: GraphSpec) -> Any:
+    def _compile(self, graph: GraphSpec) -> tuple[Any, dict[str, HeldState]]:
         from openvino.frontend import FrontEndManager
 
         path = self._bundle / graph.file
@@ -201,14 +191,12 @@ class OpenVinoBackend:
                 onnx = FrontEndManager().load_by_framework("onnx")
                 model = onnx.convert(onnx.load(str(path)))
                 rewrite_norms(model, coarse=self._hint == "bf16")
-                if self._hint == "bf16":
-                    model = _with_bfloat16_state(model, graph)
-                return self._core.compile_model(model, _DEVICE, compile_settings(self._hint, self._threads))
+                model, held = hold_states(model, graph, narrow=self._hint == "bf16")
+                settings = compile_settings(self._hint, self._threads)
+                return self._core.compile_model(model, _DEVICE, settings), held
         except Exception as error:  # the exceptions of its frontends have no common base
-            raise self._unloadable(graph, error) from error
-
-    def _unloadable(self, graph: GraphSpec, error: Exception) -> BundleError:
-        return BundleError(f"OpenVINO {self._version} cannot load {graph.file}: {one_line(error)}")
+            problem = f"OpenVINO {self._version} cannot load {graph.file}: {one_line(error)}"
+            raise BundleError(problem) from error
 
 
 def compile_settings(hint: str, threads: int | None) -> dict[str, Any]:
@@ -253,24 +241,6 @@ def require_precision(hint: str, capabilities: Sequence[str], device: str) -> No
         )
 
 
-def _with_bfloat16_state(model: Any, graph: GraphSpec) -> Any:
-    """Returns the model with its float32 state in bfloat16.
-
-    OpenVINO computes in float32 between a float32 output and the convolutions before it. State
-    leaves the network everywhere, so a step would compute nearly all but the convolutions in
-    float32: slower, and with other roundings than the direct graph, which has no state.
-    """
-    from openvino.preprocess import PrePostProcessor
-
-    bf16 = load_openvino().Type.bf16
-    processor = PrePostProcessor(model)
-    for spec in graph.states:
-        if spec.dtype == "float32":
-            processor.input(spec.input).tensor().set_element_type(bf16)
-            processor.output(spec.output).tensor().set_element_type(bf16)
-    return processor.build()
-
-
 def _infer(
     request: Any, feeds: Mapping[str, Array], output: str, result: FloatArray, graph: GraphSpec
 ) -> None:
@@ -290,29 +260,3 @@ def _first_rows(tensor: Any, rows: int) -> Any:
     if shape[0] == rows:
         return tensor
     return load_openvino().Tensor(tensor, [0] * len(shape), [rows, *shape[1:]])
-
-
-def _read(tensor: Any, spec: StateSpec) -> Array:
-    """Returns a copy in the bundle's type, bfloat16 as its bits."""
-    bits = _bits(tensor)
-    return bits.view(bfloat16).astype(np.float32) if _is_narrowed(tensor, spec) else bits.copy()
-
-
-def _write(tensor: Any, array: Array, spec: StateSpec) -> None:
-    narrowed = _is_narrowed(tensor, spec)
-    _bits(tensor)[...] = array.astype(bfloat16).view(np.uint16) if narrowed else array
-
-
-def _bits(tensor: Any) -> Array:
-    """Returns a tensor's memory, bfloat16 as bits in uint16."""
-    array: Array = tensor.data
-    return array.view(np.uint16) if _is_bfloat16(tensor) else array
-
-
-def _is_narrowed(tensor: Any, spec: StateSpec) -> bool:
-    """Whether a float32 state is held in bfloat16."""
-    return _is_bfloat16(tensor) and spec.dtype == "float32"
-
-
-def _is_bfloat16(tensor: Any) -> bool:
-    return bool(tensor.get_element_type() == load_openvino().Type.bf16)

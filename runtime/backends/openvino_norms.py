@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 
 _CHANNELS = 1
-_CHANNELS_LAST, _CHANNELS_BACK = [0, 2, 3, 1], [0, 3, 1, 2]
-"""(N, C, H, W) as (N, H, W, C), and back."""
+_VOLUME_RANK = 5
+_ORDERS = {4: ([0, 2, 3, 1], [0, 3, 1, 2]), _VOLUME_RANK: ([0, 2, 3, 4, 1], [0, 4, 1, 2, 3])}
+"""(N, C, H, W) or (B, C, T, H, W) with the channels last, and back."""
 
 
 @dataclass(frozen=True)
 class _TurnedNorm:
     """A norm between two transposes."""
 
-    images: Any
-    """Its input (N, C, H, W)."""
+    frames: Any
+    """Its input, (N, C, H, W) or (B, C, T, H, W)."""
     epsilon: float
     scale: Any
     shift: Any
@@ -29,7 +30,9 @@ class _TurnedNorm:
 
 
 def rewrite_norms(model: Any, *, coarse: bool) -> int:
-    """Rewrites each norm over the channels of images (N, C, H, W) of an `openvino.Model`, in place.
+    """Rewrites each norm over channels in an `openvino.Model`, in place.
+
+    Its input is images (N, C, H, W), or volumes (B, C, T, H, W).
 
     Norms of another form, such as those of half-precision graphs, are left alone.
 
@@ -44,7 +47,7 @@ def rewrite_norms(model: Any, *, coarse: bool) -> int:
     _fold_constants(model)  # the axes of a norm are computed by an operation
     found = [norm for node in model.get_ordered_ops() if (norm := _turned_norm(node)) is not None]
     for norm in found:
-        norm.result.replace(_norm(norm, 2 if coarse else 1))
+        norm.result.replace(_norm(norm, coarse=coarse))
     model.validate_nodes_and_infer_types()
     return len(found)
 
@@ -60,9 +63,10 @@ def _turned_norm(norm: Any) -> _TurnedNorm | None:
     kinds = [node and node.get_type_name() for node in (turned, scaled, shifted, back)]
     if kinds != ["Transpose", "Multiply", "Add", "Transpose"]:
         return None
-    orders, axes = [_listed(turned), _listed(back)], _listed(norm)
+    orders, axes = (_listed(turned), _listed(back)), _listed(norm)
+    rank = turned.get_output_partial_shape(0).rank.get_length()
     scale, shift, about = _constant(scaled), _constant(shifted), norm.get_attributes()
-    if orders != [_CHANNELS_LAST, _CHANNELS_BACK] or axes not in ([-1], [3]):
+    if orders != _ORDERS.get(rank) or axes not in ([-1], [rank - 1]):
         return None
     if scale is None or shift is None:
         return None
@@ -71,18 +75,41 @@ def _turned_norm(norm: Any) -> _TurnedNorm | None:
     return _TurnedNorm(turned.input_value(0), about["eps"], scale, shift, back.output(0))
 
 
-def _norm(norm: _TurnedNorm, centrings: int) -> Any:
+def _norm(norm: _TurnedNorm, *, coarse: bool) -> Any:
     """Adds nodes that compute the same norm over axis 1, and returns their output."""
     from openvino import opset13 as op
 
-    channels, centred = op.constant(np.array([_CHANNELS])), norm.images
-    for _ in range(centrings):
-        centred = op.subtract(centred, op.reduce_mean(centred, channels, keep_dims=True))
-    variance = op.reduce_mean(op.multiply(centred, centred), channels, keep_dims=True)
+    rank = norm.frames.get_partial_shape().rank.get_length()
+    centred = op.subtract(norm.frames, _mean(norm.frames))
+    if rank == _VOLUME_RANK:
+        # What is left of the mean is too small to be seen in the variance. It is subtracted where
+        # the frames are scaled, without a pass of its own.
+        variance = _mean_of_squares(centred)
+        centred = op.subtract(centred, _mean(centred)) if coarse else centred
+    else:
+        centred = op.subtract(centred, _mean(centred)) if coarse else centred
+        variance = _mean(op.multiply(centred, centred))
     deviation = op.sqrt(op.add(variance, op.constant(np.float32(norm.epsilon))))
     unit = op.multiply(centred, op.divide(op.constant(np.float32(1)), deviation))
-    scale, shift = (op.constant(values.reshape(1, -1, 1, 1)) for values in (norm.scale, norm.shift))
+    by_channel = (1, -1, *[1] * (rank - 2))
+    scale, shift = (op.constant(values.reshape(by_channel)) for values in (norm.scale, norm.shift))
     return op.add(op.multiply(unit, scale), shift).output(0)
+
+
+def _mean(values: Any) -> Any:
+    from openvino import opset13 as op
+
+    return op.reduce_mean(values, op.constant(np.array([_CHANNELS])), keep_dims=True)
+
+
+def _mean_of_squares(values: Any) -> Any:
+    """Reads the values once; a mean of products would also write the products."""
+    from openvino import opset13 as op
+
+    count = values.get_output_partial_shape(0)[_CHANNELS].get_length()
+    length = op.reduce_l2(values, op.constant(np.array([_CHANNELS])), keep_dims=True)
+    squares = op.power(length, op.constant(np.float32(2)))
+    return op.multiply(squares, op.constant(np.float32(1 / count)))
 
 
 def _fold_constants(model: Any) -> None:

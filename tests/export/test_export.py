@@ -274,7 +274,8 @@ def test_failed_export_leaves_the_old_bundle(
     [
         ({"precision": "int8"}, "precision is 'int8'; expected one of fp32, fp16, bf16"),
         ({"latents": "sample"}, "latents is 'sample'; expected one of mean, moments"),
-        ({"convolutions": "fast"}, "convolutions is 'fast'; expected one of minimal, plain"),
+        ({"convolutions": "fast"}, "convolutions is 'fast'; expected one of minimal, plain, volume"),
+        ({"target": "npu"}, "target is 'npu'; expected one of auto, cpu, openvino, gpu"),
         ({"opset": 17}, "opset is 17; expected 18 to 24"),
         ({"opset": 20, "precision": "bf16"}, "opset is 20; expected at least 22 for bf16"),
         ({"size": (16, 20)}, "size is 16x20; expected multiples of 8, or dynamic"),

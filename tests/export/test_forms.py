@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from wfvae import WFVAE, WFVAEConfig
 from wfvae.errors import BundleError
 from wfvae.export.bundle import ExportOptions, export_bundle, graph_spec
+from wfvae.export.forms import volume
 from wfvae.export.forms.form import Convolution
 from wfvae.export.forms.minimal_filtering import (
     ROWS_ALONE_FROM_CHANNELS,
@@ -191,9 +192,41 @@ def test_variant_depends_on_channels_and_on_whether_frames_come_in_pairs(
     assert chosen(repeated, length) == of_repeated and chosen(repeated, length, "last") == variant
 
 
-def test_half_precision_is_plain() -> None:
-    assert ExportOptions().forms == "minimal" and ExportOptions(convolutions="plain").forms == "plain"
+@pytest.mark.parametrize(
+    ("target", "forms"), [("auto", "minimal"), ("cpu", "minimal"), ("openvino", "mixed"), ("gpu", "plain")]
+)
+def test_target_chooses_the_forms_unless_they_are_given(target: Any, forms: str) -> None:
+    assert ExportOptions(target=target).forms == forms
+    assert ExportOptions(target=target, convolutions="volume").forms == "volume"
+
+
+def test_half_precision_is_not_minimal() -> None:
     assert ExportOptions(precision="fp16").forms == ExportOptions(precision="bf16").forms == "plain"
+    assert ExportOptions(precision="fp16", target="openvino").forms == "mixed"
+
+
+def test_convolutions_of_many_filters_stay_sums_of_taps() -> None:
+    with torch.device("meta"):
+        narrow, wide, frames = CausalConv3d(256, 256, 1), CausalConv3d(256, 512, 1), CausalConv3d(8, 8, 1, 1)
+    found = [
+        [form is not None for form in (volume.choose(given), volume.choose_narrow(given))]
+        for given in (Convolution(conv.conv.weight, None) for conv in (narrow, wide, frames))
+    ]
+    assert found == [[True, True], [True, False], [False, False]]
+
+
+@given(
+    st.tuples(*(st.integers(1, top) for top in (3, 7, 5, 5, 6, 5))),
+    st.sampled_from([{}, {"stride": (2, 2)}, {"stride": (1, 2)}, {"kernel_spatial": 1}, {"kernel": 1}]),
+)
+def test_one_convolution_equals_the_sum_of_taps(sizes: tuple[int, ...], options: dict[str, Any]) -> None:
+    batch, count, channels, outputs, height, width = sizes
+    conv = convolution(2, channels, outputs, **options)
+    stride = (conv.stride, conv.stride_spatial)
+    frames = random(2, batch, count * stride[0] + conv.kernel - 1, channels, 2 * height, 2 * width)
+    form = volume.VolumeConvolution(stride)
+    result = form.compute(frames, list(form.filters(conv.conv.weight).values()), conv.conv.bias)
+    torch.testing.assert_close(result, conv.convolve(frames), rtol=0, atol=1e-12)
 
 
 # Graphs
@@ -277,6 +310,33 @@ def test_planned_memory_covers_an_odd_number_of_rows(direction: Any, interpolati
         return max(map(sum, products))
 
     assert most((24, 16)) <= most(None) <= 1.2 * most((24, 16))
+
+
+@pytest.mark.parametrize("interpolation", ["trilinear", "nearest"])
+@pytest.mark.parametrize("ratio", [4, pytest.param(8, marks=pytest.mark.slow)])
+def test_graphs_of_volumes_have_one_layout_from_end_to_end(
+    interpolation: str, ratio: int, small_model: SmallModel, tmp_path: Path
+) -> None:
+    """Frames are transposed where they enter and leave, for norms, and for attention."""
+    model = small_model(temporal_compression=ratio, t_interpolation=interpolation, **FEW_BLOCKS)
+    export_bundle(model, tmp_path / "bundle", ExportOptions(direct=True, target="openvino"))
+    states = len(model.stream_spec("decoder").states)
+    for key in ("decoder", "decoder.direct"):
+        graph = onnx.load(str(tmp_path / "bundle" / f"{key}.onnx"), load_external_data=False).graph
+        nodes = [node for node in graph.node if node.op_type in {"Conv", "Transpose", "LayerNormalization"}]
+        kernels = [attribute(node, "kernel_shape") for node in nodes if node.op_type == "Conv"]
+        assert [3, 3, 3] in kernels and {len(kernel) for kernel in kernels} == {3}
+        orders = [attribute(node, "perm") for node in nodes if node.op_type == "Transpose"]
+        norms = len([node for node in nodes if node.op_type == "LayerNormalization"])
+        assert orders.count([0, 2, 3, 4, 1]) == orders.count([0, 4, 1, 2, 3]) == norms
+        assert orders.count([0, 2, 1, 3, 4]) <= 12 + 2 * states * (key == "decoder")
+    bundle = open_bundle(tmp_path / "bundle", provider="cpu", threads=1)
+    frames = ProceduralClip(5, 16, 24).frames(0, ratio + 3)
+    assert assert_verified(bundle, frames, model, 2e-5) == 0  # ONNX Runtime's 3-D convolutions are not exact
+
+
+def attribute(node: onnx.NodeProto, name: str) -> Any:
+    return next(onnx.helper.get_attribute_value(found) for found in node.attribute if found.name == name)
 
 
 def test_plain_and_minimal_bundles_differ_in_rounding_alone(small_model: SmallModel, tmp_path: Path) -> None:

@@ -301,6 +301,7 @@ def test_rules_ask_for_bits_only_where_they_are_attainable() -> None:
     cpu = {"name": "onnxruntime", "provider": "CPUExecutionProvider"}
     cuda = {"name": "onnxruntime", "provider": "CUDAExecutionProvider"}
     assert stream_rule(cpu, "fp32") is EXACT
+    assert stream_rule(cpu, "fp32", volumes=True) is plan_rule(cpu, "fp32", volumes=True) is BOUNDS["fp32"]
     assert stream_rule(cpu, "fp16") is BOUNDS["fp16"]
     assert stream_rule(cuda, "fp32") is BOUNDS["fp32"]
     assert model_rule({**cuda, "tf32": "true"}, "fp32") is BOUNDS["tf32"]

@@ -23,9 +23,11 @@ from fixtures.streams import (
     same_bits,
 )
 from wfvae.errors import BundleError, InputError, MissingExtraError, ResourceError
+from wfvae.export.parity import verify
 from wfvae.export.parity.rules import BOUNDS, EXACT, model_rule, plan_rule, stream_rule
 from wfvae.runtime import Bundle, open_bundle
 from wfvae.runtime.backends.openvino import open_core, require_precision
+from wfvae.video.synthetic.clips import ProceduralClip
 
 ov = pytest.importorskip("openvino", reason="needs the extra openvino: pip install 'wfvae[openvino]'")
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,8 +136,10 @@ def test_pool_copies_state_only_when_its_batch_grows(
     assert copies == {"grow": 1}  # a step of one row left tensors of one row
 
 
-def test_snapshots_pass_between_backends(opened_here: Opener, opened: Opener) -> None:
-    here, there = opened_here(NAME), opened(NAME)
+@pytest.mark.parametrize("target", ["auto", "openvino"])
+def test_snapshots_pass_between_backends(opened_here: Opener, opened: Opener, target: str) -> None:
+    """Whatever order of axes the state is held in."""
+    here, there = opened_here(NAME, target=target), opened(NAME, target=target)
     for first, second in ((here, there), (there, here)):
         source = source_of(first, "encoder")
         assert np.abs(resumed(source, second) - source.expected).max() <= 1e-5
@@ -283,6 +287,18 @@ def test_verify_of_openvino_passes_and_certifies(
     assert len(against) == 4 and all(0 < check["max_abs"] <= check["tolerance"] for check in against)
     certificate = json.loads(paper.read_text())
     assert certificate["backend"]["name"] == "openvino" and certificate["backend"]["precision_hint"] == hint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hint", HINTS)
+@pytest.mark.parametrize("name", FIXTURES)
+def test_volumes_give_equal_bits(opened_here: Opener, name: str, hint: str) -> None:
+    """At one latent, and at several."""
+    bundle = opened_here(name, hint, target="openvino")
+    for height, width in ((8, 8), (24, 40)):
+        verification = verify(bundle, ProceduralClip(0, height, width).frames(0, 13))
+        assert verification.passed, [check for check in verification.checks if not check.passed]
+        assert [check.rule for check in verification.checks].count("equal bits") == 24
 
 
 def test_rules_demand_equal_bits_where_the_precision_allows_it() -> None:

@@ -15,14 +15,18 @@ manifest for clients.
 
   wfvae export checkpoint/ bundle/                         fp32, any size
   wfvae export checkpoint/ bundle/ --precision fp16 --size 480x832
+  wfvae export checkpoint/ bundle/ --target openvino       fastest in OpenVINO with AMX
   wfvae export run/model.ckpt bundle/ --direct             with whole-clip graphs, for 'wfvae verify'
   wfvae export runs/S-stage3 bundle/                       the averaged weights of a training run"""
 CHECKPOINT = """\
 directory with config.json and safetensors weights, run directory of 'wfvae train', training .ckpt,
 tiny (the trained model that ships), or owner/name on Hugging Face"""
+TARGET = """\
+where the bundle will run, which chooses how convolutions are computed; it runs everywhere. openvino:
+for --precision-hint bf16 on a CPU with AMX (default: auto, which is cpu)"""
 CONVOLUTIONS = """\
-minimal: fewer multiplications in fp32, for CPUs, with larger weights; plain: one convolution per
-filter tap (default: minimal)"""
+minimal: fewer multiplications in fp32, with larger weights; plain: one 2-D convolution per time tap;
+volume: one 3-D convolution; mixed: that, but wide ones per time tap (default: by --target)"""
 
 
 def _size(text: str) -> tuple[int, int] | None:
@@ -39,7 +43,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--size", _size, "fix the video size in the graphs (default: dynamic)", "HxW|dynamic")
     add("--output", ("mean", "moments"), "what the encoder returns (default: mean)", default="mean")
     add("--opset", int, "version of ONNX operators, 18 to 24 (default: 20, for bf16 22)", "N")
-    add("--convolutions", ("minimal", "plain"), CONVOLUTIONS, default="minimal")
+    add("--target", ("auto", "cpu", "openvino", "gpu"), TARGET, default="auto")
+    add("--convolutions", ("minimal", "plain", "volume", "mixed"), CONVOLUTIONS)
     add("--direct", None, "also write whole-clip graphs without state, which 'verify' compares with")
     add("--overwrite", None, "replace an existing bundle")
     add_json_argument(parser)
@@ -59,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         size=args.size,
         latents=args.output,
         opset=args.opset,
+        target=args.target,
         convolutions=args.convolutions,
         direct=args.direct,
     )

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wfvae.model.causal import CausalConv3d, Clip, TimeUpsample
 from wfvae.model.config import GROUPNORM_GROUPS, NormType
-from wfvae.model.ops import accumulate, upsample_conv
+from wfvae.model.ops import accumulate, channel_norm, upsample_conv
 
 NORM_EPS = 1e-6
 
@@ -41,14 +41,11 @@ class Norm(nn.Module):
             self.norm = nn.GroupNorm(GROUPNORM_GROUPS, channels, eps=NORM_EPS)
 
     def forward(self, frames: Tensor) -> Tensor:
-        if isinstance(self.norm, nn.LayerNorm):
-            return per_frame(self._by_channel, frames)
-        result: Tensor = self.norm(frames.movedim(2, 1))
+        norm = self.norm
+        if isinstance(norm, nn.LayerNorm):
+            return per_frame(lambda images: channel_norm(images, norm), frames)
+        result: Tensor = norm(frames.movedim(2, 1))
         return result.movedim(1, 2)
-
-    def _by_channel(self, images: Tensor) -> Tensor:
-        normed: Tensor = self.norm(images.movedim(1, -1))
-        return normed.movedim(-1, 1)
 
 
 def norm_silu(norm: Norm, frames: Tensor) -> Tensor:

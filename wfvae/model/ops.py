@@ -89,6 +89,26 @@ def _convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int) 
 
 
 @overridable
+def convolve_volume(
+    frames: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int] = (1, 1)
+) -> Tensor:
+    """Computes `causal_conv` as one 3-D convolution."""
+    margin = weight.shape[-1] // 2
+    if stride[1] > 1:
+        frames, margin = F.pad(frames, (0, 1, 0, 1)), 0
+    steps = (stride[0], stride[1], stride[1])
+    volume = F.conv3d(frames.movedim(2, 1), weight, bias, stride=steps, padding=(0, margin, margin))
+    return volume.movedim(1, 2)
+
+
+@overridable
+def channel_norm(images: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """Normalises the channels of each position of (N, C, H, W)."""
+    result: Tensor = norm(images.movedim(1, -1))
+    return result.movedim(-1, 1)
+
+
+@overridable
 def upsample_conv(images: Tensor, conv: nn.Conv2d) -> Tensor:
     """Repeats every pixel of (N, C, H, W) to 2x2, and convolves: (N, C', 2 H, 2 W)."""
     result: Tensor = conv(F.interpolate(images, scale_factor=2, mode="nearest"))
