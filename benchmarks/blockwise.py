@@ -14,8 +14,10 @@ import gc
 import math
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -185,12 +187,13 @@ def through(bundle: Bundle, frames: Frames, run: Callable[[Job], Any]) -> tuple[
 def measure_peer(benchmark: Benchmark, options: argparse.Namespace, name: str) -> None:
     """Every mode of a peer against its direct mode."""
     peer: Any = PEERS.get(name) or CHECKOUTS[name]
+    title = peer.title if name in PEERS else peer.title_of(options.checkout.get(name))
     try:
         model, weights, fit = build_peer(options, name)
         clips = [fit(to_tensor(frames)) for frames in benchmark.clips]
         direct = [reconstruct(model, clip) for clip in clips]
     except FAILURES as error:
-        benchmark.missing(peer.title, "all", reason_of(error))
+        benchmark.missing(title, "all", reason_of(error))
         return
     for mode in peer.modes:
         try:
@@ -198,20 +201,35 @@ def measure_peer(benchmark: Benchmark, options: argparse.Namespace, name: str) -
             blockwise = (reconstruct(model, clip) for clip in clips)
             errors = list(map(compare, map(to_video, clips), direct, blockwise))
         except FAILURES as error:
-            benchmark.missing(peer.title, mode.name, reason_of(error))
+            benchmark.missing(title, mode.name, reason_of(error))
             continue
         blocks = mode.blocks + (" (the library's default)" if mode.default else "")
-        benchmark.add(peer.title, mode.name, blocks, weights, errors)
+        benchmark.add(title, mode.name, blocks, weights, errors)
+
+
+def measure_apart(benchmark: Benchmark, options: argparse.Namespace, name: str) -> None:
+    """Runs `measure_peer` in a process of its own, which the code of a checkout needs."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
+        part = processes.submit(_measured_peer, benchmark.clips, options, name).result()
+    benchmark.rows += part.rows
+    benchmark.errors |= part.errors
+
+
+def _measured_peer(clips: Sequence[Frames], options: argparse.Namespace, name: str) -> Benchmark:
+    torch.set_num_threads(options.threads)
+    benchmark = Benchmark(clips)
+    measure_peer(benchmark, options, name)
+    return benchmark
 
 
 def build_peer(options: argparse.Namespace, name: str) -> tuple[PeerModel, str, Callable[[Tensor], Tensor]]:
     """Returns a model in direct mode, what its weights are, and what cuts a clip for it."""
     if name in CHECKOUTS:
         if name not in options.checkout:
-            raise InputError(f"needs a local checkout, --checkout {name}=CODE,WEIGHTS")
-        code, weights, entry = options.checkout[name]
-        checkout = CHECKOUTS[name]
-        return checkout.build(Path(code), Path(weights), entry), Path(weights).name, checkout.fit
+            raise InputError(f"needs a local checkout, --checkout {name}=CODE[,WEIGHTS]")
+        checkout = options.checkout[name]
+        model: PeerModel = CHECKOUTS[name].build(checkout, seed=SEED, tile_scale=options.tile_scale)
+        return model, checkout.label, CHECKOUTS[name].fit
     peer, folder, scale = PEERS[name], options.weights.get(name), options.tile_scale
     model = peer.build(full=options.full, seed=SEED, weights=folder, tile_scale=scale)
     width = "published width" if options.full else "reduced width"
@@ -243,7 +261,7 @@ def parse_weights(text: str) -> tuple[str, str]:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    names, checkout = (OURS, *PEERS, *CHECKOUTS), "NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE]"
+    names, checkout = (OURS, *PEERS, *CHECKOUTS), "NAME=CODE[,WEIGHTS]"
     parser = CommandLine(__doc__, "blockwise.json", frames=41, size=160)
     add = parser.add_argument
     add("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
@@ -271,7 +289,7 @@ def measure(options: argparse.Namespace, benchmark: Benchmark) -> None:
             benchmark.checkpoint_sha256 = manifest.checkpoint_sha256
             measure_ours(benchmark, bundle, f"trained, {options.checkpoint}")
     for name in [name for name in options.only if name != OURS]:
-        measure_peer(benchmark, options, name)
+        (measure_apart if name in options.checkout else measure_peer)(benchmark, options, name)
         gc.collect()  # before the next one is built
 
 

@@ -2,12 +2,13 @@
 
     python benchmarks/peers_speed.py --json benchmarks/results/peers-cpu.json
     python benchmarks/peers_speed.py --only 'wfvae-S/*' wan --sizes 64
-    python benchmarks/peers_speed.py --checkout od-vae=CODE,WEIGHTS
+    python benchmarks/peers_speed.py --checkout cv-vae=CODE od-vae=CODE,WEIGHTS
     python benchmarks/peers_speed.py --reduced         small models: tests the program
 
 Every measurement is a fresh process, and models take turns; figures are medians. Models are those
 of diffusers, in their published width. WF-VAE has 16 latent channels, as CogVideoX, Wan and
-HunyuanVideo have. Weights are random: speed and memory do not depend on them. `--mode direct` runs
+HunyuanVideo have. Their weights are random: speed and memory do not depend on them. CV-VAE, OD-VAE
+and Open-Sora VAE run from `--checkout NAME=CODE[,WEIGHTS]` (README.md). `--mode direct` runs
 whole clips, `--mode blocks` the way that each library offers for long ones.
 """
 
@@ -35,9 +36,13 @@ def contenders(options: argparse.Namespace) -> list[dict[str, Any]]:
     for preset, engine in product(("tiny",) if options.reduced else PRESETS, OUR_ENGINES):
         name, title = f"wfvae-{preset}/{engine}", f"WF-VAE-{preset} {OUR_ENGINES[engine]}"
         found.append({"name": name, "title": title, "engine": engine, "preset": preset})
-    for name, peer in {**PEERS, **CHECKOUTS}.items():
-        job = {"name": name, "title": peer.title, "engine": "peer", "peer": name}
-        found.append({**job, "checkout": options.checkout.get(name)})
+    for name, peer in PEERS.items():
+        found.append({"name": name, "title": peer.title, "engine": "peer", "peer": name})
+    for name, checkout in CHECKOUTS.items():
+        given = options.checkout.get(name)
+        job = {"name": name, "title": checkout.title_of(given), "engine": "peer", "peer": name}
+        about = {"weights": given.label, "version": checkout.version} if given else {}
+        found.append({**job, "checkout": given, "about": about})
     keys = ("threads", "frames", "sizes", "mode", "latent_channels", "reduced")
     common = {key: getattr(options, key) for key in keys}
     return [one | common for one in found if any(fnmatch(one["name"], name) for name in options.only)]
@@ -48,6 +53,7 @@ def summary(job: dict[str, Any], runs: list[dict[str, Any]] | str) -> dict[str, 
     row: dict[str, Any] = {"name": job["name"], "title": job["title"]}
     if isinstance(runs, str):
         return {**row, "not_measured": runs}
+    row |= job.get("about", {})
     row |= {key: runs[0][key] for key in ("parameters", "latent_channels", "compression", "loaded_mb")}
     cases = zip(*(run["cases"] for run in runs), strict=True)
     return {**row, "runs": len(runs), "sizes": [medians(case) for case in cases]}
@@ -60,10 +66,11 @@ def medians(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {"size": first["size"], "not_measured": first["not_measured"]}
     found: dict[str, Any] = {"size": first["size"], "frames": first["frames"]}
     for name in DIRECTIONS:
-        seconds = [run[name]["seconds"] for run in runs]
+        seconds, cpu_seconds = ([run[name][key] for run in runs] for key in ("seconds", "cpu_seconds"))
         found[name] = {
             "all_seconds": seconds,
             "ms_per_frame": statistics.median(seconds) / first["frames"] * 1e3,
+            "cpu_ms_per_frame": statistics.median(cpu_seconds) / first["frames"] * 1e3,
             "peak_mb": statistics.median(run[name]["peak_mb"] for run in runs),
         }
     return found
@@ -75,7 +82,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mode", choices=("direct", "blocks"), default="direct")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="multiples of 32")
     parser.add_argument("--latent-channels", type=int, default=16, help="of WF-VAE")
-    checkout = "NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE]"
+    checkout = "NAME=CODE[,WEIGHTS]"
     parser.add_argument("--checkout", type=parse_checkout, nargs="+", default=[], metavar=checkout)
     parser.add_argument("--reduced", action="store_true", help="small models of the same structure")
     options = parser.parse_args(arguments)
@@ -93,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not jobs:
         print(f"error: no model is called {' or '.join(options.only)}", file=sys.stderr)
         return 2
-    presets = dict.fromkeys(job["preset"] for job in jobs if "preset" in job)
+    presets = dict.fromkeys(job["preset"] for job in jobs if "preset" in job and job["engine"] != "torch")
     with random_bundles(presets, options.threads, latent_dim=options.latent_channels) as bundles:
         present = [{**job, "bundle": bundles.get(job.get("preset"))} for job in jobs]
         found = run_turns("peers_worker:measure", present, options.runs, options.threads)

@@ -5,7 +5,7 @@ Imports no PyTorch by itself, so that the memory of ONNX Runtime and OpenVINO is
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from time import process_time
 from typing import Any
 
 from harness.engines import DIRECTIONS, noise, open_on, pushes
@@ -64,10 +64,11 @@ class TorchCodec:
         return partial(self._model.encode, self._noise(3, frames, size, size))
 
     def decode(self, frames: int, size: int) -> Callable[[], Any]:
-        ratio, rows, columns = self.compression
+        _, rows, columns = self.compression
         if size % rows or size % columns:
             raise NotMeasured(f"{size}x{size} is no multiple of its {rows}x{columns}")
-        latents = self._noise(self.channels, -(-frames // ratio), size // rows, size // columns)
+        count = self._model.latent_frames(frames)
+        latents = self._noise(self.channels, count, size // rows, size // columns)
         return partial(self._model.decode, latents, frames)
 
     def _noise(self, *shape: int) -> Any:
@@ -78,7 +79,7 @@ class TorchCodec:
 
 def build_model(job: Job) -> Any:
     """Builds a model in the job's mode: in blocks, as its library does by default."""
-    from peers import CHECKOUTS, PEERS
+    from peers import CHECKOUTS, PEERS, Checkout
     from peers.ours import build_ours
 
     if "preset" in job:
@@ -88,8 +89,7 @@ def build_model(job: Job) -> Any:
     elif job["checkout"] is None:
         raise NotMeasured("its code is in no library; give a local checkout with --checkout")
     else:
-        code, weights, entry = job["checkout"]
-        model = CHECKOUTS[job["peer"]].build(Path(code), Path(weights), entry)
+        model = CHECKOUTS[job["peer"]].build(Checkout(*job["checkout"]))
     if job["mode"] != DIRECT:
         modes = model.peer.modes
         model.use(next((one.name for one in modes if one.default), modes[0].name))
@@ -122,7 +122,10 @@ def measure(job: Job) -> dict[str, Any]:
                 work = getattr(codec, name)(frames, size)
                 work()
                 restart_peak()
-                case[name] = {"seconds": timed(work), "peak_mb": peak_mb()}
+                begin = process_time()
+                seconds = timed(work)
+                cpu_seconds = process_time() - begin
+                case[name] = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_mb()}
         except NotMeasured as reason:
             case["not_measured"] = str(reason)
         cases.append(case)

@@ -17,7 +17,7 @@ from wfvae.spec.frames import SPATIAL_RATIO
 RESULTS = Path(__file__).parents[1] / "results"
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 """Those that decide how fast engines compute, and in which precision."""
-PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "numpy", "av", "zarr", "diffusers")
+PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "numpy", "av", "zarr", "diffusers", "transformers")
 _CPUINFO = Path("/proc/cpuinfo")
 
 

@@ -9,8 +9,8 @@
 `PEERS` are models of diffusers; `CHECKOUTS` need a local checkout of their authors' code.
 """
 
-from peers.checkouts import CHECKOUTS, CheckoutPeer
+from peers.checkouts import CHECKOUTS, Checkout, CheckoutPeer
 from peers.model import DIRECT, Mode, PeerModel
 from peers.registry import PEERS, Peer
 
-__all__ = ["CHECKOUTS", "DIRECT", "PEERS", "CheckoutPeer", "Mode", "Peer", "PeerModel"]
+__all__ = ["CHECKOUTS", "DIRECT", "PEERS", "Checkout", "CheckoutPeer", "Mode", "Peer", "PeerModel"]

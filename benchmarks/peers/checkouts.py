@@ -1,92 +1,117 @@
-"""Peers whose code is in no library: they need a local checkout, whose code is executed."""
+"""Peers whose code is in no library: they need a local checkout, whose code is executed.
+
+Each is in a process of its own: two of them call their package `opensora`.
+"""
 
 from __future__ import annotations
 
-import importlib
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from torch import Tensor
+import torch
 
-from peers.model import DIRECT, Description, Mode, PeerModel
-from wfvae.errors import CheckpointError, InputError
+from peers.checkout_models import CVVAE, CVVAE16, CausalVAE, CheckoutModel, OpenSora
+from peers.model import Description, Mode
+from wfvae.errors import CheckpointError
+from wfvae.metrics.torchvision_operators import make_torchvision_importable
+
+RANDOM = "random"
+
+
+class Checkout(NamedTuple):
+    """Where a peer's code and weights are."""
+
+    code: str
+    weights: str = RANDOM
+    """A folder; or `random`, for random weights, with a folder or file of a configuration after a
+    colon if it is another than that of the code.
+    """
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the given weights."""
+        return None if self._random else Path(self.weights)
+
+    @property
+    def config(self) -> Path | None:
+        """Of random weights."""
+        path = self.weights.partition(":")[2] if self._random else ""
+        return Path(path) if path else None
+
+    @property
+    def label(self) -> str:
+        """What the weights are, in words."""
+        if not self._random:
+            return f"given, {'/'.join(Path(self.weights).parts[-2:])}"
+        return "random, " + ("given configuration" if self.config else "configuration of the code")
+
+    @property
+    def _random(self) -> bool:
+        return self.weights.partition(":")[0] == RANDOM
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckoutPeer(Description):
-    """A model that needs a local checkout of its authors' code.
+    """A model that needs a local checkout of its authors' code."""
 
-    The entry is called with the folder of the weights and returns an object with `encode(video)`
-    and `decode(latents)`. The entries are from the projects' documentation and have not been run.
-    """
+    adapter: type[CheckoutModel]
+    version: str
+    """Of the code, for which the adapter is written."""
+    default_title: str | None = None
+    """Of the model with the configuration in its code, if it is not the released one."""
 
-    entry: str
-    """`module:attribute` in the checkout."""
+    def title_of(self, checkout: Checkout | None) -> str:
+        """Returns the title, which is that of the paper for the released configuration only."""
+        released = checkout is None or checkout.folder is not None or checkout.config is not None
+        return self.title if released or self.default_title is None else self.default_title
 
-    def build(self, checkout: Path, weights: Path, entry: str | None = None) -> CheckoutModel:
-        """Builds the model on the CPU in fp32.
+    def build(self, checkout: Checkout, *, seed: int = 0, tile_scale: int = 1) -> CheckoutModel:
+        """Builds the model on the CPU in fp32, in direct mode.
+
+        Args:
+            checkout: local code and weights.
+            seed: of random weights.
+            tile_scale: divides the published tiles in space, for smaller videos.
 
         Raises:
-            CheckpointError: the checkout has no such entry, or it fails.
+            CheckpointError: the code or the weights are not there, or fail.
         """
-        module_name, _, attribute = (entry or self.entry).partition(":")
+        code = Path(checkout.code)
+        for path in (code, checkout.folder):
+            if path is not None and not path.is_dir():
+                raise CheckpointError(f"{path} is no directory; expected the code or weights of {self.title}")
+        make_torchvision_importable(self.title, "eval")
         try:
-            with _importable(checkout):
-                found: Any = importlib.import_module(module_name)
-                for part in attribute.split("."):
-                    found = getattr(found, part)
-                model = found(str(weights))
+            with _importable(code, self.adapter.package), torch.random.fork_rng():
+                torch.manual_seed(seed)
+                vae = self.adapter.construct(code, checkout.folder, checkout.config)
+        except CheckpointError:
+            raise
         except Exception as error:  # foreign code may raise anything
             raise CheckpointError(
-                f"{self.title} cannot be built by {module_name}:{attribute} in {checkout}:"
-                f" {type(error).__name__}: {' '.join(str(error).split())[:200]}; give another entry as"
-                " NAME=CHECKOUT,WEIGHTS,module:attribute"
+                f"{self.title} cannot be built from {code}: {type(error).__name__}:"
+                f" {' '.join(str(error).split())[:200]}; the adapter is for version {self.version}"
             ) from error
-        return CheckoutModel(model.float().eval().requires_grad_(False), self)
-
-
-class CheckoutModel(PeerModel):
-    """A model from a checkout."""
-
-    def _switch(self, mode: str) -> None:
-        switch = getattr(self.vae, "disable_tiling" if mode == DIRECT else "enable_tiling", None)
-        if switch is not None:
-            switch()
-        elif mode != DIRECT:
-            raise InputError(f"{self.peer.title} has no enable_tiling")
-
-    def _encode(self, video: Tensor) -> Tensor:
-        return _tensor(self.vae.encode(video))
-
-    def _decode(self, latents: Tensor, frames: int) -> Tensor:
-        return _tensor(self.vae.decode(latents))[:, :, :frames]
-
-
-def _tensor(value: Any) -> Tensor:
-    """Returns the tensor in a model's output: itself, the mean of a distribution, or a sample."""
-    value = getattr(value, "latent_dist", value)
-    if isinstance(value, (tuple, list)):
-        value = value[0]
-    if callable(getattr(value, "mode", None)) and not isinstance(value, Tensor):
-        value = value.mode()
-    value = getattr(value, "sample", value) if not isinstance(value, Tensor) else value
-    if not isinstance(value, Tensor):
-        raise InputError(
-            f"the model returns {type(value).__name__}; expected a tensor, a distribution or a sample"
-        )
-    return value
+        return self.adapter(vae.float().eval().requires_grad_(False), self, tile_scale)
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Makes the modules of a folder importable inside the block. They stay loaded after it."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no directory; expected a checkout of the model's code")
+def _importable(folder: Path, package: str) -> Iterator[None]:
+    """Makes the modules of a folder importable inside the block. They stay loaded after it.
+
+    Raises:
+        CheckpointError: a package of that name is loaded already, from another folder.
+    """
+    loaded = sys.modules.get(package)
+    paths = [Path(path).resolve() for path in getattr(loaded, "__path__", ())]
+    if loaded is not None and (folder / package).resolve() not in paths:
+        others = f"the package {package} of {', '.join(map(str, paths))} is loaded already"
+        raise CheckpointError(f"{others}; run the peer of {folder} in a process of its own")
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -94,25 +119,50 @@ def _importable(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
-_ENTRIES = {
-    "cv-vae": ("CV-VAE", "models.modeling_vae:CVVAEModel.from_pretrained"),
-    "od-vae": ("OD-VAE", "opensora.models.causalvideovae.model:CausalVAEModel.from_pretrained"),
-    "open-sora": ("Open-Sora VAE", "opensora.models.vae:OpenSoraVAE_V1_2"),
-}
-_TILING = Mode("tiling", "as the model's own enable_tiling does")
+_CV_BLOCKS = "16 frames, 4 latents, each with the frame before; tiles of 576x576, 128 overlapping, blended"
+_CV = {"version": "375f18a", "compression": (4, 8, 8)}
 CHECKOUTS = {
-    name: CheckoutPeer(title=title, channels=4, compression=(4, 8, 8), modes=(_TILING,), entry=entry)
-    for name, (title, entry) in _ENTRIES.items()
+    "cv-vae": CheckoutPeer(
+        title="CV-VAE",
+        adapter=CVVAE,
+        channels=4,
+        modes=(Mode("tiling", _CV_BLOCKS, default=True),),
+        **_CV,  # type: ignore[arg-type]
+    ),
+    "cv-vae-sd3": CheckoutPeer(
+        title="CV-VAE SD3",
+        adapter=CVVAE16,
+        channels=16,
+        modes=(Mode("tiling", _CV_BLOCKS, default=True),),
+        **_CV,  # type: ignore[arg-type]
+    ),
+    "od-vae": CheckoutPeer(
+        title="OD-VAE",
+        default_title="Open-Sora-Plan CausalVAE, defaults",
+        adapter=CausalVAE,
+        version="v1.2.0",
+        channels=4,
+        compression=(4, 8, 8),
+        modes=(Mode("tiling", "33 frames, 16 latents; tiles of 256x256, an eighth overlapping, blended"),),
+    ),
+    "open-sora": CheckoutPeer(
+        title="Open-Sora VAE",
+        adapter=OpenSora,
+        version="v1.2.0",
+        channels=4,
+        compression=(4, 8, 8),
+        modes=(Mode("frame groups", "17 frames, 5 latents", default=True),),
+    ),
 }
 
 
-def parse_checkout(text: str) -> tuple[str, tuple[str, str, str | None]]:
-    """Parses NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE] from a command line."""
+def parse_checkout(text: str) -> tuple[str, Checkout]:
+    """Parses NAME=CODE[,WEIGHTS] from a command line."""
     name, _, rest = text.partition("=")
     parts = rest.split(",")
-    if name not in CHECKOUTS or len(parts) not in (2, 3):
-        names = ", ".join(CHECKOUTS)
+    if name not in CHECKOUTS or len(parts) > 2 or not all(parts):
         raise ArgumentTypeError(
-            f"{text!r}; expected NAME=CODE,WEIGHTS[,MODULE:ATTRIBUTE] with a NAME of {names}"
+            f"{text!r}; expected NAME=CODE[,WEIGHTS] with a NAME of {', '.join(CHECKOUTS)}, and WEIGHTS a"
+            " folder, random or random:CONFIG"
         )
-    return name, (parts[0], parts[1], parts[2] if len(parts) == 3 else None)
+    return name, Checkout(*parts)

@@ -69,6 +69,10 @@ class PeerModel:
         self._switch(mode)
         self.mode = mode
 
+    def latent_frames(self, frames: int) -> int:
+        """Returns how many latents `encode` gives for a clip of `frames` frames in this mode."""
+        return -(-frames // self.peer.compression[0])
+
     def encode(self, video: Tensor) -> Tensor:
         """Encodes (1, 3, T, H, W) in [-1, 1] to the unscaled mean (1, C, t, h, w)."""
         with torch.inference_mode():

@@ -64,7 +64,8 @@ def test_failed_job_in_fresh_process_gives_reason(monkeypatch: pytest.MonkeyPatc
         ("speed", "--clips 6x16", "'6' is not 1 . 4 n frames"),
         ("memory", "--videos tiny=3,x", "'tiny=3,x' is not PRESET=N,N"),
         ("scale", "--lengths huge=5", "'huge=5' is not PRESET=N,N"),
-        ("peers_speed", "--checkout od-vae=code", "expected NAME=CODE,WEIGHTS"),
+        ("peers_speed", "--checkout od-vae=code,weights,more", r"expected NAME=CODE\[,WEIGHTS\]"),
+        ("peers_speed", "--checkout nobody=code", "with a NAME of cv-vae, cv-vae-sd3, od-vae, open-sora"),
         ("blockwise", "--weights nobody=folder", "expected NAME=DIR with a NAME of sd-vae"),
     ],
 )
