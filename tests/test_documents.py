@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_python_code_of_the_readme_runs(
     shutil.copytree(exported("small"), "bundle")
     save(Path("in.mp4"), clip(5))
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    runtime, model = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    runtime, pipeline, model = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     frames, stored = clip(9), []
     names = {"frames": frames, "source": [frames], "chunks_a": [frames], "chunks_b": [frames[:2]]}
     names["store"] = lambda *parts: stored.append(parts)
@@ -107,6 +108,10 @@ def test_python_code_of_the_readme_runs(
     assert np.array_equal(np.concatenate([stored[0][0], stored[1][0]]), names["latents"])
     assert np.array_equal(stored[2][0], stored[1][0])
     assert names["report"].complete
+
+    pipe = SimpleNamespace()
+    exec(pipeline, {"pipe": pipe})
+    assert pipe.vae.bundle.identity == names["bundle"].identity
 
     vae, x = WFVAE.from_pretrained("tiny"), 2 * torch.rand(1, 3, 9, 32, 32) - 1
     names = {"torch": torch, "x": x, "chunk": x[:, :, :4], "start": torch.tensor([True])}
