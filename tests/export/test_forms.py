@@ -268,7 +268,7 @@ def test_streams_have_the_bits_of_direct_inference(
     ("backend", "hint", "size", "heights"),
     [
         pytest.param("onnxruntime", None, None, (24, 16), marks=pytest.mark.slow),
-        ("onnxruntime", None, (24, 8), (24,)),
+        pytest.param("onnxruntime", None, (24, 8), (24,), marks=pytest.mark.slow),
         pytest.param("openvino", "fp32", None, (24,), marks=[needs_openvino, pytest.mark.slow]),
         pytest.param("openvino", "bf16", None, (24,), marks=[needs_openvino, pytest.mark.slow]),
     ],

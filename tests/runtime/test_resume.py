@@ -168,10 +168,10 @@ print(changes)
     ("name", "resume"),
     [
         ("z.zarr", "--resume"),
-        ("z.npy", "--resume"),
-        ("out.mp4", "--resume"),
-        ("z.safetensors", ""),
-        ("out.mp4", ""),
+        pytest.param("z.npy", "--resume", marks=pytest.mark.slow),
+        pytest.param("out.mp4", "--resume", marks=pytest.mark.slow),
+        pytest.param("z.safetensors", "", marks=pytest.mark.slow),
+        pytest.param("out.mp4", "", marks=pytest.mark.slow),
     ],
 )
 def test_job_killed_before_any_change_to_the_disk_resumes_to_the_same_bits(

@@ -224,6 +224,7 @@ def test_broken_pipe_is_reported_in_one_line(bundle: Path, tmp_path: Path) -> No
     assert "pipe was closed" in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_video(model: Bundle, tmp_path: Path) -> None:
     video = save(tmp_path / "in.mp4", np.concatenate([clip(25, 96, 96)] * 16))  # 11 MB of frames
 

@@ -146,6 +146,7 @@ class Live(TorchDispatchMode):
         self.now -= count
 
 
+@pytest.mark.slow
 def test_recomputation_more_than_halves_the_memory_of_a_step() -> None:
     peaks = []
     for recompute in ("false", "true"):

@@ -53,6 +53,7 @@ def test_directory_named_tiny_takes_precedence(
         WFVAE.from_pretrained("tiny")
 
 
+@pytest.mark.slow
 def test_tiny_model_reaches_its_committed_scores_on_held_out_clips(
     tiny: WFVAE, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +112,7 @@ def test_long_clips_are_within_1_db_of_short_ones(tiny: WFVAE) -> None:
     assert sum(psnr[24]) / 3 > sum(psnr[8]) / 3 - 1.0
 
 
+@pytest.mark.slow
 def test_demo_uses_the_tiny_model(tmp_path: Path, program: Program) -> None:
     video = save(tmp_path / "in.mp4", film(30, 64, 64))
     result = program.done("demo", video, "--out", tmp_path / "demo", "--threads", "1")
