@@ -44,6 +44,10 @@ arrays.
 """
 _LEGACY_STREAM = 1
 """DLPack's number of CUDA's default stream."""
+_TYPE_NAMES = {"tensor(float)": "float32"} | {
+    f"tensor({name})": name for name in ("float16", "bfloat16", "int32", "bool")
+}
+"""Types of the manifest by ONNX Runtime's names."""
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDERS = {"cpu": _CPU, "cuda": _CUDA}
 _SEVERITY_WARNING, _SEVERITY_FATAL = 2, 4
@@ -281,6 +285,7 @@ class OnnxRuntimeBackend:
                 f"ONNX Runtime {ort.__version__} could not set up {self._provider} for {graph.file};"
                 f" {_NO_CUDA}"
             )
+        _check_interface(session, graph)
         return session
 
     def providers(self) -> Sequence[Any]:
@@ -294,6 +299,25 @@ class OnnxRuntimeBackend:
             "use_tf32": int(self._options.tf32),
         }
         return [(_CUDA, settings), _CPU]
+
+
+def _check_interface(session: Any, graph: GraphSpec) -> None:
+    """Raises `BundleError` unless a session has the inputs and outputs of the manifest."""
+    inputs: dict[str, str] = {tensor.name: tensor.dtype for tensor in graph.inputs}
+    outputs: dict[str, str] = {tensor.name: tensor.dtype for tensor in graph.outputs}
+    inputs |= {state.input: state.dtype for state in graph.states}
+    outputs |= {state.output: state.dtype for state in graph.states}
+    for kind, expected, nodes in (
+        ("input", inputs, session.get_inputs()),
+        ("output", outputs, session.get_outputs()),
+    ):
+        found = {node.name: _TYPE_NAMES.get(node.type, node.type) for node in nodes}
+        wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+        if wrong:
+            name = wrong[0]
+            stated = f"{expected.get(name, 'none')} in the manifest and {found.get(name, 'none')} in the file"
+            problem = f"its {kind} {name} is {stated}"
+            raise BundleError(f"cannot load {graph.file}: {problem}; export the bundle anew")
 
 
 def session_options(threads: int | None) -> Any:

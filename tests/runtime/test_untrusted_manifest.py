@@ -130,3 +130,15 @@ def test_engines_and_tuning_of_any_content_are_described_or_refused(copy: Path, 
     assert "is damaged" in program.refused("inspect", copy)
     with pytest.raises(BundleError, match="is damaged"):
         open_bundle(copy, provider="cpu").encoder(height=16, width=16)
+
+
+def test_state_that_the_graph_has_not_is_refused(copy: Path) -> None:
+    def rename(data: Any) -> None:
+        state = data["graphs"]["encoder"]["states"][0]
+        name = state["name"] + ".other"
+        state.update(name=name, input=f"state.{name}", output=f"next_state.{name}")
+
+    edit_manifest(copy, rename)
+    message = "cannot load encoder.onnx: its input state.* is (none|float32) in the manifest"
+    with pytest.raises(BundleError, match=message):
+        open_bundle(copy, provider="cpu", threads=1).encoder(height=16, width=16)
