@@ -32,6 +32,31 @@ def peers(result: Result) -> str:
     return markdown_table(header, lines) + machine_line(result, clip)
 
 
+@table("baselines", "baselines-cpu")
+def baselines(result: Result) -> str:
+    """Processor time and memory of the peers from checkouts at the largest size."""
+    size = max(result["job"]["sizes"])
+    header = ["", "weights", "latent channels", "parameters, M", "encode, CPU ms per frame"]
+    header += ["decode, CPU ms per frame", "peak of encode, MB", "peak of decode, MB"]
+    lines = []
+    for row in result["rows"]:
+        case = next((case for case in row.get("sizes", ()) if case["size"] == size), row)
+        if "not_measured" in case:
+            lines.append([row["title"], *missing(case, len(header) - 1)])
+            continue
+        both = [case["encode"], case["decode"]]
+        name = row["title"] + (f", {row['version']}" if "version" in row else "")
+        texts = [name, row.get("weights", "random"), str(row["latent_channels"])]
+        numbers = [number(row["parameters"] / 1e6), *(number(part["cpu_ms_per_frame"]) for part in both)]
+        lines.append([*texts, *numbers, *(f"{part['peak_mb']:,.0f}" for part in both)])
+    job = result["job"]
+    clip = f"{job['frames']} frames of {size}x{size}"
+    count = max(row.get("runs", 0) for row in result["rows"])
+    runs = "one run" if count == 1 else f"medians of {count} runs"
+    load = f"load {result['machine']['load_average']:.0f}"
+    return markdown_table(header, lines, texts=2) + machine_line(result, clip, runs, load)
+
+
 @table("blockwise", "blockwise")
 def blockwise(result: Result) -> str:
     """Each method against its own direct inference."""
