@@ -4,7 +4,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 PIP_FLAGS := -qq --disable-pip-version-check
 SERVER := .tools/tritonserver
-SERVED_TESTS := tests/export/test_triton_served.py
+SERVED_TESTS := tests/export/test_triton_served.py tests/benchmarks/test_triton_load.py
 # Two processes suit the two cores that the suite is sized for.
 PYTEST_ARGS ?= -n 2
 # The first interpreter that runs, is new enough and can create environments. The tested version comes first. Being on PATH
@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 test: env ## run the test suite; options for pytest in PYTEST_ARGS='-k haar'
 	$(PY) -m pytest -q -m 'not slow' $(PYTEST_ARGS)
 
-slow: env ## run the few tests that take long each (peers from diffusers, the largest preset, processes under torchrun)
+slow: env ## run the few tests that take long each (peers from diffusers, the largest preset, processes under torchrun, served tests)
 	$(PY) -m pytest -q -m slow $(PYTEST_ARGS)
 
 test-server: tritonserver ## run the tests that need a real Triton server, which is fetched first

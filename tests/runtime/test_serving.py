@@ -19,7 +19,7 @@ from wfvae.spec.serving import ServingOptions
 Opened = Callable[..., Bundle]
 NAME = "4x8x8-trilinear"
 HEIGHT, WIDTH = 20, 13
-PATIENCE = 60
+PATIENCE = 240
 
 
 class Client:

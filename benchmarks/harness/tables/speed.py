@@ -1,6 +1,17 @@
 """Tables of speed: engines, streams, forms of convolution."""
 
-from harness.tables.format import FORMS, JOBS, Result, Row, machine_line, number, pivot_table, table, times
+from harness.tables.format import (
+    FORMS,
+    JOBS,
+    Result,
+    Row,
+    machine_line,
+    markdown_table,
+    number,
+    pivot_table,
+    table,
+    times,
+)
 
 
 @table("speed", "speed-cpu", "speed-cpu-avx2")
@@ -54,3 +65,31 @@ def forms(result: Result) -> str:
             text = times(row["speed_by_networks_form"])
             cells.append(([row["layer"], place, row["form"]], FORMS[row["engine"]], text))
     return pivot_table(["layer", "input (T, C, H, W)", "form"], cells) + machine_line(result)
+
+
+@table("triton-load", "triton-load-cpu")
+def triton_load(result: Result) -> str:
+    """Clients of one Triton server: speed, latency, memory, and whether all results were right."""
+    job, lines = result["job"], []
+    for row in result["rows"]:
+        latencies = [
+            " / ".join(number(1000 * seconds) for seconds in row["latency_seconds"].get(direction, ())) or "–"
+            for direction in JOBS
+        ]
+        wrong = row["wrong_answers"] + len(row["failures"])
+        counts = [f"{row['killed']}", f"{row['checked_answers']:,}", f"{wrong}"]
+        cells = [number(row["frames_per_second"]), *latencies, f"{row['peak_mb']:,.0f} MB", *counts]
+        lines.append([str(row["clients"]), *cells])
+    shares = " / ".join(map(str, job["percentiles"]))
+    columns = [
+        "clients",
+        "frames/s",
+        f"ms per encode request, {shares} %",
+        f"ms per decode request, {shares} %",
+    ]
+    columns += ["memory", "killed", "answers checked", "wrong or failed"]
+    clip = f"preset tiny, {job['size']}x{job['size']}, {job['latents']} latents per request"
+    alone = f"in one process without a server {number(result['frames_per_second_in_process'])} frames/s"
+    load = f"load average before {number(result['machine']['load_average'])}"
+    caption = machine_line(result, job["server"], clip, f"{job['seconds']:g} s or more each", alone, load)
+    return markdown_table(columns, lines, texts=0) + caption
