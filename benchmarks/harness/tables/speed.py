@@ -1,4 +1,6 @@
-"""Tables of speed: engines, streams, forms of convolution."""
+"""Tables of speed: engines, streams, forms of convolution, a server under load."""
+
+import textwrap
 
 from harness.tables.format import (
     FORMS,
@@ -67,6 +69,10 @@ def forms(result: Result) -> str:
     return pivot_table(["layer", "input (T, C, H, W)", "form"], cells) + machine_line(result)
 
 
+CAPTION_WIDTH = 100
+"""Columns of a long caption's lines in a document."""
+
+
 @table("triton-load", "triton-load-cpu")
 def triton_load(result: Result) -> str:
     """Clients of one Triton server: speed, latency, memory, and whether all results were right."""
@@ -91,5 +97,8 @@ def triton_load(result: Result) -> str:
     clip = f"preset tiny, {job['size']}x{job['size']}, {job['latents']} latents per request"
     alone = f"in one process without a server {number(result['frames_per_second_in_process'])} frames/s"
     load = f"load average before {number(result['machine']['load_average'])}"
-    caption = machine_line(result, job["server"], clip, f"{job['seconds']:g} s or more each", alone, load)
-    return markdown_table(columns, lines, texts=0) + caption
+    caption = textwrap.fill(
+        machine_line(result, job["server"], clip, f"{job['seconds']:g} s or more each", alone, load).strip(),
+        CAPTION_WIDTH,
+    )
+    return markdown_table(columns, lines, texts=0) + f"\n{caption}\n"
