@@ -104,12 +104,12 @@ def to_float_frames(video: FloatArray, height: int, width: int) -> npt.NDArray[n
 
 def to_uint8_frames(video: FloatArray, height: int, width: int) -> npt.NDArray[np.uint8]:
     """Converts (T, 3, H', W') in [-1, 1] to (T, H, W, 3) uint8: cropped, rounded and clamped."""
-    levels = video[:, :, :height, :width] * np.float32(127.5)
-    levels += np.float32(127.5)
-    np.rint(levels, out=levels)
-    np.clip(levels, 0, 255, out=levels)
-    # NaN, from a model that overflowed, becomes 0: it must not stop the other streams of a batch.
-    with np.errstate(invalid="ignore"):
+    # What overflows is clamped, NaN becomes 0: neither may stop the other streams of a batch.
+    with np.errstate(over="ignore", invalid="ignore"):
+        levels = video[:, :, :height, :width] * np.float32(127.5)
+        levels += np.float32(127.5)
+        np.rint(levels, out=levels)
+        np.clip(levels, 0, 255, out=levels)
         levels8 = levels.astype(np.uint8)
     return np.ascontiguousarray(levels8.transpose(0, 2, 3, 1))
 

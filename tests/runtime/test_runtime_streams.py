@@ -145,6 +145,7 @@ def test_pixel_values_are_converted_exactly(dtype: Any) -> None:
     outside = np.array([-3, -1.001, 1.001, 7, 0.5 / 127.5], np.float32).reshape(1, 1, 1, 5).repeat(3, axis=1)
     assert to_uint8_frames(outside, 1, 5)[0, 0, :, 0].tolist() == [0, 0, 255, 255, 128]
     assert not to_uint8_frames(np.full((1, 3, 8, 8), np.nan, np.float32), 8, 8).any()
+    assert to_uint8_frames(np.full((1, 3, 8, 8), 3e38, np.float32), 8, 8).min() == 255
 
 
 @given(height=SIDES, width=SIDES, floats=st.booleans())
