@@ -8,6 +8,10 @@ it and exits with code 2; a library user catches `WFVAEError`, which is a `Value
 class WFVAEError(ValueError):
     """Base of every error raised for wrong use or bad input."""
 
+    def __str__(self) -> str:
+        # Names and values from files may hold line breaks.
+        return " ".join(super().__str__().splitlines())
+
 
 class ConfigError(WFVAEError):
     """A model or training configuration that cannot be built."""

@@ -147,6 +147,8 @@ def test_snapshot_of_another_stream_is_refused(model: Bundle, opened: Callable[.
             stream.restore(other.snapshot())
     with pytest.raises(StateError, match="made by bundle"):
         stranger.restore(stream.snapshot())
+    with pytest.raises(StateError, match=r"^.*made by bundle a b, and this one is .*$"):
+        stream.restore(replace(stream.capture(), bundle="a\nb"))
     assert source.is_result([first, stream.push(source.data[10:]), stream.finish()])
 
 
