@@ -25,10 +25,11 @@ from wfvae.runtime.closing import Closing
 from wfvae.runtime.dataset.children import ChildEnded, ChildProcess, connect_to_parent
 from wfvae.runtime.dataset.options import ClipOptions
 from wfvae.runtime.dataset.plan import Probe, Unit
-from wfvae.runtime.dataset.videos import Video, open_filesystem
+from wfvae.runtime.dataset.videos import Video
 from wfvae.runtime.media.container_input import packet_count
 from wfvae.runtime.media.video_reader import VideoReader, open_video
 from wfvae.runtime.prefetch import Prefetch
+from wfvae.spec.locations import open_filesystem
 from wfvae.video.scaling import PictureScaler
 
 TIME_LIMIT = 60.0

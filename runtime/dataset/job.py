@@ -32,15 +32,16 @@ from wfvae.runtime.dataset.plan import (
     estimated_work,
     units_of,
 )
-from wfvae.runtime.dataset.shards import FORMAT, Failure, PartRecord, describe_latents
+from wfvae.runtime.dataset.shards import Failure, PartRecord, describe_latents
 from wfvae.runtime.dataset.storage import ShardFolder
 from wfvae.runtime.dataset.videos import PATH_COLUMN, Video, find_videos
 from wfvae.runtime.dataset.worker import WORK, WorkerSetup, record_name
 from wfvae.spec.frames import padded_size
+from wfvae.spec.latent_shards import FORMAT, INDEX, ShardEntry
 from wfvae.spec.manifest import Manifest
 from wfvae.spec.records import Record
 
-INDEX, FAILURES = "index.json", "failures.jsonl"
+FAILURES = "failures.jsonl"
 _SETTINGS, _PLAN, _UNREADABLE = f"{WORK}/settings.json", f"{WORK}/plan.jsonl", f"{WORK}/unreadable.jsonl"
 DEFAULT_ROWS = 4
 
@@ -66,15 +67,6 @@ class Settings(Record, frozen=True):
     """Of the names and columns of all videos."""
     options: ClipOptions
     shard_size: str
-
-
-class ShardEntry(Record, frozen=True):
-    """A shard in the index."""
-
-    name: str
-    samples: int
-    bytes: int
-    sha256: str
 
 
 class Index(Record, frozen=True):

@@ -7,7 +7,7 @@ import json
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,6 @@ from wfvae.runtime.dataset.options import ClipOptions
 from wfvae.runtime.dataset.storage import HashedFile
 from wfvae.spec.manifest import Manifest
 from wfvae.spec.records import Record
-
-FORMAT: Final = "wfvae-latent-shards/1"
 
 
 def describe_latents(manifest: Manifest, options: ClipOptions) -> dict[str, Any]:

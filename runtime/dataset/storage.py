@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 
 from wfvae.errors import DataError, ResourceError
 from wfvae.files import locked, replacing
-from wfvae.runtime.dataset.videos import open_filesystem
+from wfvae.spec.locations import open_filesystem
 
 Write = Callable[[BinaryIO], None]
 

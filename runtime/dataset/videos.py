@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from wfvae.errors import DataError, MissingExtraError
+from wfvae.spec.locations import open_filesystem
 from wfvae.spec.records import Record
 from wfvae.video import VIDEO_SUFFIXES
 
@@ -34,23 +35,6 @@ class Video(Record, frozen=True):
     offset: int = 0
     length: int | None = None
     """Its bytes in `url`; None: all of them."""
-
-
-def open_filesystem(url: str) -> tuple[Any, str]:
-    """Returns the fsspec file system of a path or URL, and the path in it.
-
-    Raises:
-        MissingExtraError: fsspec, or the package of this protocol, is not installed.
-    """
-    try:
-        from fsspec.core import url_to_fs
-    except ImportError as error:
-        raise MissingExtraError("encoding data sets", "fsspec", "datasets") from error
-    try:
-        filesystem, path = url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise DataError(f"cannot open '{url}': {error}") from error
-    return filesystem, path
 
 
 def find_videos(source: str, path_column: str = PATH_COLUMN) -> list[Video]:

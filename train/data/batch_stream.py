@@ -15,7 +15,7 @@ from wfvae.errors import DataError, TrainingError
 from wfvae.train.data.batch import Batch, Failure, StepBatches
 from wfvae.train.data.clip_source import BadClipLedger, ClipSource, Crops
 from wfvae.train.data.sampling import Sampling
-from wfvae.train.data.workers import end_workers, how_it_ended, settle_worker, start_workers, worker_context
+from wfvae.train.data.workers import end_workers, require_alive, settle_worker, start_workers, worker_context
 
 
 class BatchStream:
@@ -96,11 +96,13 @@ class BatchStream:
         """
         if self._batches is None:
             raise TrainingError(f"the stream of batches was closed before step {self.step}")
-        self._check_alive()
+        require_alive(self._workers, self.step)
         try:
             made = next(self._batches)
         except RuntimeError:
-            self._check_alive()  # the loader's own message names neither the step nor what to do
+            require_alive(
+                self._workers, self.step
+            )  # the loader's own message names neither the step nor what to do
             raise
         try:
             self.ledger.note(made.bad)
@@ -124,15 +126,6 @@ class BatchStream:
         self._batches = None  # the loader's iterator asks its workers to end when it is deleted
         end_workers(self._workers)
         self._workers = []
-
-    def _check_alive(self) -> None:
-        for number, worker in enumerate(self._workers):
-            if not worker.is_alive():
-                raise TrainingError(
-                    f"data worker {number} (process {worker.pid}) {how_it_ended(worker)} before step"
-                    f" {self.step}; look for a lack of memory or of space in /dev/shm, then resume the run"
-                    " from its last checkpoint, with fewer workers if need be"
-                )
 
 
 def _close(stream: weakref.ref[BatchStream]) -> None:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
+from wfvae.errors import TrainingError
+
 T = TypeVar("T")
 
 _HELD_BACK = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
@@ -56,6 +58,17 @@ def end_workers(workers: list[BaseProcess]) -> None:
         if worker.is_alive():
             worker.kill()
             worker.join()
+
+
+def require_alive(workers: list[BaseProcess], step: int) -> None:
+    """Raises `TrainingError` if a worker has ended before this step's batch came."""
+    for number, worker in enumerate(workers):
+        if not worker.is_alive():
+            raise TrainingError(
+                f"data worker {number} (process {worker.pid}) {how_it_ended(worker)} before step"
+                f" {step}; look for a lack of memory or of space in /dev/shm, then resume the run"
+                " from its last checkpoint, with fewer workers if need be"
+            )
 
 
 def how_it_ended(worker: BaseProcess) -> str:
