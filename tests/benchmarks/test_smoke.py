@@ -17,6 +17,7 @@ QUICK = {
 }
 SLOW = {
     "ablation": "--steps 1 --clips 1",
+    "datasets": "--videos 2 --frames 9 --size 32 --runs 1 --memory-videos 4 --engines local",
     "mutated_files": "--cases 4 --only manifest metrics npy snapshots onnx",
     "memory": "--videos tiny=1,2 --size 16 --runs 1",
     "openvino_parity": "--bundles fp32 --frames 5 --size 16x16",
