@@ -171,6 +171,16 @@ def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint-every", parse_seconds, text, "SECONDS", 30.0)
 
 
+def add_shard_size_argument(parser: argparse._ActionsContainer, default: str) -> None:
+    """Adds `--shard-size`; `default` is what the help states."""
+
+    def parse(text: str) -> str | int:
+        return parse_positive(text) if text.isdecimal() else text
+
+    text = f"samples of a shard, or bytes such as 256M (default: {default})"
+    option_adder(parser)("--shard-size", parse, text, "N|BYTES")
+
+
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     """Adds `--json`."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -44,13 +44,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--dtype", ("fp32", "fp16"), "type of the stored latents (default: fp32)", default="fp32")
     add("--preview", None, "store each sample's first frame as JPEG")
     add("--path-column", str, "column of a table that holds the paths (default: path)", "NAME", "path")
-    add = arguments.option_adder(parser.add_argument_group("work"))
+    work = parser.add_argument_group("work")
+    add = arguments.option_adder(work)
     add("--engine", ("local", "ray"), "what runs the workers (default: local)", default="local")
     add("--address", str, "address of the Ray cluster, such as auto (default: one is started)", "HOST:PORT")
     add("--workers", arguments.parse_positive, "workers, each with a session (default: 1)", "N", 1)
     add("--rows", arguments.parse_positive, "videos that a worker encodes at once (default: 4)", "N", 4)
-    text = "samples of a shard, or bytes such as 256M (default: 256M, less for small data sets)"
-    add("--shard-size", _parse_shard_size, text, "N|BYTES")
+    arguments.add_shard_size_argument(work, "256M, less for small data sets")
     add("--limit-failures", arguments.parse_index, "stop when more videos than this have failed", "N")
     text = "a video fails that gives no frame for this long (default: 60)"
     add("--time-limit", arguments.parse_seconds, text, "SECONDS", 60.0)
@@ -59,10 +59,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _parse_windows(text: str) -> str | int:
     return text if text in ("all", "first") else arguments.parse_positive(text)
-
-
-def _parse_shard_size(text: str) -> str | int:
-    return arguments.parse_positive(text) if text.isdecimal() else text
 
 
 def run(args: argparse.Namespace) -> int:

@@ -27,6 +27,8 @@ COMMANDS = (
     "build",
     "encode",
     "encode-dataset",
+    "pack",
+    "unpack",
     "decode",
     "reconstruct",
     "verify",

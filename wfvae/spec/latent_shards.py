@@ -107,7 +107,7 @@ class LatentShardSet:
     """A finished data set of latents, opened for reading.
 
     Args:
-        url: the folder that `wfvae encode-dataset` wrote; a path, or a URL that
+        url: the folder that `wfvae encode-dataset` or `wfvae pack` wrote; a path, or a URL that
             fsspec knows.
         verify: compare the SHA-256 of every shard, which reads all of it.
 

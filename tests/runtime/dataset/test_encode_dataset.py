@@ -96,6 +96,18 @@ def test_index_lists_shards_and_failures_are_listed_by_source(whole: Path, video
     ]
 
 
+def test_unpacked_sample_is_decoded_as_latents_of_its_video_are(
+    whole: Path, videos: Path, bundle: Path, program: Program, tmp_path: Path
+) -> None:
+    program.done("unpack", whole, tmp_path / "samples", "--key", "000000000")
+    program.done("encode", bundle, videos / "a.mp4", tmp_path / "a.zarr")
+    for latents, out in (("samples/000000000.zarr", "one"), ("a.zarr", "two")):
+        (tmp_path / out).mkdir()
+        program.done("decode", bundle, tmp_path / latents, tmp_path / out)
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / out).glob("*.png")} for out in ("one", "two"))
+    assert len(one) == 9 and one == two
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_webdataset_decodes_the_shards(whole: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
