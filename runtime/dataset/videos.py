@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -13,6 +12,7 @@ from typing import Any
 import msgspec
 
 from wfvae.errors import DataError, MissingExtraError
+from wfvae.spec.bounded import parse_object
 from wfvae.spec.locations import open_filesystem
 from wfvae.spec.records import Record
 from wfvae.video import VIDEO_SUFFIXES
@@ -126,13 +126,7 @@ def _columns_of(suffix: str, text: str, name: str) -> dict[str, Any]:
 
 
 def _json_object(text: str, name: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"'{name}' is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise DataError(f"'{name}' holds {type(values).__name__}; expected a JSON object")
-    return values
+    return parse_object(text, lambda problem: DataError(f"'{name}' is unusable: {problem}"))
 
 
 def _table_videos(filesystem: Any, path: str, suffix: str, column: str) -> Iterator[Video]:

@@ -87,8 +87,8 @@ def test_shard_gives_the_bytes_of_each_video_and_its_other_members_as_columns(tm
     ("name", "content", "problem"),
     [
         ("nothing", None, "no such file or folder"),
-        ("list.jsonl", b"[1]\n", "holds list; expected a JSON object"),
-        ("list.jsonl", b"{\n", "is no JSON"),
+        ("list.jsonl", b"[1]\n", "expected a JSON object, found list"),
+        ("list.jsonl", b"{\n", "is unusable"),
         ("list.parquet", b"no table", "as Parquet"),
         ("shard.tar", b"no archive" * 100, "cannot read"),
         ("list.csv", b"path\n", "no videos in"),
