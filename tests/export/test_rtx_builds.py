@@ -50,6 +50,7 @@ def linked(bundle: Path, folder: Path) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_default_export_builds_for_default_sizes_without_options(
     exported: Callable[..., Path], program: Program, tmp_path: Path
 ) -> None:
@@ -66,7 +67,7 @@ def test_default_export_builds_for_default_sizes_without_options(
     assert all(record.settings.height == DEFAULTS.height for record in records)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_half_precision_builds(build: Build, precision: str) -> None:
     report = build(
         "tiny", BuildSettings(chunk=1, **SMALL), ["8.9", "12.0"], direct=False, precision=precision
