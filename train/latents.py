@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,9 +19,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from wfvae.errors import DataError, WFVAEError
-from wfvae.files import write_whole
 from wfvae.model.distribution import LOGVAR_RANGE
-from wfvae.spec.latent_shards import LatentShardSet, SampleTable, ShardSample
+from wfvae.spec.latent_shards import LatentShardSet, ShardSample
 from wfvae.spec.latents import Factors
 from wfvae.spec.records import name_differences
 from wfvae.train.data.batch import Failure
@@ -78,7 +76,6 @@ class LatentShards(IterableDataset[LatentBatch]):
             mean. Stored means are what they are.
         verify: compare the SHA-256 of every shard first, which reads all of it. Sizes are always
             compared.
-        cache: file that keeps the list of samples, which is otherwise read from all shards.
 
     Raises:
         DataError: there is no index, or a shard is missing or changed, also while it is read.
@@ -102,13 +99,12 @@ class LatentShards(IterableDataset[LatentBatch]):
         scaled: bool = True,
         posterior: Literal["sample", "mean"] = "sample",
         verify: bool = False,
-        cache: str | Path | None = None,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world or shuffle < 0:
             given = f"batch_size {batch_size}, rank {rank} of {world}, shuffle {shuffle}"
             raise DataError(f"{given} cannot be; give a batch_size of at least 1, a rank below world")
         self._set = LatentShardSet(str(url), verify=verify)
-        self._table = _table(self._set, None if cache is None else Path(cache))
+        self._table = self._set.table()
         shapes = np.unique(self._table.shapes, axis=0, return_inverse=True)[1].reshape(-1)
         self._order = LatentOrder(self._table.shard, shapes, seed, batch_size, world, shuffle, drop_last)
         self._rank, self._scaled, self._posterior = rank, scaled, posterior
@@ -144,17 +140,13 @@ class LatentShards(IterableDataset[LatentBatch]):
             yield self._read(step, rows)
 
     def _read(self, step: int, rows: Numbers) -> LatentBatch:
-        table = self._table
-        samples, latents = [], []
-        for row in rows:
-            sample = self._set.read(int(table.shard[row]), int(table.start[row]), int(table.stop[row]))
-            if sample.latents.shape != tuple(table.shapes[row]):
-                problem = f"the sample {sample.key} of '{self._set.url}' changed while it was read"
-                raise DataError(f"{problem}; restore the shards, and start again")
-            samples.append(sample)
-            latents.append(self._values(sample, int(row)))
+        samples = self._set.read(self._table, rows)
+        latents = [self._values(sample, int(row)) for sample, row in zip(samples, rows, strict=True)]
+        time, channels, height, width = latents[0].shape
+        stacked = np.empty((len(latents), channels, time, height, width), np.float32)
+        np.stack([values.swapaxes(0, 1) for values in latents], out=stacked)
         return LatentBatch(
-            torch.from_numpy(np.stack(latents)).permute(0, 2, 1, 3, 4).contiguous(),
+            torch.from_numpy(stacked),
             tuple(sample.key for sample in samples),
             tuple(sample.info.columns for sample in samples),
             self._epoch,
@@ -279,21 +271,3 @@ def _per_channel(factors: Factors, default: float, channels: int) -> npt.NDArray
     values = np.array(factors or (default,), np.float32)
     # Of another length, they are all the same: LatentsInfo.check_shape.
     return values.reshape(-1, 1, 1) if len(values) == channels else values[:1].reshape(1, 1, 1)
-
-
-def _table(shards: LatentShardSet, cache: Path | None) -> SampleTable:
-    """Returns the list of samples: the cached one if it is of this data set."""
-    if cache is not None and cache.exists():
-        try:
-            with np.load(cache, allow_pickle=False) as stored:
-                if str(stored["identity"]) == shards.identity:
-                    return SampleTable(*(stored[name] for name in ("shard", "start", "stop", "shapes")))
-        except (OSError, ValueError, KeyError) as error:
-            problem = f"cannot read '{cache}' as a list of samples: {error}"
-            raise DataError(f"{problem}; remove it, or name another file") from error
-    table = shards.table()
-    if cache is not None:
-        buffer = io.BytesIO()
-        np.savez(buffer, identity=shards.identity, **vars(table))
-        write_whole(cache, buffer.getvalue())
-    return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -21,7 +22,16 @@ from wfvae.runtime.dataset.worker import shard_name
 from wfvae.runtime.latents.base import LatentsReader
 from wfvae.runtime.latents.latent_files import open_latents, open_latents_writer
 from wfvae.spec.frames import SPATIAL_RATIO
-from wfvae.spec.latent_shards import FORMAT, INDEX, LatentShardSet, ShardEntry, ShardSample
+from wfvae.spec.latent_shards import (
+    FORMAT,
+    INDEX,
+    TABLE,
+    LatentShardSet,
+    SampleRow,
+    ShardEntry,
+    ShardSample,
+    encode_table,
+)
 from wfvae.spec.latents import FORMAT as LATENTS_FORMAT
 from wfvae.spec.latents import LatentsInfo
 from wfvae.spec.records import name_differences
@@ -86,15 +96,18 @@ def pack_latents(
     described, frames = _describe_all(paths)
     folder.prepare()
     entries: list[ShardEntry] = []
+    rows: list[tuple[SampleRow, ...]] = []
     with folder.held():
         for group in _groups(paths, most_samples, most_bytes):
             name = shard_name(len(entries))
             with ExitStack() as files:
                 samples = [_sample(number, paths[number], files) for number in group]
                 with folder.writing(name) as file:
-                    write_shard(file, samples)
+                    rows.append(write_shard(file, samples))
             entries.append(ShardEntry(name, len(samples), file.count, file.sha256))
             progress("pack", group.stop, len(paths))
+        table = encode_table(rows)
+        folder.write(TABLE, table)
         index = {
             "format": FORMAT,
             "latents": described,
@@ -102,6 +115,7 @@ def pack_latents(
             "frames": frames,
             "failures": 0,
             "shards": entries,
+            "table_sha256": hashlib.sha256(table).hexdigest(),
         }
         # Last: shards without an index are an unfinished data set.
         folder.write(INDEX, msgspec.json.format(msgspec.json.encode(index), indent=2))

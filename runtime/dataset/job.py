@@ -37,7 +37,7 @@ from wfvae.runtime.dataset.storage import ShardFolder
 from wfvae.runtime.dataset.videos import PATH_COLUMN, Video, find_videos
 from wfvae.runtime.dataset.worker import WORK, WorkerSetup, record_name
 from wfvae.spec.frames import padded_size
-from wfvae.spec.latent_shards import FORMAT, INDEX, ShardEntry
+from wfvae.spec.latent_shards import FORMAT, INDEX, TABLE, ShardEntry, encode_table
 from wfvae.spec.manifest import Manifest
 from wfvae.spec.records import Record
 
@@ -80,6 +80,8 @@ class Index(Record, frozen=True):
     frames: int
     failures: int
     shards: tuple[ShardEntry, ...]
+    table_sha256: str | None = None
+    """Hash of the list of samples."""
 
 
 @dataclass(frozen=True)
@@ -299,6 +301,8 @@ class _Job:
                 problem = f"the shard '{record.shard}' in '{self._folder.url}' is {found}"
                 raise DataError(f"{problem}; another program changed it, run the command again")
             shards.append(ShardEntry(record.shard, record.samples, record.bytes, record.sha256))
+        table = encode_table(record.rows for record in records if record.shard is not None)
+        self._folder.write(TABLE, table)
         failures = [*self._unreadable, *(failure for record in records for failure in record.failures)]
         lines = msgspec.json.Encoder().encode_lines(failures)
         self._folder.write(FAILURES, lines)
@@ -310,6 +314,7 @@ class _Job:
             sum(record.frames for record in records),
             len(failures),
             tuple(shards),
+            hashlib.sha256(table).hexdigest(),
         )
         self._folder.write(INDEX, msgspec.json.format(msgspec.json.encode(index), indent=2))
         self._folder.remove(WORK)

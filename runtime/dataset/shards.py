@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from wfvae.runtime.dataset.options import ClipOptions
 from wfvae.runtime.dataset.storage import HashedFile
+from wfvae.spec.latent_shards import SampleRow
 from wfvae.spec.manifest import Manifest
 from wfvae.spec.records import Record
 
@@ -54,6 +55,8 @@ class PartRecord(Record, frozen=True):
     frames: int
     """Video frames that were encoded for its samples."""
     failures: tuple[Failure, ...]
+    rows: tuple[SampleRow, ...]
+    """Where its samples lie in the shard."""
     seconds: float
     engine_seconds: float
 
@@ -88,10 +91,15 @@ class Sample:
         self.data.write(np.ascontiguousarray(latents).data)
 
 
-def write_shard(file: HashedFile, samples: Iterable[Sample]) -> None:
-    """Writes samples in order of their keys. Equal samples give equal bytes."""
+def write_shard(file: HashedFile, samples: Iterable[Sample]) -> tuple[SampleRow, ...]:
+    """Writes samples in order of their keys, and returns where they lie.
+
+    Equal samples give equal bytes.
+    """
+    rows = []
     with tarfile.open(fileobj=cast(Any, file), mode="w|", format=tarfile.USTAR_FORMAT) as archive:
         for sample in sorted(samples, key=lambda sample: sample.key):
+            start = archive.offset
             about = {**sample.about, "frames": sample.frames}
             _add(archive, f"{sample.key}.json", json.dumps(about, ensure_ascii=False).encode())
             if sample.preview is not None:
@@ -102,6 +110,9 @@ def write_shard(file: HashedFile, samples: Iterable[Sample]) -> None:
             _add_file(
                 archive, f"{sample.key}.npy", _Chain([io.BytesIO(header), sample.data]), len(header) + length
             )
+            channels, height, width = sample.shape
+            rows.append((start, archive.offset, sample.latents, channels, height, width))
+    return tuple(rows)
 
 
 def _npy_header(shape: Sequence[int], dtype: np.dtype[Any]) -> bytes:

@@ -20,6 +20,7 @@ from wfvae.runtime.dataset.plan import Part, Probe, Unit
 from wfvae.runtime.dataset.shards import Failure, PartRecord, Sample, write_shard
 from wfvae.runtime.dataset.storage import ShardFolder
 from wfvae.runtime.dataset.videos import Video
+from wfvae.spec.latent_shards import SampleRow
 
 WORK = ".work"
 """Folder of what an unfinished data set needs besides its shards."""
@@ -85,6 +86,7 @@ class PartWorker(Closing):
         failures: list[Failure] = []
         engine_seconds = 0.0
         name, count, digest = None, 0, ""
+        rows: tuple[SampleRow, ...] = ()
         with ExitStack() as files:
             for _, units in groupby(sorted(part.units, key=_size), key=_size):
                 batch = SizeBatch(self._bundle, self._options, self._decoders, self._rows, progress, files)
@@ -95,7 +97,7 @@ class PartWorker(Closing):
             if samples:
                 name = shard_name(part.number)
                 with self._folder.writing(name) as file:
-                    write_shard(file, samples)
+                    rows = write_shard(file, samples)
                 count, digest = file.count, file.sha256
         record = PartRecord(
             part=part.number,
@@ -105,6 +107,7 @@ class PartWorker(Closing):
             sha256=digest,
             frames=sum(sample.frames for sample in samples),
             failures=tuple(sorted(failures, key=lambda failure: failure.source)),
+            rows=rows,
             seconds=time.perf_counter() - began,
             engine_seconds=engine_seconds,
         )

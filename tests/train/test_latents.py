@@ -1,6 +1,8 @@
 """Shards of latents as training data: what a batch holds, and each sample exactly once."""
 
+import json
 import re
+import shutil
 from collections import Counter
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -153,18 +155,18 @@ def test_missing_or_changed_shards_are_refused_in_one_line(tmp_path: Path) -> No
         LatentShards(tmp_path, 1)
 
 
-def test_cached_list_of_samples_is_used_for_the_same_data_only(tmp_path: Path) -> None:
-    folder, cache = tmp_path / "latents", tmp_path / "samples.npz"
-    write_shards(folder, SIDES)
-    expected = list(LatentShards(folder, 2, cache=cache))
-    before = cache.stat().st_mtime_ns
-    assert_same(list(LatentShards(folder, 2, cache=cache)), expected)
-    assert cache.stat().st_mtime_ns == before
-    write_shards(folder, SIDES[:5])
-    assert LatentShards(folder, 2, cache=cache).samples == 5
-    cache.write_bytes(b"no list")
-    with pytest.raises(DataError, match=r"cannot read '.*' as a list of samples"):
-        LatentShards(folder, 2, cache=cache)
+def test_samples_without_a_list_are_found_in_the_shards(shards: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shards, tmp_path / "latents"))
+    (folder / "samples.npy").write_bytes(b"no list")
+    with pytest.raises(DataError, match=r"'samples.npy' of .* has another SHA-256"):
+        LatentShards(folder, 2)
+    (folder / "samples.npy").unlink()
+    with pytest.raises(DataError, match=r"'samples.npy' of .* is missing"):
+        LatentShards(folder, 2)
+    index = json.loads((folder / "index.json").read_text())
+    del index["table_sha256"]
+    (folder / "index.json").write_text(json.dumps(index))
+    assert_same(list(LatentShards(folder, 2)), list(LatentShards(shards, 2)))
 
 
 def test_url_is_read_as_a_folder_is(shards: Path) -> None:

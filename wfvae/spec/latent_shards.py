@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,6 +27,10 @@ from wfvae.spec.records import Record, read_as
 
 FORMAT: Final = "wfvae-latent-shards/1"
 INDEX: Final = "index.json"
+TABLE: Final = "samples.npy"
+"""List of all samples: an int64 array, each row the shard's number and a `SampleRow`."""
+SampleRow = tuple[int, int, int, int, int, int]
+"""Where a sample lies in its shard: its first byte, the one behind its last, and t, D, h, w."""
 T = TypeVar("T")
 _AT_ONCE = 16
 """Shards that are listed at the same time: an object store answers slowly, but many at once."""
@@ -49,6 +53,8 @@ class ShardIndex(msgspec.Struct, frozen=True):
     format: Literal["wfvae-latent-shards/1"]
     samples: int
     shards: tuple[ShardEntry, ...]
+    table_sha256: str | None = None
+    """Of the list of samples; None if there is none."""
 
 
 class SampleLatents(msgspec.Struct, frozen=True):
@@ -99,8 +105,25 @@ class SampleTable:
     shapes: npt.NDArray[np.int64]
     """(n, 4): t, D, h, w."""
 
+    @classmethod
+    def of(cls, rows: npt.NDArray[np.int64]) -> SampleTable:
+        """Takes the rows of the list of samples, (n, 7)."""
+        return cls(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:])
+
     def __len__(self) -> int:
         return len(self.shard)
+
+
+def encode_table(shards: Iterable[Sequence[SampleRow]]) -> bytes:
+    """Returns the content of the list of samples, from the rows of each shard."""
+    file = io.BytesIO()
+    np.save(file, _rows(shards))
+    return file.getvalue()
+
+
+def _rows(shards: Iterable[Sequence[SampleRow]]) -> npt.NDArray[np.int64]:
+    rows = [(number, *row) for number, found in enumerate(shards) for row in found]
+    return np.array(rows, np.int64).reshape(-1, 7)
 
 
 class LatentShardSet:
@@ -125,31 +148,51 @@ class LatentShardSet:
         self._each(self._check_hash if verify else self._check_size)
 
     def table(self) -> SampleTable:
-        """Lists the samples of all shards, from their headers.
+        """Reads the list of samples, or makes it from the headers in all shards if there is none.
 
         Raises:
-            DataError: a shard cannot be read, or is not what the index describes.
+            DataError: it or a shard cannot be read, or is not what the index describes.
         """
-        rows = [(number, *row) for number, found in enumerate(self._each(self._list)) for row in found]
-        columns = np.array(rows, np.int64).reshape(-1, 7)
-        return SampleTable(columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3:])
-
-    def read(self, shard: int, start: int, stop: int) -> ShardSample:
-        """Reads one sample from its bytes in a shard.
-
-        Raises:
-            DataError: they cannot be read, or are no sample.
-        """
-        entry = self.index.shards[shard]
-        filesystem, path = self._file(entry.name)
+        if self.index.table_sha256 is None:
+            return SampleTable.of(_rows(self._each(self._list)))
+        filesystem, path = self._file(TABLE)
         try:
-            data = filesystem.cat_file(path, start=start, end=stop)
+            content = filesystem.cat_file(path)
         except OSError as error:
-            raise self._fail(entry, f"cannot be read: {error}") from error
-        samples = self._parse(entry, io.BytesIO(data))
-        if len(samples) != 1:
-            raise self._fail(entry, f"has no sample at byte {start}")
-        return samples[0]
+            raise self._fail_table(f"is missing or cannot be read ({type(error).__name__})") from error
+        if hashlib.sha256(content).hexdigest() != self.index.table_sha256:
+            raise self._fail_table("has another SHA-256 than the index states")
+        try:
+            rows = np.load(io.BytesIO(content), allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise self._fail_table(f"cannot be read: {error}") from error
+        shards, count = len(self.index.shards), self.index.samples
+        if rows.dtype != np.int64 or rows.shape != (count, 7) or not np.isin(rows[:, 0], range(shards)).all():
+            raise self._fail_table(f"does not list {count} samples of {shards} shards")
+        return SampleTable.of(rows)
+
+    def read(self, table: SampleTable, rows: Iterable[int]) -> list[ShardSample]:
+        """Reads samples of the table, at once where the file system can.
+
+        Raises:
+            DataError: one cannot be read, or is not what the table describes.
+        """
+        rows = list(rows)
+        entries = [self.index.shards[table.shard[row]] for row in rows]
+        filesystem, root = self._file("")
+        starts, stops = (getattr(table, name)[rows].tolist() for name in ("start", "stop"))
+        paths = [root + entry.name for entry in entries]
+        found = filesystem.cat_ranges(paths, starts, stops, on_error="return")
+        samples = []
+        for row, entry, data in zip(rows, entries, found, strict=True):
+            if isinstance(data, Exception):
+                raise self._fail(entry, f"cannot be read: {data}") from data
+            parsed = self._parse(entry, io.BytesIO(data))
+            if [sample.latents.shape for sample in parsed] != [tuple(table.shapes[row])]:
+                problem = f"has no sample of the expected shape at byte {table.start[row]}"
+                raise self._fail(entry, problem)
+            samples += parsed
+        return samples
 
     def __iter__(self) -> Iterator[ShardSample]:
         """Reads all samples, shard by shard.
@@ -157,8 +200,8 @@ class LatentShardSet:
         Raises as `read` does.
         """
         table = self.table()
-        for shard, start, stop in zip(table.shard, table.start, table.stop, strict=True):
-            yield self.read(int(shard), int(start), int(stop))
+        for row in range(len(table)):
+            yield from self.read(table, [row])
 
     def _file(self, name: str) -> tuple[Any, str]:
         filesystem, root = open_filesystem(self.url)
@@ -197,10 +240,9 @@ class LatentShardSet:
         if digest.hexdigest() != entry.sha256:
             raise self._fail(entry, "has another SHA-256 than the index states")
 
-    def _list(self, entry: ShardEntry) -> list[tuple[int, ...]]:
-        """Returns start, stop and shape of each sample."""
+    def _list(self, entry: ShardEntry) -> list[SampleRow]:
         filesystem, path = self._file(entry.name)
-        rows: list[tuple[int, ...]] = []
+        rows: list[SampleRow] = []
         try:
             # Without a cache, which would fetch the data between the headers.
             with (
@@ -213,7 +255,9 @@ class LatentShardSet:
                     shape, _ = _read_npy_header(io.BytesIO(array.read(_NPY_HEADER_BYTES)))
                     if len(shape) != 4:
                         raise ValueError(f"latents of {key} have shape {shape}")
-                    rows.append((members[0].offset, _end_of(members[-1]), *shape))
+                    time, channels, height, width = shape
+                    start, stop = members[0].offset, _end_of(members[-1])
+                    rows.append((start, stop, time, channels, height, width))
         except (OSError, ValueError, tarfile.TarError) as error:
             raise self._fail(entry, f"cannot be read: {error}") from error
         if len(rows) != entry.samples:
@@ -248,6 +292,9 @@ class LatentShardSet:
         return DataError(
             f"the shard '{entry.name}' of '{self.url}' {problem}; restore it, or encode the data set again"
         )
+
+    def _fail_table(self, problem: str) -> DataError:
+        return DataError(f"'{TABLE}' of '{self.url}' {problem}; restore it, or encode the data set again")
 
     def _fail_index(self, problem: str) -> DataError:
         return DataError(

@@ -22,6 +22,7 @@ from wfvae.runtime.dataset.decoding import DecoderFailure, DecoderProcess
 from wfvae.runtime.dataset.options import ClipOptions
 from wfvae.runtime.dataset.plan import Unit
 from wfvae.runtime.dataset.videos import Video
+from wfvae.spec.latent_shards import LatentShardSet
 from wfvae.video.scaling import PictureScaler
 
 pytest.importorskip("fsspec")
@@ -93,7 +94,18 @@ def test_index_lists_shards_and_failures_are_listed_by_source(whole: Path, video
         ".lock",
         "failures.jsonl",
         "index.json",
+        "samples.npy",
     ]
+
+
+def test_list_of_samples_says_where_each_lies(whole: Path) -> None:
+    data = LatentShardSet(str(whole))
+    table = data.table()
+    found = data.read(table, range(len(table)))
+    expected = sorted(samples(whole).items())
+    assert [sample.key for sample in found] == [key for key, _ in expected]
+    for sample, (_, (latents, about)) in zip(found, expected, strict=True):
+        assert np.array_equal(sample.latents, latents) and sample.about == about
 
 
 def test_unpacked_sample_is_decoded_as_latents_of_its_video_are(
