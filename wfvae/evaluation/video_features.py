@@ -1,9 +1,9 @@
-"""Features of clips for FVD, from a feature network that the user brings as a TorchScript file."""
+"""Features or classes of clips, from a network that the user brings as a TorchScript file."""
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +14,19 @@ from wfvae.evaluation.protocol import Frame, square
 Features = npt.NDArray[np.float64]
 FEATURE_SIZE = 224
 """Side of the frames that I3D was trained on."""
-_SWITCHES = {"rescale": False, "resize": False, "return_features": True}
+_SWITCHES = ("rescale", "resize", "return_features")
 """Arguments of the commonly used I3D file: it gets frames of its own size and range, and returns
-features, not classes."""
+features or classes."""
 
 
 class VideoFeatures:
     """A TorchScript network from clips (B, 3, T, 224, 224) in [-1, 1] to features (B, d).
 
     Arguments named `rescale`, `resize` and `return_features`, as the commonly used I3D file has
-    them, are passed where its forward method has them.
+    them, are passed where its forward method has them; `output` decides on the last one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, output: Literal["features", "classes"] = "features") -> None:
         import torch
 
         if not path.is_file():
@@ -43,7 +43,8 @@ class VideoFeatures:
             raise CheckpointError(f"{problem}; give a file made by torch.jit.save") from error
         self._path = path
         names = {argument.name for argument in self._network.forward.schema.arguments}
-        self._switches = {name: value for name, value in _SWITCHES.items() if name in names}
+        values = (False, False, output == "features")
+        self._switches = {name: value for name, value in zip(_SWITCHES, values, strict=True) if name in names}
 
     def of(self, frames: Sequence[Frame]) -> Features:
         """Computes the features (1, d) of one clip of frames (H, W, 3) uint8, prepared by `square`.
