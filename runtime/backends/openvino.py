@@ -4,9 +4,11 @@ none of it is copied.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,10 +27,12 @@ from wfvae.runtime.backends.base import (
     output_shape,
     run_errors,
 )
+from wfvae.runtime.backends.openvino_convolutions import split_time_taps
 from wfvae.runtime.backends.openvino_norms import rewrite_norms
 from wfvae.runtime.backends.openvino_state import HeldState, bits, hold_states
 from wfvae.runtime.backends.signal_stack import preserved_signal_stack
 from wfvae.runtime.dlpack import DeviceArray
+from wfvae.spec.frames import SPATIAL_RATIO
 from wfvae.spec.manifest import GraphSpec
 from wfvae.spec.onnx_file import check_graph
 from wfvae.spec.stream import StateSpec
@@ -38,6 +42,42 @@ PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
 _DEVICE = "CPU"
 
 
+SMALL_SIDE = 2 * SPATIAL_RATIO
+"""Frames whose height or width is at most this are computed in fp32 with the bf16 hint, too. AMX's
+convolutions of so few positions sum in an order that depends on how many frames share a call.
+"""
+
+
+class Compiled(NamedTuple):
+    """A graph in OpenVINO."""
+
+    model: Any
+    held: Mapping[str, HeldState]
+    """How each state tensor is held, by name."""
+
+
+class CompiledSizes:
+    """A graph in OpenVINO for frames of any size. Thread-safe.
+
+    Args:
+        compile_in: compiles the graph in a precision of `PRECISION_HINTS`.
+    """
+
+    def __init__(self, compile_in: Callable[[str], Compiled], hint: str) -> None:
+        self._compile_in, self._usual = compile_in, compile_in(hint)
+        self._small: Compiled | None = self._usual if hint == "fp32" else None
+        self._lock = Lock()
+
+    def of(self, height: int, width: int) -> Compiled:
+        """Returns the graph for a video size."""
+        if min(height, width) > SMALL_SIDE:
+            return self._usual
+        with self._lock:
+            if self._small is None:
+                self._small = self._compile_in("fp32")
+            return self._small
+
+
 class OpenVinoState:
     """State of a batch of streams: two sets of tensors, each written by its own inference request.
 
@@ -45,11 +85,12 @@ class OpenVinoState:
     it writes to a tensor of the caller, but not what it writes to its own tensors.
     """
 
-    def __init__(self, session: OpenVinoStep, batch: int, height: int, width: int) -> None:
+    def __init__(self, graph: GraphSpec, compiled: Compiled, batch: int, height: int, width: int) -> None:
         self.batch, self.height, self.width = batch, height, width
-        self.specs = session.graph.states
-        self._held = session.held
-        self._requests = tuple(session.new_request() for _ in range(2))
+        self.specs = graph.states
+        self._held = compiled.held
+        # Requests of one model share its weights and the memory of activations.
+        self._requests = tuple(compiled.model.create_infer_request() for _ in range(2))
         self._tensors = {spec.name: self._allocate(spec, batch) for spec in self.specs}
         self._next = 0
 
@@ -111,19 +152,15 @@ class OpenVinoState:
 class OpenVinoStep:
     """A step graph in OpenVINO. Thread-safe, since a state belongs to its caller."""
 
-    def __init__(self, graph: GraphSpec, model: Any, held: Mapping[str, HeldState]) -> None:
-        self.graph, self.held = graph, held
+    def __init__(self, graph: GraphSpec, compiled: CompiledSizes) -> None:
+        self.graph = graph
         self.memory = None
-        self._model = model
+        self._compiled = compiled
         self._x = graph.inputs[0].name
         self._output = graph.outputs[0].name
 
     def new_state(self, batch: int, height: int, width: int) -> OpenVinoState:
-        return OpenVinoState(self, batch, height, width)
-
-    def new_request(self) -> Any:
-        """Returns an inference request; those of one model share weights and activation memory."""
-        return self._model.create_infer_request()
+        return OpenVinoState(self.graph, self._compiled.of(height, width), batch, height, width)
 
     def step(
         self, state: StreamState, x: Tensor, start: BoolArray, end: BoolArray, on_device: bool = False
@@ -139,13 +176,16 @@ class OpenVinoStep:
 class OpenVinoDirect:
     """A direct graph in OpenVINO."""
 
-    def __init__(self, graph: GraphSpec, model: Any) -> None:
-        self._graph, self._model = graph, model
+    def __init__(self, graph: GraphSpec, compiled: CompiledSizes) -> None:
+        self._graph, self._compiled = graph, compiled
 
     def run(self, x: FloatArray) -> FloatArray:
-        result = np.empty(output_shape(self._graph, x), np.float32)
+        shape = output_shape(self._graph, x)
+        result = np.empty(shape, np.float32)
+        height, width = max(x.shape[-2:], shape[-2:])  # video is larger than its latents
         feeds, output = {self._graph.inputs[0].name: x}, self._graph.outputs[0].name
-        _infer(self._model.create_infer_request(), feeds, output, result, self._graph)
+        request = self._compiled.of(height, width).model.create_infer_request()
+        _infer(request, feeds, output, result, self._graph)
         return result
 
 
@@ -175,12 +215,12 @@ class OpenVinoBackend:
         }
 
     def open_step(self, graph: GraphSpec) -> OpenVinoStep:
-        return OpenVinoStep(graph, *self._compile(graph))
+        return OpenVinoStep(graph, CompiledSizes(partial(self._compile, graph), self._hint))
 
     def open_direct(self, graph: GraphSpec) -> OpenVinoDirect:
-        return OpenVinoDirect(graph, self._compile(graph)[0])
+        return OpenVinoDirect(graph, CompiledSizes(partial(self._compile, graph), self._hint))
 
-    def _compile(self, graph: GraphSpec) -> tuple[Any, dict[str, HeldState]]:
+    def _compile(self, graph: GraphSpec, hint: str) -> Compiled:
         from openvino.frontend import FrontEndManager
 
         path = self._bundle / graph.file
@@ -190,10 +230,12 @@ class OpenVinoBackend:
                 # The core would ask other frontends, too, which write lines of their own.
                 onnx = FrontEndManager().load_by_framework("onnx")
                 model = onnx.convert(onnx.load(str(path)))
-                rewrite_norms(model, coarse=self._hint == "bf16")
-                model, held = hold_states(model, graph, narrow=self._hint == "bf16")
-                settings = compile_settings(self._hint, self._threads)
-                return self._core.compile_model(model, _DEVICE, settings), held
+                rewrite_norms(model, coarse=hint == "bf16")
+                if hint == "fp32":
+                    split_time_taps(model)
+                model, held = hold_states(model, graph, narrow=hint == "bf16")
+                settings = compile_settings(hint, self._threads)
+                return Compiled(self._core.compile_model(model, _DEVICE, settings), held)
         except Exception as error:  # the exceptions of its frontends have no common base
             problem = f"OpenVINO {self._version} cannot load {graph.file}: {one_line(error)}"
             raise BundleError(problem) from error

@@ -215,9 +215,11 @@ def test_streams_of_two_threads_give_the_bits_of_one(opened_here: Opener) -> Non
 def test_precision_hint_and_threads_are_set_and_described(opened_here: Opener, hint: str) -> None:
     """The hint is never left to OpenVINO, whose default is bf16 on some CPUs."""
     bundle = opened_here(NAME, **({} if hint == "fp32" else {"hint": hint}))
-    model = bundle.step_session("encoder")._model  # type: ignore[attr-defined]
+    sizes = bundle.step_session("encoder")._compiled  # type: ignore[attr-defined]
+    model, small = sizes.of(24, 24).model, sizes.of(24, 16).model
     assert model.get_property("INFERENCE_PRECISION_HINT") == {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}[hint]
-    assert model.get_property("INFERENCE_NUM_THREADS") == 1
+    assert small.get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
+    assert model.get_property("INFERENCE_NUM_THREADS") == small.get_property("INFERENCE_NUM_THREADS") == 1
     described = bundle.backend.describe()
     assert (described["name"], described["precision_hint"], described["threads"]) == ("openvino", hint, "1")
     assert described["cpu_precisions"] == ("fp32, bf16" if computes_in_bf16() else "fp32")
