@@ -25,7 +25,7 @@ from wfvae.spec.latents import Factors
 from wfvae.spec.records import name_differences
 from wfvae.train.data.batch import Failure
 from wfvae.train.data.latent_order import LatentOrder, Numbers
-from wfvae.train.data.workers import end_workers, require_alive, settle_worker, start_workers, worker_context
+from wfvae.train.data.workers import end_workers, next_batch, settle_worker, start_workers, worker_context
 
 DEFAULT_SHUFFLE = 4096
 
@@ -200,13 +200,9 @@ class LatentLoader:
         try:
             while True:
                 try:
-                    batch = next(made)
+                    batch = next_batch(made, workers, self.step)
                 except StopIteration:
                     break
-                except RuntimeError:
-                    # The loader's own message names neither the step nor what to do.
-                    require_alive(workers, self.step)
-                    raise
                 if isinstance(batch, Failure):
                     raise DataError(batch.message)
                 self.step = batch.step + 1

@@ -1,6 +1,7 @@
 """Shards of latents as training data: what a batch holds, and each sample exactly once."""
 
 import json
+import multiprocessing
 import re
 import shutil
 from collections import Counter
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.latent_shards import SCALE, SHIFT, write_shards
-from wfvae.errors import DataError
+from wfvae.errors import DataError, TrainingError
 from wfvae.train.data.latent_order import LatentOrder
 from wfvae.train.latents import LatentBatch, LatentLoader, LatentShards
 
@@ -214,3 +215,14 @@ def test_workers_give_the_batches_of_none_and_report_a_changed_shard(tmp_path: P
     shard.write_bytes(bytes(shard.stat().st_size))
     with pytest.raises(DataError, match=r"\A[^\n]*latents-000001.tar[^\n]*\Z"):
         list(LatentLoader(dataset, workers=2))
+
+
+@pytest.mark.slow
+def test_killed_worker_is_reported_in_one_line(shards: Path) -> None:
+    batches = iter(LatentLoader(LatentShards(shards, 1), workers=1))
+    before = set(multiprocessing.active_children())
+    next(batches)
+    [worker] = set(multiprocessing.active_children()) - before
+    worker.kill()
+    with pytest.raises(TrainingError, match=r"data worker 0 .* was killed by SIGKILL before step \d+;"):
+        list(batches)

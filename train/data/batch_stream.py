@@ -15,7 +15,14 @@ from wfvae.errors import DataError, TrainingError
 from wfvae.train.data.batch import Batch, Failure, StepBatches
 from wfvae.train.data.clip_source import BadClipLedger, ClipSource, Crops
 from wfvae.train.data.sampling import Sampling
-from wfvae.train.data.workers import end_workers, require_alive, settle_worker, start_workers, worker_context
+from wfvae.train.data.workers import (
+    end_workers,
+    next_batch,
+    require_alive,
+    settle_worker,
+    start_workers,
+    worker_context,
+)
 
 
 class BatchStream:
@@ -97,13 +104,7 @@ class BatchStream:
         if self._batches is None:
             raise TrainingError(f"the stream of batches was closed before step {self.step}")
         require_alive(self._workers, self.step)
-        try:
-            made = next(self._batches)
-        except RuntimeError:
-            require_alive(
-                self._workers, self.step
-            )  # the loader's own message names neither the step nor what to do
-            raise
+        made = next_batch(self._batches, self._workers, self.step)
         try:
             self.ledger.note(made.bad)
             if isinstance(made, Failure):

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ T = TypeVar("T")
 _HELD_BACK = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _PATIENCE = 5.0
 """Seconds that a worker has to end before it is killed."""
+_NEWS_SECONDS = 1.0
+"""Seconds until the end of a worker is known here."""
 
 
 def worker_context(preloaded: str) -> BaseContext:
@@ -60,10 +63,31 @@ def end_workers(workers: list[BaseProcess]) -> None:
             worker.join()
 
 
+def next_batch(batches: Iterator[T], workers: list[BaseProcess], step: int) -> T:
+    """Returns the next batch of a loader, which is that of `step`.
+
+    Raises:
+        StopIteration: there are no more.
+        TrainingError: a worker was lost.
+    """
+    try:
+        return next(batches)
+    # RuntimeError is the loader's, whose message names neither the step nor what to do; the others
+    # come from opening a batch that a worker sent before it was lost.
+    except (RuntimeError, OSError, EOFError):
+        running = [worker.sentinel for worker in workers if worker.exitcode is None]
+        wait(running, _NEWS_SECONDS)  # the fork server reports its end a little later
+        require_alive(workers, step)
+        raise
+
+
 def require_alive(workers: list[BaseProcess], step: int) -> None:
-    """Raises `TrainingError` if a worker has ended before this step's batch came."""
+    """Raises `TrainingError` if a worker was lost before this step's batch came.
+
+    One that ended with code 0 has made all of its batches.
+    """
     for number, worker in enumerate(workers):
-        if not worker.is_alive():
+        if worker.exitcode not in (None, 0):
             raise TrainingError(
                 f"data worker {number} (process {worker.pid}) {how_it_ended(worker)} before step"
                 f" {step}; look for a lack of memory or of space in /dev/shm, then resume the run"
