@@ -133,7 +133,7 @@ def test_wrong_use_and_read_only_bundle_are_refused_before_measuring(
         setting.require_named_device()
     measured = "wfvae.runtime.chunk_speed.measure_direction"
     monkeypatch.setattr(measured, lambda *arguments: pytest.fail("it began to measure"))
-    monkeypatch.setattr(Path, "touch", failing(30, "Read-only file system"))
+    monkeypatch.setattr("wfvae.files.Destination.create_file", failing(30, "Read-only file system"))
     line = program.refused("bench", copy, *CPU, *SIZE, "--tune")
     assert f"cannot write {copy / TUNING_NAME}: Read-only file system" in line and "without --tune" in line
 
