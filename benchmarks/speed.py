@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py --json benchmarks/results/speed-cpu.json
     python benchmarks/speed.py --clips 17x128 --json benchmarks/results/speed-cpu-avx2.json
+    python benchmarks/speed.py --target openvino --json benchmarks/results/speed-cpu-amx.json
     python benchmarks/speed.py --preset tiny --clips 17x64 --turns 1
 
 The published form is `harness/reference_form.py`: the same weights in PyTorch, computed as the
@@ -23,6 +24,7 @@ from harness.reference_form import reference_form
 from harness.turns import ratio, take_turns, timed
 
 from wfvae import WFVAE, WFVAEConfig
+from wfvae.export.forms import TARGETS
 from wfvae.runtime import Bundle
 from wfvae.spec.stream import Direction
 
@@ -96,15 +98,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clips = [(17, 128), (65, 128), (17, 256)]
     text = "T frames of SxS pixels each"
     parser.add_argument("--clips", type=parse_clip, nargs="+", default=clips, metavar="TxS", help=text)
+    parser.add_argument("--target", choices=TARGETS, default="auto", help="of the bundle")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     model = WFVAE.random(WFVAEConfig.preset(options.preset), 0).eval().requires_grad_(False)
     rows: list[Row] = []
-    with exported(model, direct=True) as (path, _), open_all(path, options.threads) as (bundles, missing):
+    with (
+        exported(model, direct=True, target=options.target) as (path, _),
+        open_all(path, options.threads) as (bundles, missing),
+    ):
         for (frames, size), direction in product(options.clips, DIRECTIONS.values()):
             rows += measure(model, bundles, direction, frames, size, options.turns)
             print(f"{frames} frames of {size}x{size}, {direction}: done", file=sys.stderr)
-    finish(options, "seconds", "streams", preset=options.preset, rows=rows, not_measured=missing)
+    about = {"preset": options.preset, "target": options.target}
+    finish(options, "seconds", "streams", **about, rows=rows, not_measured=missing)
     return 0
 
 
