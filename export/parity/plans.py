@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wfvae.errors import CheckpointError
+from wfvae.errors import CheckpointError, StateError
 from wfvae.export.parity.difference import Array
 from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.pixels import to_float_frames, to_network
@@ -100,7 +100,10 @@ def run_odd_pushes(job: Job) -> Array:
 
 
 def run_snapshots(job: Job) -> Array:
-    """Takes a snapshot after each third of the input, and restores it to a new stream."""
+    """Takes a snapshot after each third of the input, and restores it to a new stream.
+
+    Where a state that holds NaN cannot be restored, the rest of the result is NaN.
+    """
     cuts = [len(job.data) // 3, 2 * len(job.data) // 3]
     parts = []
     stream = job.open(DEFAULT_CHUNK)
@@ -108,7 +111,12 @@ def run_snapshots(job: Job) -> Array:
         parts.append(stream.push(piece))
         saved = stream.snapshot()
         stream.close()
-        stream = job.bundle.restore(saved, chunk=DEFAULT_CHUNK)
+        try:
+            stream = job.bundle.restore(saved, chunk=DEFAULT_CHUNK)
+        except StateError:
+            total = job.latents if job.direction == "encoder" else job.frames
+            left = total - sum(map(len, parts))
+            return np.concatenate([*parts, np.full((left, *parts[0].shape[1:]), np.nan, np.float32)])
     with stream:
         return np.concatenate([*parts, stream.finish()])
 

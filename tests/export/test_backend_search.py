@@ -169,9 +169,9 @@ def test_backend_that_forgets_its_state_has_no_wrong_tensor(
             return session
         real = session.step
 
-        def step(state: Any, x: Any, start: Any, end: Any) -> Any:
+        def step(state: Any, x: Any, start: Any, end: Any, on_device: bool = False) -> Any:
             before = state.read()
-            result = real(state, x, start, end)
+            result = real(state, x, start, end, on_device)
             if not start.any():
                 state.write(before)
             return result

@@ -73,7 +73,7 @@ def verified(bundles: Made) -> Verification:
 
 
 def broken(source: Path, target: Path, file: str, tensor: str, *, factor: float = 1e-3) -> Path:
-    """Copies a bundle and adds to `tensor` the mean over a step's frames, which varies by plan.
+    """Copies a bundle and adds to `tensor` a part of the step's first frame, which varies by plan.
 
     Its hashes are right.
     """
@@ -81,11 +81,14 @@ def broken(source: Path, target: Path, file: str, tensor: str, *, factor: float 
     model = onnx.load(str(target / file), load_external_data=False)
     index, node = next((k, node) for k, node in enumerate(model.graph.node) if tensor in node.output)
     node.output[0] = "whole"
-    model.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "frames_axis"))
+    for value, name in enumerate(("frames_axis", "one")):
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
     model.graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float32), "factor"))
     added = [
-        helper.make_node("ReduceMean", ["whole", "frames_axis"], ["mean"], name="broken/mean", keepdims=1),
-        helper.make_node("Mul", ["mean", "factor"], ["scaled"], name="broken/scaled"),
+        helper.make_node(
+            "Slice", ["whole", "frames_axis", "one", "frames_axis"], ["first"], name="broken/first"
+        ),
+        helper.make_node("Mul", ["first", "factor"], ["scaled"], name="broken/scaled"),
         helper.make_node("Add", ["whole", "scaled"], [tensor], name="broken/add"),
     ]
     for offset, new in enumerate(added):
