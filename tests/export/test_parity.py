@@ -81,7 +81,7 @@ def broken(source: Path, target: Path, file: str, tensor: str, *, factor: float 
     model = onnx.load(str(target / file), load_external_data=False)
     index, node = next((k, node) for k, node in enumerate(model.graph.node) if tensor in node.output)
     node.output[0] = "whole"
-    for value, name in enumerate(("frames_axis", "one")):
+    for value, name in enumerate(("zero", "one")):
         model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
     model.graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float32), "factor"))
     added = [
