@@ -126,10 +126,22 @@ def _cell(
     curve.set_xlabel(text, fontsize=7)
 
 
+def generation_loss(result: Result) -> tuple[Figure, str]:
+    """The training loss by step, a line per bundle."""
+    figure = Figure((6, 3))
+    axes = figure.subplots()
+    for row in result["rows"]:
+        axes.plot(row["loss"]["steps"], row["loss"]["means"], label=row["name"])
+    axes.set(xlabel="step", ylabel="error of the predicted noise", ylim=(0, None))
+    axes.legend()
+    return figure, "Training loss of Latte by step"
+
+
 PICTURES: dict[str, Callable[[Any], tuple[Figure, str]]] = {
     "peers-cpu": peers,
     "baselines-cpu": partial(peers, time="CPU ms"),
     "scale-cpu": scale,
+    "generation-tiny": generation_loss,
 }
 
 

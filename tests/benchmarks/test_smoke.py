@@ -67,6 +67,8 @@ def test_failed_job_in_fresh_process_gives_reason(monkeypatch: pytest.MonkeyPatc
         ("scale", "--lengths huge=5", "'huge=5' is not PRESET=N,N"),
         ("peers_speed", "--checkout od-vae=code,weights,more", r"expected NAME=CODE\[,WEIGHTS\]"),
         ("peers_speed", "--checkout nobody=code", "with a NAME of cv-vae, cv-vae-sd3, od-vae, open-sora"),
+        ("generation", "--bundles tiny", "'tiny' is not NAME=DIR"),
+        ("generation", "--latents other=folder", "no shards for tiny"),
         ("blockwise", "--weights nobody=folder", "expected NAME=DIR with a NAME of sd-vae"),
     ],
 )

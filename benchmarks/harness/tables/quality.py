@@ -1,5 +1,6 @@
 """Tables of parity and quality, and of training."""
 
+import textwrap
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -10,6 +11,7 @@ from harness.tables.format import (
     machine_line,
     markdown_table,
     missing,
+    number,
     small,
     table,
     times,
@@ -128,3 +130,40 @@ def ablation(result: Result) -> str:
         lines.append([variant, *cells])
     seeds = " / ".join(str(seed) for seed in unique(row["seed"] for row in rows))
     return markdown_table(["", f"PSNR, seeds {seeds}", "SSIM", "wavelet term at the end"], lines)
+
+
+@table("generation", "generation-tiny")
+def generation(result: Result) -> str:
+    """What a diffusion model learned from the latents of each bundle."""
+    header = ["bundle", "steps", "time, minutes", "loss at the end", "FVD", "IS"]
+    lines = []
+    for row in result["rows"]:
+        cells = [f"{row['steps']:,}", number(row["seconds"] / 60), _last_loss(row["loss"]["means"])]
+        lines.append([row["name"], *cells, _fvd(row["fvd"]), _inception(row["is"])])
+    job = result["job"]
+    conditions = "unconditional" if job["label"] is None else f"conditional on {job['label']}"
+    words = [
+        f"{job['videos']} videos, {job['frames']} frames of {job['size']}x{job['size']}",
+        f"Latte of {result['rows'][0]['parameters'] / 1e6:,.1f} M weights, {conditions}",
+        f"batch {job['batch']}",
+        f"{job['samples']} samples of {job['sampling_steps']} steps of {job['sampler'].upper()}",
+    ]
+    caption = textwrap.fill(machine_line(result, *words).strip(), 100)
+    return markdown_table(header, lines) + "\n" + caption + "\n"
+
+
+def _last_loss(means: Sequence[float]) -> str:
+    """Returns the mean of the last tenth of a curve."""
+    return f"{fmean(means[-max(1, len(means) // 10) :]):.3f}" if means else "–"
+
+
+def _fvd(score: Row) -> str:
+    if "not_measured" in score:
+        return f"not measured: {score['not_measured']}"
+    return f"{number(score['value'])} ({score['clips']} clips)"
+
+
+def _inception(score: Row) -> str:
+    if "not_measured" in score:
+        return f"not measured: {score['not_measured']}"
+    return f"{score['mean']:.2f} ± {score['deviation']:.2f}"
