@@ -50,9 +50,10 @@ def test_continued_benchmark_equals_an_uninterrupted_one_and_is_scored(
     assert continued["loss"]["steps"] == [1, 2, 3]
     assert continued["loss"]["means"][:1] == first["loss"]["means"]
 
-    # Another training on the same bundle, with everything encoded again; its samples have the
-    # same bits.
-    straight = run("b", 3, "--bundles", f"tiny={tmp_path / 'a' / 'bundle'}")["rows"][0]
+    # Another training, on the same shards.
+    places = {"--bundles": "bundle", "--latents": "tiny/latents"}
+    given = [text for option, place in places.items() for text in (option, f"tiny={tmp_path / 'a' / place}")]
+    straight = run("b", 3, *given, "--real", str(tmp_path / "a" / "videos"))["rows"][0]
     assert straight["loss"] == continued["loss"]
     one, other = (sorted((tmp_path / work / "tiny").glob("samples-3-*/*.mkv")) for work in "ab")
     assert len(one) == 3
