@@ -262,9 +262,13 @@ class OnnxRuntimeBackend:
 
     def _session(self, graph: GraphSpec) -> Any:
         if self._cache is None or self._provider != _CPU:
-            return self._open_session(graph)
-        files = (self._bundle / graph.file, self._bundle / WEIGHTS_NAME)
-        return self._cache.get(files, self._options, lambda: self._open_session(graph))
+            session = self._open_session(graph)
+        else:
+            files = (self._bundle / graph.file, self._bundle / WEIGHTS_NAME)
+            session = self._cache.get(files, self._options, lambda: self._open_session(graph))
+        # Another manifest may lie beside the same files.
+        _check_interface(session, graph)
+        return session
 
     def _open_session(self, graph: GraphSpec) -> Any:
         path, options = self._bundle / graph.file, session_options(self._options.threads)
@@ -285,7 +289,6 @@ class OnnxRuntimeBackend:
                 f"ONNX Runtime {ort.__version__} could not set up {self._provider} for {graph.file};"
                 f" {_NO_CUDA}"
             )
-        _check_interface(session, graph)
         return session
 
     def providers(self) -> Sequence[Any]:

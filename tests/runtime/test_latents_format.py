@@ -36,6 +36,12 @@ EXPECTED = {
     "time_base": "1/90000",
     "color_range": "tv",
     "color_space": None,
+    "color_primaries": "bt2020",
+    "color_transfer": "smpte2084",
+    "mastering_display": "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)",
+    "content_light": "1000,400",
+    "sample_aspect_ratio": "4/3",
+    "start": "1/50",
 }
 
 

@@ -185,14 +185,15 @@ def test_failed_step_loses_nothing(
 ) -> None:
     source = source_of(opened_here(NAME), "decoder", 14)
     session: Any = source.bundle.step_session("decoder")
-    make, calls = session.new_request, list[None]()
+    make, calls = session.new_state, list[None]()
 
-    def make_failing() -> Any:
-        request = make()
-        monkeypatch.setattr(request, "infer", failing(request.infer, {1, 4}, late, error, calls))
-        return request
+    def make_failing(*sizes: int) -> Any:
+        state = make(*sizes)
+        for request in state._requests:
+            monkeypatch.setattr(request, "infer", failing(request.infer, {1, 4}, late, error, calls))
+        return state
 
-    monkeypatch.setattr(session, "new_request", make_failing)
+    monkeypatch.setattr(session, "new_state", make_failing)
     with source.open(chunk=1) as stream:
         result, failures = finish_despite_failures(stream, source.data, 2, raised)
     assert failures == 2
