@@ -330,6 +330,10 @@ def session_options(threads: int | None) -> Any:
     found.log_severity_level = _SEVERITY_FATAL
     # Chunks of several lengths share a session, and each would get a memory pattern that is kept.
     found.enable_mem_pattern = False
+    # To reuse a dead buffer, ONNX Runtime's planner compares each result's shape with those of all
+    # dead buffers. Unknown sizes match none, so the search takes most of the time to open a session
+    # and finds little. The arena takes dead buffers back in any case.
+    found.enable_mem_reuse = False
     # The default order runs what only the next step needs, the cuts of the new state, last of all,
     # and so keeps every layer's activations alive until then: 2.6 times the memory in a decoder.
     found.execution_order = ort.ExecutionOrder.PRIORITY_BASED

@@ -15,6 +15,7 @@ from fixtures.program import run_python
 from fixtures.streams import at_once
 from wfvae.errors import BundleError, InputError, ResourceError
 from wfvae.runtime import Bundle, open_bundle
+from wfvae.runtime.backends import onnxruntime as onnxruntime_backend
 from wfvae.runtime.backends.base import BackendOptions
 from wfvae.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeStep
 
@@ -187,6 +188,22 @@ def test_threads_that_open_at_once_get_one_session(exported: Callable[..., Path]
     directions: list[Any] = ["encoder", "encoder", "decoder", "encoder"]
     sessions = at_once(lambda index: bundle.step_session(directions[index]), 4)
     assert sessions[0] is sessions[1] is sessions[3] is not sessions[2]
+
+
+def test_session_without_planned_buffer_reuse_gives_the_bits_of_one_with_it(
+    exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = np.random.default_rng(0).normal(size=(3, 4, 2, 3)).astype(np.float32)
+
+    def decoded() -> Any:
+        with open_bundle(exported("small"), provider="cpu", threads=1) as bundle:
+            return bundle.decode(latents, pixels="float32")
+
+    ours, options = decoded(), onnxruntime_backend.session_options(1)
+    assert not options.enable_mem_reuse
+    options.enable_mem_reuse = True
+    monkeypatch.setattr(onnxruntime_backend, "session_options", lambda threads: options)
+    assert decoded().tobytes() == ours.tobytes()
 
 
 @pytest.mark.parametrize("name", ["4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear"])
