@@ -81,9 +81,22 @@ class LatentShards(IterableDataset[LatentBatch]):
         DataError: there is no index, or a shard is missing or changed, also while it is read.
 
     Example:
-        >>> dataset = LatentShards("latents/", batch_size=8, seed=0)      # doctest: +SKIP
-        >>> next(iter(dataset)).latents.shape                             # doctest: +SKIP
-        torch.Size([8, 16, 5, 32, 32])
+        >>> from wfvae import WFVAE
+        >>> from wfvae.export.bundle import export_bundle
+        >>> from wfvae.runtime.dataset.conversion import pack_latents
+        >>> from wfvae.runtime.jobs import encode_video
+        >>> from wfvae.runtime.bundle import open_bundle
+        >>> from PIL import Image
+        >>> Path("frames").mkdir()
+        >>> for k in range(5):
+        ...     Image.new("RGB", (32, 16)).save(f"frames/{k}.png")
+        >>> _ = export_bundle(WFVAE.from_pretrained("tiny"), Path("bundle"))
+        >>> with open_bundle("bundle") as bundle:
+        ...     _ = encode_video(bundle, "frames", "a.npy")
+        >>> _ = pack_latents(["a.npy"], "latents")
+        >>> dataset = LatentShards("latents", batch_size=8)
+        >>> tuple(next(iter(dataset)).latents.shape)
+        (1, 16, 2, 2, 4)
     """
 
     def __init__(
