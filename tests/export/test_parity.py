@@ -85,9 +85,7 @@ def broken(source: Path, target: Path, file: str, tensor: str, *, factor: float 
         model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
     model.graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float32), "factor"))
     added = [
-        helper.make_node(
-            "Slice", ["whole", "frames_axis", "one", "frames_axis"], ["first"], name="broken/first"
-        ),
+        helper.make_node("Slice", ["whole", "zero", "one", "zero"], ["first"], name="broken/first"),
         helper.make_node("Mul", ["first", "factor"], ["scaled"], name="broken/scaled"),
         helper.make_node("Add", ["whole", "scaled"], [tensor], name="broken/add"),
     ]
