@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-QUICK = {
+QUICK = {"forms": "--layers doubling --engines onnxruntime --turns 1 --seconds 0"}
+SLOW = {
     "bf16_quality": "--sizes 16 --frames 5",
     "blockwise": "--only wfvae svd open-sora --frames 9 --size 32",
-    "forms": "--layers doubling --engines onnxruntime --turns 1 --seconds 0",
     "overhead": "--preset tiny --size 16 --frames 5 --runs 1",
-}
-SLOW = {
     "ablation": "--steps 1 --clips 1",
     "datasets": "--videos 2 --frames 9 --size 32 --runs 1 --memory-videos 4 --engines local",
     "mutated_files": "--cases 4 --only manifest metrics npy snapshots onnx",

@@ -99,6 +99,7 @@ def manifest(exported: Callable[..., Path]) -> Any:
     return read_manifest(path) | {"engines": engine_entries(path)[:1]}
 
 
+@pytest.mark.slow
 def test_schema_refuses_missing_unknown_and_mistyped_keys_anywhere(manifest: Any) -> None:
     paths = list(places(manifest))
     assert len(paths) > 140

@@ -303,7 +303,7 @@ def test_streams_of_a_wide_network_in_pairs_of_rows_have_equal_bits(
 
 
 @pytest.mark.parametrize("interpolation", ["trilinear", "nearest"])
-@pytest.mark.parametrize("direction", ["encoder", "decoder"])
+@pytest.mark.parametrize("direction", ["encoder", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_planned_memory_covers_an_odd_number_of_rows(direction: Any, interpolation: Any) -> None:
     """The formula for any size, whose halves are bounds, against the sums for one size."""
     with torch.device("meta"):

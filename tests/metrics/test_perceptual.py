@@ -186,6 +186,7 @@ def test_wrong_files_are_named_in_one_line(weights: dict[Backbone, Weights], tmp
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_lpips_loads_silently_where_torchvisions_operators_do_not() -> None:
     """In a fresh process: this one imported torchvision long ago."""
     code = """

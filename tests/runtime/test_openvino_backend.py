@@ -272,7 +272,7 @@ print(*{"torch", "onnx", "onnxruntime", "openvino"} & sys.modules.keys())
     assert run_python(code, exported(NAME)).split() == ["openvino"]
 
 
-@pytest.mark.parametrize("hint", HINTS)
+@pytest.mark.parametrize("hint", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_verify_of_openvino_passes_and_certifies(
     program: Program, exported: Callable[..., Path], tmp_path: Path, hint: str
 ) -> None:

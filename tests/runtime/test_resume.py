@@ -66,7 +66,10 @@ def signal_when(
     return process.returncode, out, err.decode()
 
 
-@pytest.mark.parametrize("name", ["z.zarr", "z.safetensors", "z.npy", "out.mp4"])
+SLOW_NAMES = [pytest.param(name, marks=pytest.mark.slow) for name in ("z.safetensors", "z.npy")]
+
+
+@pytest.mark.parametrize("name", ["z.zarr", *SLOW_NAMES, "out.mp4"])
 def test_job_killed_twice_resumes_to_the_same_bits(
     program: Program, bundle: Path, long_video: Path, long_store: Path, tmp_path: Path, name: str
 ) -> None:

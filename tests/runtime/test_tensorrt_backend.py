@@ -163,6 +163,7 @@ def test_steady_steps_allocate_nothing_and_share_scratch(setup: Make) -> None:
     assert found.cuda.held()["device"] == 1  # scratch memory
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_one_error_and_everything_is_released(setup: Make, reference: Bundle) -> None:
     found, frames = setup(), video(9)
     expected = reference.encode(frames)

@@ -203,6 +203,7 @@ def test_raw_pipes_give_exact_pixels(bundle: Path, model: Bundle, tmp_path: Path
     assert '"frames": 10' in err
 
 
+@pytest.mark.slow
 def test_broken_pipe_is_reported_in_one_line(bundle: Path, tmp_path: Path) -> None:
     for data, words in (
         (b"", ("--raw", "48x32")),

@@ -36,7 +36,10 @@ RECOMPUTE = {"run__activation_checkpointing": True}
 PARTS = {"optimizer__accumulate": 2}
 
 
-@pytest.mark.parametrize("changes", [PARTS, RECOMPUTE], ids=["parts", "recompute"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param(PARTS, id="parts", marks=pytest.mark.slow), pytest.param(RECOMPUTE, id="recompute")],
+)
 def test_parts_and_recomputation_give_the_weights_of_a_whole_batch(
     changes: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def test_interruption_while_torch_loads_reports_what_is_kept(
         assert capsys.readouterr().err == f"wfvae train: interrupted; {kept}\n"
 
 
+@pytest.mark.slow
 def test_interruption_while_workers_start_is_one_line(tmp_path: Path) -> None:
     """To the whole group, while the fork server loads torch and handles no signals yet."""
     config = write_config(small(**ENDLESS, data__workers=2), tmp_path / "small.toml")
@@ -78,6 +79,7 @@ def test_interruption_while_workers_start_is_one_line(tmp_path: Path) -> None:
     assert err.decode() == "wfvae train: interrupted; nothing was saved yet\n"
 
 
+@pytest.mark.slow
 def test_closed_terminal_interrupts_a_run(tmp_path: Path) -> None:
     """With its bar, which then has nowhere to be removed from."""
     run, config = tmp_path / "run", write_config(small(**ENDLESS), tmp_path / "small.toml")

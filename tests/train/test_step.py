@@ -98,7 +98,11 @@ LPIPS = {"loss__perceptual": "random"}
 
 
 @pytest.mark.parametrize(
-    "changes", [{"run__precision": "bf16"}, GROUPNORM | LPIPS], ids=["bf16", "groupnorm and lpips"]
+    "changes",
+    [
+        pytest.param({"run__precision": "bf16"}, id="bf16"),
+        pytest.param(GROUPNORM | LPIPS, id="groupnorm and lpips", marks=pytest.mark.slow),
+    ],
 )
 def test_recomputed_activations_give_same_gradients_with_a_discriminator(changes: dict[str, Any]) -> None:
     # Eq. 7 differentiates through the model's last layer before the backward pass does.

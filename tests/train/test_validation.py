@@ -131,6 +131,7 @@ def test_bad_held_out_files_are_reported_once_and_the_rest_is_scored(tmp_path: P
         assert opened.size == (5 * 24, 3 * 16)
 
 
+@pytest.mark.slow
 def test_lpips_of_seed_or_file_is_part_of_loss_and_scores(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

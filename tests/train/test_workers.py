@@ -80,7 +80,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise SystemExit"])
+@pytest.mark.parametrize(
+    "end", ["os.kill(os.getpid(), signal.SIGKILL)", pytest.param("raise SystemExit", marks=pytest.mark.slow)]
+)
 def test_workers_end_with_their_main_process(end: str, tmp_path: Path) -> None:
     program = tmp_path / "main.py"  # a file, which workers import again
     program.write_text(PROGRAM.format(end=end))
