@@ -14,7 +14,6 @@ from msgspec.structs import replace
 
 from wfvae.errors import BundleError, ResourceError
 from wfvae.export.forms import FORMS, TARGETS
-from wfvae.export.recorder.attention import MOST_BLOCKS
 from wfvae.export.recorder.graph import trace
 from wfvae.export.recorder.recorder import FilterStore
 from wfvae.export.weights import state_dict_sha256, store_constants
@@ -87,11 +86,6 @@ class ExportOptions:
         """Key of `FORMS`. Half precision is not minimal: it has no bits to spare for such sums."""
         chosen = self.convolutions or TARGETS[self.target]
         return "plain" if chosen == "minimal" and self.precision != "fp32" else chosen
-
-    @property
-    def attention_blocks(self) -> int:
-        """Most blocks of queries in attention. TensorRT fuses whole attention by itself."""
-        return 1 if self.target == "gpu" else MOST_BLOCKS
 
     @property
     def opset_version(self) -> int:
@@ -183,7 +177,6 @@ def _write_graphs(
             opset=options.opset_version,
             convolutions=options.forms,
             filters=filters,
-            attention_blocks=options.attention_blocks,
         )
         graphs[key] = replace(spec, weights_bytes=found.weights_bytes, scratch_bytes=found.scratch)
         metadata = json.dumps(graphs[key].to_dict(), sort_keys=True)

@@ -28,7 +28,7 @@ class TracedGraph:
 
     model: onnx.ModelProto
     constants: Mapping[str, Tensor]
-    scratch: tuple[tuple[tuple[float | str, ...], ...], ...]
+    scratch: tuple[tuple[tuple[int | str, ...], ...], ...]
     """See `GraphSpec.scratch_bytes`."""
 
     @property
@@ -49,7 +49,6 @@ def trace(
     opset: int,
     convolutions: str = "plain",
     filters: FilterStore | None = None,
-    attention_blocks: int = 1,
 ) -> TracedGraph:
     """Records `graph` from the network's own code.
 
@@ -60,13 +59,12 @@ def trace(
         opset: version of ONNX's operators.
         convolutions: a key of `wfvae.export.forms.FORMS`.
         filters: transformed filters that other graphs of the model left; new ones are added.
-        attention_blocks: most blocks of queries (`wfvae.export.recorder.attention`).
 
     Raises:
         StreamingError: the graph would not hold for every length and size.
     """
     unpaired: Unpaired = "last" if graph.stream.needs_drain else "first"
-    recorder = Recorder(model, convolutions, unpaired, filters, attention_blocks)
+    recorder = Recorder(model, convolutions, unpaired, filters)
     sizes = _sizes(graph, size)
     inputs: _Declared = {t.name: t for t in graph.inputs} | {s.input: s for s in graph.states}
     outputs: _Declared = {t.name: t for t in graph.outputs} | {s.output: s for s in graph.states}
@@ -85,8 +83,7 @@ def trace(
         )
         if found != wanted:
             raise AssertionError(f"the network returns {name} as {found}, but its specification is {wanted}")
-    held = [value.name for value in results]
-    scratch = scratch_peaks(recorder.nodes, recorder.bytes, held, attention_blocks)
+    scratch = scratch_peaks(recorder.nodes, recorder.bytes, [value.name for value in results])
     _name_outputs(recorder.nodes, results, list(outputs))
     signature = (_value_infos(inputs, size), _value_infos(outputs, size))
     opsets = [helper.make_opsetid("", opset)]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from wfvae.errors import StreamingError
 from wfvae.export.forms.form import Convolution
-from wfvae.export.recorder.attention import join_blocks, query_blocks
 from wfvae.export.recorder.recorder import Value
 from wfvae.export.recorder.shapes import size_vector
 from wfvae.export.recorder.tensor import TracedTensor, concatenate, elementwise, overrides
@@ -162,17 +161,11 @@ def _silu(x: TracedTensor, inplace: bool = False) -> TracedTensor:
 
 @overrides(F.scaled_dot_product_attention)
 def _attention(query: TracedTensor, key: TracedTensor, value: TracedTensor) -> TracedTensor:
-    scale = 1 / math.sqrt(cast(int, query.shape[-1]))
-    keys = key.transpose(2, 3)
-
-    def attend(queries: TracedTensor) -> TracedTensor:
-        scores = query.emit("MatMul", [queries * scale, keys], (*queries.shape[:-1], key.shape[-2]))
-        wide = scores.float()
-        weights = wide.emit("Softmax", [wide], wide.shape, axis=-1).to(query.dtype)
-        return query.emit("MatMul", [weights, value], queries.shape)
-
-    blocks = query_blocks(query, query.recorder.attention_blocks)
-    return join_blocks([attend(queries) for queries in blocks], query.shape)
+    scaled = query * (1 / math.sqrt(cast(int, query.shape[-1])))
+    scores = query.emit("MatMul", [scaled, key.transpose(2, 3)], (*query.shape[:-1], key.shape[-2]))
+    wide = scores.float()
+    weights = wide.emit("Softmax", [wide], wide.shape, axis=-1).to(query.dtype)
+    return query.emit("MatMul", [weights, value], query.shape)
 
 
 @overrides(F.interpolate)

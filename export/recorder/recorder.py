@@ -50,7 +50,6 @@ class Recorder:
         convolutions: a key of `wfvae.export.forms.FORMS`.
         unpaired: the frame of a whole clip without a partner (`wfvae.export.forms.form`).
         filters: transformed filters that other graphs of the module left; new ones are added.
-        attention_blocks: most blocks of queries (`wfvae.export.recorder.attention`).
     """
 
     def __init__(
@@ -59,11 +58,9 @@ class Recorder:
         convolutions: str = "plain",
         unpaired: Unpaired = "first",
         filters: FilterStore | None = None,
-        attention_blocks: int = 1,
     ) -> None:
         self.forms = FORMS[convolutions]
         self.unpaired = unpaired
-        self.attention_blocks = attention_blocks
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Tensor] = {}
         """Initializers by name. Those that are the module's weights refer to its memory."""

@@ -42,9 +42,9 @@ SHA256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, Meta(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 GraphName = Annotated[str, Meta(pattern=r"^(encoder|decoder)(\.direct)?$")]
 Precision = Literal["fp32", "fp16", "bf16"]
-Factor = int | float | Annotated[str, Meta(pattern="^(batch|latents|groups|height/8|width/8)$")]
-FIRST_IS_NUMBER = {"prefixItems": [{"type": "number"}]}
-Product = Annotated[tuple[Factor, ...], Meta(min_length=1, extra_json_schema=FIRST_IS_NUMBER)]
+Factor = int | Annotated[str, Meta(pattern="^(batch|latents|groups|height/8|width/8)$")]
+FIRST_IS_INTEGER = {"prefixItems": [{"type": "integer"}]}
+Product = Annotated[tuple[Factor, ...], Meta(min_length=1, extra_json_schema=FIRST_IS_INTEGER)]
 PaddedSide = Annotated[int, Meta(ge=SPATIAL_RATIO, multiple_of=SPATIAL_RATIO)]
 
 
@@ -140,7 +140,7 @@ class GraphSpec(Record, frozen=True, kw_only=True):
             yield f"scratch_bytes has more than {MOST_TERMS} sums, or one of them more products"
             return
         for product in (product for terms in self.scratch_bytes for product in terms):
-            numbers = [factor for factor in product if not isinstance(factor, str)]
+            numbers = [factor for factor in product if isinstance(factor, int)]
             if len(product) > MOST_FACTORS or len(numbers) > 1:
                 yield f"scratch_bytes has a product of {len(product)} factors, {len(numbers)} of them numbers"
             elif any(not 0 <= number <= LARGEST_FACTOR for number in numbers):

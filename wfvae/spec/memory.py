@@ -7,7 +7,7 @@ from typing import Any
 from wfvae.errors import ResourceError
 from wfvae.machine import available_memory
 from wfvae.spec.frames import padded_size
-from wfvae.spec.manifest import DIRECT, Manifest, Product
+from wfvae.spec.manifest import DIRECT, Manifest
 from wfvae.spec.stream import Direction, resolve
 
 MEBIBYTE = 2**20
@@ -103,11 +103,7 @@ def plan_memory(
     sizes["groups"] = chunk - 1  # in a direct graph, which takes 1 + r n frames
     video_and_latents = (graph.inputs[0], graph.outputs[0])
     state = graph.stream.bytes_per_stream(**padded)
-
-    def product(factors: Product) -> float:
-        return math.prod(resolve((f,), **sizes)[0] if isinstance(f, str) else f for f in factors)
-
-    peaks = [sum(map(product, peak)) for peak in graph.scratch_bytes]
+    peaks = [sum(math.prod(resolve(product, **sizes)) for product in peak) for peak in graph.scratch_bytes]
     return MemoryPlan(
         direction=direction,
         height=height,
@@ -117,6 +113,6 @@ def plan_memory(
         state_bytes=state,
         held_state_bytes=2 * streams * state,
         io_bytes=4 * sum(math.prod(resolve(tensor.shape, **sizes)) for tensor in video_and_latents),
-        scratch_bytes=math.ceil(max(peaks, default=0)),
+        scratch_bytes=max(peaks, default=0),
         weights_bytes=graph.weights_bytes,
     )
