@@ -301,7 +301,9 @@ def test_volumes_give_equal_bits(opened_here: Opener, name: str, hint: str) -> N
     for height, width in ((8, 8), (24, 40)):
         verification = verify(bundle, ProceduralClip(0, height, width).frames(0, 13))
         assert verification.passed, [check for check in verification.checks if not check.passed]
-        assert [check.rule for check in verification.checks].count("equal bits") == 24
+        # 13 frames are fewer latents at a ratio of 8, and so fewer lengths of steps.
+        expected = {4: 24, 8: 22}[bundle.ratio]
+        assert [check.rule for check in verification.checks].count("equal bits") == expected
 
 
 def test_rules_demand_equal_bits_where_the_precision_allows_it() -> None:
