@@ -1,4 +1,4 @@
-"""Animated WebP, which this FFmpeg may not decode, told apart from damage."""
+"""Animated WebP, which this FFmpeg may not decode, distinguished from damage."""
 
 from pathlib import Path
 
