@@ -3,7 +3,7 @@
 from harness.tables.format import Result, markdown_table, table
 
 
-@table("rtx-engines", "rtx-engines.json")
+@table("rtx-engines", "rtx-engines")
 def rtx_engines(result: Result) -> str:
     """Returns a row per model, precision and graph."""
     header = ("model", "precision", "graph", "built in", "size", "for default sizes")
