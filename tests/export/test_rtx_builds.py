@@ -8,6 +8,7 @@ import pytest
 
 from fixtures.program import Program
 from wfvae.errors import BundleError, InputError
+from wfvae.export.forms import FORMS
 from wfvae.export.tensorrt.build import BuildReport, build_engines
 from wfvae.spec.manifest import Manifest
 from wfvae.spec.tensorrt_api import RTX, TensorRT
@@ -102,6 +103,13 @@ def test_every_kind_of_bundle_builds(build: Build, name: str, precision: str, ki
         graphs = ["encoder", "encoder.direct", "decoder", "decoder.direct"]
     assert [record.graph for record in report.built] == graphs
     assert not report.warnings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", sorted(set(FORMS) - {"minimal"}))  # which the other tests build
+def test_every_form_of_convolutions_builds_for_default_sizes(build: Build, form: str) -> None:
+    report = build("tiny", BuildSettings(chunk=1), convolutions=form, direct=False)
+    assert [record.graph for record in report.built] == ["encoder", "decoder"] and not report.warnings
 
 
 @pytest.mark.slow

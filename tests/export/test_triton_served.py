@@ -28,6 +28,8 @@ HEIGHT, WIDTH = 30, 21  # padded to 32x24
 NAME = "4x8x8-trilinear"
 DIRECTIONS = ("encoder", "decoder")
 SLOTS, IDLE = 4, 5
+OTHERS = {"fp16": "onnxruntime", "bf16": "openvino"}
+"""Backends by precision."""
 STAND_IN = Path(__file__).parents[1] / "fixtures" / "triton_stand_in.py"
 Opened = Callable[..., Bundle]
 
@@ -57,7 +59,7 @@ def served(
     """A server with four slots and an idle time-out of five seconds; it stops without an error.
 
     `steps`: the server batches and routes the state, as with ONNX Runtime. `video`: the runtime
-    does, with the platform python; in the same repository stand models for OpenVINO.
+    does, with the platform python; in the same repository stand models of `OTHERS`.
     """
     require()
     repository = tmp_path_factory.mktemp("served") / "repository"
@@ -69,9 +71,12 @@ def served(
         options = replace(options, platform="python", threads=1, site_packages=SITES)
         write_repository(exported(NAME), repository, options)
         other = repository.with_name("other")
-        write_repository(exported(NAME), other, replace(options, backend="openvino", name="openvino"))
-        for direction in DIRECTIONS:
-            (other / f"openvino_{direction}").rename(repository / f"openvino_{direction}")
+        for precision, backend in OTHERS.items():
+            bundle = exported(NAME, precision=precision)
+            write_repository(bundle, other, replace(options, backend=backend, name=precision))
+            for direction in DIRECTIONS:
+                (other / f"{precision}_{direction}").rename(repository / f"{precision}_{direction}")
+            shutil.rmtree(other)
     with TritonServer(repository) as server:
         yield server
         assert server.stop() == 0, server.log[-4000:]
@@ -238,13 +243,14 @@ def test_one_repository_serves_many_sizes(models: list[Any], opened: Opened) -> 
 
 
 @video_only
-def test_openvino_models_give_bits_of_runtime(served: TritonServer, exported: Callable[..., Path]) -> None:
-    pytest.importorskip("openvino", reason="openvino is not installed")
+@pytest.mark.parametrize(("precision", "backend"), OTHERS.items())
+def test_models_of_other_precisions_and_engines_give_bits_of_runtime(
+    served: TritonServer, exported: Callable[..., Path], precision: str, backend: str
+) -> None:
     [video] = videos([22])
-    with open_bundle(exported(NAME), backend="openvino", threads=1) as bundle:
-        assert np.array_equal(
-            reconstruct(models_of(served, name="openvino"), video, 3), streamed(bundle, video)
-        )
+    with open_bundle(exported(NAME, precision=precision), backend=backend, threads=1) as bundle:
+        expected = streamed(bundle, video)
+    assert np.array_equal(reconstruct(models_of(served, name=precision), video, 3), expected)
 
 
 @video_only
