@@ -1,23 +1,30 @@
 """How fast does `wfvae encode-dataset` encode many videos, against one after another?
 
     python benchmarks/datasets.py --json benchmarks/results/datasets-cpu.json
-    python benchmarks/datasets.py --videos 4 --frames 9 --size 32 --runs 1 --memory-videos 20
+    python benchmarks/datasets.py --only speed --videos 4 --frames 9 --size 32 --runs 1
 
-The tiny model encodes a folder of videos: in a loop in one process with one thread, which opens the
-bundle once, and as a data set with 1 and 2 workers of one thread each. Seconds of a data set are
-those of the whole job with its planning and the start of its processes; Ray's own start is apart.
-Jobs take turns; figures are medians. Then memory: the sum over all processes of what is theirs
-(proportional set size), while many short videos are encoded.
+The tiny model encodes a folder of videos: in a loop over `encode_video` in one process with one
+thread, which opens the bundle once; by `wfvae encode` once per video, of some of them; and as a
+data set with 1 and 2 workers of one thread each. Seconds of a data set are those of the whole job
+with its planning and the start of its processes; Ray's own start is apart. Jobs take turns; ratios
+are medians of those within a turn. A job on one video shows what a start costs.
+
+Then memory: the sum over all processes of what is theirs (proportional set size), while many short
+videos are encoded. `--only` measures one part, and keeps the other one of the result file.
 """
 
+import json
 import os
-import statistics
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
+from itertools import product
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -34,10 +41,14 @@ from wfvae.video.synthetic.clips import ProceduralClip
 
 THREADS = 1
 """Of each session."""
+LOOP, PROCESSES = "loop", "processes"
 SAMPLE_SECONDS = 0.25
 SHORT_FRAMES, SHORT_SIZE = 5, 64
 DISTINCT_VIDEOS = 8
 """The others are links to them."""
+
+Figures = dict[str, float]
+"""`seconds`, and `engine_seconds` of them."""
 
 
 def make_videos(folder: Path, count: int, frames: int, size: int) -> Path:
@@ -54,20 +65,34 @@ def make_videos(folder: Path, count: int, frames: int, size: int) -> Path:
     return folder
 
 
-def run_loop(bundle: Path, videos: Path, out: Path) -> dict[str, float]:
+def run_loop(bundle: Path, videos: Sequence[Path], out: Path) -> Figures:
     """Encodes one video after another in this process."""
     begin, engine = time.perf_counter(), 0.0
     out.mkdir()
     with open_on("onnxruntime", bundle, THREADS) as opened:
-        for path in sorted(videos.iterdir()):
+        for path in videos:
             engine += encode_video(opened, path, out / f"{path.stem}.npy").engine_seconds
     return {"seconds": time.perf_counter() - begin, "engine_seconds": engine}
 
 
-def run_dataset(engine: Any, workers: int, bundle: Path, videos: Path, out: Path) -> dict[str, float]:
-    """Encodes the folder as a data set."""
+def run_processes(bundle: Path, videos: Sequence[Path], out: Path) -> Figures:
+    """Runs `wfvae encode` on one video after another."""
+    begin, engine = time.perf_counter(), 0.0
+    out.mkdir()
+    for path in videos:
+        target = out / f"{path.stem}.npy"
+        words = ["encode", bundle, path, target, "--threads", THREADS, "--provider", "cpu", "--json"]
+        done = subprocess.run(
+            [sys.executable, "-m", "wfvae", *map(str, words)], capture_output=True, check=True
+        )
+        engine += json.loads(done.stdout)["engine_seconds"]
+    return {"seconds": time.perf_counter() - begin, "engine_seconds": engine}
+
+
+def run_dataset(engine: Any, workers: int, bundle: Path, source: Path, out: Path) -> Figures:
+    """Encodes a folder or a video as a data set."""
     execution = {"provider": "cpu", "threads": THREADS}
-    report = encode_dataset(bundle, str(videos), out, engine=engine, workers=workers, execution=execution)
+    report = encode_dataset(bundle, str(source), out, engine=engine, workers=workers, execution=execution)
     assert report.complete and not report.failures
     return {"seconds": report.seconds, "engine_seconds": report.engine_seconds}
 
@@ -75,12 +100,14 @@ def run_dataset(engine: Any, workers: int, bundle: Path, videos: Path, out: Path
 def measure_speed(bundle: Path, options: Any, folder: Path) -> dict[str, Any]:
     """Returns a row per job, and the seconds that Ray takes to start."""
     videos = make_videos(folder / "videos", options.videos, options.frames, options.size)
-    jobs: dict[str, Callable[[Path], dict[str, float]]] = {"loop": lambda out: run_loop(bundle, videos, out)}
-    for engine in options.engines:
-        for workers in (1, 2):
-            jobs[f"{engine}, {workers}"] = lambda out, engine=engine, workers=workers: run_dataset(
-                engine, workers, bundle, videos, out
-            )
+    paths = sorted(videos.iterdir())
+    lengths = [options.frames + index % DISTINCT_VIDEOS % 3 for index in range(len(paths))]
+    some = min(options.processes, len(paths))
+    jobs: dict[str, Callable[[Path], Figures]] = {
+        LOOP: lambda out: run_loop(bundle, paths, out),
+        PROCESSES: lambda out: run_processes(bundle, paths[:some], out),
+    }
+    first: dict[str, float] = {}
     start = None
     if "ray" in options.engines:
         import ray
@@ -88,18 +115,32 @@ def measure_speed(bundle: Path, options: Any, folder: Path) -> dict[str, Any]:
         begin = time.perf_counter()
         ray.init(log_to_driver=False, logging_level="WARNING", num_cpus=2)
         start = time.perf_counter() - begin
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in jobs}
-    for turn in range(options.runs):
-        for number, (name, job) in enumerate(jobs.items()):
-            found[name].append(job(folder / f"out-{turn}-{number}"))
-    frames = sum(options.frames + index % DISTINCT_VIDEOS % 3 for index in range(options.videos))
+    for engine, workers in product(options.engines, (1, 2)):
+        name = f"{engine}, {workers}"
+        jobs[name] = partial(run_dataset, engine, workers, bundle, videos)
+        first[name] = run_dataset(engine, workers, bundle, paths[0], folder / f"first-{name}")["seconds"]
+    turns = [
+        {name: job(folder / f"out-{turn}-{number}") for number, (name, job) in enumerate(jobs.items())}
+        for turn in range(options.runs)
+    ]
     rows = []
-    for name, runs in found.items():
-        seconds = statistics.median(run["seconds"] for run in runs)
-        share = statistics.median(1 - run["engine_seconds"] / run["seconds"] for run in runs)
-        workers = int(name[-1]) if name != "loop" else 1
-        outside = {"outside_engine": share} if workers == 1 else {}
-        rows.append({"job": name, "runs": options.runs, "frames_per_second": frames / seconds, **outside})
+    for name in jobs:
+        frames = sum(lengths[:some] if name == PROCESSES else lengths)
+        row = {"job": name, "runs": options.runs}
+        row["frames_per_second"] = frames / median(turn[name]["seconds"] for turn in turns)
+        row["relative"] = median(
+            turn[LOOP]["seconds"] / sum(lengths) * frames / turn[name]["seconds"] for turn in turns
+        )
+        if name.endswith("2"):
+            alone = f"{name[:-1]}1"
+            row["scaling"] = median(turn[alone]["seconds"] / turn[name]["seconds"] for turn in turns)
+        else:
+            row["outside_engine"] = median(
+                1 - turn[name]["engine_seconds"] / turn[name]["seconds"] for turn in turns
+            )
+        if name in first:
+            row["one_video_seconds"] = first[name]
+        rows.append(row)
     return {"rows": rows, "ray_start_seconds": start}
 
 
@@ -149,15 +190,22 @@ def measure_memory(bundle: Path, options: Any, folder: Path) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandLine(__doc__, "datasets-cpu.json", size=128, frames=33, runs=3)
-    parser.add_argument("--videos", type=positive, default=48, help="of the folder")
+    parser.add_argument("--videos", type=positive, default=192, help="of the folder")
+    parser.add_argument("--processes", type=positive, default=6, help="of them, encoded by `wfvae encode`")
     parser.add_argument("--engines", nargs="+", default=["local", "ray"], choices=["local", "ray"])
     parser.add_argument("--memory-videos", type=positive, default=2000, help="for the memory")
+    parser.add_argument("--only", choices=["speed", "memory"], help="part to measure")
     options = parser.parse_args(arguments)
-    with exported(WFVAE.from_pretrained("tiny")) as (bundle, _), TemporaryDirectory() as folder:
-        memory = measure_memory(bundle, options, Path(folder))
-        speed = measure_speed(bundle, options, Path(folder))
     job = {**options.job, "videos": options.videos}
-    finish(options, "datasets", "datasets-memory", job=job, memory=memory, **speed)
+    kept = json.loads(options.json.read_text()) if options.only and options.json else {}
+    result = {name: kept[name] for name in ("job", "rows", "ray_start_seconds", "memory") if name in kept}
+    with exported(WFVAE.from_pretrained("tiny")) as (bundle, _), TemporaryDirectory() as folder:
+        if options.only != "memory":
+            result |= {"job": job, **measure_speed(bundle, options, Path(folder))}
+        if options.only != "speed":
+            result["memory"] = measure_memory(bundle, options, Path(folder))
+    tables = {"rows": "datasets", "memory": "datasets-memory"}
+    finish(options, *(table for name, table in tables.items() if name in result), **result)
     return 0
 
 

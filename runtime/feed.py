@@ -235,5 +235,5 @@ def _stack(inputs: Sequence[Tensor], memory: DeviceMemory | None) -> Tensor:
     """Returns the inputs of the rows in one, on the device if one of them is there."""
     on_host = [x for x in inputs if not isinstance(x, DeviceArray)]
     if len(on_host) == len(inputs) or memory is None:
-        return np.stack(on_host)
+        return np.stack(on_host) if len(on_host) > 1 else on_host[0][None]
     return memory.stack(inputs)

@@ -14,7 +14,8 @@ import numpy as np
 
 from wfvae.runtime.backends.base import FloatArray
 from wfvae.runtime.bundle import Bundle
-from wfvae.runtime.dataset.decoding import DecoderFailure, DecoderProcess, Picture, WindowStart
+from wfvae.runtime.dataset.decoding import DecoderFailure, DecoderProcess, WindowStart
+from wfvae.runtime.dataset.frame_memory import Picture
 from wfvae.runtime.dataset.options import ClipOptions
 from wfvae.runtime.dataset.plan import Unit
 from wfvae.runtime.dataset.shards import Failure, Sample, describe_latents
@@ -54,7 +55,7 @@ class SizeBatch:
         self,
         bundle: Bundle,
         options: ClipOptions,
-        decoders: deque[DecoderProcess],
+        decoders: list[DecoderProcess],
         rows: int,
         progress: Progress,
         files: ExitStack,
@@ -82,7 +83,7 @@ class SizeBatch:
             while waiting or opened or lanes or self._pending:
                 while waiting and self._decoders:
                     unit, attempt = waiting.popleft()
-                    lane = _Lane(unit, self._decoders.popleft(), attempt)
+                    lane = _Lane(unit, self._decoders.pop(), attempt)
                     lane.decoder.decode(unit, self._options, step)
                     opened.append(lane)
                 while opened and len(lanes) < self._rows:

@@ -14,7 +14,10 @@ import msgspec
 import numpy as np
 
 from wfvae.errors import MissingExtraError, ResourceError
+from wfvae.runtime.closing import Closing
+from wfvae.runtime.dataset import decoding
 from wfvae.runtime.dataset.batching import Progress
+from wfvae.runtime.dataset.children import ForkServer
 from wfvae.runtime.dataset.plan import Part, Probe
 from wfvae.runtime.dataset.shards import PartRecord
 from wfvae.runtime.dataset.videos import Video
@@ -25,7 +28,7 @@ PROBED_AT_ONCE = 64
 Batch = dict[str, Any]
 
 
-class RayEngine:
+class RayEngine(Closing):
     """Runs workers as Ray actors. Connects to the cluster when it is made."""
 
     def __init__(self, setup: WorkerSetup, workers: int, address: str | None, cpus: int, gpus: float) -> None:
@@ -50,6 +53,9 @@ class RayEngine:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = sys.stderr is not None and sys.stderr.isatty()
         logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+    def close(self) -> None:
+        """Leaves the cluster as it is."""
 
     def probe(self, videos: Sequence[Video]) -> Iterator[Probe]:
         """Yields the facts of each video, in order."""
@@ -102,7 +108,7 @@ class _RayProber:
     """A stateful transform: videos to their facts."""
 
     def __init__(self, setup: WorkerSetup) -> None:
-        self._prober = Prober(setup.options, setup.time_limit)
+        self._prober = Prober(ForkServer(decoding.__name__), setup.options, setup.time_limit)
 
     def __call__(self, batch: Batch) -> Batch:
         videos = [msgspec.json.decode(video, type=Video) for video in batch["video"]]
@@ -114,7 +120,7 @@ class _RayWorker:
     """A stateful transform: parts to their records."""
 
     def __init__(self, setup: WorkerSetup) -> None:
-        self._worker = setup.open()
+        self._worker = setup.open(ForkServer(decoding.__name__))
 
     def __call__(self, batch: Batch) -> Batch:
         parts = [msgspec.json.decode(part, type=Part) for part in batch["part"]]

@@ -1,7 +1,7 @@
 """Reading videos in processes of their own.
 
 A decoder that crashes, hangs or eats memory costs its video only: the process is killed, and the
-next video gets another one. Frames arrive through a pipe, which also reads ahead.
+next video gets another one. Frames arrive through shared memory, which also reads ahead.
 """
 
 from __future__ import annotations
@@ -12,32 +12,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, count, islice
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from wfvae.errors import MediaError, WFVAEError
 from wfvae.runtime.closing import Closing
-from wfvae.runtime.dataset.children import ChildEnded, ChildProcess, connect_to_parent
+from wfvae.runtime.dataset.children import ChildEnded, ChildProcess, ForkServer, name_process
+from wfvae.runtime.dataset.frame_memory import FrameMemory, Picture, Stack, StackSender
 from wfvae.runtime.dataset.options import ClipOptions
 from wfvae.runtime.dataset.plan import Probe, Unit
 from wfvae.runtime.dataset.videos import Video
 from wfvae.runtime.media.container_input import packet_count
 from wfvae.runtime.media.video_reader import VideoReader, open_video
-from wfvae.runtime.prefetch import Prefetch
 from wfvae.spec.locations import open_filesystem
 from wfvae.video.scaling import PictureScaler
 
 TIME_LIMIT = 60.0
 """Seconds without a frame after which a decoder is taken to hang."""
 _COPIED_BYTES = 1 << 20
-_READ_AHEAD = 2
-
-Picture = npt.NDArray[np.uint8]
 
 
 class DecoderFailure(MediaError):
@@ -67,15 +62,21 @@ class WindowStart:
 class DecoderProcess(Closing):
     """A process that reads one video after another. Use it from one thread."""
 
-    def __init__(self, time_limit: float = TIME_LIMIT) -> None:
-        self._time_limit = time_limit
+    def __init__(self, forks: ForkServer, time_limit: float = TIME_LIMIT) -> None:
+        self._forks, self._time_limit = forks, time_limit
         self._child: ChildProcess | None = None
+        self._memory: FrameMemory | None = None
+        self._holds_frames = False
 
     def close(self) -> None:
         """Kills the process. The next request starts another one."""
         if self._child is not None:
             self._child.close()
             self._child = None
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+        self._holds_frames = False
 
     def probe(self, video: Video, count_packets: bool) -> Probe:
         """Returns the facts of a video.
@@ -96,45 +97,43 @@ class DecoderProcess(Closing):
     def receive(self) -> Probe | WindowStart | Picture | None:
         """Returns a window's announcement, its next frames (T, H, W, 3), or None at the end.
 
-        Raises `DecoderFailure`.
+        Frames are valid until the next call. Raises `DecoderFailure`.
         """
         if self._child is None:
             raise DecoderFailure("its decoder crashed before it began", may_pass=True)
-        if not self._child.connection.poll(self._time_limit):
-            self.close()
-            problem = f"its decoder gave no frame for {self._time_limit:g} seconds"
-            raise DecoderFailure(f"{problem}; repair the file, or raise --time-limit", may_pass=True)
         try:
+            if self._holds_frames:
+                self._child.send(None)  # frees their slot
+                self._holds_frames = False
+            if not self._child.connection.poll(self._time_limit):
+                self.close()
+                problem = f"its decoder gave no frame for {self._time_limit:g} seconds"
+                raise DecoderFailure(f"{problem}; repair the file, or raise --time-limit", may_pass=True)
             message = self._child.receive()
-            if isinstance(message, _Shape):
-                frames = np.empty(message.shape, np.uint8)
-                self._child.receive_into(frames.reshape(-1).data)
-                return frames
         except ChildEnded as error:
             raise self._crash(error) from error
         if isinstance(message, _Failure):
             raise DecoderFailure(message.text, may_pass=message.may_pass)
+        if isinstance(message, Stack):
+            assert self._memory is not None
+            self._holds_frames = True
+            return self._memory.view(message.offset, message.shape)
         received: Probe | WindowStart | None = message
         return received
 
     def _request(self, *message: Any) -> None:
-        if self._child is None:
-            self._child = ChildProcess(__name__)
         try:
+            if self._child is None:
+                self._child = ChildProcess(self._forks, serve)
+                self._memory = FrameMemory()
+                send_handle(self._child.connection, self._memory.descriptor, self._child.process_id)
             self._child.send(message)
-        except ChildEnded as error:
+        except (ChildEnded, OSError) as error:
             raise self._crash(error) from error
 
-    def _crash(self, how: ChildEnded) -> DecoderFailure:
+    def _crash(self, how: Exception) -> DecoderFailure:
         self.close()
         return DecoderFailure(f"its decoder crashed ({how}); repair or convert the file", may_pass=True)
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """Precedes the bytes of frames."""
-
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -147,14 +146,15 @@ class _Failure:
 
 def serve(connection: Connection) -> None:
     """Answers the requests of a `DecoderProcess` until it closes."""
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    name_process("wfvae-decoder")
+    with FrameMemory(recv_handle(connection)) as memory:
         while True:
             kind, *request = connection.recv()
             try:
                 if kind == "probe":
                     connection.send(_probe(*request))
                 else:
-                    _send_frames(connection, *request)
+                    _send_frames(connection, memory, *request)
                 connection.send(None)
             except (BrokenPipeError, ConnectionResetError):
                 raise
@@ -190,21 +190,30 @@ def _probe(video: Video, count_packets: bool) -> Probe:
     return Probe(info.height, info.width, str(info.fps), frames)
 
 
-def _send_frames(connection: Connection, unit: Unit, options: ClipOptions, chunk: int) -> None:
+def _send_frames(
+    connection: Connection, memory: FrameMemory, unit: Unit, options: ClipOptions, chunk: int
+) -> None:
     """Sends the windows of a unit; the last one may be incomplete."""
-    with _local_file(unit.video) as path, open_video(path) as reader:
-        pictures = _pictures(reader, unit, options)
-        source = (reader.info.height, reader.info.width)
-        rate = (options.rate or reader.info.fps) / options.stride
-        with Prefetch(_stacks(pictures, unit, options, chunk), _READ_AHEAD) as stacks:
-            announced = -1
-            for window, stack in stacks:
-                if window != announced:
-                    first = window * (options.window_span or 0)
-                    connection.send(WindowStart(window, first, *source, str(rate)))
-                    announced = window
-                connection.send(_Shape(stack.shape))
-                connection.send_bytes(stack.reshape(-1).data)
+    length = chunk if options.frames is None else min(chunk, options.frames)
+    sender = StackSender(connection, memory, (length, unit.height, unit.width))
+    try:
+        with _local_file(unit.video) as path, open_video(path) as reader:
+            pictures = _pictures(reader, unit, options)
+            source = (reader.info.height, reader.info.width)
+            rate = str((options.rate or reader.info.fps) / options.stride)
+            for window in count(unit.first_window):
+                if unit.windows is not None and window == unit.first_window + unit.windows:
+                    return
+                picture = next(pictures, None)
+                if picture is None:
+                    return
+                first = window * (options.window_span or 0)
+                connection.send(WindowStart(window, first, *source, rate))
+                frames = islice(chain([picture], pictures), options.frames)
+                while sender.send(islice(frames, length)):
+                    pass
+    finally:
+        sender.finish()
 
 
 def _pictures(reader: VideoReader, unit: Unit, options: ClipOptions) -> Iterator[Picture]:
@@ -239,25 +248,3 @@ def _resampled(reader: VideoReader, rate: Fraction) -> Iterator[Picture]:
     while shown is not None and given / rate < time + length:
         yield shown
         given += 1
-
-
-def _stacks(
-    pictures: Iterator[Picture], unit: Unit, options: ClipOptions, chunk: int
-) -> Iterator[tuple[int, Picture]]:
-    """Yields stacks of at most `chunk` frames, each with the number of its window."""
-    window, left = unit.first_window, options.frames
-    while stack := list(islice(pictures, chunk if left is None else min(chunk, left))):
-        yield window, np.stack(stack)
-        if left is not None:
-            left -= len(stack)
-            if not left:
-                window, left = window + 1, options.frames
-                if unit.windows is not None and window == unit.first_window + unit.windows:
-                    return
-
-
-if __name__ == "__main__":
-    # Pickled objects name this module, not `__main__`.
-    from wfvae.runtime.dataset import decoding
-
-    decoding.serve(connect_to_parent())

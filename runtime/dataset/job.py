@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import msgspec
 
-from wfvae.errors import DataError, InputError
+from wfvae.errors import DataError
 from wfvae.machine import processor_count
 from wfvae.runtime.dataset.batching import Progress
 from wfvae.runtime.dataset.cluster import RayEngine
@@ -32,17 +31,24 @@ from wfvae.runtime.dataset.plan import (
     estimated_work,
     units_of,
 )
-from wfvae.runtime.dataset.shards import Failure, PartRecord, describe_latents
+from wfvae.runtime.dataset.report import DatasetReport, read_finished, write_index
+from wfvae.runtime.dataset.settings import (
+    SETTINGS,
+    Settings,
+    check_continuable,
+    check_options,
+    hash_videos,
+    latent_bytes,
+    part_size,
+)
+from wfvae.runtime.dataset.shards import Failure, PartRecord
 from wfvae.runtime.dataset.storage import ShardFolder
-from wfvae.runtime.dataset.videos import PATH_COLUMN, Video, find_videos
+from wfvae.runtime.dataset.videos import PATH_COLUMN, Video, escape_bytes, find_videos
 from wfvae.runtime.dataset.worker import WORK, WorkerSetup, record_name
-from wfvae.spec.frames import padded_size
-from wfvae.spec.latent_shards import FORMAT, INDEX, TABLE, ShardEntry, encode_table
+from wfvae.spec.latent_shards import INDEX
 from wfvae.spec.manifest import Manifest
-from wfvae.spec.records import Record
 
-FAILURES = "failures.jsonl"
-_SETTINGS, _PLAN, _UNREADABLE = f"{WORK}/settings.json", f"{WORK}/plan.jsonl", f"{WORK}/unreadable.jsonl"
+_PLAN, _UNREADABLE = f"{WORK}/plan.jsonl", f"{WORK}/unreadable.jsonl"
 DEFAULT_ROWS = 4
 
 Stage = Callable[[str, int, int | None], None]
@@ -52,69 +58,9 @@ Stage = Callable[[str, int, int | None], None]
 class Engine(Protocol):
     """What runs workers."""
 
+    def close(self) -> None: ...
     def probe(self, videos: Sequence[Video]) -> Iterator[Probe]: ...
     def encode(self, parts: Iterable[Part], progress: Progress) -> Iterator[PartRecord]: ...
-
-
-class Settings(Record, frozen=True):
-    """What decides the content of the shards. A run with others does not continue this one."""
-
-    bundle: str
-    """Its identity."""
-    source: str
-    videos: int
-    source_sha256: str
-    """Of the names and columns of all videos."""
-    options: ClipOptions
-    shard_size: str
-
-
-class Index(Record, frozen=True):
-    """The file `index.json` of a finished data set."""
-
-    format: Literal["wfvae-latent-shards/1"]
-    settings: Settings
-    latents: dict[str, Any]
-    """Channels, kind, dtype, temporal ratio, scale and shift."""
-    samples: int
-    frames: int
-    failures: int
-    shards: tuple[ShardEntry, ...]
-    table_sha256: str | None = None
-    """Hash of the list of samples."""
-
-
-@dataclass(frozen=True)
-class DatasetReport:
-    """What a job did."""
-
-    source: str
-    destination: str
-    videos: int
-    samples: int
-    shards: int
-    bytes: int
-    frames: int
-    """Video frames of all samples."""
-    failures: tuple[Failure, ...]
-    complete: bool
-    """False where the job stopped because too many videos failed."""
-    encoded_frames: int
-    """Frames of this run."""
-    seconds: float
-    """Of this run."""
-    engine_seconds: float
-    """Time that this run's workers spent in the backend, summed."""
-
-    @property
-    def frames_per_second(self) -> float:
-        """Throughput of this run."""
-        return self.encoded_frames / self.seconds if self.seconds else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields and the throughput, for JSON."""
-        failures = [failure.to_dict() for failure in self.failures]
-        return {**asdict(self), "failures": failures, "frames_per_second": self.frames_per_second}
 
 
 def ignore_stage(stage: str, done: int, total: int | None) -> None:
@@ -182,10 +128,15 @@ def encode_dataset(
     options = options or ClipOptions()
     folder = ShardFolder(str(out))
     manifest = Manifest.read(Path(bundle))
-    _check_options(manifest, options)
+    check_options(manifest, options)
     videos = find_videos(str(source), path_column)
     settings = Settings(
-        manifest.identity, str(source), len(videos), _hash_videos(videos), options, str(shard_size or "auto")
+        manifest.identity,
+        escape_bytes(str(source)),
+        len(videos),
+        hash_videos(videos),
+        options,
+        str(shard_size or "auto"),
     )
     execution = dict(execution or {})
     if workers > 1 and not execution.get("threads"):
@@ -194,20 +145,21 @@ def encode_dataset(
     folder.prepare()
     with folder.held():
         if folder.exists(INDEX):
-            return _finished(folder, settings, len(videos))
-        _check_continuable(folder, settings)
+            return read_finished(folder, settings, len(videos))
+        check_continuable(folder, settings)
         runner: Engine
         if engine == "ray":
             on_gpu = execution.get("backend") == "tensorrt" or execution.get("provider") == "cuda"
             runner = RayEngine(setup, workers, address, execution.get("threads") or 1, 1.0 if on_gpu else 0.0)
         else:
             runner = LocalEngine(setup, workers)
-        size = _part_size(manifest, options, shard_size)
-        parts, unreadable = _plan(folder, settings, videos, runner, manifest, size, progress)
-        job = _Job(folder, settings, manifest, parts, unreadable, limit_failures, progress)
-        records, encoded, complete = job.run(runner)
+        size = part_size(manifest, options, shard_size)
+        with closing(runner):
+            parts, unreadable = _plan(folder, settings, videos, runner, manifest, size, progress)
+            job = _Job(folder, parts, len(unreadable), limit_failures, progress)
+            records, encoded, complete = job.run(runner)
         if complete:
-            job.finish(records)
+            write_index(folder, settings, manifest, records, unreadable)
     failures = (*unreadable, *(failure for record in records for failure in record.failures))
     return DatasetReport(
         source=str(source),
@@ -231,17 +183,13 @@ class _Job:
     def __init__(
         self,
         folder: ShardFolder,
-        settings: Settings,
-        manifest: Manifest,
         parts: list[Part],
-        unreadable: tuple[Failure, ...],
+        unreadable: int,
         limit_failures: int | None,
         progress: Stage,
     ) -> None:
-        self._folder, self._settings, self._manifest = folder, settings, manifest
-        self._parts, self._unreadable = parts, unreadable
-        self._limit = limit_failures
-        self._progress = progress
+        self._folder, self._parts, self._unreadable = folder, parts, unreadable
+        self._limit, self._progress = limit_failures, progress
 
     def run(self, engine: Engine) -> tuple[list[PartRecord], list[PartRecord], bool]:
         """Encodes the parts that are not finished.
@@ -256,7 +204,7 @@ class _Job:
         )
         total = sum(unit.frames for part in self._parts for unit in part.units)
         done = sum(record.frames for record in records)
-        failed = len(self._unreadable) + sum(len(record.failures) for record in records)
+        failed = self._unreadable + sum(len(record.failures) for record in records)
 
         def advance(frames: int) -> None:
             nonlocal done
@@ -285,153 +233,6 @@ class _Job:
         is_there = record.shard is None or self._folder.size(record.shard) == record.bytes
         return record if is_there else None
 
-    def finish(self, records: Iterable[PartRecord]) -> None:
-        """Checks that all shards are there, and writes the index.
-
-        Raises `DataError` if one is missing or has another size.
-        """
-        records = sorted(records, key=lambda record: record.part)
-        shards = []
-        for record in records:
-            if record.shard is None:
-                continue
-            size = self._folder.size(record.shard)
-            if size != record.bytes:
-                found = "missing" if size is None else f"{size} bytes long instead of {record.bytes}"
-                problem = f"the shard '{record.shard}' in '{self._folder.url}' is {found}"
-                raise DataError(f"{problem}; another program changed it, run the command again")
-            shards.append(ShardEntry(record.shard, record.samples, record.bytes, record.sha256))
-        table = encode_table(record.rows for record in records if record.shard is not None)
-        self._folder.write(TABLE, table)
-        failures = [*self._unreadable, *(failure for record in records for failure in record.failures)]
-        lines = msgspec.json.Encoder().encode_lines(failures)
-        self._folder.write(FAILURES, lines)
-        index = Index(
-            FORMAT,
-            self._settings,
-            describe_latents(self._manifest, self._settings.options),
-            sum(record.samples for record in records),
-            sum(record.frames for record in records),
-            len(failures),
-            tuple(shards),
-            hashlib.sha256(table).hexdigest(),
-        )
-        self._folder.write(INDEX, msgspec.json.format(msgspec.json.encode(index), indent=2))
-        self._folder.remove(WORK)
-
-
-def _check_options(manifest: Manifest, options: ClipOptions) -> None:
-    """Raises `InputError` if the bundle cannot make what is wanted."""
-    if options.output == "moments" and manifest.latents != "moments":
-        advice = "export another one with --output moments, or encode the mean"
-        raise InputError(f"moments are wanted, but this bundle's encoder returns the mean; {advice}")
-    fixed = manifest.size
-    if fixed is not None and (options.size is None or padded_size(*options.size) != fixed):
-        given = "the videos' sizes" if options.size is None else f"{options.size[0]}x{options.size[1]}"
-        problem = f"this bundle was exported for {fixed[0]}x{fixed[1]} only, and {given} are to be encoded"
-        raise InputError(f"{problem}; give --size {fixed[0]}x{fixed[1]}, or export another one")
-
-
-def _hash_videos(videos: Iterable[Video]) -> str:
-    digest = hashlib.sha256()
-    for video in videos:
-        digest.update(msgspec.json.encode(video, enc_hook=str))
-    return digest.hexdigest()
-
-
-def _differences(stored: Settings, given: Settings) -> str:
-    """Names what differs, with both values."""
-    before, now = stored.to_dict(), given.to_dict()
-    before |= before.pop("options")
-    now |= now.pop("options")
-    names = {"source_sha256": "list of videos", "shard_size": "shard size"}
-    return ", ".join(
-        names.get(key, key) + ("" if key == "source_sha256" else f" ({before[key]} before, now {now[key]})")
-        for key in now
-        if before[key] != now[key]
-    )
-
-
-def _check_continuable(folder: ShardFolder, settings: Settings) -> None:
-    """Raises `DataError` unless the folder is empty, or of an unfinished run of the same job."""
-    if not folder.exists(_SETTINGS):
-        strangers = [name for name in folder.names() if not name.startswith(".")]
-        if strangers:
-            problem = f"'{folder.url}' holds '{strangers[0]}', which is not of a data set of latents"
-            raise DataError(f"{problem}; choose another folder")
-        return
-    stored = _read(folder, _SETTINGS, Settings)
-    _check_same(folder, stored, settings)
-
-
-def _check_same(folder: ShardFolder, stored: Settings, settings: Settings) -> None:
-    if different := _differences(stored, settings):
-        problem = f"'{folder.url}' was begun with other settings: {different}"
-        raise DataError(f"{problem}; use the same ones, or another folder")
-
-
-def _read(folder: ShardFolder, name: str, kind: type[Any]) -> Any:
-    try:
-        return msgspec.json.decode(folder.read(name), type=kind)
-    except msgspec.MsgspecError as error:
-        raise DataError(f"'{name}' in '{folder.url}' is damaged: {error}; choose another folder") from error
-
-
-def _finished(folder: ShardFolder, settings: Settings, videos: int) -> DatasetReport:
-    """Returns the report of a complete data set. Raises `DataError` if it is another one."""
-    index: Index = _read(folder, INDEX, Index)
-    _check_same(folder, index.settings, settings)
-    for shard in index.shards:
-        if folder.size(shard.name) != shard.bytes:
-            problem = (
-                f"the shard '{shard.name}' of the finished data set '{folder.url}' is missing or changed"
-            )
-            raise DataError(f"{problem}; encode to another folder")
-    lines = folder.read(FAILURES)
-    failures: list[Failure] = msgspec.json.Decoder(Failure).decode_lines(lines)
-    return DatasetReport(
-        source=settings.source,
-        destination=folder.url,
-        videos=videos,
-        samples=index.samples,
-        shards=len(index.shards),
-        bytes=sum(shard.bytes for shard in index.shards),
-        frames=index.frames,
-        failures=tuple(failures),
-        complete=True,
-        encoded_frames=0,
-        seconds=0.0,
-        engine_seconds=0.0,
-    )
-
-
-def parse_shard_size(text: str) -> int:
-    """Parses bytes with K, M or G for powers of 1024.
-
-    >>> parse_shard_size("256M")
-    268435456
-    """
-    units = {"K": 10, "M": 20, "G": 30}
-    number, unit = text[:-1], text[-1:].upper()
-    if unit in units and number.isdecimal() and int(number):
-        return int(number) << units[unit]
-    raise InputError(f"the shard size is {text!r}; expected a number of samples, or bytes such as 256M")
-
-
-def _part_size(manifest: Manifest, options: ClipOptions, shard_size: int | str | None) -> PartSize | None:
-    """Returns the size of a part; None: by default."""
-    if shard_size is None:
-        return None
-    if isinstance(shard_size, int):
-        return PartSize(samples=shard_size)
-    return PartSize(work=parse_shard_size(shard_size) // _latent_bytes(manifest, options))
-
-
-def _latent_bytes(manifest: Manifest, options: ClipOptions) -> int:
-    """Returns the bytes of one latent pixel."""
-    latents = describe_latents(manifest, options)
-    return int(latents["channels"]) * (2 if options.dtype == "fp16" else 4)
-
 
 def _plan(
     folder: ShardFolder,
@@ -443,7 +244,7 @@ def _plan(
     progress: Stage,
 ) -> tuple[list[Part], tuple[Failure, ...]]:
     """Returns the stored plan, or makes and stores one."""
-    if folder.exists(_SETTINGS):
+    if folder.exists(SETTINGS):
         try:
             unreadable = msgspec.json.Decoder(Failure).decode_lines(folder.read(_UNREADABLE))
             return decode_parts(folder.read(_PLAN)), tuple(unreadable)
@@ -457,7 +258,7 @@ def _plan(
         progress("look at", len(probes), len(videos))
     if size is None:
         total = sum(estimated_work(probe, options, ratio) for probe in probes if not probe.failure)
-        most = DEFAULT_PART_BYTES // _latent_bytes(manifest, options)
+        most = DEFAULT_PART_BYTES // latent_bytes(manifest, options)
         size = PartSize(work=min(most, -(-total // FEWEST_PARTS)))
     failures = []
     units: list[Unit] = []
@@ -470,5 +271,5 @@ def _plan(
     folder.write(_UNREADABLE, msgspec.json.Encoder().encode_lines(failures))
     folder.write(_PLAN, encode_parts(parts))
     # Last: a plan counts only if all of it is there.
-    folder.write(_SETTINGS, msgspec.json.encode(settings))
+    folder.write(SETTINGS, msgspec.json.encode(settings))
     return parts, tuple(failures)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 
 from wfvae.errors import ResourceError, WFVAEError
+from wfvae.runtime.closing import Closing
 from wfvae.runtime.dataset.batching import Progress
-from wfvae.runtime.dataset.children import ChildEnded, ChildProcess, connect_to_parent
+from wfvae.runtime.dataset.children import ChildEnded, ChildProcess, ForkServer, name_process
 from wfvae.runtime.dataset.plan import Part, Probe
 from wfvae.runtime.dataset.shards import PartRecord
 from wfvae.runtime.dataset.videos import Video
@@ -20,11 +21,16 @@ ATTEMPTS = 3
 """How often a part is tried whose worker was killed."""
 
 
-class LocalEngine:
+class LocalEngine(Closing):
     """Runs a number of workers."""
 
     def __init__(self, setup: WorkerSetup, workers: int) -> None:
         self._setup, self._workers = setup, workers
+        self._forks = ForkServer(__name__)
+
+    def close(self) -> None:
+        """Ends the process that starts others."""
+        self._forks.close()
 
     def probe(self, videos: Sequence[Video]) -> Iterator[Probe]:
         """Yields the facts of each video, in order."""
@@ -32,7 +38,8 @@ class LocalEngine:
         with ExitStack() as stack:
             idle: SimpleQueue[Prober] = SimpleQueue()
             for _ in range(count):
-                idle.put(stack.enter_context(Prober(self._setup.options, self._setup.time_limit)))
+                prober = Prober(self._forks, self._setup.options, self._setup.time_limit)
+                idle.put(stack.enter_context(prober))
 
             def probe(video: Video) -> Probe:
                 prober = idle.get()
@@ -49,7 +56,7 @@ class LocalEngine:
         if self._workers > 1:
             yield from self._encode_in_children(parts, progress)
             return
-        with self._setup.open() as worker:
+        with self._setup.open(self._forks) as worker:
             for part in parts:
                 yield worker.encode(part, progress)
 
@@ -65,7 +72,7 @@ class LocalEngine:
                 if part is None:
                     return
                 if child is None:
-                    child = stack.enter_context(ChildProcess("wfvae.runtime.dataset.local"))
+                    child = stack.enter_context(ChildProcess(self._forks, serve))
                     child.send(self._setup)
                 child.send(part)
                 busy[child.connection] = (child, part, attempt)
@@ -98,19 +105,12 @@ class LocalEngine:
 
 def serve(connection: Connection) -> None:
     """Encodes the parts that the parent sends, until it closes."""
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    name_process("wfvae-worker")
+    with ForkServer.forked() as forks:
         setup: WorkerSetup = connection.recv()
         try:
-            with setup.open() as worker:
+            with setup.open(forks) as worker:
                 while True:
                     connection.send(worker.encode(connection.recv(), connection.send))
-        except (BrokenPipeError, ConnectionResetError):
-            raise
         except (WFVAEError, MemoryError) as error:
             connection.send(error)
-
-
-if __name__ == "__main__":
-    from wfvae.runtime.dataset import local
-
-    local.serve(connect_to_parent())

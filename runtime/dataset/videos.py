@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from wfvae.errors import DataError, MissingExtraError
 from wfvae.spec.bounded import parse_object
@@ -35,6 +36,8 @@ class Video(Record, frozen=True):
     offset: int = 0
     length: int | None = None
     """Its bytes in `url`; None: all of them."""
+    problem: str | None = None
+    """Why it cannot be read, where its name says so."""
 
 
 def find_videos(source: str, path_column: str = PATH_COLUMN) -> list[Video]:
@@ -64,12 +67,14 @@ def find_videos(source: str, path_column: str = PATH_COLUMN) -> list[Video]:
             raise DataError(f"no such file or folder: '{source}'; check the path")
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"cannot read '{source}': {error}; check the path and its permissions") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"the table '{source}' is not UTF-8 ({error.reason}); save it as UTF-8") from error
     if not videos:
         endings = ", ".join(sorted(VIDEO_SUFFIXES))
         raise DataError(
             f"no videos in '{source}'; expected files ending in {endings}, or .tar shards of them"
         )
-    return videos
+    return [_in_utf8(video) for video in videos]
 
 
 def _is_hidden(path: str) -> bool:
@@ -86,6 +91,23 @@ def _listed(filesystem: Any, paths: list[str]) -> list[Video]:
             url = _url(filesystem, path)
             videos.append(Video(url, url))
     return videos
+
+
+def _in_utf8(video: Video) -> Video:
+    """Returns a video that plans and shards can name, which are UTF-8.
+
+    A file with another name has a problem; a member of a shard can be read all the same.
+    """
+    name, url = escape_bytes(video.name), escape_bytes(video.url)
+    if (name, url) == (video.name, video.url):
+        return video
+    problem = None if url == video.url else f"the name of '{name}' is not UTF-8; rename the file"
+    return replace(video, name=name, url=url, problem=problem)
+
+
+def escape_bytes(text: str) -> str:
+    """Replaces what is not UTF-8 in the name of a file by backslashes and numbers."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _url(filesystem: Any, path: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,6 +14,7 @@ import msgspec
 from wfvae.runtime.bundle import Bundle, open_bundle
 from wfvae.runtime.closing import Closing
 from wfvae.runtime.dataset.batching import Progress, SizeBatch
+from wfvae.runtime.dataset.children import ForkServer
 from wfvae.runtime.dataset.decoding import DecoderFailure, DecoderProcess
 from wfvae.runtime.dataset.options import ClipOptions
 from wfvae.runtime.dataset.plan import Part, Probe, Unit
@@ -49,12 +50,11 @@ class WorkerSetup:
     rows: int
     time_limit: float
 
-    def open(self) -> PartWorker:
+    def open(self, forks: ForkServer) -> PartWorker:
         """Opens the bundle, and returns a worker. Raises as `open_bundle` does."""
         bundle = open_bundle(self.bundle, **self.execution)
-        return PartWorker(
-            bundle, self.options, ShardFolder(self.folder), rows=self.rows, time_limit=self.time_limit
-        )
+        decoders = [DecoderProcess(forks, self.time_limit) for _ in range(self.rows + 1)]
+        return PartWorker(bundle, self.options, ShardFolder(self.folder), decoders, rows=self.rows)
 
 
 def ignore_progress(frames: int) -> None:
@@ -65,10 +65,16 @@ class PartWorker(Closing):
     """Holds a bundle's session and decoder processes, and encodes parts with them."""
 
     def __init__(
-        self, bundle: Bundle, options: ClipOptions, folder: ShardFolder, *, rows: int, time_limit: float
+        self,
+        bundle: Bundle,
+        options: ClipOptions,
+        folder: ShardFolder,
+        decoders: Sequence[DecoderProcess],
+        *,
+        rows: int,
     ) -> None:
         self._bundle, self._options, self._folder, self._rows = bundle, options, folder, rows
-        self._decoders = deque(DecoderProcess(time_limit) for _ in range(rows + 1))
+        self._decoders = list(decoders)
 
     def close(self) -> None:
         """Ends the decoder processes, and releases the bundle's sessions."""
@@ -122,13 +128,15 @@ def _size(unit: Unit) -> tuple[int, int]:
 class Prober(Closing):
     """Reads the facts of videos in a decoder process."""
 
-    def __init__(self, options: ClipOptions, time_limit: float) -> None:
+    def __init__(self, forks: ForkServer, options: ClipOptions, time_limit: float) -> None:
         # A video is cut by its frames; as a whole it needs no count.
         self._count = options.frames is not None and options.window_limit != 1
-        self._decoder = DecoderProcess(time_limit)
+        self._decoder = DecoderProcess(forks, time_limit)
 
     def probe(self, video: Video) -> Probe:
         """Returns the facts of a video, or the reason why it cannot be read."""
+        if video.problem is not None:
+            return Probe(failure=video.problem)
         for _ in range(2):
             try:
                 return self._decoder.probe(video, self._count)

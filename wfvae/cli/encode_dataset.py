@@ -9,7 +9,7 @@ from wfvae.cli import arguments
 from wfvae.cli.output import mebibytes, progress_bar, show
 
 if TYPE_CHECKING:
-    from wfvae.runtime.dataset.job import DatasetReport
+    from wfvae.runtime.dataset.report import DatasetReport
 
 SUMMARY = "a data set of videos to shards of latents, on one machine or a Ray cluster"
 DESCRIPTION = """\

@@ -18,6 +18,7 @@ import pytest
 from fixtures.program import Program, clip, run_process, save, start_process, wait_for
 from fixtures.videos import load
 from wfvae.runtime import Bundle
+from wfvae.runtime.dataset.children import ForkServer
 from wfvae.runtime.dataset.decoding import DecoderFailure, DecoderProcess
 from wfvae.runtime.dataset.options import ClipOptions
 from wfvae.runtime.dataset.plan import Unit
@@ -190,9 +191,15 @@ def test_moments_of_a_bundle_that_returns_the_mean_are_refused(
     assert "this bundle's encoder returns the mean" in line
 
 
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkServer]:
+    with ForkServer("wfvae.runtime.dataset.decoding") as server:
+        yield server
+
+
 @pytest.fixture
-def decoder() -> Iterator[DecoderProcess]:
-    with DecoderProcess(time_limit=1.0) as process:
+def decoder(forks: ForkServer) -> Iterator[DecoderProcess]:
+    with DecoderProcess(forks, time_limit=1.0) as process:
         yield process
 
 
@@ -205,7 +212,7 @@ def frames_from(decoder: DecoderProcess, unit: Unit, options: ClipOptions) -> np
     found = []
     while (message := decoder.receive()) is not None:
         if isinstance(message, np.ndarray):
-            found.append(message)
+            found.append(message.copy())
     return np.concatenate(found)
 
 
@@ -285,8 +292,8 @@ def test_shards_have_the_same_bytes_for_any_engine_workers_and_rows(
 def worker_processes(parent: int) -> list[int]:
     import psutil
 
-    found = psutil.Process(parent).children()
-    return [child.pid for child in found if "wfvae.runtime.dataset.local" in " ".join(child.cmdline())]
+    found = psutil.Process(parent).children(recursive=True)
+    return [child.pid for child in found if child.name() == "wfvae-worker"]
 
 
 @pytest.mark.slow
@@ -306,7 +313,9 @@ def test_killed_driver_or_worker_costs_no_sample_and_changes_no_shard(
         assert encode_again(bundle, videos, out, "--workers", 2, "--shard-size", 1) == 1
         assert kept.items() <= shard_bytes(out).items()
     else:
-        for worker in worker_processes(process.pid):
+        workers = worker_processes(process.pid)
+        assert workers
+        for worker in workers:
             os.kill(worker, signal.SIGKILL)
         process.communicate(timeout=120)
         assert process.returncode == 1

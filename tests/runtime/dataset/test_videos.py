@@ -30,6 +30,24 @@ def test_folder_gives_its_videos_sorted_without_hidden_and_other_files(tmp_path:
     assert names(tmp_path) == ["c.MKV", "b.mp4"]
 
 
+def test_file_whose_name_is_not_utf8_has_a_problem_and_member_of_a_shard_has_none(tmp_path: Path) -> None:
+    name = "a\udcff.mp4"  # the byte 0xFF
+    (tmp_path / name).write_bytes(b"")
+    [video] = find_videos(str(tmp_path))
+    assert video.name == video.url == f"{tmp_path}/a\\xff.mp4"
+    assert video.problem == f"the name of '{tmp_path}/a\\xff.mp4' is not UTF-8; rename the file"
+    with tarfile.open(tmp_path / "films.tar", "w") as archive:
+        archive.add(tmp_path / name, name)
+    [video] = find_videos(str(tmp_path / "films.tar"))
+    assert video.name == f"{tmp_path}/films.tar/a\\xff.mp4" and video.problem is None
+
+
+def test_table_that_is_not_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes("path,caption\na.mp4,B\u00e4r\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"list.csv' is not UTF-8 \(.*; save it as UTF-8$"):
+        find_videos(str(tmp_path / "list.csv"))
+
+
 def test_glob_gives_what_it_matches(tmp_path: Path) -> None:
     make(tmp_path, "a.mp4", "b.mkv", "sub/c.mp4")
     assert names(f"{tmp_path}/*.mp4") == ["a.mp4"]
