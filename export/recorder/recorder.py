@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,11 @@ FilterStore = dict[tuple[str, str], dict[str, Tensor]]
 def onnx_type(dtype: torch.dtype) -> int:
     """Returns ONNX's number of a torch type."""
     return helper.np_dtype_to_tensor_dtype(np.dtype(str(dtype).removeprefix("torch.")))
+
+
+@lru_cache(4096)  # a graph has thousands of tensors of few shapes
+def _bytes_of(shape: Shape, itemsize: int) -> Size:
+    return (product(shape) * itemsize).bound
 
 
 class Value:
@@ -72,6 +78,7 @@ class Recorder:
         self.scopes: list[str] = [""]
         """Paths of the modules that run; the last one begins the names of nodes."""
         self._results: dict[Any, Value] = {}
+        self._integers: dict[tuple[Length, ...], Value] = {}
         self._counts: dict[str, int] = {}
         self._filters: FilterStore = {} if filters is None else filters
         self._names = {id(t): name for name, t in (*module.named_parameters(), *module.named_buffers())}
@@ -123,7 +130,7 @@ class Recorder:
             assert operator in OPERATORS, f"the runtime refuses graphs with {operator}"
             self.nodes.append(helper.make_node(operator, names, [name], name=name, **attributes))
             self._results[key] = Value(name, shape, dtype)
-            self.bytes[name] = (product(self._results[key].shape) * dtype.itemsize).bound
+            self.bytes[name] = _bytes_of(self._results[key].shape, dtype.itemsize)
         return self._results[key]
 
     def keep_only(self, results: Sequence[Value]) -> None:
@@ -153,8 +160,11 @@ class Recorder:
         return Value(name, tuple(tensor.shape), tensor.dtype)
 
     def integers(self, values: Sequence[Length]) -> Value:
-        """Adds a constant vector of 64-bit integers."""
-        return self.constant(torch.tensor(values, dtype=torch.int64))
+        """Adds a constant vector of 64-bit integers, of which a graph has few different ones."""
+        key = tuple(values)
+        if key not in self._integers:
+            self._integers[key] = self.constant(torch.tensor(values, dtype=torch.int64))
+        return self._integers[key]
 
     def filters(self, weight: Tensor, form: Form) -> list[Tensor]:
         """Returns the form's filters of a weight, made once for all graphs and named after it."""
