@@ -5,8 +5,8 @@ STAMP := .venv/.installed
 PIP_FLAGS := -qq --disable-pip-version-check
 SERVER := .tools/tritonserver
 SERVED_TESTS := tests/export/test_triton_served.py tests/benchmarks/test_triton_load.py
-# Two processes suit the two cores that the suite is sized for.
-PYTEST_ARGS ?= -n 2
+# Two processes suit the two cores that the suite is sized for. Each begins with one half, so that few fixtures are made twice.
+PYTEST_ARGS ?= -n 2 --dist worksteal
 # The first interpreter that runs, is new enough and can create environments. The tested version comes first. Being on PATH
 # is not enough: a version manager leaves launchers there for versions that are not installed.
 PYTHONS := python3.11 python3.12 python3.13 python3.14 python3 python

@@ -19,7 +19,7 @@ SLOW = {
     "mutated_files": "--cases 4 --only manifest metrics npy snapshots onnx",
     "memory": "--videos tiny=1,2 --size 16 --runs 1",
     "openvino_parity": "--bundles fp32 --frames 5 --size 16x16",
-    "peers_speed": "--only wfvae-tiny/* svd open-sora --reduced --sizes 32 --frames 9 --runs 1",
+    "peers_speed": "--only wfvae-tiny/onnxruntime svd open-sora --reduced --sizes 32 --frames 9 --runs 1",
     "real_files": "--frames 5 --windows 1 --engines local",
     "scale": "--lengths tiny=5 --preset tiny --frames 5 --size 16 --rows 2 --runs 1",
     "speed": "--preset tiny --clips 5x16 --turns 1",

@@ -215,33 +215,39 @@ import sys
 import numpy as np
 namespace = {}
 exec(sys.stdin.read(), namespace)
-bundle, folder = sys.argv[1:]
-frames = np.load(f"{folder}/frames.npy")
-latents = namespace["encode"](bundle, frames, int(2))
-np.save(f"{folder}/latents.npy", latents)
-np.save(f"{folder}/decoded.npy", namespace["decode"](bundle, latents, *frames.shape[:3], m=3))
+bundle, *folders = sys.argv[1:]
+for folder in folders:
+    frames = np.load(f"{folder}/frames.npy")
+    latents = namespace["encode"](bundle, frames, int(2))
+    np.save(f"{folder}/latents.npy", latents)
+    np.save(f"{folder}/decoded.npy", namespace["decode"](bundle, latents, *frames.shape[:3], m=3))
 assert not any(name.partition(".")[0] in ("wfvae", "torch") for name in sys.modules)
 """
 
 
 @pytest.mark.parametrize("name", ["4x8x8-nearest-16ch", "4x8x8-trilinear", "8x8x8-trilinear"])
-@pytest.mark.parametrize("shape", [(19, 13, 22), (1, 3, 1)])
 def test_client_of_the_document_gives_the_bits_of_the_runtime(
-    exported: Callable[..., Path], opened: Callable[..., Bundle], tmp_path: Path, name: str, shape: Any
+    exported: Callable[..., Path], opened: Callable[..., Bundle], tmp_path: Path, name: str
 ) -> None:
     """The code of the document, alone with numpy and onnxruntime in a process of its own."""
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-    frames, height, width = shape
-    clip = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    np.save(tmp_path / "frames.npy", clip)
-    arguments = [sys.executable, "-c", CLIENT_SCRIPT, str(exported(name)), str(tmp_path)]
+    clips = {
+        tmp_path / str(shape[0]): np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        for shape in [(19, 13, 22), (1, 3, 1)]
+    }
+    for folder, clip in clips.items():
+        folder.mkdir()
+        np.save(folder / "frames.npy", clip)
+    arguments = [sys.executable, "-c", CLIENT_SCRIPT, str(exported(name)), *map(str, clips)]
     run = subprocess.run(arguments, input=code, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    latents, decoded = np.load(tmp_path / "latents.npy"), np.load(tmp_path / "decoded.npy")
-    wanted = opened(name).encode(clip)
-    assert latents.shape == wanted.shape and latents.tobytes() == wanted.tobytes()
-    expected = opened(name).decode(wanted, frames=frames, height=height, width=width)
-    assert decoded.shape == expected.shape == clip.shape and decoded.tobytes() == expected.tobytes()
+    for folder, clip in clips.items():
+        frames, height, width, _ = clip.shape
+        latents, decoded = np.load(folder / "latents.npy"), np.load(folder / "decoded.npy")
+        wanted = opened(name).encode(clip)
+        assert latents.shape == wanted.shape and latents.tobytes() == wanted.tobytes()
+        expected = opened(name).decode(wanted, frames=frames, height=height, width=width)
+        assert decoded.shape == expected.shape == clip.shape and decoded.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("direction", ["encoder", "decoder"])

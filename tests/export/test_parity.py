@@ -1,6 +1,5 @@
 """Verification of bundles: equal bits where promised, and every failure is found and named."""
 
-import copy
 import hashlib
 import io
 import json
@@ -25,7 +24,6 @@ from onnx import helper, numpy_helper
 from rich.console import Console
 
 from wfvae.errors import CheckpointError, InputError
-from wfvae.export.bundle import ExportOptions, export_bundle
 from wfvae.export.parity import Verification, measure, render_table, ulp_distance, verify
 from wfvae.export.parity.rules import BOUNDS, EXACT, model_rule, plan_rule, stream_rule
 from wfvae.model.vae import WFVAE
@@ -48,21 +46,14 @@ def opened(path: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory, reference_dir: Path) -> Made:
+def bundles(exported: Callable[..., Path], reference_dir: Path) -> Made:
     """`bundles(name, **options)`: bundle and model of a fixture, or of the tiny model."""
-    made: dict[str, tuple[Path, WFVAE]] = {}
 
-    def export(name: str, **options: Any) -> tuple[Path, WFVAE]:
-        key = f"{name}{sorted(options.items())}"
-        if key not in made:
-            model = WFVAE.from_pretrained("tiny" if name == "tiny" else reference_dir / name)
-            path = tmp_path_factory.mktemp("bundle") / "bundle"
-            # A copy, since the export converts in place.
-            export_bundle(copy.deepcopy(model), path, ExportOptions(**{"direct": True, **options}))
-            made[key] = (path, model)
-        return made[key]
+    def made(name: str, **options: Any) -> tuple[Path, WFVAE]:
+        source = "tiny" if name == "tiny" else reference_dir / name
+        return exported(name, **options), WFVAE.from_pretrained(source)
 
-    return export
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from wfvae.spec.tensorrt_engines import BuildSettings, Span, engine_records, por
 
 pytest.importorskip(RTX.module, reason="the extra rtx is not installed: pip install 'wfvae[rtx]'")
 FIXTURES = ("4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear")
-PRECISIONS = ("fp32", "fp16", "bf16")
 SMALL = {"height": Span.of(64), "width": Span.of(96)}
 DEFAULTS = BuildSettings()
 STREAMS = BuildSettings(batch=Span(1, 4, 8), chunk=1)
@@ -83,13 +82,12 @@ KINDS: dict[str, BuildSettings] = {
     "one size, with direct graphs": BuildSettings(chunk=1, whole_clip=3, **SMALL),
     "batch 1:4:8": STREAMS,
 }
-# Each name and each precision meets each kind; benchmarks/rtx_engines.py builds all of the product.
+# Each fixture and each kind in fp32, whose convolutions have another form, and in half precision.
+# benchmarks/rtx_engines.py builds every preset in every precision.
 MATRIX = [
-    (name, precision, kind)
-    for row, name in enumerate(("tiny", *FIXTURES))
-    for column, precision in enumerate(PRECISIONS)
-    for index, kind in enumerate(KINDS)
-    if (row + column) % len(KINDS) == index
+    (name, precision, list(KINDS)[(row + shift) % len(KINDS)])
+    for row, name in enumerate(FIXTURES)
+    for shift, precision in enumerate(("fp32", "bf16" if row else "fp16"))
 ]
 
 
@@ -113,7 +111,7 @@ def test_every_form_of_convolutions_builds_for_default_sizes(build: Build, form:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("preset", "precision"), [("S", "fp32"), ("M", "bf16"), ("L", "fp16")])
+@pytest.mark.parametrize(("preset", "precision"), [("S", "fp32"), ("L", "fp16")])
 def test_presets_build_for_default_sizes(build: Build, preset: str, precision: str) -> None:
     report = build(preset, BuildSettings(chunk=1), direct=False, precision=precision)
     assert [record.graph for record in report.built] == ["encoder", "decoder"] and not report.warnings

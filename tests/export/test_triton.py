@@ -83,8 +83,9 @@ def repository(exported: Exported, tmp_path: Path) -> Make:
     return make
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", FIXTURES)
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "fp32") for name in FIXTURES), (FIXTURES[0], "fp16")]
+)
 def test_configuration_agrees_with_manifest_and_graph(
     exported: Exported, repository: Make, name: str, precision: str
 ) -> None:

@@ -64,8 +64,7 @@ def weights() -> dict[Backbone, Weights]:
     return found
 
 
-@pytest.mark.parametrize("net", ["alex", "vgg"])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(("net", "suffix"), [("alex", ".pth"), ("vgg", ".safetensors")])
 def test_weights_of_a_file_give_the_distances_of_the_package(
     net: Backbone, suffix: str, weights: dict[Backbone, Weights], tmp_path: Path
 ) -> None:

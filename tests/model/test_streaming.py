@@ -18,7 +18,7 @@ from wfvae.spec.frames import SPATIAL_RATIO, latent_frames, tail_frames
 from wfvae.spec.stream import Direction
 
 NAMES = ["4x8x8-trilinear", "4x8x8-nearest-16ch", "8x8x8-trilinear", "8x8x8-nearest"]
-LENGTHS = [1, 2, 4, 5, 9, 16, 21, 33, 37]
+LENGTHS = [1, 2, 4, 5, 9, 16, 33]
 HEIGHT, WIDTH = 16, 24
 CLOSE = {"rtol": 0, "atol": 1e-9}
 DIRECTIONS: list[Direction] = ["encoder", "decoder"]
@@ -216,7 +216,7 @@ def test_rows_that_start_and_end_at_different_steps_equal_their_clips(
     name: str, direction: Direction, models: Models
 ) -> None:
     plans = [[(0, 3), (0, 1), (2, 2)], [(1, 1), (0, 4)], [(3, 4)], [(0, 1), (0, 1), (0, 1), (0, 1)]]
-    for units in ([1], [2], [1, 3, 2]):
+    for units in ([1], [1, 3, 2]):
         assert run_rows(models(name), direction, plans, units) == 10
 
 
@@ -229,7 +229,7 @@ STREAMS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=1, 
     plans=st.lists(STREAMS, min_size=1, max_size=3),
     units=st.lists(st.integers(1, 3), min_size=1, max_size=3),
 )
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_random_rows_equal_their_clips(
     name: str, direction: Direction, plans: list[Plan], units: list[int], models: Models
 ) -> None:
@@ -253,8 +253,9 @@ each_kind = pytest.mark.parametrize(
 
 @each_direction
 @each_kind
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "dtype"), [(VARIANTS[0], torch.float32), *((variant, torch.bfloat16) for variant in VARIANTS)]
+)
 def test_step_returns_what_the_specification_says(
     variant: dict[str, Any], kind: tuple[int, str], dtype: torch.dtype, direction: Direction, small_model: Any
 ) -> None:

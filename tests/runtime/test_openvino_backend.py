@@ -279,7 +279,7 @@ def test_verify_of_openvino_passes_and_certifies(
     require(hint)
     paper = tmp_path / "parity.json"
     backend = ("--backend", "openvino", "--precision-hint", hint)
-    options = ("--frames", 13, "--size", "8x16", "--certificate", paper)
+    options = ("--frames", 9, "--size", "8x16", "--certificate", paper)
     checkpoint = ROOT / "tests" / "fixtures" / NAME
     checks = program.done("verify", exported(NAME), *backend, *options, "--against", checkpoint)["checks"]
     for name in ("plan invariance", "stream = direct"):
