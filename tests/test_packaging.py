@@ -106,6 +106,15 @@ def test_every_file_beside_the_code_is_in_the_wheel() -> None:
     assert beside - set(run(LIST_DATA_FILES).splitlines()) == set()
 
 
+def test_links_of_the_repository_lead_to_its_own_files() -> None:
+    listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True)
+    links = [line.partition("\t")[2] for line in listed.stdout.splitlines() if line.startswith("120000 ")]
+    assert {"wfvae/export", "wfvae/runtime", "wfvae/train"} <= set(links)
+    for link in links:
+        assert not os.path.isabs(os.readlink(ROOT / link)), link
+        assert (ROOT / link).resolve(strict=True).is_relative_to(ROOT), link
+
+
 def test_tested_versions_are_pinned() -> None:
     """All requirements are in constraints.txt but TensorRT, whose version the driver decides."""
     project = PYPROJECT["project"]

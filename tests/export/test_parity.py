@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,11 @@ def opened(path: Path) -> Bundle:
 def bundles(exported: Callable[..., Path], reference_dir: Path) -> Made:
     """`bundles(name, **options)`: bundle and model of a fixture, or of the tiny model."""
 
-    def made(name: str, **options: Any) -> tuple[Path, WFVAE]:
-        source = "tiny" if name == "tiny" else reference_dir / name
-        return exported(name, **options), WFVAE.from_pretrained(source)
+    @cache
+    def model_of(name: str) -> WFVAE:
+        return WFVAE.from_pretrained("tiny" if name == "tiny" else reference_dir / name)
 
-    return made
+    return lambda name, **options: (exported(name, **options), model_of(name))
 
 
 @pytest.fixture(scope="module")
