@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 test: env ## run the test suite; options for pytest in PYTEST_ARGS='-k haar'
 	$(PY) -m pytest -q -m 'not slow' $(PYTEST_ARGS)
 
-slow: env ## run the few tests that take long each (peers from diffusers, the largest preset, processes under torchrun, served tests)
+slow: env ## run the tests that take long (peers from diffusers, the largest preset, processes under torchrun, served tests)
 	$(PY) -m pytest -q -m slow $(PYTEST_ARGS)
 
 test-server: tritonserver ## run the tests that need a real Triton server, which is fetched first
