@@ -17,6 +17,6 @@ def rtx_engines(result: Result) -> str:
         rows.append([*cells, f"{row['bytes'] / 1e6:.1f} MB", wide, *(str(row[name]) for name in counts)])
     height, width = result["size"]
     text = markdown_table(header, rows, texts=3)
-    machine = f"{result['machine']['cpu']}, processor time of all threads"
+    machine = f"{result['machine']['cpu']}, CPU time of all threads"
     job = f"{height}x{width}, {result['latents']} latents"
     return f"{text}\nTensorRT-RTX {result['builder']}; {job}; {machine}.\n"
