@@ -238,7 +238,8 @@ def measure(options: Any, folder: Path) -> tuple[list[dict[str, Any]], float]:
             alone = store_clips(bundle, options, clips)
         write_repository(path, repository, serving)
     rows = []
-    with TritonServer(repository) as server:
+    # The server would wait for the streams of killed clients, which nobody ends.
+    with TritonServer(repository, exit_timeout=1) as server:
         for clients in options.clients:
             rows.append(Load(server, clips, options.latents, clients).measure(options.seconds))
             print(f"{clients} clients: done", file=sys.stderr)

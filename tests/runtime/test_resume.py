@@ -235,8 +235,11 @@ def test_interrupted_job_leaves_no_temporary_files(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("closed", [True, False])
-@pytest.mark.parametrize("layout", [("--raw", "48x32"), ()], ids=["raw", "container"])
+@pytest.mark.parametrize(
+    ("layout", "closed"),
+    [(("--raw", "48x32"), False), ((), True), ((), False)],
+    ids=["raw", "closed", "open"],
+)
 def test_interrupt_while_a_pipe_is_silent_ends_the_program(
     bundle: Path, tmp_path: Path, layout: tuple[str, ...], closed: bool
 ) -> None:
