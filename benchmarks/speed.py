@@ -17,6 +17,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from harness.engines import DIRECTIONS, exported, noise, open_all, pushes
 from harness.record import CommandLine, finish, side, whole_clip
@@ -30,7 +31,9 @@ from wfvae.spec.stream import Direction
 
 REFERENCE, TORCH = "reference", "torch"
 CHUNKS = {"onnxruntime": (1, 2, 4)}
-"""Latents per push of the streams that are measured; other engines have one, of 4."""
+"""Latents per push of the streams that are measured; other engines have one, of 4. A row of as many
+frames per push as the clip has is one call of `Bundle.encode` or `decode`.
+"""
 LONG = 65
 """Frames from which on PyTorch takes no part: such clips show what a long stream costs."""
 
@@ -54,6 +57,7 @@ def measure(
             parts = pushes(bundle, direction, clip, chunk)
             stream = partial(_stream, bundle, direction, parts, size, chunk)
             jobs[engine, chunk * bundle.ratio] = partial(timed, stream)
+        jobs[engine, frames] = partial(timed, partial(_call, bundle, direction, np.concatenate(parts)))
     seconds = take_turns(jobs, turns)
     published = seconds.get((REFERENCE, None))
     for (engine, push), values in seconds.items():
@@ -74,6 +78,14 @@ def measure(
 def _published(model: WFVAE, run: Callable[[], Any]) -> float:
     with reference_form(model):
         return timed(run)
+
+
+def _call(bundle: Bundle, direction: Direction, data: Any) -> None:
+    """Computes a clip in one call, as a user's arrays."""
+    if direction == "encoder":
+        bundle.encode(data)
+    else:
+        bundle.decode(data, pixels="float32")
 
 
 def _stream(bundle: Bundle, direction: Direction, parts: Sequence[Any], size: int, chunk: int) -> None:

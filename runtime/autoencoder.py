@@ -61,7 +61,7 @@ class BundleDecoding:
 
 
 class BundleAutoencoder(nn.Module):
-    """Encodes and decodes torch tensors through a bundle, in constant memory.
+    """Encodes and decodes torch tensors through a bundle, in bounded memory.
 
     Set it as a pipeline's `vae`. It holds no weights of its own and computes no gradients; videos
     of a batch are computed one after another. `config` has what pipelines read: `scaling_factor`
@@ -151,7 +151,7 @@ class BundleAutoencoder(nn.Module):
         return BundleDecoding(sample[:, :, : x.shape[2], : x.shape[3], : x.shape[4]])
 
     def enable_tiling(self, *arguments: Any, **options: Any) -> None:
-        """Does nothing: streams need constant memory in time, and tiles would change the result."""
+        """Does nothing: memory is bounded in time, and tiles would change the result."""
 
     def enable_slicing(self) -> None:
         """Does nothing: videos of a batch are computed one after another."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from wfvae.runtime.feeds import DecoderFeed, EncoderFeed, PixelType
 from wfvae.runtime.pool import StreamPool
 from wfvae.runtime.snapshot import Snapshot
 from wfvae.runtime.stream import DecoderStream, EncoderStream
-from wfvae.spec.frames import DEFAULT_CHUNK, SPATIAL_RATIO, padded_size, video_frames
+from wfvae.runtime.whole_clip import clip_fits, run_clip
+from wfvae.spec.exactness import clips_are_exact
+from wfvae.spec.frames import DEFAULT_CHUNK, SPATIAL_RATIO, latent_frames, padded_size, video_frames
 from wfvae.spec.manifest import DIRECT, Manifest
 from wfvae.spec.memory import MemoryPlan, plan_memory
+from wfvae.spec.onnx_file import has_volumes
 from wfvae.spec.stream import Direction
 from wfvae.spec.tuning import Setting, TunedChunk, Tuning
 
@@ -119,6 +122,11 @@ class Bundle(Closing):
         """Video frames per latent."""
         return self.manifest.graphs["encoder"].stream.ratio
 
+    @cached_property
+    def has_volumes(self) -> bool:
+        """Whether the graphs' convolutions are 3-D. Raises `BundleError` if a file is damaged."""
+        return has_volumes(self.path / self.manifest.graphs["encoder"].file)
+
     def encoder(
         self, *, height: int, width: int, chunk: int | None = None, output: Output = "host"
     ) -> EncoderStream:
@@ -185,13 +193,20 @@ class Bundle(Closing):
     def encode(self, frames: Any, *, chunk: int | None = None, output: Output = "host") -> Any:
         """Encodes a video (T, H, W, 3), uint8 or floating point in [-1, 1], T >= 1.
 
+        With `chunk`, in steps. Without, whole by the direct graph where that gives a stream's bits
+        (`wfvae.spec.exactness`) and fits `memory_limit`, by default half of the free memory.
+
         Returns:
             Latents (1 + ceil((T-1)/r), D, h, w) float32.
         """
         shape = shape_of(frames, "frames")
         if len(shape) != 4:
             raise InputError(f"frames have shape {shape}; expected (T, H, W, 3)")
-        with self.encoder(height=shape[1], width=shape[2], chunk=chunk, output=output) as stream:
+        count, height, width, _ = shape
+        if chunk is None and (session := self._clip_session("encoder", count, height, width)) is not None:
+            feed = EncoderFeed(self.manifest.graphs["encoder"], height, width, output=output)
+            return run_clip(session, feed, frames)
+        with self.encoder(height=height, width=width, chunk=chunk, output=output) as stream:
             return stream.run(frames)
 
     def decode(
@@ -207,16 +222,39 @@ class Bundle(Closing):
     ) -> Any:
         """Decodes unscaled latents (t, D, h, w) to a video (T, H, W, 3).
 
-        T (`frames`), H and W are at most what the latents hold, and by default that.
+        T (`frames`), H and W are at most what the latents hold, and by default that. `chunk` is
+        as in `encode`.
         """
         shape = shape_of(latents, "latents")
         if len(shape) != 4:
             raise InputError(f"latents have shape {shape}; expected (t, D, h, w)")
         if frames is None and shape[0]:
             frames = video_frames(shape[0], self.ratio)
-        size = {"height": height or SPATIAL_RATIO * shape[2], "width": width or SPATIAL_RATIO * shape[3]}
+        height, width = height or SPATIAL_RATIO * shape[2], width or SPATIAL_RATIO * shape[3]
+        if (
+            chunk is None
+            and (session := self._clip_session("decoder", frames or 0, height, width)) is not None
+        ):
+            graph = self.manifest.graphs["decoder"]
+            feed = DecoderFeed(graph, height, width, frames, pixels, output=output)
+            return run_clip(session, feed, latents)
+        size = {"height": height, "width": width}
         with self.decoder(**size, frames=frames, chunk=chunk, pixels=pixels, output=output) as stream:
             return stream.run(latents)
+
+    def _clip_session(
+        self, direction: Direction, frames: int, height: int, width: int
+    ) -> DirectSession | None:
+        """Returns the session that computes a video of T frames whole, if it gives the stream's
+        bits and the video fits.
+        """
+        if frames < 1 or f"{direction}.{DIRECT}" not in self.manifest.graphs:
+            return None
+        self._require_size(height, width)
+        exact = clips_are_exact(self.backend.describe(), self.manifest.precision, volumes=self.has_volumes)
+        latents = latent_frames(frames, self.ratio)
+        plan = plan_memory(self.manifest, direction, height, width, 1, latents, whole_clip=True)
+        return self.direct_session(direction) if exact and clip_fits(plan, self.memory_limit) else None
 
     def plan(
         self, direction: Direction, *, height: int, width: int, streams: int = 1, chunk: int | None = None
@@ -261,7 +299,7 @@ class Bundle(Closing):
         """Returns the session of a whole-clip graph. Raises `BundleError` if there is none."""
         key = f"{direction}.direct"
         if key not in self.manifest.graphs:
-            raise BundleError(f"the bundle has no {key} graph; export it with --direct")
+            raise BundleError(f"the bundle has no {key} graph; export it without --no-direct")
         with self._opening:
             if direction not in self._directs:
                 self._directs[direction] = self.backend.open_direct(self.manifest.graphs[key])
@@ -277,18 +315,21 @@ class Bundle(Closing):
         """Refuses what cannot run or would not fit, and returns the chunk."""
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk is {chunk}; expected at least 1 latent per step")
-        fixed = self.manifest.size
-        if fixed is not None and padded_size(height, width) != fixed:
-            raise InputError(
-                f"this bundle was exported for {fixed[0]}x{fixed[1]} only, and the video is {height}x{width};"
-                " export another one with --size, or --size dynamic"
-            )
+        self._require_size(height, width)
         if chunk is None:
             chunk = self.default_chunk(direction, height=height, width=width)
         if self._has_limit:
             plan = plan_memory(self.manifest, direction, height, width, streams, chunk)
             plan.require(self.memory_limit)
         return chunk
+
+    def _require_size(self, height: int, width: int) -> None:
+        fixed = self.manifest.size
+        if fixed is not None and padded_size(height, width) != fixed:
+            raise InputError(
+                f"this bundle was exported for {fixed[0]}x{fixed[1]} only, and the video is {height}x{width};"
+                " export another one with --size, or --size dynamic"
+            )
 
     @property
     def _has_limit(self) -> bool:

@@ -75,6 +75,14 @@ class Feed(ABC):
         """Removes a step's input from the queue, and returns the user's part of its output."""
 
     @abstractmethod
+    def clip_input(self) -> Array:
+        """Returns a direct graph's input, without batch, of a closed stream that ran no step."""
+
+    @abstractmethod
+    def clip_result(self, output: Array) -> Result:
+        """Returns the stream's whole result from the direct graph's output."""
+
+    @abstractmethod
     def empty(self) -> Result:
         """Returns a result of length 0."""
 

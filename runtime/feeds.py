@@ -6,10 +6,10 @@ from typing import Any, Literal
 import numpy as np
 
 from wfvae.errors import InputError, StateError
-from wfvae.runtime.backends.base import Array, Tensor
+from wfvae.runtime.backends.base import Array, FloatArray, Tensor
 from wfvae.runtime.backends.device_memory import DeviceMemory
 from wfvae.runtime.dlpack import DeviceArray
-from wfvae.runtime.feed import Feed, Output
+from wfvae.runtime.feed import Feed, Output, host_copy
 from wfvae.runtime.pixels import (
     Frames,
     as_network,
@@ -64,6 +64,13 @@ class EncoderFeed(Feed):
         self._queue.remove(len(output) * self._ratio)
         self.started = True
         self.latents_given += len(output)
+        return output
+
+    def clip_input(self) -> Array:
+        frames = self._queue.first(self._queue.count)[lead_frames(self._ratio) :]
+        return to_network(host_copy(frames, self.memory))
+
+    def clip_result(self, output: Array) -> Array:
         return output
 
     def empty(self) -> Tensor:
@@ -205,8 +212,17 @@ class DecoderFeed(Feed):
         part, self._window = self._window.take(len(output), self._frames)
         if isinstance(output, DeviceArray):
             return frames_view(output[part], self.height, self.width)
+        return self._converted(output[part])
+
+    def clip_input(self) -> Array:
+        return host_copy(self._queue.first(self._queue.count), self.memory)
+
+    def clip_result(self, output: Array) -> Frames:
+        return self._converted(output[: self._frames])
+
+    def _converted(self, output: FloatArray) -> Frames:
         convert = to_uint8_frames if self._pixels == "uint8" else to_float_frames
-        return convert(output[part], self.height, self.width)
+        return convert(output, self.height, self.width)
 
     def empty(self) -> Frames | DeviceArray:
         shape = (0, self.height, self.width, 3)

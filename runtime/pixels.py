@@ -103,14 +103,16 @@ def to_float_frames(video: FloatArray, height: int, width: int) -> npt.NDArray[n
 
 def to_uint8_frames(video: FloatArray, height: int, width: int) -> npt.NDArray[np.uint8]:
     """Converts (T, 3, H', W') in [-1, 1] to (T, H, W, 3) uint8: cropped, rounded and clamped."""
+    result = np.empty((len(video), height, width, 3), np.uint8)
     # What overflows is clamped, NaN becomes 0: neither may stop the other streams of a batch.
     with np.errstate(over="ignore", invalid="ignore"):
-        levels = video[:, :, :height, :width] * np.float32(127.5)
-        levels += np.float32(127.5)
-        np.rint(levels, out=levels)
-        np.clip(levels, 0, 255, out=levels)
-        levels8 = levels.astype(np.uint8)
-    return np.ascontiguousarray(levels8.transpose(0, 2, 3, 1))
+        for planes, frame in zip(video, result, strict=True):  # one at a time, which caches hold
+            levels = planes[:, :height, :width] * np.float32(127.5)
+            levels += np.float32(127.5)
+            np.rint(levels, out=levels)
+            np.clip(levels, 0, 255, out=levels)
+            frame[:] = levels.astype(np.uint8).transpose(1, 2, 0)
+    return result
 
 
 def check_latents(latents: Any, channels: int, height: int, width: int) -> FloatArray:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wfvae.export.parity.difference import Array, Difference
+from wfvae.spec.exactness import clips_are_exact, plans_are_exact
 
 
 @dataclass(frozen=True)
@@ -83,31 +84,16 @@ def model_rule(backend: Mapping[str, str], precision: str) -> Rule:
 def plan_rule(backend: Mapping[str, str], precision: str, *, volumes: bool = False) -> Rule:
     """Returns the rule of plan invariance: any steps beside one call of the step graph.
 
-    Args:
-        volumes: whether the graph's convolutions are 3-D, which ONNX Runtime's CPU provider sums in
-            an order that depends on how many frames share the call.
-
-    ONNX Runtime's kernels of 2-D convolutions compute each frame by the same operations in any
-    call, so fp32 results must have equal bits. The same was measured for OpenVINO, with both hints,
-    for bundles in a precision that it computes in on this CPU. (Others, fp16 and on many CPUs bf16,
-    it computes in a wider type and rounds only the state, so results depend on where steps end.)
-    Elsewhere a library may choose another kernel for another shape.
+    `volumes` says whether the graph's convolutions are 3-D.
     """
-    exact = ["fp32"] if is_reference(backend) and not volumes else []
-    if backend.get("name") == "openvino":
-        exact = backend["cpu_precisions"].split(", ")
-    return EXACT if precision in exact else model_rule(backend, precision)
+    exact = plans_are_exact(backend, precision, volumes=volumes)
+    return EXACT if exact else model_rule(backend, precision)
 
 
 def stream_rule(backend: Mapping[str, str], precision: str, *, volumes: bool = False) -> Rule:
-    """Returns the rule of stream = direct: the plans', except for bf16 with OpenVINO's bf16 hint.
-
-    There the direct graph rounds at other places than the step graph, whose state is bfloat16.
-    """
-    rounded_elsewhere = backend.get("precision_hint") == "bf16" and precision == "bf16"
-    if rounded_elsewhere:
-        return model_rule(backend, precision)
-    return plan_rule(backend, precision, volumes=volumes)
+    """Returns the rule of stream = direct, as `plan_rule` does."""
+    exact = clips_are_exact(backend, precision, volumes=volumes)
+    return EXACT if exact else model_rule(backend, precision)
 
 
 def reference_rule(backend: Mapping[str, str], precision: str) -> Rule:
@@ -118,8 +104,3 @@ def reference_rule(backend: Mapping[str, str], precision: str) -> Rule:
     """
     rule = model_rule(backend, precision)
     return replace(rule, reason=f"either side may be as far from the model as this: {rule.reason}")
-
-
-def is_reference(backend: Mapping[str, str]) -> bool:
-    """Returns whether this is ONNX Runtime's CPU provider, the reference for other backends."""
-    return backend.get("name") == "onnxruntime" and backend.get("provider") == "CPUExecutionProvider"

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from wfvae.errors import InputError
 from wfvae.export.parity import plans
 from wfvae.export.parity.difference import Array, measure, not_compared
 from wfvae.export.parity.plans import Job, require_checkpoint, run_direct, run_model
-from wfvae.export.parity.rules import Rule, is_reference, model_rule, plan_rule, reference_rule, stream_rule
+from wfvae.export.parity.rules import Rule, model_rule, plan_rule, reference_rule, stream_rule
 from wfvae.export.parity.search import run_search, search_backend, search_direct, search_plans
 from wfvae.export.parity.verification import Check, NotAvailable, Verification, array_sha256
 from wfvae.runtime.bundle import Bundle, open_bundle
 from wfvae.runtime.pixels import to_uint8_frames
+from wfvae.spec.exactness import is_reference
 from wfvae.spec.frames import DEFAULT_CHUNK, even_chunks
 from wfvae.spec.stream import Direction
 
@@ -34,9 +34,10 @@ BACKEND_ONNXRUNTIME = "backend = onnxruntime"
 Progress = Callable[[str, int, int], None]
 DIRECTIONS: tuple[Direction, Direction] = ("encoder", "decoder")
 _WHOLE = "video"
-_VOLUME_AXES = 3
 _COMPARED = f"steps of {DEFAULT_CHUNK}"
-_NO_DIRECT = "the bundle has no direct graph, so one step of everything stands for it; export with --direct"
+_NO_DIRECT = (
+    "the bundle has no direct graph, so one step of everything stands for it; export without --no-direct"
+)
 _NO_BFLOAT16 = (
     "ONNX Runtime's CPU provider has no bfloat16 convolution; compare with the model (--against), or another"
     " precision's bundle"
@@ -68,7 +69,7 @@ def verify(
     Example:
         >>> from wfvae import WFVAE
         >>> from wfvae.export.bundle import ExportOptions, export_bundle
-        >>> _ = export_bundle(WFVAE.from_pretrained("tiny"), "bundle", ExportOptions(direct=True))
+        >>> _ = export_bundle(WFVAE.from_pretrained("tiny"), "bundle")
         >>> with open_bundle("bundle") as bundle:
         ...     verify(bundle, np.zeros((5, 16, 16, 3), np.uint8)).passed
         True
@@ -98,7 +99,7 @@ class _Verifier:
     def __post_init__(self) -> None:
         self.described = self.bundle.backend.describe()
         self.precision = self.bundle.manifest.precision
-        volumes = _has_volumes(self.bundle)
+        volumes = self.bundle.has_volumes
         plan = plan_rule(self.described, self.precision, volumes=volumes)
         stream = stream_rule(self.described, self.precision, volumes=volumes)
         self.rules = {PLAN_INVARIANCE: plan, STREAM_ONE_CALL: plan, STREAM_DIRECT: stream}
@@ -322,11 +323,3 @@ def _to_uint8(frames: Array) -> npt.NDArray[np.uint8]:
     """Rounds float frames (T, H, W, 3) as the decoder stream does; NaN becomes black."""
     finite = np.nan_to_num(frames.astype(np.float32, copy=False), nan=-1.0)
     return to_uint8_frames(finite.transpose(0, 3, 1, 2), *frames.shape[1:3])
-
-
-def _has_volumes(bundle: Bundle) -> bool:
-    """Whether a bundle's graphs have 3-D convolutions."""
-    path = bundle.path / bundle.manifest.graphs["encoder"].file
-    graph = onnx.load(str(path), load_external_data=False).graph
-    kernels = (found.ints for node in graph.node for found in node.attribute if found.name == "kernel_shape")
-    return any(len(kernel) == _VOLUME_AXES for kernel in kernels)

@@ -5,7 +5,7 @@ To add a backend, write a module with these classes and enter it in `registry.py
 opening. Then give it an extra in `pyproject.toml` with a pin in `constraints.txt`, a runner in
 `export/parity/backend_search.py`, which finds the first tensor that differs, and its package in
 `export/parity/verification.py`, whose versions a certificate lists. If its results are exact, say
-so in `export/parity/rules.py`.
+so in `wfvae/spec/exactness.py`.
 """
 
 import math

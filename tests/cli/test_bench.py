@@ -103,14 +103,17 @@ def test_streams_pools_and_files_step_by_the_chosen_chunk(
         lengths.append(x.shape[1] // (4 if session.graph.direction == "encoder" else 1))
         return step(session, state, x, *flags)
 
+    def run_stream() -> None:
+        with bundle.encoder(height=16, width=24) as stream:
+            stream.run(frames)
+
     def run_pool() -> None:
         with bundle.encoder_pool(height=16, width=24, rows=1) as rows:
             list(rows.run({0: [frames]}))
 
     monkeypatch.setattr(OnnxRuntimeStep, "step", counted)
     jobs: list[tuple[Callable[[], object], list[int]]] = [
-        (lambda: bundle.encode(frames), [3, 3, 1]),
-        (lambda: bundle.decode(np.zeros((5, 4, 2, 3), np.float32), frames=17), [2, 2, 1]),
+        (run_stream, [3, 3, 1]),
         (run_pool, [3, 3, 1]),
         (lambda: bundle.encode(frames, chunk=1), [1] * 7),
         (lambda: encode_video(bundle, video, tmp_path / "z.npy"), [3, 3, 1]),

@@ -234,7 +234,7 @@ def test_destination_that_is_no_bundle_is_refused(small_model: SmallModel, tmp_p
 def test_existing_bundle_is_replaced_only_on_demand(small_model: SmallModel, tmp_path: Path) -> None:
     bundle, stages = tmp_path / "deep/er/bundle", list[str]()
     export_bundle(small_model(), bundle, progress=stages.append)
-    assert stages[0] == "tracing encoder" and stages[-1] == "checking decoder.onnx"
+    assert stages[0] == "tracing encoder" and stages[-1] == "checking decoder.direct.onnx"
     with pytest.raises(BundleError, match="exists; choose another name, or replace it with --overwrite"):
         export_bundle(small_model(), bundle)
     (bundle / "engines").mkdir()

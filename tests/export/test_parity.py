@@ -153,7 +153,7 @@ def test_bundle_without_direct_graphs_is_compared_with_one_step(bundles: Made) -
     entries = verification.not_available
     assert [one.direction for one in entries] == ["encode", "decode"]
     assert all(one.name == "direct graph" for one in entries)
-    assert all("--direct" in one.reason for one in entries)
+    assert all("--no-direct" in one.reason for one in entries)
     assert "not available: direct graph, encode" in table_text(verification)
 
 

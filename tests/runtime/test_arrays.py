@@ -308,9 +308,9 @@ def test_pool_takes_and_gives_arrays_on_the_device(resident: Bundle) -> None:
 def test_device_output_has_rules(resident: Bundle, model: Bundle) -> None:
     latents = resident.encode(PIXELS)
     with pytest.raises(InputError, match=r"output='device'.*pass pixels='float32'"):
-        resident.decode(latents, output="device")
+        resident.decode(latents, output="device", chunk=2)
     with pytest.raises(InputError, match="output is 'gpu'; expected host or device"):
-        resident.encode(PIXELS, output="gpu")  # type: ignore[arg-type]
+        model.encode(PIXELS, output="gpu")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="frames are 8x16, but this stream is 16x16"):
         resident.encoder(height=16, width=16).push(network_order(PIXELS))
     with resident.encoder(**WHOLE, output="device") as stream:

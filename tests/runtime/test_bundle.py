@@ -169,7 +169,7 @@ def test_bundle_of_one_size_refuses_others(opened: Opened) -> None:
 def test_graph_that_was_not_exported_is_refused(opened: Opened) -> None:
     bundle = opened("small", direct=False)
     assert set(bundle.manifest.graphs) == {"encoder", "decoder"}
-    with pytest.raises(BundleError, match=r"no encoder\.direct graph; export it with --direct"):
+    with pytest.raises(BundleError, match=r"no encoder\.direct graph; export it without --no-direct"):
         bundle.direct_session("encoder")
 
 

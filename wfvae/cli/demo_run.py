@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from wfvae.cli.output import progress_bar
 from wfvae.evaluation.subbands import SubbandStatistics
-from wfvae.export.bundle import ExportOptions, export_bundle
+from wfvae.export.bundle import export_bundle
 from wfvae.export.parity import Verification, verify
 from wfvae.machine import processor_count, processor_name
 from wfvae.model.vae import WFVAE
@@ -125,7 +125,7 @@ def _export(checkpoint: str, out: Path, stages: Stages) -> None:
     with _timed(stages, "export"):
         model = WFVAE.from_pretrained(checkpoint)
         model.save_pretrained(out / "checkpoint")
-        export_bundle(model, out / "bundle", ExportOptions(direct=True), overwrite=True)
+        export_bundle(model, out / "bundle", overwrite=True)
 
 
 def _decode(bundle: Bundle, source: Path, out: Path, stages: Stages) -> tuple[Report, _Measured]:
@@ -172,7 +172,7 @@ def _describe_run(
         threads=threads or processor_count(),
         finished=datetime.now(UTC),
         commands=(
-            "wfvae export checkpoint bundle --direct",
+            "wfvae export checkpoint bundle",
             f"wfvae encode bundle {name} latents.zarr",
             "wfvae decode bundle latents.zarr reconstruction.mp4",
             "wfvae verify bundle",

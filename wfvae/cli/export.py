@@ -10,13 +10,13 @@ from wfvae.errors import MissingExtraError
 SUMMARY = "checkpoint to bundle: stateful ONNX graphs, weights, manifest"
 DESCRIPTION = """\
 Exports a checkpoint once, for streaming: one step graph per direction, whose causal caches are
-explicit inputs and outputs, symbolic in batch and length, with weights in one shared file and a
-manifest for clients.
+explicit inputs and outputs, symbolic in batch and length, and one direct graph for whole clips, with
+weights in one shared file and a manifest for clients.
 
   wfvae export checkpoint/ bundle/                         fp32, any size
   wfvae export checkpoint/ bundle/ --precision fp16 --size 480x832
   wfvae export checkpoint/ bundle/ --target openvino       fastest in OpenVINO with AMX
-  wfvae export run/model.ckpt bundle/ --direct             with whole-clip graphs, for 'wfvae verify'
+  wfvae export run/model.ckpt bundle/ --no-direct          streams only, no whole-clip graphs
   wfvae export runs/S-stage3 bundle/                       the averaged weights of a training run"""
 CHECKPOINT = """\
 directory with config.json and safetensors weights, run directory of 'wfvae train', training .ckpt,
@@ -24,6 +24,9 @@ tiny (the trained model that ships), or owner/name on Hugging Face"""
 TARGET = """\
 where the bundle will run, which chooses how convolutions are computed; it runs everywhere. openvino:
 for --precision-hint bf16 on a CPU with AMX (default: auto, which is cpu)"""
+DIRECT = """\
+write whole-clip graphs without state, for clips in one call and 'wfvae verify'; they add no weights
+(default: yes)"""
 CONVOLUTIONS = """\
 minimal: fewer multiplications in fp32, with larger weights; plain: one 2-D convolution per time tap;
 volume: one 3-D convolution; mixed: that, but wide ones per time tap (default: by --target)"""
@@ -45,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--opset", int, "version of ONNX operators, 18 to 24 (default: 20, for bf16 22)", "N")
     add("--target", ("auto", "cpu", "openvino", "gpu"), TARGET, default="auto")
     add("--convolutions", ("minimal", "plain", "volume", "mixed"), CONVOLUTIONS)
-    add("--direct", None, "also write whole-clip graphs without state, which 'verify' compares with")
+    parser.add_argument("--direct", action=argparse.BooleanOptionalAction, default=True, help=DIRECT)
     add("--overwrite", None, "replace an existing bundle")
     add_json_argument(parser)
 

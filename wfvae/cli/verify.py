@@ -19,8 +19,8 @@ Checks these statements, in both directions, and prints numbers for each:
 
   plan invariance   any chunk plan, any interleaving of streams, any snapshot in between give the
                     same bits
-  stream = direct   the stream gives what direct inference of the whole clip gives (export with
-                    --direct for the graph without state)
+  stream = direct   the stream gives what direct inference of the whole clip gives (through the
+                    graph without state, which is there unless exported with --no-direct)
   backend = model   with --against CHECKPOINT: the exported graphs against PyTorch in float32 and
                     float64
   backend = onnxruntime   on any other backend or provider: against ONNX Runtime on the CPU

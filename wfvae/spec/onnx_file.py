@@ -8,6 +8,7 @@ that matter are read (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ _ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _LARGEST_KEY = 1 << 21
 _LONGEST_VARINT = 10
+_VOLUME_AXES = 3
 _OPERATOR_DOMAINS = frozenset({b"", b"ai.onnx"})
 
 Value = int | tuple[int, int]
@@ -50,9 +52,7 @@ def check_graph(path: Path, files: Collection[str]) -> int:
             in another file, another operator, a graph inside a node, functions.
     """
 
-    def fail(problem: str) -> BundleError:
-        return BundleError(f"cannot load {path.name}: {problem}; export the bundle anew")
-
+    fail = partial(_failure, path)
     data = read_bytes(path, fail, GRAPH_BYTES)
     places = {name: path.with_name(name) for name in files}
     sizes = {name: place.stat().st_size for name, place in places.items() if place.is_file()}
@@ -60,6 +60,34 @@ def check_graph(path: Path, files: Collection[str]) -> int:
         return _model(data, sizes)
     except _MalformedError as error:
         raise fail(str(error)) from error
+
+
+def has_volumes(path: Path) -> bool:
+    """Returns whether an ONNX file has 3-D convolutions. Raises `BundleError` if it is damaged."""
+    fail = partial(_failure, path)
+    data = read_bytes(path, fail, GRAPH_BYTES)
+    try:
+        return any(len(sides) == _VOLUME_AXES for sides in _kernels(data))
+    except _MalformedError as error:
+        raise fail(str(error)) from error
+
+
+def _failure(path: Path, problem: str) -> BundleError:
+    return BundleError(f"cannot load {path.name}: {problem}; export the bundle anew")
+
+
+def _kernels(data: bytes) -> Iterator[list[int]]:
+    """Yields the sides of the kernels of convolutions."""
+
+    def parts(begin: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
+        return (_span(value) for field, value in _fields(data, begin, end) if field == wanted)
+
+    for graph in parts(0, len(data), 7):
+        for node in parts(*graph, 1):
+            for attribute in parts(*node, 5):
+                fields = list(_fields(data, *attribute))
+                if any(key == 1 and _text(data, value) == b"kernel_shape" for key, value in fields):
+                    yield [number for key, value in fields if key == 8 for number in _numbers(data, value)]
 
 
 def _model(data: bytes, files: Mapping[str, int]) -> int:

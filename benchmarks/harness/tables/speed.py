@@ -46,15 +46,16 @@ def seconds(result: Result) -> str:
 def streams(result: Result) -> str:
     """Time of a stream by that of the whole clip on the same engine."""
     cells = (
-        (
-            _clip(row),
-            f"{FORMS[row['engine']]}, {row['frames_per_push']} frames per push",
-            times(row["time_by_direct"]),
-        )
+        (_clip(row), f"{FORMS[row['engine']]}, {_push(row)}", times(row["time_by_direct"]))
         for row in result["rows"]
         if row["frames_per_push"]
     )
     return pivot_table(["stream / whole clip"], cells)
+
+
+def _push(row: Row) -> str:
+    whole = row["frames_per_push"] == row["frames"]
+    return "in one call" if whole else f"{row['frames_per_push']} frames per push"
 
 
 @table("forms", "forms-cpu")
