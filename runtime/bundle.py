@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wfvae.errors import BundleError, InputError
 from wfvae.runtime.backends.base import Backend, BackendOptions, DirectSession, StepSession
@@ -14,13 +15,14 @@ from wfvae.runtime.closing import Closing
 from wfvae.runtime.dlpack import shape_of
 from wfvae.runtime.feed import Output
 from wfvae.runtime.feeds import DecoderFeed, EncoderFeed, PixelType
+from wfvae.runtime.file_check import FileCheck
 from wfvae.runtime.pool import StreamPool
 from wfvae.runtime.snapshot import Snapshot
 from wfvae.runtime.stream import DecoderStream, EncoderStream
 from wfvae.runtime.whole_clip import clip_fits, run_clip
 from wfvae.spec.exactness import clips_are_exact
 from wfvae.spec.frames import DEFAULT_CHUNK, SPATIAL_RATIO, latent_frames, padded_size, video_frames
-from wfvae.spec.manifest import DIRECT, Manifest
+from wfvae.spec.manifest import DIRECT, GraphSpec, Manifest
 from wfvae.spec.memory import MemoryPlan, plan_memory
 from wfvae.spec.onnx_file import has_volumes
 from wfvae.spec.stream import Direction
@@ -56,8 +58,9 @@ def open_bundle(
             (the default), or `bf16`, which is faster on CPUs that have it, and rounds to 8 bits.
         memory_limit: bytes; a stream that needs more raises `ResourceError` before anything is
             allocated. None takes what the machine has available, and no limit on a GPU.
-        verify: check the hash of every file (reads the weights once). `tensorrt` always checks,
-            since an engine is code.
+        verify: check the hash of every file. That of the weights is computed while the first
+            session loads them, and what differs is raised there. `tensorrt` always checks, and
+            before anything is loaded, since an engine is code.
 
     Raises:
         BundleError: the bundle is missing, damaged or changed, or cannot run here.
@@ -79,9 +82,13 @@ def open_bundle(
     check_backend(backend, options)
     path = Path(path)
     manifest = Manifest.read(path)
-    if verify or backend == "tensorrt":
-        manifest.verify_files(path)
-    return Bundle(path, manifest, open_backend(backend, path, manifest, options), memory_limit)
+    check = FileCheck(path, manifest) if verify or backend == "tensorrt" else None
+    if backend == "tensorrt" and check is not None:
+        check.wait()
+    return Bundle(path, manifest, open_backend(backend, path, manifest, options), memory_limit, check)
+
+
+S = TypeVar("S")
 
 
 class Bundle(Closing):
@@ -96,7 +103,12 @@ class Bundle(Closing):
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, backend: Backend, memory_limit: int | None = None
+        self,
+        path: Path,
+        manifest: Manifest,
+        backend: Backend,
+        memory_limit: int | None = None,
+        check: FileCheck | None = None,
     ) -> None:
         self.path = path
         self.manifest = manifest
@@ -104,6 +116,7 @@ class Bundle(Closing):
         self.memory_limit = memory_limit
         self._steps: dict[Direction, StepSession] = {}
         self._directs: dict[Direction, DirectSession] = {}
+        self._check = check
         self._tuning: Tuning | None = None
         self._opening = threading.Lock()  # two threads at once would load the weights twice
 
@@ -292,7 +305,7 @@ class Bundle(Closing):
         """Returns the session of a step graph, opened at first use and shared by all streams."""
         with self._opening:
             if direction not in self._steps:
-                self._steps[direction] = self.backend.open_step(self.manifest.graphs[direction])
+                self._steps[direction] = self._checked(self.backend.open_step, direction)
             return self._steps[direction]
 
     def direct_session(self, direction: Direction) -> DirectSession:
@@ -302,8 +315,16 @@ class Bundle(Closing):
             raise BundleError(f"the bundle has no {key} graph; export it without --no-direct")
         with self._opening:
             if direction not in self._directs:
-                self._directs[direction] = self.backend.open_direct(self.manifest.graphs[key])
+                self._directs[direction] = self._checked(self.backend.open_direct, key)
             return self._directs[direction]
+
+    def _checked(self, open_graph: Callable[[GraphSpec], S], key: str) -> S:
+        """Opens a graph while the weights are checked. Returns its session if they are whole."""
+        try:
+            return open_graph(self.manifest.graphs[key])
+        finally:
+            if self._check is not None:
+                self._check.wait()  # what it raises says more than a library that read the same file
 
     def admit_direct(self, direction: Direction, *, height: int, width: int, latents: int) -> None:
         """Raises `ResourceError` if a clip of so many latents is too large for a direct graph."""

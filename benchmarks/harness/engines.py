@@ -20,7 +20,7 @@ ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "openvino-bf16
 DIRECTIONS: dict[str, Direction] = {"encode": "encoder", "decode": "decoder"}
 
 
-def open_on(engine: str, path: str | Path, threads: int) -> Bundle:
+def open_on(engine: str, path: str | Path, threads: int, verify: bool = False) -> Bundle:
     """Opens the bundle on the CPU.
 
     Raises:
@@ -30,7 +30,7 @@ def open_on(engine: str, path: str | Path, threads: int) -> Bundle:
     options: dict[str, Any] = {"provider": "cpu"} if backend == "onnxruntime" else {}
     options |= {"precision_hint": hint} if hint else {}
     try:
-        return open_bundle(path, backend, threads=threads, verify=False, **options)
+        return open_bundle(path, backend, threads=threads, verify=verify, **options)
     except WFVAEError as error:
         raise NotMeasured(reason_of(error)) from error
 
@@ -66,7 +66,7 @@ def export_random(job: dict[str, Any]) -> dict[str, Any]:
     from wfvae.export.bundle import ExportOptions, export_bundle
 
     config = WFVAEConfig.preset(job["preset"], **job.get("changes", {}))
-    options = ExportOptions(direct=True, precision=job.get("precision", "fp32"))
+    options = ExportOptions(precision=job.get("precision", "fp32"), target=job.get("target", "auto"))
     export_bundle(WFVAE.random(config, 0).eval(), job["bundle"], options)
     return {}
 

@@ -23,6 +23,7 @@ SLOW = {
     "real_files": "--frames 5 --windows 1 --engines local",
     "scale": "--lengths tiny=5 --preset tiny --frames 5 --size 16 --rows 2 --runs 1",
     "speed": "--preset tiny --clips 5x16 --turns 1",
+    "startup": "--preset tiny --size 16 --runs 1",
     "tiny_model": "--clips 2",
     "training": "--preset tiny --frames 5 --size 64",
 }

@@ -1,10 +1,12 @@
 """Tables of memory, overhead and scale."""
 
 from harness.tables.format import (
+    FORMS,
     JOBS,
     Result,
     machine_line,
     markdown_table,
+    missing,
     number,
     percent,
     pivot_table,
@@ -36,6 +38,30 @@ def overhead(result: Result) -> str:
     job = result["job"]
     clip = f"preset {job['preset']}, {job['frames']} frames of {job['size']}x{job['size']}, H.264"
     return markdown_table(["", "wall time", "outside the engine"], lines) + machine_line(result, clip)
+
+
+@table("startup", "startup-cpu")
+def startup(result: Result) -> str:
+    """Opening a bundle and its first decode, beside a warm one, and the peak of memory."""
+    lines = []
+    for row in result["rows"]:
+        if "not_measured" in row:
+            lines.append([FORMS[row["engine"]], *missing(row, 5)])
+        else:
+            seconds = (number(row[key]) for key in ("open_seconds", "first_seconds", "warm_seconds"))
+            ratio = f"{row['start_less_1s_by_warm']:.2f} x"
+            lines.append([FORMS[row["engine"]], *seconds, ratio, f"{row['peak_mb']:,.0f} MB"])
+    columns = [
+        "",
+        "open, s",
+        "first decode, s",
+        "warm decode, s",
+        "(open + first - 1 s) / warm",
+        "peak memory",
+    ]
+    job = result["job"]
+    clip = f"preset {job['preset']}, {job['frames']} frames of {job['size']}x{job['size']}"
+    return markdown_table(columns, lines) + machine_line(result, clip, f"medians of {job['runs']} processes")
 
 
 @table("scale", "scale-cpu")
