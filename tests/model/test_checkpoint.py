@@ -159,6 +159,51 @@ def test_damaged_tensor_is_refused_by_name(saved: Path, name: str, message: str)
         WFVAE.from_pretrained(saved)
 
 
+def test_training_checkpoint_with_a_damaged_value_is_refused(saved: Path) -> None:
+    weights = weights_of(saved)
+    weights["decoder.conv_in.conv.bias"][0] = torch.nan
+    torch.save({"ema_state_dict": weights}, saved / "run.ckpt")
+    with pytest.raises(
+        CheckpointError, match=r"run\.ckpt are damaged: decoder\.conv_in\.conv\.bias holds NaN"
+    ):
+        WFVAE.from_pretrained(saved / "run.ckpt")
+
+
+def test_value_is_checked_in_every_piece_that_is_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wfvae.model.checkpoint._PIECE_BYTES", 64)
+    name = "decoder.conv_in.conv.weight"
+    tensor = weights_of(saved)[name]
+    tensor.view(-1)[-1] = torch.inf
+    rewrite(saved, **{name: tensor})
+    with pytest.raises(CheckpointError, match=f"{name} holds NaN or infinite"):
+        WFVAE.from_pretrained(saved)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mappings are read from /proc")
+def test_loaded_weights_stay_mapped_from_their_file_until_converted(saved: Path) -> None:
+    def mapped(model: WFVAE) -> list[bool]:
+        ranges = [
+            [int(end, 16) for end in line.split()[0].split("-")]
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if line.endswith(str(saved / WEIGHTS_NAME))
+        ]
+        return [any(first <= one.data_ptr() < last for first, last in ranges) for one in model.parameters()]
+
+    assert all(mapped(WFVAE.from_pretrained(saved)))
+    assert not any(mapped(WFVAE.from_pretrained(saved, dtype=torch.bfloat16)))
+
+
+def test_training_a_loaded_model_leaves_its_file(saved: Path) -> None:
+    before = (saved / WEIGHTS_NAME).read_bytes()
+    model = WFVAE.from_pretrained(saved)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert (saved / WEIGHTS_NAME).read_bytes() == before
+    model.save_pretrained(saved)
+    assert_same(WFVAE.from_pretrained(saved).state_dict(), model.state_dict())
+
+
 def test_refused_checkpoint_leaves_the_model_unchanged(small_model: ModelFactory) -> None:
     model = small_model()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}

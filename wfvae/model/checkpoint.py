@@ -5,7 +5,8 @@ They are read as a configuration and named tensors. No pickle is ever executed.
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from wfvae.errors import CheckpointError, MissingExtraError, ResourceError
 from wfvae.files import replacing, write_whole
 from wfvae.model.config import WFVAEConfig
-from wfvae.spec.bounded import open_regular
+from wfvae.spec.bounded import open_regular, read_exactly
 from wfvae.spec.memory import require_memory
 from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_MODEL, newest_of_run
 from wfvae.spec.safetensors_header import read_header
@@ -30,6 +31,8 @@ _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoi
 """Parts of names that are of DistributedDataParallel and averages, torch.compile, FSDP, and
 activation checkpointing. No module of the network has such a name.
 """
+_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_PIECE_BYTES = 1 << 23
 _DIRECTORY = f"a directory with {CONFIG_NAME} and {WEIGHTS_NAME}"
 
 
@@ -110,6 +113,8 @@ def read_training_checkpoint(path: str | Path) -> dict[str, Tensor]:
             f"{path} holds neither ema_state_dict nor state_dict.gen_model; its first entries are:"
             f" {', '.join(list(map(str, content))[:8]) or 'none'}"
         )
+    for name, tensor in weights.items():
+        _require_finite(name, tensor, path)
     return unwrapped_names(weights, path)
 
 
@@ -137,10 +142,10 @@ def why_unreadable(error: Exception) -> str:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
-    """Fills `model` strictly, or leaves it as it is.
+    """Gives the tensors to `model`, which may be on the device `meta`, or leaves it as it is.
 
     Raises:
-        CheckpointError: names all missing, unexpected and misshaped tensors, or a damaged one.
+        CheckpointError: names all missing, unexpected and misshaped tensors, or a damaged filter.
     """
     expected = model.state_dict()
     found = {
@@ -156,11 +161,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object
     if problems:
         summary = "; ".join(problems)
         raise CheckpointError(f"the weights in {source} are not those of this configuration; {summary}")
-    for name, tensor in weights.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"the weights in {source} are damaged: {name} holds NaN or infinite values")
     try:
-        model.load_state_dict(dict(weights), strict=True)
+        model.load_state_dict(dict(weights), strict=True, assign=True)
     except RuntimeError as error:  # the Haar filters report theirs through here
         raise CheckpointError(
             f"cannot load the weights in {source}: {' '.join(str(error).split())}"
@@ -179,29 +181,56 @@ def _read_config(directory: Path) -> WFVAEConfig:
 
 def _read_weights(directory: Path) -> dict[str, Tensor]:
     path = _file_in(directory, WEIGHTS_NAME)
-    return unwrapped_names(read_tensors(path), path)
+    weights = read_tensors(path)
+    for name, tensor in _copies(path):
+        _require_finite(name, tensor, path)
+    return unwrapped_names(weights, path)
+
+
+def _copies(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields pieces of a safetensors file's floating-point tensors, flat, by name.
+
+    They are read and not mapped: what is mapped counts as memory of the process once it is seen.
+    """
+    with open_regular(path, partial(_damaged, path)) as file:
+        header = read_header(file, partial(_damaged, path))
+        for name, entry in header.tensors.items():
+            if (dtype := _FLOATS.get(entry.dtype)) is None:
+                continue
+            first, last = (header.data_start + offset for offset in entry.data_offsets)
+            for begin in range(first, last, _PIECE_BYTES):
+                piece = bytearray(min(_PIECE_BYTES, last - begin))
+                if not read_exactly(file, memoryview(piece), begin):
+                    raise _damaged(path, "it became shorter while it was read")
+                yield name, torch.frombuffer(piece, dtype=dtype)
+
+
+def _require_finite(name: str, tensor: Tensor, source: object) -> None:
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise CheckpointError(f"the weights in {source} are damaged: {name} holds NaN or infinite values")
+
+
+def _damaged(path: Path, problem: str) -> CheckpointError:
+    advice = "the file is damaged or not safetensors; copy it anew"
+    return CheckpointError(f"cannot read {path}: {problem}; {advice}")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads a safetensors file.
+    """Maps a safetensors file.
 
     Raises:
         CheckpointError: it cannot be read, or is damaged.
         ResourceError: the machine has not so much memory.
     """
-
-    def damaged(problem: str) -> CheckpointError:
-        advice = "the file is damaged or not safetensors; copy it anew"
-        return CheckpointError(f"cannot read {path}: {problem}; {advice}")
-
-    with open_regular(path, damaged) as file:
-        header = read_header(file, damaged)
+    fail = partial(_damaged, path)
+    with open_regular(path, fail) as file:
+        header = read_header(file, fail)
         size = sum(end - begin for begin, end in (entry.data_offsets for entry in header.tensors.values()))
     require_memory(size, f"the tensors of {path}", "use a smaller model")
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise damaged(str(error)) from error
+        raise _damaged(path, str(error)) from error
 
 
 def _download(name: str, revision: str | None, inside: PurePosixPath) -> Path:

@@ -81,6 +81,9 @@ class WFVAE(StreamingVAE):
     ) -> Self:
         """Loads a model for inference, in eval mode.
 
+        Weights in the wanted precision stay mapped from their file on the CPU, and take memory as
+        they are used: replace the file by renaming another one over it, never in place.
+
         Args:
             source: one of these, a directory first:
                 `tiny`, the small trained model that comes with the package;
@@ -111,9 +114,10 @@ class WFVAE(StreamingVAE):
                 f"dtype is {wanted!r}; expected torch.float32, float16, bfloat16 or float64"
             )
         config, weights, path = read_checkpoint(source, revision, subfolder)
-        model = cls(config).to(wanted)
+        with torch.device("meta"):  # no memory and no time for values that are replaced
+            model = cls(config)
         load_weights(model, weights, path)
-        return model.to(device).eval()
+        return model.to(device, wanted).eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes `config.json` and `diffusion_pytorch_model.safetensors` as published checkpoints.
