@@ -27,7 +27,7 @@ from wfvae.runtime.dataset.plan import Probe, Unit
 from wfvae.runtime.dataset.videos import Video
 from wfvae.runtime.media.container_input import packet_count
 from wfvae.runtime.media.video_reader import VideoReader, open_video
-from wfvae.spec.locations import open_filesystem
+from wfvae.spec.locations import is_local, open_filesystem, open_located
 from wfvae.video.scaling import PictureScaler
 
 TIME_LIMIT = 60.0
@@ -167,10 +167,14 @@ def serve(connection: Connection) -> None:
 def _local_file(video: Video) -> Iterator[Path]:
     """Yields a local path of a video: of a file of its own, or of a nameless copy."""
     filesystem, path = open_filesystem(video.url)
-    if video.length is None and "file" in filesystem.protocol:
+    if video.length is None and is_local(filesystem):
         yield Path(path)
         return
-    with filesystem.open(path, "rb") as source, tempfile.TemporaryFile() as copy:
+
+    def fail(problem: str) -> MediaError:
+        return MediaError(f"cannot read '{video.url}': {problem}; check the path")
+
+    with open_located(filesystem, path, fail) as source, tempfile.TemporaryFile() as copy:
         source.seek(video.offset)
         left = video.length
         while piece := source.read(_COPIED_BYTES if left is None else min(left, _COPIED_BYTES)):

@@ -11,8 +11,9 @@ from typing import BinaryIO, cast
 
 from wfvae.errors import DataError, ResourceError
 from wfvae.files import locked, replacing
-from wfvae.spec.locations import open_filesystem
+from wfvae.spec.locations import is_local, open_filesystem, read_located
 
+_FILE_BYTES = 1 << 30
 Write = Callable[[BinaryIO], None]
 
 
@@ -47,8 +48,7 @@ class ShardFolder:
         """`url` is a path or what fsspec knows. Raises `DataError` if it is unknown."""
         self.url = url
         self._filesystem, self._root = open_filesystem(url)
-        protocols = self._filesystem.protocol
-        self.is_local = "file" in ([protocols] if isinstance(protocols, str) else protocols)
+        self.is_local = is_local(self._filesystem)
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
@@ -72,11 +72,12 @@ class ShardFolder:
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
     def read(self, name: str) -> bytes:
-        """Reads a file. Raises `DataError` if it cannot be read."""
-        try:
-            return cast(bytes, self._filesystem.cat_file(self._path(name)))
-        except OSError as error:
-            raise DataError(f"cannot read '{name}' in {self.url}: {error}") from error
+        """Reads a file of at most 1 GiB. Raises `DataError` if it cannot be read."""
+
+        def fail(problem: str) -> DataError:
+            return DataError(f"cannot read '{name}' in {self.url}: {problem}; choose another folder")
+
+        return read_located(self._filesystem, self._path(name), fail, _FILE_BYTES)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[HashedFile]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import tarfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,16 +9,22 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from wfvae.errors import DataError, MissingExtraError
-from wfvae.spec.bounded import parse_object
-from wfvae.spec.locations import open_filesystem
+from wfvae.errors import DataError
+from wfvae.runtime.dataset.tables import TABLES, json_columns, read_rows
+from wfvae.spec.locations import is_local, open_filesystem, open_located
+from wfvae.spec.memory import MemoryMeter
 from wfvae.spec.records import Record
+from wfvae.spec.tar_members import read_member, read_members
 from wfvae.video import VIDEO_SUFFIXES
 
-TABLES = (".csv", ".jsonl", ".parquet")
 PATH_COLUMN = "path"
 _TEXT_COLUMNS = (".txt", ".cls", ".caption")
 """Members of a shard that are carried along as text, under their suffix."""
+_COLUMN_BYTES = 1 << 20
+_ENTRY_BYTES = 1 << 10
+"""What a listed video takes, about."""
+_SHOWN = 200
+"""Characters of columns' names that an error shows."""
 
 
 class Video(Record, frozen=True):
@@ -50,22 +53,24 @@ def find_videos(source: str, path_column: str = PATH_COLUMN) -> list[Video]:
 
     Raises:
         DataError: the source is missing, unreadable, or has no videos.
+        ResourceError: its list does not fit the memory.
     """
+    meter = MemoryMeter(f"the list of videos of '{source}'", "split it")
     filesystem, path = open_filesystem(source)
     suffix = PurePosixPath(path).suffix.lower()
     try:
         if suffix in TABLES:
-            videos = list(_table_videos(filesystem, path, suffix, path_column))
+            videos = list(_table_videos(filesystem, path, suffix, path_column, meter))
         elif any(sign in path for sign in "*?["):
-            videos = _listed(filesystem, sorted(filesystem.glob(path)))
+            videos = _listed(filesystem, sorted(filesystem.glob(path)), meter)
         elif filesystem.isdir(path):
-            found = sorted(filesystem.find(path))
-            videos = _listed(filesystem, [p for p in found if not _is_hidden(p[len(path) :])])
+            found = [p for p in sorted(filesystem.find(path)) if not _is_hidden(p[len(path) :])]
+            videos = _listed(filesystem, found, meter)
         elif filesystem.exists(path):
-            videos = _listed(filesystem, [path])
+            videos = _listed(filesystem, [path], meter)
         else:
             raise DataError(f"no such file or folder: '{source}'; check the path")
-    except (OSError, tarfile.TarError) as error:
+    except OSError as error:
         raise DataError(f"cannot read '{source}': {error}; check the path and its permissions") from error
     except UnicodeDecodeError as error:
         raise DataError(f"the table '{source}' is not UTF-8 ({error.reason}); save it as UTF-8") from error
@@ -81,12 +86,12 @@ def _is_hidden(path: str) -> bool:
     return any(part.startswith(".") for part in PurePosixPath(path).parts)
 
 
-def _listed(filesystem: Any, paths: list[str]) -> list[Video]:
+def _listed(filesystem: Any, paths: list[str], meter: MemoryMeter) -> list[Video]:
     videos: list[Video] = []
     for path in paths:
         suffix = PurePosixPath(path).suffix.lower()
         if suffix == ".tar":
-            videos += _shard_videos(filesystem, path)
+            videos += _shard_videos(filesystem, path, meter)
         elif suffix in VIDEO_SUFFIXES:
             url = _url(filesystem, path)
             videos.append(Video(url, url))
@@ -112,74 +117,54 @@ def escape_bytes(text: str) -> str:
 
 def _url(filesystem: Any, path: str) -> str:
     """Returns a path as the user would write it: plain for local files."""
-    local = "file" in filesystem.protocol or "local" in filesystem.protocol
-    return path if local else str(filesystem.unstrip_protocol(path))
+    return path if is_local(filesystem) else str(filesystem.unstrip_protocol(path))
 
 
-def _shard_videos(filesystem: Any, path: str) -> Iterator[Video]:
+def _shard_videos(filesystem: Any, path: str, meter: MemoryMeter) -> Iterator[Video]:
     """Lists the videos of a WebDataset shard, without reading their bytes.
 
     A sample's other members become columns: `.json` objects key by key, text under its suffix.
     """
+
+    def fail(problem: str) -> DataError:
+        return DataError(f"cannot read '{path}': {problem}; check that it is a whole, uncompressed .tar file")
+
     url, columns = _url(filesystem, path), dict[str, dict[str, Any]]()
     members: list[tuple[str, str, int, int]] = []
-    with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-        for member in archive:
-            if not member.isfile():
-                continue
+    with open_located(filesystem, path, fail) as file:
+        for member in read_members(file, fail):
             folder, _, base = member.name.rpartition("/")
             stem, _, ending = base.partition(".")
             key = f"{folder}/{stem}"
             suffix = f".{ending.rpartition('.')[2].lower()}"
             if suffix in VIDEO_SUFFIXES:
-                members.append((key, member.name, member.offset_data, member.size))
+                meter.add(_ENTRY_BYTES + len(member.name))
+                members.append((key, member.name, member.start, member.size))
             elif suffix == ".json" or suffix in _TEXT_COLUMNS:
-                content = archive.extractfile(member)
-                text = content.read().decode("utf-8", "replace") if content else ""
-                columns.setdefault(key, {}).update(_columns_of(suffix, text, f"{url}/{member.name}"))
+                content = read_member(file, member, _COLUMN_BYTES, fail)
+                meter.add(_ENTRY_BYTES + len(content))
+                found = columns.setdefault(key, {})
+                if suffix == ".json":
+                    found.update(json_columns(content, f"{url}/{member.name}", meter))
+                else:
+                    found[suffix.lstrip(".")] = content.decode("utf-8", "replace")
     for key, name, offset, length in members:
         yield Video(f"{url}/{name}", url, columns.get(key, {}), offset, length)
 
 
-def _columns_of(suffix: str, text: str, name: str) -> dict[str, Any]:
-    if suffix != ".json":
-        return {suffix.lstrip("."): text}
-    return _json_object(text, name)
-
-
-def _json_object(text: str, name: str) -> dict[str, Any]:
-    return parse_object(text, lambda problem: DataError(f"'{name}' is unusable: {problem}"))
-
-
-def _table_videos(filesystem: Any, path: str, suffix: str, column: str) -> Iterator[Video]:
+def _table_videos(
+    filesystem: Any, path: str, suffix: str, column: str, meter: MemoryMeter
+) -> Iterator[Video]:
     base = PurePosixPath(path).parent
-    for number, row in enumerate(_table_rows(filesystem, path, suffix), start=1):
+    for number, row in enumerate(read_rows(filesystem, path, suffix, meter), start=1):
+        meter.add(_ENTRY_BYTES)
         value = row.pop(column, None)
         if not isinstance(value, str) or not value:
-            known = ", ".join(map(str, row)) or "none"
+            known = ", ".join(row) or "none"
             problem = f"row {number} of '{path}' has no text in column {column!r}"
-            raise DataError(f"{problem} (other columns: {known}); name the column with --path-column")
+            raise DataError(
+                f"{problem} (other columns: {known[:_SHOWN]}); name the column with --path-column"
+            )
         if "://" not in value and not PurePosixPath(value).is_absolute():
             value = _url(filesystem, str(base / value))
         yield Video(value, value, row)
-
-
-def _table_rows(filesystem: Any, path: str, suffix: str) -> Iterator[dict[str, Any]]:
-    with filesystem.open(path, "rb") as file:
-        if suffix == ".csv":
-            with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-                yield from csv.DictReader(text)
-        elif suffix == ".jsonl":
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _json_object(line.decode("utf-8", "replace"), f"line {number} of {path}")
-        else:
-            try:
-                from pyarrow import ArrowException, parquet
-            except ImportError as error:
-                raise MissingExtraError("reading Parquet tables", "pyarrow", "datasets") from error
-            try:
-                for batch in parquet.ParquetFile(file).iter_batches():
-                    yield from batch.to_pylist()
-            except ArrowException as error:
-                raise DataError(f"cannot read '{path}' as Parquet: {error}") from error

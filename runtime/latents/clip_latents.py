@@ -5,9 +5,7 @@ and the header is filled in when the count is known. The file appears under its 
 """
 
 import json
-import math
 import os
-import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,19 +22,12 @@ from wfvae.files import Destination, remove_leftovers, write_whole
 from wfvae.runtime.latents.base import TENSOR, LatentsReader, LatentsWriter, unreadable
 from wfvae.spec.bounded import JSON_BYTES, open_regular, read_bytes, read_exactly
 from wfvae.spec.latents import FRAMES_AT_MOST, Latents, LatentsInfo, info_from_text
+from wfvae.spec.npy_header import HEADER_BYTES, parse_header
 from wfvae.spec.safetensors_header import read_header
 
 METADATA_KEY = "wfvae"
 SAFETENSORS_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
 MAX_COUNT = 2**53
-_NPY = "a whole .npy file of floats in C order"
-_NPY_MAGIC, _NPY_START = b"\x93NUMPY\x01\x00", 10
-_NPY_KEYS = {
-    "descr": re.compile(r"'descr': ?'([<>|=][biufc]\d{1,2})'"),
-    "order": re.compile(r"'fortran_order': ?(True|False)"),
-    "shape": re.compile(r"'shape': ?\((\d{1,18}(?:, ?\d{1,18}){0,15},?|)\)"),
-}
-_NPY_HEADER = re.compile(rf"\{{(?:(?:{'|'.join(key.pattern for key in _NPY_KEYS.values())}),? ?){{3}}\}}\s*")
 
 
 class ClipWriter(LatentsWriter):
@@ -162,10 +153,13 @@ def open_safetensors(path: Path) -> LatentsReader:
 
 def open_npy(path: Path) -> LatentsReader:
     """Opens a `.npy` file lazily, with its metadata beside it."""
-    sidecar = sidecar_of(path)
-    file = open_regular(path, unreadable(path, _NPY))
+    sidecar, fail = sidecar_of(path), unreadable(path, "a whole .npy file of floats in C order")
+    file = open_regular(path, fail)
     with closing_on_error(file):
-        shape, dtype, data = _npy_header(file, path)
+        data = bytearray(min(HEADER_BYTES, size := os.fstat(file.fileno()).st_size))
+        if not read_exactly(file, memoryview(data), 0):
+            raise fail("it was cut short while it was read")
+        shape, dtype, start = parse_header(bytes(data), size, fail)
 
         def missing(problem: str) -> LatentsError:
             text = f"the metadata of '{path}' is missing: no readable '{sidecar}' ({problem})"
@@ -176,33 +170,7 @@ def open_npy(path: Path) -> LatentsReader:
         if "count" in values and shape[:1] != (values["count"],):
             problem = f"'{path}' has shape {shape}, but '{sidecar}' describes {values['count']} latents"
             raise LatentsError(f"{problem}; the files do not belong together")
-        return LatentsReader(path, _ClipData(path, file, data), info, shape, dtype, True)
-
-
-def _npy_header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Returns shape, type and the byte at which the data begin, which are all there.
-
-    numpy evaluates a header as a Python literal; this reads the form that everyone writes.
-    """
-    fail = unreadable(path, _NPY)
-    start = bytearray(_NPY_START)
-    if not read_exactly(file, memoryview(start), 0) or start[:-2] != _NPY_MAGIC:
-        raise fail("it does not begin as an .npy file of version 1.0")
-    text = bytearray(int.from_bytes(start[-2:], "little"))
-    if not read_exactly(file, memoryview(text), _NPY_START):
-        raise fail("it is cut short inside its header")
-    found = {key: _NPY_KEYS[key].findall(text.decode("latin-1")) for key in _NPY_KEYS}
-    if not _NPY_HEADER.fullmatch(text.decode("latin-1")) or any(len(part) != 1 for part in found.values()):
-        raise fail("its header is not that of a plain array")
-    shape = tuple(int(size) for size in found["shape"][0].replace(" ", "").split(",") if size)
-    dtype = np.dtype(found["descr"][0])
-    data = _NPY_START + len(text)
-    size, needed = os.fstat(file.fileno()).st_size, data + math.prod(shape) * dtype.itemsize
-    if size < needed:
-        raise fail(f"it has {size} bytes, and its header describes {needed}")
-    if found["order"] == ["True"] and len(shape) > 1:
-        raise fail("it is in Fortran order")
-    return shape, dtype, data
+        return LatentsReader(path, _ClipData(path, file, start), info, shape, dtype, True)
 
 
 @contextmanager

@@ -33,10 +33,12 @@ _LONGEST_REASON = 200
 _FRACTION = re.compile(r"(\d{1,10})(?:/(\d{1,10})|\.(\d{1,9}))?", re.ASCII)
 
 
-def open_regular(path: Path, fail: Fail, *, follow: bool = True) -> BinaryIO:
-    """Opens a regular file for unbuffered reading; refuses pipes, devices and folders.
+def open_regular(path: Path, fail: Fail, *, follow: bool = True, buffering: int = 0) -> BinaryIO:
+    """Opens a regular file for reading; refuses pipes, devices and folders.
 
-    `follow=False` refuses symbolic links, too.
+    Args:
+        follow: False refuses symbolic links, too.
+        buffering: as of `open`; by default there is none.
     """
     # Without O_NONBLOCK, opening a pipe would wait for its writer.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
@@ -47,7 +49,7 @@ def open_regular(path: Path, fail: Fail, *, follow: bool = True) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise fail("it is not a regular file")
-    return open(descriptor, "rb", buffering=0)
+    return open(descriptor, "rb", buffering=buffering)
 
 
 def read_bytes(path: Path, fail: Fail, most: int) -> bytes:

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tarfile
+import math
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, BinaryIO, Final, Literal, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from wfvae.errors import DataError
-from wfvae.spec.bounded import parse_object
+from wfvae.spec.bounded import JSON_BYTES, LARGEST_INTEGER, Fail, parse_object
 from wfvae.spec.latents import DTYPES, Factors, Frames, Latents, Side
-from wfvae.spec.locations import open_filesystem
+from wfvae.spec.locations import open_filesystem, open_located, read_located
+from wfvae.spec.memory import require_memory
+from wfvae.spec.npy_header import HEADER_BYTES, parse_header
 from wfvae.spec.records import Record, read_as
+from wfvae.spec.tar_members import Member, read_member, read_members
 
 FORMAT: Final = "wfvae-latent-shards/1"
 INDEX: Final = "index.json"
@@ -34,16 +39,22 @@ SampleRow = tuple[int, int, int, int, int, int]
 T = TypeVar("T")
 _AT_ONCE = 16
 """Shards that are listed at the same time: an object store answers slowly, but many at once."""
-_NPY_HEADER_BYTES = 256
+_INDEX_BYTES = 1 << 26
+_TABLE_ROW = 7
 _HASHED_BYTES = 1 << 22
+_SHORT_HEADER = 512
+"""Enough for the header of latents, and little of what follows."""
+_KEY = re.compile(r"[^/\\.\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,199}")
+"""A sample's name, which names its file when it is unpacked."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_INTEGER)]
 
 
 class ShardEntry(Record, frozen=True):
     """A shard in the index."""
 
     name: Annotated[str, msgspec.Meta(pattern=r"\A[^/\\]+\.tar\Z")]
-    samples: int
-    bytes: int
+    samples: Count
+    bytes: Count
     sha256: str
 
 
@@ -51,7 +62,7 @@ class ShardIndex(msgspec.Struct, frozen=True):
     """What a reader needs of `index.json`; other keys are ignored."""
 
     format: Literal["wfvae-latent-shards/1"]
-    samples: int
+    samples: Count
     shards: tuple[ShardEntry, ...]
     table_sha256: str | None = None
     """Of the list of samples; None if there is none."""
@@ -156,19 +167,19 @@ class LatentShardSet:
         if self.index.table_sha256 is None:
             return SampleTable.of(_rows(self._each(self._list)))
         filesystem, path = self._file(TABLE)
-        try:
-            content = filesystem.cat_file(path)
-        except OSError as error:
-            raise self._fail_table(f"is missing or cannot be read ({type(error).__name__})") from error
-        if hashlib.sha256(content).hexdigest() != self.index.table_sha256:
-            raise self._fail_table("has another SHA-256 than the index states")
-        try:
-            rows = np.load(io.BytesIO(content), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise self._fail_table(f"cannot be read: {error}") from error
         shards, count = len(self.index.shards), self.index.samples
-        if rows.dtype != np.int64 or rows.shape != (count, 7) or not np.isin(rows[:, 0], range(shards)).all():
-            raise self._fail_table(f"does not list {count} samples of {shards} shards")
+        most = HEADER_BYTES + count * _TABLE_ROW * np.dtype(np.int64).itemsize
+        content = read_located(filesystem, path, self._fail_table, most)
+        if hashlib.sha256(content).hexdigest() != self.index.table_sha256:
+            raise self._fail_table("it has another SHA-256 than the index states")
+        shape, dtype, start = parse_header(content[:HEADER_BYTES], len(content), self._fail_table)
+        if dtype != np.int64 or shape != (count, _TABLE_ROW):
+            raise self._fail_table(f"it does not list {count} samples of {shards} shards")
+        rows = np.frombuffer(content, dtype, count * _TABLE_ROW, start).reshape(shape)
+        sizes = np.array([entry.bytes for entry in self.index.shards], np.int64)
+        known = (rows[:, 0] >= 0) & (rows[:, 0] < shards)
+        if not known.all() or not _lie_inside(rows, sizes[rows[:, 0]]).all():
+            raise self._fail_table(f"it does not list {count} samples of {shards} shards")
         return SampleTable.of(rows)
 
     def read(self, table: SampleTable, rows: Iterable[int]) -> list[ShardSample]:
@@ -176,12 +187,15 @@ class LatentShardSet:
 
         Raises:
             DataError: one cannot be read, or is not what the table describes.
+            ResourceError: the machine has not so much memory.
         """
         rows = list(rows)
         entries = [self.index.shards[table.shard[row]] for row in rows]
         filesystem, root = self._file("")
         starts, stops = (getattr(table, name)[rows].tolist() for name in ("start", "stop"))
         paths = [root + entry.name for entry in entries]
+        size = sum(stop - start for start, stop in zip(starts, stops, strict=True))
+        require_memory(2 * size, f"{len(rows)} samples of '{self.url}'", "read fewer at once")
         found = filesystem.cat_ranges(paths, starts, stops, on_error="return")
         samples = []
         for row, entry, data in zip(rows, entries, found, strict=True):
@@ -209,84 +223,73 @@ class LatentShardSet:
 
     def _read_index(self) -> bytes:
         filesystem, path = self._file(INDEX)
-        try:
-            content: bytes = filesystem.cat_file(path)
-        except OSError as error:
-            problem = f"no {INDEX} can be read in '{self.url}' ({type(error).__name__})"
+
+        def fail(problem: str) -> DataError:
             advice = "give the folder of a data set of latents; an unfinished one is continued by its command"
-            raise DataError(f"{problem}; {advice}") from error
-        return content
+            return DataError(f"no {INDEX} can be read in '{self.url}' ({problem}); {advice}")
+
+        return read_located(filesystem, path, fail, _INDEX_BYTES)
 
     def _each(self, do: Callable[[ShardEntry], T]) -> list[T]:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             return list(pool.map(do, self.index.shards))
 
-    def _check_size(self, entry: ShardEntry) -> None:
+    def _open(self, entry: ShardEntry, **options: Any) -> BinaryIO:
         filesystem, path = self._file(entry.name)
-        try:
-            size = int(filesystem.info(path)["size"])
-        except OSError as error:
-            raise self._fail(entry, f"is missing or cannot be read ({type(error).__name__})") from error
+        return open_located(filesystem, path, self._unreadable(entry), **options)
+
+    def _check_size(self, entry: ShardEntry) -> None:
+        with self._open(entry) as file:
+            size = file.seek(0, os.SEEK_END)
         if size != entry.bytes:
             raise self._fail(entry, f"has {size} bytes instead of {entry.bytes}")
 
     def _check_hash(self, entry: ShardEntry) -> None:
         self._check_size(entry)
-        filesystem, path = self._file(entry.name)
         digest = hashlib.sha256()
-        with filesystem.open(path, "rb") as file:
+        with self._open(entry) as file:
             while piece := file.read(_HASHED_BYTES):
                 digest.update(piece)
         if digest.hexdigest() != entry.sha256:
             raise self._fail(entry, "has another SHA-256 than the index states")
 
     def _list(self, entry: ShardEntry) -> list[SampleRow]:
-        filesystem, path = self._file(entry.name)
         rows: list[SampleRow] = []
+        fail = self._unreadable(entry)
         try:
             # Without a cache, which would fetch the data between the headers.
-            with (
-                filesystem.open(path, "rb", cache_type="none") as file,
-                tarfile.open(fileobj=file, mode="r:") as archive,
-            ):
-                for key, members in _by_key(archive):
-                    array = archive.extractfile(_member(members, key, "npy"))
-                    assert array is not None
-                    shape, _ = _read_npy_header(io.BytesIO(array.read(_NPY_HEADER_BYTES)))
-                    if len(shape) != 4:
-                        raise ValueError(f"latents of {key} have shape {shape}")
+            with self._open(entry, cache_type="none") as file:
+                for key, members in _by_key(file, fail):
+                    array = _member(members, key, "npy", fail)
+                    file.seek(array.start)
+                    header = file.read(min(array.size, _SHORT_HEADER))
+                    shape, _, _ = _latents_header(header, array.size, fail)
                     time, channels, height, width = shape
-                    start, stop = members[0].offset, _end_of(members[-1])
-                    rows.append((start, stop, time, channels, height, width))
-        except (OSError, ValueError, tarfile.TarError) as error:
-            raise self._fail(entry, f"cannot be read: {error}") from error
+                    rows.append((members[0].header, members[-1].end, time, channels, height, width))
+        except OSError as error:
+            raise fail(str(error)) from error
         if len(rows) != entry.samples:
             raise self._fail(entry, f"has {len(rows)} samples instead of {entry.samples}")
         return rows
 
-    def _parse(self, entry: ShardEntry, file: io.BytesIO) -> list[ShardSample]:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                return [self._sample(entry, archive, key, members) for key, members in _by_key(archive)]
-        except (ValueError, tarfile.TarError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise self._fail(entry, f"cannot be read: {error}") from error
+    def _parse(self, entry: ShardEntry, file: BinaryIO) -> list[ShardSample]:
+        samples = _by_key(file, self._unreadable(entry))
+        return [self._sample(entry, file, key, members) for key, members in samples]
 
-    def _sample(
-        self, entry: ShardEntry, archive: tarfile.TarFile, key: str, members: list[tarfile.TarInfo]
-    ) -> ShardSample:
+    def _sample(self, entry: ShardEntry, file: BinaryIO, key: str, members: list[Member]) -> ShardSample:
         def fail(problem: str) -> DataError:
-            return self._fail(entry, f"has wrong metadata of the sample {key}: {problem}")
+            return self._fail(entry, f"has a wrong sample {key}: {problem}")
 
-        text, array = (archive.extractfile(_member(members, key, ending)) for ending in ("json", "npy"))
-        assert text is not None and array is not None
-        about = parse_object(text.read(), fail)
-        content = array.read()
-        header = io.BytesIO(content)
-        shape, dtype = _read_npy_header(header)
-        latents = np.frombuffer(content, dtype, offset=header.tell()).reshape(shape)
-        return ShardSample(key, read_as(SampleInfo, about, fail), about, latents)
+        text, array = (_member(members, key, ending, fail) for ending in ("json", "npy"))
+        about = parse_object(read_member(file, text, JSON_BYTES, fail), fail)
+        info = read_as(SampleInfo, about, fail)
+        content = read_member(file, array, array.size, fail)
+        shape, dtype, start = _latents_header(content[:HEADER_BYTES], len(content), fail)
+        latents = np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape)
+        return ShardSample(key, info, about, latents)
+
+    def _unreadable(self, entry: ShardEntry) -> Fail:
+        return lambda problem: self._fail(entry, f"is missing or cannot be read: {problem}")
 
     def _fail(self, entry: ShardEntry, problem: str) -> DataError:
         return DataError(
@@ -294,7 +297,8 @@ class LatentShardSet:
         )
 
     def _fail_table(self, problem: str) -> DataError:
-        return DataError(f"'{TABLE}' of '{self.url}' {problem}; restore it, or encode the data set again")
+        advice = "restore it, or encode the data set again"
+        return DataError(f"'{TABLE}' of '{self.url}' is missing or cannot be read: {problem}; {advice}")
 
     def _fail_index(self, problem: str) -> DataError:
         return DataError(
@@ -303,29 +307,33 @@ class LatentShardSet:
         )
 
 
-def _by_key(archive: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]]:
+def _by_key(file: BinaryIO, fail: Fail) -> Iterator[tuple[str, list[Member]]]:
     """Yields the members of each sample, which are neighbours."""
-    files = (member for member in archive.getmembers() if member.isfile())
-    for key, members in groupby(files, key=lambda member: member.name.partition(".")[0]):
+    for key, members in groupby(read_members(file, fail), key=lambda member: member.name.partition(".")[0]):
+        if not _KEY.fullmatch(key) or not key.isprintable():
+            raise fail(f"it has a sample named {key[:100]!r}; expected a name without folders")
         yield key, list(members)
 
 
-def _member(members: list[tarfile.TarInfo], key: str, ending: str) -> tarfile.TarInfo:
+def _member(members: list[Member], key: str, ending: str, fail: Fail) -> Member:
     for member in members:
         if member.name == f"{key}.{ending}":
             return member
-    raise ValueError(f"no {key}.{ending} in it")
+    raise fail(f"no {key}.{ending} in it")
 
 
-def _end_of(member: tarfile.TarInfo) -> int:
-    return member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+def _lie_inside(rows: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Returns for each row whether its bytes are the shard's, and enough for its shape."""
+    start, stop = rows[:, 1], rows[:, 2]
+    values = rows[:, 3:].astype(np.float64).prod(axis=1)  # integers would overflow
+    fits = (start >= 0) & (start <= stop) & (stop <= sizes)
+    found: npt.NDArray[np.bool_] = fits & (rows[:, 3:] > 0).all(axis=1) & (2 * values <= stop - start)
+    return found
 
 
-def _read_npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Returns shape and type, and leaves the file at the first value."""
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("latents that are not in NumPy's format 1.0")
-    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if is_fortran or dtype not in DTYPES:
-        raise ValueError(f"latents of {dtype}; expected float32 or float16 in C order")
-    return shape, dtype
+def _latents_header(data: bytes, size: int, fail: Fail) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Returns shape, type, and the place of the first value."""
+    shape, dtype, start = parse_header(data, size, fail)
+    if len(shape) != 4 or dtype not in DTYPES or not all(shape):
+        raise fail(f"it has latents of {dtype} and shape {shape}; expected float32 or float16, 4 axes")
+    return shape, dtype, start

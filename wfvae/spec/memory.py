@@ -27,6 +27,25 @@ def require_memory(needed: int, what: str, advice: str = "use less at once") -> 
         )
 
 
+class MemoryMeter:
+    """Counts what a list of unknown length takes, and refuses more than there is.
+
+    Args:
+        what, advice: as in `require_memory`.
+    """
+
+    def __init__(self, what: str, advice: str) -> None:
+        self._what, self._advice = what, advice
+        self._taken, self._checked = 0, _ALWAYS_THERE
+
+    def add(self, count: int) -> None:
+        """Counts bytes. Raises `ResourceError` if they are more than the machine has available."""
+        self._taken += count
+        if self._taken > self._checked:
+            require_memory(self._taken, self._what, self._advice)
+            self._checked = self._taken + _ALWAYS_THERE
+
+
 def _mebibytes(count: int) -> str:
     return f"{count // MEBIBYTE} MiB"
 

@@ -1,13 +1,15 @@
 """Finding the videos of a data set."""
 
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wfvae.errors import DataError
+from wfvae.errors import DataError, ResourceError
+from wfvae.machine import memory_allowance
 from wfvae.runtime.dataset.videos import find_videos
 
 pytest.importorskip("fsspec")
@@ -110,6 +112,13 @@ def test_shard_gives_the_bytes_of_each_video_and_its_other_members_as_columns(tm
         ("list.parquet", b"no table", "as Parquet"),
         ("shard.tar", b"no archive" * 100, "cannot read"),
         ("list.csv", b"path\n", "no videos in"),
+        ("list.csv", b"path\na.mp4,b\n", "line 2 has more values than there are columns"),
+        ("list.csv", b"path\na\rb.mp4\n", "line 1: new-line character"),
+        ("list.csv", b"path\n" + b"x" * 150_000, "field larger than field limit"),
+        ("list.csv", b"path\n" + b"x," * 600_000, "a line has more than 1048576 bytes"),
+        ("list.csv", b",".join(b"%d" % n for n in range(2000)), "it has 2000 columns"),
+        ("list.jsonl", b'{"path": "a.mp4", "x": "' + b"x" * (1 << 20), "a line has more than 1048576 bytes"),
+        ("list.jsonl", b'{"path": ' + b"[" * 5000, "is unusable"),
         ("zzz://films", None, "cannot open 'zzz://films'"),
     ],
 )
@@ -124,3 +133,27 @@ def test_unusable_source_is_one_line(
     with pytest.raises(DataError, match=problem) as caught:
         find_videos(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.jsonl", "list.parquet", "shard.tar"])
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_pipe_in_place_of_a_list_or_shard_is_refused_at_once(
+    tmp_path: Path, name: str, in_folder: bool
+) -> None:
+    os.mkfifo(tmp_path / name)
+    problem = "not a regular file" if not in_folder or name.endswith(".tar") else "no videos in"
+    with pytest.raises(DataError, match=problem):
+        find_videos(str(tmp_path if in_folder else tmp_path / name))
+
+
+def test_parquet_of_kilobytes_that_holds_gigabytes_is_refused(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    caption = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 10_000, "int32"), ["x" * 1_000_000])
+    table = pyarrow.table({"path": ["a.mp4"] * 10_000, "caption": caption})
+    path = tmp_path / "list.parquet"
+    parquet.write_table(table, path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 100_000
+    with memory_allowance(1 << 28), pytest.raises(ResourceError, match=r"the list of videos of .*; split it"):
+        find_videos(str(path))
