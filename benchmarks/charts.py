@@ -5,21 +5,21 @@ python benchmarks/charts.py
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from harness.engines import DIRECTIONS
+from harness.peer_charts import peers_memory, peers_time
 from harness.record import RESULTS
-from harness.tables.format import Result, cpu_text, number
+from harness.tables.format import Result
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wfvae.files import write_whole
-from wfvae.report.plots import ACCENT, PAPER, SECOND, plot_style, svg_text
+from wfvae.report.plots import ACCENT, SECOND, plot_style, svg_text
 
 _BLOCK = 4
 """Pixels in height and width that are one in a heat map, to keep the file small."""
@@ -30,45 +30,6 @@ def draw(drawing: Callable[[Any], tuple[Figure, str]], data: Any, path: Path) ->
     with plot_style():
         figure, label = drawing(data)
         write_whole(path, svg_text(figure, label))
-
-
-def peers(result: Result, time: str = "ms") -> tuple[Figure, str]:
-    """A bar per model and engine: time of encode and decode, and memory, at the largest size.
-
-    `time` is `ms`, or `CPU ms` for processor time.
-    """
-    key = f"{time.lower().replace(' ', '_')}_per_frame"
-    size = max(result["job"]["sizes"])
-    bars: dict[bool, list[tuple[str, list[float]]]] = {True: [], False: []}
-    for row in result["rows"]:
-        case = next((case for case in row.get("sizes", ()) if case["size"] == size), row)
-        if "not_measured" not in case:
-            encode, decode = case["encode"], case["decode"]
-            values = [encode[key], decode[key], decode["peak_mb"] / 1e3]
-            bars[row["name"].startswith("wfvae")].append((row["title"], values))
-    ours, others = bars[True], sorted(bars[False], key=lambda bar: bar[1][1])
-    start = len(ours) + bool(ours and others)
-    figure = Figure((10, 1.2 + 0.26 * (start + len(others))))
-    titles = (f"encode, {time} per frame", f"decode, {time} per frame", "peak memory of decode, GB")
-    for panel, (axes, title) in enumerate(zip(figure.subplots(1, 3, sharey=True), titles, strict=True)):
-        _bars(axes, 0, [values[panel] for _, values in ours], {"color": ACCENT})
-        look = {"facecolor": PAPER, "edgecolor": SECOND, "hatch": "////"}
-        _bars(axes, start, [values[panel] for _, values in others], look)
-        axes.set(xscale="log" if "ms" in title else "linear", title=title)
-        axes.margins(x=0.25)
-        axes.xaxis.set_major_formatter("{x:g}")
-    places = [*range(len(ours)), *range(start, start + len(others))]
-    figure.axes[0].set_yticks(places, [name for name, _ in (*ours, *others)])
-    figure.axes[0].invert_yaxis()
-    clip = f"{result['job']['frames']} frames of {size}x{size}"
-    figure.suptitle(f"{clip}, fp32 unless bf16 is named; {cpu_text(result['machine'])}", fontsize=9)
-    return figure, f"Time and memory of WF-VAE (filled) and other autoencoders (hatched), {clip}"
-
-
-def _bars(axes: Axes, start: int, values: Sequence[float], look: Mapping[str, Any]) -> None:
-    bars = axes.barh(range(start, start + len(values)), values, 0.78, **look)
-    axes.bar_label(bars, [number(value) for value in values], padding=3, fontsize=7)
-    axes.grid(visible=False, axis="y")
 
 
 def scale(result: Result) -> tuple[Figure, str]:
@@ -137,9 +98,11 @@ def generation_loss(result: Result) -> tuple[Figure, str]:
     return figure, "Training loss of Latte by step"
 
 
+SOURCES = {"peers-memory-cpu": "peers-cpu"}
+"""Results of pictures that are called otherwise."""
 PICTURES: dict[str, Callable[[Any], tuple[Figure, str]]] = {
-    "peers-cpu": peers,
-    "baselines-cpu": partial(peers, time="CPU ms"),
+    "peers-cpu": peers_time,
+    "peers-memory-cpu": peers_memory,
     "scale-cpu": scale,
     "generation-tiny": generation_loss,
 }
@@ -147,7 +110,7 @@ PICTURES: dict[str, Callable[[Any], tuple[Figure, str]]] = {
 
 def redraw(name: str, folder: Path = RESULTS) -> None:
     """Draws a committed result."""
-    result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    result = json.loads((RESULTS / f"{SOURCES.get(name, name)}.json").read_text(encoding="utf-8"))
     draw(PICTURES[name], result, folder / f"{name}.svg")
 
 

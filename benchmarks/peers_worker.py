@@ -3,20 +3,23 @@
 Imports no PyTorch by itself, so that the memory of ONNX Runtime and OpenVINO is theirs alone.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 from time import process_time
 from typing import Any
 
 from harness.engines import DIRECTIONS, noise, open_on, pushes
-from harness.memory import peak_mb, resident_mb, restart_peak
-from harness.processes import NotMeasured
+from harness.memory import is_out_of_memory, limit_memory, more_than, peak_mb, resident_mb, restart_peak
+from harness.processes import NotMeasured, reason_of
 from harness.turns import timed
 
 from wfvae.spec.frames import SPATIAL_RATIO
 
 Job = dict[str, Any]
 DIRECT = "direct"
+SMALL_CLIP = (9, 32)
+"""Frames, and height and width, that a model in PyTorch warms up with."""
 
 
 class BundleCodec:
@@ -86,8 +89,6 @@ def build_model(job: Job) -> Any:
         model: Any = build_ours(job["preset"], job["latent_channels"])
     elif job["peer"] in PEERS:
         model = PEERS[job["peer"]].build(full=not job["reduced"])
-    elif job["checkout"] is None:
-        raise NotMeasured("its code is in no library; give a local checkout with --checkout")
     else:
         model = CHECKOUTS[job["peer"]].build(Checkout(*job["checkout"]))
     if job["mode"] != DIRECT:
@@ -106,28 +107,43 @@ def clip_length(codec: Any, wanted: int) -> int:
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Measures seconds and peaks at every size; at a size that the model cannot do, the reason.
+    """Measures seconds and peaks of one clip.
 
-    Sizes rise, and each clip runs once before it is timed: engines prepare for a shape when they
-    first see it.
+    Each direction runs once before it is timed. In PyTorch a small clip will do, after which a run
+    is as fast as later ones; engines, and caches of blocks, prepare for each shape.
+
+    Returns:
+        `about` the model, `frames_taken` of the clip, and the `run`: by direction its seconds and
+        peak, or the reason why it has none.
     """
-    codec = (TorchCodec if job["engine"] in ("peer", "torch") else BundleCodec)(job)
-    loaded = resident_mb()
-    cases = []
-    for size in sorted(job["sizes"]):
-        case: dict[str, Any] = {"size": size}
-        try:
-            frames = case["frames"] = clip_length(codec, job["frames"])
-            for name in DIRECTIONS:
-                work = getattr(codec, name)(frames, size)
-                work()
-                restart_peak()
-                begin = process_time()
-                seconds = timed(work)
-                cpu_seconds = process_time() - begin
-                case[name] = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_mb()}
-        except NotMeasured as reason:
-            case["not_measured"] = str(reason)
-        cases.append(case)
+    in_torch = job["engine"] in ("peer", "torch")
+    limit_memory(job["memory_gb"])
+    codec = (TorchCodec if in_torch else BundleCodec)(job)
+    frames, size = clip_length(codec, job["frames"]), job["size"]
+    small = in_torch and job["mode"] == DIRECT
+    warm_up = (clip_length(codec, SMALL_CLIP[0]), SMALL_CLIP[1]) if small else (frames, size)
+    run: dict[str, Any] = {"loaded_mb": resident_mb(), "load_average": os.getloadavg()[0]}
+    for name in DIRECTIONS:
+        run[name] = _measure_direction(getattr(codec, name), warm_up, (frames, size), job["memory_gb"])
     about = {"parameters": codec.parameters, "latent_channels": codec.channels}
-    return {**about, "compression": codec.compression, "loaded_mb": loaded, "cases": cases}
+    return {"about": about | {"compression": codec.compression}, "frames_taken": frames, "run": run}
+
+
+def _measure_direction(
+    prepare: Callable[[int, int], Callable[[], Any]],
+    warm_up: tuple[int, int],
+    clip: tuple[int, int],
+    memory_gb: int,
+) -> dict[str, Any]:
+    try:
+        prepare(*warm_up)()
+        work = prepare(*clip)
+        restart_peak()
+        begin = process_time()
+        seconds = timed(work)
+        return {"seconds": seconds, "cpu_seconds": process_time() - begin, "peak_mb": peak_mb()}
+    except NotMeasured as reason:
+        return {"not_measured": str(reason)}
+    except Exception as error:  # of any library; the other direction may work
+        text = f"{type(error).__name__}: {reason_of(error)}"
+        return {"not_measured": more_than(memory_gb) if is_out_of_memory(text) else text}

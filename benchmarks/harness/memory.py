@@ -1,7 +1,8 @@
-"""Memory of this process, in units of 1,000,000 bytes."""
+"""Memory of this process, in units of 1,000,000 bytes, and its limit."""
 
 import ctypes
 import gc
+import re
 from pathlib import Path
 
 import psutil
@@ -9,6 +10,12 @@ import psutil
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
+_OUT_OF_MEMORY = re.compile(
+    r"bad_alloc|MemoryError|(not enough|out of) memory|(allocate|create a) memory|allocation failed"
+    r"|unable to allocate",
+    re.IGNORECASE,
+)
+"""What PyTorch, numpy, ONNX Runtime, OpenVINO and oneDNN say."""
 
 
 def peak_mb() -> float:
@@ -40,3 +47,22 @@ def restart_peak() -> None:
     """Resets the peak to what is resident, where the system supports that."""
     if _RESET.exists():
         _RESET.write_text(_RESET_PEAK)
+
+
+def limit_memory(gigabytes: int) -> None:
+    """Makes allocations of this process fail that would need more than this, where Linux runs."""
+    if _RESET.exists():
+        import resource
+
+        # Not the address space: weights are mapped from files, and engines reserve much.
+        resource.setrlimit(resource.RLIMIT_DATA, (gigabytes * 10**9,) * 2)
+
+
+def is_out_of_memory(message: str) -> bool:
+    """Returns whether an error's type and message say that memory could not be allocated."""
+    return _OUT_OF_MEMORY.search(message) is not None
+
+
+def more_than(gigabytes: int) -> str:
+    """Returns the reason why there is no number for what is out of this memory."""
+    return f"more than {gigabytes} GB"

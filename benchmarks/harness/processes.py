@@ -25,6 +25,11 @@ def reason_of(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:_REASON_LENGTH]
 
 
+def no_result_after(seconds: float) -> str:
+    """Returns the reason of a job that was given up."""
+    return f"no result after {seconds:.0f} s"
+
+
 def run_isolated(
     function: str, job: dict[str, Any], threads: int, patience: float = PATIENCE
 ) -> dict[str, Any]:
@@ -43,7 +48,7 @@ def run_isolated(
             command, capture_output=True, text=True, env=environment, timeout=patience, check=False
         )
     except subprocess.TimeoutExpired:
-        raise NotMeasured(f"no result after {patience:.0f} s") from None
+        raise NotMeasured(no_result_after(patience)) from None
     try:
         found = json.loads(done.stdout.strip().splitlines()[-1])  # libraries may have printed before
     except (ValueError, IndexError):

@@ -117,13 +117,19 @@ def cpu_features() -> list[str]:
     return [feature for feature in CPU_FEATURES if feature in flags]
 
 
-def finish(options: Any, *tables: str, **result: Any) -> Any:
-    """Writes a result to `options.json`, if given, prints its tables, and returns it."""
+def save(options: Any, **result: Any) -> Any:
+    """Writes a result to `options.json`, if given, and returns it."""
     # Four digits of every number: more would be noise.
     text = json.dumps({"machine": options.machine, **result})
     kept = json.loads(text, parse_float=lambda number: float(f"{float(number):.4g}"))
     if options.json is not None:
         write_whole(options.json, json.dumps(kept, indent=2) + "\n")
+    return kept
+
+
+def finish(options: Any, *tables: str, **result: Any) -> Any:
+    """Writes a result as `save` does, prints its tables, and returns it."""
+    kept = save(options, **result)
     for name in tables:
         function, _ = TABLES[name]
         print(function(kept))

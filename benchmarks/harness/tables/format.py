@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 Result = Mapping[str, Any]
@@ -15,6 +16,7 @@ FORMS = {
     "openvino-bf16": "OpenVINO bf16",
 }
 _DIGITS = 3
+_COLUMNS = 100
 
 TABLES: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {}
 """By name: the function, and the result files that it takes."""
@@ -57,8 +59,9 @@ def cpu_text(facts: Mapping[str, Any]) -> str:
 
 
 def machine_line(result: Result, *words: str) -> str:
-    """Returns a caption."""
-    return "\n" + "; ".join([cpu_text(result["machine"]), *words]) + ".\n"
+    """Returns a caption, in lines that are not too long for documents."""
+    text = "; ".join([cpu_text(result["machine"]), *words])
+    return f"\n{fill(text, _COLUMNS - 1, break_on_hyphens=False)}.\n"
 
 
 def number(value: float | None) -> str:
