@@ -9,16 +9,18 @@
 
 Every measurement of a model and a clip is a fresh process, and models take turns. FILE is written
 after each, and `--resume` measures only what it lacks. Models are those of diffusers, in their
-published width. WF-VAE has 16 latent channels, as CogVideoX, Wan and HunyuanVideo have. Their
-weights are random: speed and memory do not depend on them. CV-VAE, OD-VAE and Open-Sora VAE run
-from `--checkout NAME=CODE[,WEIGHTS]` (README.md). `--mode direct` runs whole clips, `--mode blocks`
-the way that each library offers for long ones.
+published width. WF-VAE has 16 latent channels, as CogVideoX, Wan and HunyuanVideo have; for
+OpenVINO in bf16 on a CPU with AMX, it is exported with `--target openvino`. Weights are random:
+speed and memory do not depend on them. CV-VAE, OD-VAE and Open-Sora VAE run from `--checkout
+NAME=CODE[,WEIGHTS]` (README.md). `--mode direct` runs whole clips, `--mode blocks` the way that
+each library offers for long ones.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from itertools import product
 from typing import Any
@@ -33,6 +35,8 @@ from peers.checkouts import parse_checkout
 Row = dict[str, Any]
 PRESETS = ("S", "M", "L")
 OUR_ENGINES = {"torch": "PyTorch", **ENGINES}
+TARGETS = ("auto", "openvino")
+"""Of bundles."""
 MEMORY_SHARE = 0.8
 """Of the machine's, that a model may take by default."""
 COMMON = ("mode", "latent_channels", "reduced")
@@ -45,7 +49,11 @@ def contenders(options: argparse.Namespace) -> list[tuple[dict[str, Any], Row]]:
     found: list[tuple[dict[str, Any], Row]] = []
     for preset, engine in product(("tiny",) if options.reduced else PRESETS, OUR_ENGINES):
         row = {"name": f"wfvae-{preset}/{engine}", "title": f"WF-VAE-{preset} {OUR_ENGINES[engine]}"}
-        found.append(({"engine": engine, "preset": preset}, row))
+        job = {"engine": engine, "preset": preset, "target": "auto"}
+        if engine == "openvino-bf16" and "amx_bf16" in options.machine["cpu_features"]:
+            job["target"] = "openvino"
+            row = {"name": row["name"] + "-amx", "title": row["title"] + " (AMX)"}
+        found.append((job, row))
     for name, peer in PEERS.items():
         found.append(({"engine": "peer", "peer": name}, {"name": name, "title": peer.title}))
     for name, checkout in CHECKOUTS.items():
@@ -127,6 +135,21 @@ def turns(
                     failed.add(id(clip))
 
 
+@contextmanager
+def bundles(
+    jobs: Sequence[dict[str, Any]], options: argparse.Namespace
+) -> Iterator[dict[tuple[Any, Any], str]]:
+    """Yields folders of the bundles that jobs need, by target and preset."""
+    found = {}
+    with ExitStack() as stack:
+        for target in TARGETS:
+            needs = (job for job in jobs if job["engine"] in ENGINES and job["target"] == target)
+            presets = dict.fromkeys(job["preset"] for job in needs)
+            made = random_bundles(presets, options.threads, target, latent_dim=options.latent_channels)
+            found |= {(target, preset): path for preset, path in stack.enter_context(made).items()}
+        yield found
+
+
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandLine(__doc__, "peers-cpu.json", runs=3)
     parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="such as 'wfvae-*' or wan")
@@ -168,12 +191,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {options.json} cannot be resumed: {error}", file=sys.stderr)
         return 2
     rows = joined(kept, [row for _, row in jobs])
-    waiting = [job for job, _, _ in turns(jobs, options)]
-    presets = dict.fromkeys(job["preset"] for job in waiting if job["engine"] in ENGINES)
-    with random_bundles(presets, options.threads, latent_dim=options.latent_channels) as bundles:
+    with bundles([job for job, _, _ in turns(jobs, options)], options) as found:
         for job, row, clip in turns(jobs, options):
             print(f"{clip['frames']} frames, {clip['size']} pixels: {row['name']}", file=sys.stderr)
-            measure({**job, "bundle": bundles.get(job.get("preset", ""))}, row, clip, options)
+            bundle = found.get((job.get("target"), job.get("preset")))
+            measure({**job, "bundle": bundle}, row, clip, options)
             save(options, job=options.job, rows=rows)
     finish(options, "peers", "peers-memory", job=options.job, rows=rows)
     return 0

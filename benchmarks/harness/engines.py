@@ -50,12 +50,14 @@ def open_all(path: str | Path, threads: int) -> Iterator[tuple[dict[str, Bundle]
 
 
 @contextmanager
-def random_bundles(presets: Iterable[str], threads: int, **changes: Any) -> Iterator[dict[str, str]]:
+def random_bundles(
+    presets: Iterable[str], threads: int, target: str = "auto", **changes: Any
+) -> Iterator[dict[str, str]]:
     """Yields folders of bundles of presets with random weights, with direct graphs."""
     with TemporaryDirectory(prefix="wfvae-benchmark-") as folder:
         found = {preset: str(Path(folder) / preset) for preset in presets}
         for preset, path in found.items():
-            job = {"preset": preset, "changes": changes, "bundle": path}
+            job = {"preset": preset, "changes": changes, "bundle": path, "target": target}
             run_isolated("harness.engines:export_random", job, threads)
         yield found
 

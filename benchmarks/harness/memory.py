@@ -11,8 +11,8 @@ _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 _OUT_OF_MEMORY = re.compile(
-    r"bad_alloc|MemoryError|(not enough|out of) memory|(allocate|create a) memory|allocation failed"
-    r"|unable to allocate",
+    r"bad_alloc|MemoryError|(not enough|out of) memory|allocate memory|unable to allocate"
+    r"|create a (memory|primitive)|allocation failed",
     re.IGNORECASE,
 )
 """What PyTorch, numpy, ONNX Runtime, OpenVINO and oneDNN say."""

@@ -64,6 +64,19 @@ def test_interrupted_measurement_resumes_with_what_is_missing(
     assert "has mode direct, now it is blocks; use another file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("features", "name", "target"),
+    [([], "wfvae-S/openvino-bf16", "auto"), (["amx_bf16"], "wfvae-S/openvino-bf16-amx", "openvino")],
+)
+def test_bundle_for_openvino_in_bf16_is_exported_for_amx_where_there_is_amx(
+    command: Any, features: list[str], name: str, target: str
+) -> None:
+    options = command.parse_arguments(["--only", "wfvae-S/openvino-*"])
+    options.machine["cpu_features"] = features
+    [(job, row)] = command.contenders(options)
+    assert (row["name"], job["target"]) == (name, target)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the memory of data")
 def test_allocation_above_the_limit_fails_with_recognised_words(command: Any) -> None:
     memory: Any = importlib.import_module("harness.memory")
