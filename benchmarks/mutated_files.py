@@ -1,7 +1,8 @@
 """Do mutated files end a command by anything but one line? Counts per format.
 
     python benchmarks/mutated_files.py --json benchmarks/results/mutated-files.json
-    python benchmarks/mutated_files.py --only onnx --cases 500 --seed 7
+    python benchmarks/mutated_files.py --only onnx --first 500 --cases 500 --json onnx-1.json
+    python benchmarks/mutated_files.py --merge onnx-*.json --json onnx.json
 
 Each case mutates one file of a small bundle, clip, checkpoint or run by a seed, mostly with hashes
 that fit, and runs commands and functions on it. A fault is a traceback, "internal error", another
@@ -21,6 +22,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -120,14 +122,14 @@ def captured() -> Any:
                 os.close(saved)
 
 
-def run_format(name: str, samples: Path, seed: int, cases: int) -> dict[str, Any]:
-    """Runs all cases of a format in processes of their own."""
-    began, done = time.perf_counter(), 0
+def run_format(name: str, samples: Path, seed: int, first: int, cases: int) -> dict[str, Any]:
+    """Runs some cases of a format in processes of their own."""
+    began, done, end = time.perf_counter(), first, first + cases
     outcomes: Counter[str] = Counter()
     faults: list[dict[str, Any]] = []
     peak = 0
-    while done < cases:
-        for entry in watch(name, samples, seed, done, cases):
+    while done < end:
+        for entry in watch(name, samples, seed, done, end):
             if "fault" in entry:
                 faults.append({"case": entry["index"], "fault": entry["fault"]})
             else:
@@ -137,6 +139,7 @@ def run_format(name: str, samples: Path, seed: int, cases: int) -> dict[str, Any
             done = entry["index"] + 1
     return {
         "format": name,
+        "first": first,
         "cases": cases,
         "refused": outcomes["refused"],
         "accepted": outcomes["accepted"],
@@ -196,13 +199,45 @@ def seconds_of(process: int) -> float:
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
+def merge(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Joins the rows of pieces of a format. Raises `ValueError` if two have cases in common."""
+    merged: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: (row["format"], row["first"])):
+        whole = merged.get(row["format"])
+        if whole is None:
+            merged[row["format"]] = dict(row)
+            continue
+        if row["first"] < whole["first"] + whole["cases"]:
+            raise ValueError(f"case {row['first']} of {row['format']} is in two pieces")
+        for key in ("cases", "refused", "accepted", "faults", "seconds"):
+            whole[key] += row[key]
+        whole["peak_mb"] = max(whole["peak_mb"], row["peak_mb"])
+        whole["examples"] = (whole["examples"] + row["examples"])[:_REPORTED]
+    return list(merged.values())
+
+
+def read_pieces(paths: Sequence[Path]) -> dict[str, Any]:
+    """Returns the joined result of files that this program wrote with one seed."""
+    results = [json.loads(path.read_text()) for path in paths]
+    if len(seeds := {result["seed"] for result in results}) > 1:
+        raise ValueError(f"the pieces have the seeds {sorted(seeds)}")
+    rows = merge(row for result in results for row in result["results"])
+    return {**results[0], "results": rows}
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandLine(__doc__, "mutated-files.json")
     parser.add_argument("--cases", type=positive, default=5000, help="of each format")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="join results; run nothing")
     parser.add_argument("--seed", type=int, default=1, help="of the mutations")
     parser.add_argument("--only", nargs="+", metavar="FORMAT", help="leave out the other formats")
     parser.add_argument("--samples", type=Path, metavar="DIR", help="a folder for the sound files, kept")
     options = parser.parse_args(arguments)
+    if options.merge:
+        found = read_pieces(options.merge)
+        options.machine = found.pop("machine")
+        return has_faults(finish(options, "mutated-files", **found))
     from mutations.formats import FORMATS
     from mutations.samples import make_samples
 
@@ -211,18 +246,23 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unknown formats {', '.join(sorted(unknown))}; known are {', '.join(FORMATS)}")
     folder = options.samples or Path(tempfile.mkdtemp())
     try:
-        if not (folder / "run").exists():
+        if not (folder / "interrupted").exists():
             folder.mkdir(exist_ok=True)
             make_samples(folder)
         results = []
         for name in chosen:
-            results.append(run_format(name, folder, options.seed, options.cases))
+            results.append(run_format(name, folder, options.seed, options.first, options.cases))
             print(f"{name}: {results[-1]}", file=sys.stderr)
         found = finish(options, "mutated-files", seed=options.seed, results=results)
     finally:
         if options.samples is None:
             shutil.rmtree(folder)
-    return int(any(row["faults"] for row in found["results"]))
+    return has_faults(found)
+
+
+def has_faults(result: dict[str, Any]) -> int:
+    """Returns 1 if a format had a fault, else 0."""
+    return int(any(row["faults"] for row in result["results"]))
 
 
 if __name__ == "__main__":

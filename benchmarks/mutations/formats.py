@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mutations import changes
+from mutations.dataset_formats import CPU, DATASET_FORMATS, Step
 from mutations.samples import FRAMES, HEIGHT, VIDEOS, WIDTH, training_settings
 from wfvae.model.vae import WFVAE
 from wfvae.runtime import open_bundle
@@ -20,10 +21,6 @@ from wfvae.train.config import TrainingConfig
 from wfvae.train.record import Metrics, read_metrics
 from wfvae.train.resuming import checkpoint_to_resume
 from wfvae.train.state import TrainingState
-
-Step = list[str] | Callable[[], object]
-"""A command line, or a function that may raise `WFVAEError`."""
-CPU = ["--provider", "cpu", "--threads", "1"]
 
 
 def bundle_copy(samples: Path, work: Path) -> Path:
@@ -231,4 +228,5 @@ FORMATS: dict[str, Callable[[Path, Path, Random], Iterator[Step]]] = {
     "onnx": onnx_graph,
     "images": images,
     "videos": videos,
+    **DATASET_FORMATS,
 }

@@ -26,7 +26,6 @@ from wfvae.runtime.dataset.plan import (
     Probe,
     Unit,
     cut_parts,
-    decode_parts,
     encode_parts,
     estimated_work,
     units_of,
@@ -40,6 +39,8 @@ from wfvae.runtime.dataset.settings import (
     hash_videos,
     latent_bytes,
     part_size,
+    read_record,
+    read_records,
 )
 from wfvae.runtime.dataset.shards import Failure, PartRecord
 from wfvae.runtime.dataset.storage import ShardFolder
@@ -196,7 +197,9 @@ class _Job:
 
         Returns the records of all finished parts, of those of this run, and whether none is left.
         """
-        records = [record for part in self._parts if (record := self._finished(part)) is not None]
+        records = [
+            record for part in self._parts if (record := read_finished_part(self._folder, part)) is not None
+        ]
         finished = {record.part for record in records}
         # The longest first, so that none is left over at the end.
         remaining = sorted(
@@ -221,17 +224,27 @@ class _Job:
                     break
         return records + encoded, encoded, failed <= limit
 
-    def _finished(self, part: Part) -> PartRecord | None:
-        """Returns a part's record if its shard is there."""
-        name = record_name(part.number)
-        if not self._folder.exists(name):
-            return None
-        try:
-            record = msgspec.json.decode(self._folder.read(name), type=PartRecord)
-        except msgspec.MsgspecError:
-            return None
-        is_there = record.shard is None or self._folder.size(record.shard) == record.bytes
-        return record if is_there else None
+
+def read_finished_part(folder: ShardFolder, part: Part) -> PartRecord | None:
+    """Returns a part's record if its shard is there."""
+    name = record_name(part.number)
+    if not folder.exists(name):
+        return None
+    try:
+        record = read_record(folder, name, PartRecord)
+    except DataError:
+        return None
+    is_there = record.shard is None or folder.size(record.shard) == record.bytes
+    return record if is_there else None
+
+
+def read_plan(folder: ShardFolder) -> tuple[list[Part], tuple[Failure, ...]]:
+    """Reads the parts of an unfinished data set, and what cannot be read of its videos.
+
+    Raises:
+        DataError: the plan is damaged.
+    """
+    return read_records(folder, _PLAN, Part), tuple(read_records(folder, _UNREADABLE, Failure))
 
 
 def _plan(
@@ -245,12 +258,7 @@ def _plan(
 ) -> tuple[list[Part], tuple[Failure, ...]]:
     """Returns the stored plan, or makes and stores one."""
     if folder.exists(SETTINGS):
-        try:
-            unreadable = msgspec.json.Decoder(Failure).decode_lines(folder.read(_UNREADABLE))
-            return decode_parts(folder.read(_PLAN)), tuple(unreadable)
-        except msgspec.MsgspecError as error:
-            problem = f"'{_PLAN}' in '{folder.url}' is damaged: {error}"
-            raise DataError(f"{problem}; choose another folder") from error
+        return read_plan(folder)
     options, ratio = settings.options, manifest.graphs["encoder"].stream.ratio
     probes = []
     for probe in engine.probe(videos):

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from wfvae.errors import InputError
+from wfvae.spec.bounded import to_fraction
 from wfvae.spec.records import Record, check_fields
 from wfvae.spec.stream import Size
 
@@ -50,8 +51,8 @@ class ClipOptions(Record, frozen=True, kw_only=True):
     def rate(self) -> Fraction:
         """`fps` as a number; 0 where the video's own rate is kept."""
         try:
-            return Fraction(self.fps or 0)
-        except (ValueError, ZeroDivisionError) as error:
+            return to_fraction(self.fps or 0)
+        except ValueError as error:
             raise InputError(f"fps is {self.fps!r}; expected a rate such as 24 or 30000/1001") from error
 
     @property

@@ -10,13 +10,15 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from wfvae.runtime.dataset.options import ClipOptions
 from wfvae.runtime.dataset.videos import Video
 from wfvae.spec.frames import latent_frames, latent_size
+from wfvae.spec.latents import FRAMES_AT_MOST, Side
 from wfvae.spec.records import Record
 
 FEWEST_PARTS = 16
@@ -24,6 +26,7 @@ FEWEST_PARTS = 16
 workers, and what a kill may cost at most.
 """
 DEFAULT_PART_BYTES = 256 << 20
+Count = Annotated[int, Meta(ge=0, le=FRAMES_AT_MOST)]
 
 
 class Probe(Record, frozen=True):
@@ -40,14 +43,14 @@ class Probe(Record, frozen=True):
 class Unit(Record, frozen=True):
     """Some consecutive windows of one video, or the whole of it."""
 
-    index: int
+    index: Count
     """The video's position in the source."""
     video: Video
-    height: int
-    width: int
+    height: Side
+    width: Side
     """Size of the frames to be encoded."""
-    first_window: int = 0
-    windows: int | None = None
+    first_window: Count = 0
+    windows: Annotated[int, Meta(ge=1, le=FRAMES_AT_MOST)] | None = None
     """Windows at most; None: as many as there are."""
     samples: int = 1
     frames: int = 0
@@ -58,7 +61,7 @@ class Unit(Record, frozen=True):
 class Part(Record, frozen=True):
     """The units of one shard."""
 
-    number: int
+    number: Count
     units: tuple[Unit, ...]
 
     @property
@@ -153,10 +156,3 @@ def encode_parts(parts: Sequence[Part]) -> bytes:
     """Returns a plan as JSON, one part a line."""
     encoder = msgspec.json.Encoder()
     return encoder.encode_lines(parts)
-
-
-def decode_parts(content: bytes) -> list[Part]:
-    """Reads what `encode_parts` returned. Raises `msgspec.MsgspecError` if it is something else."""
-    decoder: Any = msgspec.json.Decoder(Part)
-    parts: list[Part] = decoder.decode_lines(content)
-    return parts

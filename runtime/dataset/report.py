@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from wfvae.errors import DataError
-from wfvae.runtime.dataset.settings import Settings, check_same, read_record
+from wfvae.runtime.dataset.settings import Settings, check_same, read_record, read_records
 from wfvae.runtime.dataset.shards import Failure, PartRecord, describe_latents
 from wfvae.runtime.dataset.storage import ShardFolder
 from wfvae.runtime.dataset.worker import WORK
@@ -112,7 +112,7 @@ def write_index(
 
 def read_finished(folder: ShardFolder, settings: Settings, videos: int) -> DatasetReport:
     """Returns the report of a complete data set. Raises `DataError` if it is another one."""
-    index: Index = read_record(folder, INDEX, Index)
+    index = read_record(folder, INDEX, Index)
     check_same(folder, index.settings, settings)
     for shard in index.shards:
         if folder.size(shard.name) != shard.bytes:
@@ -120,8 +120,7 @@ def read_finished(folder: ShardFolder, settings: Settings, videos: int) -> Datas
                 f"the shard '{shard.name}' of the finished data set '{folder.url}' is missing or changed"
             )
             raise DataError(f"{problem}; encode to another folder")
-    lines = folder.read(FAILURES)
-    failures: list[Failure] = msgspec.json.Decoder(Failure).decode_lines(lines)
+    failures = read_records(folder, FAILURES, Failure)
     return DatasetReport(
         source=settings.source,
         destination=folder.url,

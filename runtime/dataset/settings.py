@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
@@ -15,10 +15,12 @@ from wfvae.runtime.dataset.shards import describe_latents
 from wfvae.runtime.dataset.storage import ShardFolder
 from wfvae.runtime.dataset.videos import Video
 from wfvae.runtime.dataset.worker import WORK
+from wfvae.spec.bounded import Fail, parse_object
 from wfvae.spec.frames import padded_size
 from wfvae.spec.manifest import Manifest
-from wfvae.spec.records import Record
+from wfvae.spec.records import Record, read_as
 
+T = TypeVar("T")
 SETTINGS = f"{WORK}/settings.json"
 """File of an unfinished data set. It is written when the plan is complete."""
 
@@ -86,11 +88,23 @@ def check_same(folder: ShardFolder, stored: Settings, settings: Settings) -> Non
         raise DataError(f"{problem}; use the same ones, or another folder")
 
 
-def read_record(folder: ShardFolder, name: str, kind: type[Any]) -> Any:
-    try:
-        return msgspec.json.decode(folder.read(name), type=kind)
-    except msgspec.MsgspecError as error:
-        raise DataError(f"'{name}' in '{folder.url}' is damaged: {error}; choose another folder") from error
+def read_record(folder: ShardFolder, name: str, kind: type[T]) -> T:
+    """Reads a JSON file. Raises `DataError` if it is damaged."""
+    fail = _damaged(folder, name)
+    return read_as(kind, parse_object(folder.read(name), fail), fail)
+
+
+def read_records(folder: ShardFolder, name: str, kind: type[T]) -> list[T]:
+    """Reads a file of JSON lines. Raises `DataError` if it is damaged."""
+    fail = _damaged(folder, name)
+    lines = folder.read(name).split(b"\n")
+    return [read_as(kind, parse_object(line, fail), fail) for line in lines if line.strip()]
+
+
+def _damaged(folder: ShardFolder, name: str) -> Fail:
+    return lambda problem: DataError(
+        f"'{name}' in '{folder.url}' is damaged: {problem}; choose another folder"
+    )
 
 
 def parse_shard_size(text: str) -> int:

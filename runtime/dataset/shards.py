@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from wfvae.runtime.dataset.options import ClipOptions
 from wfvae.runtime.dataset.storage import HashedFile
-from wfvae.spec.latent_shards import SampleRow
+from wfvae.spec.latent_shards import SampleRow, ShardName
 from wfvae.spec.manifest import Manifest
 from wfvae.spec.records import Record
 
@@ -47,7 +47,7 @@ class PartRecord(Record, frozen=True):
     """What became of a part."""
 
     part: int
-    shard: str | None
+    shard: ShardName | None
     """Its file; None if all of its videos failed."""
     samples: int
     bytes: int

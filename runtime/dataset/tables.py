@@ -8,13 +8,15 @@ from typing import Any, BinaryIO
 
 from wfvae.errors import DataError, MissingExtraError
 from wfvae.machine import limited_memory
-from wfvae.spec.bounded import Fail, parse_object
+from wfvae.spec.bounded import Fail, check_values, parse_object
 from wfvae.spec.locations import open_located
 from wfvae.spec.memory import MemoryMeter
 
 TABLES = (".csv", ".jsonl", ".parquet")
 _LINE_BYTES = 1 << 20
 _COLUMNS_AT_MOST = 1000
+_DEPTH = 16
+"""Containers inside containers in a column; plans and samples hold columns some levels deeper."""
 _VALUE_BYTES = 64
 """What a small value takes, about."""
 _ROWS_AT_ONCE = 64
@@ -49,7 +51,7 @@ def json_columns(text: bytes, name: str, meter: MemoryMeter) -> dict[str, Any]:
     """Parses the columns of one video. Raises `DataError`, which calls the text `name`."""
     meter.add(_VALUE_BYTES * sum(map(text.count, (b",", b"[", b"{"))))
     content = text.decode("utf-8", "replace")
-    return parse_object(content, lambda problem: DataError(f"'{name}' is unusable: {problem}"))
+    return parse_object(content, lambda problem: DataError(f"'{name}' is unusable: {problem}"), depth=_DEPTH)
 
 
 def _lines(file: BinaryIO, fail: Fail, meter: MemoryMeter) -> Iterator[bytes]:
@@ -95,6 +97,7 @@ def _parquet_rows(file: BinaryIO, fail: Fail, meter: MemoryMeter) -> Iterator[di
                     return
                 meter.add(batch.nbytes + _VALUE_BYTES * batch.num_rows * columns)
                 rows = batch.to_pylist()
+            check_values(rows, fail, depth=_DEPTH + 1)
             yield from rows
     except (ArrowException, OSError, MemoryError) as error:
         raise fail(f"as Parquet: {str(error) or 'out of memory'}") from error

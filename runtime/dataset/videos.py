@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from msgspec.structs import replace
 
 from wfvae.errors import DataError
 from wfvae.runtime.dataset.tables import TABLES, json_columns, read_rows
+from wfvae.spec.bounded import LARGEST_INTEGER
 from wfvae.spec.locations import is_local, open_filesystem, open_located
 from wfvae.spec.memory import MemoryMeter
 from wfvae.spec.records import Record
@@ -18,6 +19,7 @@ from wfvae.spec.tar_members import read_member, read_members
 from wfvae.video import VIDEO_SUFFIXES
 
 PATH_COLUMN = "path"
+Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_INTEGER)]
 _TEXT_COLUMNS = (".txt", ".cls", ".caption")
 """Members of a shard that are carried along as text, under their suffix."""
 _COLUMN_BYTES = 1 << 20
@@ -36,8 +38,8 @@ class Video(Record, frozen=True):
     """The file that holds it."""
     columns: dict[str, Any] = msgspec.field(default_factory=dict)
     """What the source says of it besides, such as a caption."""
-    offset: int = 0
-    length: int | None = None
+    offset: Count = 0
+    length: Count | None = None
     """Its bytes in `url`; None: all of them."""
     problem: str | None = None
     """Why it cannot be read, where its name says so."""

@@ -16,7 +16,7 @@ SLOW = {
     "overhead": "--preset tiny --size 16 --frames 5 --runs 1",
     "ablation": "--steps 1 --clips 1",
     "datasets": "--videos 2 --frames 9 --size 32 --runs 1 --memory-videos 4 --engines local",
-    "mutated_files": "--cases 4 --only manifest metrics npy snapshots onnx",
+    "mutated_files": "--cases 4 --only metrics npy onnx latent-shards tables",
     "memory": "--videos tiny=1,2 --size 16 --runs 1",
     "openvino_parity": "--bundles fp32 --frames 5 --size 16x16",
     "peers_speed": "--only wfvae-tiny/onnxruntime svd open-sora --reduced --sizes 32 --frames 9 --runs 1",
@@ -80,3 +80,22 @@ def test_wrong_option_is_refused(
     with pytest.raises(SystemExit, match="2"):
         command.main(options.split())
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_pieces_of_mutated_files_are_joined_and_never_counted_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    mutated: Any = importlib.import_module("mutated_files")
+    whole = {"format": "onnx", "accepted": 1, "seconds": 1.5, "examples": []}
+    paths = []
+    for first, faults, peak in ((0, 0, 300.0), (10, 2, 200.0)):
+        row = {**whole, "first": first, "cases": 10, "refused": 9 - faults, "faults": faults, "peak_mb": peak}
+        paths.append(tmp_path / f"{first}.json")
+        paths[-1].write_text(json.dumps({"machine": {}, "seed": 1, "results": [row]}))
+    [row] = mutated.read_pieces(paths)["results"]
+    counts = {key: row[key] for key in ("cases", "refused", "accepted", "faults", "peak_mb", "seconds")}
+    expected = {"cases": 20, "refused": 16, "accepted": 2, "faults": 2, "peak_mb": 300.0, "seconds": 3.0}
+    assert counts == expected
+    with pytest.raises(ValueError, match="case 10 of onnx is in two pieces"):
+        mutated.read_pieces([*paths, paths[1]])

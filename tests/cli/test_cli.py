@@ -167,6 +167,24 @@ def test_wrong_use_prints_one_line_exits_2_and_leaves_no_file(
     assert names(work) == before and video.read_bytes() == content and stored(places["Z"]) == 4
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["encode", "", "in.mp4", "z.npy"], "argument 1 ('') is empty after 'encode'"),
+        (["encode", "bundle", "in.mp4", ""], "argument 3 ('') is empty after 'in.mp4'"),
+        (["train", "tiny-quick", "--out", ""], "argument 3 ('') is empty after '--out'"),
+        (["train", "tiny-quick", "--out="], "argument 2 ('--out=') is empty"),
+    ],
+)
+def test_empty_argument_is_refused_in_one_line(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    text = capsys.readouterr().err
+    assert says in text and text.count("\n") == 1
+
+
 def test_verify_with_failed_check_exits_1(
     program: Program, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

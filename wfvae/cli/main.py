@@ -87,9 +87,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses as `parse_args` does, but reports unknown arguments under the subcommand's name."""
-    args, extra = parser.parse_known_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    args, extra = parser.parse_known_args(given)
+    own = _Parser(prog=f"{parser.prog} {args.command}")
     if extra:
-        _Parser(prog=f"{parser.prog} {args.command}").error(f"unrecognized arguments: {' '.join(extra)}")
+        own.error(f"unrecognized arguments: {' '.join(extra)}")
+    for number, text in enumerate(given):
+        # An empty path would stand for the current folder.
+        if not text or (text.startswith("--") and text.endswith("=")):
+            before = "" if text or not number else f" after '{given[number - 1]}'"
+            own.error(f"argument {number} ('{text}') is empty{before}; give a path or a value")
     return args
 
 

@@ -78,12 +78,15 @@ def read_exactly(file: BinaryIO, buffer: memoryview, offset: int) -> bool:
     return True
 
 
-def parse_json(data: bytes | str, fail: Fail, *, any_text: bool = False, finite: bool = True) -> Any:
+def parse_json(
+    data: bytes | str, fail: Fail, *, any_text: bool = False, finite: bool = True, depth: int = DEPTH
+) -> Any:
     """Parses JSON whose depth, integers and floats are bounded.
 
     Args:
         any_text: allow lone surrogates, which stand for bytes of file names that are not UTF-8.
         finite: refuse NaN and infinity, which are no JSON but which Python writes.
+        depth: containers inside of containers at most.
     """
 
     def integer(digits: str) -> int:
@@ -106,13 +109,13 @@ def parse_json(data: bytes | str, fail: Fail, *, any_text: bool = False, finite:
         raise fail(f"it nests more than {DEPTH} levels") from error
     except (ValueError, MemoryError) as error:
         raise fail(_reason(error)) from error
-    _check_values(parsed, fail, any_text)
+    check_values(parsed, fail, any_text=any_text, depth=depth)
     return parsed
 
 
-def parse_object(data: bytes | str, fail: Fail, *, finite: bool = True) -> dict[str, Any]:
+def parse_object(data: bytes | str, fail: Fail, *, finite: bool = True, depth: int = DEPTH) -> dict[str, Any]:
     """Parses a JSON object as `parse_json` does; refuses other values."""
-    parsed = parse_json(data, fail, finite=finite)
+    parsed = parse_json(data, fail, finite=finite, depth=depth)
     if not isinstance(parsed, dict):
         raise fail(f"expected a JSON object, found {type(parsed).__name__}")
     return parsed
@@ -138,7 +141,7 @@ def parse_toml(data: bytes | str, fail: Fail) -> dict[str, Any]:
         raise fail(f"it nests more than {DEPTH} levels") from error
     except (ValueError, MemoryError) as error:  # also an integer of thousands of digits, a wrong date
         raise fail(_reason(error)) from error
-    _check_values(parsed, fail, any_text=False)
+    check_values(parsed, fail)
     return parsed
 
 
@@ -171,9 +174,9 @@ def to_fraction(value: object) -> Fraction:
     return found
 
 
-def _check_values(parsed: object, fail: Fail, any_text: bool) -> None:
+def check_values(parsed: object, fail: Fail, *, any_text: bool = False, depth: int = DEPTH) -> None:
     """Refuses depth, integers and text that later code does not expect. Does not recurse."""
-    level, depth = [parsed], 0
+    level, found = [parsed], 0
     while level:
         below: list[Any] = []
         for value in level:
@@ -189,9 +192,9 @@ def _check_values(parsed: object, fail: Fail, any_text: bool) -> None:
                     value.encode()
                 except UnicodeEncodeError as error:
                     raise fail("it holds text that is not UTF-8") from error
-        level, depth = below, depth + 1
-        if depth > DEPTH + 1:
-            raise fail(f"it nests more than {DEPTH} levels")
+        level, found = below, found + 1
+        if found > depth + 1:
+            raise fail(f"it nests more than {depth} levels")
 
 
 def _reason(error: Exception) -> str:

@@ -46,13 +46,14 @@ _SHORT_HEADER = 512
 """Enough for the header of latents, and little of what follows."""
 _KEY = re.compile(r"[^/\\.\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,199}")
 """A sample's name, which names its file when it is unpacked."""
+ShardName = Annotated[str, msgspec.Meta(pattern=r"\A[^/\\]+\.tar\Z", max_length=255)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_INTEGER)]
 
 
 class ShardEntry(Record, frozen=True):
     """A shard in the index."""
 
-    name: Annotated[str, msgspec.Meta(pattern=r"\A[^/\\]+\.tar\Z")]
+    name: ShardName
     samples: Count
     bytes: Count
     sha256: str

@@ -1,20 +1,28 @@
 """Cutting a data set into parts."""
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wfvae.errors import DataError, InputError
 from wfvae.runtime.dataset.options import ClipOptions
 from wfvae.runtime.dataset.plan import (
+    Part,
     PartSize,
     Probe,
     Unit,
     cut_parts,
-    decode_parts,
     encode_parts,
     estimated_work,
     units_of,
 )
+from wfvae.runtime.dataset.settings import read_records
+from wfvae.runtime.dataset.storage import ShardFolder
 from wfvae.runtime.dataset.videos import Video
+from wfvae.spec.bounded import parse_object
+from wfvae.spec.records import read_as
 
 VIDEO = Video("a.mp4", "a.mp4")
 sizes = st.builds(PartSize, work=st.integers(1, 5000), samples=st.integers(1, 20))
@@ -54,10 +62,35 @@ def test_parts_keep_the_order_and_hold_no_more_than_allowed(
     for part in parts:
         fits = size.holds(sum(unit.samples for unit in part.units), part.work)
         assert fits or len(part.units) == 1
-    assert decode_parts(encode_parts(parts)) == parts
+    lines = encode_parts(parts).splitlines()
+    assert [read_as(Part, parse_object(line, DataError), DataError) for line in lines] == parts
 
 
 def test_whole_video_is_one_unit_whose_frames_are_those_after_resampling() -> None:
     options = ClipOptions(fps="12.5", stride=2)
     [unit] = units_of(3, VIDEO, Probe(64, 32, "25", 100), options, 4, PartSize(work=1))
     assert (unit.index, unit.height, unit.width, unit.frames) == (3, 64, 32, 25)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"number": 0, "units": ' + "[" * 100_000, "nests more than 32 levels"),
+        ('{"number": 1' + "0" * 400 + "}", "an integer of 401 characters"),
+        ('{"number": -1, "units": []}', "number is -1"),
+        ("\xff", "can't decode byte"),
+        ('{"number": 0}', "units is missing"),
+        ("[]", "expected a JSON object"),
+    ],
+)
+def test_forged_plan_is_refused_in_one_line(line: str, problem: str, tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    (tmp_path / "plan.jsonl").write_bytes(b'{"number": 0, "units": []}\n' + line.encode("latin-1"))
+    with pytest.raises(DataError, match=problem) as caught:
+        read_records(ShardFolder(str(tmp_path)), "plan.jsonl", Part)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_rate_that_would_take_for_ever_is_refused() -> None:
+    with pytest.raises(InputError, match="expected a rate such as 24"):
+        ClipOptions(fps="1e1000000000")
