@@ -77,14 +77,21 @@ def kept_rows(options: argparse.Namespace) -> dict[str, Row]:
     for name, value in {**result["machine"], **result["job"]}.items():
         # What was written has fewer digits.
         if name != "load_average" and name in now and not isinstance(value, float) and value != now[name]:
-            raise ValueError(f"{options.json} has {name} {value}, now it is {now[name]}; use another file")
+            raise ValueError(f"it has {name} {value}, now it is {now[name]}")
     return {row["name"]: row for row in result["rows"]}
 
 
 def joined(kept: dict[str, Row], rows: Sequence[Row]) -> list[Row]:
-    """Returns new rows with the clips that were measured, and rows that only the file has."""
+    """Returns new rows with the clips that were measured, and rows that only the file has.
+
+    Raises:
+        ValueError: the file's are of other weights or of another version of the code.
+    """
     for row in rows:
         old = kept.get(row["name"], {})
+        for key in ("weights", "version"):
+            if key in old and key in row and old[key] != row[key]:
+                raise ValueError(f"it has {row['name']} with {key} {old[key]!r}, now {row[key]!r}")
         if old.get("clips"):
             row |= {key: value for key, value in old.items() if key not in ("not_measured", "title")}
             row.pop("not_measured", None)
@@ -187,10 +194,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         kept = kept_rows(options) if options.resume and options.json.exists() else {}
+        rows = joined(kept, [row for _, row in jobs])
     except (ValueError, KeyError, TypeError) as error:
-        print(f"error: {options.json} cannot be resumed: {error}", file=sys.stderr)
+        print(f"error: {options.json} cannot be resumed: {error}; use another file", file=sys.stderr)
         return 2
-    rows = joined(kept, [row for _, row in jobs])
     with bundles([job for job, _, _ in turns(jobs, options)], options) as found:
         for job, row, clip in turns(jobs, options):
             print(f"{clip['frames']} frames, {clip['size']} pixels: {row['name']}", file=sys.stderr)

@@ -61,7 +61,8 @@ def test_interrupted_measurement_resumes_with_what_is_missing(
     assert command.main([*arguments, "--resume", "--memory-gb", "4"]) == 0  # another limit: once more
     assert second.names == ["svd 17", "svd 9"]
     assert command.main([*arguments, "--resume", "--mode", "blocks"]) == 2
-    assert "has mode direct, now it is blocks; use another file" in capsys.readouterr().err
+    message = "result.json cannot be resumed: it has mode direct, now it is blocks; use another file"
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
