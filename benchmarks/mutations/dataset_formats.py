@@ -15,7 +15,7 @@ from mutations import archives, changes
 from wfvae.errors import WFVAEError
 from wfvae.model.vae import WFVAE
 from wfvae.runtime import decode_video, open_bundle
-from wfvae.runtime.dataset import decoding, job
+from wfvae.runtime.dataset import decoding, job, stored_plan
 from wfvae.runtime.dataset.options import ClipOptions
 from wfvae.runtime.dataset.settings import SETTINGS, Settings, read_record
 from wfvae.runtime.dataset.storage import ShardFolder
@@ -110,7 +110,7 @@ def dataset_plan(samples: Path, work: Path, random: Random) -> Iterator[Step]:
     def go_on() -> None:
         settings = read_record(folder, SETTINGS, Settings)
         assert isinstance(settings.options, ClipOptions)
-        parts, _ = job.read_plan(folder)
+        parts, _ = stored_plan.read_plan(folder)
         for part in parts:
             record_name(part.number)
             job.read_finished_part(folder, part)

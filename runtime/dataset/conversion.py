@@ -14,8 +14,8 @@ import msgspec
 
 from wfvae.errors import DataError
 from wfvae.files import prepare_folder
-from wfvae.runtime.dataset.job import Stage, ignore_stage
 from wfvae.runtime.dataset.plan import DEFAULT_PART_BYTES
+from wfvae.runtime.dataset.report import Stage, ignore_stage
 from wfvae.runtime.dataset.settings import parse_shard_size
 from wfvae.runtime.dataset.shards import Sample, write_shard
 from wfvae.runtime.dataset.storage import ShardFolder, spool

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, Protocol
-
-import msgspec
 
 from wfvae.errors import DataError
 from wfvae.machine import processor_count
@@ -18,42 +16,25 @@ from wfvae.runtime.dataset.cluster import RayEngine
 from wfvae.runtime.dataset.decoding import TIME_LIMIT
 from wfvae.runtime.dataset.local import LocalEngine
 from wfvae.runtime.dataset.options import ClipOptions
-from wfvae.runtime.dataset.plan import (
-    DEFAULT_PART_BYTES,
-    FEWEST_PARTS,
-    Part,
-    PartSize,
-    Probe,
-    Unit,
-    cut_parts,
-    encode_parts,
-    estimated_work,
-    units_of,
-)
-from wfvae.runtime.dataset.report import DatasetReport, read_finished, write_index
+from wfvae.runtime.dataset.plan import Part, Probe
+from wfvae.runtime.dataset.report import DatasetReport, Stage, ignore_stage, read_finished, write_index
 from wfvae.runtime.dataset.settings import (
-    SETTINGS,
     Settings,
     check_continuable,
     check_options,
     hash_videos,
-    latent_bytes,
     part_size,
     read_record,
-    read_records,
 )
-from wfvae.runtime.dataset.shards import Failure, PartRecord
+from wfvae.runtime.dataset.shards import PartRecord
 from wfvae.runtime.dataset.storage import ShardFolder
+from wfvae.runtime.dataset.stored_plan import stored_plan
 from wfvae.runtime.dataset.videos import PATH_COLUMN, Video, escape_bytes, find_videos
-from wfvae.runtime.dataset.worker import WORK, WorkerSetup, record_name
+from wfvae.runtime.dataset.worker import WorkerSetup, record_name
 from wfvae.spec.latent_shards import INDEX
 from wfvae.spec.manifest import Manifest
 
-_PLAN, _UNREADABLE = f"{WORK}/plan.jsonl", f"{WORK}/unreadable.jsonl"
 DEFAULT_ROWS = 4
-
-Stage = Callable[[str, int, int | None], None]
-"""Called with what is being done, and how much of it is done and to do."""
 
 
 class Engine(Protocol):
@@ -62,10 +43,6 @@ class Engine(Protocol):
     def close(self) -> None: ...
     def probe(self, videos: Sequence[Video]) -> Iterator[Probe]: ...
     def encode(self, parts: Iterable[Part], progress: Progress) -> Iterator[PartRecord]: ...
-
-
-def ignore_stage(stage: str, done: int, total: int | None) -> None:
-    """Shows nothing."""
 
 
 def encode_dataset(
@@ -156,7 +133,7 @@ def encode_dataset(
             runner = LocalEngine(setup, workers)
         size = part_size(manifest, options, shard_size)
         with closing(runner):
-            parts, unreadable = _plan(folder, settings, videos, runner, manifest, size, progress)
+            parts, unreadable = stored_plan(folder, settings, videos, runner.probe, manifest, size, progress)
             job = _Job(folder, parts, len(unreadable), limit_failures, progress)
             records, encoded, complete = job.run(runner)
         if complete:
@@ -236,48 +213,3 @@ def read_finished_part(folder: ShardFolder, part: Part) -> PartRecord | None:
         return None
     is_there = record.shard is None or folder.size(record.shard) == record.bytes
     return record if is_there else None
-
-
-def read_plan(folder: ShardFolder) -> tuple[list[Part], tuple[Failure, ...]]:
-    """Reads the parts of an unfinished data set, and what cannot be read of its videos.
-
-    Raises:
-        DataError: the plan is damaged.
-    """
-    return read_records(folder, _PLAN, Part), tuple(read_records(folder, _UNREADABLE, Failure))
-
-
-def _plan(
-    folder: ShardFolder,
-    settings: Settings,
-    videos: Sequence[Video],
-    engine: Engine,
-    manifest: Manifest,
-    size: PartSize | None,
-    progress: Stage,
-) -> tuple[list[Part], tuple[Failure, ...]]:
-    """Returns the stored plan, or makes and stores one."""
-    if folder.exists(SETTINGS):
-        return read_plan(folder)
-    options, ratio = settings.options, manifest.graphs["encoder"].stream.ratio
-    probes = []
-    for probe in engine.probe(videos):
-        probes.append(probe)
-        progress("look at", len(probes), len(videos))
-    if size is None:
-        total = sum(estimated_work(probe, options, ratio) for probe in probes if not probe.failure)
-        most = DEFAULT_PART_BYTES // latent_bytes(manifest, options)
-        size = PartSize(work=min(most, -(-total // FEWEST_PARTS)))
-    failures = []
-    units: list[Unit] = []
-    for index, (video, probe) in enumerate(zip(videos, probes, strict=True)):
-        if probe.failure is not None:
-            failures.append(Failure(video.name, probe.failure))
-        else:
-            units += units_of(index, video, probe, options, ratio, size)
-    parts = list(cut_parts(units, size))
-    folder.write(_UNREADABLE, msgspec.json.Encoder().encode_lines(failures))
-    folder.write(_PLAN, encode_parts(parts))
-    # Last: a plan counts only if all of it is there.
-    folder.write(SETTINGS, msgspec.json.encode(settings))
-    return parts, tuple(failures)

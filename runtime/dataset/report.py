@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,12 @@ from wfvae.spec.manifest import Manifest
 from wfvae.spec.records import Record
 
 FAILURES = "failures.jsonl"
+Stage = Callable[[str, int, int | None], None]
+"""Called with what is being done, and how much of it is done and to do."""
+
+
+def ignore_stage(stage: str, done: int, total: int | None) -> None:
+    """Shows nothing."""
 
 
 class Index(Record, frozen=True):
