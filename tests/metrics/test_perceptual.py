@@ -175,7 +175,7 @@ def test_wrong_files_are_named_in_one_line(weights: dict[Backbone, Weights], tmp
         "other.pth": ({"conv.weight": damaged}, "features.0.weight is missing and 9 more problems"),
         "pickled.pth": (nn.Linear(2, 2), "pickled objects are refused.*other objects than tensors"),
         "list.pth": ([1, 2], "list.pth .*is no state dict"),
-        "text.safetensors": ("no", "cannot read .*text.safetensors as weights"),
+        "text.safetensors": ("no", "cannot read .*text.safetensors: its header"),
     }
     for file, (content, message) in files.items():
         if content is not None:

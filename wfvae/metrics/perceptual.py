@@ -8,15 +8,15 @@ import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wfvae.errors import CheckpointError, MissingExtraError
 from wfvae.metrics.torchvision_operators import make_torchvision_importable
-from wfvae.model.checkpoint import why_unreadable
+from wfvae.model.checkpoint import read_tensors
+from wfvae.model.torch_files import check_weights, read_torch_file
 
 Backbone = Literal["vgg", "alex"]
 DOWNLOADS: dict[Backbone, str] = {
@@ -121,15 +121,12 @@ def _read_state_dict(path: Path, net: Backbone) -> Mapping[str, Tensor]:
         names = f"'{net}' (torchvision's weights, downloaded), '{RANDOM}' (for tests)"
         file = f"a .pth or .safetensors file with torchvision's {_TITLES[net]} state dict"
         raise CheckpointError(f"there is no file {path} with LPIPS's backbone; expected {names}, or {file}")
-    is_safetensors = path.suffix == ".safetensors"
-    try:
-        content = load_file(path) if is_safetensors else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds; all mean the same to a user
-        problem = f"cannot read {path} as weights (pickled objects are refused)"
-        raise CheckpointError(f"{problem}: {why_unreadable(error)}") from error
+    what = "LPIPS backbone"
+    content: Any = read_tensors(path) if path.suffix == ".safetensors" else read_torch_file(path, what)
     if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         problem = f"{path} does not hold torchvision's {_TITLES[net]} weights"
         raise CheckpointError(f"{problem}: it is no state dict, a mapping of names to tensors")
+    check_weights(content, path)
     return content
 
 

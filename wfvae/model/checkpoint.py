@@ -4,10 +4,10 @@ They are read as a configuration and named tensors. No pickle is ever executed.
 """
 
 import json
-import pickle
 from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from wfvae.errors import CheckpointError, MissingExtraError, ResourceError
 from wfvae.files import replacing, write_whole
 from wfvae.model.config import WFVAEConfig
+from wfvae.model.torch_files import check_weights, read_torch_file
 from wfvae.spec.bounded import open_regular, read_exactly
 from wfvae.spec.memory import require_memory
 from wfvae.spec.runs import RUN_CHECKPOINTS, RUN_MODEL, newest_of_run
@@ -96,13 +97,11 @@ def read_training_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Reads the generator's weights, averaged ones if there are any.
 
     Raises:
-        CheckpointError: the file is unreadable, holds pickled objects, or holds no generator.
+        CheckpointError: the file is unreadable, holds pickled objects, or holds no generator, or
+            tensors that are not dense or larger than the file.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds; all mean the same to a user
-        refused = f"cannot read the training checkpoint {path} (pickled objects are refused)"
-        raise CheckpointError(f"{refused}: {why_unreadable(error)}") from error
+    path = Path(path)
+    content = read_torch_file(path, "training checkpoint")
     content = content if isinstance(content, Mapping) else {}
     weights = content.get("ema_state_dict")
     state_dict = content.get("state_dict")
@@ -111,8 +110,9 @@ def read_training_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(weights, Mapping) or not all(map(torch.is_tensor, weights.values())):
         raise CheckpointError(
             f"{path} holds neither ema_state_dict nor state_dict.gen_model; its first entries are:"
-            f" {', '.join(list(map(str, content))[:8]) or 'none'}"
+            f" {', '.join(str(name)[:40] for name in islice(content, 8)) or 'none'}"
         )
+    check_weights(weights, path)
     for name, tensor in weights.items():
         _require_finite(name, tensor, path)
     return unwrapped_names(weights, path)
@@ -132,13 +132,6 @@ def unwrapped_names(weights: Mapping[str, Tensor], source: object) -> dict[str, 
             raise CheckpointError(f"{twice}; keep one of them")
         found[plain] = tensor
     return found
-
-
-def why_unreadable(error: Exception) -> str:
-    """Returns the first line of an error, without torch's advice to load pickles all the same."""
-    if isinstance(error, pickle.UnpicklingError):
-        return "it is no file of torch.save, or holds other objects than tensors"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
@@ -188,7 +181,7 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
 
 
 def _copies(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yields pieces of a safetensors file's floating-point tensors, flat, by name.
+    """Yields pieces of a safetensors file's tensors, flat, by name; they must be floating-point.
 
     They are read and not mapped: what is mapped counts as memory of the process once it is seen.
     """
@@ -196,7 +189,7 @@ def _copies(path: Path) -> Iterator[tuple[str, Tensor]]:
         header = read_header(file, partial(_damaged, path))
         for name, entry in header.tensors.items():
             if (dtype := _FLOATS.get(entry.dtype)) is None:
-                continue
+                raise _damaged(path, f"{name[:100]} is {entry.dtype}, expected one of {', '.join(_FLOATS)}")
             first, last = (header.data_start + offset for offset in entry.data_offsets)
             for begin in range(first, last, _PIECE_BYTES):
                 piece = bytearray(min(_PIECE_BYTES, last - begin))
@@ -206,7 +199,7 @@ def _copies(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _require_finite(name: str, tensor: Tensor, source: object) -> None:
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    if not torch.isfinite(tensor).all():
         raise CheckpointError(f"the weights in {source} are damaged: {name} holds NaN or infinite values")
 
 
