@@ -88,6 +88,11 @@ class ExportOptions:
         return "plain" if chosen == "minimal" and self.precision != "fp32" else chosen
 
     @property
+    def empty_tensors(self) -> bool:
+        """Whether tensors may be empty at some sizes, which was never tried on GPUs."""
+        return self.target != "gpu"
+
+    @property
     def opset_version(self) -> int:
         """The opset that is exported."""
         if self.opset is not None:
@@ -177,6 +182,7 @@ def _write_graphs(
             opset=options.opset_version,
             convolutions=options.forms,
             filters=filters,
+            empty_tensors=options.empty_tensors,
         )
         graphs[key] = replace(spec, weights_bytes=found.weights_bytes, scratch_bytes=found.scratch)
         metadata = json.dumps(graphs[key].to_dict(), sort_keys=True)

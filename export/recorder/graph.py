@@ -49,6 +49,7 @@ def trace(
     opset: int,
     convolutions: str = "plain",
     filters: FilterStore | None = None,
+    empty_tensors: bool = True,
 ) -> TracedGraph:
     """Records `graph` from the network's own code.
 
@@ -59,12 +60,13 @@ def trace(
         opset: version of ONNX's operators.
         convolutions: a key of `wfvae.export.forms.FORMS`.
         filters: transformed filters that other graphs of the model left; new ones are added.
+        empty_tensors: whether tensors may be empty at some sizes of frames.
 
     Raises:
         StreamingError: the graph would not hold for every length and size.
     """
     unpaired: Unpaired = "last" if graph.stream.needs_drain else "first"
-    recorder = Recorder(model, convolutions, unpaired, filters)
+    recorder = Recorder(model, convolutions, unpaired, filters, empty_tensors)
     sizes = _sizes(graph, size)
     inputs: _Declared = {t.name: t for t in graph.inputs} | {s.input: s for s in graph.states}
     outputs: _Declared = {t.name: t for t in graph.outputs} | {s.output: s for s in graph.states}

@@ -7,6 +7,7 @@ from itertools import product as combinations
 import numpy as np
 import onnx
 
+from wfvae.export.recorder.attention import without_rows
 from wfvae.export.symbolic import Size
 from wfvae.spec.frames import SPATIAL_RATIO
 
@@ -20,6 +21,8 @@ _PROBES = {
     f"height/{SPATIAL_RATIO}": (4, 32, 128),
     f"width/{SPATIAL_RATIO}": (4, 32, 128),
 }
+# They write their result over an operand of its size that nothing needs afterwards.
+_IN_PLACE = frozenset({"Add", "Div", "Mul", "Sigmoid", "Sub", "Where"})
 
 
 def scratch_peaks(
@@ -45,16 +48,26 @@ def scratch_peaks(
     held = {owner.get(name, name) for name in outputs}
     total = Size.of(0)
     moments: dict[Size, None] = {}
+    alive: set[str] = set()
     ending: dict[int, list[str]] = {}
     for index, node in enumerate(nodes):
         for output in node.output:
             if owner[output] == output and output in sizes and output not in held:
-                total = total + sizes[output]
+                operands = [owner.get(name, name) for name in node.input if node.op_type in _IN_PLACE]
+                free = [name for name in operands if name in alive and last_use[name] == index]
+                free = [name for name in free if sizes[name] == sizes[output]]
+                if free:
+                    alive.remove(free[0])
+                else:
+                    total = total + sizes[output]
+                alive.add(output)
                 ending.setdefault(max(last_use.get(output, index), index), []).append(output)
         moments[total] = None
-        for name in ending.get(index, ()):
+        for name in alive.intersection(ending.get(index, ())):
+            alive.remove(name)
             total = total - sizes[name]
-    peaks = [sorted(peak.terms.items()) for peak in _largest(list(moments))]
+    bounds = [bound for moment in moments for bound in without_rows(moment)]
+    peaks = [sorted(peak.terms.items()) for peak in _largest(bounds)]
     return tuple(tuple((factor, *monomial) for monomial, factor in peak) for peak in peaks)
 
 

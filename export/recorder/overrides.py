@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wfvae.errors import StreamingError
 from wfvae.export.forms.form import Convolution
+from wfvae.export.recorder.attention import join_blocks, query_blocks
 from wfvae.export.recorder.recorder import Value
 from wfvae.export.recorder.shapes import size_vector
 from wfvae.export.recorder.tensor import TracedTensor, concatenate, elementwise, overrides
@@ -103,6 +104,32 @@ def _channel_norm(images: TracedTensor, norm: nn.LayerNorm) -> TracedTensor:
     return view.normalised(norm)
 
 
+@overrides(ops.frame_attention)
+def _frame_attention(query: TracedTensor, key: TracedTensor, value: TracedTensor) -> TracedTensor:
+    batch, _, channels, height, width = query.shape
+
+    def positions(frames: TracedTensor) -> TracedTensor:
+        """(frames, one head, channels, positions)."""
+        return frames.reshape(-1, 1, channels, height * width)
+
+    # Right after the projection, engines make the factor a part of its weights, in blocks or not.
+    scaled = query.reshape(-1, channels, height, width) * (1 / math.sqrt(cast(int, channels)))
+    queries, keys, values = (
+        positions(scaled).transpose(2, 3),
+        positions(key),
+        positions(value).transpose(2, 3),
+    )
+
+    def attend(rows: TracedTensor) -> TracedTensor:
+        scores = rows.emit("MatMul", [rows, keys], (*rows.shape[:-1], keys.shape[-1]))
+        wide = scores.float()
+        weights = wide.emit("Softmax", [wide], wide.shape, axis=-1).to(rows.dtype)
+        return rows.emit("MatMul", [weights, values], rows.shape)
+
+    attended = join_blocks([attend(rows) for rows in query_blocks(queries)], queries.shape)
+    return attended.transpose(2, 3).reshape(batch, -1, channels, height, width)
+
+
 # Functions of torch
 
 
@@ -157,15 +184,6 @@ def _layer_norm(
 @overrides(F.silu)
 def _silu(x: TracedTensor, inplace: bool = False) -> TracedTensor:
     return x * elementwise("Sigmoid", [x])
-
-
-@overrides(F.scaled_dot_product_attention)
-def _attention(query: TracedTensor, key: TracedTensor, value: TracedTensor) -> TracedTensor:
-    scaled = query * (1 / math.sqrt(cast(int, query.shape[-1])))
-    scores = query.emit("MatMul", [scaled, key.transpose(2, 3)], (*query.shape[:-1], key.shape[-2]))
-    wide = scores.float()
-    weights = wide.emit("Softmax", [wide], wide.shape, axis=-1).to(query.dtype)
-    return query.emit("MatMul", [weights, value], query.shape)
 
 
 @overrides(F.interpolate)

@@ -56,6 +56,7 @@ class Recorder:
         convolutions: a key of `wfvae.export.forms.FORMS`.
         unpaired: the frame of a whole clip without a partner (`wfvae.export.forms.form`).
         filters: transformed filters that other graphs of the module left; new ones are added.
+        empty_tensors: whether tensors may be empty at some sizes.
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class Recorder:
         convolutions: str = "plain",
         unpaired: Unpaired = "first",
         filters: FilterStore | None = None,
+        empty_tensors: bool = True,
     ) -> None:
         self.forms = FORMS[convolutions]
         self.unpaired = unpaired
+        self.empty_tensors = empty_tensors
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Tensor] = {}
         """Initializers by name. Those that are the module's weights refer to its memory."""

@@ -70,7 +70,8 @@ def model_of(preset: Any, precision: Any) -> WFVAE:
 def traced(preset: Any, direction: Any, kind: Any, precision: Any) -> Audited:
     options, model = ExportOptions(precision=precision), model_of(preset, precision)
     spec = graph_spec(model, direction, kind)
-    found = trace(model, spec, opset=options.opset_version, convolutions=options.forms)
+    # As for target gpu, but in the form of convolutions that all other bundles have.
+    found = trace(model, spec, opset=options.opset_version, convolutions=options.forms, empty_tensors=False)
     return Audited(spec, found.model, found.constants)
 
 

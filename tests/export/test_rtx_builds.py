@@ -118,8 +118,8 @@ def test_presets_build_for_default_sizes(build: Build, preset: str, precision: s
 
 
 def test_sizes_beyond_the_builder_are_refused_with_the_number(build: Build) -> None:
-    settings = BuildSettings(batch=Span(1, 4, 8), chunk=16, height=Span.of(2160), width=Span.of(3840))
-    with pytest.raises(InputError, match=r"would have 2,149,908,480,000 values \(128x1x129600x129600\)"):
+    settings = BuildSettings(batch=Span(1, 4, 8), chunk=80, height=Span.of(2160), width=Span.of(3840))
+    with pytest.raises(InputError, match=r"would have 1,343,692,800,000 values \(640x1x16200x129600\)"):
         build("tiny", settings, direct=False)
 
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wfvae.model.causal import CausalConv3d, Clip, TimeUpsample
 from wfvae.model.config import GROUPNORM_GROUPS, NormType
-from wfvae.model.ops import accumulate, channel_norm, upsample_conv
+from wfvae.model.ops import accumulate, channel_norm, frame_attention, upsample_conv
 
 NORM_EPS = 1e-6
 
@@ -123,15 +123,8 @@ class FrameAttention(nn.Module):
         self.proj_out = CausalConv3d(channels, channels, spatial, kernel=1)
 
     def forward(self, frames: Tensor, clip: Clip) -> Tensor:
-        batch, _, channels, height, width = frames.shape
         normed = self.norm(frames)
-        # (frames, one head, positions, channels)
-        query, key, value = (
-            project(normed, clip).reshape(-1, 1, channels, height * width).transpose(2, 3)
-            for project in (self.q, self.k, self.v)
-        )
-        attended = F.scaled_dot_product_attention(query, key, value)
-        attended = attended.transpose(2, 3).reshape(batch, -1, channels, height, width)
+        attended = frame_attention(self.q(normed, clip), self.k(normed, clip), self.v(normed, clip))
         projected: Tensor = self.proj_out(attended, clip)
         return accumulate(projected, frames)
 

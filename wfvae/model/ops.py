@@ -115,6 +115,16 @@ def upsample_conv(images: Tensor, conv: nn.Conv2d) -> Tensor:
     return result
 
 
+@overridable
+def frame_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attends within each frame, with one head, from all positions to all: (B, T, C, H, W)."""
+    batch, _, channels, height, width = query.shape
+    # (frames, one head, positions, channels)
+    rows = [x.reshape(-1, 1, channels, height * width).transpose(2, 3) for x in (query, key, value)]
+    attended = F.scaled_dot_product_attention(rows[0], rows[1], rows[2])
+    return attended.transpose(2, 3).reshape(batch, -1, channels, height, width)
+
+
 def frames_first(x: Tensor) -> Tensor:
     """Returns (B, C, T, H, W) as the network's (B, T, C, H, W), channels last in memory."""
     return x.permute(0, 2, 3, 4, 1).contiguous().movedim(-1, 2)
