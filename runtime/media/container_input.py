@@ -17,6 +17,7 @@ from wfvae.runtime.media.hdr import content_light, mastering_display
 from wfvae.runtime.media.video_info import FieldOrder, SourceKind, VideoInfo
 from wfvae.spec.latents import ASPECT_TERM_AT_MOST
 from wfvae.spec.memory import require_memory
+from wfvae.video.one_file import one_file_options
 from wfvae.video.picture_size import PIXEL_BYTES, size_options
 from wfvae.video.stored_pixels import orientation_of
 from wfvae.video.streams import default_stream, video_streams
@@ -28,8 +29,6 @@ FIELD_ORDERS: Mapping[int, FieldOrder] = {2: "top", 3: "bottom", 4: "bottom", 5:
 """By FFmpeg's number, which also says the field that is coded first: the one shown first."""
 CHARACTER_ART = frozenset({"tty", "bin", "xbin", "adf", "idf"})
 """Demuxers that turn any text or binary file into a "video" of characters."""
-LOCAL_ONLY = {"protocol_whitelist": "file,crypto,data"}
-"""Refuses addresses that a file names, such as those in playlists."""
 
 
 def open_container(source: Path | BinaryIO, name: str) -> Any:
@@ -40,7 +39,7 @@ def open_container(source: Path | BinaryIO, name: str) -> Any:
         _check_file(source)
         target, hint = f"file:{source}", "check that the file is complete and is a video"
     try:
-        options = LOCAL_ONLY | size_options()
+        options = one_file_options() | size_options()
         container = av.open(target, "r", options=options, metadata_errors="replace")
     except Failure as error:
         problem = f"cannot read '{name}' as video: {reason(error)}"

@@ -13,6 +13,7 @@ import av
 from av.stream import Discard
 
 from wfvae.train.data.clip_source import BadClip
+from wfvae.video.one_file import one_file_options
 from wfvae.video.stored_pixels import assume_left_siting
 from wfvae.video.streams import default_stream, video_streams
 
@@ -52,12 +53,11 @@ def refused(name: str) -> Iterator[None]:
 def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
     """Yields the container and its default video stream, no cover art, decoding in one thread.
 
-    Only local files may be reached from inside it: playlists that name addresses are refused.
+    It may name no other file or address, so playlists are refused.
     """
     if path.stat().st_size == 0:
         raise UnusableError("the file is empty (0 bytes)")
-    options = {"protocol_whitelist": "file,crypto,data"}
-    with av.open(f"file:{path}", "r", options=options, metadata_errors="replace") as container:
+    with av.open(f"file:{path}", "r", options=one_file_options(), metadata_errors="replace") as container:
         if container.format.name in _CHARACTER_ART:
             raise UnusableError("this is a text or binary file, not a video")
         videos = video_streams(container)

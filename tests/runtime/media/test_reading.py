@@ -31,6 +31,8 @@ from wfvae.errors import MediaError
 from wfvae.runtime.media.video_info import OutputVideo, RawVideo
 from wfvae.runtime.media.video_reader import open_video
 from wfvae.runtime.media.video_writer import open_video_writer
+from wfvae.train.data.clip_source import BadClip
+from wfvae.train.data.video_file import probe
 
 LUMA_WEIGHTS = {"bt709": (0.2126, 0.0722), "smpte170m": (0.299, 0.114), "bt2020nc": (0.2627, 0.0593)}
 """Of red and blue, by matrix."""
@@ -145,6 +147,22 @@ def test_a_file_that_is_no_video_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(MediaError, match=says) as excinfo:
             open_video(tmp_path / name)
         assert name in one_line(excinfo)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.mp4", "ffconcat version 1.0\nfile 'other.mkv'\n"),
+        ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nother.mkv\n#EXT-X-ENDLIST\n"),
+    ],
+)
+def test_file_that_names_another_video_does_not_open_it(tmp_path: Path, name: str, text: str) -> None:
+    save(tmp_path / "other.mkv", np.zeros((3, 48, 64, 3), np.uint8))
+    (tmp_path / name).write_text(text)
+    with pytest.raises(MediaError, match="cannot read"):
+        open_video(tmp_path / name)
+    with pytest.raises(BadClip):
+        probe(tmp_path / name, name)
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mkv", ".webm", ".avi"])
