@@ -19,7 +19,7 @@ from wfvae.runtime.file_check import FileCheck
 from wfvae.runtime.pool import StreamPool
 from wfvae.runtime.snapshot import Snapshot
 from wfvae.runtime.stream import DecoderStream, EncoderStream
-from wfvae.runtime.whole_clip import clip_fits, run_clip
+from wfvae.runtime.whole_clip import SHARE_OF_FREE_MEMORY, run_clip
 from wfvae.spec.exactness import clips_are_exact
 from wfvae.spec.frames import DEFAULT_CHUNK, SPATIAL_RATIO, latent_frames, padded_size, video_frames
 from wfvae.spec.manifest import DIRECT, GraphSpec, Manifest
@@ -267,7 +267,9 @@ class Bundle(Closing):
         exact = clips_are_exact(self.backend.describe(), self.manifest.precision, volumes=self.has_volumes)
         latents = latent_frames(frames, self.ratio)
         plan = plan_memory(self.manifest, direction, height, width, 1, latents, whole_clip=True)
-        return self.direct_session(direction) if exact and clip_fits(plan, self.memory_limit) else None
+        if not exact or not plan.fits(self.memory_limit, SHARE_OF_FREE_MEMORY):
+            return None
+        return self.direct_session(direction)
 
     def plan(
         self, direction: Direction, *, height: int, width: int, streams: int = 1, chunk: int | None = None
@@ -279,20 +281,25 @@ class Bundle(Closing):
     def default_chunk(self, direction: Direction, *, height: int, width: int) -> int:
         """Returns what `wfvae bench --tune` chose for this size, backend and machine, else 4.
 
-        It is 4, too, where the choice would not fit the memory limit. Raises `BundleError` if the
-        file of these choices is damaged.
+        Where that does not fit the memory limit, it is the largest of 4, 2 and 1 that does. Raises
+        `BundleError` if the file of these choices is damaged.
         """
         if self._tuning is None:
             self._tuning = Tuning.read(self.path, self.identity)
-        if not self._tuning.entries:
-            return DEFAULT_CHUNK
-        setting = Setting.here(self.backend.describe())
-        entry = self._tuning.find(direction, *padded_size(height, width), setting)
-        if entry is None:
-            return DEFAULT_CHUNK
-        plan = plan_memory(self.manifest, direction, height, width, 1, entry.chunk)
-        fits = not self._has_limit or plan.fits(self.memory_limit)
-        return entry.chunk if fits else DEFAULT_CHUNK
+        chunks = [DEFAULT_CHUNK, DEFAULT_CHUNK // 2, 1]
+        if self._tuning.entries:
+            setting = Setting.here(self.backend.describe())
+            entry = self._tuning.find(direction, *padded_size(height, width), setting)
+            chunks = [entry.chunk, *chunks] if entry else chunks
+        size = {"height": height, "width": width}
+        return next((chunk for chunk in chunks if self.fits(direction, **size, streams=1, chunk=chunk)), 1)
+
+    def fits(
+        self, direction: Direction, *, height: int, width: int, streams: int, chunk: int, share: float = 1.0
+    ) -> bool:
+        """Whether streams fit the memory limit, or without one `share` of the free memory."""
+        plan = plan_memory(self.manifest, direction, height, width, streams, chunk)
+        return not self._has_limit or plan.fits(self.memory_limit, share)
 
     def store_tuning(self, *entries: TunedChunk) -> None:
         """Stores chosen chunk lengths in the bundle's folder; its identity does not change.

@@ -2,21 +2,11 @@
 
 from typing import Any
 
-from wfvae.machine import available_memory
 from wfvae.runtime.backends.base import DirectSession
 from wfvae.runtime.feed import Feed, Result
-from wfvae.spec.memory import MemoryPlan
 
-_SHARE_OF_FREE_MEMORY = 0.5
+SHARE_OF_FREE_MEMORY = 0.5
 """What a clip may take where no limit is given: other streams and programs need memory, too."""
-
-
-def clip_fits(plan: MemoryPlan, limit: int | None) -> bool:
-    """Whether a clip fits a limit in bytes, by default half of the memory that is free."""
-    if limit is None:
-        free = available_memory()
-        limit = None if free is None else int(_SHARE_OF_FREE_MEMORY * free)
-    return limit is None or plan.total_bytes <= limit
 
 
 def run_clip(session: DirectSession, feed: Feed, data: Any) -> Result:

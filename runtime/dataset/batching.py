@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
+from wfvae.errors import ResourceError
 from wfvae.runtime.backends.base import FloatArray
 from wfvae.runtime.bundle import Bundle
 from wfvae.runtime.dataset.decoding import DecoderFailure, DecoderProcess, WindowStart
@@ -45,7 +46,7 @@ class _Lane:
 
 
 class SizeBatch:
-    """Encodes units of one frame size, `rows` at a time.
+    """Encodes units of one frame size, several at a time.
 
     Decoder processes are taken from `decoders` and put back there. One more of them than rows
     opens the next video while these are encoded. `files` closes the files of samples.
@@ -56,7 +57,6 @@ class SizeBatch:
         bundle: Bundle,
         options: ClipOptions,
         decoders: list[DecoderProcess],
-        rows: int,
         progress: Progress,
         files: ExitStack,
     ) -> None:
@@ -64,29 +64,45 @@ class SizeBatch:
         """Complete ones."""
         self.failures: list[Failure] = []
         self.engine_seconds = 0.0
-        self._bundle, self._options, self._rows, self._progress = bundle, options, rows, progress
+        self._bundle, self._options, self._progress = bundle, options, progress
         self._decoders, self._files = decoders, files
         self._is_half = options.dtype == "fp16"
         self._latents = describe_latents(bundle.manifest, options)
         self._pending: dict[EncoderStream, Sample] = {}
         """Streams that have not returned all of their latents."""
 
-    def encode(self, units: Iterable[Unit]) -> None:
-        """Encodes all units; the results are in `samples` and `failures`."""
+    def encode(self, units: Sequence[Unit], rows: int, share: float) -> None:
+        """Encodes all units; the results are in `samples` and `failures`.
+
+        Args:
+            rows: units at a time; fewer where so many do not fit into memory.
+            share: of the memory that is free.
+
+        Units of which not even one fits have failed.
+        """
         waiting = deque((unit, 1) for unit in units)
-        height, width = waiting[0][0].height, waiting[0][0].width
-        chunk = self._bundle.default_chunk("encoder", height=height, width=width)
+        size = {"height": units[0].height, "width": units[0].width}
+        chunk = self._bundle.default_chunk("encoder", **size)
+        while not self._bundle.fits("encoder", **size, streams=rows, chunk=chunk, share=share):
+            if rows == chunk == 1:
+                break
+            rows, chunk = (rows // 2, chunk) if rows > 1 else (1, chunk // 2)
+        try:
+            pool = self._bundle.encoder_pool(**size, rows=rows, chunk=chunk)
+        except ResourceError as error:
+            self.failures += [Failure(name, str(error)) for name in {unit.video.name for unit in units}]
+            return
         step = chunk * self._bundle.ratio
         opened: deque[_Lane] = deque()
         lanes: list[_Lane] = []
-        with self._bundle.encoder_pool(height=height, width=width, rows=self._rows, chunk=chunk) as pool:
+        with pool:
             while waiting or opened or lanes or self._pending:
                 while waiting and self._decoders:
                     unit, attempt = waiting.popleft()
                     lane = _Lane(unit, self._decoders.pop(), attempt)
                     lane.decoder.decode(unit, self._options, step)
                     opened.append(lane)
-                while opened and len(lanes) < self._rows:
+                while opened and len(lanes) < rows:
                     lanes.append(opened.popleft())
                 for lane in list(lanes):
                     if self._feed(lane, pool):

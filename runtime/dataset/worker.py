@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from wfvae.machine import processor_count
 from wfvae.runtime.bundle import Bundle, open_bundle
 from wfvae.runtime.closing import Closing
 from wfvae.runtime.dataset.batching import Progress, SizeBatch
@@ -54,7 +55,11 @@ class WorkerSetup:
         """Opens the bundle, and returns a worker. Raises as `open_bundle` does."""
         bundle = open_bundle(self.bundle, **self.execution)
         decoders = [DecoderProcess(forks, self.time_limit) for _ in range(self.rows + 1)]
-        return PartWorker(bundle, self.options, ShardFolder(self.folder), decoders, rows=self.rows)
+        threads = self.execution.get("threads") or processor_count()
+        share = min(1.0, threads / processor_count())
+        return PartWorker(
+            bundle, self.options, ShardFolder(self.folder), decoders, rows=self.rows, share=share
+        )
 
 
 def ignore_progress(frames: int) -> None:
@@ -72,8 +77,10 @@ class PartWorker(Closing):
         decoders: Sequence[DecoderProcess],
         *,
         rows: int,
+        share: float,
     ) -> None:
-        self._bundle, self._options, self._folder, self._rows = bundle, options, folder, rows
+        self._bundle, self._options, self._folder = bundle, options, folder
+        self._rows, self._share = rows, share
         self._decoders = list(decoders)
 
     def close(self) -> None:
@@ -95,8 +102,8 @@ class PartWorker(Closing):
         rows: tuple[SampleRow, ...] = ()
         with ExitStack() as files:
             for _, units in groupby(sorted(part.units, key=_size), key=_size):
-                batch = SizeBatch(self._bundle, self._options, self._decoders, self._rows, progress, files)
-                batch.encode(units)
+                batch = SizeBatch(self._bundle, self._options, self._decoders, progress, files)
+                batch.encode(list(units), self._rows, self._share)
                 samples += batch.samples
                 failures += batch.failures
                 engine_seconds += batch.engine_seconds

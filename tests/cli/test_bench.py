@@ -181,6 +181,8 @@ def test_choice_that_does_not_fit_the_limit_is_not_taken(copy: Path) -> None:
     bundle.store_tuning(entry(bundle, chunk=40))
     limit = bundle.plan("encoder", height=16, width=24, chunk=DEFAULT_CHUNK).total_bytes
     assert default(open_here(copy, memory_limit=limit)) == DEFAULT_CHUNK
+    assert default(open_here(copy, memory_limit=limit - 1)) == DEFAULT_CHUNK // 2
+    assert default(open_here(copy, memory_limit=1)) == 1
     assert default(open_here(copy, memory_limit=100 * limit)) == 40
 
 

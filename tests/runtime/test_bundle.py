@@ -237,7 +237,7 @@ def test_memory_limit_is_checked_before_anything_is_allocated(
     with monkeypatch.context() as patch:
         patch.setattr(OnnxRuntimeStep, "new_state", allocate)
         patch.setattr(Bundle, "step_session", allocate)
-        large = r"1 encoder stream\(s\) of 2160x3840 at 4 latents per step need \d+ MiB"
+        large = r"1 encoder stream\(s\) of 2160x3840 at 1 latents per step need \d+ MiB"
         openings: list[tuple[Callable[[], Any], str]] = [
             (lambda: bundle.encoder(height=2160, width=3840), large),
             (lambda: bundle.encode(np.zeros((1, 2160, 3840, 3), np.uint8)), large),

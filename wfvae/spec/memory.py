@@ -93,9 +93,11 @@ class MemoryPlan:
             advice = "use a smaller chunk, size or number of streams, or allow more (--limit)"
             raise ResourceError(f"{problem} {_mebibytes(limit)}; {advice}")
 
-    def fits(self, limit_bytes: int | None) -> bool:
-        """Whether `require` would raise nothing."""
-        limit = self._available() if limit_bytes is None else limit_bytes
+    def fits(self, limit_bytes: int | None, share: float = 1.0) -> bool:
+        """Whether the plan is within the limit, or without one within a share of what is free."""
+        limit, found = limit_bytes, self._available()
+        if limit is None and found is not None:
+            limit = int(share * found)
         return limit is None or self.total_bytes <= limit
 
     def _available(self) -> int | None:

@@ -20,8 +20,10 @@ from fixtures.videos import load
 from wfvae.runtime import Bundle
 from wfvae.runtime.dataset.children import ForkServer
 from wfvae.runtime.dataset.decoding import DecoderFailure, DecoderProcess
+from wfvae.runtime.dataset.job import encode_dataset
 from wfvae.runtime.dataset.options import ClipOptions
 from wfvae.runtime.dataset.plan import Unit
+from wfvae.runtime.dataset.report import DatasetReport
 from wfvae.runtime.dataset.videos import Video
 from wfvae.spec.latent_shards import LatentShardSet
 from wfvae.video.scaling import PictureScaler
@@ -79,6 +81,35 @@ def test_latents_are_those_of_the_bundle_bit_by_bit(whole: Path, videos: Path, m
         assert about["frames"] == len(frames)
         assert (about["height"], about["width"]) == frames.shape[1:3]
         assert about["latents"]["bundle"] == model.identity
+
+
+def encode_within(limit: int, bundle: Path, videos: Path, out: Path) -> DatasetReport:
+    execution = {"provider": "cpu", "threads": 1, "memory_limit": limit}
+    return encode_dataset(bundle, str(videos), out, rows=4, execution=execution)
+
+
+def test_rows_and_chunk_shrink_until_they_fit_the_memory(
+    whole: Path, videos: Path, bundle: Path, model: Bundle, tmp_path: Path
+) -> None:
+    size = {"height": 32, "width": 48}  # of the larger videos
+    limit = model.plan("encoder", **size, chunk=2).total_bytes
+    assert limit < model.plan("encoder", **size, streams=2, chunk=2).total_bytes
+    report = encode_within(limit, bundle, videos, tmp_path / "out")
+    assert [failure.source for failure in report.failures] == [str(videos / "d.mp4")]
+    assert {key: latents.tobytes() for key, (latents, _) in samples(tmp_path / "out").items()} == {
+        key: latents.tobytes() for key, (latents, _) in samples(whole).items()
+    }
+
+
+def test_video_too_large_for_the_memory_fails_alone(
+    videos: Path, bundle: Path, model: Bundle, tmp_path: Path
+) -> None:
+    limit = model.plan("encoder", height=24, width=40, chunk=1).total_bytes  # of the smaller video
+    report = encode_within(limit, bundle, videos, tmp_path / "out")
+    assert sorted(samples(tmp_path / "out")) == ["000000001"]
+    reasons = {Path(failure.source).name: failure.reason for failure in report.failures}
+    assert sorted(reasons) == ["a.mp4", "c.mkv", "d.mp4"]
+    assert "1 encoder stream(s) of 32x48 at 1 latents per step need" in reasons["a.mp4"]
 
 
 def test_index_lists_shards_and_failures_are_listed_by_source(whole: Path, videos: Path) -> None:
