@@ -2,6 +2,7 @@
 
 import io
 import os
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -71,3 +72,15 @@ def test_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match="not a regular file"):
         read_torch_file(tmp_path / "a.ckpt", "checkpoint")
+
+
+def test_pickle_of_another_protocol_is_refused_without_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (("data.pkl", b"\x80\xa4."), ("byteorder", b"little"), ("version", b"3\n")):
+            archive.writestr(f"archive/{name}", data)
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        with pytest.raises(CheckpointError, match="cannot read the checkpoint"):
+            read_torch_file(path, "checkpoint")
+    assert not given

@@ -7,6 +7,7 @@ without data, on which most operators fail.
 
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,8 @@ def read_torch_file(path: Path, what: str) -> Any:
     with open_regular(path, fail) as file:
         size = os.fstat(file.fileno()).st_size
     try:
-        with limited_memory(size + _LOADING_BYTES):
+        with limited_memory(size + _LOADING_BYTES), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of other protocols, which are refused
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; all mean the same to a user
         raise fail(_why(error)) from error
