@@ -1,13 +1,14 @@
 """How fast does `wfvae encode-dataset` encode many videos, against one after another?
 
     python benchmarks/datasets.py --json benchmarks/results/datasets-cpu.json
-    python benchmarks/datasets.py --only speed --videos 4 --frames 9 --size 32 --runs 1
+    python benchmarks/datasets.py --only memory --preset tiny
+    python benchmarks/datasets.py --only speed --preset tiny --videos 4 --frames 9 --runs 1
 
-The tiny model encodes a folder of videos: in a loop over `encode_video` in one process with one
-thread, which opens the bundle once; by `wfvae encode` once per video, of some of them; and as a
-data set with 1 and 2 workers of one thread each. Seconds of a data set are those of the whole job
-with its planning and the start of its processes; Ray's own start is apart. Jobs take turns; ratios
-are medians of those within a turn. A job on one video shows what a start costs.
+A model with random weights encodes a folder of videos: in a loop over `encode_video` in one process
+with one thread, which opens the bundle once; by `wfvae encode` once per video, of some of them; and
+as a data set with 1 and 2 workers of one thread each. Seconds of a data set are those of the whole
+job with its planning and the start of its processes; Ray's own start is apart. Jobs take turns;
+ratios are medians of those within a turn. A job on one video shows what a start costs.
 
 Then memory: the sum over all processes of what is theirs (proportional set size), while many short
 videos are encoded. `--only` measures one part, and keeps the other one of the result file.
@@ -32,7 +33,7 @@ import psutil
 from harness.engines import exported, open_on
 from harness.record import CommandLine, finish, positive
 
-from wfvae import WFVAE
+from wfvae import WFVAE, WFVAEConfig
 from wfvae.runtime import encode_video
 from wfvae.runtime.dataset.job import encode_dataset
 from wfvae.runtime.media.video_info import OutputVideo
@@ -141,6 +142,8 @@ def measure_speed(bundle: Path, options: Any, folder: Path) -> dict[str, Any]:
         if name in first:
             row["one_video_seconds"] = first[name]
         rows.append(row)
+    if start is not None:
+        ray.shutdown()  # its processes would count as memory of what follows
     return {"rows": rows, "ray_start_seconds": start}
 
 
@@ -189,21 +192,26 @@ def measure_memory(bundle: Path, options: Any, folder: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandLine(__doc__, "datasets-cpu.json", size=128, frames=33, runs=3)
-    parser.add_argument("--videos", type=positive, default=192, help="of the folder")
-    parser.add_argument("--processes", type=positive, default=6, help="of them, encoded by `wfvae encode`")
+    parser = CommandLine(__doc__, "datasets-cpu.json", preset="S", size=128, frames=33, runs=3)
+    parser.add_argument("--videos", type=positive, default=24, help="of the folder")
+    parser.add_argument("--processes", type=positive, default=3, help="of them, encoded by `wfvae encode`")
     parser.add_argument("--engines", nargs="+", default=["local", "ray"], choices=["local", "ray"])
     parser.add_argument("--memory-videos", type=positive, default=2000, help="for the memory")
     parser.add_argument("--only", choices=["speed", "memory"], help="part to measure")
     options = parser.parse_args(arguments)
     job = {**options.job, "videos": options.videos}
-    kept = json.loads(options.json.read_text()) if options.only and options.json else {}
+    kept = (
+        json.loads(options.json.read_text())
+        if options.only and options.json and options.json.is_file()
+        else {}
+    )
     result = {name: kept[name] for name in ("job", "rows", "ray_start_seconds", "memory") if name in kept}
-    with exported(WFVAE.from_pretrained("tiny")) as (bundle, _), TemporaryDirectory() as folder:
+    model = WFVAE.random(WFVAEConfig.preset(options.preset))
+    with exported(model) as (bundle, _), TemporaryDirectory() as folder:
         if options.only != "memory":
             result |= {"job": job, **measure_speed(bundle, options, Path(folder))}
         if options.only != "speed":
-            result["memory"] = measure_memory(bundle, options, Path(folder))
+            result["memory"] = {"preset": options.preset, **measure_memory(bundle, options, Path(folder))}
     tables = {"rows": "datasets", "memory": "datasets-memory"}
     finish(options, *(table for name, table in tables.items() if name in result), **result)
     return 0

@@ -2,7 +2,8 @@
 
     python benchmarks/speed.py --json benchmarks/results/speed-cpu.json
     python benchmarks/speed.py --clips 17x128 --json benchmarks/results/speed-cpu-avx2.json
-    python benchmarks/speed.py --target openvino --json benchmarks/results/speed-cpu-amx.json
+    python benchmarks/speed.py --target openvino --engines openvino-bf16 \\
+        --json benchmarks/results/speed-cpu-amx.json
     python benchmarks/speed.py --preset tiny --clips 17x64 --turns 1
 
 The published form is `harness/reference_form.py`: the same weights in PyTorch, computed as the
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness.engines import DIRECTIONS, exported, noise, open_all, pushes
+from harness.engines import DIRECTIONS, ENGINES, exported, noise, open_all, pushes
 from harness.record import CommandLine, finish, side, whole_clip
 from harness.reference_form import reference_form
 from harness.turns import ratio, take_turns, timed
@@ -111,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = "T frames of SxS pixels each"
     parser.add_argument("--clips", type=parse_clip, nargs="+", default=clips, metavar="TxS", help=text)
     parser.add_argument("--target", choices=TARGETS, default="auto", help="of the bundle")
+    parser.add_argument("--engines", choices=ENGINES, nargs="+", default=[*ENGINES], help="to measure")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     model = WFVAE.random(WFVAEConfig.preset(options.preset), 0).eval().requires_grad_(False)
@@ -119,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exported(model, direct=True, target=options.target) as (path, _),
         open_all(path, options.threads) as (bundles, missing),
     ):
+        bundles = {engine: bundle for engine, bundle in bundles.items() if engine in options.engines}
         for (frames, size), direction in product(options.clips, DIRECTIONS.values()):
             rows += measure(model, bundles, direction, frames, size, options.turns)
             print(f"{frames} frames of {size}x{size}, {direction}: done", file=sys.stderr)

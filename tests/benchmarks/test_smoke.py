@@ -15,7 +15,7 @@ SLOW = {
     "blockwise": "--only wfvae svd open-sora --frames 9 --size 32",
     "overhead": "--preset tiny --size 16 --frames 5 --runs 1",
     "ablation": "--steps 1 --clips 1",
-    "datasets": "--videos 2 --frames 9 --size 32 --runs 1 --memory-videos 4 --engines local",
+    "datasets": "--preset tiny --videos 2 --frames 9 --size 32 --runs 1 --memory-videos 4 --engines local",
     "mutated_files": "--cases 4 --only metrics npy onnx latent-shards tables",
     "memory": "--videos tiny=1,2 --size 16 --runs 1",
     "openvino_parity": "--bundles fp32 --frames 5 --size 16x16",

@@ -44,7 +44,7 @@ def datasets(result: Result) -> str:
     size = f"{job['videos']} videos of about {job['frames']} frames {job['size']}x{job['size']}"
     header = ("", "frames/s", "to the loop", "2 workers to 1", "outside the engine", "a job of one video")
     cpu, runs = result["machine"]["cpu"], rows[0]["runs"]
-    caption = f"Tiny model, {size}, one thread per worker; {cpu}, medians of {runs}."
+    caption = f"Preset {job['preset']}, {size}, one thread per worker; {cpu}, medians of {runs}."
     return f"{markdown_table(header, cells)}\n\n{caption}{ray}"
 
 
@@ -54,7 +54,7 @@ def datasets_memory(result: Result) -> str:
     memory = result["memory"]
     cells = [
         (
-            f"{memory['videos']:,}",
+            f"{memory['videos']:,}, preset {memory['preset']}",
             f"{memory['after_a_tenth_mb']:.0f} MB",
             f"{memory['peak_mb']:.0f} MB",
             f"{memory['videos_per_second']:.1f}",
