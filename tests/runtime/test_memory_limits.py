@@ -100,6 +100,8 @@ def test_model_that_does_not_fit_the_memory_is_refused(
         name = "diffusion_pytorch_model.safetensors"
         (tmp_path / name).symlink_to(source / name)
         words: tuple[Any, ...] = ("export", tmp_path, tmp_path / "bundle")
+        if kind == "wide layers":  # that its weights have other shapes is seen before any memory is taken
+            says = "178 misshaped: encoder"
     else:
         sets = [f"model.{key}={value}" for key, value in changes.items()]
         words = ("train", "tiny-quick", "--out", tmp_path / "run", "--set", *sets)
