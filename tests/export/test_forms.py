@@ -313,18 +313,21 @@ def test_streams_of_a_wide_network_in_pairs_of_rows_have_equal_bits(
     ],
 )
 def test_planned_memory_covers_an_odd_number_of_rows(direction: Any, interpolation: Any) -> None:
-    """The formula for any size, whose halves are bounds, against the sums for one size."""
+    """The formula for any size, whose halves are bounds, against the sums for one size.
+
+    Frames have more positions than a block of attention, whose length the formula takes as it is.
+    """
     with torch.device("meta"):
         model = WFVAE(WFVAEConfig.preset("S", t_interpolation=interpolation)).eval()
     spec = graph_spec(model, direction, "step")
-    values: dict[Any, int] = {"batch": 2, "latents": 3, "height/8": 3, "width/8": 2}
+    values: dict[Any, int] = {"batch": 2, "latents": 3, "height/8": 33, "width/8": 32}
 
     def most(size: tuple[int, int] | None) -> int:
         peaks = trace(model, spec, size=size, opset=20, convolutions="minimal").scratch
         products = [[math.prod(values.get(part, part) for part in term) for term in peak] for peak in peaks]
         return max(map(sum, products))
 
-    assert most((24, 16)) <= most(None) <= 1.2 * most((24, 16))
+    assert most((264, 256)) <= most(None) <= 1.2 * most((264, 256))
 
 
 @pytest.mark.parametrize("interpolation", ["trilinear", "nearest"])

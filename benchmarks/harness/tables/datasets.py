@@ -1,6 +1,7 @@
 """Tables of encoding data sets."""
 
 import math
+import textwrap
 
 from harness.tables.format import FORMS, Result, markdown_table, table
 from wfvae.model.config import WFVAEConfig
@@ -10,6 +11,7 @@ NODES = (1, 10, 100, 1000)
 WORKERS_PER_NODE = 16
 """Of two threads, as the speeds are measured: a node of 32 cores."""
 VIDEOS, SECONDS, RATE = 1_000_000, 10, 24
+CAPTION_WIDTH = 100
 MEGABYTES_PER_VIDEO = 6.25
 """5 Mbit/s."""
 TEMPORAL_RATIO = 4
@@ -45,7 +47,7 @@ def datasets(result: Result) -> str:
     header = ("", "frames/s", "to the loop", "2 workers to 1", "outside the engine", "a job of one video")
     cpu, runs = result["machine"]["cpu"], rows[0]["runs"]
     caption = f"Preset {job['preset']}, {size}, one thread per worker; {cpu}, medians of {runs}."
-    return f"{markdown_table(header, cells)}\n\n{caption}{ray}"
+    return f"{markdown_table(header, cells)}\n\n{textwrap.fill(caption + ray, CAPTION_WIDTH)}"
 
 
 @table("datasets-memory", "datasets-cpu")
@@ -125,4 +127,5 @@ def real_files(result: Result) -> str:
         f" `wfvae encode`, {engine['seconds']:.0f} s"
         for name, engine in result["engines"].items()
     )
-    return f"{markdown_table(('kind of file', 'files', 'unreadable'), cells)}\n\n{engines}."
+    table_text = markdown_table(("kind of file", "files", "unreadable"), cells)
+    return f"{table_text}\n\n{textwrap.fill(engines + '.', CAPTION_WIDTH)}"
